@@ -1,0 +1,180 @@
+"""The numpy port's memory and its operators by name; the arithmetic is in `operators`, `attention` and `sampling`."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from flexref.backend.protocol import (
+    ALIGNMENT_BYTES,
+    LANES,
+    Capabilities,
+    LaneStep,
+    Matrix,
+    Ticket,
+)
+from flexref.backend.records import RecordLayout
+from flexref.backend.workspace import Workspace
+from flexref_numpy import attention, operators, sampling
+from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
+
+Numbers = npt.NDArray[Any]
+
+SCRATCH_BYTES = 4 << 20
+"""Bounds what an operator uses inside itself: tiles of expanded weights and of scores that stay near the caches."""
+
+MINIMUM_SCRATCH_BYTES = 1 << 16
+"""Below it a tile would be less than one row of the matrices of the smallest models."""
+
+
+class NumpyBackend:
+    """The reference port. `device` is ordinary memory with a budget, so that offloading runs without a GPU."""
+
+    name = "numpy"
+
+    def __init__(self, scratch_bytes: int = SCRATCH_BYTES) -> None:
+        """`scratch_bytes` bounds the tiles inside operators; results depend on it in rounding only."""
+        if scratch_bytes < MINIMUM_SCRATCH_BYTES:
+            raise ValueError(f"scratch_bytes must be at least {MINIMUM_SCRATCH_BYTES}, found {scratch_bytes}")
+        self.caps = Capabilities(
+            compute_dtype="float32",
+            computes=True,
+            overlaps_copies=True,
+            attends_on_host=True,
+            scratch_bytes=scratch_bytes,
+            fused_rows=0,
+        )
+        self._scratch = operators.Scratch(scratch_bytes)
+        self._lanes = {lane: Lane(lane) for lane in LANES}
+        self._workspace: Workspace | None = None
+        self._results = np.empty(0, np.uint8)
+
+    def free_bytes(self, tier: str) -> int:
+        """Half of the free memory each: on this port `device` and `host` are one."""
+        return int(psutil.virtual_memory().available) // 2
+
+    def allocate(self, tier: str, nbytes: int) -> Numbers:
+        """Aligned bytes; pages that are never touched cost nothing."""
+        whole = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
+        start = -whole.ctypes.data % ALIGNMENT_BYTES
+        return whole[start : start + nbytes]
+
+    def release(self, buffer: Any) -> None:
+        """Nothing to do: the memory goes with the last view of it."""
+
+    def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Numbers:
+        """See `Backend.view`."""
+        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        return bytes_of(buffer, offset, count).view(dtype).reshape(shape)
+
+    def host_memory(self, buffer: Any) -> npt.NDArray[np.uint8]:
+        """See `Backend.host_memory`."""
+        assert isinstance(buffer, np.ndarray)
+        return buffer
+
+    def upload(self, values: Numbers, out: Any = None) -> Numbers:
+        """See `Backend.upload`."""
+        if out is None:
+            out = self.empty(values.shape, str(values.dtype))
+        np.copyto(out, values)
+        return out  # type: ignore[no-any-return]
+
+    def download(self, x: Any) -> Numbers:
+        """See `Backend.download`."""
+        return np.array(x)
+
+    def assign(self, target: Any, source: Any) -> None:
+        """See `Backend.assign`."""
+        np.copyto(target, source)
+
+    def workspace(self, buffer: Any) -> None:
+        """See `Backend.workspace`."""
+        self._workspace = None if buffer is None else Workspace(buffer.nbytes)
+        self._results = np.empty(0, np.uint8) if buffer is None else buffer
+
+    def frame(self) -> AbstractContextManager[None]:
+        """See `Backend.frame`."""
+        return nullcontext() if self._workspace is None else self._workspace.frame()
+
+    def workspace_peak_bytes(self) -> int:
+        """See `Backend.workspace_peak_bytes`; without a workspace nothing is counted."""
+        return 0 if self._workspace is None else self._workspace.peak_bytes
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Numbers:
+        """See `Backend.empty`."""
+        if self._workspace is None:
+            return np.empty(shape, dtype)
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        return self.view(self._results, self._workspace.take(nbytes), shape, dtype)
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        """See `Backend.submit`."""
+        return self._lanes[lane].submit(steps, after)
+
+    def mark(self) -> Ticket:
+        """Operators are done when their call returns, so the ticket is too."""
+        ticket = LaneTicket()
+        ticket.finish([], None)
+        return ticket
+
+    def wait(self, ticket: Ticket) -> None:
+        """See `Backend.wait`."""
+        ticket.wait()
+
+    def close(self) -> None:
+        """End the lanes' threads."""
+        for lane in self._lanes.values():
+            lane.close()
+
+    def gather(self, table: Any, ids: Any, first: int, out: Any) -> Numbers:
+        """See `Backend.gather`."""
+        return operators.gather(table, ids, first, out)
+
+    def add_rows(self, x: Any, table: Any, ids: Any) -> Numbers:
+        """See `Backend.add_rows`."""
+        return operators.add_rows(x, table, ids)
+
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Numbers:
+        """See `Backend.linear`."""
+        if out is None:
+            out = self.empty((x.shape[0], w.shape[0]), "float32")
+        return operators.linear(self._scratch, x, w, b, out, add)
+
+    def expand(self, w: Matrix, out: Any) -> Numbers:
+        """See `Backend.expand`."""
+        return operators.expand(w, 0, w.shape[0], out)
+
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Numbers:
+        """See `Backend.layer_norm`."""
+        if out is None:
+            out = self.empty(x.shape, "float32")
+        return operators.layer_norm(x, w, b, epsilon, out)
+
+    def activate(self, x: Any, activation: str) -> Numbers:
+        """See `Backend.activate`."""
+        return operators.activate(self._scratch, x, activation)
+
+    def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> attention.CacheRows:
+        """See `Backend.cache_rows`."""
+        return attention.CacheRows(tuple(records), layout)
+
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> attention.Segments:
+        """See `Backend.segments`."""
+        return attention.Segments(tuple(past), tuple(new))
+
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        """See `Backend.append`."""
+        attention.append(rows, segments, k, v)
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Numbers:
+        """See `Backend.attend`."""
+        return attention.attend(self._scratch, rows, segments, q, scale, out)
+
+    def sample(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        """See `Backend.sample`."""
+        return sampling.sample(logits, temperature, top_k, top_p, uniforms)

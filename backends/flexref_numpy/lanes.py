@@ -1,0 +1,100 @@
+"""Lanes as threads: copies and disk reads that run beside the operators; they know no operator."""
+
+import queue
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import HostWork, LaneStep, Ticket
+
+
+class LaneTicket:
+    """The steps of one submission; a failure, its own or one that it waited for, is raised by `wait`."""
+
+    def __init__(self) -> None:
+        self._done = threading.Event()
+        self._error: BaseException | None = None
+        self._times: list[tuple[float, float]] = []
+
+    def finish(self, times: list[tuple[float, float]], error: BaseException | None) -> None:
+        """Called once by the lane."""
+        self._times, self._error = times, error
+        self._done.set()
+
+    def wait(self) -> None:
+        """Block until done; raises what the steps raised."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+
+    def done(self) -> bool:
+        """See `Ticket.done`."""
+        return self._done.is_set()
+
+    def times(self) -> Sequence[tuple[float, float]]:
+        """(start, end) in seconds of every step that ran."""
+        self._done.wait()
+        return self._times
+
+
+def run_step(step: LaneStep) -> tuple[float, float]:
+    """Do one step now; its start and end in seconds."""
+    start = time.perf_counter()
+    if isinstance(step, HostWork):
+        step.call()
+    else:
+        source, target = step.source, step.target
+        np.copyto(
+            bytes_of(target.buffer, target.offset, target.nbytes), bytes_of(source.buffer, source.offset, source.nbytes)
+        )
+    return start, time.perf_counter()
+
+
+def bytes_of(buffer: object, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
+    """The named bytes of a buffer of this port; asking beyond its end is a bug and raises."""
+    assert isinstance(buffer, np.ndarray)
+    if offset < 0 or offset + nbytes > buffer.nbytes:
+        raise IndexError(f"bytes {offset} to {offset + nbytes} of a buffer of {buffer.nbytes}")
+    return buffer[offset : offset + nbytes]
+
+
+class Lane:
+    """One thread that runs submissions in order; it starts with its first one."""
+
+    def __init__(self, name: str) -> None:
+        self._jobs: queue.SimpleQueue[tuple[Sequence[LaneStep], Sequence[Ticket], LaneTicket] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._run, name=f"flexref lane {name}", daemon=True)
+        self._started = False
+
+    def submit(self, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> LaneTicket:
+        """Queue the steps; they start when `after` is done."""
+        if not self._started:
+            self._thread.start()
+            self._started = True
+        ticket = LaneTicket()
+        self._jobs.put((steps, after, ticket))
+        return ticket
+
+    def close(self) -> None:
+        """Finish what is queued and end the thread."""
+        if self._started:
+            self._jobs.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            steps, after, ticket = job
+            times: list[tuple[float, float]] = []
+            try:
+                for earlier in after:
+                    earlier.wait()
+                times.extend(run_step(step) for step in steps)
+            except BaseException as error:  # whatever it is belongs to the thread that waits for the ticket
+                ticket.finish(times, error)
+            else:
+                ticket.finish(times, None)

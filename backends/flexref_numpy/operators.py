@@ -1,0 +1,158 @@
+"""The operators of the reference port other than attention and sampling, as functions of numpy arrays."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.special import erf
+
+from flexref.backend.protocol import Matrix, QuantizedMatrix
+from flexref.storage.quant import Quantized, dequantize
+
+Numbers = npt.NDArray[Any]
+
+TILE_ROWS = 64
+"""Tiles of a matrix are whole multiples of it, which is more than any register block of a matrix product."""
+
+
+class Scratch:
+    """Memory for the inside of operators, in two halves: operands and products."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._floats = np.empty(nbytes // 4, np.float32)
+
+    @property
+    def half(self) -> int:
+        """Floats in a half."""
+        return self._floats.size // 2
+
+    def operand(self, *shape: int) -> Numbers:
+        """The first half as a float32 array."""
+        return self._shaped(0, shape)
+
+    def product(self, *shape: int) -> Numbers:
+        """The second half as a float32 array."""
+        return self._shaped(self.half, shape)
+
+    def _shaped(self, start: int, shape: tuple[int, ...]) -> Numbers:
+        size = int(np.prod(shape, dtype=np.int64))
+        if size > self.half:
+            # One row of a very wide matrix: the caller cannot make its tile any smaller.
+            raise ValueError(f"an operator's tile {shape} exceeds its scratch of {self.half} floats")
+        return self._floats[start : start + size].reshape(shape)
+
+
+def tiles(length: int, room: int) -> Iterator[tuple[int, int]]:
+    """Cut `length` rows into (first, last) tiles of at most `room`, in multiples of TILE_ROWS where possible."""
+    step = max(1, room // TILE_ROWS * TILE_ROWS or room)
+    for first in range(0, length, step):
+        yield first, min(length, first + step)
+
+
+def gather(table: Numbers, ids: Numbers, first: int, out: Numbers) -> Numbers:
+    """See `Backend.gather`."""
+    local = ids - first
+    here = np.flatnonzero((local >= 0) & (local < table.shape[0]))
+    if here.size == ids.size:
+        np.take(table, local, axis=0, out=out) if table.dtype == out.dtype else np.copyto(out, table[local])
+    else:
+        out[here] = table[local[here]]
+    return out
+
+
+def add_rows(x: Numbers, table: Numbers, ids: Numbers) -> Numbers:
+    """See `Backend.add_rows`."""
+    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) < table.shape[0]:
+        raise IndexError(f"row {int(ids.max())} of a table of {table.shape[0]}")
+    for first, last in tiles(x.shape[0], TILE_ROWS):
+        x[first:last] += table[ids[first:last]]
+    return x
+
+
+def expand(w: Matrix, first: int, last: int, out: Numbers) -> Numbers:
+    """Rows `first` to `last` of a matrix (O, I) in float32, in `out` (last - first, I)."""
+    if isinstance(w, QuantizedMatrix):
+        codes, scale, zero = (part[first:last] for part in (w.codes, w.scale, w.zero))
+        return dequantize(Quantized(codes, scale, zero, w.width, w.group_size), out=out)
+    np.copyto(out, w[first:last])
+    return out
+
+
+def linear(scratch: Scratch, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, add: bool) -> Numbers:
+    """See `Backend.linear`.
+
+    Always in the same tiles of `w`, whether it is expanded here or was before: a product's rounding may depend on its
+    shape, and a layer must give the same bits either way.
+    """
+    rows, inputs = w.shape
+    stored_wide = not isinstance(w, QuantizedMatrix) and w[:0].dtype == np.float32
+    for first, last in tiles(rows, scratch.half // inputs):
+        part = w[first:last] if stored_wide else expand(w, first, last, scratch.operand(last - first, inputs))  # type: ignore[index]
+        for start, end in tiles(x.shape[0], scratch.half // (last - first)) if add else ((0, x.shape[0]),):
+            target = out[start:end, first:last]
+            if add:
+                target += np.matmul(x[start:end], part.T, out=scratch.product(end - start, last - first))
+            else:
+                np.matmul(x[start:end], part.T, out=target)
+    if b is not None:
+        out += b
+    return out
+
+
+def layer_norm(x: Numbers, w: Numbers | None, b: Numbers | None, epsilon: float, out: Numbers) -> Numbers:
+    """See `Backend.layer_norm`; the variance is that of the centred values, which cancels nothing."""
+    np.subtract(x, x.mean(axis=-1, keepdims=True), out=out)
+    variance = np.einsum("te,te->t", out, out)[:, None] / np.float32(x.shape[-1])
+    out /= np.sqrt(variance + np.float32(epsilon))
+    if w is not None:
+        out *= w
+    if b is not None:
+        out += b
+    return out
+
+
+def activate(scratch: Scratch, x: Numbers, activation: str) -> Numbers:
+    """See `Backend.activate`."""
+    if activation == "relu":
+        return np.maximum(x, np.float32(0), out=x)  # type: ignore[no-any-return]
+    for first, last in tiles(x.shape[0], scratch.half // x.shape[1]):
+        _smooth(x[first:last], activation, scratch.product(last - first, x.shape[1]))
+    return x
+
+
+def _smooth(x: Numbers, activation: str, gate: Numbers) -> None:
+    """x (T, F) -> its activation in place; `gate` (T, F) is scratch."""
+    if activation == "tanh":
+        np.tanh(x, out=x)
+        return
+    if activation == "gelu":
+        np.multiply(x, np.float32(0.5**0.5), out=gate)
+        erf(gate, out=gate)
+        gate += np.float32(1)
+        gate *= np.float32(0.5)
+    elif activation == "gelu_tanh":
+        np.multiply(x, x, out=gate)
+        gate *= np.float32(0.044715)
+        gate += np.float32(1)
+        gate *= x
+        gate *= np.float32((2 / np.pi) ** 0.5)
+        np.tanh(gate, out=gate)
+        gate += np.float32(1)
+        gate *= np.float32(0.5)
+    elif activation in ("silu", "quick_gelu", "sigmoid"):
+        _logistic(x, np.float32(1.702 if activation == "quick_gelu" else 1), gate)
+    else:
+        raise ValueError(f"unknown activation {activation!r}")
+    if activation == "sigmoid":
+        np.copyto(x, gate)
+    else:
+        x *= gate
+
+
+def _logistic(x: Numbers, slope: np.float32, out: Numbers) -> None:
+    """out = 1 / (1 + exp(-slope x)); by tanh, which overflows for no argument."""
+    np.multiply(x, slope * np.float32(0.5), out=out)
+    np.tanh(out, out=out)
+    out += np.float32(1)
+    out *= np.float32(0.5)

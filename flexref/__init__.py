@@ -1,0 +1,36 @@
+"""The library's front door: the names that users need, each loaded on its first use; it computes nothing."""
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from flexref.errors import FlexrefError
+
+if TYPE_CHECKING:
+    from flexref.engine import load
+    from flexref.policy import Policy, Shares
+    from flexref.sampling.settings import SamplingSettings
+
+__version__ = "0.1.0"
+
+__all__ = ["FlexrefError", "Policy", "SamplingSettings", "Shares", "__version__", "load"]
+
+_HOMES = MappingProxyType(
+    {
+        "load": "flexref.engine",
+        "Policy": "flexref.policy",
+        "Shares": "flexref.policy",
+        "SamplingSettings": "flexref.sampling.settings",
+    }
+)
+"""Where the names live that are loaded on first use, so that `import flexref` is instant (PEP 562)."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'flexref' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

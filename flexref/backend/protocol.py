@@ -1,0 +1,231 @@
+"""The whole surface of a port: memory, lanes, and a dozen operators; it knows no model, no file and no device.
+
+Axis alphabet: B rows, T tokens of all rows of a group one behind the other (no padding), E width, H heads, D head
+width, I inputs, O outputs, V vocabulary, W width of an embedding table.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.records import RecordLayout
+
+ALIGNMENT_BYTES = 4096
+"""Every region starts at a multiple of it: what direct disk reads need, and more than any vector load does."""
+
+LANES = ("disk_in", "weights_in", "cache_in", "cache_out", "disk_out")
+"""The lanes that run beside the operators: disk reads; weights to the device; cache and activations to the device, and
+from it; disk writes."""
+
+
+class Array(Protocol):
+    """A typed view of memory that a port computes on. Slices of the leading and of the last axis are views too."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    def __getitem__(self, key: Any, /) -> Any:
+        """A view: `x[first:last]` or `x[:, first:last]`."""
+
+
+class Buffer(Protocol):
+    """A piece of memory of one tier, as a port hands it out."""
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedMatrix:
+    """A matrix (O, I) in 4-bit groups along I: codes uint8 (O, packed), scale and zero (O, G) (`storage.quant`)."""
+
+    codes: Array
+    scale: Array
+    zero: Array
+    width: int
+    group_size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(O, I) of the matrix that it stands for."""
+        return (self.codes.shape[0], self.width)
+
+
+Matrix = Array | QuantizedMatrix
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a port can do; the engine asks for these and never for a name.
+
+    compute_dtype: type of activations and of an unquantized cache. computes: False for a port that only counts.
+    overlaps_copies: whether lanes run beside operators. attends_on_host: whether `append` and `attend` also work on
+    host memory. scratch_bytes: device memory that operators use inside themselves, whatever their shapes.
+    fused_rows: up to so many tokens `linear` reads 4-bit codes directly, and expanding first would be slower.
+    """
+
+    compute_dtype: str
+    computes: bool
+    overlaps_copies: bool
+    attends_on_host: bool
+    scratch_bytes: int
+    fused_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """`nbytes` bytes of a buffer from `offset` on."""
+
+    buffer: Buffer
+    offset: int
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """Copy `source` to `target`, as long and in device or host memory both."""
+
+    what: str
+    source: Span
+    target: Span
+
+
+@dataclass(frozen=True, slots=True)
+class HostWork:
+    """A call that the lane makes on the host, in its place among the moves: a disk read, say."""
+
+    what: str
+    call: Callable[[], None]
+
+
+LaneStep = Move | HostWork
+
+
+class Ticket(Protocol):
+    """What a lane owes: the steps of one submission."""
+
+    def wait(self) -> None:
+        """Block the host until the steps are done; raises what they raised."""
+
+    def done(self) -> bool:
+        """Whether `wait` would return (or raise) at once."""
+
+    def times(self) -> Sequence[tuple[float, float]]:
+        """(start, end) of every step in seconds of `time.perf_counter`, once done."""
+
+
+class Backend(Protocol):
+    """One port. Add no public method that is not listed here.
+
+    Operators run in the order of the calls. Results are new arrays in the workspace unless `out` names their place.
+    """
+
+    name: str
+    caps: Capabilities
+
+    # Memory
+
+    def free_bytes(self, tier: str) -> int:
+        """What is free on `device` or `host` now; where both are one memory, each may take half of it."""
+
+    def allocate(self, tier: str, nbytes: int) -> Buffer:
+        """`nbytes` of uninitialized memory on `device` or `host`, aligned; the caller has counted them."""
+
+    def release(self, buffer: Buffer) -> None:
+        """Give a buffer back; nothing may still read or write it."""
+
+    def view(self, buffer: Buffer, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
+        """The bytes of `buffer` from `offset` on as an array."""
+
+    def host_memory(self, buffer: Buffer) -> npt.NDArray[np.uint8]:
+        """A host buffer as writable bytes, for the disk and for checks."""
+
+    def upload(self, values: npt.NDArray[Any], out: Array | None = None) -> Array:
+        """Host values on the device, in order with the operators: token ids and the like, not weights."""
+
+    def download(self, x: Array) -> npt.NDArray[Any]:
+        """A copy of a device array on the host, when the operators so far are done."""
+
+    def assign(self, target: Array, source: Array) -> None:
+        """target = source, of one shape and type, between device and host too, in order with the operators."""
+
+    def workspace(self, buffer: Buffer | None) -> None:
+        """Let results of operators come from `buffer`; None (the start): from fresh, uncounted memory."""
+
+    def frame(self) -> AbstractContextManager[None]:
+        """While it is open, results are taken from the workspace behind those that exist; it gives them back."""
+
+    def workspace_peak_bytes(self) -> int:
+        """The most that results held of the workspace since it was set."""
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
+        """An uninitialized array in the workspace; `CapacityError` if the workspace is too small."""
+
+    # Lanes
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        """Run `steps` one after another on `lane`, when `after` and the lane's earlier submissions are done."""
+
+    def mark(self) -> Ticket:
+        """A ticket for all operators called so far."""
+
+    def wait(self, ticket: Ticket) -> None:
+        """Operators called from now on start when `ticket` is done."""
+
+    def close(self) -> None:
+        """End the lanes; the port cannot be used any more."""
+
+    # Operators
+
+    def gather(self, table: Array, ids: Array, first: int, out: Array) -> Array:
+        """table (N, W), ids int32 (T,), out (T, W): out[t] = table[ids[t] - first] where that row exists.
+
+        Rows of `out` whose id lies outside [first, first + N) stay as they are, so that a tiled table is gathered tile
+        by tile. Types of table and out are equal, or out has the compute type.
+        """
+
+    def add_rows(self, x: Array, table: Array, ids: Array) -> Array:
+        """x (T, E) += table (N, E) [ids (T,)], in place; every id must be a row of the table."""
+
+    def linear(self, x: Array, w: Matrix, b: Array | None, *, out: Array | None = None, add: bool = False) -> Array:
+        """x (T, I), w (O, I), b (O,) -> x @ w.T + b, (T, O); with `add` that is added to `out`."""
+
+    def expand(self, w: Matrix, out: Array) -> Array:
+        """The matrix (O, I) in the compute type, in `out`; `linear` with it gives the same bits as with `w`."""
+
+    def layer_norm(self, x: Array, w: Array | None, b: Array | None, epsilon: float, out: Array | None = None) -> Array:
+        """x (T, E) -> (x - mean) / sqrt(var + epsilon) * w + b along E, (T, E); `out` may be `x`."""
+
+    def activate(self, x: Array, activation: str) -> Array:
+        """x (T, F) -> activation(x) in place; the names are those of `spec.ACTIVATIONS`."""
+
+    def cache_rows(self, records: Sequence[Array], layout: RecordLayout) -> Any:
+        """Handle of the caches of B rows: per row its records, uint8 (capacity * layout.record_bytes,)."""
+
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
+        """Handle of one pass over B rows: `past` tokens in each cache, `new` tokens of each among the T."""
+
+    def append(self, rows: Any, segments: Any, k: Array, v: Array) -> None:
+        """k, v (T, E): write the records of every row's new tokens behind its past ones (quantized, if so laid out)."""
+
+    def attend(self, rows: Any, segments: Any, q: Array, scale: float, out: Array) -> Array:
+        """q (T, E) over the caches, causal: softmax(q k^T * scale) v per row and head, out (T, E).
+
+        A row's new token number s attends to its past tokens and to its new tokens up to s, as the records hold them.
+        """
+
+    def sample(
+        self, logits: Array, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        """logits (B, V), uniforms (B,) -> token ids (B,) on the host; temperature 0 is the argmax, lowest id first.
+
+        Otherwise: divide by temperature, keep the `top_k` largest (0: all), softmax, keep the smallest set of most
+        probable tokens that reaches `top_p`, and invert its cumulative distribution at the row's uniform.
+        Raises `FlexrefError` if a row's logits are not finite.
+        """

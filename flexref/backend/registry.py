@@ -1,0 +1,68 @@
+"""Finds ports by their entry points and makes backends by name; it knows no port."""
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from flexref.errors import BackendUnavailable, UnknownBackend
+
+if TYPE_CHECKING:
+    from flexref.backend.protocol import Backend
+
+GROUP = "flexref.backends"
+"""The entry-point group in which a port's package registers the class, or function, that makes its backend."""
+
+
+def installed() -> tuple[str, ...]:
+    """Names of the installed ports, sorted; whether their devices are here too, only `create` finds out."""
+    return tuple(_registered())
+
+
+def create(name: str, **options: Any) -> "Backend":
+    """The backend that the port `name` makes from `options`.
+
+    Raises `UnknownBackend` (listing the installed ones) if no package registers `name`, and `BackendUnavailable` if
+    the port's library cannot be imported or its constructor finds no device. Every other error is a bug of the port
+    and is passed on as it is, so that nobody mistakes a broken port for an absent one.
+    """
+    registered = _registered()
+    if name not in registered:
+        raise UnknownBackend(f"unknown backend {name!r}; installed: {', '.join(registered) or 'none'}")
+    entry = registered[name]
+    try:
+        backend: Backend = entry.load()(**options)
+    except ImportError as error:
+        if _is_own_fault(entry, error):
+            raise
+        raise BackendUnavailable(f"backend {name!r} is not available: {_one_line(error)}") from error
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"backend {name!r} is not available: {_one_line(error)}") from error
+    return backend
+
+
+def _registered() -> Mapping[str, EntryPoint]:
+    """Every registered port by name, sorted by name.
+
+    An editable install seen from its own folder is found twice, with one and the same value; two packages that claim
+    one name for different things are an error.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
+        first = found.setdefault(entry.name, entry)
+        if first.value != entry.value:
+            raise UnknownBackend(
+                f"two packages register the backend {entry.name!r}: {first.value} and {entry.value}; remove one"
+            )
+    return found
+
+
+def _is_own_fault(entry: EntryPoint, error: ImportError) -> bool:
+    """Whether an import failed inside flexref or the port itself, rather than for want of a library or of the port."""
+    missing = error.name or ""
+    package = entry.module.partition(".")[0]
+    port_is_gone = isinstance(error, ModuleNotFoundError) and missing == package
+    return missing.partition(".")[0] in {"flexref", package} and not port_is_gone
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,134 @@
+"""The `flexref` command: loads commands when they are called and turns errors into exit codes; it knows no model."""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from types import MappingProxyType
+from typing import NamedTuple
+
+import click
+
+from flexref import __version__
+from flexref.errors import FlexrefError
+
+PROGRAM = "flexref"
+
+USER_ERROR = 1
+BUG = os.EX_SOFTWARE
+"""70 (sysexits.h): tells a script that flexref itself failed, not its input."""
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+READER_GONE = 141
+"""128 + SIGPIPE, as shells report it."""
+
+
+class Entry(NamedTuple):
+    """One line of the command table: the module that defines `command`, and what the help listing says of it."""
+
+    module: str
+    short_help: str
+
+
+COMMANDS: Mapping[str, Entry] = MappingProxyType(
+    {
+        "convert": Entry("flexref.cli.convert", "Make a flexref weight file from a Hugging Face OPT folder."),
+        "inspect": Entry("flexref.cli.inspect", "List what a weight file holds: names, shapes, scheme, bytes."),
+        "verify": Entry("flexref.cli.verify", "Check every dataset of a weight file and name each damaged one."),
+        "generate": Entry("flexref.cli.generate", "Generate text under memory budgets, over three tiers."),
+    }
+)
+
+
+class LazyCommand(click.Command):
+    """Stands for a command in listings; its module, with all that it imports, is loaded when it is called."""
+
+    def __init__(self, name: str, entry: Entry) -> None:
+        super().__init__(name, short_help=entry.short_help)
+        self.module = entry.module
+
+    def load(self) -> click.Command:
+        """The real command: `command` of the entry's module."""
+        command: click.Command = import_module(self.module).command
+        return command
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
+    ) -> click.Context:
+        """The context of the real command, which is the one that click then invokes."""
+        return self.load().make_context(info_name, args, parent, **extra)
+
+
+class CommandTable(click.Group):
+    """A group that lists its commands in the order of the table it was made from."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names in the order of the table, which is the order in which a user meets them."""
+        return list(self.commands)
+
+
+def command_group(table: Mapping[str, Entry]) -> click.Group:
+    """The `flexref` group over the commands in `table`; none of their modules is imported yet."""
+    group = CommandTable(
+        PROGRAM,
+        commands={name: LazyCommand(name, entry) for name, entry in table.items()},
+        help="Run OPT models that do not fit their device, over three memory tiers, checked against a reference.",
+        epilog=f"Each command has its own help: {PROGRAM} COMMAND -h.",
+        context_settings={"help_option_names": ["-h", "--help"]},
+        no_args_is_help=True,
+    )
+    return click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")(group)
+
+
+def run(group: click.Group, arguments: Sequence[str]) -> int:
+    """Run `group` on `arguments` and return the exit code.
+
+    0 success, 1 an error that the user can cause (one line on stderr), 2 a usage error, 70 a bug (the only case with a
+    traceback), 130 interrupted, 141 the reader of our output has gone.
+    """
+    try:
+        with group.make_context(PROGRAM, list(arguments)) as context:
+            group.invoke(context)
+        sys.stdout.flush()
+    except click.exceptions.Exit as leave:
+        return leave.exit_code
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError:
+        _abandon_output()
+        return READER_GONE
+    except FlexrefError as error:
+        return _complain(str(error), USER_ERROR)
+    except MemoryError as error:
+        return _complain(f"the machine ran out of memory, lower the budgets ({str(error) or 'no details'})", USER_ERROR)
+    except OSError as error:
+        _abandon_output()  # what refused may be the output itself (a full disk), and must not fail again at exit
+        about = f"{error.filename}: " if error.filename else ""
+        return _complain(f"{about}{error.strerror or error}", USER_ERROR)
+    except Exception:
+        traceback.print_exc()
+        return _complain("this is a bug in flexref: please report it with the lines above", BUG)
+    return 0
+
+
+def main() -> None:
+    """The console entry point."""
+    sys.exit(run(command_group(COMMANDS), sys.argv[1:]))
+
+
+def _complain(message: str, exit_code: int) -> int:
+    """Print `message` as one line on stderr, whatever the file names and tensor names in it contain."""
+    line = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
+    )
+    click.echo(f"{PROGRAM}: {line}", err=True)
+    return exit_code
+
+
+def _abandon_output() -> None:
+    """Let what is still buffered go nowhere: the interpreter flushes stdout once more when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,5 @@
+"""Where all parts meet: a weight file, a port, budgets and prompts in, tokens and their account out."""
+
+from flexref.engine.engine import Engine, load
+
+__all__ = ["Engine", "load"]

@@ -1,0 +1,279 @@
+"""One block at work: gives the schedule's operations their meaning on the stores, the model and the sampler."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Matrix
+from flexref.backend.records import DTYPE_BYTES, aligned
+from flexref.engine.plan import LOGITS_DTYPE, BlockPlan, expandable
+from flexref.engine.rows import Group, Judge, TokenEvent
+from flexref.engine.visits import embed_visit, hidden_visit
+from flexref.model import opt
+from flexref.model.cache import LayerCache
+from flexref.model.weights import embed_weights, head_weights, layer_weights
+from flexref.sampling.sampler import Sampler
+from flexref.schedule.zigzag import Operation, Shape, Visit
+from flexref.spec import Stage, stages, token_tiles
+from flexref.tiers.activations import ActivationStore
+from flexref.tiers.cache import CacheStore
+from flexref.tiers.pool import Arena
+from flexref.tiers.transfer import Copy, Crossing, Gather, Mover, Region, Tier, Transfer, host_bytes, view
+from flexref.tiers.weights import WeightStore
+
+OnComputed = Callable[[Stage, int, float, float], None]
+"""Told of every computed visit: stage, group, start and end in seconds of `time.perf_counter`."""
+
+
+OnLogits = Callable[[npt.NDArray[np.int64], int, npt.NDArray[np.float32]], None]
+"""Given a copy of the logits that each token is chosen from: row numbers (B,), number of the pass, logits (B, V)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who wants to see a block at work."""
+
+    on_computed: OnComputed | None = None
+    on_logits: OnLogits | None = None
+
+
+@dataclass(slots=True)
+class Block:
+    """The `executor.Work` of one block. `events` collects new tokens until they are taken."""
+
+    plan: BlockPlan
+    weights: WeightStore
+    mover: Mover
+    groups: Sequence[Group]
+    shape: Shape
+    sampler: Sampler
+    judge: Judge
+    watch: Watch = Watch()
+    events: list[TokenEvent] = field(default_factory=list)
+    _cache: CacheStore = field(init=False)
+    _activations: ActivationStore = field(init=False)
+    _regions: dict[str, Region] = field(default_factory=dict)
+    _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
+    _stages: tuple[Stage, ...] = field(init=False)
+    _first_rows: list[int] = field(init=False)
+    _operands: dict[tuple[int, int], dict[str, Matrix]] = field(default_factory=dict)
+    _expanded: tuple[int, dict[str, Matrix]] = (-1, {})
+    _segments: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        file = self.weights.plan.file
+        self._cache = CacheStore(self.plan.cache, self.backend)
+        self._activations = ActivationStore(self.plan.activations, self.backend)
+        self._stages = stages(file.spec, file.tile_rows)
+        tiles = len(token_tiles(file.spec, file.tile_rows))
+        self._first_rows = [tile * file.tile_rows for tile in range(tiles)]
+
+    @property
+    def backend(self) -> Backend:
+        """The port that computes."""
+        return self.mover.backend
+
+    def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
+        """Take everything that the plan needs."""
+        self._cache.allocate(arenas)
+        self._activations.allocate(arenas)
+        for tier, holder, nbytes in self.plan.own_needs():
+            self._regions[holder] = arenas[tier].take(holder, nbytes)
+            self._taken.append((arenas[tier], holder, self._regions[holder]))
+        self.backend.workspace(self._regions["workspace"].place)  # type: ignore[arg-type]
+
+    def release(self) -> None:
+        """Give everything back."""
+        self.backend.workspace(None)
+        for arena, holder, region in reversed(self._taken):
+            arena.give_back(holder, region)
+        self._taken.clear()
+        self._activations.release()
+        self._cache.release()
+
+    def alive(self) -> bool:
+        """Whether any row goes on."""
+        return any(group.alive for group in self.groups)
+
+    def take_events(self) -> list[TokenEvent]:
+        """The tokens that are new since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    # Moves
+
+    def transfers(self, operation: Operation) -> Sequence[Transfer]:
+        """What the operation has to move now (see `executor.Work`)."""
+        visit = operation.visit
+        if operation.kind == "weights":
+            slot = self.shape.weights_slot(visit)
+            move = self.weights.fetch if operation.move == "fetch" else self.weights.load_slot
+            return move(visit.stage, slot)
+        if not self.groups[visit.group].alive:
+            return []
+        if operation.kind == "cache":
+            return self._cache_transfers(operation)
+        return self._activation_transfers(operation)
+
+    def _cache_transfers(self, operation: Operation) -> Sequence[Transfer]:
+        visit, stage = operation.visit, self._stages[operation.visit.stage]
+        if stage.kind != "layer":
+            return []
+        move: Callable[..., list[Copy]] = getattr(self._cache, operation.move)
+        return move(stage.index, visit.group, self.groups[visit.group].turns, self.shape.data_slot(visit))
+
+    def _activation_transfers(self, operation: Operation) -> Sequence[Transfer]:
+        visit, stage = operation.visit, self._stages[operation.visit.stage]
+        group, slot = self.groups[visit.group], self.shape.data_slot(visit)
+        inward = operation.move in ("fetch", "load")
+        if stage.kind == "embed" and inward:
+            return self._token_row_transfers(operation.move, group, slot)
+        if stage.kind == "head" and not (inward and stage.index == 0):
+            return []
+        move: Callable[..., list[Copy]] = getattr(self._activations, operation.move)
+        return move(visit.group, self._x_bytes(group), slot)
+
+    def _x_bytes(self, group: Group) -> int:
+        return group.tokens * self.weights.plan.file.spec.width * DTYPE_BYTES[self.backend.caps.compute_dtype]
+
+    def _token_row_transfers(self, move: str, group: Group, slot: int) -> Sequence[Transfer]:
+        if not self.plan.activations.token_rows_bytes:
+            return []
+        row_bytes = self.weights.plan.file.spec.embed_width * DTYPE_BYTES[self.weights.plan.file.dtype]
+        if move == "load":
+            return self._activations.load_token_rows(group.tokens * row_bytes, slot)
+        target = self._activations.token_rows(Tier.HOST, slot).part(0, group.tokens * row_bytes)
+        reads = self.weights.table_reads(group.token_ids(), self._first_rows)
+        from_disk = sum(len(read.tokens) for read in reads if read.from_disk) * row_bytes
+
+        def gather() -> None:
+            rows = host_bytes(self.backend, target).reshape(-1, row_bytes)
+            for read in reads:
+                for piece in read.pieces(row_bytes):
+                    rows[piece.tokens] = self.weights.read_table_rows(piece)
+
+        return [Gather("weights", "token rows", from_disk, gather)]
+
+    # Computation
+
+    def compute(self, visit: Visit) -> None:
+        """Call the visit's operators (see `executor.Work`)."""
+        group, stage = self.groups[visit.group], self._stages[visit.stage]
+        if not group.alive:
+            return
+        start = time.perf_counter()
+        if stage.kind == "embed":
+            self._embed(visit, group)
+        elif stage.kind == "layer":
+            self._layer(visit, stage, group)
+        else:
+            self._head(visit, stage, group)
+        if self.watch.on_computed is not None:
+            self.watch.on_computed(stage, visit.group, start, time.perf_counter())
+
+    def _x(self, visit: Visit, group: Group) -> Array:
+        region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
+        shape = (group.tokens, self.weights.plan.file.spec.width)
+        return view(self.backend, region, shape, self.backend.caps.compute_dtype)  # type: ignore[return-value]
+
+    def _stage_operands(self, visit: Visit, tokens: int) -> dict[str, Matrix]:
+        """The stage's operands where they are now; expanded by the first group that wants them so."""
+        slot = self.shape.weights_slot(visit)
+        key = (visit.stage, slot)
+        if key not in self._operands:
+            self._operands[key] = self.weights.operands(visit.stage, slot)
+        stored = self._operands[key]
+        if "expanded weights" not in self._regions or tokens <= self.backend.caps.fused_rows:
+            return stored
+        if self._expanded[0] != self.shape.walk(visit):
+            self._expanded = (self.shape.walk(visit), self._expand(self._stages[visit.stage], stored))
+        return self._expanded[1]
+
+    def _expand(self, stage: Stage, stored: dict[str, Matrix]) -> dict[str, Matrix]:
+        expanded, offset, file = dict(stored), 0, self.weights.plan.file
+        dtype = self.backend.caps.compute_dtype
+        for tensor in stage.tensors:
+            if expandable(tensor, file.tensors[tensor.name], dtype):
+                out = view(self.backend, self._regions["expanded weights"], tensor.shape, dtype, offset)
+                expanded[tensor.name] = self.backend.expand(stored[tensor.name], out)  # type: ignore[arg-type]
+                offset += aligned(tensor.elements * DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
+        return expanded
+
+    def _embed(self, visit: Visit, group: Group) -> None:
+        file, be = self.weights.plan.file, self.backend
+        shape, dtype = (group.tokens, file.spec.embed_width), file.dtype
+        found = [self.weights.device_table(tile.name) for tile in token_tiles(file.spec, file.tile_rows)]
+        tables = [(first, table) for first, table in zip(self._first_rows, found, strict=True) if table is not None]
+        weights = embed_weights(self._stage_operands(visit, group.tokens))
+        inputs = (group.token_ids(), group.position_ids())
+        with be.frame():
+            if self.plan.activations.token_rows_bytes:
+                region = self._activations.token_rows(Tier.DEVICE, self.shape.data_slot(visit))
+                rows: Any = view(be, region, shape, dtype)
+            else:
+                rows = be.empty(shape, dtype)
+            embed_visit(be, weights, tables, rows, inputs, self._x(visit, group))
+
+    def _layer(self, visit: Visit, stage: Stage, group: Group) -> None:
+        turns, slot = group.turns, self.shape.data_slot(visit)
+        near, away, near_rows = self._cache.handles(stage.index, visit.group, turns, slot)
+        key = (visit.turn, visit.group)
+        if key not in self._segments:
+            if stage.index == 0:
+                self._segments = {other: value for other, value in self._segments.items() if other[0] == visit.turn}
+            parts = (turns[:near_rows], turns[near_rows:])
+            self._segments[key] = tuple(  # type: ignore[assignment]
+                self.backend.segments([turn.past for turn in part], [turn.new for turn in part]) if part else None
+                for part in parts
+            )
+        segments, away_segments = self._segments[key]
+        near_tokens = sum(turn.new for turn in turns[:near_rows])
+        far = partial(self._attend_far, away, away_segments) if away is not None else None
+        weights = layer_weights(self._stage_operands(visit, group.tokens), stage.index)
+        cache = LayerCache(near, segments, near_tokens, far)
+        opt.decoder_layer(self.backend, self.weights.plan.file.spec, weights, self._x(visit, group), cache)
+
+    def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
+        """Queries, keys and values cross to the host, attention runs where the cache is, its result crosses back."""
+        be, spec = self.backend, self.weights.plan.file.spec
+        dtype, tokens, width = be.caps.compute_dtype, qkv.shape[0], spec.width
+        item = DTYPE_BYTES[dtype]
+        region = self._regions["attention on host"]
+        there = region.part(0, tokens * 3 * width * item)
+        back = region.part(there.nbytes, tokens * width * item)
+        host_qkv: Any = view(be, there, (tokens, 3 * width), dtype)
+        host_context: Any = view(be, back, (tokens, width), dtype)
+        self.mover.carry(Crossing("activations", "queries, keys, values", there.nbytes, "device->host"), qkv, host_qkv)
+        be.append(rows, segments, host_qkv[:, width : 2 * width], host_qkv[:, 2 * width :])
+        be.attend(rows, segments, host_qkv[:, :width], spec.head_width**-0.5, host_context)
+        self.mover.carry(Crossing("activations", "attention", back.nbytes, "host->device"), host_context, context)
+
+    def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
+        be, spec = self.backend, self.weights.plan.file.spec
+        rows = len(group.alive)
+        start = visit.group * (self.plan.logits_bytes + self.plan.hidden_bytes)
+        region = self._regions["logits"]
+        logits: Any = view(be, region, (rows, spec.vocabulary), LOGITS_DTYPE, start)
+        hidden: Any = view(be, region, (rows, spec.embed_width), be.caps.compute_dtype, start + self.plan.logits_bytes)
+        weights = head_weights(spec, self._stage_operands(visit, rows), stage.index)
+        if stage.index == 0:
+            hidden_visit(be, spec, weights, self._x(visit, group), group.last_tokens(), hidden)
+        opt.head_tile(be, weights, hidden, self._first_rows[stage.index], logits)
+        if visit.stage == len(self._stages) - 1:
+            self._choose(visit, group, logits)
+
+    def _choose(self, visit: Visit, group: Group, logits: Array) -> None:
+        alive = [row for _, row in group.alive]
+        numbers = np.array([row.number for row in alive], np.int64)
+        if self.watch.on_logits is not None:
+            self.watch.on_logits(numbers, visit.turn, self.backend.download(logits))
+        chosen = self.sampler.choose(self.backend, logits, numbers, visit.turn)
+        events = group.accept(chosen, self.judge)
+        if any(event.finish_reason for event in events):
+            self._cache.forget(visit.group)
+        self.events += events

@@ -1,0 +1,225 @@
+"""The engine: one weight file on one port under budgets, and the jobs that run on it, block by block."""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from flexref.backend.protocol import Backend
+from flexref.backend.registry import create
+from flexref.engine.block import OnLogits
+from flexref.engine.job import AnyPrompt, Job, Request
+from flexref.engine.plan import (
+    BlockPlan,
+    Lengths,
+    backend_budgets,
+    check_fits,
+    engine_needs,
+    plan_block,
+    slots_of,
+    totals,
+)
+from flexref.engine.results import Generation, StreamedToken
+from flexref.engine.trace import Trace
+from flexref.errors import PolicyError
+from flexref.policy import Policy
+from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
+from flexref.text.tokenizer import Tokenizer
+from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.tiers.pool import Arena
+from flexref.tiers.transfer import Mover, Tier, Traffic
+from flexref.tiers.weights import WeightStore
+from flexref.tiers.weights_plan import WeightsPlan
+
+GIB = 1 << 30
+
+
+class Engine:
+    """A model that is ready to generate. Use it as a context manager, or call `close`.
+
+    Without a policy one is chosen from the budgets for each job; weights stay where they are as long as it lets them.
+    """
+
+    def __init__(
+        self,
+        file: WeightFile,
+        backend: Backend,
+        policy: Policy | None = None,
+        budgets: dict[Tier, int | None] | None = None,
+        disk_dir: str | Path | None = None,
+        base: Policy | None = None,
+    ) -> None:
+        """`base` holds what a chosen policy must keep: overlap, cache scheme, where attention runs.
+
+        Raises `PolicyError` if the policy was made for another scheme than the file's.
+        """
+        self.file, self.backend, self.policy = file, backend, policy
+        self.base = base or Policy()
+        self.budgets = budgets or backend_budgets(backend, None, None)
+        self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
+        self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
+        self.on_loaded: Callable[[int], None] | None = None
+        self._traffic = Traffic()
+        self._mover = Mover(backend, self._traffic)
+        self._disk = WeightsOnDisk(file.path)
+        self.arenas = {tier: self._arena(tier) for tier in Tier}
+        self._weights: WeightStore | None = None
+        self._load_s = 0.0
+        for tier, holder, nbytes in engine_needs(backend.caps):
+            self.arenas[tier].count(holder, nbytes)
+        if policy is not None:
+            self.check_policy(policy)
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the lanes and give all memory back."""
+        self.backend.close()
+        self._unload()
+        self._disk.close()
+
+    def generate(
+        self,
+        prompts: Sequence[AnyPrompt],
+        request: Request | None = None,
+        *,
+        trace: Trace | None = None,
+        on_token: Callable[[StreamedToken], None] | None = None,
+        on_logits: OnLogits | None = None,
+    ) -> Generation:
+        """Run all prompts and return outputs in their order; see `stream` for what it raises."""
+        job = Job(self, prompts, request or Request(), trace, on_logits)
+        for token in job.run():
+            if on_token is not None:
+                on_token(token)
+        return job.result()
+
+    def stream(self, prompts: Sequence[AnyPrompt], request: Request | None = None) -> Iterator[StreamedToken]:
+        """Tokens as they come, of all rows, in the order in which they are chosen.
+
+        Raises `PromptError` for a prompt that cannot be served, `CapacityError` if the policy does not fit,
+        `WeightFileError` naming the dataset if what is read is damaged: all before the first token.
+        """
+        yield from Job(self, prompts, request or Request()).run()
+
+    def weights_for(self, policy: Policy) -> WeightStore:
+        """The weights as the policy places them; loaded on the first use, and again when the shares change."""
+        slots = slots_of(policy)
+        plan = WeightsPlan.of(self.file, policy.weights, slots)
+        if self._weights is not None and self._weights.plan == plan:
+            return self._weights
+        self._unload()
+        start = time.perf_counter()
+        store = WeightStore(plan, self._mover, self._disk, self.on_loaded)
+        self._weights = store
+        try:
+            store.allocate(self.arenas)
+            store.load(self.arenas)
+        except BaseException:
+            self._unload()
+            raise
+        self._load_s = time.perf_counter() - start
+        return store
+
+    def plan_for(self, policy: Policy, weights: WeightsPlan, rows: Sequence[Lengths]) -> BlockPlan:
+        """The memory of a block; weights are expanded once for all its groups where the budget has room for that.
+
+        Raises `CapacityError` naming the tier, what is missing and what would help.
+        """
+        caps = self.backend.caps
+        whole = [*engine_needs(caps), *weights.needs()]
+        for expand in (True, False):
+            plan = plan_block(weights, caps, policy, rows, expand=expand)
+            needs = [*whole, *plan.needs()]
+            sums = totals(iter(needs))
+            if all(budget is None or sums[tier] <= budget for tier, budget in self.budgets.items()):
+                return plan
+        check_fits(needs, self.budgets)
+        raise AssertionError("a plan that exceeds a budget passed its check")
+
+    def take_traffic(self) -> Traffic:
+        """The account of copies since the last call."""
+        traffic = Traffic(self._traffic.flows, None)
+        self._traffic.flows = {}
+        return traffic
+
+    def listen(self, trace: Trace | None) -> None:
+        """Send finished copies to `trace` from now on."""
+        self._traffic.on_done = None if trace is None else trace.on_done
+
+    @property
+    def mover(self) -> Mover:
+        """The lanes and their account."""
+        return self._mover
+
+    @property
+    def load_s(self) -> float:
+        """Seconds that the last loading of weights took."""
+        return self._load_s
+
+    @property
+    def direct_disk_reads(self) -> bool:
+        """Whether weights are read past the page cache."""
+        return self._disk.direct
+
+    def check_policy(self, policy: Policy) -> None:
+        if policy.weights_scheme not in (None, self.file.scheme):
+            raise PolicyError(
+                f"the policy was made for {policy.weights_scheme} weights, {self.file.path} holds {self.file.scheme}"
+            )
+        if policy.attention_on == "host" and not self.backend.caps.attends_on_host:
+            raise PolicyError(f"backend {self.backend.name} cannot compute attention on the host")
+
+    def _arena(self, tier: Tier) -> Arena:
+        budget = self.budgets[tier]
+        if tier is Tier.DISK:
+            return Arena(tier, budget, lambda nbytes: SpillFile(self.disk_dir, nbytes), lambda file: file.close())  # type: ignore[union-attr]
+        name = tier.value
+        return Arena(tier, budget, lambda nbytes: self.backend.allocate(name, nbytes), self.backend.release)  # type: ignore[arg-type]
+
+    def _unload(self) -> None:
+        if self._weights is not None:
+            self._weights.release(self.arenas)
+            self._weights = None
+
+
+def load(
+    path: str | Path,
+    *,
+    policy: Policy | None = None,
+    backend: str | Backend = "numpy",
+    device_mem_gib: float | None = None,
+    host_mem_gib: float | None = None,
+    disk_dir: str | Path | None = None,
+    base: Policy | None = None,
+    **backend_options: Any,
+) -> Engine:
+    """An engine for the weight file `path` (`demo`: the built-in model).
+
+    Without budgets, what is free is the budget; without a policy, one is chosen per job. Raises `StorageError`,
+    `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
+    """
+    file = open_weight_file(resolve(path))
+    port = create(backend, **backend_options) if isinstance(backend, str) else backend
+    budgets = backend_budgets(port, _bytes("device", device_mem_gib), _bytes("host", host_mem_gib))
+    try:
+        return Engine(file, port, policy, budgets, disk_dir, base)
+    except BaseException:
+        port.close()
+        raise
+
+
+def _bytes(tier: str, gib: float | None) -> int | None:
+    if gib is None:
+        return None
+    if not 0 < gib < 1 << 20:
+        raise PolicyError(f"{tier} memory must be a positive number of GiB, found {gib}")
+    return int(gib * GIB)

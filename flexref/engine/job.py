@@ -1,0 +1,178 @@
+"""One job on an engine: its rows, their text, the blocks they run in, and the account of it all."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flexref.engine import executor
+from flexref.engine.block import Block, OnLogits, Watch
+from flexref.engine.choose import Choice, blocks_of, choose_policy
+from flexref.engine.plan import BlockPlan, Lengths, slots_of, totals
+from flexref.engine.results import Generation, Output, Stats, StreamedToken
+from flexref.engine.rows import Group, Row
+from flexref.engine.rowtext import RowText
+from flexref.engine.trace import Trace
+from flexref.errors import PromptError
+from flexref.policy import Policy
+from flexref.sampling.sampler import Sampler
+from flexref.sampling.settings import SamplingSettings
+from flexref.schedule.zigzag import Shape
+from flexref.text.prompts import Prompt, all_token_ids, new_token_room
+from flexref.tiers.transfer import LINKS, Flow, Tier
+from flexref.tiers.weights import WeightStore
+from flexref.tiers.weights_plan import WeightsPlan
+
+if TYPE_CHECKING:
+    from flexref.engine.engine import Engine
+
+AnyPrompt = str | Sequence[int] | Prompt
+"""Text, token ids, or either as a `Prompt`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to do with every prompt of a job: how many new tokens, how they are chosen, and what ends a row.
+
+    `stops` are strings that end a row, wherever tokens divide them; `ignore_eos` lets rows run past the end token.
+    """
+
+    max_new_tokens: int = 32
+    sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    stops: tuple[str, ...] = ()
+    ignore_eos: bool = False
+
+
+class Job:
+    """One call of `generate`: its rows, their text, and the blocks they run in."""
+
+    def __init__(
+        self,
+        engine: "Engine",
+        prompts: Sequence[AnyPrompt],
+        request: Request,
+        trace: Trace | None = None,
+        on_logits: OnLogits | None = None,
+    ) -> None:
+        if not prompts:
+            raise PromptError("there is no prompt")
+        spec, tokenizer = engine.file.spec, engine.tokenizer
+        if request.stops and tokenizer is None:
+            raise PromptError("stop strings need a tokenizer, and the model has none")
+        self.engine, self.request, self.trace = engine, request, trace
+        self.watch = Watch(None if trace is None else trace.on_computed, on_logits)
+        self.prompts = [_as_prompt(prompt) for prompt in prompts]
+        most = request.max_new_tokens
+        ids = all_token_ids(self.prompts, tokenizer, spec.vocabulary, spec.positions, most)
+        self.rows = [Row(number, row, new_token_room(len(row), spec.positions, most)) for number, row in enumerate(ids)]
+        ends = () if request.ignore_eos else spec.eos_token_ids
+        self.texts = [RowText(tokenizer, request.stops, ends) for _ in self.rows]
+        self.policy = self._policy()
+        engine.check_policy(self.policy)
+        self.stats = Stats(engine.backend.name, self.policy, rows=len(self.rows))
+
+    def _policy(self) -> Policy:
+        engine = self.engine
+        if engine.policy is not None:
+            return engine.policy
+        lengths = [_lengths(row) for row in self.rows]
+        return choose_policy(Choice(engine.file, engine.backend.caps, engine.budgets, lengths, engine.base))
+
+    def run(self) -> Iterator[StreamedToken]:
+        """Every block in order; the account is complete when the last token has come."""
+        engine, stats = self.engine, self.stats
+        blocks = blocks_of(self.rows, self.policy)
+        weights_plan = WeightsPlan.of(engine.file, self.policy.weights, slots_of(self.policy))
+        # Every block is checked before the first token of any, and before weights are read.
+        plans = [engine.plan_for(self.policy, weights_plan, [_lengths(row) for row in block]) for block in blocks]
+        weights = engine.weights_for(self.policy)
+        engine.take_traffic()
+        engine.listen(self.trace)
+        try:
+            for rows, plan in zip(blocks, plans, strict=True):
+                yield from self._block(rows, plan, weights)
+        finally:
+            engine.listen(None)
+            self._account(engine.take_traffic().flows, plans, weights.plan)
+        stats.load_s = engine.load_s
+
+    def result(self) -> Generation:
+        """Outputs in the order of the prompts."""
+        outputs = []
+        for prompt, row, text in zip(self.prompts, self.rows, self.texts, strict=True):
+            given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
+            shown = None if self.engine.tokenizer is None else text.text
+            outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length"))
+        return Generation(outputs, self.stats)
+
+    def _block(self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore) -> Iterator[StreamedToken]:
+        engine, stats = self.engine, self.stats
+        groups = [Group([rows[number] for number in group]) for group in plan.order]
+        turns = max(row.limit for row in rows)
+        shape = Shape(turns, len(weights.plan.stages), len(groups), weights.plan.slots)
+        block = Block(
+            plan, weights, engine.mover, groups, shape, Sampler(self.request.sampling), self._judge, self.watch
+        )
+        block.allocate(engine.arenas)
+        try:
+            start = time.perf_counter()
+            prefill_end = None
+            for visit in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):
+                if visit.turn == 0 and visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
+                    prefill_end = time.perf_counter()
+                for event in block.take_events():
+                    yield self._streamed(event.row, event.token_id, event.finish_reason)
+            end = time.perf_counter()
+            stats.prefill_s += (prefill_end or end) - start
+            stats.decode_s += end - (prefill_end or end)
+            stats.blocks += 1
+            stats.prompt_tokens += sum(len(row.prompt) for row in rows)
+            stats.generated_tokens += sum(len(row.tokens) for row in rows)
+        finally:
+            block.release()
+
+    def _judge(self, row: Row) -> str | None:
+        return self.texts[row.number].push(row.tokens[-1])
+
+    def _streamed(self, number: int, token_id: int, finish_reason: str | None) -> StreamedToken:
+        text = self.texts[number]
+        if finish_reason is not None:
+            text.finish()
+        shown, text.shown = text.text[text.shown :], len(text.text)
+        return StreamedToken(number, token_id, shown, finish_reason)
+
+    def _account(self, flows: dict[tuple[str, str], Flow], plans: Sequence[BlockPlan], weights: WeightsPlan) -> None:
+        engine, stats = self.engine, self.stats
+        stats.direct_disk_reads = engine.direct_disk_reads
+        stats.link_bytes = {link: {} for link in LINKS.values()}
+        stats.link_s = {link: {} for link in LINKS.values()}
+        for (link, kind), flow in sorted(flows.items()):
+            stats.link_bytes[link][kind] = flow.nbytes
+            stats.link_s[link][kind] = flow.seconds
+        stats.peak_bytes = {tier.value: arena.peak_bytes for tier, arena in engine.arenas.items()}
+        stats.budget_bytes = {tier.value: budget for tier, budget in engine.budgets.items()}
+        largest = max(plans, key=lambda plan: sum(totals(plan.needs()).values()))
+        held = {
+            "weights": {tier.value: weights.bytes_at_home(tier) for tier in Tier},
+            "cache": {tier.value: largest.cache.layers * largest.cache.layer_bytes(tier) for tier in Tier},
+            "activations": {tier.value: largest.activations.bytes_at_home(tier) for tier in Tier},
+        }
+        stats.tier_bytes = held
+        for kind, tiers in held.items():
+            shares, total = getattr(self.policy, kind), sum(tiers.values())
+            stats.placement[kind] = {
+                "planned": {tier.value: getattr(shares, tier.value) for tier in Tier},
+                "real": {tier: nbytes / total if total else 0.0 for tier, nbytes in tiers.items()},
+            }
+        if self.trace is not None:
+            stats.lane_busy = self.trace.busy_shares()
+
+
+def _lengths(row: Row) -> Lengths:
+    return Lengths(len(row.prompt), row.capacity_tokens)
+
+
+def _as_prompt(prompt: AnyPrompt) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
+    return Prompt(text=prompt) if isinstance(prompt, str) else Prompt(token_ids=tuple(prompt))

@@ -1,0 +1,227 @@
+"""Every byte that a block will hold, before it holds any: the plans of all stores, the logits and the workspace."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Capabilities
+from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
+from flexref.backend.registry import create
+from flexref.engine.visits import embed_visit, hidden_visit
+from flexref.errors import CapacityError
+from flexref.model import opt
+from flexref.model.cache import LayerCache
+from flexref.model.weights import EmbedWeights, HeadWeights, Norm, layer_weights
+from flexref.policy import Policy
+from flexref.spec import ModelSpec, TensorSpec, layer_stage, stages
+from flexref.storage.weightfile import StoredTensor, WeightFile
+from flexref.tiers.activations import ActivationsPlan, GroupPlan
+from flexref.tiers.cache import CachePlan, RowPlan
+from flexref.tiers.placement import place_items
+from flexref.tiers.transfer import Tier
+from flexref.tiers.weights_plan import WeightsPlan
+
+LOGITS_DTYPE = "float32"
+"""Logits are never rounded to a narrower type: sampling compares them."""
+
+SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
+"""Streamed data under way at a time: one in use and one arriving, or just the one."""
+
+Need = tuple[Tier, str, int]
+"""(tier, holder, bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """One row's prompt and the most tokens that its cache will hold."""
+
+    prompt_tokens: int
+    capacity_tokens: int
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block's memory. `order` says which of the given rows is at each place of each group."""
+
+    cache: CachePlan
+    activations: ActivationsPlan
+    order: tuple[tuple[int, ...], ...]
+    rows_most: int
+    logits_bytes: int
+    hidden_bytes: int
+    workspace_bytes: int
+    expanded_bytes: int
+    far_bytes: int
+
+    def needs(self) -> Iterator[Need]:
+        """Everything that a block takes, in the order in which it is taken."""
+        yield from self.cache.needs()
+        yield from self.activations.needs()
+        yield from self.own_needs()
+
+    def own_needs(self) -> Iterator[Need]:
+        """What belongs to no store."""
+        groups = len(self.order)
+        yield Tier.DEVICE, "logits", groups * (self.logits_bytes + self.hidden_bytes)
+        yield Tier.DEVICE, "workspace", self.workspace_bytes
+        if self.expanded_bytes:
+            yield Tier.DEVICE, "expanded weights", self.expanded_bytes
+        if self.far_bytes:
+            yield Tier.HOST, "attention on host", self.far_bytes
+
+
+def slots_of(policy: Policy) -> int:
+    """How many stages' or visits' streamed data may be under way under this policy."""
+    return SLOTS_OVERLAPPED if policy.overlap else SLOTS_SERIAL
+
+
+def record_layout(spec: ModelSpec, policy: Policy, compute_dtype: str) -> RecordLayout:
+    """How the policy lays out a token's record."""
+    return RecordLayout(spec.heads, spec.head_width, compute_dtype, policy.cache_scheme, policy.cache_group_size)
+
+
+def plan_block(
+    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: Sequence[Lengths], *, expand: bool
+) -> BlockPlan:
+    """The memory of a block of `rows` in order, `policy.rows_per_group` to a group.
+
+    With `expand`, a stage's weights are expanded once for all groups where that pays and `linear` would not read the
+    codes directly.
+    """
+    file = weights.file
+    spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
+    step = policy.rows_per_group
+    numbers = [list(range(first, min(len(rows), first + step))) for first in range(0, len(rows), step)]
+    tiers = CachePlan.homes([[rows[number].capacity_tokens for number in group] for group in numbers], policy.cache)
+    # Rows that the operators reach come first, so that each kind is one range of a group's tokens.
+    places = [
+        sorted(zip(group, homes, strict=True), key=lambda row: list(Tier).index(row[1]))
+        for group, homes in zip(numbers, tiers, strict=True)
+    ]
+    plans = tuple(
+        tuple(RowPlan(rows[number].capacity_tokens, rows[number].prompt_tokens, home) for number, home in group)
+        for group in places
+    )
+    cache = CachePlan(
+        record_layout(spec, policy, caps.compute_dtype),
+        spec.layers,
+        plans,
+        policy.attention_on == "host",
+        slots_of(policy),
+    )
+    tokens = [sum(row.prompt_tokens for row in group) for group in plans]
+    most_bytes = [aligned(count * spec.width * width, ALIGNMENT_BYTES) for count in tokens]
+    homes = place_items(most_bytes, policy.activations)
+    table_bytes = DTYPE_BYTES[file.dtype]
+    staged = 0 if table_on_device(weights) else aligned(max(tokens) * spec.embed_width * table_bytes, ALIGNMENT_BYTES)
+    activations = ActivationsPlan(
+        tuple(GroupPlan(size, home) for size, home in zip(most_bytes, homes, strict=True)), staged, slots_of(policy)
+    )
+    rows_most = max(len(group) for group in plans)
+    far_rows = max(sum(row.home is not Tier.DEVICE for row in group) for group in plans) if cache.far else 0
+    return BlockPlan(
+        cache=cache,
+        activations=activations,
+        order=tuple(tuple(number for number, _ in group) for group in places),
+        rows_most=rows_most,
+        logits_bytes=aligned(rows_most * spec.vocabulary * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
+        hidden_bytes=aligned(rows_most * spec.embed_width * width, ALIGNMENT_BYTES),
+        workspace_bytes=workspace_bytes(file, caps, max(tokens), rows_most, gathers=not staged),
+        expanded_bytes=expanded_bytes(file, caps) if expand and len(plans) > 1 else 0,
+        far_bytes=aligned(far_rows * 4 * spec.width * width, ALIGNMENT_BYTES),
+    )
+
+
+def table_on_device(weights: WeightsPlan) -> bool:
+    """Whether every tile of the token table is at home on the device."""
+    if weights.gathered:
+        return all(tier is Tier.DEVICE for _, tier in weights.gathered)
+    heads = [plan for plan in weights.stages if plan.stage.kind == "head"]
+    tables = [tensor.name for plan in heads for run in plan.homes[Tier.DEVICE].runs for tensor in run.tensors]
+    return sum(name.startswith("tokens/") for name in tables) == len(heads)
+
+
+def workspace_bytes(file: WeightFile, caps: Capabilities, tokens: int, rows: int, *, gathers: bool) -> int:
+    """The most that results take in any visit: the visits themselves run on the port that only counts."""
+    spec, dtype, stored = file.spec, caps.compute_dtype, file.dtype
+    dry = create("dry", compute_dtype=dtype)
+
+    def array(shape: tuple[int, ...], kind: str = dtype) -> Any:
+        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[kind]
+        return dry.view(dry.allocate("device", size), 0, shape, kind)
+
+    x, ids = array((tokens, spec.width)), np.zeros(tokens, np.int32)
+    project_in = array((spec.width, spec.embed_width), stored) if spec.projected else None
+    embedding = EmbedWeights(array((spec.positions + 2, spec.width), stored), project_in)
+    with dry.frame():
+        gathered = dry.empty if gathers else array
+        tables = [(0, array((spec.vocabulary, spec.embed_width), stored))] if gathers else []
+        embed_visit(dry, embedding, tables, gathered((tokens, spec.embed_width), stored), (ids, ids), x)
+    layer = layer_weights({tensor.name: array(tensor.shape, stored) for tensor in layer_stage(spec, 0).tensors}, 0)
+    layout = RecordLayout(spec.heads, spec.head_width, dtype)
+    caches = dry.cache_rows([array((tokens * layout.record_bytes,), "uint8")], layout)
+    opt.decoder_layer(dry, spec, layer, x, LayerCache(caches, dry.segments([0], [tokens]), tokens))
+    project_out = array((spec.embed_width, spec.width), stored) if spec.projected else None
+    head = HeadWeights(Norm(None, None) if spec.final_norm else None, project_out, array((1, spec.embed_width)))
+    hidden_visit(dry, spec, head, x, np.zeros(rows, np.int32), array((rows, spec.embed_width)))
+    return max(ALIGNMENT_BYTES, aligned(dry.workspace_peak_bytes(), ALIGNMENT_BYTES))
+
+
+def expandable(tensor: TensorSpec, stored: StoredTensor, compute_dtype: str) -> bool:
+    """Whether the tensor is the matrix of a product and is stored in another form than products compute in."""
+    is_table = tensor.name.startswith(("tokens/", "head/table/"))
+    is_matrix = tensor.quantizable or is_table or tensor.name == "head/project_out"
+    return is_matrix and (stored.scheme != "none" or stored.parts[0].dtype.name != compute_dtype)
+
+
+def expanded_bytes(file: WeightFile, caps: Capabilities) -> int:
+    """Device bytes that the largest stage's matrices take once they are expanded."""
+    most = 0
+    for stage in stages(file.spec, file.tile_rows):
+        names = (
+            tensor for tensor in stage.tensors if expandable(tensor, file.tensors[tensor.name], caps.compute_dtype)
+        )
+        size = DTYPE_BYTES[caps.compute_dtype]
+        most = max(most, sum(aligned(tensor.elements * size, ALIGNMENT_BYTES) for tensor in names))
+    return most
+
+
+def engine_needs(caps: Capabilities) -> Iterator[Need]:
+    """What a port holds whatever it computes."""
+    if caps.scratch_bytes:
+        yield Tier.DEVICE, "scratch", aligned(caps.scratch_bytes, ALIGNMENT_BYTES)
+
+
+def totals(needs: Iterator[Need]) -> dict[Tier, int]:
+    """Bytes per tier, each need with its alignment, as the arenas count them."""
+    sums = dict.fromkeys(Tier, 0)
+    for tier, _, nbytes in needs:
+        sums[tier] += aligned(nbytes, ALIGNMENT_BYTES)
+    return sums
+
+
+def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> None:
+    """`CapacityError` for the first tier whose budget the needs exceed: its largest holders, what would help."""
+    sums = totals(iter(needs))
+    for tier, budget in budgets.items():
+        if budget is None or sums[tier] <= budget:
+            continue
+        holders: dict[str, int] = {}
+        for at, holder, nbytes in needs:
+            if at is tier:
+                holders[holder] = holders.get(holder, 0) + aligned(nbytes, ALIGNMENT_BYTES)
+        gib = sums[tier] / (1 << 30)
+        option = {Tier.DEVICE: "--device-mem-gib", Tier.HOST: "--host-mem-gib", Tier.DISK: "--disk-dir"}[tier]
+        hint = f"give {option} at least {gib:.4f}, place less on {tier.value}, or take fewer rows per group"
+        raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)
+
+
+def backend_budgets(backend: Backend, device_bytes: int | None, host_bytes: int | None) -> dict[Tier, int | None]:
+    """The budgets that were asked for, and what is free where none was."""
+    return {
+        Tier.DEVICE: backend.free_bytes("device") if device_bytes is None else device_bytes,
+        Tier.HOST: backend.free_bytes("host") if host_bytes is None else host_bytes,
+        Tier.DISK: None,
+    }

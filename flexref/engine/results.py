@@ -1,0 +1,81 @@
+"""What a job returns: outputs in the order of the input, and an account of time, links, tiers and placement."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from flexref.policy import Policy
+
+
+@dataclass(frozen=True, slots=True)
+class StreamedToken:
+    """One new token of row `row` (its place in the input), and the text that became certain with it.
+
+    `finish_reason` is None until the row's last token, then `stop` (end of sequence or a stop string) or `length`.
+    """
+
+    row: int
+    token_id: int
+    text: str
+    finish_reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One row's result; `prompt` as it was given, `token_ids` the generated ones alone.
+
+    `text` is None for a model without a tokenizer.
+    """
+
+    prompt: str | list[int]
+    text: str | None
+    token_ids: list[int]
+    finish_reason: str
+
+
+@dataclass(slots=True)
+class Stats:
+    """The account of one job. Bytes per link and kind, peak bytes per tier, shares of bytes planned and real.
+
+    `load_s` is the time to bring weights home before the first job; it counts in neither `prefill_s` nor `decode_s`.
+    `tokens_per_s` is generated tokens over prefill and decode together.
+    """
+
+    backend: str
+    policy: Policy
+    rows: int = 0
+    blocks: int = 0
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+    load_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+    direct_disk_reads: bool = True
+    link_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
+    link_s: dict[str, dict[str, float]] = field(default_factory=dict)
+    peak_bytes: dict[str, int] = field(default_factory=dict)
+    budget_bytes: dict[str, int | None] = field(default_factory=dict)
+    placement: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    tier_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
+    lane_busy: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second of prefill and decode together."""
+        seconds = self.prefill_s + self.decode_s
+        return self.generated_tokens / seconds if seconds else 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure by its name, fit for `json.dumps`."""
+        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """Outputs in the order of the prompts, and the job's account."""
+
+    outputs: list[Output]
+    stats: Stats
+
+    def to_json(self) -> dict[str, Any]:
+        """`outputs` and `stats`, fit for `json.dumps`."""
+        return {"outputs": [asdict(output) for output in self.outputs], "stats": self.stats.to_json()}

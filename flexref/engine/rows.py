@@ -1,0 +1,95 @@
+"""The rows of a block while they generate: what each has, what it still may, and when it retires."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.spec import POSITION_OFFSET
+from flexref.tiers.cache import RowTurn
+
+
+@dataclass(slots=True)
+class Row:
+    """One prompt and what it has generated so far. `number` is its place in the input."""
+
+    number: int
+    prompt: tuple[int, ...]
+    limit: int
+    """New tokens that it may have at most."""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens whose K and V are ever needed: all but the last one generated."""
+        return len(self.prompt) + self.limit - 1
+
+    def turn(self, place: int) -> RowTurn:
+        """What the next pass has of this row, the row number `place` of its group."""
+        if not self.tokens:
+            return RowTurn(place, 0, len(self.prompt))
+        return RowTurn(place, len(self.prompt) + len(self.tokens) - 1, 1)
+
+    @property
+    def fresh(self) -> tuple[int, ...]:
+        """The token ids that the next pass feeds."""
+        return self.prompt if not self.tokens else (self.tokens[-1],)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One new token of one row; `finish_reason` (`stop`, `length`) with its last one."""
+
+    row: int
+    token_id: int
+    finish_reason: str | None
+
+
+Judge = Callable[[Row], str | None]
+"""Told of a row's newest token, says why the row is to stop, or None."""
+
+
+@dataclass(slots=True)
+class Group:
+    """The rows that are computed together, and what the next pass feeds of those that are alive."""
+
+    rows: Sequence[Row]
+
+    @property
+    def alive(self) -> list[tuple[int, Row]]:
+        """(place in the group, row) of those that go on."""
+        return [(place, row) for place, row in enumerate(self.rows) if row.finish_reason is None]
+
+    @property
+    def turns(self) -> list[RowTurn]:
+        """What the next pass has of every row that is alive."""
+        return [row.turn(place) for place, row in self.alive]
+
+    @property
+    def tokens(self) -> int:
+        """T of the next pass."""
+        return sum(turn.new for turn in self.turns)
+
+    def token_ids(self) -> npt.NDArray[np.int32]:
+        """(T,) ids that the next pass feeds, row after row."""
+        return np.array([token for _, row in self.alive for token in row.fresh], np.int32)
+
+    def position_ids(self) -> npt.NDArray[np.int32]:
+        """(T,) rows of the position table: OPT counts positions from 0 and stores them behind an offset."""
+        spans = [np.arange(turn.past, turn.past + turn.new) for turn in self.turns]
+        return (np.concatenate(spans) + POSITION_OFFSET).astype(np.int32)
+
+    def last_tokens(self) -> npt.NDArray[np.int32]:
+        """(B,) which of the T tokens is each row's last."""
+        return (np.cumsum([turn.new for turn in self.turns]) - 1).astype(np.int32)
+
+    def accept(self, token_ids: npt.NDArray[np.int64], judge: Judge) -> list[TokenEvent]:
+        """Give every live row its next token; rows that may have no more, or that `judge` stops, retire."""
+        events = []
+        for (_, row), token_id in zip(self.alive, token_ids.tolist(), strict=True):
+            row.tokens.append(token_id)
+            row.finish_reason = judge(row) or ("length" if len(row.tokens) >= row.limit else None)
+            events.append(TokenEvent(row.number, token_id, row.finish_reason))
+        return events

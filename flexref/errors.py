@@ -1,0 +1,64 @@
+"""The errors a user can cause: each says in one line what was found and what was needed; it knows no other module."""
+
+from collections.abc import Mapping
+
+
+class FlexrefError(Exception):
+    """The base of every error that a user can cause; its text is one line, fit to be shown as it is."""
+
+
+class CheckpointError(FlexrefError):
+    """A Hugging Face folder that is not an OPT checkpoint, or is incomplete, damaged or hostile."""
+
+
+class WeightFileError(FlexrefError):
+    """A flexref weight file that is damaged, foreign, or of an unknown format version."""
+
+
+class QuantizationError(FlexrefError):
+    """Values that group-wise quantization cannot represent: not finite, or out of the scale type's range."""
+
+
+class PolicyError(FlexrefError):
+    """A policy that contradicts itself, the model or the machine's capabilities."""
+
+
+class PromptError(FlexrefError):
+    """A prompt or a sampling setting that the model cannot serve."""
+
+
+class StorageError(FlexrefError):
+    """A file system that refuses: full, unwritable, missing, or failing while it is read."""
+
+
+class UnknownBackend(FlexrefError):
+    """A backend name that no installed package registers."""
+
+
+class BackendUnavailable(FlexrefError):
+    """A backend that is installed but whose device, driver or library is not here."""
+
+
+def in_gib(size_bytes: int) -> str:
+    """`size_bytes` in the largest binary unit that keeps it at 1 or more, for people: `1.50 GiB`, `12 bytes`."""
+    for unit, unit_bytes in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if size_bytes >= unit_bytes:
+            return f"{size_bytes / unit_bytes:.2f} {unit}"
+    return f"{size_bytes} bytes"
+
+
+class CapacityError(FlexrefError):
+    """A request that a tier's budget cannot hold; names the tier, the request, what is free and who holds the rest."""
+
+    def __init__(
+        self, tier: str, what: str, needed_bytes: int, free_bytes: int, holders: Mapping[str, int], hint: str = ""
+    ) -> None:
+        self.tier, self.what = tier, what
+        self.needed_bytes, self.free_bytes, self.holders = needed_bytes, free_bytes, dict(holders)
+        largest = sorted(self.holders.items(), key=lambda holder: -holder[1])[:6]
+        held = ", ".join(f"{name} {in_gib(size)}" for name, size in largest) or "nothing"
+        message = (
+            f"{tier} memory is too small by {in_gib(max(0, needed_bytes - free_bytes))}: {what} needs "
+            f"{in_gib(needed_bytes)}, {in_gib(free_bytes)} is free; held by: {held}"
+        )
+        super().__init__(f"{message}; {hint}" if hint else message)

@@ -1,0 +1,1 @@
+"""The OPT transformer as functions of a port: no framework, no file, no tier."""

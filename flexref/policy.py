@@ -1,0 +1,145 @@
+"""Where weights, KV cache and activations lie, and how rows are grouped; it knows no model and no machine."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from flexref.errors import PolicyError, StorageError
+
+SCHEMES = ("none", "int4")
+"""How values may be stored: as they are, or in 4-bit groups."""
+
+SHARE_ROUNDING = 1e-9
+"""Shares come from decimal text and from a linear program: sums this close to 1 are meant to be 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """How much of one kind of data lies on each tier; each share is in [0, 1] and they sum to 1."""
+
+    device: float = 1.0
+    host: float = 0.0
+    disk: float = 0.0
+
+    def __post_init__(self) -> None:
+        for tier in ("device", "host", "disk"):
+            share = getattr(self, tier)
+            if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
+                raise PolicyError(f"share on {tier} must be a number in [0, 1], found {share!r}")
+            if not -SHARE_ROUNDING <= share <= 1 + SHARE_ROUNDING:
+                raise PolicyError(f"share on {tier} must lie in [0, 1], found {share}")
+            object.__setattr__(self, tier, min(1.0, max(0.0, float(share))))
+        total = self.device + self.host + self.disk
+        if abs(total - 1) > 4 * SHARE_ROUNDING:
+            raise PolicyError(
+                f"shares must sum to 1, found {total:g} "
+                f"(device {self.device:g}, host {self.host:g}, disk {self.disk:g})"
+            )
+
+    @classmethod
+    def of(cls, device: float, host: float) -> "Shares":
+        """The shares with `device` and `host` given and the rest on disk."""
+        if device + host > 1 + SHARE_ROUNDING:
+            raise PolicyError(f"shares on device ({device:g}) and host ({host:g}) must not exceed 1 together")
+        return cls(device, host, max(0.0, 1 - device - host))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One answer to "what lies where, and how many rows at a time" (FlexGen, section 4.3).
+
+    A block is `groups_per_block` groups of `rows_per_group` rows; a layer's weights are fetched once per block and
+    pass. `weights_scheme` is the scheme for which the policy was made, None if it holds for any. `attention_on` is
+    where decode attention over a cache that is not on the device is computed.
+    """
+
+    weights: Shares = field(default_factory=Shares)
+    cache: Shares = field(default_factory=Shares)
+    activations: Shares = field(default_factory=Shares)
+    rows_per_group: int = 16
+    groups_per_block: int = 1
+    overlap: bool = True
+    attention_on: str = "device"
+    weights_scheme: str | None = None
+    cache_scheme: str = "none"
+    cache_group_size: int = 64
+
+    def __post_init__(self) -> None:
+        for kind in ("weights", "cache", "activations"):
+            if not isinstance(getattr(self, kind), Shares):
+                raise PolicyError(f"{kind} must be the shares of three tiers, found {getattr(self, kind)!r}")
+        for count in ("rows_per_group", "groups_per_block", "cache_group_size"):
+            value = getattr(self, count)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise PolicyError(f"{count} must be a positive integer, found {value!r}")
+        if not isinstance(self.overlap, bool):
+            raise PolicyError(f"overlap must be true or false, found {self.overlap!r}")
+        _one_of("attention_on", self.attention_on, ("device", "host"))
+        _one_of("cache_scheme", self.cache_scheme, SCHEMES)
+        if self.weights_scheme is not None:
+            _one_of("weights_scheme", self.weights_scheme, SCHEMES)
+
+    @property
+    def rows_per_block(self) -> int:
+        """Rows that one fetch of a layer serves."""
+        return self.rows_per_group * self.groups_per_block
+
+    def changed(self, **changes: Any) -> "Policy":
+        """This policy with some fields replaced."""
+        return replace(self, **changes)
+
+    @classmethod
+    def from_percent(cls, percent: Sequence[float], **rest: Any) -> "Policy":
+        """From FlexGen's six numbers: weights, cache, activations, each on device and on host in percent."""
+        if len(percent) != 6:
+            raise PolicyError(
+                f"percent needs six numbers (weights, cache, activations on device and host), found {len(percent)}"
+            )
+        shares = [Shares.of(percent[at] / 100, percent[at + 1] / 100) for at in (0, 2, 4)]
+        return cls(weights=shares[0], cache=shares[1], activations=shares[2], **rest)
+
+    def to_json(self) -> str:
+        """The policy as a JSON object, the form in which it goes from one command to the next."""
+        return json.dumps(asdict(self), indent=2)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> "Policy":
+        """The policy that a parsed JSON object describes; `PolicyError` names an unknown or ill-typed field."""
+        known = {entry.name for entry in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise PolicyError(f"unknown policy field {unknown[0]!r}; known: {', '.join(sorted(known))}")
+        arguments = dict(values)
+        for kind in ("weights", "cache", "activations"):
+            if kind in arguments:
+                arguments[kind] = _shares(kind, arguments[kind])
+        return cls(**arguments)
+
+    @classmethod
+    def read(cls, path: str | Path) -> "Policy":
+        """The policy in the JSON file `path`: the object itself, or a planner's report that holds it as `policy`."""
+        try:
+            values = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise StorageError(f"cannot read policy {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise PolicyError(f"{path} is not JSON: {error}") from error
+        if isinstance(values, dict) and isinstance(values.get("policy"), dict):
+            values = values["policy"]
+        if not isinstance(values, dict):
+            raise PolicyError(f"{path} must hold a JSON object, found {type(values).__name__}")
+        return cls.from_mapping(values)
+
+
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise PolicyError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
+
+
+def _shares(kind: str, value: object) -> Shares:
+    if not isinstance(value, dict) or not set(value) <= {"device", "host", "disk"}:
+        raise PolicyError(f"{kind} must be an object with device, host and disk, found {value!r}")
+    return Shares(**{"device": 0.0, **value})

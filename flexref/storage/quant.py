@@ -1,0 +1,238 @@
+"""The law of group-wise quantization in 4 bits, for every port; it knows numpy arrays and neither files nor models.
+
+A group is `group_size` neighbours on the last axis, the last group of a row holds what is left. Per group, after Sheng
+et al., *FlexGen* (ICML 2023), section 5.1, with asymmetric minimum and maximum:
+
+    zero  = least value, rounded to the scale type
+    scale = (greatest value - zero) / 15, at least 0, rounded to the scale type
+    code  = (value - zero) / scale, rounded to the nearest integer (ties to even), held in 0 ... 15; 0 where scale is 0
+    value = code * scale + zero
+
+All arithmetic is in float32, and codes are computed from the rounded scale and zero. Packing is *planar*: of a group of
+n values byte b holds value b in its low nibble and value b + (n + 1) // 2 in its high one, which is 0 where there is
+none. So a group expands as two runs, without interleaving; a short group takes only its own bytes.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.errors import QuantizationError
+
+Array = npt.NDArray[Any]
+Bytes = npt.NDArray[np.uint8]
+
+LEVELS = 15
+"""Steps between the least and the greatest code of 4 bits."""
+
+BLOCK_ELEMENTS = 1 << 17
+"""Elements that are worked on at a time: 512 KiB as float32, which stays in a core's second-level cache."""
+
+FLOAT32_ROUNDOFF = 2.0**-24
+"""Greatest relative error of one float32 operation."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quantized:
+    """Values (..., I) in 4-bit groups: codes uint8 (..., packed_width), scale and zero (..., G), I = `width`."""
+
+    codes: Bytes
+    scale: Array
+    zero: Array
+    width: int
+    group_size: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape (..., I) of the values."""
+        return (*self.codes.shape[:-1], self.width)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of codes, scale and zero together."""
+        return self.codes.nbytes + self.scale.nbytes + self.zero.nbytes
+
+    def rows(self, first: int, stop: int) -> "Quantized":
+        """Entries `first` to `stop` of the first axis, as views."""
+        span = slice(first, stop)
+        return Quantized(self.codes[span], self.scale[span], self.zero[span], self.width, self.group_size)
+
+
+def group_count(width: int, group_size: int) -> int:
+    """Groups in a row of `width` values."""
+    return -(-width // group_size)
+
+
+def packed_width(width: int, group_size: int) -> int:
+    """Bytes that hold the codes of a row of `width` values."""
+    full, tail = divmod(width, group_size)
+    return full * ((group_size + 1) // 2) + (tail + 1) // 2
+
+
+def _check_layout(width: int, group_size: int, scale_dtype: npt.DTypeLike, what: str) -> None:
+    if width < 1 or group_size < 1:
+        raise QuantizationError(f"{what}: width and group size must be at least 1, found {width} and {group_size}")
+    if np.dtype(scale_dtype) not in (np.float16, np.float32):
+        raise QuantizationError(f"{what}: scales are float16 or float32, found {np.dtype(scale_dtype)}")
+
+
+def _parts(width: int, group_size: int) -> list[tuple[int, int, int]]:
+    """The runs of equal groups of a row, as (first group, groups, values in each): the full ones, then a short one."""
+    full, tail = divmod(width, group_size)
+    runs = [(0, full, group_size), (full, 1, tail)]
+    return [run for run in runs if run[1] and run[2]]
+
+
+def _codes_of(codes: Bytes, run: tuple[int, int, int], group_size: int) -> Bytes:
+    """The bytes (rows, groups, half) of one run of groups, a view of codes (rows, packed_width)."""
+    first, groups, size = run
+    start, half = first * ((group_size + 1) // 2), (size + 1) // 2
+    return codes[:, start : start + groups * half].reshape(len(codes), groups, half, copy=False)
+
+
+def _values_of(values: Array, run: tuple[int, int, int], group_size: int) -> Array:
+    """The values (rows, groups, size) of one run of groups, a view of values (rows, I)."""
+    first, groups, size = run
+    start = first * group_size
+    return values[:, start : start + groups * size].reshape(len(values), groups, size, copy=False)
+
+
+def _extremes(values: Array) -> tuple[Array, Array]:
+    """Least and greatest value of the last axis (rows, groups); NaN where there is one.
+
+    Halving with elementwise minima is several times faster than numpy's reduction over so short an axis.
+    """
+    low = high = values
+    while low.shape[-1] > 1:
+        half = low.shape[-1] // 2
+        rest = low.shape[-1] - half
+        low = np.minimum(low[..., :rest], low[..., -rest:])
+        high = np.maximum(high[..., :rest], high[..., -rest:])
+    return low[..., 0], high[..., 0]
+
+
+def _scale_and_zero(values: Array, scale_dtype: np.dtype[Any], what: str) -> tuple[Array, Array]:
+    """Rounded scale and zero (rows, groups) of float32 values (rows, groups, n)."""
+    low, high = _extremes(values)
+    if not (np.isfinite(low).all() and np.isfinite(high).all()):
+        raise QuantizationError(f"{what}: holds values that are not finite; only finite values can be quantized")
+    largest = float(np.finfo(scale_dtype).max)
+    with np.errstate(over="ignore"):
+        zero = low.astype(scale_dtype)
+        span = np.maximum(high - zero.astype(np.float32), np.float32(0))
+        scale = (span / np.float32(LEVELS)).astype(scale_dtype)
+        top = np.float32(LEVELS) * scale.astype(np.float32) + zero.astype(np.float32)
+    extreme = max(float(np.abs(low).max()), float(np.abs(high).max()))
+    if extreme > largest or float(span.max()) > largest or not np.isfinite(top).all():
+        raise QuantizationError(
+            f"{what}: a group reaches {extreme:.6g} and spans {float(span.max()):.6g}; "
+            f"scales of type {scale_dtype} hold at most {largest:.6g}"
+        )
+    return scale, zero
+
+
+def _encode(values: Array, codes: Bytes, scale_dtype: np.dtype[Any], what: str) -> tuple[Array, Array]:
+    """Write the codes (rows, groups, half) of float32 values (rows, groups, n); return their scale and zero."""
+    scale, zero = _scale_and_zero(values, scale_dtype, what)
+    step = scale.astype(np.float32)[..., None]
+    levels = values - zero.astype(np.float32)[..., None]
+    with np.errstate(over="ignore"):  # a subnormal step may send a level beyond float32: it is held to 15 below
+        levels /= np.where(step > 0, step, np.float32(np.inf))
+    np.rint(levels, out=levels)
+    np.clip(levels, 0, LEVELS, out=levels)
+    half = codes.shape[-1]
+    np.copyto(codes, levels[..., :half], casting="unsafe")
+    high = levels[..., half:].astype(np.uint8)
+    codes[..., : high.shape[-1]] |= high << np.uint8(4)
+    return scale, zero
+
+
+def quantize(values: Array, group_size: int, scale_dtype: npt.DTypeLike, what: str) -> Quantized:
+    """Quantize values (..., I), taken as float32, in groups along the last axis.
+
+    `scale_dtype` (float16 or float32) is the type of scale and zero. `QuantizationError` names `what` where a value is
+    not finite, or where a group's values or their span exceed what the scale type holds.
+    """
+    width, scale_dtype = values.shape[-1], np.dtype(scale_dtype)
+    _check_layout(width, group_size, scale_dtype, what)
+    flat = values.reshape(-1, width)
+    codes = np.empty((len(flat), packed_width(width, group_size)), np.uint8)
+    groups = group_count(width, group_size)
+    scale, zero = np.empty((len(flat), groups), scale_dtype), np.empty((len(flat), groups), scale_dtype)
+    block = max(1, BLOCK_ELEMENTS // width)
+    for first in range(0, len(flat), block):
+        with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused below
+            rows = np.ascontiguousarray(flat[first : first + block], np.float32)
+        for run in _parts(width, group_size):
+            target = _codes_of(codes[first : first + block], run, group_size)
+            span = (slice(first, first + block), slice(run[0], run[0] + run[1]))
+            scale[span], zero[span] = _encode(_values_of(rows, run, group_size), target, scale_dtype, what)
+    codes, scale, zero = (part.reshape(*values.shape[:-1], part.shape[-1]) for part in (codes, scale, zero))
+    return Quantized(codes, scale, zero, width, group_size)
+
+
+def _decode(codes: Bytes, scale: Array, zero: Array, out: Array) -> None:
+    """Expand codes (rows, groups, half) into float32 out (rows, groups, n), in place; scale and zero (rows, groups)."""
+    half, size = codes.shape[-1], out.shape[-1]
+    np.bitwise_and(codes, np.uint8(LEVELS), out=out[..., :half], casting="unsafe")
+    np.right_shift(codes[..., : size - half], np.uint8(4), out=out[..., half:], casting="unsafe")
+    out *= scale.astype(np.float32)[..., None]
+    out += zero.astype(np.float32)[..., None]
+
+
+def dequantize(quantized: Quantized, out: Array | None = None, dtype: npt.DTypeLike = np.float32) -> Array:
+    """The values (..., I) of `quantized`, computed in float32, as `dtype` or in `out` of the same shape.
+
+    Expansion happens in place in `out` where it is float32 and its rows lie evenly in memory; else one block of rows is
+    expanded aside and copied. Returns `out`.
+    """
+    width = quantized.width
+    out = np.empty(quantized.shape, dtype) if out is None else out
+    if out.shape != quantized.shape:
+        raise ValueError(f"out must have shape {quantized.shape}, found {out.shape}")
+    codes, scale, zero = (
+        part.reshape(-1, part.shape[-1]) for part in (quantized.codes, quantized.scale, quantized.zero)
+    )
+    try:
+        rows = out.reshape(-1, width, copy=False)
+    except ValueError:  # the leading axes cannot be walked as one: expand aside
+        out[...] = dequantize(quantized, dtype=out.dtype)
+        return out
+    block = max(1, BLOCK_ELEMENTS // width)
+    aside = None if out.dtype == np.float32 else np.empty((min(block, len(rows)), width), np.float32)
+    for first in range(0, len(rows), block):
+        span = slice(first, first + block)
+        target = rows[span] if aside is None else aside[: len(rows[span])]
+        for run in _parts(width, quantized.group_size):
+            groups = (span, slice(run[0], run[0] + run[1]))
+            part = _codes_of(codes[span], run, quantized.group_size)
+            _decode(part, scale[groups], zero[groups], _values_of(target, run, quantized.group_size))
+        if aside is not None:
+            rows[span] = target
+    return out
+
+
+def _half_spacing(values: Array) -> Array:
+    """Half the distance of float16 or float32 `values` to their neighbours: the most that rounding to them moved."""
+    limits = np.finfo(values.dtype)
+    exponent = np.frexp(np.abs(values.astype(np.float64)))[1] - 1
+    exponent = np.where(values == 0, limits.minexp, np.maximum(exponent, limits.minexp))
+    halves: Array = np.ldexp(0.5, exponent - limits.nmant)
+    return halves
+
+
+def error_bound(quantized: Quantized) -> npt.NDArray[np.float64]:
+    """The greatest |dequantized - original| (..., I) that the arithmetic allows for float32 originals.
+
+    Half a step inside the range; 15 roundings of the scale above it; one rounding of zero below it; and the float32
+    roundings: 33 U s to find a code, 31 U (s + r) in the scale itself, U (|z| + 31 s) to expand, with unit roundoff U,
+    scale s, its rounding r and zero z. The last term covers results below float32's normal range.
+    """
+    scale, zero = quantized.scale.astype(np.float64), np.abs(quantized.zero.astype(np.float64))
+    scale_rounding, zero_rounding = _half_spacing(quantized.scale), _half_spacing(quantized.zero)
+    bound = np.maximum(np.maximum(scale / 2, LEVELS * scale_rounding), zero_rounding)
+    bound += FLOAT32_ROUNDOFF * (zero + 64 * (scale + scale_rounding)) + 2.0**-140
+    sizes = [size for _, groups, size in _parts(quantized.width, quantized.group_size) for _ in range(groups)]
+    return np.repeat(bound, sizes, axis=-1)

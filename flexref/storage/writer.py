@@ -1,0 +1,280 @@
+"""Writes a weight file whole or not at all: all metadata, then every tensor in file order; it knows no checkpoint.
+
+HDF5 allocates a contiguous dataset when it is first written. So all objects and attributes are made first and lie in
+one run at the start of the file; the file is then opened again with alignment, and each dataset's first write places it
+behind the one before. Slabs of rows bound the memory, whatever a tensor's size.
+"""
+
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+
+from flexref.errors import CheckpointError, StorageError, in_gib
+from flexref.spec import ModelSpec, TensorSpec
+from flexref.storage.quant import Array, quantize
+from flexref.storage.schema import (
+    ALIGNMENT,
+    CHECKSUM_ATTRIBUTE,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    TOKENIZER,
+    FileHeader,
+    PartSpec,
+    aligned,
+    spec_to_json,
+)
+from flexref.storage.trailer import seal
+
+SLAB_ELEMENTS = 1 << 21
+"""Elements of a tensor that are worked on at a time: 8 MiB as float32."""
+
+METADATA_BYTES_PER_OBJECT = 2048
+"""Bounds what HDF5 takes to describe one dataset with its group, from above; checked against free space."""
+
+
+def slab_rows(shape: tuple[int, ...]) -> int:
+    """Rows of a tensor of `shape` that make one slab."""
+    return max(1, SLAB_ELEMENTS * shape[0] // max(1, _elements(shape)))
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    return int(np.prod(shape, dtype=np.int64))
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Turn what the file system and HDF5 say into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        found = re.search(r"error message = '([^']*)'", str(error))
+        reason = found.group(1) if found else getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise StorageError(f"cannot write {path}: {reason}") from error
+
+
+class WeightFileWriter:
+    """A weight file in the making, as a context: `write` every tensor in the order of `header.stages()`, then leave.
+
+    The file appears under its name only when all of it has reached the disk; on any failure the temporary file beside
+    it is removed. Raises `StorageError` where the folder cannot be written or its file system has too little room.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        spec: ModelSpec,
+        scheme: str,
+        group_size: int | None,
+        dtype: str,
+        tokenizer_json: bytes | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.header = FileHeader.of(spec, scheme, group_size, dtype)
+        self._tokenizer = tokenizer_json or None
+        self._tensors = [tensor for _, tensors in self.header.stages() for tensor in tensors]
+        self._next = 0
+        self._temporary = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.partial")
+        self._file: h5py.File | None = None
+
+    @property
+    def tensors(self) -> tuple[TensorSpec, ...]:
+        """Every tensor, in the order in which they must be written."""
+        return tuple(self._tensors)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the finished file takes at most."""
+        parts = self._parts()
+        return sum(aligned(part.nbytes) for part in parts) + METADATA_BYTES_PER_OBJECT * len(parts) + 2 * ALIGNMENT
+
+    def _parts(self) -> list[PartSpec]:
+        parts = [part for tensor in self._tensors for part in self.header.parts(tensor)]
+        if self._tokenizer is not None:
+            parts.append(PartSpec(TOKENIZER, (len(self._tokenizer),), np.dtype(np.uint8)))
+        return parts
+
+    def __enter__(self) -> "WeightFileWriter":
+        self._check_target()
+        try:
+            with _told(self.path):
+                os.close(os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+                with h5py.File(self._temporary, "w", libver=("earliest", "v108"), locking="best-effort") as file:
+                    self._create(file)
+                self._file = h5py.File(
+                    self._temporary, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT, locking="best-effort"
+                )
+        except BaseException:
+            self._temporary.unlink(missing_ok=True)
+            raise
+        return self
+
+    def _check_target(self) -> None:
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise StorageError(f"cannot write {self.path}: {folder} is not a directory")
+        if self.path.is_dir():
+            raise StorageError(f"cannot write {self.path}: it is a directory")
+        with _told(self.path):
+            space = os.statvfs(folder)
+        free = space.f_bavail * space.f_frsize
+        if self.nbytes > free:
+            raise StorageError(
+                f"{folder} has too little room for {self.path.name}: needed {in_gib(self.nbytes)}, free {in_gib(free)}"
+            )
+
+    def _create(self, file: h5py.File) -> None:
+        """Make every object and attribute, with checksums of 0 that `_write_part` fills in place."""
+        header = self.header
+        for name, text in (
+            ("format", FORMAT_NAME),
+            ("scheme", header.scheme),
+            ("dtype", header.dtype),
+            ("model", spec_to_json(header.spec)),
+        ):
+            file.attrs.create(name, np.bytes_(text.encode("ascii")))
+        for name, number in (
+            ("format_version", FORMAT_VERSION),
+            ("group_size", header.group_size or 0),
+            ("tile_rows", header.tile_rows),
+        ):
+            file.attrs.create(name, np.uint32(number))
+        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        creation.set_layout(h5py.h5d.CONTIGUOUS)
+        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
+        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        creation.set_obj_track_times(False)  # so that the same weights always make the same file
+        for part in self._parts():
+            folder, _, name = part.dataset.rpartition("/")
+            group = file.require_group(folder) if folder else file
+            kind = h5py.h5t.py_create(part.dtype)
+            dataset = h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(part.shape), creation)
+            h5py.Dataset(dataset).attrs.create(CHECKSUM_ATTRIBUTE, np.uint64(0))
+
+    def write(self, name: str, array: Array) -> None:
+        """Write the whole tensor `name`, the next in file order; see `write_slabs`."""
+        rows = slab_rows(array.shape)
+        self.write_slabs(name, ((name, array[first : first + rows]) for first in range(0, len(array), rows)))
+
+    def write_slabs(self, name: str, slabs: Iterable[tuple[str, Array]]) -> None:
+        """Write the tensor `name`, the next in file order, from consecutive runs of its rows.
+
+        Each slab is (what it is called in messages, its rows) in any float type; it is quantized where the scheme says
+        so. Raises `CheckpointError` or `QuantizationError` naming the slab where values are not finite or do not fit,
+        and `ValueError` where name, order or shape are not what the file needs.
+        """
+        if self._file is None or self._next >= len(self._tensors) or self._tensors[self._next].name != name:
+            raise ValueError(f"{name} is not the next tensor to be written")
+        tensor = self._tensors[self._next]
+        parts = self.header.parts(tensor)
+        sinks = [_Sink(self._file[part.dataset]) for part in parts]
+        for what, slab in slabs:
+            if slab.shape[1:] != tensor.shape[1:]:
+                raise ValueError(f"{name}: a slab has shape {slab.shape}, needed rows of {tensor.shape}")
+            arrays = self._encode(tensor, what, slab)
+            with _told(self.path):
+                for sink, array in zip(sinks, arrays, strict=True):
+                    sink.append(array)
+        self._finish(sinks)
+        self._next += 1
+
+    def _encode(self, tensor: TensorSpec, what: str, slab: Array) -> tuple[Array, ...]:
+        dtype = self.header.dense_dtype
+        if self.header.group_size is not None and tensor.quantizable:
+            quantized = quantize(slab, self.header.group_size, dtype, what)
+            return quantized.codes, quantized.scale, quantized.zero
+        with np.errstate(over="ignore"):
+            dense = np.ascontiguousarray(slab, dtype)
+        if not np.isfinite(dense).all():
+            if np.isfinite(slab).all():
+                raise CheckpointError(f"{what}: holds values beyond the range of {dtype}; use float32")
+            raise CheckpointError(f"{what}: holds weights that are not finite")
+        return (dense,)
+
+    def _finish(self, sinks: list["_Sink"]) -> None:
+        with _told(self.path):
+            for sink in sinks:
+                sink.finish()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._complete()
+        finally:
+            self._abandon()
+
+    def _complete(self) -> None:
+        """Write the tokenizer, close HDF5, seal, and give the file its name."""
+        if self._next < len(self._tensors):
+            raise ValueError(f"{self._tensors[self._next].name} was not written")
+        file = self._file
+        if file is None:
+            raise ValueError("the writer was not entered")
+        with _told(self.path):
+            if self._tokenizer is not None:
+                sink = _Sink(file[TOKENIZER])
+                sink.append(np.frombuffer(self._tokenizer, np.uint8))
+                sink.finish()
+            metadata_bytes = file[self._parts()[0].dataset].id.get_offset()
+            file.close()
+            self._file = None
+            descriptor = os.open(self._temporary, os.O_RDWR)
+            try:
+                seal(descriptor, metadata_bytes)
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(self._temporary, self.path)
+            _sync_folder(self.path.parent)
+
+    def _abandon(self) -> None:
+        """Remove what is left of the temporary file; nothing is left of a complete one."""
+        try:
+            if self._file is not None:
+                with _told(self.path):
+                    self._file.close()
+        finally:
+            self._file = None
+            self._temporary.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Sink:
+    """One dataset being filled from its first row on, with its checksum."""
+
+    def __init__(self, dataset: h5py.Dataset) -> None:
+        self._dataset, self._row, self._digest = dataset, 0, xxhash.xxh3_64()
+
+    def append(self, rows: Array) -> None:
+        """Write the next rows."""
+        stop = self._row + len(rows)
+        if stop > len(self._dataset):
+            raise ValueError(f"{self._dataset.name}: {stop} rows or more, needed {len(self._dataset)}")
+        rows = np.ascontiguousarray(rows)
+        self._dataset.write_direct(rows, dest_sel=np.s_[self._row : stop])
+        self._digest.update(rows.data)
+        self._row = stop
+
+    def finish(self) -> None:
+        """Fill in the checksum."""
+        if self._row != len(self._dataset):
+            raise ValueError(f"{self._dataset.name}: {self._row} rows, needed {len(self._dataset)}")
+        attribute: Any = h5py.h5a.open(self._dataset.id, CHECKSUM_ATTRIBUTE.encode())
+        attribute.write(np.array(self._digest.intdigest(), np.uint64))

@@ -1,0 +1,184 @@
+"""Puts values onto any port in the layouts in which an engine hands them over, and takes them off; it knows no law."""
+
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import Array, Backend, Buffer, Matrix, Move, QuantizedMatrix, Span
+from flexref.backend.records import DTYPE_BYTES, aligned
+from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES
+from flexref.storage.quant import quantize
+from flexref.testing.tolerances import Arithmetic, Operand, arithmetic, converted, exact, expanded
+
+Values = npt.NDArray[Any]
+
+GUARD = 173
+"""Every byte around an array that a test makes: an operator that writes beside its result changes one."""
+
+WORKSPACE_BYTES = 1 << 20
+"""Holds the results of any one clause: its arrays are a few hundred numbers wide."""
+
+
+class Bench:
+    """Memory on one port for the length of a clause: `with Bench(backend) as bench`; all of it is given back."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._buffers: list[Buffer] = []
+
+    def __enter__(self) -> "Bench":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.backend.workspace(None)
+        for buffer in self._buffers:
+            self.backend.release(buffer)
+
+    @property
+    def dtype(self) -> str:
+        """The type of activations."""
+        return self.backend.caps.compute_dtype
+
+    @property
+    def arithmetic(self) -> Arithmetic:
+        """What the contract asks of the port's arithmetic."""
+        return arithmetic(self.dtype)
+
+    def buffer(self, tier: str, nbytes: int) -> Buffer:
+        """Memory of a tier, given back at the end."""
+        buffer = self.backend.allocate(tier, nbytes)
+        self._buffers.append(buffer)
+        return buffer
+
+    def workspace(self, nbytes: int = WORKSPACE_BYTES) -> Buffer:
+        """Let the port's results come from counted memory; the buffer that they come from."""
+        buffer = self.buffer("device", nbytes)
+        self.backend.workspace(buffer)
+        return buffer
+
+    def array(self, values: Values) -> Array:
+        """Values as a device array of their type, inside guard bytes."""
+        return self.guarded(values).array
+
+    def guarded(self, values: Values, before: int = 0, after: int = 0) -> "Guarded":
+        """Values as columns `before` to `-after` of a wider device array whose other columns hold guard bytes."""
+        return Guarded(self, values, before, after)
+
+    def results(self, shape: tuple[int, ...], before: int = 0, after: int = 0) -> "Guarded":
+        """A place for results of the compute type: guard bytes, the place itself too."""
+        return Guarded(self, guard_values(shape, self.dtype), before, after)
+
+    def read(self, x: Array) -> Values:
+        """The values of a device array."""
+        return self.backend.download(x)
+
+    def bytes_of(self, buffer: Buffer) -> npt.NDArray[np.uint8]:
+        """A copy of the bytes of a device buffer."""
+        return self.backend.download(self.backend.view(buffer, 0, (buffer.nbytes,), "uint8"))
+
+    def matrix(self, values: Values, form: str, group_size: int) -> tuple[Matrix, Operand]:
+        """Values (O, I) as weights, and what the port may make of them; `form` is a type, or `int4` and its scales'."""
+        if not form.startswith("int4"):
+            held = values.astype(form)
+            return self.array(held), converted(held, self.arithmetic)
+        packed = quantize(values, group_size, form.rpartition(" ")[2], "weights of a test")
+        parts = (self.array(packed.codes), self.array(packed.scale), self.array(packed.zero))
+        matrix = QuantizedMatrix(*parts, width=packed.width, group_size=group_size)
+        return matrix, expanded(*coded(packed.codes, packed.scale, packed.zero, packed.width, group_size), self.arithmetic)
+
+    def host_bytes(self, buffer: Buffer) -> npt.NDArray[np.uint8]:
+        """A host buffer as bytes."""
+        return self.backend.host_memory(buffer)
+
+
+class Guarded:
+    """A device array inside guard bytes: a column slice of a wider array, in a longer buffer."""
+
+    def __init__(self, bench: Bench, values: Values, before: int, after: int) -> None:
+        self._bench = bench
+        self._shape = values.shape
+        columns = values.shape[-1] + before + after if values.ndim else 1
+        self._columns = slice(before, before + values.shape[-1]) if values.ndim else slice(0, 1)
+        wide_shape = (*values.shape[:-1], columns)
+        self._size = int(np.prod(wide_shape)) * values.dtype.itemsize
+        edge = RESULT_ALIGNMENT_BYTES
+        self._buffer = bench.buffer("device", aligned(self._size, edge) + 2 * edge)
+        self._everything = bench.backend.view(self._buffer, 0, (self._buffer.nbytes,), "uint8")
+        bench.backend.upload(np.full(self._buffer.nbytes, GUARD, np.uint8), out=self._everything)
+        wide = bench.backend.view(self._buffer, edge, wide_shape, str(values.dtype))
+        self.array = wide if before == after == 0 else wide[(*[slice(None)] * (values.ndim - 1), self._columns)]
+        self._dtype = values.dtype
+        self._wide_shape = wide_shape
+        bench.backend.upload(values, out=self.array)
+
+    def assert_untouched_around(self, what: str) -> None:
+        """Raise `AssertionError` if a byte outside the array is no guard byte any more."""
+        edge = RESULT_ALIGNMENT_BYTES
+        found = self._bench.read(self._everything).copy()
+        inside = found[edge : edge + self._size].view(self._dtype).reshape(self._wide_shape)
+        inside[..., self._columns] = guard_values(self._shape, str(self._dtype))
+        if not (found == GUARD).all():
+            raise AssertionError(f"{what}: wrote outside its result {self._shape}, byte {int(np.argmax(found != GUARD))}")
+
+
+def guard_values(shape: tuple[int, ...], dtype: str) -> Values:
+    """An array of guard bytes: finite in every type, and none that a computation would give."""
+    count = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
+    return np.full(count, GUARD, np.uint8).view(dtype).reshape(shape)
+
+
+def coded(codes: Values, scale: Values, zero: Values, width: int, group_size: int) -> tuple[Values, Values]:
+    """(code * scale, zero) of every value (..., I), in float64, unpacked one value at a time as the law's text says."""
+    products = np.zeros((*codes.shape[:-1], width))
+    zeros = np.zeros_like(products)
+    half = (group_size + 1) // 2
+    for place in range(width):
+        group, within = divmod(place, group_size)
+        size = min(group_size, width - group * group_size)
+        low = within < (size + 1) // 2
+        packed = codes[..., group * half + (within if low else within - (size + 1) // 2)]
+        code = packed & 15 if low else packed >> 4
+        products[..., place] = code.astype(np.float64) * scale[..., group].astype(np.float64)
+        zeros[..., place] = zero[..., group]
+    return products, zeros
+
+
+def whole(buffer: Buffer) -> Span:
+    """All bytes of a buffer."""
+    return Span(buffer, 0, buffer.nbytes)
+
+
+def move(source: Span, target: Span) -> Move:
+    """A move of a test."""
+    return Move("a move of a test", source, target)
+
+
+def assert_same_bits(actual: Values, expected: Values, what: str) -> None:
+    """Raise `AssertionError` naming `what` unless both arrays hold the same numbers; 0 and -0 are the same."""
+    if actual.shape != expected.shape or actual.dtype != expected.dtype:
+        raise AssertionError(f"{what}: {actual.dtype} {actual.shape}, needed {expected.dtype} {expected.shape}")
+    same = (actual == expected) | ((actual != actual) & (expected != expected))
+    if not same.all():
+        at = tuple(int(place) for place in np.unravel_index(int(np.argmin(same)), same.shape))
+        raise AssertionError(
+            f"{what}: element {at} of {actual.shape} is {actual[at]!r}, needed {expected[at]!r} exactly; "
+            f"{int((~same).sum())} elements differ"
+        )
+
+
+def assert_shape(x: Array, shape: tuple[int, ...], what: str) -> None:
+    """Raise `AssertionError` naming `what` unless the array has this shape."""
+    if tuple(x.shape) != shape:
+        raise AssertionError(f"{what}: shape {tuple(x.shape)}, needed {shape}")
+
+
+def assert_raises(kind: type[BaseException], call: Callable[[], object], what: str) -> BaseException:
+    """The error of type `kind` that `call` raises; `AssertionError` naming `what` if it raises none."""
+    try:
+        call()
+    except kind as error:
+        return error
+    raise AssertionError(f"{what}: raised nothing, needed {kind.__name__}")

@@ -1,0 +1,237 @@
+"""Clauses on lanes and tickets: order, waiting, failures, times; a clause is `clause(backend, data)`."""
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import LANES, Backend, HostWork, LaneStep, Span
+from flexref.errors import StorageError
+from flexref.testing.bench import Bench, Values, assert_raises, assert_same_bits, move, whole
+from flexref.testing.strategies import numbers, seeds
+from flexref.testing.tolerances import assert_within, exact, linear_bound
+
+LATE_S = 0.01
+"""A step that sleeps so long is overtaken by every copy that does not wait for it."""
+
+HANG_S = 30.0
+"""A step that waits so long for what another lane should do has waited in vain."""
+
+CLOCK_SLACK_S = 1e-3
+"""Times that a port maps from a device's clock to the host's may be off by so much."""
+
+lanes = st.sampled_from(LANES)
+
+
+def _host_work(call: Callable[[], None]) -> HostWork:
+    return HostWork("host work of a test", call)
+
+
+def _late() -> HostWork:
+    return _host_work(lambda: time.sleep(LATE_S))
+
+
+def _bytes(data: st.DataObject, nbytes: int) -> Values:
+    return np.random.default_rng(data.draw(seeds)).integers(0, 256, nbytes).astype(np.uint8)
+
+
+def tickets_are_waited_for(backend: Backend, data: st.DataObject) -> None:
+    """Every submission, an empty one too, gives a ticket that can be waited for, twice, and has a time for each step."""
+    with Bench(backend) as bench:
+        source, target = bench.buffer("host", 64), bench.buffer("device", 64)
+        tickets = []
+        for _ in range(data.draw(st.integers(1, 5))):
+            steps: list[LaneStep] = [move(whole(source), whole(target))] * data.draw(st.integers(0, 3))
+            after = data.draw(st.lists(st.sampled_from(tickets), max_size=3)) if tickets else []
+            ticket = backend.submit(data.draw(lanes), steps, after)
+            tickets.append(ticket)
+            ticket.wait()
+            ticket.wait()
+            assert ticket.done(), "a ticket that was waited for is not done"
+            assert len(ticket.times()) == len(steps), f"{len(ticket.times())} times for {len(steps)} steps"
+        mark = backend.mark()
+        backend.wait(mark)
+        mark.wait()
+        assert mark.done(), "a mark that was waited for is not done"
+
+
+def times_are_in_order(backend: Backend, data: st.DataObject) -> None:
+    """Steps end no earlier than they start, and start no earlier than the step before, on one lane, ended."""
+    with Bench(backend) as bench:
+        source, target = bench.buffer("host", 4096), bench.buffer("device", 4096)
+        lane = data.draw(lanes)
+        tickets = [
+            backend.submit(lane, [move(whole(source), whole(target))] * data.draw(st.integers(1, 3)), ())
+            for _ in range(data.draw(st.integers(1, 4)))
+        ]
+        for ticket in tickets:
+            ticket.wait()
+        before = -np.inf
+        for start, end in (time for ticket in tickets for time in ticket.times()):
+            assert start <= end, f"a step ends {start - end} s before it starts"
+            assert start >= before - CLOCK_SLACK_S, "a step starts before the one before it ended"
+            before = end
+
+
+def times_are_those_of_the_host(backend: Backend, data: st.DataObject) -> None:
+    """Times are seconds of `time.perf_counter`: a step lies between its submission and the end of the wait."""
+    with Bench(backend) as bench:
+        source, target = bench.buffer("host", 4096), bench.buffer("device", 4096)
+        steps = [_late(), move(whole(source), whole(target))]
+        before = time.perf_counter()
+        ticket = backend.submit(data.draw(lanes), steps, ())
+        ticket.wait()
+        after = time.perf_counter()
+        (slept, woke), (_, end) = ticket.times()
+        assert before - CLOCK_SLACK_S <= slept, "a step started before it was submitted"
+        assert end <= after + CLOCK_SLACK_S, "a step ended after it was waited for"
+        assert woke - slept >= LATE_S - CLOCK_SLACK_S, f"a step that takes {LATE_S} s took {woke - slept} s"
+
+
+def moves_copy_exactly_their_bytes(backend: Backend, data: st.DataObject) -> None:
+    """A move copies the bytes of its source span to its target span and no others, between either tier's buffers."""
+    with Bench(backend) as bench:
+        size = 600
+        content = [_bytes(data, size) for _ in range(4)]
+        host = [bench.buffer("host", size) for _ in range(2)]
+        device = [bench.buffer("device", size) for _ in range(2)]
+        for buffer, values in zip(host, content[:2], strict=True):
+            bench.host_bytes(buffer)[:] = values
+        for buffer, values in zip(device, content[2:], strict=True):
+            backend.upload(values, out=backend.view(buffer, 0, (size,), "uint8"))
+        backend.mark().wait()
+        spots, steps = [*host, *device], []
+        for _ in range(data.draw(st.integers(1, 6))):
+            source, target = data.draw(st.permutations(range(4)))[:2]
+            nbytes = data.draw(st.integers(1, size))
+            start, goal = (data.draw(st.integers(0, size - nbytes)) for _ in range(2))
+            steps.append(move(Span(spots[source], start, nbytes), Span(spots[target], goal, nbytes)))
+            content[target][goal : goal + nbytes] = content[source][start : start + nbytes]
+        ticket = backend.submit(data.draw(lanes), steps, ())
+        backend.wait(ticket)
+        ticket.wait()
+        found = [*(bench.host_bytes(buffer).copy() for buffer in host), *(bench.bytes_of(buffer) for buffer in device)]
+        for actual, expected in zip(found, content, strict=True):
+            assert_same_bits(actual, expected, "a buffer after moves")
+
+
+def a_lane_keeps_its_order(backend: Backend, data: st.DataObject) -> None:
+    """Steps run one after another in the order in which they were submitted, host work in its place among the moves."""
+    with Bench(backend) as bench:
+        lane = data.draw(lanes)
+        values = _bytes(data, 4)
+        first, second = bench.buffer("host", 1), bench.buffer("device", 1)
+        memory = bench.host_bytes(first)
+        found: list[int] = []
+        tickets = []
+        for value in values.tolist():
+
+            def write(value: int = value) -> None:
+                time.sleep(LATE_S / 4)
+                memory[0] = value
+
+            def read() -> None:
+                found.append(int(memory[0]))
+
+            there, back = move(whole(first), whole(second)), move(whole(second), whole(first))
+            steps: list[LaneStep] = [_host_work(write), there, _host_work(lambda: memory.fill(0)), back, _host_work(read)]
+            cut = data.draw(st.integers(0, len(steps)))
+            tickets += [backend.submit(lane, steps[:cut], ()), backend.submit(lane, steps[cut:], ())]
+        tickets[-1].wait()
+        assert all(ticket.done() for ticket in tickets), "a lane's last ticket is done before its earlier ones"
+        assert found == values.tolist(), f"values passed along one lane arrived as {found}, needed {values.tolist()}"
+
+
+def a_lane_waits_for_other_lanes(backend: Backend, data: st.DataObject) -> None:
+    """Steps start only when every ticket in `after` is done, on whatever lane."""
+    with Bench(backend) as bench:
+        order = data.draw(st.permutations(LANES))
+        content = _bytes(data, 256)
+        spots = [bench.buffer(tier, 256) for tier in ("host", "device", "host", "device")]
+        bench.host_bytes(spots[0])[:] = content
+        ticket = backend.submit(order[0], [_late(), move(whole(spots[0]), whole(spots[1]))], ())
+        unrelated = backend.mark()
+        for lane, source, target in zip(order[1:], spots[1:], spots[2:], strict=False):
+            after = data.draw(st.permutations([ticket, unrelated]))
+            ticket = backend.submit(lane, [move(whole(source), whole(target))], after)
+        ticket.wait()
+        assert_same_bits(bench.bytes_of(spots[3]), content, "bytes passed along three lanes")
+
+
+def failures_reach_all_who_wait(backend: Backend, data: st.DataObject) -> None:
+    """What host work raises is raised by its ticket, each time, and by everything that waits for it; nothing of that runs.
+
+    Later steps of the submission do not run either. The lane itself lives on.
+    """
+    lane, other = data.draw(st.permutations(LANES))[:2]
+    message = f"the disk says no, {data.draw(st.integers(0, 99))} times"
+    ran: list[str] = []
+
+    def fail() -> None:
+        ran.append("first")
+        raise StorageError(message)
+
+    steps = [_host_work(fail), _host_work(lambda: ran.append("behind the failure"))]
+    failed = backend.submit(lane, steps, ())
+    dependent = backend.submit(other, [_host_work(lambda: ran.append("after the failure"))], [failed])
+    last = backend.submit(lane, [_host_work(lambda: ran.append("two behind"))], [dependent])
+    for ticket in (failed, failed, dependent, last):
+        error = assert_raises(StorageError, ticket.wait, "wait for a ticket of failed work")
+        assert str(error) == message, f"the failure says {error}, needed {message}"
+    assert_raises(StorageError, lambda: backend.wait(last), "operators that wait for failed work")
+    for name in (lane, other):
+        backend.submit(name, [_host_work(lambda: ran.append("afterwards"))], ()).wait()
+    assert ran == ["first", "afterwards", "afterwards"], f"host work that ran: {ran}"
+
+
+def operators_wait_for_lanes(backend: Backend, data: st.DataObject) -> None:
+    """Operators called after `wait(ticket)` see what the lane wrote; a lane that waits for `mark` sees their results.
+
+    And it does not overwrite what operators before the mark still read.
+    """
+    with Bench(backend) as bench:
+        lane = data.draw(lanes)
+        width = 64
+        x, w, spoilt = (numbers((width, width), bench.dtype, "normal", data.draw(seeds)) for _ in range(3))
+        nbytes = x.nbytes
+        host_x, host_spoilt, host_y = (bench.buffer("host", nbytes) for _ in range(3))
+        bench.host_bytes(host_x)[:] = x.reshape(-1).view(np.uint8)
+        bench.host_bytes(host_spoilt)[:] = spoilt.reshape(-1).view(np.uint8)
+        device_x, device_y = bench.buffer("device", nbytes), bench.buffer("device", nbytes)
+        there = backend.view(device_x, 0, x.shape, bench.dtype)
+        result = backend.view(device_y, 0, x.shape, bench.dtype)
+        weights = bench.array(w)
+        backend.wait(backend.submit(lane, [_late(), move(whole(host_x), whole(device_x))], ()))
+        backend.linear(there, weights, None, out=result)
+        mark = backend.mark()
+        backend.submit(lane, [move(whole(host_spoilt), whole(device_x))], [mark])
+        backend.submit(data.draw(lanes), [move(whole(device_y), whole(host_y))], [mark]).wait()
+        found = bench.host_bytes(host_y).view(bench.dtype).reshape(x.shape)
+        expected = x.astype(np.float64) @ w.astype(np.float64).T
+        bound = linear_bound(exact(x), exact(w), np.zeros_like(expected), 0, bench.arithmetic)
+        assert_within(found, expected, bound, "linear between two copies", x.shape)
+
+
+def lanes_do_not_hold_each_other_up(backend: Backend, data: st.DataObject) -> None:
+    """While one lane's host work blocks, `submit` returns, the other lanes run to their end, and so do operators."""
+    with Bench(backend) as bench:
+        blocked, *others = data.draw(st.permutations(LANES))
+        gate = threading.Event()
+        opened: list[bool] = []
+        source, target = bench.buffer("host", 64), bench.buffer("device", 64)
+        steps: list[LaneStep] = [_host_work(lambda: opened.append(gate.wait(HANG_S))), move(whole(source), whole(target))]
+        stuck = backend.submit(blocked, steps, ())
+        try:
+            behind = backend.submit(others[0], (), [stuck])
+            free = backend.submit(others[1], [_host_work(lambda: None), move(whole(source), whole(target))], ())
+            free.wait()
+            x = bench.array(np.ones((1, 4), bench.dtype))
+            bench.read(backend.activate(x, "relu"))
+            assert not stuck.done(), "a ticket is done while its host work still waits"
+            assert not behind.done(), "a ticket is done before the one that it comes after"
+        finally:
+            gate.set()
+        behind.wait()
+        assert opened == [True], "host work that blocks was waited for before anything else ran"

@@ -1,0 +1,102 @@
+"""Clauses on layer norms and activations; a clause is `clause(backend, data)`."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import Backend
+from flexref.spec import ACTIVATIONS, LAYER_NORM_EPSILON
+from flexref.testing import reference
+from flexref.testing.bench import Bench, Values, assert_same_bits, assert_shape
+from flexref.testing.strategies import arrays, numbers, seeds
+from flexref.testing.tolerances import PRECISIONS, activation_bound, assert_within, layer_norm_bound
+
+tokens = st.integers(1, 9)
+widths = st.sampled_from((1, 2, 7, 16, 33, 64, 130))
+margins = st.sampled_from((0, 0, 3, 8))
+
+HUGE = {"float32": 1e15, "float16": 3e4}
+"""Rows of this size have squares that still fit the accumulator."""
+
+EDGES = (0.0, -0.0, 1e-40, -1e-40, 1e-3, -1e-3, 4.9, -4.9, 5.6, -5.6, 9.0, -9.0, 30.0, -30.0, 88.8, -88.8, 104.0, -104.0)
+"""Where elementary functions change their formula, or underflow, or would overflow."""
+
+
+def norms_and_activations_have_their_shapes(backend: Backend, data: st.DataObject) -> None:
+    """`layer_norm` gives (T, E), new, in `out` or in `x`; `activate` returns its x, for every name of `ACTIVATIONS`."""
+    with Bench(backend) as bench:
+        if data.draw(st.booleans()):
+            bench.workspace()
+        shape = (data.draw(tokens), data.draw(widths))
+        x = bench.array(np.ones(shape, bench.dtype))
+        w = bench.array(np.ones(shape[1], bench.dtype)) if data.draw(st.booleans()) else None
+        assert_shape(backend.layer_norm(x, w, w, LAYER_NORM_EPSILON), shape, "layer_norm")
+        assert_shape(backend.layer_norm(x, w, w, LAYER_NORM_EPSILON, x), shape, "layer_norm in place")
+        for activation in ACTIVATIONS:
+            assert_shape(backend.activate(x, activation), shape, activation)
+
+
+def _rows(data: st.DataObject, shape: tuple[int, int], dtype: str) -> Values:
+    """Rows to be normalized: also far from 0, huge, and all equal."""
+    x = data.draw(arrays(shape, dtype))
+    if data.draw(st.booleans()):
+        x = numbers(shape, dtype, "normal", data.draw(seeds)) * np.array(HUGE[dtype] / 8, dtype)
+    return x
+
+
+def layer_norm_is_the_norm(backend: Backend, data: st.DataObject) -> None:
+    """(x - mean) / sqrt(var + epsilon) * w + b within the bound of a stable formula, also for rows far from zero.
+
+    With or without w and b, of either dense type; new, into a slice of a wider array, or in place.
+    """
+    with Bench(backend) as bench:
+        shape = (data.draw(tokens), data.draw(widths))
+        x = _rows(data, shape, bench.dtype)
+        vectors, placed = [np.ones(shape[1]), np.zeros(shape[1])], [None, None]
+        if data.draw(st.booleans()):
+            dtype = data.draw(st.sampled_from(("float32", "float16")))
+            drawn = [numbers((shape[1],), dtype, "normal", data.draw(seeds)) for _ in vectors]
+            vectors, placed = [part.astype(np.float64) for part in drawn], [bench.array(part) for part in drawn]
+        epsilon = data.draw(st.sampled_from((LAYER_NORM_EPSILON, 1e-3)))
+        wide = x.astype(np.float64)
+        expected = reference.layer_norm(wide, *vectors, epsilon)
+        bound = layer_norm_bound(wide, *vectors, epsilon, bench.arithmetic)
+        source = bench.guarded(x, data.draw(margins), data.draw(margins))
+        found = bench.read(backend.layer_norm(source.array, *placed, epsilon))
+        assert_within(found, expected, bound, "layer_norm", shape)
+        assert found.dtype == bench.dtype, f"layer_norm gives {found.dtype}, needed {bench.dtype}"
+        assert_same_bits(bench.read(source.array), x, "the input of layer_norm")
+        aside = bench.results(shape, data.draw(margins), data.draw(margins))
+        for place in (aside, source):
+            backend.layer_norm(source.array, *placed, epsilon, place.array)
+            assert_same_bits(bench.read(place.array), found, "layer_norm into out")
+            place.assert_untouched_around("layer_norm")
+
+
+def norms_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -> None:
+    """A row's norm has the same bits with other rows beside it and alone."""
+    with Bench(backend) as bench:
+        x = bench.array(_rows(data, (data.draw(tokens), data.draw(widths)), bench.dtype))
+        together = bench.read(backend.layer_norm(x, None, None, LAYER_NORM_EPSILON))
+        for row in range(together.shape[0]):
+            alone = bench.read(backend.layer_norm(x[row : row + 1], None, None, LAYER_NORM_EPSILON))
+            assert_same_bits(alone, together[row : row + 1], f"layer_norm of row {row} alone")
+
+
+def activations_are_their_functions(backend: Backend, data: st.DataObject) -> None:
+    """Every activation within its bound, in place, on a slice of a wider array, for ordinary, extreme and huge values."""
+    with Bench(backend) as bench:
+        shape = (data.draw(tokens), data.draw(widths))
+        x = data.draw(arrays(shape, bench.dtype, ("normal", "mixed")))
+        edges = np.array((*EDGES, PRECISIONS[bench.dtype].largest / 2, -PRECISIONS[bench.dtype].largest / 2), np.float64)
+        chosen = np.random.default_rng(data.draw(seeds)).choice(edges, shape)
+        x = np.where(data.draw(arrays(shape, kinds=("normal",))) > 1, chosen, x).astype(bench.dtype)
+        activation = data.draw(st.sampled_from(ACTIVATIONS))
+        place = bench.guarded(x, data.draw(margins), data.draw(margins))
+        backend.activate(place.array, activation)
+        wide = x.astype(np.float64)
+        expected = reference.activate(wide, activation)
+        bound = activation_bound(wide, expected, activation, bench.arithmetic)
+        assert_within(bench.read(place.array), expected, bound, activation, shape)
+        place.assert_untouched_around(activation)
+        again = bench.array(x)
+        assert_same_bits(bench.read(backend.activate(again, activation)), bench.read(place.array), f"{activation} again")

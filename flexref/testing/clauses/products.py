@@ -1,0 +1,231 @@
+"""Clauses on rows of tables and on matrix products; a clause is `clause(backend, data)`."""
+
+import numpy as np
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import Array, Backend, Matrix
+from flexref.testing import reference
+from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape
+from flexref.testing.strategies import arrays, numbers, seeds
+from flexref.testing.tolerances import assert_within, converted, exact, linear_bound
+
+FORMS = ("float32", "float16", "int4 float16", "int4 float32")
+"""How a file may hold a matrix: dense, or in 4-bit groups whose scales have the file's type."""
+
+TABLE_DTYPES = ("float32", "float16")
+
+MODERATE = ("normal", "offset", "constant", "tiny", "zero")
+"""Kinds of numbers whose products stay within float16's range."""
+
+tokens = st.integers(1, 9)
+widths = st.sampled_from((1, 3, 8, 16, 31, 64, 65, 100, 130))
+groups = st.sampled_from((4, 7, 16, 64))
+margins = st.sampled_from((0, 0, 3, 8))
+
+
+def row_operators_keep_their_shapes(backend: Backend, data: st.DataObject) -> None:
+    """`gather` returns its `out`, `add_rows` its `x`: (T, E) for any number of tokens."""
+    with Bench(backend) as bench:
+        count, width, rows = data.draw(tokens), data.draw(widths), data.draw(st.integers(1, 20))
+        table = bench.array(np.zeros((rows, width), bench.dtype))
+        ids = backend.upload(np.zeros(count, np.int32))
+        out = bench.results((count, width)).array
+        assert_shape(backend.gather(table, ids, 0, out), (count, width), "gather")
+        assert_shape(backend.add_rows(out, table, ids), (count, width), "add_rows")
+
+
+def products_have_their_shapes(backend: Backend, data: st.DataObject) -> None:
+    """`linear` gives (T, O) for every form of weights, with and without bias, `out`, `add`; `expand` gives (O, I)."""
+    with Bench(backend) as bench:
+        if data.draw(st.booleans()):
+            bench.workspace()
+        count, inputs, outputs = data.draw(tokens), data.draw(widths), data.draw(widths)
+        form = data.draw(st.sampled_from(FORMS))
+        w, _ = bench.matrix(np.ones((outputs, inputs), np.float32), form, data.draw(groups))
+        assert_shape(w, (outputs, inputs), f"weights as {form}")  # type: ignore[arg-type]
+        b = bench.array(np.zeros(outputs, bench.dtype)) if data.draw(st.booleans()) else None
+        x = bench.array(np.ones((count, inputs), bench.dtype))
+        assert_shape(backend.linear(x, w, b), (count, outputs), "linear")
+        out = bench.array(np.zeros((count, outputs), bench.dtype))
+        assert_shape(backend.linear(x, w, b, out=out), (count, outputs), "linear with out")
+        assert_shape(backend.linear(x, w, b, out=out, add=True), (count, outputs), "linear with add")
+        full = bench.array(np.zeros((outputs, inputs), bench.dtype))
+        assert_shape(backend.expand(w, full), (outputs, inputs), "expand")
+
+
+def gather_takes_the_named_rows(backend: Backend, data: st.DataObject) -> None:
+    """out[t] = table[ids[t] - first] exactly, converted to the type of `out`; other rows of `out` stay as they are."""
+    with Bench(backend) as bench:
+        count, width, rows = data.draw(tokens), data.draw(widths), data.draw(st.integers(1, 20))
+        first = data.draw(st.integers(0, 30))
+        dtype = data.draw(st.sampled_from(TABLE_DTYPES))
+        table = data.draw(arrays((rows, width), dtype))
+        out_dtype = data.draw(st.sampled_from((dtype, bench.dtype)))
+        before = data.draw(arrays((count, width), out_dtype, ("normal",)))
+        nearby = st.integers(max(0, first - 3), first + rows + 3)
+        ids = np.array(data.draw(st.lists(nearby, min_size=count, max_size=count)), np.int32)
+        out = bench.guarded(before, data.draw(margins), data.draw(margins))
+        backend.gather(bench.array(table), backend.upload(ids), first, out.array)
+        expected = before.copy()
+        here = (ids >= first) & (ids < first + rows)
+        expected[here] = table[ids[here] - first].astype(out_dtype)
+        assert_same_bits(bench.read(out.array), expected, f"gather of {ids.tolist()} from rows {first} to {first + rows}")
+        out.assert_untouched_around("gather")
+
+
+def gather_tile_by_tile_is_one_gather(backend: Backend, data: st.DataObject) -> None:
+    """A table cut into tiles, gathered tile by tile into one `out`, gives what one gather of the whole table gives."""
+    with Bench(backend) as bench:
+        count, width, rows = data.draw(tokens), data.draw(widths), data.draw(st.integers(2, 40))
+        table = data.draw(arrays((rows, width), data.draw(st.sampled_from(TABLE_DTYPES))))
+        ids = np.array(data.draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count)), np.int32)
+        placed, device_ids = bench.array(table), backend.upload(ids)
+        whole, tiled = bench.results((count, width)).array, bench.results((count, width)).array
+        backend.gather(placed, device_ids, 0, whole)
+        step = data.draw(st.integers(1, rows))
+        for first in data.draw(st.permutations(range(0, rows, step))):
+            backend.gather(placed[first : min(rows, first + step)], device_ids, first, tiled)
+        assert_same_bits(bench.read(tiled), bench.read(whole), f"gather in tiles of {step} rows")
+        assert_same_bits(bench.read(whole), table[ids].astype(bench.dtype), "gather of a whole table")
+
+
+def add_rows_adds_the_named_rows(backend: Backend, data: st.DataObject) -> None:
+    """x[t] += table[ids[t]] in place, within one rounding of each operand and of the sum; ids may repeat."""
+    with Bench(backend) as bench:
+        count, width, rows = data.draw(tokens), data.draw(widths), data.draw(st.integers(1, 20))
+        values = data.draw(arrays((count, width), bench.dtype, MODERATE))
+        rows_values = data.draw(arrays((rows, width), data.draw(st.sampled_from(TABLE_DTYPES)), MODERATE))
+        ids = np.array(data.draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count)), np.int32)
+        x = bench.guarded(values, data.draw(margins), data.draw(margins))
+        backend.add_rows(x.array, bench.array(rows_values), backend.upload(ids))
+        added, how = converted(rows_values[ids], bench.arithmetic), bench.arithmetic
+        expected = values.astype(np.float64) + added.values
+        bound = added.error + how.storing(np.abs(expected) + added.error)
+        assert_within(bench.read(x.array), expected, bound, "add_rows", (rows, width))
+        x.assert_untouched_around("add_rows")
+
+
+class _Product:
+    """One drawn product: its operands on the port, and its value with bound."""
+
+    def __init__(self, bench: Bench, data: st.DataObject, forms: tuple[str, ...] = FORMS) -> None:
+        count, inputs, outputs = data.draw(tokens), data.draw(widths), data.draw(widths)
+        self.bench, self.shape = bench, (count, outputs)
+        self.form = data.draw(st.sampled_from(forms))
+        self.group_size = data.draw(groups)
+        self.weights = data.draw(arrays((outputs, inputs), kinds=("normal", "offset", "tiny")))
+        self.w, self.operand = bench.matrix(self.weights, self.form, self.group_size)
+        self.values = data.draw(arrays((count, inputs), bench.dtype, ("normal", "tiny", "zero")))
+        self.x = bench.guarded(self.values, data.draw(margins), data.draw(margins)).array
+        bias_dtype = data.draw(st.sampled_from(TABLE_DTYPES))
+        biased = data.draw(st.booleans())
+        self.bias = numbers((outputs,), bias_dtype, "normal", data.draw(seeds)) if biased else None
+        self.b = None if self.bias is None else bench.array(self.bias)
+
+    def expected(self, base: Values | None = None) -> tuple[Values, Values]:
+        """(value, bound) of the product, added to `base`."""
+        wide = None if self.bias is None else self.bias.astype(np.float64)
+        value = reference.linear(self.values.astype(np.float64), self.operand.values, wide)
+        addends, count = np.zeros(self.shape), 0
+        for part in (self.bias, base):
+            if part is not None:
+                addends, count = addends + np.abs(part.astype(np.float64)), count + 1
+        bound = linear_bound(exact(self.values), self.operand, addends, count, self.bench.arithmetic)
+        if self.bias is not None:
+            bound = bound + converted(self.bias, self.bench.arithmetic).error
+        return (value if base is None else value + base.astype(np.float64)), bound
+
+    def check(self, y: Array, base: Values | None = None) -> None:
+        """Raise `AssertionError` unless y is the product, added to `base`."""
+        what = f"linear with weights as {self.form}{'' if base is None else ', added'}"
+        assert_within(self.bench.read(y), *self.expected(base), what, self.values.shape + self.weights.shape)
+
+
+def linear_is_the_product(backend: Backend, data: st.DataObject) -> None:
+    """x w^T + b within the bound of an inner product, for dense and 4-bit weights, `x` and `out` slices of wider arrays."""
+    with Bench(backend) as bench:
+        if data.draw(st.booleans()):
+            bench.workspace()
+        product = _Product(bench, data)
+        fresh = backend.linear(product.x, product.w, product.b)
+        product.check(fresh)
+        assert bench.read(fresh).dtype == bench.dtype, f"linear gives {bench.read(fresh).dtype}, needed {bench.dtype}"
+        out = bench.results(product.shape, data.draw(margins), data.draw(margins))
+        backend.linear(product.x, product.w, product.b, out=out.array)
+        product.check(out.array)
+        out.assert_untouched_around("linear")
+
+
+def linear_adds_to_its_result(backend: Backend, data: st.DataObject) -> None:
+    """With `add`, x w^T + b is added to what `out` holds, `out` a slice of a wider array or not."""
+    with Bench(backend) as bench:
+        product = _Product(bench, data)
+        base = data.draw(arrays(product.shape, bench.dtype, MODERATE))
+        out = bench.guarded(base, data.draw(margins), data.draw(margins))
+        backend.linear(product.x, product.w, product.b, out=out.array, add=True)
+        product.check(out.array, base)
+        out.assert_untouched_around("linear with add")
+
+
+def expand_is_the_matrix(backend: Backend, data: st.DataObject) -> None:
+    """`expand` gives every weight in the compute type: exactly where that is wide enough, else within its roundings."""
+    with Bench(backend) as bench:
+        product = _Product(bench, data)
+        out = bench.results(product.weights.shape)
+        found = bench.read(backend.expand(product.w, out.array))
+        what = f"expand of weights as {product.form}"
+        assert_within(found, product.operand.values, product.operand.error, what, product.weights.shape)
+        assert found.dtype == bench.dtype, f"expand gives {found.dtype}, needed {bench.dtype}"
+        out.assert_untouched_around("expand")
+
+
+def linear_of_expanded_weights_has_the_same_bits(backend: Backend, data: st.DataObject) -> None:
+    """For more than `caps.fused_rows` tokens `linear(x, expand(w))` has the bits of `linear(x, w)`, added or not.
+
+    So one expansion of a layer may serve all groups of a block, and the result does not depend on whether it did.
+    """
+    with Bench(backend) as bench:
+        inputs, outputs = data.draw(widths), data.draw(st.sampled_from((1, 5, 64, 100, 200)))
+        count = backend.caps.fused_rows + data.draw(tokens)
+        form = data.draw(st.sampled_from(FORMS))
+        w, _ = bench.matrix(data.draw(arrays((outputs, inputs), kinds=("normal",))), form, data.draw(groups))
+        x = bench.guarded(data.draw(arrays((count, inputs), bench.dtype, ("normal",))), data.draw(margins)).array
+        b = bench.array(numbers((outputs,), bench.dtype, "normal", data.draw(seeds))) if data.draw(st.booleans()) else None
+        full = backend.expand(w, bench.results((outputs, inputs)).array)
+        base = data.draw(arrays((count, outputs), bench.dtype, ("normal",)))
+        found = [bench.read(_applied(backend, bench, x, form_of_w, b, base, add)) for add in (0, 1) for form_of_w in (w, full)]
+        assert_same_bits(found[1], found[0], f"linear of expanded weights ({form})")
+        assert_same_bits(found[3], found[2], f"linear of expanded weights ({form}), added")
+
+
+def _applied(
+    backend: Backend, bench: Bench, x: Array, w: Matrix, b: Array | None, base: Values, add: int
+) -> Array:
+    out = bench.array(base)
+    return backend.linear(x, w, b, out=out, add=bool(add))
+
+
+def products_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -> None:
+    """A row's product with other rows beside it differs from its product alone by no more than the bound."""
+    with Bench(backend) as bench:
+        product = _Product(bench, data)
+        value, bound = product.expected()
+        for row in range(product.shape[0]):
+            alone = backend.linear(product.x[row : row + 1], product.w, product.b)
+            assert_within(bench.read(alone), value[row : row + 1], bound[row : row + 1], f"linear of row {row} alone")
+
+
+def products_repeat_their_bits(backend: Backend, data: st.DataObject) -> None:
+    """The same call on the same operands gives the same bits, wherever its result lies."""
+    with Bench(backend) as bench:
+        product = _Product(bench, data)
+        first = bench.read(backend.linear(product.x, product.w, product.b))
+        backend.linear(product.x, product.w, product.b)
+        bench.workspace()
+        backend.empty((3,), "float32")
+        again = bench.read(backend.linear(product.x, product.w, product.b))
+        assert_same_bits(again, first, f"linear, called again ({product.form})")
+        out: Guarded = bench.results(product.shape, data.draw(margins), data.draw(margins))
+        elsewhere = bench.read(backend.linear(product.x, product.w, product.b, out=out.array))
+        assert_same_bits(elsewhere, first, f"linear into a slice ({product.form})")
+

@@ -1,0 +1,61 @@
+"""Every operator in float64, as plainly as it can be written: what ports are compared with; it knows no port."""
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+Numbers = npt.NDArray[np.float64]
+
+
+def linear(x: Numbers, w: Numbers, b: Numbers | None) -> Numbers:
+    """x (T, I), w (O, I), b (O,) -> x w^T + b, (T, O)."""
+    product = x @ w.T
+    return product if b is None else product + b
+
+
+def layer_norm(x: Numbers, w: Numbers | None, b: Numbers | None, epsilon: float) -> Numbers:
+    """x (..., E) -> (x - mean) / sqrt(var + epsilon) * w + b."""
+    centred = x - x.mean(-1, keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    normal = normal if w is None else normal * w
+    return normal if b is None else normal + b
+
+
+def _logistic(x: Numbers) -> Numbers:
+    return 0.5 * (1 + np.tanh(0.5 * x))
+
+
+def _normal_distribution(x: Numbers) -> Numbers:
+    complement = np.vectorize(math.erfc, otypes=[np.float64])
+    return 0.5 * np.asarray(complement(-x / math.sqrt(2)), np.float64)
+
+
+def activate(x: Numbers, activation: str) -> Numbers:
+    """x -> activation(x); the names are those of `spec.ACTIVATIONS`."""
+    if activation == "relu":
+        return np.maximum(x, 0)
+    if activation == "gelu":
+        return x * _normal_distribution(x)
+    if activation == "gelu_tanh":
+        return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+    if activation == "tanh":
+        return np.tanh(x)
+    if activation == "sigmoid":
+        return _logistic(x)
+    slopes = {"silu": 1.0, "quick_gelu": 1.702}
+    return x * _logistic(slopes[activation] * x)
+
+
+def probabilities(q: Numbers, k: Numbers, past: int, scale: float) -> Numbers:
+    """q (S, H, D), k (past + S, H, D) -> causal softmax(q k^T scale), (H, S, past + S)."""
+    scores = scale * np.einsum("shd,thd->hst", q, k)
+    visible = np.arange(k.shape[0]) <= past + np.arange(q.shape[0])[:, None]
+    scores = np.where(visible, scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.asarray(weights / weights.sum(-1, keepdims=True), np.float64)
+
+
+def attend(q: Numbers, k: Numbers, v: Numbers, past: int, scale: float) -> Numbers:
+    """q (S, H, D), k and v (past + S, H, D) -> causal attention (S, H, D)."""
+    return np.einsum("hst,thd->shd", probabilities(q, k, past, scale), v)

@@ -1,0 +1,125 @@
+"""Hypothesis strategies for what flexref's tests vary: numbers, cache layouts, ragged rows, models, prompts, policies."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from hypothesis import strategies as st
+
+from flexref.backend.records import RecordLayout
+from flexref.policy import Policy, Shares
+from flexref.spec import ACTIVATIONS, ModelSpec
+
+Values = npt.NDArray[Any]
+
+KINDS = ("normal", "offset", "constant", "tiny", "mixed", "zero")
+"""How the numbers of an array are spread; see `numbers`."""
+
+EXTREMES = (3e4, -3e4, 1e-7, -1e-7, 1e-30, 0.0, -0.0, 1.0, -1.0)
+"""Values that `mixed` arrays hold among normal ones: within float16's range, below its smallest number too."""
+
+seeds = st.integers(0, 2**32 - 1)
+
+
+def numbers(shape: tuple[int, ...], dtype: str, kind: str, seed: int) -> Values:
+    """An array of `shape`: `normal`; `offset`, normal around a large mean; `constant` rows; `tiny`; `mixed`; `zero`.
+
+    Numbers come from a seed and not one by one from hypothesis: what matters in them is their spread.
+    """
+    draw = np.random.default_rng(seed)
+    values = draw.standard_normal(shape)
+    if kind == "offset":
+        values = 300 + values
+    elif kind == "constant":
+        values = np.broadcast_to(values[..., :1], shape)
+    elif kind == "tiny":
+        values = values * 1e-6
+    elif kind == "mixed":
+        values = np.where(draw.random(shape) < 0.1, draw.choice(EXTREMES, shape), values)
+    elif kind == "zero":
+        values = values * 0
+    return np.ascontiguousarray(values, dtype)
+
+
+@st.composite
+def arrays(
+    draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", kinds: tuple[str, ...] = KINDS
+) -> Values:
+    """Arrays of one shape and type, spread in one of `kinds`."""
+    return numbers(shape, dtype, draw(st.sampled_from(kinds)), draw(seeds))
+
+
+@st.composite
+def layouts(draw: st.DrawFn, dtype: str, schemes: tuple[str, ...] = ("none", "int4")) -> RecordLayout:
+    """Cache layouts of small models: head widths that fill their last group, or do not."""
+    heads = draw(st.integers(1, 4))
+    head_width = draw(st.sampled_from((1, 4, 8, 12, 16, 17, 33)))
+    group_size = draw(st.sampled_from((4, 7, 16, 64)))
+    return RecordLayout(heads, head_width, dtype, draw(st.sampled_from(schemes)), group_size)
+
+
+@st.composite
+def ragged(draw: st.DrawFn, most_past: int = 12, most_new: int = 6) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(past, new) tokens of one to four rows; at least one new token each, as in every pass."""
+    rows = draw(st.integers(1, 4))
+    past = draw(st.lists(st.integers(0, most_past), min_size=rows, max_size=rows))
+    new = draw(st.lists(st.integers(1, most_new), min_size=rows, max_size=rows))
+    return tuple(past), tuple(new)
+
+
+@st.composite
+def specs(draw: st.DrawFn, layers: int = 3, positions: int = 48) -> ModelSpec:
+    """Tiny models of every variant that `ModelSpec` can say; at most `layers` layers, `positions` tokens long."""
+    heads = draw(st.sampled_from((1, 2, 4)))
+    width = heads * draw(st.sampled_from((4, 8, 12)))
+    pre_norm = draw(st.booleans())
+    return ModelSpec(
+        name="tiny",
+        vocabulary=draw(st.integers(17, 90)),
+        positions=positions,
+        width=width,
+        embed_width=draw(st.sampled_from((width, width, max(2, width // 2), width + 4))),
+        layers=draw(st.integers(1, layers)),
+        heads=heads,
+        ffn_width=draw(st.sampled_from((width, 2 * width, 4 * width, 3 * width + 1))),
+        pre_norm=pre_norm,
+        final_norm=pre_norm and draw(st.booleans()),
+        bias=draw(st.booleans()),
+        affine_norm=draw(st.booleans()),
+        activation=draw(st.sampled_from(ACTIVATIONS)),
+        tied_head=draw(st.booleans()),
+    )
+
+
+def token_rows(
+    vocabulary: int, rows: int = 5, shortest: int = 1, longest: int = 12
+) -> st.SearchStrategy[list[list[int]]]:
+    """Prompts as token ids, one to `rows` of them, of different lengths."""
+    token = st.integers(0, vocabulary - 1)
+    return st.lists(st.lists(token, min_size=shortest, max_size=longest), min_size=1, max_size=rows)
+
+
+@st.composite
+def shares(draw: st.DrawFn) -> Shares:
+    """Shares of three tiers: all on one, or any mixture."""
+    corners = [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0)]
+    device, host = draw(st.one_of(st.sampled_from(corners), st.tuples(st.floats(0, 1), st.floats(0, 1))))
+    total = device + host
+    return Shares.of(device, host) if total <= 1 else Shares.of(device / total, 1 - device / total)
+
+
+@st.composite
+def policies(draw: st.DrawFn, cache_schemes: tuple[str, ...] = ("none", "int4"), **fixed: Any) -> Policy:
+    """Policies of every kind for a few rows; `fixed` names fields that must be as they are given."""
+    drawn: dict[str, Any] = {
+        "weights": draw(shares()),
+        "cache": draw(shares()),
+        "activations": draw(shares()),
+        "rows_per_group": draw(st.integers(1, 4)),
+        "groups_per_block": draw(st.integers(1, 3)),
+        "overlap": draw(st.booleans()),
+        "attention_on": draw(st.sampled_from(("device", "host"))),
+        "cache_scheme": draw(st.sampled_from(cache_schemes)),
+        "cache_group_size": draw(st.sampled_from((4, 16, 64))),
+    }
+    return Policy(**{**drawn, **fixed})

@@ -1,0 +1,131 @@
+"""Text to token ids and back, from one tokenizer document; it knows no model and not where the document lies."""
+
+import json
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tokenizers
+
+from flexref.errors import CheckpointError, PromptError
+from flexref.text.tokenizer_check import check_document
+from flexref.text.tokenizer_files import document_from_files
+
+MAX_DOCUMENT_BYTES = 256 << 20
+"""Bounds what is parsed: a hundred times the document of a vocabulary of 50,000 tokens."""
+
+Result = TypeVar("Result")
+
+
+class Tokenizer:
+    """A tokenizer that is as deterministic as its document: no dropout, no truncation, no padding."""
+
+    def __init__(self, document: dict[str, Any], source: str) -> None:
+        """`document` has passed `check_document`; `source` opens every complaint about it."""
+        self._source = source
+        plain = {**document, "truncation": None, "padding": None, "model": {**document["model"], "dropout": None}}
+        self._rust: tokenizers.Tokenizer = self._guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps(plain)))
+        for token in document.get("added_tokens") or ():
+            found = self._rust.token_to_id(token["content"])
+            if found != token["id"]:
+                raise CheckpointError(
+                    f"{source}: added token {token['content']!r} has the id {token['id']}, but its place is {found}"
+                )
+        decoder = document.get("decoder")
+        self.byte_level = isinstance(decoder, dict) and decoder["type"] == "ByteLevel"
+        self.vocabulary_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values())
+        # Some contradictions show only in use: better now than at the first prompt.
+        self._guarded(lambda: self._rust.encode("a"))
+
+    @classmethod
+    def from_json(cls, data: bytes, source: str = "tokenizer.json") -> "Tokenizer":
+        """The tokenizer of a document in the tokenizers library's format.
+
+        `data` is hostile until checked: whatever it holds, the result is a tokenizer or a `CheckpointError` whose line
+        opens with `source`.
+        """
+        if len(data) > MAX_DOCUMENT_BYTES:
+            raise CheckpointError(f"{source}: {len(data)} bytes are no tokenizer; at most {MAX_DOCUMENT_BYTES}")
+        try:
+            document = json.loads(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{source}: not UTF-8: {error.reason} at byte {error.start}") from error
+        except (ValueError, RecursionError) as error:
+            raise CheckpointError(f"{source}: not JSON: {error}") from error
+        return cls(check_document(document, source), source)
+
+    def encode(self, text: str) -> list[int]:
+        """The token ids of `text`, with the special tokens that the document puts around it (OPT: `</s>` first).
+
+        As in `transformers`, special tokens that are spelled out in `text` are recognized there. Raises `PromptError`
+        if `text` is not Unicode (half a surrogate pair, or bytes that were no UTF-8).
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise PromptError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
+        ids: list[int] = self._guarded(lambda: self._rust.encode(text)).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
+        """The text of token ids, without the special tokens; ids that no token has give no text."""
+        plain = [int(token_id) for token_id in ids]
+        text: str = self._guarded(lambda: self._rust.decode(plain, skip_special_tokens=skip_special))
+        return text
+
+    def token_bytes(self, token_id: int, skip_special: bool = True) -> bytes:
+        """The bytes of one token of a byte-level tokenizer: the text of ids is their concatenation, as UTF-8.
+
+        An added token's text stands for bytes as well, if every character of it does; the library has it so.
+        """
+        if skip_special and token_id in self._special_ids:
+            return b""
+        token = self._rust.id_to_token(token_id)
+        if token is None:
+            return b""
+        found = [_BYTES.get(character) for character in token]
+        return token.encode("utf-8") if None in found else bytes(value for value in found if value is not None)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        added = self._rust.get_added_tokens_decoder()
+        return frozenset(token_id for token_id, token in added.items() if token.special)
+
+    def _guarded(self, call: Callable[[], Result]) -> Result:
+        """The result of a call into the tokenizers library, whose failures are this document's."""
+        try:
+            return call()
+        except BaseException as error:
+            # The library's aborts derive from BaseException, by a class that has no name to import.
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"{self._source}: the tokenizer is contradictory: {reason}") from error
+
+
+def tokenizer_json_from_files(folder: Path | str) -> bytes | None:
+    """The tokenizer of a Hugging Face folder as one document that `Tokenizer.from_json` reads; None if it has none.
+
+    It may lie there as `tokenizer.json`, or as `vocab.json` with `merges.txt`, beside `tokenizer_config.json`,
+    `special_tokens_map.json` and `added_tokens.json` (`text.tokenizer_files`). Raises `CheckpointError`, naming the
+    file, if one is damaged or two contradict each other.
+    """
+    document = document_from_files(Path(folder))
+    if document is None:
+        return None
+    Tokenizer(check_document(document, str(folder)), str(folder))
+    return json.dumps(document, separators=(",", ":")).encode("ascii")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The character that stands for each byte in a byte-level token: itself where printable, else one from 256 on.
+
+    The printable ones are those of Latin-1 without the soft hyphen (GPT-2, Radford et al. 2019, its released code).
+    """
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()

@@ -1,0 +1,130 @@
+"""What a tokenizer document (`tokenizer.json`) must look like before it is trusted; it knows no file and no library.
+
+The tokenizers library aborts instead of failing on some contradictions; those are refused here, by name, beforehand.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from flexref.errors import CheckpointError
+
+MAX_TOKEN_ID = (1 << 31) - 1
+"""Token ids are 32-bit signed integers in every port."""
+
+KNOWN_COMPONENTS: Mapping[str, frozenset[str]] = {
+    "model": frozenset({"BPE", "WordLevel", "WordPiece"}),
+    "normalizer": frozenset(
+        {"BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Strip"}
+        | {"StripAccents"}
+    ),
+    "pre_tokenizer": frozenset(
+        {"BertPreTokenizer", "ByteLevel", "CharDelimiterSplit", "Digits", "Metaspace", "Punctuation", "Split"}
+        | {"UnicodeScripts", "Whitespace", "WhitespaceSplit"}
+    ),
+    "post_processor": frozenset({"BertProcessing", "ByteLevel", "RobertaProcessing", "TemplateProcessing"}),
+    "decoder": frozenset(
+        {"BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"}
+    ),
+}
+"""The kinds of component whose data cannot make the tokenizers library abort, once they passed the checks here."""
+
+_SEQUENCE_FIELDS: Mapping[str, str] = {
+    "normalizer": "normalizers",
+    "pre_tokenizer": "pretokenizers",
+    "post_processor": "processors",
+    "decoder": "decoders",
+}
+"""Where a component of type `Sequence` keeps its parts."""
+
+
+def check_document(document: Any, source: str) -> dict[str, Any]:
+    """The document itself, if its parts are known and agree; `CheckpointError` opens with `source` if not."""
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise CheckpointError(f"{source}: not a tokenizer document: needed a JSON object with a `model` object")
+    for kind in KNOWN_COMPONENTS:
+        for component in _components(document.get(kind), kind, source):
+            if component["type"] == "TemplateProcessing":
+                _check_template(component, source)
+    _check_model(document["model"], source)
+    _check_added_tokens(document.get("added_tokens"), source)
+    return document
+
+
+def check_vocabulary(vocabulary: Any, source: str) -> dict[str, int]:
+    """`vocabulary`, if it maps tokens to distinct ids that fit; `CheckpointError` opens with `source` if not."""
+    if not isinstance(vocabulary, dict) or not vocabulary:
+        raise CheckpointError(f"{source}: the vocabulary must be a JSON object of tokens and ids, and not empty")
+    owners: dict[int, str] = {}
+    for token, token_id in vocabulary.items():
+        if not is_token_id(token_id):
+            raise CheckpointError(f"{source}: token {token!r} has the id {token_id!r}, needed 0 to {MAX_TOKEN_ID}")
+        if owners.setdefault(token_id, token) != token:
+            raise CheckpointError(f"{source}: tokens {owners[token_id]!r} and {token!r} share the id {token_id}")
+    return vocabulary
+
+
+def is_token_id(value: Any) -> bool:
+    """Whether `value` is an integer that can be a token id."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKEN_ID
+
+
+def _components(component: Any, kind: str, source: str) -> Iterator[dict[str, Any]]:
+    """The component and, if it is a sequence, its parts, however deep."""
+    waiting = [component]
+    while waiting:
+        part = waiting.pop()
+        if part is None:
+            continue
+        if not isinstance(part, dict):
+            raise CheckpointError(f"{source}: {kind} must be a JSON object or null, found {type(part).__name__}")
+        found, sequence = part.get("type"), _SEQUENCE_FIELDS.get(kind)
+        if found == "Sequence" and sequence is not None:
+            parts = part.get(sequence)
+            if not isinstance(parts, list):
+                raise CheckpointError(f"{source}: a {kind} of type 'Sequence' needs a list `{sequence}`")
+            waiting.extend(parts)
+        elif not isinstance(found, str) or found not in KNOWN_COMPONENTS[kind]:
+            known = ", ".join(sorted(KNOWN_COMPONENTS[kind]))
+            raise CheckpointError(f"{source}: {kind} has the type {found!r}, which is not supported; known: {known}")
+        else:
+            yield part
+
+
+def _check_model(model: dict[str, Any], source: str) -> None:
+    check_vocabulary(model.get("vocab"), source)
+    if model["type"] == "BPE" and model.get("continuing_subword_prefix"):
+        raise CheckpointError(f"{source}: a BPE model with a continuing_subword_prefix is not supported")
+
+
+def _check_added_tokens(added: Any, source: str) -> None:
+    if added is None:
+        return
+    if not isinstance(added, list):
+        raise CheckpointError(f"{source}: added_tokens must be a list, found {type(added).__name__}")
+    for token in added:
+        if not isinstance(token, dict) or not isinstance(token.get("content"), str) or not token["content"]:
+            raise CheckpointError(f"{source}: every added token must be an object with a non-empty `content`")
+        if not is_token_id(token.get("id")):
+            raise CheckpointError(
+                f"{source}: added token {token['content']!r} has the id {token.get('id')!r}, needed 0 to {MAX_TOKEN_ID}"
+            )
+
+
+def _check_template(template: dict[str, Any], source: str) -> None:
+    """A template for one sequence names it exactly once, and only special tokens whose ids it gives."""
+    specials, pieces = template.get("special_tokens"), template.get("single")
+    if not isinstance(specials, dict) or not isinstance(pieces, list):
+        raise CheckpointError(f"{source}: the post_processor's template needs `single` and `special_tokens`")
+    sequences = 0
+    for piece in pieces:
+        kind, content = next(iter(piece.items())) if isinstance(piece, dict) and len(piece) == 1 else ("", None)
+        name = content.get("id") if isinstance(content, dict) else None
+        if kind == "Sequence" and name == "A":
+            sequences += 1
+            continue
+        special = specials.get(name) if kind == "SpecialToken" and isinstance(name, str) else None
+        ids = special.get("ids") if isinstance(special, dict) else None
+        if not isinstance(ids, list) or not ids or not all(is_token_id(token_id) for token_id in ids):
+            raise CheckpointError(f"{source}: the post_processor's template names {name!r}, whose token ids it lacks")
+    if sequences != 1:
+        raise CheckpointError(f"{source}: the post_processor's template holds the text {sequences} times, needed once")

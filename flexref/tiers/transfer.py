@@ -1,0 +1,267 @@
+"""Explicit copies between neighbouring tiers, each counted; it knows bytes, not what they mean."""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import Array, Backend, Buffer, HostWork, LaneStep, Move, Span, Ticket
+
+
+class Tier(str, Enum):
+    """Where bytes may lie."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
+LINKS = {
+    (Tier.DISK, Tier.HOST): "disk->host",
+    (Tier.HOST, Tier.DEVICE): "host->device",
+    (Tier.DEVICE, Tier.HOST): "device->host",
+    (Tier.HOST, Tier.DISK): "host->disk",
+}
+"""The four ways between neighbours; from disk to device takes two copies."""
+
+
+class DiskFile(Protocol):
+    """A file that regions lie in."""
+
+    def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
+        """Fill `into` from `offset` on."""
+
+
+class WritableFile(DiskFile, Protocol):
+    """A file that copies may go to."""
+
+    def write(self, offset: int, source: npt.NDArray[np.uint8]) -> None:
+        """Write all of `source` at `offset`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Region:
+    """`nbytes` bytes on one tier: of a buffer of the port, or of a file."""
+
+    tier: Tier
+    place: Buffer | DiskFile
+    offset: int
+    nbytes: int
+
+    def part(self, offset: int, nbytes: int) -> "Region":
+        """Some of its bytes; asking beyond its end is a bug and raises."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.nbytes:
+            raise IndexError(f"bytes {offset} to {offset + nbytes} of a region of {self.nbytes}")
+        return Region(self.tier, self.place, self.offset + offset, nbytes)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """Move all of `source` into `target`, which must be as long and one link away.
+
+    `kind` is weights, cache or activations. `check` is called with bytes that came from disk, where they arrived.
+    """
+
+    kind: str
+    what: str
+    source: Region
+    target: Region
+    check: Callable[[npt.NDArray[np.uint8]], None] | None = None
+
+    def __post_init__(self) -> None:
+        if self.source.nbytes != self.target.nbytes:
+            raise ValueError(f"{self.what}: {self.source.nbytes} bytes do not fill {self.target.nbytes}")
+        if (self.source.tier, self.target.tier) not in LINKS:
+            raise ValueError(f"{self.what}: no link from {self.source.tier.value} to {self.target.tier.value}")
+
+    @property
+    def link(self) -> str:
+        """The link it goes over."""
+        return LINKS[self.source.tier, self.target.tier]
+
+    @property
+    def nbytes(self) -> int:
+        """How much it moves."""
+        return self.source.nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class Gather:
+    """Scattered short reads that bring `nbytes` from disk to the host, and whatever the host does with them."""
+
+    kind: str
+    what: str
+    nbytes: int
+    call: Callable[[], None]
+
+    @property
+    def link(self) -> str:
+        """The link it goes over."""
+        return LINKS[Tier.DISK, Tier.HOST]
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """`nbytes` of an operator's array that cross `link` between two operators."""
+
+    kind: str
+    what: str
+    nbytes: int
+    link: str
+
+
+Transfer = Copy | Gather
+"""What a lane can be asked to do."""
+
+
+def view(backend: Backend, region: Region, shape: tuple[int, ...], dtype: str, offset: int = 0) -> object:
+    """Bytes of a region in memory, from `offset` on, as an array of the port."""
+    return backend.view(region.place, region.offset + offset, shape, dtype)  # type: ignore[arg-type]
+
+
+def host_bytes(backend: Backend, region: Region) -> npt.NDArray[np.uint8]:
+    """The bytes of a host region, writable."""
+    if region.tier is not Tier.HOST:
+        raise ValueError(f"a region on {region.tier.value} has no host bytes")
+    return backend.host_memory(region.place)[region.offset : region.offset + region.nbytes]  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class Flow:
+    """What went over one link for one kind: bytes, copies, and the seconds that the copies took."""
+
+    nbytes: int = 0
+    copies: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """One finished copy or piece of host work, for traces: seconds of `time.perf_counter`."""
+
+    lane: str
+    what: str
+    link: str
+    nbytes: int
+    start_s: float
+    end_s: float
+
+
+@dataclass(slots=True)
+class Traffic:
+    """All copies so far by (link, kind), and a listener for each finished one."""
+
+    flows: dict[tuple[str, str], Flow] = field(default_factory=dict)
+    on_done: Callable[[Done], None] | None = None
+
+    def started(self, copy: "Transfer | Crossing") -> None:
+        """Count a copy."""
+        flow = self.flows.setdefault((copy.link, copy.kind), Flow())
+        flow.nbytes += copy.nbytes
+        flow.copies += 1
+
+    def finished(self, lane: str, copy: "Transfer | Crossing", start_s: float, end_s: float) -> None:
+        """Add the seconds of a copy."""
+        self.flows[copy.link, copy.kind].seconds += end_s - start_s
+        if self.on_done is not None:
+            self.on_done(Done(lane, copy.what, copy.link, copy.nbytes, start_s, end_s))
+
+    def link_bytes(self) -> dict[str, dict[str, int]]:
+        """Bytes per link and kind."""
+        table: dict[str, dict[str, int]] = {link: {} for link in LINKS.values()}
+        for (link, kind), flow in sorted(self.flows.items()):
+            table[link][kind] = flow.nbytes
+        return table
+
+    def since(self, earlier: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+        """Bytes per link and kind beyond those of an earlier `snapshot`."""
+        table: dict[str, dict[str, int]] = {link: {} for link in LINKS.values()}
+        for key, flow in sorted(self.flows.items()):
+            if flow.nbytes > earlier[key]:
+                table[key[0]][key[1]] = flow.nbytes - earlier[key]
+        return table
+
+    def snapshot(self) -> Counter[tuple[str, str]]:
+        """Bytes so far, for `since`."""
+        return Counter({key: flow.nbytes for key, flow in self.flows.items()})
+
+
+class Mover:
+    """Puts copies on the port's lanes and keeps account of them."""
+
+    def __init__(self, backend: Backend, traffic: Traffic) -> None:
+        self.backend, self.traffic = backend, traffic
+        self._open: list[tuple[str, Sequence[Transfer], Ticket]] = []
+
+    def submit(self, lane: str, copies: Sequence[Transfer], after: Sequence[Ticket]) -> Ticket:
+        """Run `copies` one after another on `lane` when `after` is done."""
+        for copy in copies:
+            self.traffic.started(copy)
+        ticket = self.backend.submit(lane, [self._step(copy) for copy in copies], after)
+        self._open.append((lane, copies, ticket))
+        return ticket
+
+    def run(self, lane: str, copies: Sequence[Transfer]) -> None:
+        """Run `copies` now and wait for them."""
+        self.submit(lane, copies, ()).wait()
+        self.harvest()
+
+    def carry(self, crossing: "Crossing", source: Array, target: Array) -> None:
+        """Copy an operator's array to or from the host, in order with the operators; counted like any other copy."""
+        self.traffic.started(crossing)
+        start = time.perf_counter()
+        self.backend.assign(target, source)
+        self.traffic.finished("compute", crossing, start, time.perf_counter())
+
+    def harvest(self) -> None:
+        """Take the times of what is done; raises the failure of what failed."""
+        started, self._open = self._open, []
+        failure: Exception | None = None
+        for lane, copies, ticket in started:
+            if not ticket.done():
+                self._open.append((lane, copies, ticket))
+                continue
+            try:
+                ticket.wait()
+            except Exception as error:
+                failure = failure or error
+            else:
+                for copy, (start, end) in zip(copies, ticket.times(), strict=True):
+                    self.traffic.finished(lane, copy, start, end)
+        if failure is not None:
+            raise failure
+
+    def settle(self) -> None:
+        """Wait until everything that was submitted has ended, then `harvest`."""
+        for _, _, ticket in self._open:
+            with suppress(Exception):  # `harvest` raises it, when nothing runs any more
+                ticket.wait()
+        self.harvest()
+
+    def _step(self, copy: Transfer) -> LaneStep:
+        if isinstance(copy, Gather):
+            return HostWork(copy.what, copy.call)
+        if copy.source.tier is Tier.DISK:
+            return HostWork(copy.what, lambda: self._read(copy))
+        if copy.target.tier is Tier.DISK:
+            return HostWork(copy.what, lambda: self._write(copy))
+        return Move(copy.what, _span(copy.source), _span(copy.target))
+
+    def _read(self, copy: Copy) -> None:
+        memory = host_bytes(self.backend, copy.target)
+        copy.source.place.read(copy.source.offset, memory)  # type: ignore[union-attr]
+        if copy.check is not None:
+            copy.check(memory)
+
+    def _write(self, copy: Copy) -> None:
+        copy.target.place.write(copy.target.offset, host_bytes(self.backend, copy.source))  # type: ignore[union-attr]
+
+
+def _span(region: Region) -> Span:
+    return Span(region.place, region.offset, region.nbytes)  # type: ignore[arg-type]

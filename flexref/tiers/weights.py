@@ -1,0 +1,254 @@
+"""A model's weights over the tiers: loads them home once, streams each stage, and hands out operands where they are."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Matrix, QuantizedMatrix
+from flexref.backend.records import aligned
+from flexref.storage.checks import PartChecker
+from flexref.storage.weightfile import StoredTensor
+from flexref.tiers.disk import WeightsOnDisk
+from flexref.tiers.pool import Arena
+from flexref.tiers.transfer import Copy, Mover, Region, Tier, host_bytes, view
+from flexref.tiers.weights_plan import Run, WeightsPlan
+
+PIECE_BYTES = 1 << 20
+"""Bounds the memory that a gather of table rows uses beside its staging, which is counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableRead:
+    """Rows of a tile of the token table that is at home on host or disk, and which of the T tokens they are for."""
+
+    tensor: StoredTensor
+    tokens: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    from_disk: bool
+
+    def pieces(self, row_bytes: int) -> Iterator["TableRead"]:
+        """The same in pieces of at most PIECE_BYTES."""
+        step = max(1, PIECE_BYTES // row_bytes)
+        for first in range(0, len(self.rows), step):
+            some = slice(first, first + step)
+            yield TableRead(self.tensor, self.tokens[some], self.rows[some], self.from_disk)
+
+
+@dataclass(slots=True)
+class Located:
+    """Where a tensor's bytes are now: `region` from the file offset `base` on."""
+
+    region: Region
+    base: int
+
+
+@dataclass(slots=True)
+class WeightStore:
+    """The weights at home and in their slots: allocates, loads once, streams per stage, hands out operands."""
+
+    plan: WeightsPlan
+    mover: Mover
+    disk: WeightsOnDisk
+    on_loaded: Callable[[int], None] | None = None
+    _homes: dict[str, Located] = field(default_factory=dict)
+    _host: dict[int, Region] = field(default_factory=dict)
+    _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
+    _slots: list[Region] = field(default_factory=list)
+    _staging: list[Region] = field(default_factory=list)
+    _checked: set[int] = field(default_factory=set)
+
+    @property
+    def backend(self) -> Backend:
+        """The port that holds the memory."""
+        return self.mover.backend
+
+    def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
+        """Take all memory that the plan names; `CapacityError` before anything is read."""
+        plan = self.plan
+        for tier in (Tier.DEVICE, Tier.HOST):
+            if plan.bytes_at_home(tier):
+                self._assign_homes(tier, self._take(arenas[tier], "weights", plan.bytes_at_home(tier)))
+        arenas[Tier.DISK].count("weights", plan.bytes_at_home(Tier.DISK))  # they lie in the file already
+        if plan.slot_bytes:
+            slots = self._take(arenas[Tier.DEVICE], "weight slots", plan.slots * plan.slot_bytes)
+            self._slots = [slots.part(slot * plan.slot_bytes, plan.slot_bytes) for slot in range(plan.slots)]
+        if plan.staging_slot_bytes:
+            size = plan.staging_slot_bytes
+            staging = self._take(arenas[Tier.HOST], "weight staging", plan.slots * size)
+            self._staging = [staging.part(slot * size, size) for slot in range(plan.slots)]
+
+    def load(self, arenas: Mapping[Tier, Arena]) -> None:
+        """Read what is at home on device and host, check every dataset, and check what stays on disk but is gathered.
+
+        Raises `WeightFileError` with the dataset's name if a checksum differs.
+        """
+        bounce = arenas[Tier.HOST].take("loading", self.plan.loading_bytes)
+        try:
+            for index, plan in enumerate(self.plan.stages):
+                for run in plan.homes[Tier.HOST].runs:
+                    self._load_host(run)
+                for run in plan.homes[Tier.DEVICE].runs:
+                    self._through(run, bounce, self._homes[run.tensors[0].name])
+                if plan.stage.kind == "head" and self.plan.file.spec.tied_head:
+                    # The first pass gathers token rows before it streams, and so checks, the whole table.
+                    for run in plan.homes[Tier.DISK].runs:
+                        self._through(run, bounce, None)
+                    self._checked.add(index)
+            for tensor, tier in self.plan.gathered:
+                if tier is Tier.HOST:
+                    self._load_host(Run.of([tensor]))
+                else:
+                    home = self._homes[tensor.name] if tier is Tier.DEVICE else None
+                    self._through(Run.of([tensor]), bounce, home)
+        finally:
+            arenas[Tier.HOST].give_back("loading", bounce)
+
+    def fetch(self, stage: int, slot: int) -> list[Copy]:
+        """disk -> host of the stage's part that is at home on disk; checked the first time."""
+        plan, copies = self.plan.stages[stage], []
+        for offset, run in plan.homes[Tier.DISK].offsets():
+            check = None if stage in self._checked else partial(_check_run, run)
+            target = self._staging[slot].part(offset, run.nbytes)
+            copies.append(Copy("weights", f"{plan.stage.name} weights", self._on_disk(run), target, check))
+        self._checked.add(stage)
+        return copies
+
+    def load_slot(self, stage: int, slot: int) -> list[Copy]:
+        """host -> device of the stage's streamed parts: one copy for what is at home on the host, one for the rest."""
+        plan, copies = self.plan.stages[stage], []
+        what = f"{plan.stage.name} weights"
+        from_host, from_disk = plan.homes[Tier.HOST].nbytes, plan.homes[Tier.DISK].nbytes
+        if from_host:
+            target = self._slots[slot].part(0, from_host)
+            copies.append(Copy("weights", what, self._host[stage], target))
+        if from_disk:
+            target = self._slots[slot].part(from_host, from_disk)
+            copies.append(Copy("weights", what, self._staging[slot].part(0, from_disk), target))
+        return copies
+
+    def operands(self, stage: int, slot: int) -> dict[str, Matrix]:
+        """Every tensor of the stage on the device, by its name."""
+        plan = self.plan.stages[stage]
+        found: dict[str, Matrix] = {}
+        for run in plan.homes[Tier.DEVICE].runs:
+            for tensor in run.tensors:
+                found[tensor.name] = operand(self.backend, tensor, self._homes[tensor.name])
+        start = 0
+        for tier in (Tier.HOST, Tier.DISK):
+            for offset, run in plan.homes[tier].offsets():
+                located = Located(self._slots[slot].part(start + offset, run.nbytes), run.file_offset)
+                for tensor in run.tensors:
+                    found[tensor.name] = operand(self.backend, tensor, located)
+            start += plan.homes[tier].nbytes
+        return found
+
+    def device_table(self, name: str) -> Array | None:
+        """A tile of the token table, if it is at home on the device."""
+        located = self._homes.get(name)
+        if located is None or located.region.tier is not Tier.DEVICE:
+            return None
+        return operand(self.backend, self.plan.file.tensors[name], located)  # type: ignore[return-value]
+
+    def table_reads(self, token_ids: npt.NDArray[np.int32], first_rows: Sequence[int]) -> list["TableRead"]:
+        """What to read for tokens whose rows are not on the device; token_ids (T,), tiles start at `first_rows`."""
+        file = self.plan.file
+        tile_of = np.searchsorted(np.asarray(first_rows), token_ids, side="right") - 1
+        reads = []
+        for tile in np.unique(tile_of).tolist():
+            name = f"tokens/{tile:04d}"
+            located = self._homes.get(name)
+            if located is not None and located.region.tier is Tier.DEVICE:
+                continue
+            tokens = np.flatnonzero(tile_of == tile)
+            rows = token_ids[tokens].astype(np.int64) - first_rows[tile]
+            reads.append(TableRead(file.tensors[name], tokens, rows, from_disk=located is None))
+        return reads
+
+    def read_table_rows(self, read: "TableRead") -> npt.NDArray[np.uint8]:
+        """(R, row bytes): the rows that `read` names, from host or disk."""
+        part = read.tensor.parts[0]
+        row_bytes = part.extent.nbytes // read.tensor.shape[0]
+        located = self._homes.get(read.tensor.name)
+        if located is None:
+            into = np.empty((len(read.rows), row_bytes), np.uint8)
+            self.disk.read_rows(part.extent.offset + read.rows * row_bytes, into)
+            return into
+        start = part.extent.offset - located.base
+        table = host_bytes(self.backend, located.region)[start : start + part.extent.nbytes]
+        return table.reshape(-1, row_bytes)[read.rows]  # type: ignore[no-any-return]
+
+    def release(self, arenas: Mapping[Tier, Arena]) -> None:
+        """Give all memory back."""
+        arenas[Tier.DISK].count("weights", -self.plan.bytes_at_home(Tier.DISK))
+        for arena, holder, region in reversed(self._taken):
+            arena.give_back(holder, region)
+        self._taken.clear()
+
+    def _take(self, arena: Arena, holder: str, nbytes: int) -> Region:
+        region = arena.take(holder, nbytes)
+        self._taken.append((arena, holder, region))
+        return region
+
+    def _assign_homes(self, tier: Tier, region: Region) -> None:
+        start = 0
+        for stage, plan in enumerate(self.plan.stages):
+            layout = plan.homes[tier]
+            if tier is Tier.HOST:
+                self._host[stage] = region.part(start, layout.nbytes)
+            for offset, run in layout.offsets():
+                part = region.part(start + offset, aligned(run.nbytes, ALIGNMENT_BYTES))
+                for tensor in run.tensors:
+                    self._homes[tensor.name] = Located(part, run.file_offset)
+            start += layout.nbytes
+        for tensor, home in self.plan.gathered:
+            if home is tier:
+                size = aligned(tensor.nbytes, ALIGNMENT_BYTES)
+                self._homes[tensor.name] = Located(region.part(start, size), Run.of([tensor]).file_offset)
+                start += size
+
+    def _on_disk(self, run: Run, start: int = 0, nbytes: int | None = None) -> Region:
+        whole = Region(Tier.DISK, self.disk, run.file_offset, run.nbytes)
+        return whole.part(start, run.nbytes - start if nbytes is None else nbytes)
+
+    def _load_host(self, run: Run) -> None:
+        located = self._homes[run.tensors[0].name]
+        target = located.region.part(0, run.nbytes)
+        copy = Copy("weights", "loading", self._on_disk(run), target, partial(_check_run, run))
+        self.mover.run("weights_in", [copy])
+        self._progress(run.nbytes)
+
+    def _through(self, run: Run, bounce: Region, home: Located | None) -> None:
+        """Read a run piece by piece, check it, and put it at home on the device, if that is its home."""
+        checker = PartChecker([part for tensor in run.tensors for part in tensor.parts], run.file_offset)
+        for start in range(0, run.nbytes, bounce.nbytes):
+            size = min(bounce.nbytes, run.nbytes - start)
+            piece = bounce.part(0, size)
+            copies = [Copy("weights", "loading", self._on_disk(run, start, size), piece, checker.feed)]
+            if home is not None:
+                copies.append(Copy("weights", "loading", piece, home.region.part(start, size)))
+            self.mover.run("weights_in", copies)
+            self._progress(size)
+
+    def _progress(self, nbytes: int) -> None:
+        if self.on_loaded is not None:
+            self.on_loaded(nbytes)
+
+
+def _check_run(run: Run, memory: npt.NDArray[np.uint8]) -> None:
+    PartChecker([part for tensor in run.tensors for part in tensor.parts], run.file_offset).feed(memory)
+
+
+def operand(backend: Backend, tensor: StoredTensor, located: Located) -> Matrix:
+    """The tensor as what operators take: an array, or codes with their scales and zeros."""
+    arrays = [
+        view(backend, located.region, part.shape, part.dtype.name, part.extent.offset - located.base)
+        for part in tensor.parts
+    ]
+    if tensor.scheme == "none":
+        return arrays[0]  # type: ignore[return-value]
+    codes, scale, zero = arrays
+    assert tensor.group_size is not None
+    return QuantizedMatrix(codes, scale, zero, tensor.shape[1], tensor.group_size)  # type: ignore[arg-type]

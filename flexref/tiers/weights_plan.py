@@ -1,0 +1,144 @@
+"""Where a model's weights are to lie: every tensor's home, the bytes of homes and slots; it moves nothing."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flexref.backend.protocol import ALIGNMENT_BYTES
+from flexref.backend.records import aligned
+from flexref.policy import Shares
+from flexref.spec import Stage, stages, token_tiles
+from flexref.storage.weightfile import StoredTensor, WeightFile
+from flexref.tiers.disk import CHUNK_BYTES
+from flexref.tiers.placement import place_stages
+from flexref.tiers.transfer import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Tensors that lie next to each other in the file: one range of it, one range of wherever it is copied to."""
+
+    tensors: tuple[StoredTensor, ...]
+    file_offset: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, tensors: Sequence[StoredTensor]) -> "Run":
+        """The bytes from the first tensor's start to the last one's end, alignment gaps included."""
+        extents = [part.extent for tensor in tensors for part in tensor.parts]
+        start = min(extent.offset for extent in extents)
+        return cls(tuple(tensors), start, max(extent.offset + extent.nbytes for extent in extents) - start)
+
+
+def runs_of(tensors: Iterable[StoredTensor]) -> list[Run]:
+    """Tensors in file order as the fewest runs: two are of one run if nothing but an alignment gap is between them."""
+    runs: list[Run] = []
+    for tensor in tensors:
+        single = Run.of([tensor])
+        if runs:
+            end = runs[-1].file_offset + runs[-1].nbytes
+            if 0 <= single.file_offset - end < ALIGNMENT_BYTES:
+                runs[-1] = Run.of([*runs[-1].tensors, tensor])
+                continue
+        runs.append(single)
+    return runs
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Runs one behind the other in memory, each aligned as it is in the file, so that a direct read can fill it."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all runs with their alignment."""
+        return sum(aligned(run.nbytes, ALIGNMENT_BYTES) for run in self.runs)
+
+    def offsets(self) -> Iterator[tuple[int, Run]]:
+        """Every run with where it starts in memory."""
+        offset = 0
+        for run in self.runs:
+            yield offset, run
+            offset += aligned(run.nbytes, ALIGNMENT_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """Where one stage's tensors are at home, as one layout per tier."""
+
+    stage: Stage
+    homes: Mapping[Tier, Layout]
+
+    @property
+    def streamed_bytes(self) -> int:
+        """Bytes that cross the link to the device each time the stage is fetched."""
+        return self.homes[Tier.HOST].nbytes + self.homes[Tier.DISK].nbytes
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsPlan:
+    """The homes of all weights. `gathered` are the tiles of a token table that no stage streams (an untied one)."""
+
+    file: WeightFile
+    stages: tuple[StagePlan, ...]
+    gathered: tuple[tuple[StoredTensor, Tier], ...]
+    slots: int
+
+    @classmethod
+    def of(cls, file: WeightFile, shares: Shares, slots: int) -> "WeightsPlan":
+        """Place every unit so that totals follow `shares` (see `placement`); `slots` stages may be under way."""
+        walk = stages(file.spec, file.tile_rows)
+        tiles = () if file.spec.tied_head else token_tiles(file.spec, file.tile_rows)
+        units = [[[file.tensors[tensor.name] for tensor in unit] for unit in stage.units] for stage in walk]
+        single = [[[file.tensors[tile.name]]] for tile in tiles]
+        sizes = [[sum(tensor.nbytes for tensor in unit) for unit in stage] for stage in units + single]
+        placed = place_stages(sizes, shares)
+        plans = []
+        for stage, stage_units, tiers in zip(walk, units, placed, strict=False):
+            homes = {
+                tier: Layout(
+                    tuple(
+                        runs_of(
+                            tensor
+                            for unit, unit_tier in zip(stage_units, tiers, strict=True)
+                            if unit_tier is tier
+                            for tensor in unit
+                        )
+                    )
+                )
+                for tier in Tier
+            }
+            plans.append(StagePlan(stage, homes))
+        gathered = tuple((stage[0][0], tiers[0]) for stage, tiers in zip(single, placed[len(units) :], strict=True))
+        return cls(file, tuple(plans), gathered, slots)
+
+    def bytes_at_home(self, tier: Tier) -> int:
+        """Bytes of weights whose home is `tier`, alignment included."""
+        tiles = (aligned(tensor.nbytes, ALIGNMENT_BYTES) for tensor, home in self.gathered if home is tier)
+        return sum(plan.homes[tier].nbytes for plan in self.stages) + sum(tiles)
+
+    @property
+    def slot_bytes(self) -> int:
+        """Device bytes of one streaming slot: the largest streamed part of a stage."""
+        return max(plan.streamed_bytes for plan in self.stages)
+
+    @property
+    def loading_bytes(self) -> int:
+        """Host bytes that loading needs for a while: what does not go to the host directly passes through them."""
+        most = max((run.nbytes for plan in self.stages for tier in Tier for run in plan.homes[tier].runs), default=0)
+        return min(CHUNK_BYTES, aligned(most, ALIGNMENT_BYTES))
+
+    @property
+    def staging_slot_bytes(self) -> int:
+        """Host bytes of one staging slot for what comes from disk."""
+        return max(plan.homes[Tier.DISK].nbytes for plan in self.stages)
+
+    def needs(self) -> Iterator[tuple[Tier, str, int]]:
+        """(tier, holder, bytes) of everything that `WeightStore` will take."""
+        for tier in Tier:
+            if self.bytes_at_home(tier):
+                yield tier, "weights", self.bytes_at_home(tier)
+        if self.slot_bytes:
+            yield Tier.DEVICE, "weight slots", self.slots * self.slot_bytes
+        if self.staging_slot_bytes:
+            yield Tier.HOST, "weight staging", self.slots * self.staging_slot_bytes

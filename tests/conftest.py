@@ -1,0 +1,105 @@
+"""For every test: hypothesis profiles, loud skips, and `--require`; of flexref it knows only the registry."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Generator
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from flexref.backend import registry
+
+PROFILE_VARIABLE = "FLEXREF_HYPOTHESIS_PROFILE"
+PROFILES = {
+    # The same few examples every time: a run that turns red is the change's fault.
+    "quick": settings(max_examples=25, derandomize=True, database=None),
+    # Before a merge, and after touching arithmetic: new examples every time.
+    "thorough": settings(max_examples=300),
+    "nightly": settings(max_examples=3000),
+}
+
+SKIPS: pytest.StashKey[Counter[str]] = pytest.StashKey()
+PASSES: pytest.StashKey[Counter[str]] = pytest.StashKey()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require",
+        metavar="BACKEND",
+        action="append",
+        default=[],
+        help="this backend must be tested here: each test skipped for it fails, and so does a run without a test of it",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, profile in PROFILES.items():
+        # No deadline, no complaint of slowness: a busy machine is not a failure, and a hang meets the test's timeout.
+        settings.register_profile(
+            name, profile, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+        )
+    profile_name = os.environ.get(PROFILE_VARIABLE, "quick")
+    if profile_name not in PROFILES:
+        raise pytest.UsageError(f"{PROFILE_VARIABLE}={profile_name}: must be one of {', '.join(PROFILES)}")
+    settings.load_profile(profile_name)
+    for name in config.getoption("--require"):
+        if name not in registry.installed():
+            raise pytest.UsageError(f"--require {name}: not installed; installed: {', '.join(registry.installed())}")
+    config.stash[SKIPS], config.stash[PASSES] = Counter(), Counter()
+
+
+def names(backend: str, text: str) -> bool:
+    """Whether `text`, a reason or a test's name, names `backend` as a word, `flexref_cupy` and `[cupy-3]` included."""
+    return re.search(rf"(?<![A-Za-z0-9]){re.escape(backend)}(?![A-Za-z0-9])", text) is not None
+
+
+def note(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Count a skip and turn it into a failure if its reason, or the test's name, names a required backend."""
+    required: list[str] = config.getoption("--require")
+    if report.skipped and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        config.stash[SKIPS][reason.removeprefix("Skipped: ")] += 1
+        for backend in required:
+            if names(backend, f"{report.nodeid} {reason}"):
+                report.outcome = "failed"
+                report.longrepr = f"--require {backend}: {report.nodeid} was skipped ({reason})"
+    elif report.passed and report.when == "call":
+        config.stash[PASSES].update(backend for backend in required if names(backend, report.nodeid))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    note(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    note(collector.config, report)
+    return report
+
+
+def untested(config: pytest.Config) -> list[str]:
+    """The required backends of which no test has passed."""
+    return [backend for backend in config.getoption("--require") if not config.stash[PASSES][backend]]
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    collecting_only = session.config.getoption("collectonly")
+    if session.exitstatus == pytest.ExitCode.OK and not collecting_only and untested(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    skips = config.stash[SKIPS]
+    if skips:
+        terminalreporter.section(f"{skips.total()} skipped: these prove nothing here", yellow=True, bold=True)
+        for reason, count in skips.most_common():
+            terminalreporter.line(f"{count:5d}  {reason}", yellow=True)
+    for backend in untested(config):
+        terminalreporter.line(f"--require {backend}: no test of it passed", red=True, bold=True)

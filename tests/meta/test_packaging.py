@@ -1,0 +1,41 @@
+"""What pyproject.toml ships: every folder of code once, typed, and every port with its entry point."""
+
+import re
+from importlib.metadata import entry_points
+from pathlib import Path
+
+import pytest
+
+from flexref.backend import registry
+from flexref.cli.main import main
+
+ROOT = Path(__file__).parents[2]
+PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+PORTS = sorted(path for path in (ROOT / "backends").iterdir() if any(path.glob("*.py")))
+
+
+@pytest.mark.parametrize("top", [ROOT / "flexref", *PORTS], ids=lambda path: path.name)
+def test_every_folder_of_code_is_a_package_and_so_is_shipped(top: Path) -> None:
+    folders = {path.parent for path in top.rglob("*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_the_folder_of_ports_is_no_package_else_each_port_is_shipped_twice() -> None:
+    assert not (ROOT / "backends" / "__init__.py").exists()
+    assert "namespaces = false" in PYPROJECT
+
+
+@pytest.mark.parametrize("top", [ROOT / "flexref", *PORTS], ids=lambda path: path.name)
+def test_every_package_ships_its_types(top: Path) -> None:
+    assert (top / "py.typed").exists()
+    assert re.search(rf'^{top.name} = \[.*"py\.typed".*\]$', PYPROJECT, re.MULTILINE)
+
+
+def test_every_port_is_registered_under_its_folders_name() -> None:
+    registered = {entry.name: entry.module for entry in entry_points(group=registry.GROUP)}
+    assert {port.name.removeprefix("flexref_"): port.name for port in PORTS}.items() <= registered.items()
+
+
+def test_the_console_command_is_the_main_function() -> None:
+    (entry,) = {entry.value: entry for entry in entry_points(group="console_scripts", name="flexref")}.values()
+    assert entry.load() is main

@@ -1,0 +1,246 @@
+"""The tokenizer against `transformers` in every layout, and against documents that are damaged on purpose."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.errors import CheckpointError, FlexrefError, PromptError
+from flexref.text.tokenizer import Tokenizer, tokenizer_json_from_files
+
+LAYOUTS = (
+    *("published", "named in the map", "no bos", "bos and eos", "prefix space", "added", "listed"),
+    *("plain", "template", "galactica", "saved again", "both"),
+)
+ADDED = ("</s>", "<pad>", "<s>", "<unk>", "<ask>", "<tell>", "[START_REF]", "[END_REF]", "<t", " the", "2024", " ", "\n")
+TEXTS = st.lists(st.text(max_size=6) | st.sampled_from(ADDED), max_size=8).map("".join)
+
+
+def tokenizer_of(folder: Path) -> Tokenizer:
+    data = tokenizer_json_from_files(folder)
+    assert data is not None
+    return Tokenizer.from_json(data)
+
+
+@pytest.fixture(scope="module")
+def pairs(layouts: dict[str, Path]) -> dict[str, tuple[Tokenizer, Any]]:
+    """By layout: our tokenizer, and the oracle that `transformers` makes of the same folder."""
+    from transformers import AutoTokenizer
+
+    assert set(layouts) == set(LAYOUTS)
+    return {name: (tokenizer_of(folder), AutoTokenizer.from_pretrained(folder)) for name, folder in layouts.items()}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(text=TEXTS)
+def test_every_layout_encodes_as_transformers_does(
+    pairs: dict[str, tuple[Tokenizer, Any]], layout: str, text: str
+) -> None:
+    tokenizer, oracle = pairs[layout]
+    assert tokenizer.encode(text) == oracle(text)["input_ids"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@given(data=st.data())
+def test_every_layout_decodes_as_transformers_does(
+    pairs: dict[str, tuple[Tokenizer, Any]], layout: str, data: st.DataObject
+) -> None:
+    tokenizer, oracle = pairs[layout]
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocabulary_size + 3), max_size=12))
+    assert tokenizer.decode(ids) == oracle.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert tokenizer.decode(ids, skip_special=False) == oracle.decode(ids, clean_up_tokenization_spaces=False)
+
+
+@pytest.mark.parametrize("layout", ["published", "named in the map", "prefix space", "template", "saved again", "both"])
+def test_opt_puts_its_beginning_first_exactly_once(layouts: dict[str, Path], layout: str) -> None:
+    ids = tokenizer_of(layouts[layout]).encode("a good fortune")
+    assert ids[0] == 2
+    assert ids.count(2) == 1
+
+
+@pytest.mark.parametrize("layout", ["galactica", "plain", "no bos"])
+def test_a_folder_that_asks_for_no_beginning_gets_none(layouts: dict[str, Path], layout: str) -> None:
+    assert 2 not in tokenizer_of(layouts[layout]).encode("a good fortune")
+
+
+def test_without_a_configuration_the_published_one_is_assumed(
+    tmp_path: Path, layouts: dict[str, Path], write_gpt2: Callable[..., Path]
+) -> None:
+    text = "want of</s> a wife<pad>"
+    assert tokenizer_of(write_gpt2(tmp_path)).encode(text) == tokenizer_of(layouts["published"]).encode(text)
+
+
+def test_windows_line_ends_in_merges_change_nothing(
+    tmp_path: Path, layouts: dict[str, Path], write_gpt2: Callable[..., Path]
+) -> None:
+    merges = write_gpt2(tmp_path) / "merges.txt"
+    merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
+    text = "a truth universally acknowledged"
+    assert tokenizer_of(tmp_path).encode(text) == tokenizer_of(layouts["published"]).encode(text)
+
+
+@given(text=st.text(max_size=40))
+def test_decoding_what_was_encoded_gives_the_text(bos_document: dict[str, Any], text: str) -> None:
+    tokenizer = Tokenizer.from_json(json.dumps(bos_document).encode())
+    # A `<` may begin the spelling of a special token, which decoding leaves out.
+    plain = text.replace("<", "")
+    assert tokenizer.decode(tokenizer.encode(plain)) == plain
+
+
+def test_a_folder_without_a_tokenizer_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert tokenizer_json_from_files(tmp_path) is None
+
+
+def test_the_vocabulary_counts_added_tokens(layouts: dict[str, Path], document: dict[str, Any]) -> None:
+    size = len(document["model"]["vocab"])
+    assert tokenizer_of(layouts["published"]).vocabulary_size == size
+    assert tokenizer_of(layouts["added"]).vocabulary_size == size + 2
+
+
+def test_dropout_is_switched_off(document: dict[str, Any]) -> None:
+    random = {**document, "model": {**document["model"], "dropout": 0.9}}
+    plain = Tokenizer.from_json(json.dumps(document).encode())
+    tokenizer = Tokenizer.from_json(json.dumps(random).encode())
+    text = "universally acknowledged in possession of a good fortune"
+    assert all(tokenizer.encode(text) == plain.encode(text) for _ in range(5))
+
+
+def test_text_that_is_not_unicode_is_the_prompts_fault(document: dict[str, Any]) -> None:
+    with pytest.raises(PromptError, match="not valid Unicode"):
+        Tokenizer.from_json(json.dumps(document).encode()).encode("half a pair: \ud83d")
+
+
+def one_line(error: pytest.ExceptionInfo[FlexrefError]) -> str:
+    message = str(error.value)
+    assert message
+    assert "\n" not in message
+    return message
+
+
+VOCABULARY_FAULTS = {
+    "vocab.json": [b"", b"{", b"\xff{}", b"[]", b'{"a": -1}', b'{"a": 1.5}', b'{"a": true}', b'{"a": 0, "b": 0}', b"{}"],
+    "merges.txt": [b"\xff\xfe", b"#version: 0.2\na b c\n", b"#version: 0.2\na\n", b"qqqq zzzz\n"],
+    "tokenizer_config.json": [
+        *(b"[]", b"nul", b'{"add_bos_token": "yes", "bos_token": "</s>"}', b'{"bos_token": 7}', b'{"pad_token": {}}'),
+        *(b'{"added_tokens_decoder": []}', b'{"added_tokens_decoder": {"x": "<x>"}}'),
+        *(b'{"added_tokens_decoder": {"7": {"content": "<x>"}}}', b'{"added_tokens_decoder": {"2": {"content": "<x>"}}}'),
+        *(b'{"pad_token": {"content": "<pad>", "lstrip": 3}}', b'{"additional_special_tokens": "<x>"}'),
+    ],
+    "special_tokens_map.json": [b"3", b'{"bos_token": []}'],
+    "added_tokens.json": [b"[1]", b'{"<x>": "7"}', b'{"<x>": 7}', b'{"": 9999}', b'{"<x>": 99999}'],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [(name, content) for name, contents in VOCABULARY_FAULTS.items() for content in contents]
+)
+def test_a_damaged_file_is_reported_in_one_line_with_its_folder(
+    tmp_path: Path, write_gpt2: Callable[..., Path], name: str, content: bytes
+) -> None:
+    (write_gpt2(tmp_path) / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=str(tmp_path)) as error:
+        tokenizer_json_from_files(tmp_path)
+    one_line(error)
+
+
+@pytest.mark.parametrize("missing", ["vocab.json", "merges.txt"])
+def test_half_a_tokenizer_is_reported_by_the_missing_file(
+    tmp_path: Path, write_gpt2: Callable[..., Path], missing: str
+) -> None:
+    (write_gpt2(tmp_path) / missing).unlink()
+    with pytest.raises(CheckpointError, match=missing):
+        tokenizer_json_from_files(tmp_path)
+
+
+def test_a_link_to_nowhere_is_damage_and_not_a_missing_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(CheckpointError, match="tokenizer.json"):
+        tokenizer_json_from_files(tmp_path)
+
+
+ABORTS = {
+    "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+    "pre_tokenizer": {"type": "FixedLength", "length": 0},
+    "post_processor": {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<x>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [],
+        "special_tokens": {},
+    },
+    "added_tokens": [{"id": 7, "content": "</s>", "special": True}],
+    "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "é": 2}, "merges": [], "continuing_subword_prefix": "##"},
+    "decoder": {"type": "CTC"},
+}
+
+
+@pytest.mark.parametrize("part", ABORTS)
+def test_what_would_make_the_library_abort_is_refused_before(
+    document: dict[str, Any], part: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(CheckpointError, match="where it came from: ") as error:
+        Tokenizer.from_json(json.dumps({**document, part: ABORTS[part]}).encode(), "where it came from")
+    one_line(error)
+    assert "panicked" not in capfd.readouterr().err
+
+
+def use(data: bytes) -> None:
+    """Load a hostile document and, if it loads, use it; whatever happens is a result or a FlexrefError."""
+    try:
+        tokenizer = Tokenizer.from_json(data)
+        ids = tokenizer.encode("a good fortune, 1813 🙂</s>")
+        tokenizer.decode([*ids, 0, 5, 10**6])
+        b"".join(tokenizer.token_bytes(token) for token in ids)
+    except FlexrefError as error:
+        assert str(error)
+        assert "\n" not in str(error)
+
+
+PATHS = (
+    *(("model",), ("model", "type"), ("model", "vocab"), ("model", "merges"), ("model", "unk_token"), ("model", "vocab", "a")),
+    *(("model", "merges", 3), ("model", "merges", 3, 0), ("model", "end_of_word_suffix"), ("model", "byte_fallback")),
+    *(("added_tokens",), ("added_tokens", 2), ("added_tokens", 2, "id"), ("added_tokens", 2, "content")),
+    *(("added_tokens", 2, "special"), ("normalizer",), ("pre_tokenizer",), ("pre_tokenizer", "type"), ("decoder",)),
+    *(("decoder", "type"), ("post_processor",), ("post_processor", "type"), ("post_processor", "single")),
+    *(("post_processor", "single", 0), ("post_processor", "single", 1), ("post_processor", "special_tokens")),
+    *(("post_processor", "special_tokens", "</s>"), ("post_processor", "special_tokens", "</s>", "ids")),
+    *(("post_processor", "pair"), ("version",), ("truncation",), ("padding",)),
+)
+LEAVES = st.none() | st.booleans() | st.integers(-3, 2**33) | st.text(max_size=4) | st.sampled_from(["A", "B", "</s>"])
+JUNK = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner))
+
+
+@given(path=st.sampled_from(PATHS), junk=JUNK)
+def test_junk_in_any_place_is_refused_or_harmless(bos_document: dict[str, Any], path: tuple[Any, ...], junk: Any) -> None:
+    hostile = copy.deepcopy(bos_document)
+    place = hostile
+    for key in path[:-1]:
+        place = place[key]
+    place[path[-1]] = junk
+    use(json.dumps(hostile).encode())
+
+
+@given(data=st.data())
+def test_random_damage_to_the_bytes_is_refused_or_harmless(bos_document: dict[str, Any], data: st.DataObject) -> None:
+    damaged = bytearray(json.dumps(bos_document).encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))
+    use(bytes(damaged[:end]))
+
+
+@given(junk=st.binary(max_size=64))
+def test_bytes_that_are_no_document_are_refused(junk: bytes) -> None:
+    with pytest.raises(CheckpointError) as error:
+        Tokenizer.from_json(junk)
+    one_line(error)
+
+
+def test_endless_nesting_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="not JSON"):
+        Tokenizer.from_json(b'{"model":' * 100_000)
