@@ -109,8 +109,9 @@ def _attend_heads(
         last = min(queries, first + step)
         keys = past + last
         scores = scratch.product(heads, last - first, keys)
-        np.matmul(q[first:last].transpose(1, 0, 2), k[:keys].transpose(1, 2, 0), out=scores)
-        scores *= scale
+        with np.errstate(over="ignore", invalid="ignore"):  # a key that is masked below may give anything
+            np.matmul(q[first:last].transpose(1, 0, 2), k[:keys].transpose(1, 2, 0), out=scores)
+            scores *= scale
         future = np.arange(keys) > past + np.arange(first, last)[:, None]
         scores[:, future] = -np.inf  # whatever a masked key gave, even a NaN, is gone here
         scores -= scores.max(axis=-1, keepdims=True)

@@ -87,14 +87,18 @@ class Lane:
             self._thread.join()
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            steps, after, ticket = job
-            times: list[tuple[float, float]] = []
-            try:
-                for earlier in after:
-                    earlier.wait()
-                times.extend(run_step(step) for step in steps)
-            except BaseException as error:  # whatever it is belongs to the thread that waits for the ticket
-                ticket.finish(times, error)
-            else:
-                ticket.finish(times, None)
+        for steps, after, ticket in iter(self._jobs.get, None):
+            _run_submission(steps, after, ticket)
+            del steps, after, ticket  # a lane that waits for work holds no buffer that its last work copied
+
+
+def _run_submission(steps: Sequence[LaneStep], after: Sequence[Ticket], ticket: LaneTicket) -> None:
+    times: list[tuple[float, float]] = []
+    try:
+        for earlier in after:
+            earlier.wait()
+        times.extend(run_step(step) for step in steps)
+    except BaseException as error:  # whatever it is belongs to the thread that waits for the ticket
+        ticket.finish(times, error)
+    else:
+        ticket.finish(times, None)

@@ -132,10 +132,11 @@ def _smooth(x: Numbers, activation: str, gate: Numbers) -> None:
         gate += np.float32(1)
         gate *= np.float32(0.5)
     elif activation == "gelu_tanh":
-        np.multiply(x, x, out=gate)
-        gate *= np.float32(0.044715)
-        gate += np.float32(1)
-        gate *= x
+        with np.errstate(over="ignore"):  # an infinite argument gives the right limit
+            np.multiply(x, x, out=gate)
+            gate *= np.float32(0.044715)
+            gate += np.float32(1)
+            gate *= x
         gate *= np.float32((2 / np.pi) ** 0.5)
         np.tanh(gate, out=gate)
         gate += np.float32(1)

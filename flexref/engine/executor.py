@@ -45,16 +45,28 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Iterator[Vi
     Without `overlap` every move ends before the next operation starts. However it ends, nothing is under way any more
     when it has ended; the first failure of any lane is raised.
     """
-    tickets: dict[Operation, Ticket] = {}
+    # What must end before an operation has ended: its own ticket; where it moves nothing, those that it waits for, so
+    # that whoever requires it waits for them (a slot may be refilled by a computation, with no load in between).
+    tickets: dict[Operation, tuple[Ticket, ...]] = {}
     backend = mover.backend
+
+    def awaited(operation: Operation) -> tuple[Ticket, ...]:
+        open_tickets: dict[int, Ticket] = {}
+        for other in requirements(operation, shape):
+            for ticket in tickets.get(other, ()):
+                if ticket.done():
+                    ticket.wait()  # raises if it has failed: nothing may be computed from what never arrived
+                else:
+                    open_tickets[id(ticket)] = ticket
+        return tuple(open_tickets.values())
 
     def start(operation: Operation) -> None:
         transfers = work.transfers(operation)
         if not transfers:
+            tickets[operation] = awaited(operation)
             return
-        needed = (tickets[other] for other in requirements(operation, shape) if other in tickets)
-        ticket = mover.submit(LANE_OF[operation.move, operation.kind], transfers, list(needed))
-        tickets[operation] = ticket
+        ticket = mover.submit(LANE_OF[operation.move, operation.kind], transfers, awaited(operation))
+        tickets[operation] = (ticket,)
         if not overlap:
             ticket.wait()
 
@@ -69,11 +81,10 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Iterator[Vi
             for operation in beat.ahead:
                 start(operation)
             if computation is not None:
-                for needed in requirements(computation, shape):
-                    if needed in tickets:
-                        backend.wait(tickets[needed])
+                for ticket in awaited(computation):
+                    backend.wait(ticket)
                 work.compute(computation.visit)
-                tickets[computation] = backend.mark()
+                tickets[computation] = (backend.mark(),)
             for operation in beat.behind:
                 start(operation)
             if computation is not None:
@@ -86,7 +97,7 @@ def _starts_turn(visit: Visit) -> bool:
     return visit.stage == 0 and visit.group == 0 and visit.turn > 0
 
 
-def _forget(tickets: dict[Operation, Ticket], turn: int) -> None:
+def _forget(tickets: dict[Operation, tuple[Ticket, ...]], turn: int) -> None:
     """Drop the tickets of passes before `turn`: nothing that is still to come requires them."""
     for operation in [operation for operation in tickets if operation.visit.turn < turn]:
         del tickets[operation]

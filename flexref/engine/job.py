@@ -107,7 +107,8 @@ class Job:
 
     def _block(self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore) -> Iterator[StreamedToken]:
         engine, stats = self.engine, self.stats
-        groups = [Group([rows[number] for number in group]) for group in plan.order]
+        step = self.policy.rows_per_group
+        groups = [Group(rows[first : first + step]) for first in range(0, len(rows), step)]
         turns = max(row.limit for row in rows)
         shape = Shape(turns, len(weights.plan.stages), len(groups), weights.plan.slots)
         block = Block(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from flexref.spec import ModelSpec, TensorSpec, layer_stage, stages
 from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
 from flexref.tiers.cache import CachePlan, RowPlan
-from flexref.tiers.placement import place_items
+from flexref.tiers.placement import place_in_order, place_items
 from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
 
@@ -43,11 +44,10 @@ class Lengths:
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One block's memory. `order` says which of the given rows is at each place of each group."""
+    """One block's memory."""
 
     cache: CachePlan
     activations: ActivationsPlan
-    order: tuple[tuple[int, ...], ...]
     rows_most: int
     logits_bytes: int
     hidden_bytes: int
@@ -63,7 +63,7 @@ class BlockPlan:
 
     def own_needs(self) -> Iterator[Need]:
         """What belongs to no store."""
-        groups = len(self.order)
+        groups = len(self.cache.groups)
         yield Tier.DEVICE, "logits", groups * (self.logits_bytes + self.hidden_bytes)
         yield Tier.DEVICE, "workspace", self.workspace_bytes
         if self.expanded_bytes:
@@ -93,16 +93,11 @@ def plan_block(
     file = weights.file
     spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
     step = policy.rows_per_group
-    numbers = [list(range(first, min(len(rows), first + step))) for first in range(0, len(rows), step)]
-    tiers = CachePlan.homes([[rows[number].capacity_tokens for number in group] for group in numbers], policy.cache)
-    # Rows that the operators reach come first, so that each kind is one range of a group's tokens.
-    places = [
-        sorted(zip(group, homes, strict=True), key=lambda row: list(Tier).index(row[1]))
-        for group, homes in zip(numbers, tiers, strict=True)
-    ]
+    groups = [rows[first : first + step] for first in range(0, len(rows), step)]
+    homes = place_in_order([[row.capacity_tokens for row in group] for group in groups], policy.cache)
     plans = tuple(
-        tuple(RowPlan(rows[number].capacity_tokens, rows[number].prompt_tokens, home) for number, home in group)
-        for group in places
+        tuple(RowPlan(row.capacity_tokens, row.prompt_tokens, home) for row, home in zip(group, tiers, strict=True))
+        for group, tiers in zip(groups, homes, strict=True)
     )
     cache = CachePlan(
         record_layout(spec, policy, caps.compute_dtype),
@@ -113,22 +108,21 @@ def plan_block(
     )
     tokens = [sum(row.prompt_tokens for row in group) for group in plans]
     most_bytes = [aligned(count * spec.width * width, ALIGNMENT_BYTES) for count in tokens]
-    homes = place_items(most_bytes, policy.activations)
+    waiting = place_items(most_bytes, policy.activations)
     table_bytes = DTYPE_BYTES[file.dtype]
     staged = 0 if table_on_device(weights) else aligned(max(tokens) * spec.embed_width * table_bytes, ALIGNMENT_BYTES)
     activations = ActivationsPlan(
-        tuple(GroupPlan(size, home) for size, home in zip(most_bytes, homes, strict=True)), staged, slots_of(policy)
+        tuple(GroupPlan(size, home) for size, home in zip(most_bytes, waiting, strict=True)), staged, slots_of(policy)
     )
     rows_most = max(len(group) for group in plans)
     far_rows = max(sum(row.home is not Tier.DEVICE for row in group) for group in plans) if cache.far else 0
     return BlockPlan(
         cache=cache,
         activations=activations,
-        order=tuple(tuple(number for number, _ in group) for group in places),
         rows_most=rows_most,
         logits_bytes=aligned(rows_most * spec.vocabulary * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
         hidden_bytes=aligned(rows_most * spec.embed_width * width, ALIGNMENT_BYTES),
-        workspace_bytes=workspace_bytes(file, caps, max(tokens), rows_most, gathers=not staged),
+        workspace_bytes=workspace_bytes(spec, caps.compute_dtype, file.dtype, max(tokens), rows_most, not staged),
         expanded_bytes=expanded_bytes(file, caps) if expand and len(plans) > 1 else 0,
         far_bytes=aligned(far_rows * 4 * spec.width * width, ALIGNMENT_BYTES),
     )
@@ -143,9 +137,12 @@ def table_on_device(weights: WeightsPlan) -> bool:
     return sum(name.startswith("tokens/") for name in tables) == len(heads)
 
 
-def workspace_bytes(file: WeightFile, caps: Capabilities, tokens: int, rows: int, *, gathers: bool) -> int:
-    """The most that results take in any visit: the visits themselves run on the port that only counts."""
-    spec, dtype, stored = file.spec, caps.compute_dtype, file.dtype
+@lru_cache(maxsize=256)
+def workspace_bytes(spec: ModelSpec, dtype: str, stored: str, tokens: int, rows: int, gathers: bool) -> int:
+    """The most that results take in any visit: the visits themselves run on the port that only counts.
+
+    `dtype` is the compute type, `stored` the file's; `gathers` says that token rows are gathered on the device.
+    """
     dry = create("dry", compute_dtype=dtype)
 
     def array(shape: tuple[int, ...], kind: str = dtype) -> Any:

@@ -12,10 +12,10 @@ from flexref.tiers.transfer import Done
 
 @dataclass(slots=True)
 class Trace:
-    """Collects spans; `start_s` is the zero of its clock, in seconds of `time.perf_counter`."""
+    """Collects spans as `events` of the Chrome format; `start_s` is zero on its clock, by `time.perf_counter`."""
 
     start_s: float
-    _events: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)
     _busy_s: dict[str, float] = field(default_factory=dict)
     _end_s: float = 0.0
 
@@ -30,7 +30,7 @@ class Trace:
     def _add(self, lane: str, what: str, start_s: float, end_s: float, details: dict[str, Any]) -> None:
         self._busy_s[lane] = self._busy_s.get(lane, 0.0) + end_s - start_s
         self._end_s = max(self._end_s, end_s)
-        self._events.append(
+        self.events.append(
             {
                 "name": what,
                 "cat": lane,
@@ -51,6 +51,6 @@ class Trace:
     def write(self, path: str | Path) -> None:
         """Write the trace as JSON; `StorageError` if it cannot be written."""
         try:
-            Path(path).write_text(json.dumps({"traceEvents": self._events, "displayTimeUnit": "ms"}), encoding="utf-8")
+            Path(path).write_text(json.dumps({"traceEvents": self.events, "displayTimeUnit": "ms"}), encoding="utf-8")
         except OSError as error:
             raise StorageError(f"cannot write {path}: {error.strerror}") from error

@@ -19,9 +19,7 @@ class Sampler:
 
     settings: SamplingSettings
 
-    def choose(
-        self, backend: "Backend", logits: "Array", rows: Numbers, steps: int | Numbers
-    ) -> npt.NDArray[np.int64]:
+    def choose(self, backend: "Backend", logits: "Array", rows: Numbers, steps: int | Numbers) -> npt.NDArray[np.int64]:
         """logits (B, V) -> token ids (B,) on the host.
 
         `rows` are the rows' numbers in the input, `steps` how many tokens each has generated so far (one for all, or

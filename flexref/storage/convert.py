@@ -124,7 +124,7 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
     return all(np.array_equal(tokens.read_rows(*span), head.read_rows(*span)) for span in spans)
 
 
-def _source_names(name: str) -> tuple[str, ...]:
+def source_names(name: str) -> tuple[str, ...]:
     """The names in a checkpoint whose rows, one behind the other, make (the table of) our tensor `name`."""
     place = name.split("/")
     if place[0] == "layers":
@@ -141,7 +141,7 @@ def _plan(checkpoint: Checkpoint, tensors: tuple[TensorSpec, ...]) -> dict[str, 
     next_row = dict.fromkeys((TOKENS, HEAD), 0)
     for tensor in tensors:
         plan[tensor.name] = parts = list[_Rows]()
-        names = _source_names(tensor.name)
+        names = source_names(tensor.name)
         for name in names:
             source = checkpoint.find(name)
             if source is None and name == TOKENS and spec.tied_head:

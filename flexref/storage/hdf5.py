@@ -66,7 +66,8 @@ def read_metadata(path: str, trailer: Trailer) -> tuple[FileHeader, dict[str, Fo
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error  # str() of a KeyError adds quotes
+    return " ".join(str(text).split())[:200]
 
 
 def _text_attribute(file: h5py.File, name: str) -> str:

@@ -55,15 +55,15 @@ def _model_name(folder: Path) -> str:
 
 
 def _read_json(path: Path, complaint: str) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{complaint}: it has no {path.name}")
     try:
-        with path.open("rb") as file:
-            raw = file.read(LARGEST_JSON_BYTES + 1)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{complaint}: it has no {path.name}") from error
+        found = path.stat().st_size
+        raw = path.read_bytes() if found <= LARGEST_JSON_BYTES else b""
     except OSError as error:
         raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    if len(raw) > LARGEST_JSON_BYTES:
-        raise CheckpointError(f"{path} is longer than {LARGEST_JSON_BYTES} bytes")
+    if found > LARGEST_JSON_BYTES:
+        raise CheckpointError(f"{path} has {found} bytes, at most {LARGEST_JSON_BYTES} are read")
     try:
         values = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -117,5 +117,6 @@ def _check_shards(index: Path, shards: Iterable[str]) -> None:
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise CheckpointError(
-            f"{index.parent} lacks {len(missing)} of {len(shards)} shards that {index.name} names: {', '.join(missing[:4])}"
+            f"{index.parent} lacks {len(missing)} of the {len(shards)} shards that {index.name} names, "
+            f"the first is {missing[0][:128]!r}"
         )

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from flexref.errors import CheckpointError, StorageError
-from flexref.storage.pickle_machine import LARGEST_PICKLE_BYTES, PickledTensor, tensors_of
+from flexref.storage.pickle_machine import LARGEST_PICKLE_BYTES, tensors_of
+from flexref.storage.pickle_values import PickledTensor
 from flexref.storage.source import SourceTensor
 
 _LOCAL_HEADER = struct.Struct("<4s22xHH")

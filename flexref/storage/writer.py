@@ -103,10 +103,16 @@ class WeightFileWriter:
         return parts
 
     def __enter__(self) -> "WeightFileWriter":
-        self._check_target()
+        folder = self.path.parent
+        if not folder.is_dir():
+            raise StorageError(f"cannot write {self.path}: {folder} is not a directory")
+        if self.path.is_dir():
+            raise StorageError(f"cannot write {self.path}: it is a directory")
+        with _told(self.path):
+            os.close(os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         try:
+            self._check_room(folder)
             with _told(self.path):
-                os.close(os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
                 with h5py.File(self._temporary, "w", libver=("earliest", "v108"), locking="best-effort") as file:
                     self._create(file)
                 self._file = h5py.File(
@@ -117,12 +123,7 @@ class WeightFileWriter:
             raise
         return self
 
-    def _check_target(self) -> None:
-        folder = self.path.parent
-        if not folder.is_dir():
-            raise StorageError(f"cannot write {self.path}: {folder} is not a directory")
-        if self.path.is_dir():
-            raise StorageError(f"cannot write {self.path}: it is a directory")
+    def _check_room(self, folder: Path) -> None:
         with _told(self.path):
             space = os.statvfs(folder)
         free = space.f_bavail * space.f_frsize

@@ -11,12 +11,16 @@ from flexref.backend.protocol import Array, Backend, Buffer, Matrix, Move, Quant
 from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES
 from flexref.storage.quant import quantize
-from flexref.testing.tolerances import Arithmetic, Operand, arithmetic, converted, exact, expanded
+from flexref.testing.tolerances import Arithmetic, Operand, arithmetic, converted, expanded
 
 Values = npt.NDArray[Any]
 
-GUARD = 173
-"""Every byte around an array that a test makes: an operator that writes beside its result changes one."""
+EDGE_BYTES = RESULT_ALIGNMENT_BYTES
+"""Guard bytes before and behind an array; the array is aligned like any result."""
+
+GUARD = 66
+"""Every byte around an array of a test, and of a result before it is written: as a float 48.6 (3.13 as float16), which
+no operator leaves unseen if it reads, adds to or fails to write it."""
 
 WORKSPACE_BYTES = 1 << 20
 """Holds the results of any one clause: its arrays are a few hundred numbers wide."""
@@ -32,7 +36,9 @@ class Bench:
     def __enter__(self) -> "Bench":
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.backend.workspace(None)
         for buffer in self._buffers:
             self.backend.release(buffer)
@@ -61,7 +67,7 @@ class Bench:
 
     def array(self, values: Values) -> Array:
         """Values as a device array of their type, inside guard bytes."""
-        return self.guarded(values).array
+        return Guarded(self, values).array
 
     def guarded(self, values: Values, before: int = 0, after: int = 0) -> "Guarded":
         """Values as columns `before` to `-after` of a wider device array whose other columns hold guard bytes."""
@@ -87,7 +93,8 @@ class Bench:
         packed = quantize(values, group_size, form.rpartition(" ")[2], "weights of a test")
         parts = (self.array(packed.codes), self.array(packed.scale), self.array(packed.zero))
         matrix = QuantizedMatrix(*parts, width=packed.width, group_size=group_size)
-        return matrix, expanded(*coded(packed.codes, packed.scale, packed.zero, packed.width, group_size), self.arithmetic)
+        products, zeros = coded(packed.codes, packed.scale, packed.zero, packed.width, group_size)
+        return matrix, expanded(products, zeros, self.arithmetic)
 
     def host_bytes(self, buffer: Buffer) -> npt.NDArray[np.uint8]:
         """A host buffer as bytes."""
@@ -95,37 +102,56 @@ class Bench:
 
 
 class Guarded:
-    """A device array inside guard bytes: a column slice of a wider array, in a longer buffer."""
+    """An array of one tier inside guard bytes: a column slice of a wider array, in a longer buffer.
 
-    def __init__(self, bench: Bench, values: Values, before: int, after: int) -> None:
-        self._bench = bench
-        self._shape = values.shape
-        columns = values.shape[-1] + before + after if values.ndim else 1
-        self._columns = slice(before, before + values.shape[-1]) if values.ndim else slice(0, 1)
-        wide_shape = (*values.shape[:-1], columns)
-        self._size = int(np.prod(wide_shape)) * values.dtype.itemsize
-        edge = RESULT_ALIGNMENT_BYTES
-        self._buffer = bench.buffer("device", aligned(self._size, edge) + 2 * edge)
-        self._everything = bench.backend.view(self._buffer, 0, (self._buffer.nbytes,), "uint8")
-        bench.backend.upload(np.full(self._buffer.nbytes, GUARD, np.uint8), out=self._everything)
-        wide = bench.backend.view(self._buffer, edge, wide_shape, str(values.dtype))
-        self.array = wide if before == after == 0 else wide[(*[slice(None)] * (values.ndim - 1), self._columns)]
-        self._dtype = values.dtype
-        self._wide_shape = wide_shape
-        bench.backend.upload(values, out=self.array)
+    Arrays of host memory are for operators of ports that attend there; the host itself reads and writes their bytes.
+    """
+
+    def __init__(self, bench: Bench, values: Values, before: int = 0, after: int = 0, tier: str = "device") -> None:
+        self._bench, self._tier, self._dtype = bench, tier, values.dtype
+        self._wide_shape = (*values.shape[:-1], before + values.shape[-1] + after)
+        self._columns = (..., slice(before, before + values.shape[-1]))
+        self._size = int(np.prod(self._wide_shape)) * values.dtype.itemsize
+        self._buffer = bench.buffer(tier, aligned(self._size, EDGE_BYTES) + 2 * EDGE_BYTES)
+        wide = bench.backend.view(self._buffer, EDGE_BYTES, self._wide_shape, str(values.dtype))
+        columns = (*[slice(None)] * (values.ndim - 1), self._columns[1])
+        self.array: Array = wide[columns] if before or after else wide
+        content = np.full(self._buffer.nbytes, GUARD, np.uint8)
+        self._inside(content)[...] = values
+        if tier == "host":
+            if bench.backend.caps.computes:
+                bench.host_bytes(self._buffer)[:] = content
+        else:
+            bench.backend.upload(content, out=bench.backend.view(self._buffer, 0, content.shape, "uint8"))
+
+    def _inside(self, content: Values) -> Values:
+        """The array itself among all bytes of the buffer."""
+        inside: Values = content[EDGE_BYTES : EDGE_BYTES + self._size].view(self._dtype).reshape(self._wide_shape)
+        return inside[self._columns]
+
+    def _everything(self) -> Values:
+        """A copy of all bytes of the buffer, when the operators so far are done."""
+        if self._tier == "host":
+            self._bench.backend.mark().wait()
+            return self._bench.host_bytes(self._buffer).copy()
+        return self._bench.bytes_of(self._buffer)
+
+    def read(self) -> Values:
+        """The values."""
+        return self._inside(self._everything()).copy()
 
     def assert_untouched_around(self, what: str) -> None:
         """Raise `AssertionError` if a byte outside the array is no guard byte any more."""
-        edge = RESULT_ALIGNMENT_BYTES
-        found = self._bench.read(self._everything).copy()
-        inside = found[edge : edge + self._size].view(self._dtype).reshape(self._wide_shape)
-        inside[..., self._columns] = guard_values(self._shape, str(self._dtype))
+        found = self._everything()
+        inside = self._inside(found)
+        inside[...] = guard_values(inside.shape, str(self._dtype))
         if not (found == GUARD).all():
-            raise AssertionError(f"{what}: wrote outside its result {self._shape}, byte {int(np.argmax(found != GUARD))}")
+            place = int(np.argmax(found != GUARD)) - EDGE_BYTES
+            raise AssertionError(f"{what}: wrote outside its result {inside.shape}, at byte {place}")
 
 
 def guard_values(shape: tuple[int, ...], dtype: str) -> Values:
-    """An array of guard bytes: finite in every type, and none that a computation would give."""
+    """An array of guard bytes."""
     count = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
     return np.full(count, GUARD, np.uint8).view(dtype).reshape(shape)
 
@@ -160,7 +186,7 @@ def assert_same_bits(actual: Values, expected: Values, what: str) -> None:
     """Raise `AssertionError` naming `what` unless both arrays hold the same numbers; 0 and -0 are the same."""
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise AssertionError(f"{what}: {actual.dtype} {actual.shape}, needed {expected.dtype} {expected.shape}")
-    same = (actual == expected) | ((actual != actual) & (expected != expected))
+    same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     if not same.all():
         at = tuple(int(place) for place in np.unravel_index(int(np.argmin(same)), same.shape))
         raise AssertionError(

@@ -17,13 +17,14 @@ def linear(x: Numbers, w: Numbers, b: Numbers | None) -> Numbers:
 def layer_norm(x: Numbers, w: Numbers | None, b: Numbers | None, epsilon: float) -> Numbers:
     """x (..., E) -> (x - mean) / sqrt(var + epsilon) * w + b."""
     centred = x - x.mean(-1, keepdims=True)
-    normal = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
+    normal: Numbers = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
     normal = normal if w is None else normal * w
     return normal if b is None else normal + b
 
 
 def _logistic(x: Numbers) -> Numbers:
-    return 0.5 * (1 + np.tanh(0.5 * x))
+    gate: Numbers = 0.5 * (1 + np.tanh(0.5 * x))
+    return gate
 
 
 def _normal_distribution(x: Numbers) -> Numbers:
@@ -38,7 +39,7 @@ def activate(x: Numbers, activation: str) -> Numbers:
     if activation == "gelu":
         return x * _normal_distribution(x)
     if activation == "gelu_tanh":
-        return x * 0.5 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+        return x * _logistic(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     if activation == "tanh":
         return np.tanh(x)
     if activation == "sigmoid":
@@ -53,9 +54,11 @@ def probabilities(q: Numbers, k: Numbers, past: int, scale: float) -> Numbers:
     visible = np.arange(k.shape[0]) <= past + np.arange(q.shape[0])[:, None]
     scores = np.where(visible, scores, -np.inf)
     weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(weights / weights.sum(-1, keepdims=True), np.float64)
+    shares: Numbers = weights / weights.sum(-1, keepdims=True)
+    return shares
 
 
 def attend(q: Numbers, k: Numbers, v: Numbers, past: int, scale: float) -> Numbers:
     """q (S, H, D), k and v (past + S, H, D) -> causal attention (S, H, D)."""
-    return np.einsum("hst,thd->shd", probabilities(q, k, past, scale), v)
+    mixed: Numbers = np.einsum("hst,thd->shd", probabilities(q, k, past, scale), v)
+    return mixed

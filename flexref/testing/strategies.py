@@ -1,4 +1,4 @@
-"""Hypothesis strategies for what flexref's tests vary: numbers, cache layouts, ragged rows, models, prompts, policies."""
+"""Strategies for what tests vary: numbers, cache layouts, ragged rows, models, prompts, policies; they know no port."""
 
 from typing import Any
 
@@ -42,9 +42,7 @@ def numbers(shape: tuple[int, ...], dtype: str, kind: str, seed: int) -> Values:
 
 
 @st.composite
-def arrays(
-    draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", kinds: tuple[str, ...] = KINDS
-) -> Values:
+def arrays(draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", kinds: tuple[str, ...] = KINDS) -> Values:
     """Arrays of one shape and type, spread in one of `kinds`."""
     return numbers(shape, dtype, draw(st.sampled_from(kinds)), draw(seeds))
 
@@ -58,13 +56,18 @@ def layouts(draw: st.DrawFn, dtype: str, schemes: tuple[str, ...] = ("none", "in
     return RecordLayout(heads, head_width, dtype, draw(st.sampled_from(schemes)), group_size)
 
 
+LONG_PAST, LONG_NEW = (0, 15, 64, 129, 200), (1, 17, 64, 70)
+"""Beyond, and at the edges of, the tiles of keys and of queries that kernels work on at a time."""
+
+
 @st.composite
-def ragged(draw: st.DrawFn, most_past: int = 12, most_new: int = 6) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(past, new) tokens of one to four rows; at least one new token each, as in every pass."""
+def ragged(draw: st.DrawFn, long: bool = True) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """(past, new) tokens of one to four rows, at least one new one each, as in every pass; `long`: sometimes many."""
+    past, new = st.integers(0, 12), st.integers(1, 6)
+    if long and draw(st.sampled_from((False, False, True))):
+        past, new = st.sampled_from(LONG_PAST), st.sampled_from(LONG_NEW)
     rows = draw(st.integers(1, 4))
-    past = draw(st.lists(st.integers(0, most_past), min_size=rows, max_size=rows))
-    new = draw(st.lists(st.integers(1, most_new), min_size=rows, max_size=rows))
-    return tuple(past), tuple(new)
+    return tuple(draw(past) for _ in range(rows)), tuple(draw(new) for _ in range(rows))
 
 
 @st.composite
@@ -109,7 +112,7 @@ def shares(draw: st.DrawFn) -> Shares:
 
 
 @st.composite
-def policies(draw: st.DrawFn, cache_schemes: tuple[str, ...] = ("none", "int4"), **fixed: Any) -> Policy:
+def policies(draw: st.DrawFn, /, cache_schemes: tuple[str, ...] = ("none", "int4"), **fixed: Any) -> Policy:
     """Policies of every kind for a few rows; `fixed` names fields that must be as they are given."""
     drawn: dict[str, Any] = {
         "weights": draw(shares()),

@@ -1,12 +1,12 @@
 """How far a correct port may be from the exact result: bounds computed from the arithmetic; it knows no port.
 
 Notation and rules are those of Higham, *Accuracy and Stability of Numerical Algorithms* (2nd edition, 2002): the
-standard model with underflow, fl(a op b) = (a op b)(1 + d) + t with |d| <= u and |t| <= tiny (equations 2.4 and 2.8), and
-gamma_n = n u / (1 - n u), which bounds the product of n factors (1 + d) (lemma 3.1). A sum of n terms in *any* order is
-off by at most gamma_(n-1) times the sum of magnitudes (section 4.2), so no bound here knows an order of summation.
+standard model with underflow, fl(a op b) = (a op b)(1 + d) + t with |d| <= u and |t| <= tiny (equations 2.4, 2.8), and
+gamma_n = n u / (1 - n u), which bounds the product of n factors (1 + d) (lemma 3.1). A sum of n terms in *any* order
+is off by at most gamma_(n-1) times the sum of magnitudes (section 4.2), so no bound here knows an order of summation.
 
-What is asked of a port: it sums in float32 or wider, whatever the type of its activations, and rounds to that type where
-it stores. Every function takes the exact values of the operands in float64 and returns the permitted |error| elementwise.
+What is asked of a port: it sums in float32 or wider, whatever the type of its activations, and rounds to that type
+where it stores. Functions take the exact operands in float64 and return the permitted |error| elementwise.
 """
 
 from dataclasses import dataclass
@@ -107,8 +107,8 @@ def expanded(coded: Numbers, zero: Numbers, how: Arithmetic) -> Operand:
 def linear_bound(x: Operand, w: Operand, addends: Numbers, count: int, how: Arithmetic) -> Numbers:
     """x (T, I) w (O, I) -> the error of x w^T plus `count` addends whose magnitudes sum to `addends`, (T, O).
 
-    Inner product: gamma_n sum |x||w| (Higham, equation 3.5), more for inexact operands; every product, and every operand
-    that is subnormal, may be flushed: tiny (|x| + |w| + 1) each. Every addend is one more rounding.
+    Inner product: gamma_n sum |x||w| (Higham, equation 3.5), more for inexact operands; every product, and every
+    operand that is subnormal, may be flushed: tiny (|x| + |w| + 1) each. Every addend is one more rounding.
     """
     inputs, tiny = x.values.shape[-1], how.accumulator.tiny
     x_most, w_most = x.magnitude + x.error, w.magnitude + w.error
@@ -123,8 +123,9 @@ def layer_norm_bound(x: Numbers, w: Numbers, b: Numbers, epsilon: float, how: Ar
     """x (..., E) -> the error of (x - mean) / sqrt(var + epsilon) * w + b, any stable way.
 
     Mean: gamma_n mean |x| (Higham, section 4.2). Variance: the error of the centred values, inserted into the sum of
-    squares (two passes, Higham, section 1.9; Welford's and Chan's updates obey the same order n u sqrt(1 + mean^2 / var)).
-    The textbook formula E[x^2] - mean^2 does not. Root: the two ends of the interval in which the variance lies.
+    squares (two passes, Higham, section 1.9; Welford's and Chan's updates obey the same order
+    n u sqrt(1 + mean^2 / var)). The textbook formula E[x^2] - mean^2 does not. Root: the two ends of the interval in
+    which the variance lies.
     """
     width, unit, tiny = x.shape[-1], how.accumulator.unit, how.accumulator.tiny
     centred = x - x.mean(-1, keepdims=True)
@@ -142,15 +143,15 @@ def layer_norm_bound(x: Numbers, w: Numbers, b: Numbers, epsilon: float, how: Ar
     root_error += how.sums(1 + 4 * FUNCTION_ULPS) * (root + root_error) + tiny
     error = centred_error * (root + root_error) + np.abs(centred) * root_error
     whole = most * (root + root_error) * np.abs(w) + np.abs(b)
-    error = error * np.abs(w) + how.sums(4) * whole + 3 * tiny * (1 + np.abs(w))
-    return error + how.storing(whole)
+    total: Numbers = error * np.abs(w) + how.sums(4) * whole + 3 * tiny * (1 + np.abs(w)) + how.storing(whole)
+    return total
 
 
 def activation_bound(x: Numbers, y: Numbers, activation: str, how: Arithmetic) -> Numbers:
     """x -> the error of y = activation(x), elementwise.
 
-    Gates g(z) in [0, 1] that multiply x: z is off by some roundings, which moves g by at most max |z g'(z)| (0.25 for each
-    of them) per unit of relative error; g itself is an elementary function, a sum and a product. So the error is a
+    Gates g(z) in [0, 1] that multiply x: z is off by some roundings, which moves g by at most max |z g'(z)| (0.25 for
+    each of them) per unit of relative error; g itself is an elementary function, a sum and a product. So the error is a
     multiple of |x|, not of |y|: for large negative x the sum cancels, in PyTorch too.
     """
     if activation == "relu":
@@ -169,11 +170,11 @@ def activation_bound(x: Numbers, y: Numbers, activation: str, how: Arithmetic) -
 def attention_bound(q: Operand, k: Operand, v: Operand, past: int, scale: float, how: Arithmetic) -> Numbers:
     """One row: q (S, H, D), k and v (past + S, H, D) -> the error of causal attention (S, H, D).
 
-    A score is an inner product, scaled: off by e_j <= gamma_(D+2) |scale| sum |q||k|. exp of it is off by a factor within
-    exp(+-h_j), h_j the sum of e_j, of the roundings of the argument (in base 2 too) and of the function, and of the online
-    rescalings. With a = sum p_j (exp(h_j) - 1) the quotient is off by at most (exp(h_j) - 1 + a) / (1 - a), relatively:
-    the error of any common factor, the maximum's too, cancels. Probabilities may be rounded to the stored type; the
-    weighted sum is an inner product again. Probabilities are sums and quotients of T keys (Higham, sections 3.1, 4.2).
+    A score is an inner product, scaled: off by e_j <= gamma_(D+2) |scale| sum |q||k|. exp of it is off by a factor
+    within exp(+-h_j), h_j the sum of e_j, of the roundings of the argument (in base 2 too) and of the function, and of
+    the online rescalings. With a = sum p_j (exp(h_j) - 1) the quotient is off by at most (exp(h_j) - 1 + a) / (1 - a),
+    relatively: the error of any common factor, the maximum's too, cancels. Probabilities may be rounded to the stored
+    type; their sum and the weighted sum of values are sums of T terms (Higham, sections 3.1 and 4.2).
     """
     keys, width = k.values.shape[0], k.values.shape[2]
     unit, tiny = how.accumulator.unit, how.accumulator.tiny
@@ -200,7 +201,7 @@ def attention_bound(q: Operand, k: Operand, v: Operand, past: int, scale: float,
         relative += (1 + relative) * how.sums(keys)
         lost = visible * (keys * tiny + how.stored.tiny)
         weights = probabilities * relative + (1 + relative) * lost
-        error = np.einsum("hst,thd->shd", weights, v.magnitude + v.error)
+        error: Numbers = np.einsum("hst,thd->shd", weights, v.magnitude + v.error)
     error += np.einsum("hst,thd->shd", probabilities, v.error) + keys * tiny
     whole = np.einsum("hst,thd->shd", probabilities, v.magnitude) + error
     return error + how.storing(whole)

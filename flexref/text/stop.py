@@ -50,12 +50,12 @@ class StopMatcher:
         return start, stop
 
     def _first_pending(self) -> int:
-        """The earliest place from which the held text may still become a stop string; its length if there is none."""
+        """The earliest place from which all that is held begins a stop string; its length if there is none."""
         length = len(self._held)
         longest = max((len(stop) for stop in self._stops), default=1)
         for start in range(max(0, length - longest + 1), length):
             tail = self._held[start:]
-            if any(len(stop) > len(tail) and stop.startswith(tail) for stop in self._stops):
+            if any(stop.startswith(tail) for stop in self._stops):
                 return start
         return length
 

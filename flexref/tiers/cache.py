@@ -7,8 +7,6 @@ from typing import Any
 
 from flexref.backend.protocol import Backend
 from flexref.backend.records import RecordLayout
-from flexref.policy import Shares
-from flexref.tiers.placement import place_items
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Copy, Region, Tier, view
 
@@ -35,13 +33,6 @@ class CachePlan:
     groups: tuple[tuple[RowPlan, ...], ...]
     far: bool
     slots: int
-
-    @classmethod
-    def homes(cls, capacities: Sequence[Sequence[int]], shares: Shares) -> list[list[Tier]]:
-        """The tier of every row of every group, for capacities in tokens."""
-        flat = place_items([capacity for group in capacities for capacity in group], shares)
-        tiers = iter(flat)
-        return [[next(tiers) for _ in group] for group in capacities]
 
     @cached_property
     def row_offsets(self) -> tuple[tuple[int, ...], ...]:

@@ -54,6 +54,35 @@ def _nearest_subset(sizes: Sequence[int], units: Sequence[int], target: float) -
     return list(min(subsets, key=lambda subset: abs(sum(sizes[unit] for unit in subset) - target)))
 
 
+def place_in_order(groups: Sequence[Sequence[int]], shares: Shares) -> list[list[Tier]]:
+    """The tier of every item of every group (its size given): in each group first those on the device, then the host.
+
+    An item's place in its group stays as it is: a product's rounding may depend on it, and a result must not depend on
+    placement. How many of a group go where follows from what each tier is owed so far.
+    """
+    owed = {Tier.DEVICE: 0.0, Tier.HOST: 0.0}
+    placed = []
+    for sizes in groups:
+        first, tiers = 0, [Tier.DISK] * len(sizes)
+        for tier, share, rest in (
+            (Tier.DEVICE, shares.device, shares.host + shares.disk),
+            (Tier.HOST, shares.host, shares.disk),
+        ):
+            owed[tier] += share * sum(sizes)
+            lasts = range(first, len(sizes) + 1)
+            if share == 0:
+                last = first
+            elif rest == 0:
+                last = len(sizes)
+            else:
+                last = min(lasts, key=lambda last: abs(sum(sizes[first:last]) - owed[tier]))
+            tiers[first:last] = [tier] * (last - first)
+            owed[tier] -= sum(sizes[first:last])
+            first = last
+        placed.append(tiers)
+    return placed
+
+
 def place_items(sizes: Iterable[int], shares: Shares) -> list[Tier]:
     """The tier of every item (a row's cache, a group's activations), each where most is owed; nowhere for share 0."""
     owed = dict.fromkeys(TIERS, 0.0)

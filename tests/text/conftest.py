@@ -1,4 +1,4 @@
-"""Small byte-level tokenizers in every layout that a Hugging Face folder keeps one in, and the oracle that reads them."""
+"""Small byte-level tokenizers in every layout in which a Hugging Face folder keeps one."""
 
 import json
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 CORPUS = (
-    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must be in want of a wife.",
+    "It is a truth universally acknowledged, that a single man in possession of a good fortune, must want a wife.",
     "However little known the feelings or views of such a man may be on his first entering a neighbourhood, 1813!",
     "naïve café, Straße, Привет мир, 日本語の文章, emoji 🙂🙃 and tabs\tand\nnew lines; the the the 2024 3.14159",
 )
@@ -55,7 +55,7 @@ def bos_document(document: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def galactica_document(document: dict[str, Any]) -> dict[str, Any]:
-    """As Galactica has it: digits alone, tokens of its own in brackets, no `</s>` first, padding and truncation left on."""
+    """As Galactica has it: digits alone, tokens in brackets, no `</s>` first, padding and truncation left on."""
     split = {"type": "Split", "pattern": {"Regex": r"(\[START_REF\]|\[END_REF\])"}, "behavior": "Isolated"}
     digits = {"type": "Digits", "individual_digits": True}
     parts = [{**split, "invert": False}, digits, {**document["pre_tokenizer"]}]
@@ -105,26 +105,39 @@ def layouts(
 
     root = tmp_path_factory.mktemp("layouts")
     published = {name: token_object(content) for name, content in OPT_SPECIAL_TOKENS.items()}
-    published |= {"errors": "replace", "add_prefix_space": False, "add_bos_token": True, "tokenizer_class": "GPT2Tokenizer"}
+    published |= {
+        "errors": "replace",
+        "add_prefix_space": False,
+        "add_bos_token": True,
+        "tokenizer_class": "GPT2Tokenizer",
+    }
     flags = {key: value for key, value in token_object("").items() if key not in ("__type", "content")}
     size = len(document["model"]["vocab"])
     listed = {"1": "<pad>", "2": "</s>", str(size): "<ask>", str(size + 1): "<tell>"}
     decoder = {key: {"content": content, **flags, "special": content[1] != "t"} for key, content in listed.items()}
+    named = {**OPT_SPECIAL_TOKENS, "add_bos_token": True}
+    # `x<` would hide the beginning of a special token, were it not looked for after them.
+    added = {"<ask>": size, "<tell>": size + 1, "x<": size + 2}
+    extra, ignored = {**published, "additional_special_tokens": ["<ask>"]}, {"pad_token": "<never>"}
     write_gpt2(root / "published", tokenizer_config=published, special_tokens_map=OPT_SPECIAL_TOKENS)
-    write_gpt2(root / "named in the map", tokenizer_config={"add_bos_token": True}, special_tokens_map=OPT_SPECIAL_TOKENS)
-    write_gpt2(root / "no bos", tokenizer_config={**OPT_SPECIAL_TOKENS, "add_bos_token": False})
-    write_gpt2(root / "bos and eos", tokenizer_config={**OPT_SPECIAL_TOKENS, "add_bos_token": True, "add_eos_token": True})
+    write_gpt2(
+        root / "named in the map",
+        tokenizer_config={"add_bos_token": True},
+        special_tokens_map=OPT_SPECIAL_TOKENS,
+        added_tokens={"x<": size},
+    )
+    write_gpt2(root / "no bos", tokenizer_config={**named, "add_bos_token": False})
+    write_gpt2(root / "bos and eos", tokenizer_config={**named, "add_eos_token": True})
     write_gpt2(root / "prefix space", tokenizer_config={**published, "add_prefix_space": True})
-    added = {"<ask>": size, "<tell>": size + 1}
-    extra = {**published, "additional_special_tokens": ["<ask>"]}
     write_gpt2(root / "added", tokenizer_config=extra, special_tokens_map=OPT_SPECIAL_TOKENS, added_tokens=added)
-    write_gpt2(root / "listed", tokenizer_config={**published, "added_tokens_decoder": decoder})
+    listing = {**published, "added_tokens_decoder": decoder}
+    write_gpt2(root / "listed", tokenizer_config=listing, special_tokens_map=ignored)
     for name, content in (("plain", document), ("template", bos_document), ("galactica", galactica_document)):
         (root / name).mkdir()
         write_json(root / name / "tokenizer.json", content)
         write_json(root / name / "tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"})
     transformers.GPT2Tokenizer.from_pretrained(root / "published").save_pretrained(root / "saved again")
-    write_gpt2(root / "both", tokenizer=bos_document, tokenizer_config={**OPT_SPECIAL_TOKENS, "add_bos_token": False})
+    write_gpt2(root / "both", tokenizer=bos_document, tokenizer_config={**named, "add_bos_token": False})
     for folder in root.iterdir():
         write_json(folder / "config.json", {"model_type": "opt"})
     return {folder.name: folder for folder in root.iterdir()}

@@ -17,7 +17,21 @@ LAYOUTS = (
     *("published", "named in the map", "no bos", "bos and eos", "prefix space", "added", "listed"),
     *("plain", "template", "galactica", "saved again", "both"),
 )
-ADDED = ("</s>", "<pad>", "<s>", "<unk>", "<ask>", "<tell>", "[START_REF]", "[END_REF]", "<t", " the", "2024", " ", "\n")
+ADDED = (
+    "</s>",
+    "<pad>",
+    "<s>",
+    "<unk>",
+    "<ask>",
+    "<tell>",
+    "[START_REF]",
+    "[END_REF]",
+    "<t",
+    " the",
+    "2024",
+    " ",
+    "\n",
+)
 TEXTS = st.lists(st.text(max_size=6) | st.sampled_from(ADDED), max_size=8).map("".join)
 
 
@@ -39,6 +53,15 @@ def pairs(layouts: dict[str, Path]) -> dict[str, tuple[Tokenizer, Any]]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @given(text=TEXTS)
 def test_every_layout_encodes_as_transformers_does(
+    pairs: dict[str, tuple[Tokenizer, Any]], layout: str, text: str
+) -> None:
+    tokenizer, oracle = pairs[layout]
+    assert tokenizer.encode(text) == oracle(text)["input_ids"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("text", ["x</s>", "x<ask>", "x<tell>", "x<x<ask></s><t", "", " ", "</s>", "</s></s>a"])
+def test_added_tokens_that_overlap_are_found_as_transformers_finds_them(
     pairs: dict[str, tuple[Tokenizer, Any]], layout: str, text: str
 ) -> None:
     tokenizer, oracle = pairs[layout]
@@ -100,7 +123,8 @@ def test_a_folder_without_a_tokenizer_is_told_apart(tmp_path: Path) -> None:
 def test_the_vocabulary_counts_added_tokens(layouts: dict[str, Path], document: dict[str, Any]) -> None:
     size = len(document["model"]["vocab"])
     assert tokenizer_of(layouts["published"]).vocabulary_size == size
-    assert tokenizer_of(layouts["added"]).vocabulary_size == size + 2
+    assert tokenizer_of(layouts["added"]).vocabulary_size == size + 3
+    assert tokenizer_of(layouts["listed"]).vocabulary_size == size + 2
 
 
 def test_dropout_is_switched_off(document: dict[str, Any]) -> None:
@@ -124,12 +148,25 @@ def one_line(error: pytest.ExceptionInfo[FlexrefError]) -> str:
 
 
 VOCABULARY_FAULTS = {
-    "vocab.json": [b"", b"{", b"\xff{}", b"[]", b'{"a": -1}', b'{"a": 1.5}', b'{"a": true}', b'{"a": 0, "b": 0}', b"{}"],
+    "vocab.json": [
+        b"",
+        b"{",
+        b"\xff{}",
+        b"[]",
+        b'{"a": -1}',
+        b'{"a": 1.5}',
+        b'{"a": true}',
+        b'{"a": 0, "b": 0}',
+        b"{}",
+    ],
     "merges.txt": [b"\xff\xfe", b"#version: 0.2\na b c\n", b"#version: 0.2\na\n", b"qqqq zzzz\n"],
     "tokenizer_config.json": [
         *(b"[]", b"nul", b'{"add_bos_token": "yes", "bos_token": "</s>"}', b'{"bos_token": 7}', b'{"pad_token": {}}'),
         *(b'{"added_tokens_decoder": []}', b'{"added_tokens_decoder": {"x": "<x>"}}'),
-        *(b'{"added_tokens_decoder": {"7": {"content": "<x>"}}}', b'{"added_tokens_decoder": {"2": {"content": "<x>"}}}'),
+        *(
+            b'{"added_tokens_decoder": {"7": {"content": "<x>"}}}',
+            b'{"added_tokens_decoder": {"2": {"content": "<x>"}}}',
+        ),
         *(b'{"pad_token": {"content": "<pad>", "lstrip": 3}}', b'{"additional_special_tokens": "<x>"}'),
     ],
     "special_tokens_map.json": [b"3", b'{"bos_token": []}'],
@@ -160,7 +197,7 @@ def test_half_a_tokenizer_is_reported_by_the_missing_file(
 
 def test_a_link_to_nowhere_is_damage_and_not_a_missing_tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="tokenizer.json"):
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
         tokenizer_json_from_files(tmp_path)
 
 
@@ -189,20 +226,50 @@ def test_what_would_make_the_library_abort_is_refused_before(
     assert "panicked" not in capfd.readouterr().err
 
 
-def use(data: bytes) -> None:
-    """Load a hostile document and, if it loads, use it; whatever happens is a result or a FlexrefError."""
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+CONTRADICTIONS = {
+    "share the id 1": {"model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "c": 1}, "unk_token": "a"}},
+    "holds the text 0 times": {
+        "post_processor": {"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}
+    },
+    "holds the text 2 times": {
+        "post_processor": {"type": "TemplateProcessing", "single": [TEXT, TEXT], "pair": [], "special_tokens": {}}
+    },
+}
+
+
+@pytest.mark.parametrize("reason", CONTRADICTIONS)
+def test_what_the_library_would_take_but_no_model_can_mean_is_refused(document: dict[str, Any], reason: str) -> None:
+    with pytest.raises(CheckpointError, match=reason):
+        Tokenizer.from_json(json.dumps({**document, **CONTRADICTIONS[reason]}).encode())
+
+
+def use(data: bytes) -> FlexrefError | None:
+    """Load a hostile document and, if it loads, use it; the error if there was one."""
     try:
         tokenizer = Tokenizer.from_json(data)
         ids = tokenizer.encode("a good fortune, 1813 🙂</s>")
         tokenizer.decode([*ids, 0, 5, 10**6])
         b"".join(tokenizer.token_bytes(token) for token in ids)
     except FlexrefError as error:
-        assert str(error)
-        assert "\n" not in str(error)
+        return error
+    return None
+
+
+def assert_one_line_if_refused(data: bytes) -> None:
+    error = use(data)
+    assert error is None or (str(error) and "\n" not in str(error))
 
 
 PATHS = (
-    *(("model",), ("model", "type"), ("model", "vocab"), ("model", "merges"), ("model", "unk_token"), ("model", "vocab", "a")),
+    *(
+        ("model",),
+        ("model", "type"),
+        ("model", "vocab"),
+        ("model", "merges"),
+        ("model", "unk_token"),
+        ("model", "vocab", "a"),
+    ),
     *(("model", "merges", 3), ("model", "merges", 3, 0), ("model", "end_of_word_suffix"), ("model", "byte_fallback")),
     *(("added_tokens",), ("added_tokens", 2), ("added_tokens", 2, "id"), ("added_tokens", 2, "content")),
     *(("added_tokens", 2, "special"), ("normalizer",), ("pre_tokenizer",), ("pre_tokenizer", "type"), ("decoder",)),
@@ -216,13 +283,15 @@ JUNK = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dicti
 
 
 @given(path=st.sampled_from(PATHS), junk=JUNK)
-def test_junk_in_any_place_is_refused_or_harmless(bos_document: dict[str, Any], path: tuple[Any, ...], junk: Any) -> None:
+def test_junk_in_any_place_is_refused_or_harmless(
+    bos_document: dict[str, Any], path: tuple[Any, ...], junk: Any
+) -> None:
     hostile = copy.deepcopy(bos_document)
     place = hostile
     for key in path[:-1]:
         place = place[key]
     place[path[-1]] = junk
-    use(json.dumps(hostile).encode())
+    assert_one_line_if_refused(json.dumps(hostile).encode())
 
 
 @given(data=st.data())
@@ -231,7 +300,7 @@ def test_random_damage_to_the_bytes_is_refused_or_harmless(bos_document: dict[st
     for _ in range(data.draw(st.integers(1, 3))):
         damaged[data.draw(st.integers(0, len(damaged) - 1))] = data.draw(st.integers(0, 255))
     end = data.draw(st.integers(0, len(damaged)) | st.just(len(damaged)))
-    use(bytes(damaged[:end]))
+    assert_one_line_if_refused(bytes(damaged[:end]))
 
 
 @given(junk=st.binary(max_size=64))

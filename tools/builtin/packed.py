@@ -32,6 +32,11 @@ class Packed:
     held_bytes: dict[str, int]
 
 
+def thinned(texts: Sequence[str], share: float) -> list[str]:
+    """That share of the texts, evenly spread."""
+    return [text for index, text in enumerate(texts) if int((index + 1) * share) > int(index * share)]
+
+
 def pack(
     documents: Mapping[str, Sequence[str]], weights: Mapping[str, float], held: Mapping[str, str], encoder: Encoder
 ) -> Packed:

@@ -31,6 +31,7 @@ class Settings:
     weight_decay: float = 0.1
     dropout: float = 0.1
     evaluations: int = 30
+    held_runs: int = 0  # runs of each held-out text that a check reads; 0 is all of them
     seed: int = 1
     compiled: bool = True
 
@@ -66,13 +67,15 @@ def batches(packed: packing.Packed, settings: Settings, length: int) -> Iterator
 
 
 @torch.no_grad()
-def held_loss(network: Decoder, packed: packing.Packed, length: int, device: torch.device) -> dict[str, float]:
-    """Mean negative log-likelihood per token, in nats, of every held-out text, in float32."""
+def held_loss(
+    network: Decoder, packed: packing.Packed, length: int, runs: int, device: torch.device
+) -> dict[str, float]:
+    """Mean negative log-likelihood per token, in nats, of every held-out text (its first `runs` runs), in float32."""
     network.eval()
     losses = {}
     for name, ids in packed.held.items():
         total, count = 0.0, 0
-        cut = packing.held_windows(ids, length + 1)
+        cut = packing.held_windows(ids, length + 1)[: runs or None]
         for at in range(0, len(cut), 32):
             group = cut[at : at + 32]
             window = torch.full((len(group), max(map(len, group))), -1, dtype=torch.long)
@@ -80,7 +83,8 @@ def held_loss(network: Decoder, packed: packing.Packed, length: int, device: tor
                 window[row, : len(piece)] = torch.from_numpy(piece.astype(np.int64))
             window = window.to(device)
             logits = network(window[:, :-1].clamp_min(0))
-            total += float(functional.cross_entropy(logits.flatten(0, 1), window[:, 1:].flatten(), ignore_index=-1, reduction="sum"))
+            target = window[:, 1:].flatten()
+            total += float(functional.cross_entropy(logits.flatten(0, 1), target, ignore_index=-1, reduction="sum"))
             count += int((window[:, 1:] >= 0).sum())
         losses[name] = total / count
     network.train()
@@ -124,8 +128,11 @@ class Run:
             logits = self.network(window[:, :-1])
         return functional.cross_entropy(logits.float().flatten(0, 1), window[:, 1:].flatten())
 
+    def _held_loss(self) -> dict[str, float]:
+        return held_loss(self.network, self.packed, self.shape.positions, self.settings.held_runs, self.device)
+
     def _evaluate(self, train_loss: float, epochs: float, seconds: float) -> None:
-        losses = held_loss(self.network, self.packed, self.shape.positions, self.device)
+        losses = self._held_loss()
         mean = mean_loss(losses)
         self.log.curve.append({"seconds": seconds, "epochs": epochs, "train": train_loss, "mean": mean} | losses)
         if not self.best or mean < mean_loss(self.log.best):
@@ -137,7 +144,8 @@ class Run:
     def train(self) -> None:
         """Trains to the end of the clock or of the epochs; the clock starts behind the first step (compilation)."""
         step_loss = torch.compile(self._loss) if self.settings.compiled else self._loss
-        begun, last, losses = 0.0, 0.0, []
+        begun, last = 0.0, 0.0
+        losses: list[torch.Tensor] = []
         for window, epochs in batches(self.packed, self.settings, self.shape.positions):
             seconds = time.monotonic() - begun if begun else 0.0
             progress = max(seconds / (60 * self.settings.minutes), epochs / self.settings.epochs)
@@ -154,7 +162,7 @@ class Run:
             self.log.steps += 1
             self.log.tokens += window.shape[0] * (window.shape[1] - 1)
             if not begun:
-                float(loss)
+                loss.item()  # waits for the device
                 begun = time.monotonic()
             if progress - last >= 1 / self.settings.evaluations:
                 self._evaluate(float(torch.stack(losses).mean()), epochs, time.monotonic() - begun)
@@ -171,7 +179,7 @@ class Run:
             raise RuntimeError("a weight does not fit float16")
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         self.network.load_state_dict({name: value.to(torch.float16).float() for name, value in self.best.items()})
-        self.log.best_float16 = held_loss(self.network, self.packed, self.shape.positions, self.device)
+        self.log.best_float16 = self._held_loss()
         config = self.shape.config(self.settings.dropout)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         generation = {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 1}

@@ -1,12 +1,15 @@
-"""Clauses on memory, views, the workspace and its frames; a clause is `clause(backend, data)` and raises if it is broken."""
+"""Clauses on memory, views, the workspace and its frames; a clause is `clause(backend, data)`."""
+
+from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Backend
+from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend
 from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES
 from flexref.errors import CapacityError
-from flexref.testing.bench import Bench, assert_raises, assert_same_bits, assert_shape
+from flexref.testing.bench import Bench, Guarded, assert_raises, assert_same_bits, assert_shape
 from flexref.testing.strategies import Values, arrays, numbers, seeds
 
 DTYPES = ("float32", "float16", "int32", "uint8")
@@ -116,6 +119,24 @@ def views_share_memory(backend: Backend, data: st.DataObject) -> None:
         assert_same_bits(bench.read(x[first:, left:right]), patch, "the slice itself")
 
 
+def assign_copies_between_tiers(backend: Backend, data: st.DataObject) -> None:
+    """`assign` makes target equal to source, slices of wider arrays too, on either tier, in order with operators."""
+    with Bench(backend) as bench:
+        shape, dtype = (data.draw(sizes), data.draw(sizes)), data.draw(st.sampled_from(DTYPES))
+        values, other = (_integers(shape, dtype, data.draw(seeds)) for _ in range(2))
+        tiers = data.draw(st.lists(st.sampled_from(("device", "host")), min_size=2, max_size=4))
+        margin = st.sampled_from((0, 3))
+        places = [Guarded(bench, other, data.draw(margin), data.draw(margin), tier) for tier in tiers]
+        backend.assign(places[0].array, backend.upload(values))
+        for source, target in pairwise(places):
+            backend.assign(target.array, source.array)
+        backend.assign(places[0].array, backend.upload(other))
+        assert_same_bits(places[0].read(), other, f"an array on {tiers[0]} after assign")
+        for tier, place in zip(tiers[1:], places[1:], strict=True):
+            assert_same_bits(place.read(), values, f"an array on {tier} after assign")
+            place.assert_untouched_around(f"assign on {tier}")
+
+
 def results_fit_the_workspace_or_are_refused(backend: Backend, data: st.DataObject) -> None:
     """`empty` raises `CapacityError` when the workspace is full, takes nothing then, and works on afterwards.
 
@@ -165,7 +186,7 @@ def results_take_from_the_workspace(backend: Backend, data: st.DataObject) -> No
         w = bench.array(numbers((width, width), bench.dtype, "normal", data.draw(seeds)))
         bench.workspace(RESULT_ALIGNMENT_BYTES)
         host_values = np.zeros((rows, width), np.float32)
-        calls = {
+        calls: dict[str, Callable[[], object]] = {
             "upload": lambda: backend.upload(host_values),
             "linear": lambda: backend.linear(x, w, None),
             "layer_norm": lambda: backend.layer_norm(x, None, None, 1e-5),
@@ -177,10 +198,10 @@ def results_take_from_the_workspace(backend: Backend, data: st.DataObject) -> No
 
 
 def live_results_never_overlap(backend: Backend, data: st.DataObject) -> None:
-    """A result keeps its values while later ones are made, in inner frames too; all lie inside the workspace's buffer."""
+    """A result keeps its values while later ones are made, in inner frames too; all lie in the workspace's buffer."""
     with Bench(backend) as bench:
         memory = bench.workspace(1 << 15)
-        held: list[tuple[object, Values]] = []
+        held: list[tuple[Array, Values]] = []
 
         def make() -> None:
             values = data.draw(arrays((data.draw(sizes), data.draw(sizes)), kinds=("normal",)))
@@ -194,13 +215,13 @@ def live_results_never_overlap(backend: Backend, data: st.DataObject) -> None:
                     make()
                     make()
                     for x, values in held:
-                        assert_same_bits(backend.download(x), values, "a live result")  # type: ignore[arg-type]
+                        assert_same_bits(backend.download(x), values, "a live result")
                     content = bench.bytes_of(memory).tobytes()
                     assert all(values.tobytes() in content for _, values in held), "a result outside the workspace"
                     del held[before:]
                 make()
             for x, values in held:
-                assert_same_bits(backend.download(x), values, "a result after inner frames")  # type: ignore[arg-type]
+                assert_same_bits(backend.download(x), values, "a result after inner frames")
 
 
 def the_workspace_remembers_its_peak(backend: Backend, data: st.DataObject) -> None:

@@ -17,8 +17,8 @@ margins = st.sampled_from((0, 0, 3, 8))
 HUGE = {"float32": 1e15, "float16": 3e4}
 """Rows of this size have squares that still fit the accumulator."""
 
-EDGES = (0.0, -0.0, 1e-40, -1e-40, 1e-3, -1e-3, 4.9, -4.9, 5.6, -5.6, 9.0, -9.0, 30.0, -30.0, 88.8, -88.8, 104.0, -104.0)
-"""Where elementary functions change their formula, or underflow, or would overflow."""
+EDGES = (0.0, 1e-40, 1e-3, 4.9, 5.6, 9.0, 30.0, 88.8, 104.0)
+"""Where elementary functions change their formula, or underflow, or would overflow; of either sign."""
 
 
 def norms_and_activations_have_their_shapes(backend: Backend, data: st.DataObject) -> None:
@@ -51,44 +51,35 @@ def layer_norm_is_the_norm(backend: Backend, data: st.DataObject) -> None:
     with Bench(backend) as bench:
         shape = (data.draw(tokens), data.draw(widths))
         x = _rows(data, shape, bench.dtype)
-        vectors, placed = [np.ones(shape[1]), np.zeros(shape[1])], [None, None]
+        w, b, device_w, device_b = np.ones(shape[1]), np.zeros(shape[1]), None, None
         if data.draw(st.booleans()):
             dtype = data.draw(st.sampled_from(("float32", "float16")))
-            drawn = [numbers((shape[1],), dtype, "normal", data.draw(seeds)) for _ in vectors]
-            vectors, placed = [part.astype(np.float64) for part in drawn], [bench.array(part) for part in drawn]
+            held_w, held_b = (numbers((shape[1],), dtype, "normal", data.draw(seeds)) for _ in range(2))
+            w, b = held_w.astype(np.float64), held_b.astype(np.float64)
+            device_w, device_b = bench.array(held_w), bench.array(held_b)
         epsilon = data.draw(st.sampled_from((LAYER_NORM_EPSILON, 1e-3)))
         wide = x.astype(np.float64)
-        expected = reference.layer_norm(wide, *vectors, epsilon)
-        bound = layer_norm_bound(wide, *vectors, epsilon, bench.arithmetic)
+        expected = reference.layer_norm(wide, w, b, epsilon)
+        bound = layer_norm_bound(wide, w, b, epsilon, bench.arithmetic)
         source = bench.guarded(x, data.draw(margins), data.draw(margins))
-        found = bench.read(backend.layer_norm(source.array, *placed, epsilon))
+        found = bench.read(backend.layer_norm(source.array, device_w, device_b, epsilon))
         assert_within(found, expected, bound, "layer_norm", shape)
         assert found.dtype == bench.dtype, f"layer_norm gives {found.dtype}, needed {bench.dtype}"
         assert_same_bits(bench.read(source.array), x, "the input of layer_norm")
         aside = bench.results(shape, data.draw(margins), data.draw(margins))
         for place in (aside, source):
-            backend.layer_norm(source.array, *placed, epsilon, place.array)
+            backend.layer_norm(source.array, device_w, device_b, epsilon, place.array)
             assert_same_bits(bench.read(place.array), found, "layer_norm into out")
             place.assert_untouched_around("layer_norm")
 
 
-def norms_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -> None:
-    """A row's norm has the same bits with other rows beside it and alone."""
-    with Bench(backend) as bench:
-        x = bench.array(_rows(data, (data.draw(tokens), data.draw(widths)), bench.dtype))
-        together = bench.read(backend.layer_norm(x, None, None, LAYER_NORM_EPSILON))
-        for row in range(together.shape[0]):
-            alone = bench.read(backend.layer_norm(x[row : row + 1], None, None, LAYER_NORM_EPSILON))
-            assert_same_bits(alone, together[row : row + 1], f"layer_norm of row {row} alone")
-
-
 def activations_are_their_functions(backend: Backend, data: st.DataObject) -> None:
-    """Every activation within its bound, in place, on a slice of a wider array, for ordinary, extreme and huge values."""
+    """Every activation within its bound, in place, on a slice of a wider array, for ordinary and extreme values."""
     with Bench(backend) as bench:
         shape = (data.draw(tokens), data.draw(widths))
         x = data.draw(arrays(shape, bench.dtype, ("normal", "mixed")))
-        edges = np.array((*EDGES, PRECISIONS[bench.dtype].largest / 2, -PRECISIONS[bench.dtype].largest / 2), np.float64)
-        chosen = np.random.default_rng(data.draw(seeds)).choice(edges, shape)
+        edges = np.array((*EDGES, PRECISIONS[bench.dtype].largest / 2))
+        chosen = np.random.default_rng(data.draw(seeds)).choice(np.concatenate((edges, -edges)), shape)
         x = np.where(data.draw(arrays(shape, kinds=("normal",))) > 1, chosen, x).astype(bench.dtype)
         activation = data.draw(st.sampled_from(ACTIVATIONS))
         place = bench.guarded(x, data.draw(margins), data.draw(margins))
@@ -98,5 +89,5 @@ def activations_are_their_functions(backend: Backend, data: st.DataObject) -> No
         bound = activation_bound(wide, expected, activation, bench.arithmetic)
         assert_within(bench.read(place.array), expected, bound, activation, shape)
         place.assert_untouched_around(activation)
-        again = bench.array(x)
-        assert_same_bits(bench.read(backend.activate(again, activation)), bench.read(place.array), f"{activation} again")
+        again = bench.read(backend.activate(bench.array(x), activation))
+        assert_same_bits(again, bench.read(place.array), f"{activation} again")

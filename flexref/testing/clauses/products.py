@@ -3,7 +3,7 @@
 import numpy as np
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import Array, Backend, Matrix
+from flexref.backend.protocol import Array, Backend
 from flexref.testing import reference
 from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape
 from flexref.testing.strategies import arrays, numbers, seeds
@@ -17,8 +17,10 @@ TABLE_DTYPES = ("float32", "float16")
 MODERATE = ("normal", "offset", "constant", "tiny", "zero")
 """Kinds of numbers whose products stay within float16's range."""
 
-tokens = st.integers(1, 9)
-widths = st.sampled_from((1, 3, 8, 16, 31, 64, 65, 100, 130))
+tokens = st.one_of(st.integers(1, 9), st.sampled_from((1, 3, 16, 65, 130)))
+"""Few, as in decode, or more than the tile of a kernel, as in a prefill."""
+
+widths = st.sampled_from((1, 3, 8, 16, 31, 64, 65, 130, 260))
 groups = st.sampled_from((4, 7, 16, 64))
 margins = st.sampled_from((0, 0, 3, 8))
 
@@ -69,7 +71,8 @@ def gather_takes_the_named_rows(backend: Backend, data: st.DataObject) -> None:
         expected = before.copy()
         here = (ids >= first) & (ids < first + rows)
         expected[here] = table[ids[here] - first].astype(out_dtype)
-        assert_same_bits(bench.read(out.array), expected, f"gather of {ids.tolist()} from rows {first} to {first + rows}")
+        what = f"gather of {ids.tolist()} from rows {first} to {first + rows}"
+        assert_same_bits(bench.read(out.array), expected, what)
         out.assert_untouched_around("gather")
 
 
@@ -142,7 +145,7 @@ class _Product:
 
 
 def linear_is_the_product(backend: Backend, data: st.DataObject) -> None:
-    """x w^T + b within the bound of an inner product, for dense and 4-bit weights, `x` and `out` slices of wider arrays."""
+    """x w^T + b within the bound of an inner product, dense and 4-bit weights, `x` and `out` slices of wider arrays."""
     with Bench(backend) as bench:
         if data.draw(st.booleans()):
             bench.workspace()
@@ -190,19 +193,15 @@ def linear_of_expanded_weights_has_the_same_bits(backend: Backend, data: st.Data
         form = data.draw(st.sampled_from(FORMS))
         w, _ = bench.matrix(data.draw(arrays((outputs, inputs), kinds=("normal",))), form, data.draw(groups))
         x = bench.guarded(data.draw(arrays((count, inputs), bench.dtype, ("normal",))), data.draw(margins)).array
-        b = bench.array(numbers((outputs,), bench.dtype, "normal", data.draw(seeds))) if data.draw(st.booleans()) else None
+        bias = numbers((outputs,), bench.dtype, "normal", data.draw(seeds))
+        b = bench.array(bias) if data.draw(st.booleans()) else None
         full = backend.expand(w, bench.results((outputs, inputs)).array)
         base = data.draw(arrays((count, outputs), bench.dtype, ("normal",)))
-        found = [bench.read(_applied(backend, bench, x, form_of_w, b, base, add)) for add in (0, 1) for form_of_w in (w, full)]
-        assert_same_bits(found[1], found[0], f"linear of expanded weights ({form})")
-        assert_same_bits(found[3], found[2], f"linear of expanded weights ({form}), added")
-
-
-def _applied(
-    backend: Backend, bench: Bench, x: Array, w: Matrix, b: Array | None, base: Values, add: int
-) -> Array:
-    out = bench.array(base)
-    return backend.linear(x, w, b, out=out, add=bool(add))
+        for add in (False, True):
+            direct, expanded = (
+                bench.read(backend.linear(x, matrix, b, out=bench.array(base), add=add)) for matrix in (w, full)
+            )
+            assert_same_bits(expanded, direct, f"linear of expanded weights ({form}), add={add}")
 
 
 def products_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -> None:
@@ -210,7 +209,7 @@ def products_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) 
     with Bench(backend) as bench:
         product = _Product(bench, data)
         value, bound = product.expected()
-        for row in range(product.shape[0]):
+        for row in range(0, product.shape[0], max(1, product.shape[0] // 4)):
             alone = backend.linear(product.x[row : row + 1], product.w, product.b)
             assert_within(bench.read(alone), value[row : row + 1], bound[row : row + 1], f"linear of row {row} alone")
 
@@ -228,4 +227,3 @@ def products_repeat_their_bits(backend: Backend, data: st.DataObject) -> None:
         out: Guarded = bench.results(product.shape, data.draw(margins), data.draw(margins))
         elsewhere = bench.read(backend.linear(product.x, product.w, product.b, out=out.array))
         assert_same_bits(elsewhere, first, f"linear into a slice ({product.form})")
-

@@ -1,0 +1,167 @@
+"""`flexref generate`: prompts in, text out, under memory budgets; parses, calls the engine, prints."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from flexref.engine import Engine
+    from flexref.engine.job import Request
+    from flexref.engine.results import Generation, StreamedToken
+    from flexref.policy import Policy
+    from flexref.text.prompts import Prompt
+
+PERCENT_HELP = "Shares in percent, the rest on disk: weights, cache, activations, each on device and on host."
+
+
+@click.command("generate")
+@click.option("--model", required=True, metavar="FILE|demo", help="A weight file, or the built-in model.")
+@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; may be given several times.")
+@click.option("--input", "input_file", metavar="FILE", help="Prompts, one a line, or JSON lines with `prompt`.")
+@click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="Per prompt.")
+@click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-sequence token.")
+@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End a row before this text; repeatable.")
+@click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
+@click.option("--top-k", default=0, show_default=True, help="Keep the k most probable tokens; 0: all.")
+@click.option("--top-p", default=1.0, show_default=True, help="Keep the most probable tokens up to this probability.")
+@click.option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
+@click.option("--backend", default="numpy", show_default=True, help="The port to run on.")
+@click.option("--device-mem-gib", type=float, help="Budget of the device; default: what is free.")
+@click.option("--host-mem-gib", type=float, help="Budget of the host; default: what is free.")
+@click.option("--disk-dir", metavar="DIR", help="Where cache and activations may spill; default: the temporary folder.")
+@click.option("--policy", "policy_file", metavar="FILE", help="A policy as JSON; default: chosen from the budgets.")
+@click.option("--percent", nargs=6, type=float, metavar="W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST", help=PERCENT_HELP)
+@click.option("--rows-per-group", type=click.IntRange(min=1), help="Rows that are computed together.")
+@click.option("--groups", "groups_per_block", type=click.IntRange(min=1), help="Groups that share a fetched layer.")
+@click.option("--attention-on", type=click.Choice(["device", "host"]), help="Where an offloaded cache is attended to.")
+@click.option("--quantize-cache", is_flag=True, help="Keep the KV cache in 4-bit groups.")
+@click.option("--overlap/--no-overlap", default=None, help="Move beside computing, or one thing after another.")
+@click.option("--trace", "trace_file", metavar="FILE", help="Write a Chrome trace of every copy and computation.")
+@click.option("--json", "as_json", is_flag=True, help="Print outputs and stats as one JSON object.")
+def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -> None:
+    """Continue prompts with an OPT model whose weights, KV cache and activations lie on device, host and disk.
+
+    Text goes to stdout, progress and the tables of tiers and links to stderr.
+    """
+    from flexref.engine import load
+    from flexref.engine.trace import Trace
+
+    policy, base = policies(options)
+    request = request_of(options)
+    with load(
+        model,
+        policy=policy,
+        base=base,
+        backend=options["backend"],
+        device_mem_gib=options["device_mem_gib"],
+        host_mem_gib=options["host_mem_gib"],
+        disk_dir=options["disk_dir"],
+    ) as engine:
+        prompts = prompts_of(options["prompts"], options["input_file"], engine.file.spec.vocabulary)
+        trace = Trace(time.perf_counter()) if trace_file else None
+        generation = _run(engine, prompts, request, trace, as_json)
+    if trace is not None and trace_file is not None:
+        trace.write(trace_file)
+    _print(generation, as_json, streamed=len(prompts) == 1)
+
+
+def policies(options: dict[str, Any]) -> "tuple[Policy | None, Policy]":
+    """The policy that the options describe, None if one is to be chosen, and what a chosen one must keep."""
+    from flexref.policy import Policy
+
+    given: dict[str, Any] = {
+        name: options[name]
+        for name in ("rows_per_group", "groups_per_block", "attention_on", "overlap")
+        if options[name] is not None
+    }
+    if options["quantize_cache"]:
+        given["cache_scheme"] = "int4"
+    if options["policy_file"] and options["percent"]:
+        raise click.UsageError("--policy and --percent exclude each other")
+    if options["policy_file"]:
+        return Policy.read(options["policy_file"]).changed(**given), Policy()
+    if options["percent"]:
+        return Policy.from_percent(options["percent"], **given), Policy()
+    return None, Policy(**given)
+
+
+def request_of(options: dict[str, Any]) -> "Request":
+    """What to do with every prompt."""
+    from flexref.engine.job import Request
+    from flexref.sampling.settings import SamplingSettings
+
+    sampling = SamplingSettings(options["temperature"], options["top_k"], options["top_p"], options["seed"])
+    return Request(options["max_new_tokens"], sampling, options["stops"], options["ignore_eos"])
+
+
+def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) -> "list[Prompt]":
+    """The prompts of the command line, then those of the file."""
+    from flexref.text.prompts import Prompt, read_prompts
+
+    if not texts and input_file is None:
+        raise click.UsageError("give --prompt or --input")
+    prompts = [Prompt(text=text) for text in texts]
+    return prompts + (read_prompts(input_file, vocabulary) if input_file is not None else [])
+
+
+def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", trace: Any, as_json: bool) -> "Generation":
+    """Generate with progress on stderr; a single prompt's text is streamed to stdout as it comes."""
+    if len(prompts) == 1 and not as_json:
+        first = prompts[0].text
+        if first is not None and engine.tokenizer is not None:
+            click.echo(first, nl=False)
+
+        def show(token: "StreamedToken") -> None:
+            click.echo(token.text if engine.tokenizer is not None else f"{token.token_id} ", nl=False)
+            sys.stdout.flush()
+
+        generation = engine.generate(prompts, request, trace=trace, on_token=show)
+        click.echo()
+        return generation
+    with _progress(engine, len(prompts), request.max_new_tokens) as advance:
+        return engine.generate(prompts, request, trace=trace, on_token=advance)
+
+
+@contextmanager
+def _progress(engine: "Engine", rows: int, max_new_tokens: int) -> "Iterator[Any]":
+    """Bars for the loading of weights and for rows and tokens; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        loading = progress.add_task("loading MiB", total=engine.file.nbytes >> 20)
+        tokens = progress.add_task("tokens", total=rows * max_new_tokens)
+        loaded_bytes = 0
+
+        def on_loaded(nbytes: int) -> None:
+            nonlocal loaded_bytes
+            loaded_bytes += nbytes
+            progress.update(loading, completed=loaded_bytes >> 20)
+
+        def on_token(token: "StreamedToken") -> None:
+            progress.update(tokens, advance=1)
+
+        engine.on_loaded = on_loaded
+        yield on_token
+
+
+def _print(generation: "Generation", as_json: bool, streamed: bool) -> None:
+    from rich.console import Console
+
+    from flexref.cli.report import print_stats
+
+    if as_json:
+        click.echo(json.dumps(generation.to_json()))
+        return
+    if not streamed:
+        for number, output in enumerate(generation.outputs, start=1):
+            body = " ".join(map(str, output.token_ids)) if output.text is None else output.text
+            prompt = output.prompt if isinstance(output.prompt, str) else ""
+            click.echo(f"--- {number} ({output.finish_reason})\n{prompt}{body}")
+    print_stats(Console(stderr=True), generation.stats)

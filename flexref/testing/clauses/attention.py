@@ -1,0 +1,166 @@
+"""Clauses on attention over a KV cache; a clause is `clause(backend, data)`."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import Backend
+from flexref.backend.records import RecordLayout
+from flexref.testing import reference
+from flexref.testing.bench import Bench, Values, assert_same_bits, guard_values
+from flexref.testing.clauses.cache import CacheBench, drawn_tokens, margins
+from flexref.testing.strategies import layouts, ragged
+from flexref.testing.tolerances import PRECISIONS, assert_within, attention_bound, exact
+
+POISON = 3e38
+"""What a key that no query may see is set to: its products overflow, and its share of anything must be none at all."""
+
+VALUE_KINDS = ("normal", "offset", "tiny", "constant", "zero")
+
+
+class _Pass:
+    """One drawn pass over ragged rows: caches filled with past and new tokens, and queries of the new ones."""
+
+    def __init__(self, bench: Bench, data: st.DataObject, tier: str = "device", long: bool = True) -> None:
+        self.bench = bench
+        self.layout: RecordLayout = data.draw(layouts(bench.dtype))
+        self.past, self.new = data.draw(ragged(long))
+        self.total = [past + new for past, new in zip(self.past, self.new, strict=True)]
+        self.k = drawn_tokens(data, self.layout, self.total, bench.dtype, ("normal", "constant", "tiny", "zero"))
+        self.v = drawn_tokens(data, self.layout, self.total, bench.dtype, VALUE_KINDS)
+        self.q = drawn_tokens(data, self.layout, self.new, bench.dtype)
+        self.scale = data.draw(st.sampled_from((self.layout.head_width**-0.5, 1.0, 0.125)))
+        self.tier = tier
+
+    def cache(self, stale: int = 255) -> CacheBench:
+        """Caches of this pass before its first token."""
+        return CacheBench(self.bench, self.layout, self.total, self.tier, stale)
+
+    def fresh(self, which: list[Values]) -> list[Values]:
+        """The new tokens of every row among all of its tokens."""
+        return [part[past:] for part, past in zip(which, self.past, strict=True)]
+
+    def filled(self, stale: int = 255) -> CacheBench:
+        """Caches that hold all tokens of this pass."""
+        cache = self.cache(stale)
+        cache.fill(self.k, self.v, self.past)
+        cache.append(self.fresh(self.k), self.fresh(self.v), self.past)
+        return cache
+
+    def run(self, stale: int = 255) -> list[Values]:
+        """The results by row."""
+        return self.filled(stale).attend(self.q, self.past, self.scale)
+
+    def expected(self, cache: CacheBench, row: int) -> tuple[Values, Values]:
+        """(value, bound) of a row's result (S, E), from what its records hold."""
+        keys, values = cache.held(row, self.total[row])
+        q = exact(self.q[row].reshape(-1, self.layout.heads, self.layout.head_width))
+        value = reference.attend(q.values, keys.values, values.values, self.past[row], self.scale)
+        bound = attention_bound(q, keys, values, self.past[row], self.scale, self.bench.arithmetic)
+        return value.reshape(-1, cache.width), bound.reshape(-1, cache.width)
+
+    def check(self, cache: CacheBench, found: Sequence[Values], what: str) -> None:
+        """Raise `AssertionError` unless the results by row are those of causal attention."""
+        scheme = f"{what} over {'4-bit' if self.layout.quantized else 'plain'} records"
+        for row, actual in enumerate(found):
+            assert_within(actual, *self.expected(cache, row), f"{scheme}, row {row}", self.q[row].shape)
+
+
+def _attends(backend: Backend, data: st.DataObject, tier: str) -> None:
+    with Bench(backend) as bench:
+        this = _Pass(bench, data, tier)
+        cache = this.filled()
+        before, after = data.draw(margins), data.draw(margins)
+        q = cache.place(np.concatenate(this.q), before, after)
+        out = cache.place(guard_values((sum(this.new), cache.width), bench.dtype), after, before)
+        cache.attend_into(out.array, q.array, this.new, this.past, this.scale)
+        this.check(cache, np.split(out.read(), np.cumsum(this.new)[:-1]), "attend")
+        out.assert_untouched_around("attend")
+
+
+def attend_is_causal_attention(backend: Backend, data: st.DataObject) -> None:
+    """softmax(q k^T scale) v of the records, causal, per row and head, within the bound.
+
+    For ragged rows of every layout, q and `out` slices of wider arrays.
+    """
+    _attends(backend, data, "device")
+
+
+def attend_works_on_host_memory(backend: Backend, data: st.DataObject) -> None:
+    """Caches, queries and results in host memory: the same law."""
+    _attends(backend, data, "host")
+
+
+def a_prefill_is_a_shorter_one_and_decodes(backend: Backend, data: st.DataObject) -> None:
+    """n new tokens at once, or k of them and then one by one, give results within both bounds of each other."""
+    with Bench(backend) as bench:
+        this = _Pass(bench, data, long=False)
+        at_once, in_steps = this.filled(), this.cache()
+        in_steps.fill(this.k, this.v, this.past)
+        found: list[Values] = []
+        for row, (past, count) in enumerate(zip(this.past, this.new, strict=True)):
+            cut = data.draw(st.integers(1, count))
+            which, parts = slice(row, row + 1), []
+            for first, last in [(0, cut), *((token, token + 1) for token in range(cut, count))]:
+                k, v = (part[row][past + first : past + last] for part in (this.k, this.v))
+                in_steps.append([k], [v], [past + first], which)
+                parts += in_steps.attend([this.q[row][first:last]], [past + first], this.scale, which)
+            found.append(np.concatenate(parts))
+        this.check(in_steps, found, "attend in steps")
+        whole = at_once.attend(this.q, this.past, this.scale)
+        for row, (stepped, together) in enumerate(zip(found, whole, strict=True)):
+            bound = 2 * this.expected(at_once, row)[1]
+            assert_within(stepped, together.astype(np.float64), bound, f"row {row}, in steps and at once")
+
+
+def later_tokens_have_no_effect(backend: Backend, data: st.DataObject) -> None:
+    """Poison every new token from some place on, of every row: the results of the tokens before keep their bits."""
+    with Bench(backend) as bench:
+        this = _Pass(bench, data)
+        clean = this.run()
+        cuts = [data.draw(st.integers(1, count)) for count in this.new]
+        # 4-bit groups hold what their float16 scale can say, and a port's own type holds its largest number.
+        poison = min(POISON, PRECISIONS["float16" if this.layout.quantized else bench.dtype].largest)
+        for row, cut in enumerate(cuts):
+            for part in (this.k, this.v):
+                part[row] = part[row].copy()
+                part[row][this.past[row] + cut :] = poison
+            this.q[row] = this.q[row].copy()
+            this.q[row][cut:] = 0  # they see the poison, and may: with zeros their own results stay numbers
+        for row, (found, cut) in enumerate(zip(this.run(), cuts, strict=True)):
+            assert_same_bits(found[:cut], clean[row][:cut], f"row {row} before poisoned tokens")
+
+
+def stale_records_have_no_effect(backend: Backend, data: st.DataObject) -> None:
+    """What lies behind a row's last record changes no bit of any result."""
+    with Bench(backend) as bench:
+        this = _Pass(bench, data)
+        clean = this.run(stale=0)
+        for stale in (255, 126):
+            for row, found in enumerate(this.run(stale)):
+                assert_same_bits(found, clean[row], f"row {row} before stale records of bytes {stale}")
+
+
+def attention_does_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -> None:
+    """A row's result has the same bits with other rows beside it and alone."""
+    with Bench(backend) as bench:
+        this = _Pass(bench, data)
+        cache = this.filled()
+        together = cache.attend(this.q, this.past, this.scale)
+        for row in range(len(this.new)):
+            which = slice(row, row + 1)
+            (alone,) = cache.attend(this.q[which], this.past[which], this.scale, which)
+            assert_same_bits(alone, together[row], f"row {row} alone")
+
+
+def attention_repeats_its_bits(backend: Backend, data: st.DataObject) -> None:
+    """The same call on the same operands gives the same bits, and changes no record."""
+    with Bench(backend) as bench:
+        this = _Pass(bench, data)
+        cache = this.filled()
+        before = [records.read() for records in cache.records]
+        first = np.concatenate(cache.attend(this.q, this.past, this.scale))
+        assert_same_bits(np.concatenate(cache.attend(this.q, this.past, this.scale)), first, "attend, called again")
+        for records, content in zip(cache.records, before, strict=True):
+            assert_same_bits(records.read(), content, "records after attend")

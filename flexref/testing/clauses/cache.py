@@ -1,0 +1,215 @@
+"""Rows of a KV cache on any port, filled and read, and the clauses on `append`; a clause is `clause(backend, data)`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import Array, Backend
+from flexref.backend.records import RecordLayout
+from flexref.storage.quant import quantize
+from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape, coded, guard_values
+from flexref.testing.strategies import arrays, layouts, ragged
+from flexref.testing.tolerances import FLOAT32, Operand, exact, expanded
+
+STALE = 255
+"""What memory holds before its first record: as a float, no number; as scale and zero of a group, no numbers either."""
+
+margins = st.sampled_from((0, 0, 16, 33))
+
+
+class CacheBench:
+    """The caches of some rows on one tier of a port, all of their memory `stale` bytes, each longer than it must be."""
+
+    def __init__(
+        self, bench: Bench, layout: RecordLayout, tokens: Sequence[int], tier: str = "device", stale: int = STALE
+    ) -> None:
+        self.bench, self.layout, self.tier = bench, layout, tier
+        spare = 2
+        self.records = [
+            Guarded(bench, np.full((count + spare) * layout.record_bytes, stale, np.uint8), tier=tier)
+            for count in tokens
+        ]
+
+    @property
+    def width(self) -> int:
+        """E of the keys, values and queries."""
+        return self.layout.heads * self.layout.head_width
+
+    def place(self, values: Values, before: int = 0, after: int = 0) -> Guarded:
+        """Values on the caches' tier, as columns of a wider array."""
+        return Guarded(self.bench, values, before, after, self.tier)
+
+    def rows(self, which: slice = slice(None)) -> Any:
+        """The port's handle of some rows."""
+        return self.bench.backend.cache_rows([records.array for records in self.records[which]], self.layout)
+
+    def append(self, k: list[Values], v: list[Values], past: Sequence[int], which: slice = slice(None)) -> None:
+        """Append, in one call, the tokens k[row], v[row] (S, E) to the caches of some rows that hold `past` tokens."""
+        backend = self.bench.backend
+        segments = backend.segments(past, [len(part) for part in k])
+        backend.append(self.rows(which), segments, *(self.place(np.concatenate(part)).array for part in (k, v)))
+
+    def fill(self, k: list[Values], v: list[Values], past: Sequence[int]) -> None:
+        """Append the first `past` tokens of every row, row by row, as prefills of their own."""
+        for row, count in enumerate(past):
+            if count:
+                self.append([k[row][:count]], [v[row][:count]], [0], slice(row, row + 1))
+
+    def attend(self, q: list[Values], past: Sequence[int], scale: float, which: slice = slice(None)) -> list[Values]:
+        """q[row] (S, E) over the caches of some rows that hold `past` tokens and S new ones; results by row."""
+        out = self.place(guard_values((sum(map(len, q)), self.width), self.bench.dtype))
+        self.attend_into(out.array, self.place(np.concatenate(q)).array, [len(part) for part in q], past, scale, which)
+        return np.split(out.read(), np.cumsum([len(part) for part in q])[:-1])
+
+    def attend_into(
+        self, out: Array, q: Array, new: Sequence[int], past: Sequence[int], scale: float, which: slice = slice(None)
+    ) -> None:
+        """The port's operator itself."""
+        backend = self.bench.backend
+        result = backend.attend(self.rows(which), backend.segments(past, new), q, scale, out)
+        assert_shape(result, (sum(new), self.width), "attend")
+
+    def held(self, row: int, tokens: int) -> tuple[Operand, Operand]:
+        """K and V (T, H, D) of the first tokens of a row, as its records hold them."""
+        content = self.records[row].read()
+        keys, values = (self._held(section(content, self.layout, which, 0, tokens)) for which in (0, 1))
+        return keys, values
+
+    def _held(self, parts: tuple[Values, Values | None]) -> Operand:
+        codes, pairs = parts
+        if pairs is None:
+            return exact(codes)
+        unpacked = coded(codes, pairs[..., 0], pairs[..., 1], self.layout.head_width, self.layout.group_size)
+        return expanded(*unpacked, self.bench.arithmetic)
+
+
+def section(content: Values, layout: RecordLayout, which: int, first: int, last: int) -> tuple[Values, Values | None]:
+    """Codes (or values) and pairs of K (`which` 0) or V (1) of tokens first to last, (T, H, ...), of a row's bytes."""
+    size = layout.record_bytes
+    tokens = content[first * size : last * size].reshape(last - first, size)
+    start = which * layout.value_offset
+    codes = np.ascontiguousarray(tokens[:, start : start + layout.codes_bytes])
+    if not layout.quantized:
+        return codes.view(layout.dtype).reshape(last - first, layout.heads, layout.head_width), None
+    pairs = tokens[:, start + layout.pairs_offset : start + layout.pairs_offset + layout.pairs_bytes]
+    return (
+        codes.reshape(last - first, layout.heads, layout.packed_width),
+        np.ascontiguousarray(pairs).view(np.float16).reshape(last - first, layout.heads, layout.groups, 2),
+    )
+
+
+def drawn_tokens(
+    data: st.DataObject, layout: RecordLayout, counts: Sequence[int], dtype: str, kinds: tuple[str, ...] = ("normal",)
+) -> list[Values]:
+    """For every row its tokens' K, V or Q (S, E)."""
+    return [data.draw(arrays((count, layout.heads * layout.head_width), dtype, kinds)) for count in counts]
+
+
+def cache_operators_keep_their_shapes(backend: Backend, data: st.DataObject) -> None:
+    """Handles, `append` and `attend` work for ragged rows of every layout; `attend` returns `out`, (T, E)."""
+    with Bench(backend) as bench:
+        layout = data.draw(layouts(bench.dtype))
+        past, new = data.draw(ragged())
+        cache = CacheBench(bench, layout, [a + b for a, b in zip(past, new, strict=True)])
+        x = [np.zeros((count, cache.width), bench.dtype) for count in new]
+        cache.append(x, x, past)
+        out, q = cache.place(np.concatenate(x)).array, cache.place(np.concatenate(x)).array
+        cache.attend_into(out, q, new, past, 1.0)
+
+
+def _append_to_some(backend: Backend, data: st.DataObject, schemes: tuple[str, ...], tier: str) -> None:
+    """Append to ragged rows and check every byte of their memory."""
+    with Bench(backend) as bench:
+        layout = data.draw(layouts(bench.dtype, schemes))
+        past, new = data.draw(ragged())
+        cache = CacheBench(bench, layout, [a + b for a, b in zip(past, new, strict=True)], tier)
+        kinds = ("normal", "offset", "constant", "tiny", "mixed", "zero")
+        k, v = (drawn_tokens(data, layout, new, bench.dtype, kinds) for _ in range(2))
+        before, after = data.draw(margins), data.draw(margins)
+        placed = [cache.place(np.concatenate(part), before, after).array for part in (k, v)]
+        backend.append(cache.rows(), backend.segments(past, new), *placed)
+        for row, (first, count) in enumerate(zip(past, new, strict=True)):
+            content = cache.records[row].read()
+            for which, fresh in ((0, k[row]), (1, v[row])):
+                assert_records_hold(section(content, layout, which, first, first + count), fresh, layout, f"row {row}")
+            size = layout.record_bytes
+            untouched = np.concatenate((content[: first * size], content[(first + count) * size :]))
+            assert (untouched == STALE).all(), f"append wrote outside records {first} to {first + count} of row {row}"
+            cache.records[row].assert_untouched_around("append")
+
+
+def assert_records_hold(parts: tuple[Values, Values | None], values: Values, layout: RecordLayout, what: str) -> None:
+    """Raise `AssertionError` unless sections of records hold values (S, E): exactly, or in 4-bit groups by the law."""
+    codes, pairs = parts
+    fresh = values.reshape(-1, layout.heads, layout.head_width)
+    if pairs is None:
+        assert_same_bits(codes, fresh, f"records of {what}")
+    else:
+        _assert_quantized(codes, pairs, fresh, layout, what)
+
+
+def _assert_quantized(codes: Values, pairs: Values, values: Values, layout: RecordLayout, what: str) -> None:
+    """The law of `storage.quant` for records, where a port may round a quotient by itself.
+
+    Zeros are exact. A scale may be one float16 beside the law's, for a quotient by 15 may be a product with 1/15. A
+    code is nearest to (value - zero) / scale with the port's own scale, or, no further from a tie than the roundings of
+    that quotient, the other neighbour.
+    """
+    law = quantize(values.astype(np.float32), layout.group_size, np.float16, what)
+    scale, zero = pairs[..., 0], pairs[..., 1]
+    assert np.array_equal(zero, law.zero), f"zeros of {what} are not the least values of their groups"
+    neighbours = np.spacing(np.maximum(scale, law.scale)).astype(np.float64)
+    wide_scale, law_scale = scale.astype(np.float64), law.scale.astype(np.float64)
+    assert (np.abs(wide_scale - law_scale) <= neighbours).all(), f"scales of {what} are not those of the law"
+    groups = np.arange(layout.head_width) // layout.group_size
+    step, low = wide_scale[..., groups], zero.astype(np.float64)[..., groups]
+    ones = np.ones_like(scale)
+    found, _ = coded(codes, ones, ones, layout.head_width, layout.group_size)
+    safe = np.where(step > 0, step, 1)
+    wide = values.astype(np.float64)
+    quotient = np.where(step > 0, np.clip((wide - low) / safe, 0, 15), 0)
+    slack = np.where(step > 0, 4 * FLOAT32.unit * ((np.abs(wide) + np.abs(low)) / safe + 16), 0)
+    wrong = np.abs(found - quotient) > np.where(step > 0, 0.5 + slack, 0)
+    if wrong.any():
+        at = tuple(int(place) for place in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
+        raise AssertionError(
+            f"codes of {what}: {found[at]:g} at {at} for {quotient[at]:.4f} steps; {wrong.sum()} are wrong"
+        )
+
+
+def append_writes_the_records(backend: Backend, data: st.DataObject) -> None:
+    """Unquantized: `K | V` of every new token, byte for byte, behind the past ones; no other byte changes."""
+    _append_to_some(backend, data, ("none",), "device")
+
+
+def append_quantizes_by_the_law(backend: Backend, data: st.DataObject) -> None:
+    """In 4-bit groups: `K codes | K pairs | V codes | V pairs` as `storage.quant` would; no other byte changes."""
+    _append_to_some(backend, data, ("int4",), "device")
+
+
+def append_works_on_host_memory(backend: Backend, data: st.DataObject) -> None:
+    """Caches, keys and values in host memory: the same records."""
+    _append_to_some(backend, data, ("none", "int4"), "host")
+
+
+def appends_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -> None:
+    """A row's records have the same bits whether it is appended to with others or alone, at once or token by token."""
+    with Bench(backend) as bench:
+        layout = data.draw(layouts(bench.dtype))
+        _, new = data.draw(ragged(long=False))
+        k, v = (drawn_tokens(data, layout, new, bench.dtype, ("normal", "mixed")) for _ in range(2))
+        together, alone = (CacheBench(bench, layout, new) for _ in range(2))
+        together.append(k, v, [0] * len(new))
+        for row, count in enumerate(new):
+            for token in range(count):
+                part = slice(token, token + 1)
+                alone.append([k[row][part]], [v[row][part]], [token], slice(row, row + 1))
+            for which in (0, 1):
+                found, expected = (
+                    section(cache.records[row].read(), layout, which, 0, count) for cache in (alone, together)
+                )
+                for actual, needed in zip(found, expected, strict=True):
+                    if actual is not None and needed is not None:
+                        assert_same_bits(actual, needed, f"records of row {row}, appended alone")

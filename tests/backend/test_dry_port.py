@@ -1,0 +1,124 @@
+"""The port that only counts: its shapes and its workspace are those of the reference port, its sums are right."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flexref_dry import DryBackend
+from flexref_numpy import NumpyBackend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import Move, QuantizedMatrix, Span
+from flexref.backend.records import RecordLayout
+from flexref.errors import CapacityError
+from flexref.storage.quant import packed_width
+from flexref.testing.strategies import ragged
+
+CALLS = ("open", "close", "empty", "linear", "norm")
+
+sizes = st.integers(1, 40)
+
+
+@given(st.data())
+def test_the_workspace_needs_as_much_as_on_the_port_that_is_foreseen(data: st.DataObject) -> None:
+    """Random calls, in random frames: both ports hold the same peak."""
+    calls = data.draw(st.lists(st.tuples(st.sampled_from(CALLS), sizes, sizes)))
+    peaks = []
+    for backend in (DryBackend(compute_dtype="float32"), NumpyBackend()):
+        buffer: Any = backend.allocate("device", 1 << 20)
+        backend.workspace(buffer)
+        _make_results(backend, calls)
+        peaks.append(backend.workspace_peak_bytes())
+        backend.close()
+    assert peaks[0] == peaks[1]
+
+
+def _make_results(backend: Any, calls: list[tuple[str, int, int]]) -> None:
+    frames = []
+    with backend.frame():
+        for call, rows, columns in calls:
+            if call == "open":
+                frames.append(backend.frame())
+                frames[-1].__enter__()
+            elif call == "close" and frames:
+                frames.pop().__exit__(None, None, None)
+            elif call == "empty":
+                backend.empty((rows, columns), "float16")
+            elif call == "linear":
+                x = backend.upload(np.ones((rows, 8), np.float32))
+                backend.linear(x, backend.upload(np.ones((columns, 8), np.float32)), None)
+            elif call == "norm":
+                backend.layer_norm(backend.upload(np.ones((rows, columns), np.float32)), None, None, 1e-5)
+        for frame in reversed(frames):
+            frame.__exit__(None, None, None)
+
+
+@given(sizes, sizes, sizes, st.integers(1, 3))
+def test_products_are_counted_by_their_multiplications_and_sums(
+    rows: int, inputs: int, outputs: int, calls: int
+) -> None:
+    backend = DryBackend()
+    buffer = backend.allocate("device", 1 << 20)
+    x, scale = (backend.view(buffer, 0, shape, "float16") for shape in ((rows, inputs), (outputs, 1)))
+    codes = backend.view(buffer, 0, (outputs, packed_width(inputs, 64)), "uint8")
+    for _ in range(calls):
+        backend.linear(x, QuantizedMatrix(codes, scale, scale, inputs, 64), None)
+    assert backend.flops["linear"] == calls * 2 * rows * inputs * outputs
+    assert backend.calls["linear"] == calls
+
+
+@given(ragged())
+def test_attention_is_counted_by_what_every_query_sees(lengths: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+    past, new = lengths
+    backend, layout = DryBackend(), RecordLayout(2, 4, "float16")
+    records = [backend.view(backend.allocate("device", 1 << 20), 0, (1 << 20,), "uint8") for _ in past]
+    q = backend.empty((sum(new), 8), "float16")
+    backend.attend(backend.cache_rows(records, layout), backend.segments(past, new), q, 1.0, q)
+    visible = sum(before + token + 1 for before, count in zip(past, new, strict=True) for token in range(count))
+    assert backend.flops["attend"] == 4 * 8 * visible
+
+
+@given(st.lists(st.integers(0, 1000), max_size=5))
+def test_moves_are_counted_by_lane(sizes_bytes: list[int]) -> None:
+    backend = DryBackend()
+    source, target = backend.allocate("host", 1000), backend.allocate("device", 1000)
+    moves = [Move("a copy", Span(source, 0, nbytes), Span(target, 0, nbytes)) for nbytes in sizes_bytes]
+    backend.submit("weights_in", moves, ()).wait()
+    assert backend.moved_bytes == {"weights_in": sum(sizes_bytes)}
+
+
+def test_a_row_that_outgrows_its_cache_is_refused() -> None:
+    backend, layout = DryBackend(), RecordLayout(2, 4, "float16")
+    records = backend.view(backend.allocate("device", 1 << 10), 0, (4 * layout.record_bytes,), "uint8")
+    k = backend.empty((2, 8), "float16")
+    rows = backend.cache_rows([records], layout)
+    backend.append(rows, backend.segments([2], [2]), k, k)
+    with pytest.raises(IndexError, match="5 records"):
+        backend.append(rows, backend.segments([3], [2]), k, k)
+
+
+def test_shapes_that_do_not_match_are_refused() -> None:
+    backend = DryBackend()
+    x, w = backend.empty((2, 3), "float16"), backend.empty((4, 5), "float16")
+    with pytest.raises(ValueError, match=r"\(2, 3\) does not match w \(4, 5\)"):
+        backend.linear(x, w, None)
+    with pytest.raises(ValueError, match="assign"):
+        backend.assign(x, w)
+
+
+def test_there_is_nothing_to_read() -> None:
+    backend = DryBackend()
+    with pytest.raises(TypeError, match="no values"):
+        backend.download(backend.empty((1,), "float16"))
+    with pytest.raises(TypeError, match="no memory"):
+        backend.host_memory(backend.allocate("host", 1))
+    with pytest.raises(TypeError, match="only slices"):
+        backend.empty((2, 2), "float16")[0]
+
+
+def test_a_workspace_too_small_is_refused_as_on_every_port() -> None:
+    backend = DryBackend()
+    backend.workspace(backend.allocate("device", 1024))
+    with pytest.raises(CapacityError, match="workspace memory is too small"):
+        backend.empty((1025,), "uint8")

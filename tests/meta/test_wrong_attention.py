@@ -1,0 +1,338 @@
+"""Ports that are wrong on purpose in cache, attention or sampling, each with one bug: the contract must reject each."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flexref_numpy import NumpyBackend
+from flexref_numpy.attention import CacheRows, Segments, section
+
+from flexref.backend.records import RecordLayout
+from flexref.errors import FlexrefError
+from flexref.storage.quant import Quantized, dequantize
+from flexref.testing import violation
+from flexref.testing.clauses import attention, cache, sampling
+from flexref.testing.contract import CONTRACT, Clause
+
+
+class AttendGivesHeads(NumpyBackend):
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        result = super().attend(rows, segments, q, scale, out)
+        return result.reshape(len(q), rows.layout.heads, rows.layout.head_width)
+
+
+class SwapsKeysAndValues(NumpyBackend):
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        super().append(rows, segments, v, k)
+
+
+class AppendsOneTooFar(NumpyBackend):
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        super().append(rows, Segments(tuple(past + 1 for past in segments.past), segments.new), k, v)
+
+
+class ClearsTheSpareRecords(NumpyBackend):
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        super().append(rows, segments, k, v)
+        for records, (_, past, new) in zip(rows.records, segments, strict=True):
+            records[(past + new) * rows.layout.record_bytes :] = 0
+
+
+class CodesAreCutOff(NumpyBackend):
+    """Rounds codes down instead of to the nearest."""
+
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        super().append(rows, segments, k, v)
+        layout = rows.layout
+        for records, (first, past, new) in zip(rows.records, segments, strict=True):
+            for which, values in ((0, k), (1, v)) if layout.quantized else ():
+                codes, pairs = section(records, layout, which, past, past + new)
+                fresh = values[first : first + new].reshape(new, layout.heads, layout.head_width)
+                for head_value in range(0, layout.head_width, layout.group_size):
+                    # The first value of every group lies in the low nibble of the group's first byte.
+                    group = head_value // layout.group_size
+                    step, zero = (pairs[..., group, part].astype(np.float32) for part in (0, 1))
+                    level = np.floor((fresh[..., head_value] - zero) / np.where(step > 0, step, np.inf))
+                    place = group * ((layout.group_size + 1) // 2)
+                    codes[..., place] = codes[..., place] & 0xF0 | np.clip(level, 0, 15).astype(np.uint8)
+
+
+class ZeroBeforeScale(NumpyBackend):
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        super().append(rows, segments, k, v)
+        if rows.layout.quantized:
+            for records, (_, past, new) in zip(rows.records, segments, strict=True):
+                for which in (0, 1):
+                    _, pairs = section(records, rows.layout, which, past, past + new)
+                    pairs[...] = pairs[..., ::-1].copy()
+
+
+class SharesScalesBetweenTokens(NumpyBackend):
+    """Quantizes all new tokens of a row with the extremes of all of them."""
+
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        if rows.layout.quantized:
+            k, v = k.copy(), v.copy()
+            for _, (first, _, new) in zip(rows.records, segments, strict=True):
+                for part in (k, v):
+                    part[first : first + new, 0] = part[first : first + new].min()
+        super().append(rows, segments, k, v)
+
+
+class HostArray(np.ndarray):  # type: ignore[type-arg]
+    """Memory that a device cannot reach."""
+
+
+class TellsTiersApart(NumpyBackend):
+    def allocate(self, tier: str, nbytes: int) -> Any:
+        memory = super().allocate(tier, nbytes)
+        return memory.view(HostArray) if tier == "host" else memory
+
+
+class AppendsOnDeviceOnly(TellsTiersApart):
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        if not isinstance(k, HostArray):
+            super().append(rows, segments, k, v)
+
+
+class AttendsOnDeviceOnly(TellsTiersApart):
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        return out if isinstance(q, HostArray) else super().attend(rows, segments, q, scale, out)
+
+
+def plain_attention(rows: CacheRows, segments: Segments, q: Any, scale: float, out: Any, change: Any) -> Any:
+    """Attention as a textbook has it, whose scores, mask and values went through `change`."""
+    layout = rows.layout
+    for row, (records, (first, past, new)) in enumerate(zip(rows.records, segments, strict=True)):
+        keys = past + new
+        parts = [expanded(records, layout, which, keys) for which in (0, 1)]
+        queries = q[first : first + new].reshape(new, layout.heads, layout.head_width)
+        visible = np.arange(keys) <= past + np.arange(new)[:, None]
+        with np.errstate(all="ignore"):
+            scores = np.einsum("shd,thd->hst", queries, parts[0]) * np.float32(scale)
+            weights, values = change(scores, visible, parts[1], row)
+            weights = weights / weights.sum(-1, keepdims=True)
+            result = np.einsum("hst,thd->shd", weights, values)
+        out[first : first + new] = result.reshape(new, -1)
+    return out
+
+
+def expanded(records: Any, layout: RecordLayout, which: int, tokens: int) -> Any:
+    """K or V (T, H, D) of the first tokens of a row."""
+    codes, pairs = section(records, layout, which, 0, tokens)
+    if pairs is None:
+        return codes
+    return dequantize(Quantized(codes, pairs[..., 0], pairs[..., 1], layout.head_width, layout.group_size))
+
+
+def softmax(scores: Any) -> Any:
+    """Weights whose sum is left to the caller."""
+    return np.exp(scores - scores.max(-1, keepdims=True))
+
+
+class ChangedAttention(NumpyBackend):
+    """Textbook attention with one change."""
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        return plain_attention(rows, segments, q, scale, out, self.change)
+
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        return softmax(np.where(visible, scores, -np.inf)), values
+
+
+class SeesOneTokenAhead(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        ahead = np.concatenate((np.ones_like(visible[:, :1]), visible[:, :-1]), axis=1)
+        return softmax(np.where(ahead, scores, -np.inf)), values
+
+
+class ForgetsThePast(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        past = scores.shape[2] - scores.shape[1]
+        seen = visible & (np.arange(scores.shape[2]) >= past)
+        return softmax(np.where(seen, scores, -np.inf)), values
+
+
+class MasksWithALargeNumber(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        return softmax(scores + np.where(visible, np.float32(0), np.float32(-1e9))), values
+
+
+class MasksAfterTheSum(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        return softmax(scores) * visible, values
+
+
+class SoftmaxWithoutMaximum(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        return np.exp(np.where(visible, scores * np.float32(64), -np.inf)) ** np.float32(1 / 64), values
+
+
+class DecodesWithoutItself(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        if scores.shape[1] == 1 and scores.shape[2] > 1:
+            visible = np.arange(scores.shape[2])[None] < scores.shape[2] - 1
+        return super().change(scores, visible, values, row)
+
+
+class RowsShareAMaximum(ChangedAttention):
+    """Scores are shifted by what the first row of the call was shifted by: right, but in other bits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._shift = np.float32(0)
+
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        masked = np.where(visible, scores, -np.inf)
+        self._shift = masked.max() if row == 0 else self._shift
+        return np.exp(masked - self._shift), values
+
+
+class SumsInAnyOrder(ChangedAttention):
+    """As atomic sums do: within the bound, but never the same bits again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._random = np.random.default_rng(0)
+
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        order = self._random.permutation(scores.shape[2])
+        weights, values = super().change(scores, visible, values, row)
+        return weights[..., order], values[order]
+
+
+class LongRowsAreCut(ChangedAttention):
+    """Sees the last 128 keys only: a tile of a kernel whose loop runs once."""
+
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        recent = np.arange(scores.shape[2]) >= scores.shape[2] - 128
+        return super().change(scores, visible & recent, values, row)
+
+
+class MultipliesStaleRecordsByZero(NumpyBackend):
+    """Reads a whole tile of keys, also behind the last record, and trusts that a weight of zero removes them."""
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        super().attend(rows, segments, q, scale, out)
+        for records, (first, past, new) in zip(rows.records, segments, strict=True):
+            with np.errstate(all="ignore"):
+                stale = expanded(records, rows.layout, 1, past + new + 1)[-1].reshape(-1)
+                out[first : first + new] += stale * np.float32(0)
+        return out
+
+
+class AddsToItsResult(NumpyBackend):
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        before = out.copy()
+        super().attend(rows, segments, q, scale, out)
+        out += before
+        return out
+
+
+class ScratchTooSmall(NumpyBackend):
+    """Keeps one scratch for all heads: the second head reads the first one's keys."""
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        super().attend(rows, segments, q, scale, out)
+        if rows.layout.heads > 1 and rows.layout.quantized:
+            width = rows.layout.head_width
+            out[:, width : 2 * width] = out[:, :width]
+        return out
+
+
+class IdsAsThirtyTwoBits(NumpyBackend):
+    def sample(self, *arguments: Any) -> Any:
+        return super().sample(*arguments).astype(np.int32)
+
+
+class TiesToTheHigherId(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        if temperature == 0:
+            return logits.shape[1] - 1 - super().sample(logits[:, ::-1], temperature, top_k, top_p, uniforms)
+        return super().sample(logits, temperature, top_k, top_p, uniforms)
+
+
+class TakesAnyLogits(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(np.nan_to_num(logits), temperature, top_k, top_p, uniforms)
+
+
+class DropsTheTokenThatReachesTopP(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        if temperature == 0 or top_p == 1:
+            return super().sample(logits, temperature, top_k, top_p, uniforms)
+        chosen = []
+        for row, values in enumerate(logits):
+            ranked = np.sort(values.astype(np.float64))[::-1][: top_k or None]
+            reached = np.cumsum(np.exp((ranked - ranked[0]) / temperature))
+            kept = max(1, int((reached < top_p * reached[-1]).sum()))
+            chosen.append(super().sample(logits[row : row + 1], temperature, kept, 1.0, uniforms[row : row + 1]))
+        return np.concatenate(chosen)
+
+
+class KeepsOneTokenTooMany(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(logits, temperature, top_k + 1 if top_k else 0, top_p, uniforms)
+
+
+class TemperatureIsSquared(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(logits, temperature**2, top_k, top_p, uniforms)
+
+
+class OneUniformForAllRows(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(logits, temperature, top_k, top_p, np.full_like(uniforms, uniforms[0]))
+
+
+WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
+    (AttendGivesHeads, cache.cache_operators_keep_their_shapes),
+    (SwapsKeysAndValues, cache.append_writes_the_records),
+    (AppendsOneTooFar, cache.append_writes_the_records),
+    (ClearsTheSpareRecords, cache.append_writes_the_records),
+    (CodesAreCutOff, cache.append_quantizes_by_the_law),
+    (ZeroBeforeScale, cache.append_quantizes_by_the_law),
+    (SharesScalesBetweenTokens, cache.appends_do_not_depend_on_other_rows),
+    (AppendsOnDeviceOnly, cache.append_works_on_host_memory),
+    (AttendsOnDeviceOnly, attention.attend_works_on_host_memory),
+    (SeesOneTokenAhead, attention.attend_is_causal_attention),
+    (SeesOneTokenAhead, attention.later_tokens_have_no_effect),
+    (ForgetsThePast, attention.attend_is_causal_attention),
+    (ForgetsThePast, attention.a_prefill_is_a_shorter_one_and_decodes),
+    (SoftmaxWithoutMaximum, attention.attend_is_causal_attention),
+    (LongRowsAreCut, attention.attend_is_causal_attention),
+    (AddsToItsResult, attention.attend_is_causal_attention),
+    (ScratchTooSmall, attention.attend_is_causal_attention),
+    (DecodesWithoutItself, attention.a_prefill_is_a_shorter_one_and_decodes),
+    (MasksWithALargeNumber, attention.later_tokens_have_no_effect),
+    (MasksAfterTheSum, attention.later_tokens_have_no_effect),
+    (MultipliesStaleRecordsByZero, attention.stale_records_have_no_effect),
+    (RowsShareAMaximum, attention.attention_does_not_depend_on_other_rows),
+    (SumsInAnyOrder, attention.attention_repeats_its_bits),
+    (IdsAsThirtyTwoBits, sampling.sampling_gives_a_token_per_row),
+    (TiesToTheHigherId, sampling.greedy_takes_the_lowest_of_the_best),
+    (TakesAnyLogits, sampling.logits_that_are_not_finite_are_refused),
+    (DropsTheTokenThatReachesTopP, sampling.sampling_inverts_the_distribution),
+    (KeepsOneTokenTooMany, sampling.sampling_inverts_the_distribution),
+    (TemperatureIsSquared, sampling.sampling_inverts_the_distribution),
+    (OneUniformForAllRows, sampling.samples_do_not_depend_on_other_rows),
+)
+
+
+@pytest.mark.parametrize(("port", "clause"), WRONG, ids=lambda part: part.__name__)
+def test_a_wrong_port_is_rejected(port: type[NumpyBackend], clause: Clause) -> None:
+    backend = port()
+    assert isinstance(violation(backend, clause), AssertionError | FlexrefError)
+    backend.close()
+
+
+def test_every_clause_on_caches_and_sampling_rejects_a_port() -> None:
+    here = {clause for clause in CONTRACT if clause.__module__ in (m.__name__ for m in (attention, cache, sampling))}
+    assert {clause for _, clause in WRONG} == here
+
+
+def test_textbook_attention_itself_is_right() -> None:
+    """Else the ports that change it would be rejected for another reason than their change."""
+    backend = ChangedAttention()
+    assert violation(backend, attention.attend_is_causal_attention) is None
+    backend.close()

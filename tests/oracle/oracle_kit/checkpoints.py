@@ -1,0 +1,137 @@
+"""Random OPT checkpoints of every variant, as Hugging Face folders; it knows how weights are drawn, not how they are used."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from transformers import OPTConfig, OPTForCausalLM
+
+Weights = Mapping[str, torch.Tensor]
+
+PAD, EOS = 1, 2
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One architecture, named for its test; fields as `OPTConfig` has them, `gain` is the size of linear maps.
+
+    Sizes are as small as the feature allows: two layers, so that one layer's cache depends on the other's output, and
+    vocabularies that are primes.
+    """
+
+    name: str
+    heads: int
+    head_width: int
+    ffn_dim: int
+    activation: str = "relu"
+    before: bool = True
+    remove_final: bool = False
+    projection: int | None = None
+    bias: bool = True
+    affine: bool = True
+    tied: bool = True
+    layers: int = 2
+    vocabulary: int = 67
+    positions: int = 80
+    gain: float = 1.5
+    embedding_scale: float = 1.0
+    other: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        return self.heads * self.head_width
+
+    @property
+    def projects(self) -> str:
+        """Whether token embeddings are as wide as the model."""
+        if self.projection is None:
+            return "same"
+        return "smaller" if self.projection < self.width else "larger"
+
+    def changed(self, **changes: object) -> "Variant":
+        return replace(self, **changes)
+
+    def config(self) -> OPTConfig:
+        values = {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "ffn_dim": self.ffn_dim,
+            "max_position_embeddings": self.positions,
+            "do_layer_norm_before": self.before,
+            "_remove_final_layer_norm": self.remove_final,
+            "word_embed_proj_dim": self.projection,
+            "num_attention_heads": self.heads,
+            "activation_function": self.activation,
+            "enable_bias": self.bias,
+            "layer_norm_elementwise_affine": self.affine,
+            "tie_word_embeddings": self.tied,
+            "pad_token_id": PAD,
+            "bos_token_id": EOS,
+            "eos_token_id": EOS,
+        }
+        return OPTConfig(**{**values, **self.other})
+
+
+SMALL_125M = Variant("opt-125m", 2, 32, 256)
+SMALL_350M = Variant("opt-350m", 1, 64, 96, before=False, projection=40)
+SMALL_GALACTICA = Variant(
+    "galactica", 1, 64, 160, "gelu", bias=False, affine=False, vocabulary=71, other={"bos_token_id": 0}
+)
+
+VARIANTS = (
+    SMALL_125M,
+    SMALL_350M,
+    SMALL_GALACTICA,
+    Variant("post-80-untied", 1, 80, 72, "gelu_new", before=False, remove_final=True, affine=False, tied=False),
+    Variant("pre-80-wide-embedding-untied", 1, 80, 320, "silu", projection=112, bias=False, tied=False, vocabulary=73),
+    Variant("post-32-bare", 3, 32, 40, "quick_gelu", False, True, 136, bias=False, affine=False, positions=76),
+    Variant("pre-32-no-final-norm", 2, 32, 61, "tanh", True, True, 24, bias=False, affine=False, tied=False),
+    Variant("post-64-two-heads", 2, 64, 80, "gelu_fast", False, True, 144, tied=False, layers=1, positions=200),
+    Variant("pre-80-two-heads", 2, 80, 64, "sigmoid", projection=48, affine=False, layers=1, vocabulary=101),
+)
+"""Every pair of choices occurs in one of them at least; `test_every_pair_of_choices_is_in_some_variant` says so."""
+
+
+def draw_weights(model: OPTForCausalLM, variant: Variant, seed: int) -> None:
+    """Fill `model` with random weights under which greedy text varies.
+
+    The default initialization is so small that every context gives one token. Here linear maps enlarge what passes
+    through them, positions outweigh tokens, gains lie around 1, and biases are not zero.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            values = torch.randn(weight.shape, generator=generator)
+            if name.endswith("norm.weight"):
+                values = 1 + 0.2 * values
+            elif weight.ndim == 1:
+                values = 0.2 * values
+            elif "embed_positions" in name:
+                values = variant.embedding_scale * values
+            elif "embed_tokens" in name:
+                values = 0.3 * variant.embedding_scale * values
+            elif "lm_head" in name:
+                values = 0.3 * values
+            else:
+                values = variant.gain / weight.shape[1] ** 0.5 * values
+            weight.copy_(values)
+
+
+def new_model(variant: Variant, seed: int = 0) -> OPTForCausalLM:
+    """A model of the variant in float32, ready to be saved."""
+    model = OPTForCausalLM(variant.config()).eval()
+    draw_weights(model, variant, seed)
+    return model
+
+
+def load_oracle(folder: Path) -> OPTForCausalLM:
+    """The model in `folder` as `transformers` reads it, in float32."""
+    return OPTForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+
+
+def tensors_of(model: OPTForCausalLM) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every weight once, by its name in the decoder."""
+    for name, weight in model.named_parameters():
+        yield name.removeprefix("model.decoder."), weight.data

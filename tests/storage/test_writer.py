@@ -1,0 +1,260 @@
+"""Writing a weight file: what comes back, how it lies on the disk, and that it appears whole or not at all."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexref.errors import CheckpointError, FlexrefError, QuantizationError, StorageError
+from flexref.spec import ModelSpec, all_tensors
+from flexref.storage import writer as writer_module
+from flexref.storage.weightfile import open_weight_file, read_tensor, verify
+from flexref.storage.writer import WeightFileWriter
+
+
+@given(data=st.data())
+def test_what_was_written_is_read_back_bit_for_bit(kit, data) -> None:
+    spec = data.draw(kit.model_specs())
+    scheme, dtype = data.draw(st.sampled_from(["none", "int4"])), data.draw(st.sampled_from(["float16", "float32"]))
+    group_size, tokenizer = data.draw(st.integers(1, 70)), data.draw(st.binary(max_size=300))
+    written = kit.write_file(kit.folder() / "model.h5", spec, scheme, group_size, dtype, tokenizer)
+    found = open_weight_file(written.path)
+    assert found.spec == spec
+    assert (found.scheme, found.dtype) == (scheme, dtype)
+    assert found.group_size == (group_size if scheme == "int4" else None)
+    assert found.tokenizer_json == (tokenizer or None)
+    assert list(found.tensors) == [
+        tensor.name for _, tensors in all_tensors(spec, found.tile_rows) for tensor in tensors
+    ]
+    kit.assert_same(found, written)
+    assert verify(written.path) == []
+
+
+@given(data=st.data())
+def test_every_dataset_is_aligned_and_a_stage_is_one_run_of_bytes(kit, data) -> None:
+    spec = data.draw(kit.model_specs())
+    scheme = data.draw(st.sampled_from(["none", "int4"]))
+    path = kit.write_file(kit.folder() / "model.h5", spec, scheme).path
+    tile_rows = open_weight_file(path).tile_rows
+    with h5py.File(path, "r") as file:
+        for _, tensors in all_tensors(spec, tile_rows):
+            end = None
+            for tensor in tensors:
+                found = file[tensor.name]
+                parts = (
+                    [found] if isinstance(found, h5py.Dataset) else [found[part] for part in ("codes", "scale", "zero")]
+                )
+                for part in parts:
+                    offset = part.id.get_offset()
+                    assert offset % 4096 == 0
+                    assert end is None or offset == -(-end // 4096) * 4096
+                    end = offset + part.id.get_storage_size()
+
+
+def test_only_matrices_of_decoder_layers_are_quantized(tiny_file) -> None:
+    found = open_weight_file(tiny_file.path)
+    quantized = {name for name, tensor in found.tensors.items() if tensor.scheme == "int4"}
+    assert quantized == {
+        f"layers/{layer:03d}/{unit}/weight"
+        for layer in range(2)
+        for unit in ("attention_qkv", "attention_out", "ffn_up", "ffn_down")
+    }
+
+
+def test_any_hdf5_viewer_shows_the_same_arrays_and_plain_attributes(tiny_file, tiny_spec: ModelSpec) -> None:
+    found = open_weight_file(tiny_file.path)
+    with h5py.File(tiny_file.path, "r") as file:
+        assert {name: file.attrs[name] for name in ("scheme", "dtype", "format")} == {
+            "scheme": b"int4",
+            "dtype": b"float16",
+            "format": b"flexref-weights",
+        }
+        assert [file.attrs[name] for name in ("format_version", "group_size", "tile_rows")] == [1, 8, found.tile_rows]
+        assert b'"vocabulary": 150' in file.attrs["model"]
+        for name in file.attrs:
+            assert not h5py.check_dtype(vlen=file.attrs.get_id(name).dtype)
+        for part in found.parts:
+            dataset = file[part.dataset]
+            assert dataset.chunks is None
+            assert dataset.compression is None
+            assert dataset.id.get_offset() == part.extent.offset
+        np.testing.assert_array_equal(file["embed/positions"], read_tensor(found.tensors["embed/positions"]))
+        assert bytes(file["tokenizer"][:]) == found.tokenizer_json
+
+
+def test_no_metadata_lies_among_the_data(tiny_file, kit) -> None:
+    """Whatever stands in the gaps between datasets, HDF5 and the reader see the same file."""
+    found, path = open_weight_file(tiny_file.path), kit.folder() / "gaps.h5"
+    content = bytearray(tiny_file.path.read_bytes())
+    ends = [part.extent.stop for part in found.parts]
+    for end in ends:
+        next_start = min(
+            [part.extent.offset for part in found.parts if part.extent.offset >= end], default=len(content) - 64
+        )
+        content[end:next_start] = np.random.default_rng(end).bytes(next_start - end)
+    assert bytes(content) != tiny_file.path.read_bytes()
+    path.write_bytes(content)
+    kit.assert_same(open_weight_file(path), tiny_file)
+    with h5py.File(path, "r") as file:
+        names: list[str] = []
+        file.visit(names.append)
+    assert {part.dataset for part in found.parts} <= set(names)
+
+
+def test_the_same_weights_make_the_same_file(kit, tiny_spec: ModelSpec) -> None:
+    first, second = (kit.write_file(kit.folder() / "model.h5", tiny_spec).path.read_bytes() for _ in range(2))
+    assert first == second
+
+
+@settings(max_examples=10)
+@given(slab_elements=st.integers(1, 5000))
+def test_the_file_does_not_depend_on_the_size_of_slabs(kit, tiny_spec, tiny_file, slab_elements: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer_module, "SLAB_ELEMENTS", slab_elements)
+        path = kit.write_file(kit.folder() / "model.h5", tiny_spec, tokenizer=b'{"model": {}}').path
+    assert path.read_bytes() == tiny_file.path.read_bytes()
+
+
+def test_a_finished_file_has_the_rights_that_a_new_file_gets(kit, tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    (tmp_path / "plain").touch()
+    kit.write_file(tmp_path / "model.h5", tiny_spec)
+    assert (tmp_path / "model.h5").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.h5", "plain"]
+
+
+def failing_write(path: Path, spec: ModelSpec, name: str, values: object, dtype: str = "float16") -> None:
+    """Write random tensors, but `values` filled into the tensor `name`."""
+    with WeightFileWriter(path, spec, "int4", 8, dtype) as writer:
+        for tensor in writer.tensors:
+            array = np.random.default_rng(0).standard_normal(tensor.shape)
+            if tensor.name == name:
+                array.flat[-1] = values
+            writer.write(tensor.name, array)
+
+
+@pytest.mark.parametrize("before", [None, b"an older file"])
+@pytest.mark.parametrize(
+    ("name", "value", "error", "said"),
+    [
+        ("embed/positions", np.nan, CheckpointError, "not finite"),
+        ("layers/001/ffn_up/bias", -np.inf, CheckpointError, "not finite"),
+        ("layers/001/ffn_up/bias", 1e6, CheckpointError, "beyond the range of float16; use float32"),
+        ("layers/000/ffn_down/weight", np.inf, QuantizationError, "not finite"),
+        ("tokens/0000", np.nan, CheckpointError, "not finite"),
+    ],
+)
+def test_bad_weights_are_refused_by_name_and_leave_the_folder_as_it_was(
+    tmp_path: Path, tiny_spec: ModelSpec, name: str, value: float, error: type, said: str, before: bytes | None
+) -> None:
+    path = tmp_path / "model.h5"
+    if before is not None:
+        path.write_bytes(before)
+    with pytest.raises(error, match=f"^{name}: .*{said}"):
+        failing_write(path, tiny_spec, name, value)
+    assert [found.read_bytes() for found in tmp_path.iterdir()] == ([] if before is None else [before])
+
+
+def test_misuse_is_refused_and_leaves_nothing(tmp_path: Path, tiny_spec: ModelSpec) -> None:
+    path = tmp_path / "model.h5"
+    first = np.zeros((8, 12))
+
+    def left_early() -> None:
+        with WeightFileWriter(path, tiny_spec, "none", None, "float16") as writer:
+            writer.write("embed/positions", first)
+
+    def wrong_order() -> None:
+        with WeightFileWriter(path, tiny_spec, "none", None, "float16") as writer:
+            writer.write("embed/project_in", np.zeros((12, 10)))
+
+    def wrong_width() -> None:
+        with WeightFileWriter(path, tiny_spec, "none", None, "float16") as writer:
+            writer.write("embed/positions", first[:, :5])
+
+    def too_many_rows() -> None:
+        with WeightFileWriter(path, tiny_spec, "none", None, "float16") as writer:
+            writer.write_slabs("embed/positions", [("a", first), ("b", first)])
+
+    def too_few_rows() -> None:
+        with WeightFileWriter(path, tiny_spec, "none", None, "float16") as writer:
+            writer.write("embed/positions", first[:5])
+
+    for misuse in (left_early, wrong_order, wrong_width, too_many_rows, too_few_rows):
+        with pytest.raises(ValueError, match=r"embed/pro|embed/pos"):
+            misuse()
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_room_is_told_before_anything_is_written(
+    tmp_path: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_bavail=3, f_frsize=4096))
+    writer = WeightFileWriter(tmp_path / "model.h5", tiny_spec, "int4", 8, "float16")
+    with pytest.raises(StorageError, match=r"too little room for model.h5: needed .* KiB, free 12.00 KiB"):
+        writer.__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_room_asked_for_is_enough_and_not_far_above(kit, tiny_spec: ModelSpec) -> None:
+    for scheme in ("none", "int4"):
+        writer = WeightFileWriter("unused.h5", tiny_spec, scheme, 8, "float16")
+        size = kit.write_file(kit.folder() / "model.h5", tiny_spec, scheme).path.stat().st_size
+        assert size <= writer.nbytes <= 1.5 * size
+
+
+@pytest.mark.parametrize("place", ["missing/model.h5", "file/model.h5", "folder", "/proc/model.h5"])
+def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path, tiny_spec: ModelSpec, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StorageError, match=r"cannot write .*") as raised:
+        WeightFileWriter(tmp_path / place, tiny_spec, "int4", 8, "float16").__enter__()
+    assert "\n" not in str(raised.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+WRITE_IN_PROCESS = """
+import os, resource, signal, sys
+import numpy as np
+from flexref.errors import FlexrefError
+from flexref.spec import ModelSpec
+from flexref.storage.writer import WeightFileWriter
+path, what = sys.argv[1:]
+if what == "full":
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+spec = ModelSpec("tiny", 150, 6, 256, 256, 2, 4, 1024)
+try:
+    with WeightFileWriter(path, spec, "none", None, "float32") as writer:
+        for at, tensor in enumerate(writer.tensors):
+            writer.write(tensor.name, np.ones(tensor.shape, np.float32))
+            if what == "killed" and at == 9:
+                os.kill(os.getpid(), signal.SIGKILL)
+except FlexrefError as error:
+    print(error)
+"""
+
+
+def write_in_process(path: Path, what: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WRITE_IN_PROCESS, str(path), what]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def test_a_disk_that_fills_up_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
+    done = write_in_process(tmp_path / "model.h5", "full")
+    assert done.stdout == f"cannot write {tmp_path}/model.h5: File too large\n"
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_killed_writer_leaves_no_file_of_that_name_and_none_that_looks_whole(tmp_path: Path) -> None:
+    assert write_in_process(tmp_path / "model.h5", "killed").returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert left.name.endswith(".partial")
+    with pytest.raises(FlexrefError):
+        open_weight_file(left)
