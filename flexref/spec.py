@@ -293,7 +293,8 @@ def check_token_ids(spec: ModelSpec) -> None:
         for token in ids:
             if token >= spec.vocabulary:
                 raise CheckpointError(
-                    f"model {spec.name!r}: {field} {token} is beyond the vocabulary of {spec.vocabulary} tokens"
+                    f"model {spec.name!r}: {field} {reprlib.repr(token)} is beyond the vocabulary "
+                    f"of {spec.vocabulary} tokens"
                 )
 
 

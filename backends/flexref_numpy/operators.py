@@ -16,6 +16,12 @@ TILE_ROWS = 64
 """Tiles of a matrix are whole multiples of it, which is more than any register block of a matrix product."""
 
 
+HALF_BITS = np.int32(-0x70002000)
+"""0x8fffe000: the sign, and the fifteen bits of a half that were shifted by 13; not the copies of the sign between."""
+
+EXPONENT_DIFFERENCE = np.float32(2.0**112)
+
+
 class Scratch:
     """Memory for the inside of operators, in two halves: operands and products."""
 
@@ -75,7 +81,26 @@ def expand(w: Matrix, first: int, last: int, out: Numbers) -> Numbers:
     if isinstance(w, QuantizedMatrix):
         codes, scale, zero = (part[first:last] for part in (w.codes, w.scale, w.zero))
         return dequantize(Quantized(codes, scale, zero, w.width, w.group_size), out=out)
-    np.copyto(out, w[first:last])
+    part = w[first:last]
+    if part.dtype == np.float16:
+        return widen(part, out)
+    np.copyto(out, part)
+    return out
+
+
+def widen(halves: Numbers, out: Numbers) -> Numbers:
+    """Finite float16 (O, I) as float32 in `out`, exactly.
+
+    numpy converts halves one by one in software; three passes of integer arithmetic over a few rows at a time are seven
+    times faster. Sign, exponent and mantissa move to their places in a float32, which is then too small by the
+    difference of the two exponent biases: 2 ** (127 - 15). Subnormals come out right too.
+    """
+    for first, last in tiles(halves.shape[0], TILE_ROWS):
+        bits = out[first:last].view(np.int32)
+        np.copyto(bits, halves[first:last].view(np.int16))
+        np.left_shift(bits, 13, out=bits)
+        np.bitwise_and(bits, HALF_BITS, out=bits)
+        out[first:last] *= EXPONENT_DIFFERENCE
     return out
 
 

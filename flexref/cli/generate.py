@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
+    from rich.progress import Progress
+
     from flexref.engine import Engine
     from flexref.engine.job import Request
     from flexref.engine.results import Generation, StreamedToken
@@ -111,32 +113,36 @@ def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) 
 
 def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", trace: Any, as_json: bool) -> "Generation":
     """Generate with progress on stderr; a single prompt's text is streamed to stdout as it comes."""
-    if len(prompts) == 1 and not as_json:
-        first = prompts[0].text
-        if first is not None and engine.tokenizer is not None:
-            click.echo(first, nl=False)
+    streamed = len(prompts) == 1 and not as_json
+    with _progress(engine, None if streamed else len(prompts) * request.max_new_tokens) as progress:
 
         def show(token: "StreamedToken") -> None:
+            if not streamed:
+                progress.advance(progress.task_ids[-1])
+                return
+            progress.stop()  # the text takes the place of the bars
             click.echo(token.text if engine.tokenizer is not None else f"{token.token_id} ", nl=False)
             sys.stdout.flush()
 
+        if streamed and engine.tokenizer is not None and prompts[0].text is not None:
+            click.echo(prompts[0].text, nl=False)
         generation = engine.generate(prompts, request, trace=trace, on_token=show)
+    if streamed:
         click.echo()
-        return generation
-    with _progress(engine, len(prompts), request.max_new_tokens) as advance:
-        return engine.generate(prompts, request, trace=trace, on_token=advance)
+    return generation
 
 
 @contextmanager
-def _progress(engine: "Engine", rows: int, max_new_tokens: int) -> "Iterator[Any]":
-    """Bars for the loading of weights and for rows and tokens; silent where stderr is no terminal."""
+def _progress(engine: "Engine", tokens: int | None) -> "Iterator[Progress]":
+    """Bars on stderr, where that is a terminal: MiB of weights that were loaded, and `tokens` if they are counted."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         loading = progress.add_task("loading MiB", total=engine.file.nbytes >> 20)
-        tokens = progress.add_task("tokens", total=rows * max_new_tokens)
+        if tokens is not None:
+            progress.add_task("tokens", total=tokens)
         loaded_bytes = 0
 
         def on_loaded(nbytes: int) -> None:
@@ -144,11 +150,8 @@ def _progress(engine: "Engine", rows: int, max_new_tokens: int) -> "Iterator[Any
             loaded_bytes += nbytes
             progress.update(loading, completed=loaded_bytes >> 20)
 
-        def on_token(token: "StreamedToken") -> None:
-            progress.update(tokens, advance=1)
-
         engine.on_loaded = on_loaded
-        yield on_token
+        yield progress
 
 
 def _print(generation: "Generation", as_json: bool, streamed: bool) -> None:

@@ -59,14 +59,20 @@ def _report(found: "WeightFile") -> dict[str, Any]:
     }
 
 
+def _printable(name: str) -> str:
+    """A name that a file gives itself, fit for a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
 def _lines(report: dict[str, Any]) -> list[str]:
     """The report as text: what the model is, a table of its tensors, and the sums."""
     model = report["model"]
     groups = f" in groups of {report['group_size']}" if report["group_size"] else ""
     tokenizer = in_gib(report["tokenizer_bytes"]) if report["tokenizer_bytes"] else "none, prompts are token ids"
+    name = _printable(model["name"])
     lines = [
         f"file       {report['file']}, {in_gib(report['file_bytes'])}",
-        f"model      {model['name']}: {model['layers']} layers, width {model['width']}, {model['heads']} heads, "
+        f"model      {name}: {model['layers']} layers, width {model['width']}, {model['heads']} heads, "
         f"vocabulary {model['vocabulary']}, {model['positions']} positions",
         f"scheme     {report['scheme']}{groups}, else {report['dtype']}",
         f"tokenizer  {tokenizer}",

@@ -27,7 +27,7 @@ class PartChecker:
             last = extent.offset + extent.nbytes
             first = max(extent.offset, self._position)
             if first < min(last, end):
-                self._digest.update(memory[first - self._position : min(last, end) - self._position])
+                self._digest.update(memory[first - self._position : min(last, end) - self._position].data)
             if last > end:
                 break
             self._finish(self._parts.pop(0))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flexref.errors import CheckpointError, WeightFileError
-from flexref.spec import ModelSpec, Stage, TensorSpec, all_tensors, check_token_ids, default_tile_rows, layer_stage
+from flexref.spec import ModelSpec, TensorSpec, all_tensors, check_token_ids, default_tile_rows, layer_stage
 from flexref.storage.quant import group_count, packed_width
 
 FORMAT_NAME = "flexref-weights"
@@ -84,10 +84,8 @@ class FileHeader:
 
     def parts(self, tensor: TensorSpec) -> tuple["PartSpec", ...]:
         """The datasets that hold `tensor`: itself, or `codes`, `scale` and `zero` in a group of its name."""
-        if self.scheme_of(tensor) == "none":
+        if self.group_size is None or not tensor.quantizable:
             return (PartSpec(tensor.name, tensor.shape, self.dense_dtype),)
-        if self.group_size is None:
-            raise WeightFileError(f"scheme {self.scheme!r} needs a group size")
         outputs, width = tensor.shape
         groups = (outputs, group_count(width, self.group_size))
         return (
@@ -121,12 +119,6 @@ class PartSpec:
 def aligned(offset: int) -> int:
     """`offset` rounded up to the next multiple of `ALIGNMENT`."""
     return -(-offset // ALIGNMENT) * ALIGNMENT
-
-
-def dense_bytes(stage: Stage | tuple[TensorSpec, ...], itemsize: int) -> int:
-    """Bytes of tensors if all were stored densely with `itemsize` bytes each."""
-    tensors = stage.tensors if isinstance(stage, Stage) else stage
-    return sum(tensor.elements for tensor in tensors) * itemsize
 
 
 def spec_to_json(spec: ModelSpec) -> str:

@@ -6,17 +6,15 @@ behind the one before. Slabs of rows bound the memory, whatever a tensor's size.
 """
 
 import os
-import re
 import secrets
+from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import h5py
 import numpy as np
-import xxhash
 
 from flexref.errors import CheckpointError, StorageError, in_gib
 from flexref.spec import ModelSpec, TensorSpec
@@ -32,6 +30,7 @@ from flexref.storage.schema import (
     aligned,
     spec_to_json,
 )
+from flexref.storage.sink import Sink, sync_folder, told
 from flexref.storage.trailer import seal
 
 SLAB_ELEMENTS = 1 << 21
@@ -41,6 +40,10 @@ METADATA_BYTES_PER_OBJECT = 2048
 """Bounds what HDF5 takes to describe one dataset with its group, from above; checked against free space."""
 
 
+MOST_WORKERS = 4
+"""Threads that quantize: with more, reading and writing are the limit."""
+
+
 def slab_rows(shape: tuple[int, ...]) -> int:
     """Rows of a tensor of `shape` that make one slab."""
     return max(1, SLAB_ELEMENTS * shape[0] // max(1, _elements(shape)))
@@ -48,17 +51,6 @@ def slab_rows(shape: tuple[int, ...]) -> int:
 
 def _elements(shape: tuple[int, ...]) -> int:
     return int(np.prod(shape, dtype=np.int64))
-
-
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn what the file system and HDF5 say into one line."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        found = re.search(r"error message = '([^']*)'", str(error))
-        reason = found.group(1) if found else getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-        raise StorageError(f"cannot write {path}: {reason}") from error
 
 
 class WeightFileWriter:
@@ -82,8 +74,10 @@ class WeightFileWriter:
         self._tokenizer = tokenizer_json or None
         self._tensors = [tensor for _, tensors in self.header.stages() for tensor in tensors]
         self._next = 0
-        self._temporary = self.path.with_name(f".{self.path.name[:200]}.{secrets.token_hex(4)}.partial")
+        self._temporary = self.path.parent / f".{self.path.name[:40]}.{secrets.token_hex(4)}.partial"
         self._file: h5py.File | None = None
+        self._workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+        self._pool = ThreadPoolExecutor(self._workers)
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -108,11 +102,11 @@ class WeightFileWriter:
             raise StorageError(f"cannot write {self.path}: {folder} is not a directory")
         if self.path.is_dir():
             raise StorageError(f"cannot write {self.path}: it is a directory")
-        with _told(self.path):
+        with told(self.path):
             os.close(os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         try:
             self._check_room(folder)
-            with _told(self.path):
+            with told(self.path):
                 with h5py.File(self._temporary, "w", libver=("earliest", "v108"), locking="best-effort") as file:
                     self._create(file)
                 self._file = h5py.File(
@@ -124,7 +118,7 @@ class WeightFileWriter:
         return self
 
     def _check_room(self, folder: Path) -> None:
-        with _told(self.path):
+        with told(self.path):
             space = os.statvfs(folder)
         free = space.f_bavail * space.f_frsize
         if self.nbytes > free:
@@ -176,16 +170,27 @@ class WeightFileWriter:
             raise ValueError(f"{name} is not the next tensor to be written")
         tensor = self._tensors[self._next]
         parts = self.header.parts(tensor)
-        sinks = [_Sink(self._file[part.dataset]) for part in parts]
-        for what, slab in slabs:
-            if slab.shape[1:] != tensor.shape[1:]:
-                raise ValueError(f"{name}: a slab has shape {slab.shape}, needed rows of {tensor.shape}")
-            arrays = self._encode(tensor, what, slab)
-            with _told(self.path):
+        sinks = [Sink(self._file[part.dataset]) for part in parts]
+        for arrays in self._encoded(tensor, slabs):
+            with told(self.path):
                 for sink, array in zip(sinks, arrays, strict=True):
                     sink.append(array)
-        self._finish(sinks)
+        with told(self.path):
+            for sink in sinks:
+                sink.finish()
         self._next += 1
+
+    def _encoded(self, tensor: TensorSpec, slabs: Iterable[tuple[str, Array]]) -> Iterator[tuple[Array, ...]]:
+        """The slabs as they are stored, in order: some are being quantized while one is read and one is written."""
+        waiting: deque[Future[tuple[Array, ...]]] = deque()
+        for what, slab in slabs:
+            if slab.shape[1:] != tensor.shape[1:]:
+                raise ValueError(f"{tensor.name}: a slab has shape {slab.shape}, needed rows of {tensor.shape}")
+            waiting.append(self._pool.submit(self._encode, tensor, what, slab))
+            if len(waiting) > self._workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
     def _encode(self, tensor: TensorSpec, what: str, slab: Array) -> tuple[Array, ...]:
         dtype = self.header.dense_dtype
@@ -199,11 +204,6 @@ class WeightFileWriter:
                 raise CheckpointError(f"{what}: holds values beyond the range of {dtype}; use float32")
             raise CheckpointError(f"{what}: holds weights that are not finite")
         return (dense,)
-
-    def _finish(self, sinks: list["_Sink"]) -> None:
-        with _told(self.path):
-            for sink in sinks:
-                sink.finish()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -221,9 +221,9 @@ class WeightFileWriter:
         file = self._file
         if file is None:
             raise ValueError("the writer was not entered")
-        with _told(self.path):
+        with told(self.path):
             if self._tokenizer is not None:
-                sink = _Sink(file[TOKENIZER])
+                sink = Sink(file[TOKENIZER])
                 sink.append(np.frombuffer(self._tokenizer, np.uint8))
                 sink.finish()
             metadata_bytes = file[self._parts()[0].dataset].id.get_offset()
@@ -236,46 +236,15 @@ class WeightFileWriter:
             finally:
                 os.close(descriptor)
             os.replace(self._temporary, self.path)
-            _sync_folder(self.path.parent)
+            sync_folder(self.path.parent)
 
     def _abandon(self) -> None:
         """Remove what is left of the temporary file; nothing is left of a complete one."""
+        self._pool.shutdown(cancel_futures=True)
         try:
             if self._file is not None:
-                with _told(self.path):
+                with told(self.path):
                     self._file.close()
         finally:
             self._file = None
             self._temporary.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-class _Sink:
-    """One dataset being filled from its first row on, with its checksum."""
-
-    def __init__(self, dataset: h5py.Dataset) -> None:
-        self._dataset, self._row, self._digest = dataset, 0, xxhash.xxh3_64()
-
-    def append(self, rows: Array) -> None:
-        """Write the next rows."""
-        stop = self._row + len(rows)
-        if stop > len(self._dataset):
-            raise ValueError(f"{self._dataset.name}: {stop} rows or more, needed {len(self._dataset)}")
-        rows = np.ascontiguousarray(rows)
-        self._dataset.write_direct(rows, dest_sel=np.s_[self._row : stop])
-        self._digest.update(rows.data)
-        self._row = stop
-
-    def finish(self) -> None:
-        """Fill in the checksum."""
-        if self._row != len(self._dataset):
-            raise ValueError(f"{self._dataset.name}: {self._row} rows, needed {len(self._dataset)}")
-        attribute: Any = h5py.h5a.open(self._dataset.id, CHECKSUM_ATTRIBUTE.encode())
-        attribute.write(np.array(self._digest.intdigest(), np.uint64))

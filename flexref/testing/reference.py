@@ -32,20 +32,39 @@ def _normal_distribution(x: Numbers) -> Numbers:
     return 0.5 * np.asarray(complement(-x / math.sqrt(2)), np.float64)
 
 
+def _gate(x: Numbers, activation: str) -> tuple[Numbers, Numbers]:
+    """(z, dz/dx) of an activation x * logistic(z)."""
+    if activation == "gelu_tanh":  # (1 + tanh(z)) / 2 is logistic(2 z)
+        factor = 2 * math.sqrt(2 / math.pi)
+        return factor * (x + 0.044715 * x**3), factor * (1 + 3 * 0.044715 * x**2)
+    slope = {"silu": 1.0, "quick_gelu": 1.702}[activation]
+    return slope * x, np.full_like(x, slope)
+
+
 def activate(x: Numbers, activation: str) -> Numbers:
     """x -> activation(x); the names are those of `spec.ACTIVATIONS`."""
     if activation == "relu":
         return np.maximum(x, 0)
-    if activation == "gelu":
-        return x * _normal_distribution(x)
-    if activation == "gelu_tanh":
-        return x * _logistic(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))
     if activation == "tanh":
         return np.tanh(x)
     if activation == "sigmoid":
         return _logistic(x)
-    slopes = {"silu": 1.0, "quick_gelu": 1.702}
-    return x * _logistic(slopes[activation] * x)
+    return x * (_normal_distribution(x) if activation == "gelu" else _logistic(_gate(x, activation)[0]))
+
+
+def slope(x: Numbers, activation: str) -> Numbers:
+    """x -> the derivative of activation at x; 0 at the kink of relu."""
+    if activation == "relu":
+        return (x > 0).astype(np.float64)
+    if activation == "tanh":
+        return 1 - np.tanh(x) ** 2
+    if activation == "gelu":
+        return _normal_distribution(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    if activation == "sigmoid":
+        return _logistic(x) * (1 - _logistic(x))
+    z, steepness = _gate(x, activation)
+    share = _logistic(z)
+    return share + x * share * (1 - share) * steepness
 
 
 def probabilities(q: Numbers, k: Numbers, past: int, scale: float) -> Numbers:

@@ -195,3 +195,9 @@ def tiny_spec() -> ModelSpec:
 def tiny_file(kit: Kit, tiny_spec: ModelSpec) -> Written:
     """A small file with a tokenizer, not to be changed: tests copy it."""
     return kit.write_file(kit.folder() / "tiny.h5", tiny_spec, tokenizer=b'{"model": {}}')
+
+
+@pytest.fixture(scope="session")
+def tied_spec() -> ModelSpec:
+    """A model of one layer whose head is its token table."""
+    return ModelSpec("tied", 150, 6, 12, 10, 1, 3, 20)

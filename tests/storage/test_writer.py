@@ -192,6 +192,13 @@ def test_misuse_is_refused_and_leaves_nothing(tmp_path: Path, tiny_spec: ModelSp
         assert list(tmp_path.iterdir()) == []
 
 
+def test_a_model_whose_description_is_too_long_is_refused(tmp_path: Path) -> None:
+    spec = ModelSpec("tiny", 200, 6, 12, 12, 1, 3, 20, eos_token_ids=tuple(range(100)) * 100)
+    with pytest.raises(CheckpointError, match=r"model .tiny.: its description takes .* bytes, at most 32768 fit"):
+        WeightFileWriter(tmp_path / "model.h5", spec, "none", None, "float16").__enter__()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_too_little_room_is_told_before_anything_is_written(
     tmp_path: Path, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +216,7 @@ def test_the_room_asked_for_is_enough_and_not_far_above(kit, tiny_spec: ModelSpe
         assert size <= writer.nbytes <= 1.5 * size
 
 
-@pytest.mark.parametrize("place", ["missing/model.h5", "file/model.h5", "folder", "/proc/model.h5"])
+@pytest.mark.parametrize("place", ["missing/model.h5", "file/model.h5", "folder", "/", ".", "/proc/model.h5"])
 def test_a_place_that_cannot_be_written_is_one_clear_line(tmp_path: Path, tiny_spec: ModelSpec, place: str) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()

@@ -31,9 +31,7 @@ def _unpacked(source: Source, packages: Path) -> Path:
 
 def _held_text(works: list[tuple[Source, Work]]) -> str:
     """The held-out works of one file, in order; a coarse paragraph is left out here as it is in training."""
-    kept = [
-        [paragraph for paragraph in work.paragraphs if not clean.is_coarse(paragraph)] for _, work in works
-    ]
+    kept = [[paragraph for paragraph in work.paragraphs if not clean.is_coarse(paragraph)] for _, work in works]
     separator = works[0][0].separator
     return separator.join(paragraph for paragraphs in kept for paragraph in paragraphs) + "\n"
 

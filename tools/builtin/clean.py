@@ -41,7 +41,8 @@ def is_prose(paragraph: str) -> bool:
     letters = sum(character.isalpha() or character == " " for character in paragraph)
     ascii_only = sum(character < "\x7f" for character in paragraph) >= 0.99 * len(paragraph)
     ended = paragraph.rstrip("\"')").endswith((".", "!", "?", ":", ";"))
-    return len(paragraph) >= 60 and paragraph.count(" ") >= 8 and ended and ascii_only and letters >= 0.86 * len(paragraph)
+    long_enough = len(paragraph) >= 60 and paragraph.count(" ") >= 8
+    return long_enough and ended and ascii_only and letters >= 0.86 * len(paragraph)
 
 
 def without_gutenberg_frame(text: str) -> str:
@@ -87,8 +88,11 @@ def lines(text: str) -> Iterator[str]:
 class _Paragraphs(HTMLParser):
     """Collects the text of paragraphs, list items and definitions; code, tables and navigation are passed over."""
 
-    _BLOCKS = frozenset("p li dd dt div section article blockquote h1 h2 h3 h4 h5 h6 br ul ol dl hr body".split())
-    _SKIPPED = frozenset("pre script style table nav svg header footer title head dt h1 h2 h3 h4 h5 h6".split())
+    _BLOCKS = frozenset(
+        ("p", "li", "dd", "div", "section", "article", "blockquote", "br", "ul", "ol", "dl", "hr", "body")
+    )
+    _HEADS = frozenset(("dt", "title", "head", "h1", "h2", "h3", "h4", "h5", "h6"))
+    _SKIPPED = _HEADS | frozenset(("pre", "script", "style", "table", "nav", "svg", "header", "footer"))
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -143,26 +147,29 @@ def osis_chapters(markup: str) -> Iterator[tuple[str, list[str]]]:
     """(book, paragraphs) of each chapter of a Bible in OSIS markup; notes, titles and verse marks left out."""
     markup = re.sub(r"<(note|title|reference)\b[^>]*(?<!/)>.*?</\1>", " ", markup, flags=re.DOTALL)
     markup = re.sub(r"</?w\b[^>]*>", "", markup)  # a word's own mark, which may stand right behind an opening quote
-    for chapter in re.split(r"<chapter\b(?=[^>]*\bosisID=)", markup)[1:]:
+    for chapter in re.split(r"<chapter\b(?=[^>]*\bsID=)", markup)[1:]:
         name = re.search(r'osisID="([^".]+)', chapter)
         end = re.search(r"<chapter\b[^>]*\beID=", chapter)
         body = chapter[chapter.index(">") + 1 : end.start() if end else len(chapter)]
         pieces = re.split(r'<(?:div|lg)\b[^>]*(?:type="x-p"|type="paragraph"|sID)[^>]*>', body)
-        plain = (re.sub(r"\s+([,.;:!?])", r"\1", tidy(re.sub(r"<[^>]*>", " ", piece).replace("\n", " "))) for piece in pieces)
+        plain = [tidy(re.sub(r"<[^>]*>", " ", piece).replace("\n", " ")) for piece in pieces]
+        plain = [re.sub(r"\s+([,.;:!?])", r"\1", paragraph) for paragraph in plain]
         yield (name.group(1) if name else ""), [paragraph for paragraph in plain if re.search(r"[A-Za-z]", paragraph)]
 
 
 def verses(text: str) -> Iterator[tuple[str, list[str]]]:
     """(book, paragraphs) of each chapter of a Bible printed one verse a line as `Ge1:1 In the beginning ...`."""
-    chapter, found = ("", ""), list[str]()
+    chapter = ("", "")
+    found: list[str] = []
     for line in [*text.translate(_MARKS).split("\n"), "End0:0 "]:
         reference = re.match(r"(\d?[A-Za-z]+)(\d+):\d+ (.*)", line)
         if reference is None:
             continue
-        if reference.group(1, 2) != chapter:
+        book, number = str(reference.group(1)), str(reference.group(2))
+        if (book, number) != chapter:
             if found:
                 yield chapter[0], list(grouped(found, 400))
-            chapter, found = reference.group(1, 2), []
+            chapter, found = (book, number), []
         found.append(tidy(reference.group(3)))
 
 

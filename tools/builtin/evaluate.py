@@ -12,7 +12,7 @@ from transformers import AutoTokenizer, OPTForCausalLM
 PROMPTS = (
     "It was a dark and stormy night, and",
     "She opened the letter with trembling hands and",
-    "\"My dear Watson,\" said Holmes,",
+    '"My dear Watson," said Holmes,',
     "The old man looked at the sea and",
     "In the morning they",
     "The function returns",
@@ -26,7 +26,7 @@ def perplexities(folder: Path, held: Path) -> dict[str, dict[str, float]]:
 
     A text is cut into runs as long as the positions allow, each behind </s>; every token of the text is predicted once.
     """
-    model = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     length = int(model.config.max_position_embeddings)
     figures = {}
@@ -50,7 +50,7 @@ def perplexities(folder: Path, held: Path) -> dict[str, dict[str, float]]:
 
 def continuations(folder: Path, new_tokens: int, temperature: float, seed: int) -> list[dict[str, Any]]:
     """A greedy and a sampled continuation of every prompt."""
-    model = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
     written = []

@@ -93,7 +93,7 @@ def epoch_stream(packed: Packed, random: np.random.Generator) -> tuple[Ids, npt.
 def windows(
     stream: Ids, begins: npt.NDArray[np.int64], length: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Starts of the windows of one epoch (W,): half of them moved to the next beginning, as a prompt begins with </s>."""
+    """Starts of an epoch's windows (W,): half of them moved to the next beginning, as a prompt begins with </s>."""
     starts = np.arange(int(random.integers(length)), len(stream) - length - 1, length)
     following = begins[np.minimum(np.searchsorted(begins, starts), len(begins) - 1)]
     moved = np.where(random.random(len(starts)) < 0.5, following, starts)

@@ -108,7 +108,7 @@ def lazy_strings(database: Path) -> dict[str, list[str]]:
     stored = database.read_bytes()
     found: dict[str, list[str]] = {}
     for name, place in variables.items():  # type: ignore[union-attr]
-        offset, length = (int(number) for number in place)  # type: ignore[union-attr]
+        offset, length = (int(number) for number in place)  # type: ignore[union-attr,arg-type]
         value = _Reader(_expand(stored[offset : offset + length])).read()
         values = list(value.values()) if isinstance(value, dict) else value
         found[name] = [str(item) for item in values or []]

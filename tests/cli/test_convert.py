@@ -1,0 +1,137 @@
+"""`flexref convert`: from a folder to a file at the command line, and what it says of bad input."""
+
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from flexref.cli.main import COMMANDS, command_group, run
+from flexref.spec import ModelSpec
+from flexref.storage.weightfile import open_weight_file
+
+ROOT = Path(__file__).parents[2]
+SPEC = ModelSpec("tiny", 300, 16, 32, 32, 2, 2, 64)
+
+
+@pytest.fixture(scope="module")
+def make_random_model() -> ModuleType:
+    """The tool that makes random models, as a module."""
+    path = ROOT / "tools" / "make_random_model"
+    module = ModuleType(path.name)
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture
+def folder(tmp_path: Path, make_random_model: ModuleType) -> Path:
+    """A small random OPT folder without a tokenizer."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(make_random_model.config_of(SPEC, "float16")))
+    make_random_model.make(["--config", str(config), "--out", str(tmp_path / "tiny")], standalone_mode=False)
+    return tmp_path / "tiny"
+
+
+def flexref(*arguments: object) -> int:
+    return run(command_group(COMMANDS), [str(argument) for argument in arguments])
+
+
+def test_a_folder_becomes_a_file_and_a_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder.parent / "tiny.h5"
+    assert flexref("convert", folder, out) == 0
+    shown = capsys.readouterr()
+    found = open_weight_file(out)
+    assert (found.scheme, found.group_size, found.dtype) == ("int4", 64, "float16")
+    assert shown.out.startswith(f"{out}: tiny, int4 in groups of 64, ")
+    assert shown.out.count("\n") == 1
+    assert shown.err == "the folder has no tokenizer: prompts for this file are token ids\n"
+
+
+def test_options_reach_the_file_and_json_tells_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder.parent / "tiny.h5"
+    assert flexref("convert", folder, out, "--group-size", 16, "--dtype", "float32", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    found = open_weight_file(out)
+    assert (found.scheme, found.group_size, found.dtype) == ("int4", 16, "float32")
+    assert report.pop("elapsed_s") > 0
+    assert report == {
+        "file": str(out),
+        "model": "tiny",
+        "scheme": "int4",
+        "group_size": 16,
+        "dtype": "float32",
+        "parameters": SPEC.parameters,
+        "tokenizer_bytes": 0,
+        "source_bytes": 2 * SPEC.parameters,
+        "file_bytes": out.stat().st_size,
+        "fp16_bytes": 2 * SPEC.parameters,
+        "ignored_tensors": [],
+    }
+    assert flexref("convert", folder, out, "--quantize", "none", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["group_size"] is None
+    assert open_weight_file(out).scheme == "none"
+
+
+def test_a_folders_tokenizer_goes_into_the_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tokenizers import Tokenizer, models
+
+    words = {f"w{number}": number for number in range(300)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
+    assert flexref("convert", folder, folder.parent / "tiny.h5") == 0
+    stored = open_weight_file(folder.parent / "tiny.h5").tokenizer_json
+    assert stored is not None
+    assert Tokenizer.from_str(stored.decode()).encode("w7").ids == [7]
+    assert "no tokenizer" not in capsys.readouterr().err
+
+
+def test_tensors_without_use_are_told_on_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import numpy as np
+    from safetensors.numpy import load_file, save_file
+
+    path = folder / "model.safetensors"
+    save_file({**load_file(path), "model.decoder.version": np.ones(3, np.float32)}, path)
+    assert flexref("convert", folder, folder.parent / "tiny.h5") == 0
+    assert "ignored 1 tensors that this model has no use for: model.decoder.version" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["missing", "out.h5"], "flexref: no such directory: missing\n"),
+        (["{folder}", "/proc/out.h5"], "flexref: cannot write /proc/out.h5: "),
+        (["{folder}", "{folder}"], "it is a directory\n"),
+        (["{folder}/..", "out.h5"], "is no OPT|has no weights"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_1(
+    folder: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert flexref("convert", *(argument.format(folder=folder) for argument in arguments)) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (line,) = [line for line in shown.err.splitlines(keepends=True) if line.startswith("flexref: ")]
+    assert re.search(said, line)
+
+
+@pytest.mark.parametrize("arguments", [["x"], ["x", "y", "--quantize", "int8"], ["x", "y", "--group-size", "0"]])
+def test_a_usage_error_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert flexref("convert", *arguments) == 2
+    assert "Usage: flexref convert" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_the_tool_makes_folders_in_shards_that_convert_to_what_it_writes_itself(
+    tmp_path: Path, make_random_model: ModuleType, dtype: str
+) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(make_random_model.config_of(SPEC, dtype)))
+    options = ["--config", str(config), "--dtype", dtype, "--std", "0.1"]
+    make_random_model.make([*options, "--out", str(tmp_path / "f"), "--shard-gib", "0.00002"], standalone_mode=False)
+    assert len(list((tmp_path / "f").glob("*.safetensors"))) > 2
+    assert flexref("convert", tmp_path / "f", tmp_path / "f.h5", "--quantize", "none", "--dtype", "float32") == 0
+    folder_file = open_weight_file(tmp_path / "f.h5")
+    if dtype != "bfloat16":
+        make_random_model.make([*options, "--out", str(tmp_path / "d.h5")], standalone_mode=False)
+        direct = open_weight_file(tmp_path / "d.h5")
+        assert (direct.spec.parameters, direct.dtype, direct.scheme) == (folder_file.spec.parameters, dtype, "none")

@@ -1,0 +1,135 @@
+"""`flexref generate` as its users call it: on the built-in model, with good input and bad."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flexref
+from flexref.cli.main import COMMANDS, command_group, run
+from flexref.engine.job import Request
+from flexref.policy import Policy
+
+SMALL = ["--device-mem-gib", "0.012", "--host-mem-gib", "0.005"]
+
+
+def flexref_run(*arguments: str) -> int:
+    return run(command_group(COMMANDS), ["generate", *arguments])
+
+
+def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert flexref_run("--model", "demo", "--json", *arguments) == 0
+    captured = capsys.readouterr()
+    parsed: dict[str, Any] = json.loads(captured.out)
+    return parsed
+
+
+def test_the_built_in_model_writes_english_under_a_budget_smaller_than_its_weights(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    result = as_json(capsys, "--prompt", "It was a fine morning, and", *SMALL, "--disk-dir", str(tmp_path))
+    (output,) = result["outputs"]
+    words = output["text"].split()
+    assert len(output["token_ids"]) == 32
+    assert sum(word.strip(".,;:!?'\"").isalpha() for word in words) > 0.8 * len(words) > 10
+    stats = result["stats"]
+    assert stats["peak_bytes"]["device"] <= 0.012 * 2**30
+    assert stats["peak_bytes"]["host"] <= 0.005 * 2**30
+    assert stats["link_bytes"]["disk->host"]["weights"] > 0
+    assert stats["tokens_per_s"] > 0
+    assert {"prefill_s", "decode_s", "link_bytes", "peak_bytes", "policy"} <= stats.keys()
+
+
+def test_one_prompt_is_streamed_and_the_tables_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flexref_run("--model", "demo", "--prompt", "The king said", "--max-new-tokens", "8") == 0
+    captured = capsys.readouterr()
+    whole = flexref.load("demo").generate(["The king said"], Request(8)).outputs[0].text
+    assert captured.out == f"The king said{whole}\n"
+    assert "What lay on which tier" in captured.err
+    assert "What crossed which link" in captured.err
+    assert "tokens/s" in captured.err
+
+
+def test_outputs_come_in_the_order_of_the_input_whatever_their_form(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "The king"}\n{"prompt": [2, 300, 301]}\n{"prompt": "In the beginning God"}\n')
+    result = as_json(capsys, "--input", str(prompts), "--max-new-tokens", "4", "--rows-per-group", "2", "--groups", "2")
+    assert [output["prompt"] for output in result["outputs"]] == ["The king", [2, 300, 301], "In the beginning God"]
+    alone = as_json(capsys, "--prompt", "In the beginning God", "--max-new-tokens", "4")
+    assert result["outputs"][2]["token_ids"] == alone["outputs"][0]["token_ids"]
+
+
+def test_a_stop_string_ends_the_text_before_it_also_across_tokens(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--prompt", "It was a fine morning, and", "--max-new-tokens", "24")
+    text = as_json(capsys, *arguments)["outputs"][0]["text"]
+    stop = text[len(text) // 2 - 4 : len(text) // 2 + 5]  # nine characters from the middle: more than one token
+    (output,) = as_json(capsys, *arguments, "--stop", stop)["outputs"]
+    assert output["text"] == text[: text.find(stop)]
+    assert output["finish_reason"] == "stop"
+
+
+def test_a_seed_gives_the_same_sample_again_and_another_seed_another(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--prompt", "The", "--temperature", "1", "--top-k", "40", "--top-p", "0.95", "--max-new-tokens", "12")
+    first, again, other = (
+        as_json(capsys, *arguments, "--seed", seed)["outputs"][0]["token_ids"] for seed in ("1", "1", "2")
+    )
+    assert first == again
+    assert first != other
+
+
+def test_a_policy_goes_from_a_file_into_the_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    policy = Policy.from_percent([50, 25, 0, 50, 100, 0], rows_per_group=1, groups_per_block=2, cache_scheme="int4")
+    path.write_text(json.dumps({"policy": json.loads(policy.to_json()), "predicted": {}}))
+    arguments = ("--prompt", "The king", "--prompt", "A queen", "--max-new-tokens", "3", "--policy", str(path))
+    found = as_json(capsys, *arguments)["stats"]["policy"]
+    assert Policy.from_mapping(found) == policy
+
+
+def test_a_trace_is_written_for_perfetto(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    trace = tmp_path / "trace.json"
+    as_json(capsys, "--prompt", "The", "--max-new-tokens", "3", "--percent", *["0"] * 6, "--trace", str(trace))
+    events = json.loads(trace.read_text())["traceEvents"]
+    assert {"compute", "disk_in", "weights_in"} <= {event["tid"] for event in events}
+    assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--model", "nowhere.h5", "--prompt", "x"], "no such weight file: nowhere.h5"),
+        (["--model", "demo", "--prompt", ""], "prompt 1: the prompt is empty"),
+        (["--model", "demo", "--prompt", "word " * 600], "positions"),
+        (["--model", "demo", "--prompt", "x", "--backend", "abacus"], "abacus"),
+        (["--model", "demo", "--prompt", "x", "--device-mem-gib", "0.001"], "device memory is too small by"),
+        (["--model", "demo", "--prompt", "x", "--device-mem-gib", "-1"], "must be a positive number"),
+        (["--model", "demo", "--prompt", "x", "--percent", "60", "60", *"0000"], "must not exceed 1 together"),
+        (["--model", "demo", "--prompt", "x", "--temperature", "-1"], "temperature"),
+        (["--model", "demo", "--prompt", "x", "--stop", ""], "stop string must not be empty"),
+        (["--model", "demo", "--input", "/nowhere"], "/nowhere"),
+        (["--model", "demo", "--prompt", "x", "--policy", "/nowhere"], "/nowhere"),
+        (["--model", "demo", "--prompt", "x", "--percent", *"000000", "--disk-dir", "/proc/none"], "/proc/none"),
+        (["--model", "demo", "--prompt", "x", "--trace", "/proc/none/trace"], "/proc/none/trace"),
+    ],
+)
+def test_bad_input_gets_one_clear_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    code = flexref_run(*arguments, "--max-new-tokens", "2")
+    captured = capsys.readouterr()
+    assert code == 1
+    lines = [line for line in captured.err.splitlines() if line.startswith("flexref:")]
+    assert len(lines) == 1
+    assert complaint in lines[0]
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--model", "demo"], ["--prompt", "x"], ["--model", "demo", "--prompt", "x", "--max-new-tokens", "0"]],
+)
+def test_a_call_that_makes_no_sense_is_a_usage_error(arguments: list[str]) -> None:
+    assert flexref_run(*arguments) == 2

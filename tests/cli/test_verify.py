@@ -1,0 +1,72 @@
+"""`flexref verify`: every damaged dataset by name, and exit codes that scripts can use."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flexref.cli.main import COMMANDS, command_group, run
+from flexref.spec import ModelSpec
+from flexref.storage.weightfile import open_weight_file
+from flexref.storage.writer import WeightFileWriter
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    spec = ModelSpec("tiny", 200, 16, 32, 32, 2, 2, 64)
+    with WeightFileWriter(tmp_path / "tiny.h5", spec, "int4", 16, "float16", b"{}") as writer:
+        for tensor in writer.tensors:
+            writer.write(tensor.name, np.random.default_rng(0).standard_normal(tensor.shape))
+    return tmp_path / "tiny.h5"
+
+
+def damage(file: Path, *datasets: str) -> None:
+    content = bytearray(file.read_bytes())
+    for part in open_weight_file(file).parts:
+        if part.dataset in datasets:
+            content[part.extent.stop - 1] ^= 0x80
+    file.write_bytes(content)
+
+
+def test_a_whole_file_is_one_line_and_exit_0(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command_group(COMMANDS), ["verify", str(file)]) == 0
+    count = len(list(open_weight_file(file).parts))
+    assert capsys.readouterr().out.startswith(f"{file}: all {count} datasets match, ")
+
+
+def test_every_damaged_dataset_is_named_and_the_exit_code_is_1(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ["layers/000/attention_qkv/weight/scale", "layers/001/ffn_up/bias", "tokenizer"]
+    damage(file, *names)
+    assert run(command_group(COMMANDS), ["verify", str(file)]) == 1
+    assert capsys.readouterr().out.splitlines() == [f"damaged: {name}" for name in names]
+    assert run(command_group(COMMANDS), ["verify", str(file), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert report["damaged"] == names
+    assert report["checked_bytes"] > 0
+
+
+def test_json_of_a_whole_file_names_none(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(command_group(COMMANDS), ["verify", str(file), "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    parts = list(open_weight_file(file).parts)
+    assert report.pop("elapsed_s") >= 0
+    assert report == {
+        "file": str(file),
+        "damaged": [],
+        "checked_datasets": len(parts),
+        "checked_bytes": sum(part.extent.nbytes for part in parts),
+    }
+
+
+@pytest.mark.parametrize("damage_at", [0, 100, -1])
+def test_damaged_metadata_is_one_line_and_exit_1(
+    file: Path, capsys: pytest.CaptureFixture[str], damage_at: int
+) -> None:
+    content = bytearray(file.read_bytes())
+    content[damage_at] ^= 1
+    file.write_bytes(content)
+    assert run(command_group(COMMANDS), ["verify", str(file)]) == 1
+    shown = capsys.readouterr()
+    assert (shown.out, shown.err.count("\n")) == ("", 1)
+    assert str(file) in shown.err
