@@ -31,8 +31,11 @@ from flexref.testing.tolerances import (
     linear_bound,
 )
 
-Adjoint = Numbers
-"""Derivatives of R quantities by a site (S, ...): (R, S, ...)."""
+Adjoint = npt.NDArray[Any]
+"""Derivatives of R quantities by a site (S, ...): (R, S', ...), zero by the tokens behind the first S'.
+
+They may be float32: their own rounding times a local bound is a product of two rounding errors.
+"""
 
 Pull = Callable[[Adjoint], Sequence[Adjoint]]
 """From derivatives by an operator's result to those by each of its operands."""
@@ -56,6 +59,11 @@ class Site:
     pull: Pull = lambda adjoint: ()
 
 
+def _beside(adjoint: Adjoint, values: Numbers) -> Adjoint:
+    """Values (S, ...) of a site for the tokens of an adjoint (R, S', ...), in its type."""
+    return values[: adjoint.shape[1]].astype(adjoint.dtype, copy=False)
+
+
 @dataclass(slots=True)
 class Tape:
     """The sites of a computation in their order."""
@@ -69,14 +77,14 @@ class Tape:
         return len(self.sites) - 1
 
     def bound(self, site: int, seeds: Adjoint) -> Numbers:
-        """R quantities with derivatives `seeds` (R, *shape) by a site -> the bound of each, (R,)."""
+        """R quantities with derivatives `seeds` (R, S', ...) by a site -> the bound of each, (R,)."""
         total = np.zeros(len(seeds))
         adjoints: dict[int, Adjoint] = {site: seeds}
         for place in range(site, -1, -1):
             if (adjoint := adjoints.pop(place, None)) is None:
                 continue
             this = self.sites[place]
-            total += np.abs(adjoint).reshape(len(seeds), -1) @ this.local.reshape(-1)
+            total += np.abs(adjoint).reshape(len(seeds), -1) @ _beside(adjoint, this.local).reshape(-1)
             for operand, part in zip(this.operands, this.pull(adjoint), strict=True):
                 adjoints[operand] = adjoints[operand] + part if operand in adjoints else part
         return total
@@ -86,7 +94,8 @@ class Tape:
         value = self.sites[x].value
         addends = np.zeros(len(w)) if b is None else np.abs(b)
         local = linear_bound(exact(value), exact(w), addends, int(b is not None), self.how)
-        return self.add(reference.linear(value, w, b), local, (x,), lambda adjoint: (adjoint @ w,))
+        result = reference.linear(value, w, b)
+        return self.add(result, local, (x,), lambda adjoint: (adjoint @ w.astype(adjoint.dtype, copy=False),))
 
     def total(self, x: int, y: int) -> int:
         """The site of x + y."""
@@ -101,8 +110,9 @@ class Tape:
         normal = centred * root
 
         def pull(adjoint: Adjoint) -> Sequence[Adjoint]:
-            inner = adjoint * w
-            inner = root * (inner - normal * (inner * normal).mean(-1, keepdims=True))
+            inner = adjoint * w.astype(adjoint.dtype, copy=False)
+            unit = _beside(adjoint, normal)
+            inner = _beside(adjoint, root) * (inner - unit * (inner * unit).mean(-1, keepdims=True))
             return (inner - inner.mean(-1, keepdims=True),)
 
         local = layer_norm_bound(value, w, b, LAYER_NORM_EPSILON, self.how)
@@ -116,7 +126,7 @@ class Tape:
         if activation == "relu":
             local = local + self._beyond_the_kink(x)
         slope = reference.slope(value, activation)
-        return self.add(result, local, (x,), lambda adjoint: (adjoint * slope,))
+        return self.add(result, local, (x,), lambda adjoint: (adjoint * _beside(adjoint, slope),))
 
     def _beyond_the_kink(self, x: int) -> Numbers:
         """How far an argument that rounding carries over 0 may come on the other side: its bound less its distance.
@@ -142,7 +152,7 @@ class Tape:
         for first in range(0, len(found), SEEDS_AT_ONCE):
             some = slice(first, first + SEEDS_AT_ONCE)
             count = len(found[some])
-            seeds = np.zeros((count, *where.shape))
+            seeds = np.zeros((count, *where.shape), np.float32)
             seeds[(np.arange(count), *(axis[some] for axis in places))] = 1
             found[some] = self.bound(site, seeds)
         return found
@@ -156,14 +166,16 @@ class Tape:
 
         def pull(adjoint: Adjoint) -> Sequence[Adjoint]:
             # (R, H, S, ...) throughout: heads before tokens, so that every product is one of matrices.
-            by_context = np.swapaxes(adjoint.reshape(-1, tokens, heads, q.shape[-1]), 1, 2)
-            by_share = by_context @ v.transpose(1, 2, 0)
-            by_score = scale * shares * (by_share - (by_share * shares).sum(-1, keepdims=True))
-            by_q = by_score @ k.transpose(1, 0, 2)
-            by_k = np.swapaxes(by_score, -1, -2) @ q.transpose(1, 0, 2)
-            by_v = np.swapaxes(shares, -1, -2) @ by_context
-            parts = np.stack((by_q, by_k, by_v), axis=1)  # (R, 3, H, S, D)
-            return (parts.transpose(0, 3, 1, 2, 4).reshape(-1, tokens, width),)
+            seen = adjoint.shape[1]
+            queries, keys, values = (_beside(adjoint, part).transpose(1, 0, 2) for part in (q, k, v))
+            share = shares[:, :seen, :seen].astype(adjoint.dtype, copy=False)
+            by_context = np.swapaxes(adjoint.reshape(-1, seen, heads, q.shape[-1]), 1, 2)
+            by_share = by_context @ np.swapaxes(values, -1, -2)
+            by_score = scale * share * (by_share - (by_share * share).sum(-1, keepdims=True))
+            by_q, by_k = by_score @ keys, np.swapaxes(by_score, -1, -2) @ queries
+            by_v = np.swapaxes(share, -1, -2) @ by_context
+            parts = np.stack((by_q, by_k, by_v), axis=1)  # (R, 3, H, S', D)
+            return (parts.transpose(0, 3, 1, 2, 4).reshape(-1, seen, width),)
 
         local = attention_bound(exact(q), exact(k), exact(v), 0, scale, self.how).reshape(tokens, -1)
         return self.add(reference.attend(q, k, v, 0, scale).reshape(tokens, -1), local, (qkv,), pull)
@@ -240,7 +252,7 @@ def model_logits_bound(
     hidden = tape.sites[x].value
     bound = linear_bound(exact(hidden), exact(head), np.zeros(len(head)), 0, how)
     for token in range(len(token_ids)):
-        seeds = np.zeros((len(head), *hidden.shape))
+        seeds = np.zeros((len(head), token + 1, hidden.shape[1]), np.float32)  # no later token matters
         seeds[:, token] = head
         bound[token] += tape.bound(x, seeds)
     return hidden @ head.T, bound

@@ -1,4 +1,4 @@
-"""A right port of another kind, activations in float16 and sums in float32 as on a GPU: the contract must let it pass."""
+"""A right port of another kind, float16 activations and float32 sums as on a GPU: the contract must let it pass."""
 
 from dataclasses import replace
 from typing import Any

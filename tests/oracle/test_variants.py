@@ -29,7 +29,8 @@ def test_every_pair_of_choices_is_in_some_variant() -> None:
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda variant: variant.name)
 def test_a_variant_generates_what_the_oracle_generates_at_home_and_from_disk(variant: Variant, tmp_path: Path) -> None:
     new_model(variant).save_pretrained(tmp_path)
-    oracle, path = Oracle(load_oracle(tmp_path)), weight_file(tmp_path)
+    path = weight_file(tmp_path)
+    oracle = Oracle(load_oracle(tmp_path), path)
     prompts = [[5], [9, 1, 2, 33, 33, 60, 4, 17, 3, 28, 11, 7], [2, 40, 8]]
     request = Request(STEPS, ignore_eos=True)
     home = run_flexref(path, prompts, request, HOME)

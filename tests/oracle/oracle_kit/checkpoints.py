@@ -1,13 +1,11 @@
 """Random OPT checkpoints of every variant, as Hugging Face folders; it knows how weights are drawn, not how they are used."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from transformers import OPTConfig, OPTForCausalLM
-
-Weights = Mapping[str, torch.Tensor]
 
 PAD, EOS = 1, 2
 
@@ -98,7 +96,8 @@ def draw_weights(model: OPTForCausalLM, variant: Variant, seed: int) -> None:
     """Fill `model` with random weights under which greedy text varies.
 
     The default initialization is so small that every context gives one token. Here linear maps enlarge what passes
-    through them, positions outweigh tokens, gains lie around 1, and biases are not zero.
+    through them, positions outweigh tokens (behind a tied head a token that stays visible is followed by itself), gains
+    lie around 1, and biases are not zero. Rows behind an activation sum to 0: its mean is common to all contexts.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -115,6 +114,7 @@ def draw_weights(model: OPTForCausalLM, variant: Variant, seed: int) -> None:
             elif "lm_head" in name:
                 values = 0.3 * values
             else:
+                values = values - values.mean(1, keepdim=True) if ".fc2." in name else values
                 values = variant.gain / weight.shape[1] ** 0.5 * values
             weight.copy_(values)
 
@@ -129,9 +129,3 @@ def new_model(variant: Variant, seed: int = 0) -> OPTForCausalLM:
 def load_oracle(folder: Path) -> OPTForCausalLM:
     """The model in `folder` as `transformers` reads it, in float32."""
     return OPTForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
-
-
-def tensors_of(model: OPTForCausalLM) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every weight once, by its name in the decoder."""
-    for name, weight in model.named_parameters():
-        yield name.removeprefix("model.decoder."), weight.data

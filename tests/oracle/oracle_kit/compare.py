@@ -1,5 +1,10 @@
-"""Runs flexref and the oracle on the same folder and compares step by step; it knows no variant and sets no tolerance."""
+"""Runs flexref and the oracle on one folder and compares them step by step; it knows no variant and no tolerance.
 
+Both compute in float32 and must lie within a bound of what the oracle computes in float64. The bound comes from
+`flexref.testing.forward`, which computes it from the weights and the arithmetic; its own float64 logits must agree too.
+"""
+
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -7,14 +12,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from oracle_kit.bounds import Bounds, Reference
+from threadpoolctl import threadpool_limits
 from transformers import OPTForCausalLM
 
 from flexref.engine import load
 from flexref.engine.job import Request
 from flexref.policy import Policy
 from flexref.storage.convert import convert
-from flexref.testing.tolerances import assert_within
+from flexref.storage.weightfile import open_weight_file
+from flexref.testing.forward import model_logits_bound
+from flexref.testing.models import stored_tensors
+from flexref.testing.tolerances import FLOAT32, FLOAT64, Numbers, assert_within
 
 Logits = npt.NDArray[np.float32]
 
@@ -23,6 +31,11 @@ STEPS = 64
 HOME = Policy(rows_per_group=2, groups_per_block=2)
 STREAMED = Policy.from_percent([0] * 6, rows_per_group=2, groups_per_block=2)
 """Nothing has a home but the disk: weights, cache and activations cross both links in every pass."""
+
+SUMS_OF_FLOAT64 = 2
+"""The bound counts the roundings of a float64 reference beside those of what is checked: in float64 that is both."""
+
+torch.set_num_threads(1)
 
 
 @dataclass
@@ -35,10 +48,9 @@ class Run:
 
 
 def weight_file(folder: Path, scheme: str = "none", dtype: str = "float32") -> Path:
-    """The folder converted; made once."""
+    """The folder converted."""
     path = folder / f"{scheme}-{dtype}.h5"
-    if not path.exists():
-        convert(folder, path, scheme=scheme, dtype=dtype)
+    convert(folder, path, scheme=scheme, dtype=dtype)
     return path
 
 
@@ -51,7 +63,8 @@ def run_flexref(path: Path, prompts: list[list[int]], request: Request, policy: 
             assert len(logits[row]) == turn
             logits[row].append(step)
 
-    with load(path, policy=policy, **options) as engine:
+    # One thread: products this small gain nothing by more, and wait for each other on a busy machine.
+    with threadpool_limits(1), load(path, policy=policy, **options) as engine:
         outputs = engine.generate(prompts, request, on_logits=keep).outputs
     run = Run([output.token_ids for output in outputs], [output.finish_reason for output in outputs])
     run.logits = [np.stack(steps) for steps in logits]
@@ -72,49 +85,65 @@ def follow(oracle: OPTForCausalLM, prompt: list[int], generated: list[int]) -> L
     return np.stack(steps)
 
 
-@dataclass
+@dataclass(frozen=True)
+class Reference:
+    """Of S steps: exact logits (S, V), how far float32 may be from each, and the oracle's own in float32."""
+
+    logits: Numbers
+    bound: Numbers
+    oracle: Logits
+
+    @property
+    def decided(self) -> npt.NDArray[np.bool_]:
+        """(S,): where one token has the greatest logit whatever the rounding."""
+        least = (self.logits - self.bound).max(-1, keepdims=True)
+        return (self.logits + self.bound >= least).sum(-1) == 1
+
+
 class Oracle:
-    """The oracle's model and the bounds that come from its weights."""
+    """The oracle with the weights of `model`, float32; the weight file of the same weights gives the bounds."""
 
-    model: OPTForCausalLM
-    every: int = 1
-    """Bounds are computed for one step in so many; tokens are compared in all."""
-    references: dict[tuple[int, ...], tuple[Reference, Logits]] = field(default_factory=dict)
+    def __init__(self, model: OPTForCausalLM, path: Path) -> None:
+        self.model, self.wide = model, deepcopy(model).double()
+        self._spec, self._tensors = open_weight_file(path).spec, stored_tensors(path)
+        self._references: dict[str, Reference] = {}
 
-    def __post_init__(self) -> None:
-        self.bounds = Bounds(self.model)
-
-    def reference(self, prompt: list[int], generated: list[int]) -> tuple[Reference, Logits]:
-        """Exact logits with their bound, and the oracle's own; kept for the next run that generates the same."""
-        key = (len(prompt), *prompt, *generated)
-        if key not in self.references:
-            own = follow(self.model, prompt, generated)
-            self.references[key] = (self.bounds.reference(prompt, generated, self.every), own)
-        return self.references[key]
+    def reference(self, prompt: list[int], generated: list[int]) -> Reference:
+        """What each of the `generated` tokens is chosen from; kept for the next run that generates the same."""
+        key = f"{prompt} {generated}"
+        if key not in self._references:
+            tokens, first = [*prompt, *generated[:-1]], len(prompt) - 1
+            with threadpool_limits(1):
+                logits, bound = model_logits_bound(self._spec, self._tensors, tokens)
+            with torch.no_grad():
+                exact = self.wide(torch.tensor([tokens])).logits[0].numpy()
+            # Rounding in float64 has a bound of the same terms with another unit.
+            wide = SUMS_OF_FLOAT64 * FLOAT64.unit / FLOAT32.unit * bound
+            assert_within(exact[first:], logits[first:], wide[first:], "logits of the oracle in float64")
+            self._references[key] = Reference(exact[first:], bound[first:], follow(self.model, prompt, generated))
+        return self._references[key]
 
     def check(self, prompts: list[list[int]], run: Run) -> None:
-        """`AssertionError` unless both are right in every step, and choose the same token where the bound decides."""
-        for number, (prompt, generated) in enumerate(zip(prompts, run.token_ids, strict=True)):
-            reference, own = self.reference(prompt, generated)
-            logits = run.logits[number]
-            for what, found in (("the oracle", own), ("flexref", logits)):
-                steps = found[reference.steps]
-                assert_within(steps, reference.logits, reference.bound, f"row {number}, logits of {what}")
-            assert generated == logits.argmax(-1).tolist(), f"row {number}: not the greatest of its own logits"
-            self._check_choices(number, prompt, generated, own)
-            assert reference.decided.mean() > 0.8, "the bound is too wide for this test to say anything of tokens"
+        """`AssertionError` unless both are right in every step and choose the same tokens.
 
-    def _check_choices(self, number: int, prompt: list[int], generated: list[int], own: Logits) -> None:
-        """Greedy choices differ only where rounding may decide them."""
-        for step in np.flatnonzero(own.argmax(-1) != generated):
-            tie = self.bounds.reference(prompt, generated[: step + 1])
-            assert not tie.decided[-1], f"row {number}, step {step}: {generated[step]}, needed {own[step].argmax()}"
+        A choice that rounding may decide may differ; there the oracle goes on from flexref's.
+        """
+        for number, (prompt, generated) in enumerate(zip(prompts, run.token_ids, strict=True)):
+            reference, logits = self.reference(prompt, generated), run.logits[number]
+            for what, found in (("the oracle", reference.oracle), ("flexref", logits)):
+                assert_within(found, reference.logits, reference.bound, f"row {number}, logits of {what}")
+            assert generated == logits.argmax(-1).tolist(), f"row {number}: not the greatest of its own logits"
+            choices = reference.oracle.argmax(-1)
+            differing = np.flatnonzero((choices != generated) & reference.decided)
+            assert not differing.size, f"row {number}: generated {generated}, needed {choices}"
+            undecided = len(generated) - int(reference.decided.sum())
+            assert 8 * undecided <= len(generated), f"the bound leaves {undecided} steps open: it proves little"
 
 
 def assert_varied(run: Run) -> None:
     """`AssertionError` where greedy text collapsed, so that equal tokens would prove little."""
     for generated in run.token_ids:
-        assert len(set(generated)) >= 8, f"only {len(set(generated))} different tokens: {generated}"
         alternations = sum(first != second for first, second in zip(generated, generated[1:], strict=False))
-        assert alternations >= len(generated) // 2, f"one token follows itself too often: {generated}"
+        assert len(set(generated)) >= 8, f"only {len(set(generated))} different tokens: {generated}"
+        assert 2 * alternations >= len(generated), f"tokens follow themselves too often: {generated}"
     assert len({tuple(generated) for generated in run.token_ids}) == len(run.token_ids)
