@@ -6,7 +6,16 @@ from functools import cached_property
 from typing import Any
 
 from flexref.backend.protocol import Capabilities
-from flexref.engine.plan import BlockPlan, Lengths, check_fits, engine_needs, plan_block, slots_of, totals
+from flexref.engine.plan import (
+    BlockPlan,
+    Lengths,
+    check_fits,
+    engine_needs,
+    plan_block,
+    slots_of,
+    table_on_device,
+    totals,
+)
 from flexref.errors import CapacityError
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import WeightFile
@@ -25,6 +34,26 @@ ROWS_PER_GROUP_MOST, GROUPS_MOST = 64, 8
 PLACES = (Shares(1, 0, 0), Shares(0, 1, 0), Shares(0, 0, 1))
 
 
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One placement of weights, with what it holds on each tier and what one fetch of all stages costs."""
+
+    shares: Shares
+    plan: WeightsPlan
+    sums: Mapping[Tier, int]
+    cost: float
+
+    @classmethod
+    def of(cls, file: WeightFile, shares: Shares, slots: int) -> "Candidate":
+        """Cost: bytes over the link to the device, disk reads weighted."""
+        plan = WeightsPlan.of(file, shares, slots)
+        cost = plan.bytes_at_home(Tier.HOST) + (1 + DISK_COST) * plan.bytes_at_home(Tier.DISK)
+        sums = totals(plan.needs())
+        # Loading happens before there is a block, but what it needs must not be missing then.
+        sums[Tier.HOST] += plan.loading_bytes
+        return cls(shares, plan, sums, cost)
+
+
 @dataclass(frozen=True)
 class Choice:
     """What there is to choose from: a file, a port, budgets, and the rows of the whole job in order."""
@@ -36,11 +65,20 @@ class Choice:
     base: Policy
 
     @cached_property
-    def weights(self) -> list[tuple[Shares, WeightsPlan]]:
+    def weights(self) -> list[Candidate]:
         """Every placement of weights that is tried."""
         grid = ((device, host) for device in range(GRID + 1) for host in range(GRID + 1 - device))
         shares = [Shares.of(device / GRID, host / GRID) for device, host in grid]
-        return [(share, WeightsPlan.of(self.file, share, slots_of(self.base))) for share in shares]
+        return [Candidate.of(self.file, share, slots_of(self.base)) for share in shares]
+
+    def worst_rows(self, count: int) -> list[Lengths]:
+        """Rows that need at least as much, group by group, as any `count` rows of the job: the longest of each length.
+
+        Holds because a policy that is tried puts all caches, and all activations, on one tier.
+        """
+        prompts = sorted((row.prompt_tokens for row in self.rows), reverse=True)[:count]
+        capacities = sorted((row.capacity_tokens for row in self.rows), reverse=True)[:count]
+        return [Lengths(*lengths) for lengths in zip(prompts, capacities, strict=True)]
 
     def policies(self) -> Iterator[Policy]:
         """Group and block sizes with each placement of cache and activations."""
@@ -65,47 +103,41 @@ def choose_policy(choice: Choice) -> Policy:
     """The cheapest policy that fits; `CapacityError` says by how much the most frugal one does not."""
     best: tuple[float, Policy] | None = None
     for policy in choice.policies():
-        largest = max(blocks_of(choice.rows, policy), key=lambda block: sum(row.capacity_tokens for row in block))
-        for shares, weights, block in _fitting(choice, policy, largest):
-            cost = _cost(choice, policy, weights, block)
+        blocks = blocks_of(choice.rows, policy)
+        for weights, block in _fitting(choice, policy, choice.worst_rows(policy.rows_per_block)):
+            cost = len(blocks) * (weights.cost + _moved(block))
             if best is None or cost < best[0]:
-                best = cost, policy.changed(weights=shares)
+                best = cost, policy.changed(weights=weights.shares)
+        if best is not None and best[0] == 0:
+            break
     if best is None:
         _explain(choice)
     assert best is not None
     return best[1]
 
 
-def _fitting(
-    choice: Choice, policy: Policy, rows: Sequence[Lengths]
-) -> Iterator[tuple[Shares, WeightsPlan, BlockPlan]]:
+def _fitting(choice: Choice, policy: Policy, rows: Sequence[Lengths]) -> Iterator[tuple[Candidate, BlockPlan]]:
     """The placements of weights with which this policy's largest block stays within every budget."""
     blocks: dict[bool, tuple[BlockPlan, dict[Tier, int]]] = {}
-    for shares, weights in choice.weights:
-        on_device = shares.device == 1
+    engine = totals(engine_needs(choice.caps))
+    for weights in choice.weights:
+        on_device = table_on_device(weights.plan)
         if on_device not in blocks:
-            block = plan_block(weights, choice.caps, policy, rows, expand=False)
+            block = plan_block(weights.plan, choice.caps, policy, rows, expand=False)
             blocks[on_device] = block, totals(block.needs())
         block, held = blocks[on_device]
-        sums = totals(weights.needs())
-        engine = totals(engine_needs(choice.caps))
-        fits = all(
-            budget is None or held[tier] + sums[tier] + engine[tier] <= budget
-            for tier, budget in choice.budgets.items()
-        )
-        if fits and weights.loading_bytes + sums[Tier.HOST] <= (choice.budgets[Tier.HOST] or 1 << 62):
-            yield shares, weights, block
+        budgets = choice.budgets.items()
+        if all(budget is None or held[tier] + weights.sums[tier] + engine[tier] <= budget for tier, budget in budgets):
+            yield weights, block
 
 
-def _cost(choice: Choice, policy: Policy, weights: WeightsPlan, block: BlockPlan) -> float:
-    """Weighted bytes that one pass over all rows moves, in bytes over the link to the device."""
-    per_block = weights.bytes_at_home(Tier.HOST) + (1 + DISK_COST) * weights.bytes_at_home(Tier.DISK)
-    cache = block.cache
+def _moved(block: BlockPlan) -> float:
+    """Weighted bytes of cache and hidden states that one pass over the block moves."""
+    cache, hidden = block.cache, block.activations
     moved = cache.layers * (cache.layer_bytes(Tier.HOST) + (1 + DISK_COST) * cache.layer_bytes(Tier.DISK))
-    hidden = block.activations
-    moved += 2 * cache.layers * hidden.bytes_at_home(Tier.HOST)
-    moved += 2 * cache.layers * (1 + DISK_COST) * hidden.bytes_at_home(Tier.DISK)
-    return len(blocks_of(choice.rows, policy)) * float(per_block + moved)
+    return moved + 2 * cache.layers * (
+        hidden.bytes_at_home(Tier.HOST) + (1 + DISK_COST) * hidden.bytes_at_home(Tier.DISK)
+    )
 
 
 def _explain(choice: Choice) -> None:

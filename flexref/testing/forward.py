@@ -152,7 +152,7 @@ class Tape:
         for first in range(0, len(found), SEEDS_AT_ONCE):
             some = slice(first, first + SEEDS_AT_ONCE)
             count = len(found[some])
-            seeds = np.zeros((count, *where.shape), np.float32)
+            seeds = np.zeros((count, *where.shape))
             seeds[(np.arange(count), *(axis[some] for axis in places))] = 1
             found[some] = self.bound(site, seeds)
         return found

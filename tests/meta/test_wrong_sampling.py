@@ -1,0 +1,80 @@
+"""Ports that are wrong on purpose in how they choose tokens, each with one bug: the contract must reject each."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from flexref_numpy import NumpyBackend
+
+from flexref.errors import FlexrefError
+from flexref.testing import violation
+from flexref.testing.clauses import sampling
+from flexref.testing.contract import CONTRACT, Clause
+
+
+class IdsAsThirtyTwoBits(NumpyBackend):
+    def sample(self, *arguments: Any) -> Any:
+        return super().sample(*arguments).astype(np.int32)
+
+
+class TiesToTheHigherId(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        if temperature == 0:
+            return logits.shape[1] - 1 - super().sample(logits[:, ::-1], temperature, top_k, top_p, uniforms)
+        return super().sample(logits, temperature, top_k, top_p, uniforms)
+
+
+class TakesAnyLogits(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(np.nan_to_num(logits), temperature, top_k, top_p, uniforms)
+
+
+class DropsTheTokenThatReachesTopP(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        if temperature == 0 or top_p == 1:
+            return super().sample(logits, temperature, top_k, top_p, uniforms)
+        chosen = []
+        for row, values in enumerate(logits):
+            ranked = np.sort(values.astype(np.float64))[::-1][: top_k or None]
+            reached = np.cumsum(np.exp((ranked - ranked[0]) / temperature))
+            kept = max(1, int((reached < top_p * reached[-1]).sum()))
+            chosen.append(super().sample(logits[row : row + 1], temperature, kept, 1.0, uniforms[row : row + 1]))
+        return np.concatenate(chosen)
+
+
+class KeepsOneTokenTooMany(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(logits, temperature, top_k + 1 if top_k else 0, top_p, uniforms)
+
+
+class TemperatureIsSquared(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(logits, temperature**2, top_k, top_p, uniforms)
+
+
+class OneUniformForAllRows(NumpyBackend):
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(logits, temperature, top_k, top_p, np.full_like(uniforms, uniforms[0]))
+
+
+WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
+    (IdsAsThirtyTwoBits, sampling.sampling_gives_a_token_per_row),
+    (TiesToTheHigherId, sampling.greedy_takes_the_lowest_of_the_best),
+    (TakesAnyLogits, sampling.logits_that_are_not_finite_are_refused),
+    (DropsTheTokenThatReachesTopP, sampling.sampling_inverts_the_distribution),
+    (KeepsOneTokenTooMany, sampling.sampling_inverts_the_distribution),
+    (TemperatureIsSquared, sampling.sampling_inverts_the_distribution),
+    (OneUniformForAllRows, sampling.samples_do_not_depend_on_other_rows),
+)
+
+
+@pytest.mark.parametrize(("port", "clause"), WRONG, ids=lambda part: part.__name__)
+def test_a_wrong_port_is_rejected(port: type[NumpyBackend], clause: Clause) -> None:
+    backend = port()
+    assert isinstance(violation(backend, clause), AssertionError | FlexrefError)
+    backend.close()
+
+
+def test_every_clause_on_sampling_rejects_a_port() -> None:
+    here = {clause for clause in CONTRACT if clause.__module__ == sampling.__name__}
+    assert {clause for _, clause in WRONG} == here
