@@ -83,11 +83,11 @@ VARIANTS = (
     SMALL_350M,
     SMALL_GALACTICA,
     Variant("post-80-untied", 1, 80, 72, "gelu_new", before=False, remove_final=True, affine=False, tied=False),
-    Variant("pre-80-wide-embedding-untied", 1, 80, 320, "silu", projection=112, bias=False, tied=False, vocabulary=73),
+    Variant("pre-80-wide-embedding-untied", 1, 80, 96, "silu", projection=112, bias=False, tied=False, vocabulary=73),
     Variant("post-32-bare", 3, 32, 40, "quick_gelu", False, True, 136, bias=False, affine=False, positions=76),
     Variant("pre-32-no-final-norm", 2, 32, 61, "tanh", True, True, 24, bias=False, affine=False, tied=False),
     Variant("post-64-two-heads", 2, 64, 80, "gelu_fast", False, True, 144, tied=False, layers=1, positions=200),
-    Variant("pre-80-two-heads", 2, 80, 64, "sigmoid", projection=48, affine=False, layers=1, vocabulary=101),
+    Variant("pre-80-two-heads", 2, 80, 64, "sigmoid", projection=48, affine=False, layers=1, vocabulary=61),
 )
 """Every pair of choices occurs in one of them at least; `test_every_pair_of_choices_is_in_some_variant` says so."""
 

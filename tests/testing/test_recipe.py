@@ -1,0 +1,39 @@
+"""The recipe for a port of one's own works as printed: its test file, word for word, on a port of another name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import flexref.testing
+
+README = Path(flexref.testing.__file__).with_name("README.md")
+
+
+def run_recipe(folder: Path, port: str) -> subprocess.CompletedProcess[str]:
+    """Run the test file of the recipe, some clauses of it, on a port of this source."""
+    (block,) = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (folder / "test_my_port.py").write_text(re.sub(r"(?m)^   ", "", block), encoding="utf-8")
+    (folder / "my_port.py").write_text(port, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "gather or frames"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_recipe_passes_a_right_port(tmp_path: Path) -> None:
+    result = run_recipe(tmp_path, "from flexref_numpy import NumpyBackend as MyBackend\n")
+    assert result.returncode == 0, result.stdout
+    assert "3 passed" in result.stdout
+
+
+def test_the_recipe_fails_a_wrong_port(tmp_path: Path) -> None:
+    wrong = """
+    from contextlib import nullcontext
+    from flexref_numpy import NumpyBackend
+
+    class MyBackend(NumpyBackend):
+        def frame(self):
+            return nullcontext()
+    """
+    result = run_recipe(tmp_path, re.sub(r"(?m)^    ", "", wrong))
+    assert result.returncode == 1, result.stdout
+    assert "frames_give_back" in result.stdout
