@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NoReturn
 
 from flexref.backend.protocol import Capabilities
 from flexref.engine.plan import (
@@ -16,7 +16,6 @@ from flexref.engine.plan import (
     table_on_device,
     totals,
 )
-from flexref.errors import CapacityError
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.transfer import Tier
@@ -48,10 +47,7 @@ class Candidate:
         """Cost: bytes over the link to the device, disk reads weighted."""
         plan = WeightsPlan.of(file, shares, slots)
         cost = plan.bytes_at_home(Tier.HOST) + (1 + DISK_COST) * plan.bytes_at_home(Tier.DISK)
-        sums = totals(plan.needs())
-        # Loading happens before there is a block, but what it needs must not be missing then.
-        sums[Tier.HOST] += plan.loading_bytes
-        return cls(shares, plan, sums, cost)
+        return cls(shares, plan, totals(plan.needs()), cost)
 
 
 @dataclass(frozen=True)
@@ -110,10 +106,7 @@ def choose_policy(choice: Choice) -> Policy:
                 best = cost, policy.changed(weights=weights.shares)
         if best is not None and best[0] == 0:
             break
-    if best is None:
-        _explain(choice)
-    assert best is not None
-    return best[1]
+    return best[1] if best is not None else _explain(choice)
 
 
 def _fitting(choice: Choice, policy: Policy, rows: Sequence[Lengths]) -> Iterator[tuple[Candidate, BlockPlan]]:
@@ -126,8 +119,10 @@ def _fitting(choice: Choice, policy: Policy, rows: Sequence[Lengths]) -> Iterato
             block = plan_block(weights.plan, choice.caps, policy, rows, expand=False)
             blocks[on_device] = block, totals(block.needs())
         block, held = blocks[on_device]
-        budgets = choice.budgets.items()
-        if all(budget is None or held[tier] + weights.sums[tier] + engine[tier] <= budget for tier, budget in budgets):
+        # Weights are loaded before there is a block.
+        needed = {tier: weights.sums[tier] + engine[tier] + held[tier] for tier in Tier}
+        needed[Tier.HOST] = max(needed[Tier.HOST], weights.sums[Tier.HOST] + weights.plan.loading_bytes)
+        if all(budget is None or needed[tier] <= budget for tier, budget in choice.budgets.items()):
             yield weights, block
 
 
@@ -140,7 +135,7 @@ def _moved(block: BlockPlan) -> float:
     )
 
 
-def _explain(choice: Choice) -> None:
+def _explain(choice: Choice) -> NoReturn:
     """Nothing fits: raise what the most frugal policy lacks."""
     frugal = choice.base.changed(
         weights=PLACES[2], cache=PLACES[2], activations=PLACES[2], rows_per_group=1, groups_per_block=1
@@ -148,6 +143,7 @@ def _explain(choice: Choice) -> None:
     weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal))
     longest = max(choice.rows, key=lambda row: row.capacity_tokens)
     block = plan_block(weights, choice.caps, frugal, [longest], expand=False)
-    needs = [*engine_needs(choice.caps), *weights.needs(), *block.needs()]
-    check_fits(needs, choice.budgets)
-    raise CapacityError("host", "loading the weights", weights.loading_bytes, choice.budgets[Tier.HOST] or 0, {})
+    whole = [*engine_needs(choice.caps), *weights.needs()]
+    check_fits([*whole, *block.needs()], choice.budgets)
+    check_fits([*whole, (Tier.HOST, "loading", weights.loading_bytes)], choice.budgets)
+    raise AssertionError("a policy that fits was not found")

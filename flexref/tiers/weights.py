@@ -85,26 +85,33 @@ class WeightStore:
 
         Raises `WeightFileError` with the dataset's name if a checksum differs.
         """
+        if self._staging:
+            self._bring_home(self._staging[0])
+            return
         bounce = arenas[Tier.HOST].take("loading", self.plan.loading_bytes)
         try:
-            for index, plan in enumerate(self.plan.stages):
-                for run in plan.homes[Tier.HOST].runs:
-                    self._load_host(run)
-                for run in plan.homes[Tier.DEVICE].runs:
-                    self._through(run, bounce, self._homes[run.tensors[0].name])
-                if plan.stage.kind == "head" and self.plan.file.spec.tied_head:
-                    # The first pass gathers token rows before it streams, and so checks, the whole table.
-                    for run in plan.homes[Tier.DISK].runs:
-                        self._through(run, bounce, None)
-                    self._checked.add(index)
-            for tensor, tier in self.plan.gathered:
-                if tier is Tier.HOST:
-                    self._load_host(Run.of([tensor]))
-                else:
-                    home = self._homes[tensor.name] if tier is Tier.DEVICE else None
-                    self._through(Run.of([tensor]), bounce, home)
+            self._bring_home(bounce)
         finally:
             arenas[Tier.HOST].give_back("loading", bounce)
+
+    def _bring_home(self, bounce: Region) -> None:
+        """Load everything; what is not at home on the host passes through `bounce`, in pieces."""
+        for index, plan in enumerate(self.plan.stages):
+            for run in plan.homes[Tier.HOST].runs:
+                self._load_host(run)
+            for run in plan.homes[Tier.DEVICE].runs:
+                self._through(run, bounce, self._homes[run.tensors[0].name])
+            if plan.stage.kind == "head" and self.plan.file.spec.tied_head:
+                # The first pass gathers token rows before it streams, and so checks, the whole table.
+                for run in plan.homes[Tier.DISK].runs:
+                    self._through(run, bounce, None)
+                self._checked.add(index)
+        for tensor, tier in self.plan.gathered:
+            if tier is Tier.HOST:
+                self._load_host(Run.of([tensor]))
+            else:
+                home = self._homes[tensor.name] if tier is Tier.DEVICE else None
+                self._through(Run.of([tensor]), bounce, home)
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
         """disk -> host of the stage's part that is at home on disk; checked the first time."""

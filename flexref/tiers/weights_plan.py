@@ -124,7 +124,9 @@ class WeightsPlan:
 
     @property
     def loading_bytes(self) -> int:
-        """Host bytes that loading needs for a while: what does not go to the host directly passes through them."""
+        """Host bytes that loading needs for a while, for what passes through the host; a staging slot does as well."""
+        if self.staging_slot_bytes:
+            return 0
         most = max((run.nbytes for plan in self.stages for tier in Tier for run in plan.homes[tier].runs), default=0)
         return min(CHUNK_BYTES, aligned(most, ALIGNMENT_BYTES))
 
