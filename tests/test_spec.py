@@ -8,6 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flexref.config import from_config
 from flexref.errors import CheckpointError
 from flexref.spec import (
     ACTIVATIONS,
@@ -16,7 +17,6 @@ from flexref.spec import (
     ModelSpec,
     all_tensors,
     default_tile_rows,
-    from_config,
     published,
     stages,
 )

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flexref.config import from_config
 from flexref.errors import CheckpointError, StorageError
-from flexref.spec import ModelSpec, from_config
+from flexref.spec import ModelSpec
 from flexref.storage.safetensors_file import list_safetensors
 from flexref.storage.source import SourceTensor
 from flexref.storage.torch_file import list_torch

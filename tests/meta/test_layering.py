@@ -34,7 +34,7 @@ def rule(modules: str, libraries: str = "") -> Rule:
     return Rule(frozenset(f"flexref.{name}" for name in modules.split()), frozenset(libraries.split()))
 
 
-RANK_0 = "errors spec policy"
+RANK_0 = "errors spec config policy"
 RANK_1 = "backend storage planner schedule text"
 RANK_2 = "tiers model sampling"
 BELOW_ENGINE = f"{RANK_0} {RANK_1} {RANK_2}"
@@ -44,6 +44,7 @@ RULES = {
     "errors": rule(""),
     "data": rule(""),
     "spec": rule("errors"),
+    "config": rule("errors spec"),
     "policy": rule("errors"),
     "backend": rule(RANK_0, "numpy"),
     "storage": rule(RANK_0, "numpy h5py safetensors ml_dtypes xxhash"),

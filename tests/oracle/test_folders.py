@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+from oracle_kit import torch
 from oracle_kit.checkpoints import SMALL_125M, SMALL_350M, SMALL_GALACTICA, load_oracle, new_model
 from oracle_kit.compare import HOME, Oracle, run_flexref, weight_file
 from safetensors.torch import load_file, save_file
@@ -12,7 +12,7 @@ from transformers import OPTForCausalLM
 
 from flexref.engine.job import Request
 
-PROMPTS = [[9, 1, 2, 33, 60, 4, 17], [2]]
+PROMPTS = [[9, 1, 2, 33, 60, 4, 17], [2, 40, 8]]
 UNTIED = SMALL_125M.changed(tied=False)
 
 Save = Callable[[OPTForCausalLM, Path], None]

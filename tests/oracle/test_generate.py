@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import torch
+from oracle_kit import torch
 from oracle_kit.checkpoints import PAD, SMALL_GALACTICA, load_oracle, new_model
 from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
 
@@ -16,8 +16,9 @@ def test_rows_end_where_the_oracle_ends_them(tmp_path: Path) -> None:
     model = new_model(SMALL_GALACTICA)
     model.save_pretrained(tmp_path / "endless")
     endless = run_flexref(weight_file(tmp_path / "endless"), PROMPTS, Request(STEPS, ignore_eos=True), HOME)
-    # End tokens that the first two rows reach halfway and the third, perhaps, somewhere.
-    ends = [generated[STEPS // 2] for generated in endless.token_ids[:2]]
+    # Each of the first two rows has an end token that it reaches as late as may be, and the third has none.
+    first, second, third = endless.token_ids
+    ends = [max(set(row) - {*other, *third}, key=row.index) for row, other in ((first, second), (second, first))]
     model.config.eos_token_id = model.generation_config.eos_token_id = ends
     model.save_pretrained(tmp_path)
     path, loaded = weight_file(tmp_path), load_oracle(tmp_path)
@@ -33,4 +34,6 @@ def test_rows_end_where_the_oracle_ends_them(tmp_path: Path) -> None:
             if oracle.reference(PROMPTS[number], generated).decided.all():
                 assert generated == expected
             assert run.finish_reasons[number] == ("stop" if generated[-1] in ends else "length")
-        assert all(len(generated) < STEPS for generated in run.token_ids[:2])
+        assert [generated[-1] for generated in run.token_ids[:2]] == ends
+        assert all(8 < len(generated) < STEPS for generated in run.token_ids[:2])
+        assert len(run.token_ids[2]) == STEPS

@@ -4,7 +4,9 @@ import os
 
 import pytest
 
-# Before its import: nothing here may look for a model elsewhere.
+# Set before its import: nothing here may look for a model elsewhere.
 os.environ["HF_HUB_OFFLINE"] = "1"
-pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+
+# Tests take `torch` from here: so they are skipped before they import it.
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
 pytest.importorskip("transformers", reason="the oracle needs transformers: pip install flexref[oracle]")

@@ -1,4 +1,4 @@
-"""Random OPT checkpoints of every variant, as Hugging Face folders; it knows how weights are drawn, not how they are used."""
+"""Random OPT checkpoints of every variant, as `transformers` models; it knows how weights are drawn, not their use."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ PAD, EOS = 1, 2
 
 @dataclass(frozen=True)
 class Variant:
-    """One architecture, named for its test; fields as `OPTConfig` has them, `gain` is the size of linear maps.
+    """One architecture, named for its test, and how its weights are drawn: `gain` is the size of linear maps.
 
     Sizes are as small as the feature allows: two layers, so that one layer's cache depends on the other's output, and
     vocabularies that are primes.
@@ -34,6 +34,7 @@ class Variant:
     positions: int = 80
     gain: float = 1.5
     embedding_scale: float = 1.0
+    seed: int = 0
     other: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -92,14 +93,14 @@ VARIANTS = (
 """Every pair of choices occurs in one of them at least; `test_every_pair_of_choices_is_in_some_variant` says so."""
 
 
-def draw_weights(model: OPTForCausalLM, variant: Variant, seed: int) -> None:
+def draw_weights(model: OPTForCausalLM, variant: Variant) -> None:
     """Fill `model` with random weights under which greedy text varies.
 
     The default initialization is so small that every context gives one token. Here linear maps enlarge what passes
     through them, positions outweigh tokens (behind a tied head a token that stays visible is followed by itself), gains
     lie around 1, and biases are not zero. Rows behind an activation sum to 0: its mean is common to all contexts.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(variant.seed)
     with torch.no_grad():
         for name, weight in model.named_parameters():
             values = torch.randn(weight.shape, generator=generator)
@@ -119,10 +120,10 @@ def draw_weights(model: OPTForCausalLM, variant: Variant, seed: int) -> None:
             weight.copy_(values)
 
 
-def new_model(variant: Variant, seed: int = 0) -> OPTForCausalLM:
+def new_model(variant: Variant) -> OPTForCausalLM:
     """A model of the variant in float32, ready to be saved."""
     model = OPTForCausalLM(variant.config()).eval()
-    draw_weights(model, variant, seed)
+    draw_weights(model, variant)
     return model
 
 

@@ -6,6 +6,7 @@ Both compute in float32 and must lie within a bound of what the oracle computes 
 
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -136,14 +137,20 @@ class Oracle:
             choices = reference.oracle.argmax(-1)
             differing = np.flatnonzero((choices != generated) & reference.decided)
             assert not differing.size, f"row {number}: generated {generated}, needed {choices}"
-            undecided = len(generated) - int(reference.decided.sum())
-            assert 8 * undecided <= len(generated), f"the bound leaves {undecided} steps open: it proves little"
+
+    def check_fully(self, prompts: list[list[int]], run: Run) -> None:
+        """As `check`, and `AssertionError` where it proves little: greedy text that collapsed, or too wide a bound."""
+        self.check(prompts, run)
+        assert_varied(run.token_ids)
+        for prompt, generated in zip(prompts, run.token_ids, strict=True):
+            undecided = np.flatnonzero(~self.reference(prompt, generated).decided)
+            assert 8 * len(undecided) <= len(generated), f"rounding may decide the steps {undecided}"
 
 
-def assert_varied(run: Run) -> None:
-    """`AssertionError` where greedy text collapsed, so that equal tokens would prove little."""
-    for generated in run.token_ids:
-        alternations = sum(first != second for first, second in zip(generated, generated[1:], strict=False))
+def assert_varied(rows: list[list[int]]) -> None:
+    """`AssertionError` unless rows differ and change their token in most steps, among at least 8."""
+    for generated in rows:
+        alternations = sum(first != second for first, second in pairwise(generated))
         assert len(set(generated)) >= 8, f"only {len(set(generated))} different tokens: {generated}"
         assert 2 * alternations >= len(generated), f"tokens follow themselves too often: {generated}"
-    assert len({tuple(generated) for generated in run.token_ids}) == len(run.token_ids)
+    assert len({tuple(generated) for generated in rows}) == len(rows)
