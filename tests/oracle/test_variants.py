@@ -66,7 +66,7 @@ def any_variants(draw: st.DrawFn) -> Variant:
     )
 
 
-# Shrinking an example would take minutes, and tells little: sizes are small anyway.
+# Shrinking would take longer than a test may, and tells little: sizes are small anyway.
 @settings(phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(any_variants(), st.data())
 def test_any_variant_gives_the_oracles_logits(
