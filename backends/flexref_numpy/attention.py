@@ -68,53 +68,86 @@ def append(rows: CacheRows, segments: Segments, k: Numbers, v: Numbers) -> None:
 
 
 def attend(scratch: Scratch, rows: CacheRows, segments: Segments, q: Numbers, scale: float, out: Numbers) -> Numbers:
-    """See `Backend.attend`: head by head where a row is long, so that keys, values and scores stay in the scratch."""
+    """See `Backend.attend`: some heads and some queries at a time, so that what is expanded stays in the scratch."""
     layout = rows.layout
     for records, (first, past, new) in zip(rows.records, segments, strict=True):
         queries = q[first : first + new].reshape(new, layout.heads, layout.head_width)
         result = out[first : first + new].reshape(new, layout.heads, layout.head_width)
-        keys = past + new
-        step = _heads_at_once(scratch, layout, keys, new)
+        step = _heads_at_once(scratch, layout, past + new, new)
         for head in range(0, layout.heads, step):
             some = slice(head, min(layout.heads, head + step))
-            k, v = (_expanded(scratch, records, layout, which, keys, some) for which in (0, 1))
-            _attend_heads(scratch, queries[:, some], k, v, past, np.float32(scale), result[:, some])
+            cache = HeadsOfRow(scratch, records, layout, some, past + new)
+            _attend_heads(scratch, queries[:, some], cache, past, np.float32(scale), result[:, some])
     return out
 
 
 def _heads_at_once(scratch: Scratch, layout: RecordLayout, keys: int, new: int) -> int:
-    """Heads whose expanded K and V and whose scores of at least one query fit the scratch."""
+    """Heads whose expanded K and V, and whose scores of some queries, fit the scratch; at least one."""
     operands = scratch.half // (2 * keys * layout.head_width) if layout.quantized else layout.heads
     return max(1, min(layout.heads, operands, scratch.half // (keys * min(new, 64))))
 
 
-def _expanded(scratch: Scratch, records: Numbers, layout: RecordLayout, which: int, keys: int, some: slice) -> Numbers:
-    """K or V of some heads as float32 (T, heads, D): the records themselves where they hold that type."""
-    codes, pairs = section(records, layout, which, 0, keys)
-    codes = codes[:, some]
-    if pairs is None:
-        return codes.astype(np.float32, copy=False)
-    both = scratch.operand(2, *codes.shape[:2], layout.head_width)
-    packed = Quantized(codes, pairs[:, some, :, 0], pairs[:, some, :, 1], layout.head_width, layout.group_size)
-    return dequantize(packed, out=both[which])
+@dataclass(slots=True)
+class HeadsOfRow:
+    """K and V of some heads of one row as float32, in blocks of tokens; the records themselves, if they hold that."""
+
+    scratch: Scratch
+    records: Numbers
+    layout: RecordLayout
+    some: slice
+    keys: int
+    block: int = 0
+    whole: tuple[Numbers, Numbers] | None = None
+
+    def __post_init__(self) -> None:
+        width = (self.some.stop - self.some.start) * self.layout.head_width
+        self.block = self.keys if not self.layout.quantized else max(1, self.scratch.half // (2 * width))
+        if self.block >= self.keys:
+            self.whole = self._expanded(0, 0, self.keys), self._expanded(1, 0, self.keys)
+
+    def blocks(self, keys: int) -> Iterator[tuple[int, int]]:
+        """(first, last) of every block of the first `keys` tokens."""
+        for first in range(0, keys, self.block):
+            yield first, min(keys, first + self.block)
+
+    def part(self, which: int, first: int, last: int) -> Numbers:
+        """K (`which` 0) or V (1) of tokens first to last: (T, heads, D)."""
+        return self.whole[which][first:last] if self.whole is not None else self._expanded(which, first, last)
+
+    def _expanded(self, which: int, first: int, last: int) -> Numbers:
+        codes, pairs = section(self.records, self.layout, which, first, last)
+        codes = codes[:, self.some]
+        if pairs is None:
+            return codes.astype(np.float32, copy=False)
+        both = self.scratch.operand(2, *codes.shape[:2], self.layout.head_width)
+        scale, zero = pairs[:, self.some, :, 0], pairs[:, self.some, :, 1]
+        packed = Quantized(codes, scale, zero, self.layout.head_width, self.layout.group_size)
+        return dequantize(packed, out=both[which])
 
 
-def _attend_heads(
-    scratch: Scratch, q: Numbers, k: Numbers, v: Numbers, past: int, scale: np.float32, out: Numbers
-) -> None:
-    """q (S, heads, D), k and v (T, heads, D) -> out (S, heads, D); queries in blocks whose scores fit the scratch."""
+def _attend_heads(scratch: Scratch, q: Numbers, cache: HeadsOfRow, past: int, scale: np.float32, out: Numbers) -> None:
+    """q (S, heads, D) -> out (S, heads, D); queries in blocks whose scores fit the scratch."""
     queries, heads, _ = q.shape
-    step = max(1, scratch.half // (k.shape[0] * heads))
+    step = max(1, scratch.half // (cache.keys * heads))
     for first in range(0, queries, step):
         last = min(queries, first + step)
         keys = past + last
         scores = scratch.product(heads, last - first, keys)
         with np.errstate(over="ignore", invalid="ignore"):  # a key that is masked below may give anything
-            np.matmul(q[first:last].transpose(1, 0, 2), k[:keys].transpose(1, 2, 0), out=scores)
+            for start, stop in cache.blocks(keys):
+                k = cache.part(0, start, stop)
+                np.matmul(q[first:last].transpose(1, 0, 2), k.transpose(1, 2, 0), out=scores[:, :, start:stop])
             scores *= scale
-        future = np.arange(keys) > past + np.arange(first, last)[:, None]
-        scores[:, future] = -np.inf  # whatever a masked key gave, even a NaN, is gone here
+        if last - first > 1:
+            future = np.arange(keys) > past + np.arange(first, last)[:, None]
+            np.copyto(scores, -np.inf, where=future)  # whatever a masked key gave, even a NaN, is gone here
         scores -= scores.max(axis=-1, keepdims=True)
         np.exp(scores, out=scores)
         scores /= scores.sum(axis=-1, keepdims=True)
-        np.matmul(scores, v[:keys].transpose(1, 0, 2), out=out[first:last].transpose(1, 0, 2))
+        result = out[first:last].transpose(1, 0, 2)
+        for start, stop in cache.blocks(keys):
+            v = cache.part(1, start, stop).transpose(1, 0, 2)
+            if start == 0:
+                np.matmul(scores[:, :, :stop], v, out=result)
+            else:
+                result += scores[:, :, start:stop] @ v

@@ -107,7 +107,7 @@ def clause_name(clause: Clause) -> str:
     return clause.__name__
 
 
-def violation(backend: Backend, clause: Clause, examples: int = 100) -> BaseException | None:
+def violation(backend: Backend, clause: Clause, examples: int = 400) -> BaseException | None:
     """The first error that the port makes the clause raise within so many examples; None if it passes them all.
 
     Always the same examples, and no search for a smaller one: for tests of the contract itself.

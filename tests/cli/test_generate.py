@@ -44,7 +44,8 @@ def test_the_built_in_model_writes_english_under_a_budget_smaller_than_its_weigh
 def test_one_prompt_is_streamed_and_the_tables_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
     assert flexref_run("--model", "demo", "--prompt", "The king said", "--max-new-tokens", "8") == 0
     captured = capsys.readouterr()
-    whole = flexref.load("demo").generate(["The king said"], Request(8)).outputs[0].text
+    with flexref.load("demo") as engine:
+        whole = engine.generate(["The king said"], Request(8)).outputs[0].text
     assert captured.out == f"The king said{whole}\n"
     assert "What lay on which tier" in captured.err
     assert "What crossed which link" in captured.err
