@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from flexref.backend.records import RecordLayout
 from flexref.storage.quant import Quantized, dequantize, quantize
-from flexref_numpy.operators import Scratch
+from flexref_numpy.operators import TILE_ROWS, Scratch, tiles
 
 Numbers = npt.NDArray[Any]
 
@@ -62,9 +62,11 @@ def append(rows: CacheRows, segments: Segments, k: Numbers, v: Numbers) -> None:
             fresh = values[first : first + new].reshape(new, layout.heads, layout.head_width)
             if pairs is None:
                 codes[...] = fresh
-            else:
-                packed = quantize(fresh, layout.group_size, np.float16, "a cache record")
-                codes[...], pairs[..., 0], pairs[..., 1] = packed.codes, packed.scale, packed.zero
+                continue
+            for start, end in tiles(new, TILE_ROWS):  # what quantization holds meanwhile stays small
+                packed = quantize(fresh[start:end], layout.group_size, np.float16, "a cache record")
+                codes[start:end] = packed.codes
+                pairs[start:end, ..., 0], pairs[start:end, ..., 1] = packed.scale, packed.zero
 
 
 def attend(scratch: Scratch, rows: CacheRows, segments: Segments, q: Numbers, scale: float, out: Numbers) -> Numbers:
