@@ -53,12 +53,12 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
     from flexref.engine import load
     from flexref.engine.trace import Trace
 
-    policy, base = policies(options)
+    policy, keep = policies(options)
     request = request_of(options)
     with load(
         model,
         policy=policy,
-        base=base,
+        keep=keep,
         backend=options["backend"],
         device_mem_gib=options["device_mem_gib"],
         host_mem_gib=options["host_mem_gib"],
@@ -72,8 +72,8 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
     _print(generation, as_json, streamed=len(prompts) == 1)
 
 
-def policies(options: dict[str, Any]) -> "tuple[Policy | None, Policy]":
-    """The policy that the options describe, None if one is to be chosen, and what a chosen one must keep."""
+def policies(options: dict[str, Any]) -> "tuple[Policy | None, dict[str, Any]]":
+    """The policy that the options describe, None if one is to be chosen, and the fields that a chosen one must keep."""
     from flexref.policy import Policy
 
     given: dict[str, Any] = {
@@ -86,10 +86,10 @@ def policies(options: dict[str, Any]) -> "tuple[Policy | None, Policy]":
     if options["policy_file"] and options["percent"]:
         raise click.UsageError("--policy and --percent exclude each other")
     if options["policy_file"]:
-        return Policy.read(options["policy_file"]).changed(**given), Policy()
+        return Policy.read(options["policy_file"]).changed(**given), {}
     if options["percent"]:
-        return Policy.from_percent(options["percent"], **given), Policy()
-    return None, Policy(**given)
+        return Policy.from_percent(options["percent"], **given), {}
+    return None, given
 
 
 def request_of(options: dict[str, Any]) -> "Request":

@@ -58,7 +58,13 @@ class Choice:
     caps: Capabilities
     budgets: Mapping[Tier, int | None]
     rows: Sequence[Lengths]
-    base: Policy
+    keep: Mapping[str, Any]
+    """Fields of `Policy` that were asked for and are not chosen."""
+
+    @cached_property
+    def base(self) -> Policy:
+        """The policy of which all that is not kept may change."""
+        return Policy(**self.keep)
 
     @cached_property
     def weights(self) -> list[Candidate]:
@@ -80,9 +86,14 @@ class Choice:
         """Group and block sizes with each placement of cache and activations."""
         most = min(len(self.rows), ROWS_PER_GROUP_MOST)
         sizes = {most, *(size for size in (1, 4, 16, 32) if size < most)}
+        if "rows_per_group" in self.keep:
+            sizes = {self.base.rows_per_group}
         for rows_per_group in sorted(sizes, reverse=True):
             needed = -(-len(self.rows) // rows_per_group)
-            for groups in sorted({1, min(2, needed), min(4, needed), min(GROUPS_MOST, needed)}):
+            counts = {1, min(2, needed), min(4, needed), min(GROUPS_MOST, needed)}
+            if "groups_per_block" in self.keep:
+                counts = {self.base.groups_per_block}
+            for groups in sorted(counts):
                 for cache in PLACES:
                     for activations in PLACES:
                         yield self.base.changed(

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -49,14 +49,14 @@ class Engine:
         policy: Policy | None = None,
         budgets: dict[Tier, int | None] | None = None,
         disk_dir: str | Path | None = None,
-        base: Policy | None = None,
+        keep: Mapping[str, Any] | None = None,
     ) -> None:
-        """`base` holds what a chosen policy must keep: overlap, cache scheme, where attention runs.
+        """`keep` names fields of `Policy` that a chosen one must have so: rows per group, overlap, cache scheme.
 
         Raises `PolicyError` if the policy was made for another scheme than the file's.
         """
         self.file, self.backend, self.policy = file, backend, policy
-        self.base = base or Policy()
+        self.keep = dict(keep or {})
         self.budgets = budgets or backend_budgets(backend, None, None)
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
@@ -199,19 +199,20 @@ def load(
     device_mem_gib: float | None = None,
     host_mem_gib: float | None = None,
     disk_dir: str | Path | None = None,
-    base: Policy | None = None,
+    keep: Mapping[str, Any] | None = None,
     **backend_options: Any,
 ) -> Engine:
     """An engine for the weight file `path` (`demo`: the built-in model).
 
-    Without budgets, what is free is the budget; without a policy, one is chosen per job. Raises `StorageError`,
+    Without budgets, what is free is the budget; without a policy, one is chosen per job that has the fields in `keep`
+    as they are. Raises `StorageError`,
     `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
     """
     file = open_weight_file(resolve(path))
     port = create(backend, **backend_options) if isinstance(backend, str) else backend
     budgets = backend_budgets(port, _bytes("device", device_mem_gib), _bytes("host", host_mem_gib))
     try:
-        return Engine(file, port, policy, budgets, disk_dir, base)
+        return Engine(file, port, policy, budgets, disk_dir, keep)
     except BaseException:
         port.close()
         raise

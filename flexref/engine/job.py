@@ -76,7 +76,7 @@ class Job:
         if engine.policy is not None:
             return engine.policy
         lengths = [_lengths(row) for row in self.rows]
-        return choose_policy(Choice(engine.file, engine.backend.caps, engine.budgets, lengths, engine.base))
+        return choose_policy(Choice(engine.file, engine.backend.caps, engine.budgets, lengths, engine.keep))
 
     def run(self) -> Iterator[StreamedToken]:
         """Every block in order; the account is complete when the last token has come."""

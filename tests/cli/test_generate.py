@@ -90,6 +90,21 @@ def test_a_policy_goes_from_a_file_into_the_run(capsys: pytest.CaptureFixture[st
     assert Policy.from_mapping(found) == policy
 
 
+def test_a_chosen_policy_keeps_what_the_options_ask_for(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--rows-per-group", "2", "--groups", "3", "--attention-on", "host", "--quantize-cache", "--no-overlap")
+    prompts = [part for number in range(7) for part in ("--prompt", f"King {number}")]
+    stats = as_json(capsys, *prompts, "--max-new-tokens", "2", *options)["stats"]
+    asked = {
+        "rows_per_group": 2,
+        "groups_per_block": 3,
+        "attention_on": "host",
+        "cache_scheme": "int4",
+        "overlap": False,
+    }
+    assert {name: stats["policy"][name] for name in asked} == asked
+    assert stats["blocks"] == 2
+
+
 def test_a_trace_is_written_for_perfetto(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
     as_json(capsys, "--prompt", "The", "--max-new-tokens", "3", "--percent", *["0"] * 6, "--trace", str(trace))
