@@ -148,12 +148,10 @@ def _moved(block: BlockPlan) -> float:
 
 def _explain(choice: Choice) -> NoReturn:
     """Nothing fits: raise what the most frugal policy lacks."""
-    frugal = choice.base.changed(
-        weights=PLACES[2], cache=PLACES[2], activations=PLACES[2], rows_per_group=1, groups_per_block=1
-    )
+    fewest = {name: 1 for name in ("rows_per_group", "groups_per_block") if name not in choice.keep}
+    frugal = choice.base.changed(weights=PLACES[2], cache=PLACES[2], activations=PLACES[2], **fewest)
     weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal))
-    longest = max(choice.rows, key=lambda row: row.capacity_tokens)
-    block = plan_block(weights, choice.caps, frugal, [longest], expand=False)
+    block = plan_block(weights, choice.caps, frugal, choice.worst_rows(frugal.rows_per_block), expand=False)
     whole = [*engine_needs(choice.caps), *weights.needs()]
     check_fits([*whole, *block.needs()], choice.budgets)
     check_fits([*whole, (Tier.HOST, "loading", weights.loading_bytes)], choice.budgets)

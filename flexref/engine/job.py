@@ -114,8 +114,8 @@ class Job:
         block = Block(
             plan, weights, engine.mover, groups, shape, Sampler(self.request.sampling), self._judge, self.watch
         )
-        block.allocate(engine.arenas)
         try:
+            block.allocate(engine.arenas)
             start = time.perf_counter()
             prefill_end = None
             for visit in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):

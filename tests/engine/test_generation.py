@@ -119,6 +119,18 @@ def test_one_flipped_byte_of_weights_is_named_before_the_first_token(
     assert tokens == []
 
 
+def test_rows_that_were_asked_for_and_do_not_fit_are_refused_in_one_line(model_file: Any) -> None:
+    # One row would fit; the twelve that were asked for do not.
+    rows = [list(range(3, 33)) for _ in range(12)]
+    with (
+        load(model_file(SPEC), keep={"rows_per_group": 12}, device_mem_gib=0.0003, scratch_bytes=1 << 16) as engine,
+        pytest.raises(CapacityError, match=r"^device memory is too small by"),
+    ):
+        engine.generate(rows)
+    with load(model_file(SPEC), device_mem_gib=0.0003, scratch_bytes=1 << 16) as engine:
+        assert len(engine.generate(rows, Request(2)).outputs) == 12
+
+
 def test_a_full_disk_is_one_line_and_nothing_stays_allocated(
     model_file: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
