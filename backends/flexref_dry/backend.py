@@ -143,7 +143,7 @@ class DryBackend:
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
         """Counts the moves; work on the host is not done."""
-        self.moved_bytes[lane] += sum(step.source.nbytes for step in steps if isinstance(step, Move))
+        self.moved_bytes[lane] += sum(step.nbytes for step in steps if isinstance(step, Move))
         return DryTicket(len(steps))
 
     def mark(self) -> Ticket:

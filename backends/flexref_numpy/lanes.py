@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import HostWork, LaneStep, Ticket
+from flexref.backend.protocol import HostWork, LaneStep, Span, Ticket
 
 
 class LaneTicket:
@@ -46,11 +46,14 @@ def run_step(step: LaneStep) -> tuple[float, float]:
     if isinstance(step, HostWork):
         step.call()
     else:
-        source, target = step.source, step.target
-        np.copyto(
-            bytes_of(target.buffer, target.offset, target.nbytes), bytes_of(source.buffer, source.offset, source.nbytes)
-        )
+        np.copyto(pieces_of(step.target), pieces_of(step.source))
     return start, time.perf_counter()
+
+
+def pieces_of(span: Span) -> npt.NDArray[np.uint8]:
+    """The pieces of a span as rows, (count, nbytes)."""
+    whole = bytes_of(span.buffer, span.offset, span.end - span.offset)
+    return np.lib.stride_tricks.as_strided(whole, (span.count, span.nbytes), (span.stride, 1))
 
 
 def bytes_of(buffer: object, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:

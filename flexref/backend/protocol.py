@@ -80,20 +80,32 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`nbytes` bytes of a buffer from `offset` on."""
+    """`count` pieces of `nbytes` bytes of a buffer: the first from `offset` on, each next `stride` bytes further."""
 
     buffer: Buffer
     offset: int
     nbytes: int
+    count: int = 1
+    stride: int = 0
+
+    @property
+    def end(self) -> int:
+        """The offset behind its last byte."""
+        return self.offset + (self.count - 1) * self.stride + self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy `source` to `target`, as long and in device or host memory both."""
+    """Copy `source` to `target`: as many pieces, as long, in device or host memory both."""
 
     what: str
     source: Span
     target: Span
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pieces."""
+        return self.source.nbytes * self.source.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +129,7 @@ class Ticket(Protocol):
         """Whether `wait` would return (or raise) at once."""
 
     def times(self) -> Sequence[tuple[float, float]]:
-        """(start, end) of every step in seconds of `time.perf_counter`, once done."""
+        """(start, end) of every step in seconds of `time.perf_counter`, once done; of a mark, when it was passed."""
 
 
 class Backend(Protocol):

@@ -1,6 +1,5 @@
 """One block at work: gives the schedule's operations their meaning on the stores, the model and the sampler."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,19 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Matrix
+from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Matrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.engine.plan import LOGITS_DTYPE, BlockPlan, expandable
 from flexref.engine.rows import Group, Judge, TokenEvent
 from flexref.engine.visits import embed_visit, hidden_visit
 from flexref.model import opt
 from flexref.model.cache import LayerCache
-from flexref.model.weights import embed_weights, head_weights, layer_weights
+from flexref.model.weights import LayerWeights, embed_weights, head_weights, layer_weights
 from flexref.sampling.sampler import Sampler
 from flexref.schedule.zigzag import Operation, Shape, Visit
 from flexref.spec import Stage, stages, token_tiles
 from flexref.tiers.activations import ActivationStore
-from flexref.tiers.cache import CacheStore
+from flexref.tiers.cache import CacheStore, RowTurn
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Copy, Crossing, Gather, Mover, Region, Tier, Transfer, host_bytes, view
 from flexref.tiers.weights import WeightStore
@@ -29,6 +28,8 @@ from flexref.tiers.weights import WeightStore
 OnComputed = Callable[[Stage, int, float, float], None]
 """Told of every computed visit: stage, group, start and end in seconds of `time.perf_counter`."""
 
+OnVisit = Callable[[Stage, int, int], None]
+"""Told before a visit's operators are called: stage, group, number of the pass."""
 
 OnLogits = Callable[[npt.NDArray[np.int64], int, npt.NDArray[np.float32]], None]
 """Given a copy of the logits that each token is chosen from: row numbers (B,), number of the pass, logits (B, V)."""
@@ -40,6 +41,7 @@ class Watch:
 
     on_computed: OnComputed | None = None
     on_logits: OnLogits | None = None
+    on_visit: OnVisit | None = None
 
 
 @dataclass(slots=True)
@@ -62,8 +64,10 @@ class Block:
     _stages: tuple[Stage, ...] = field(init=False)
     _first_rows: list[int] = field(init=False)
     _operands: dict[tuple[int, int], dict[str, Matrix]] = field(default_factory=dict)
+    _layers: dict[tuple[int, int], tuple[dict[str, Matrix], LayerWeights]] = field(default_factory=dict)
     _expanded: tuple[int, dict[str, Matrix]] = (-1, {})
-    _segments: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
+    _segments: dict[int, tuple[int, Any, Any, int]] = field(default_factory=dict)
+    _spans: list[tuple[Stage, int, Ticket, Ticket]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         file = self.weights.plan.file
@@ -166,15 +170,26 @@ class Block:
         group, stage = self.groups[visit.group], self._stages[visit.stage]
         if not group.alive:
             return
-        start = time.perf_counter()
+        if self.watch.on_visit is not None:
+            self.watch.on_visit(stage, visit.group, visit.turn)
+        # Marks are passed when the operators before them are done: where a port is asynchronous, the host's clock says
+        # when they were called.
+        begin = self.backend.mark() if self.watch.on_computed is not None else None
         if stage.kind == "embed":
             self._embed(visit, group)
         elif stage.kind == "layer":
             self._layer(visit, stage, group)
         else:
             self._head(visit, stage, group)
-        if self.watch.on_computed is not None:
-            self.watch.on_computed(stage, visit.group, start, time.perf_counter())
+        if begin is not None:
+            self._spans.append((stage, visit.group, begin, self.backend.mark()))
+
+    def tell_watch(self) -> None:
+        """Tell who watches of the visits that were computed since the last call; waits for them."""
+        spans, self._spans = self._spans, []
+        for stage, group, begin, end in spans:
+            assert self.watch.on_computed is not None
+            self.watch.on_computed(stage, group, begin.times()[0][0], end.times()[0][0])
 
     def _x(self, visit: Visit, group: Group) -> Array:
         region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
@@ -193,6 +208,15 @@ class Block:
         if self._expanded[0] != self.shape.walk(visit):
             self._expanded = (self.shape.walk(visit), self._expand(self._stages[visit.stage], stored))
         return self._expanded[1]
+
+    def _layer_weights(self, visit: Visit, stage: Stage, tokens: int) -> LayerWeights:
+        """A layer's operands by their roles; kept as long as the tensors are those they were made from."""
+        tensors = self._stage_operands(visit, tokens)
+        key = (visit.stage, self.shape.weights_slot(visit))
+        known = self._layers.get(key)
+        if known is None or known[0] is not tensors:
+            known = self._layers[key] = tensors, layer_weights(tensors, stage.index)
+        return known[1]
 
     def _expand(self, stage: Stage, stored: dict[str, Matrix]) -> dict[str, Matrix]:
         expanded, offset, file = dict(stored), 0, self.weights.plan.file
@@ -222,21 +246,19 @@ class Block:
     def _layer(self, visit: Visit, stage: Stage, group: Group) -> None:
         turns, slot = group.turns, self.shape.data_slot(visit)
         near, away, near_rows = self._cache.handles(stage.index, visit.group, turns, slot)
-        key = (visit.turn, visit.group)
-        if key not in self._segments:
-            if stage.index == 0:
-                self._segments = {other: value for other, value in self._segments.items() if other[0] == visit.turn}
-            parts = (turns[:near_rows], turns[near_rows:])
-            self._segments[key] = tuple(  # type: ignore[assignment]
-                self.backend.segments([turn.past for turn in part], [turn.new for turn in part]) if part else None
-                for part in parts
-            )
-        segments, away_segments = self._segments[key]
-        near_tokens = sum(turn.new for turn in turns[:near_rows])
+        known = self._segments.get(visit.group)
+        if known is None or known[0] != visit.turn:
+            near_part, away_part = turns[:near_rows], turns[near_rows:]
+            handles = (self._segments_handle(near_part), self._segments_handle(away_part))
+            known = self._segments[visit.group] = (visit.turn, *handles, sum(turn.new for turn in near_part))
+        _, segments, away_segments, near_tokens = known
         far = partial(self._attend_far, away, away_segments) if away is not None else None
-        weights = layer_weights(self._stage_operands(visit, group.tokens), stage.index)
+        weights = self._layer_weights(visit, stage, group.tokens)
         cache = LayerCache(near, segments, near_tokens, far)
         opt.decoder_layer(self.backend, self.weights.plan.file.spec, weights, self._x(visit, group), cache)
+
+    def _segments_handle(self, turns: Sequence[RowTurn]) -> Any:
+        return self.backend.segments([turn.past for turn in turns], [turn.new for turn in turns]) if turns else None
 
     def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
         """Queries, keys and values cross to the host, attention runs where the cache is, its result crosses back."""

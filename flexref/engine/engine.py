@@ -9,7 +9,7 @@ from typing import Any
 
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
-from flexref.engine.block import OnLogits
+from flexref.engine.block import OnLogits, OnVisit
 from flexref.engine.job import AnyPrompt, Job, Request
 from flexref.engine.plan import (
     BlockPlan,
@@ -94,9 +94,10 @@ class Engine:
         trace: Trace | None = None,
         on_token: Callable[[StreamedToken], None] | None = None,
         on_logits: OnLogits | None = None,
+        on_visit: OnVisit | None = None,
     ) -> Generation:
         """Run all prompts and return outputs in their order; see `stream` for what it raises."""
-        job = Job(self, prompts, request or Request(), trace, on_logits)
+        job = Job(self, prompts, request or Request(), trace, on_logits, on_visit)
         for token in job.run():
             if on_token is not None:
                 on_token(token)

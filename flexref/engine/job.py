@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from flexref.engine import executor
-from flexref.engine.block import Block, OnLogits, Watch
+from flexref.engine.block import Block, OnLogits, OnVisit, Watch
 from flexref.engine.choose import Choice, blocks_of, choose_policy
 from flexref.engine.plan import BlockPlan, Lengths, slots_of, totals
 from flexref.engine.results import Generation, Output, Stats, StreamedToken
@@ -53,6 +53,7 @@ class Job:
         request: Request,
         trace: Trace | None = None,
         on_logits: OnLogits | None = None,
+        on_visit: OnVisit | None = None,
     ) -> None:
         if not prompts:
             raise PromptError("there is no prompt")
@@ -60,7 +61,7 @@ class Job:
         if request.stops and tokenizer is None:
             raise PromptError("stop strings need a tokenizer, and the model has none")
         self.engine, self.request, self.trace = engine, request, trace
-        self.watch = Watch(None if trace is None else trace.on_computed, on_logits)
+        self.watch = Watch(None if trace is None else trace.on_computed, on_logits, on_visit)
         self.prompts = [_as_prompt(prompt) for prompt in prompts]
         most = request.max_new_tokens
         ids = all_token_ids(self.prompts, tokenizer, spec.vocabulary, spec.positions, most)
@@ -110,17 +111,22 @@ class Job:
         step = self.policy.rows_per_group
         groups = [Group(rows[first : first + step]) for first in range(0, len(rows), step)]
         turns = max(row.limit for row in rows)
-        shape = Shape(turns, len(weights.plan.stages), len(groups), weights.plan.slots)
+        kinds = plan.moving(weights.plan)
+        shape = Shape(turns, len(weights.plan.stages), len(groups), weights.plan.slots, kinds)
         block = Block(
             plan, weights, engine.mover, groups, shape, Sampler(self.request.sampling), self._judge, self.watch
         )
         try:
             block.allocate(engine.arenas)
+            before = engine.mover.traffic.snapshot()
             start = time.perf_counter()
             prefill_end = None
             for visit in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):
-                if visit.turn == 0 and visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
-                    prefill_end = time.perf_counter()
+                if visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
+                    if visit.turn == 0:
+                        prefill_end = time.perf_counter()
+                        add_bytes(stats.prefill_link_bytes, engine.mover.traffic.since(before))
+                    block.tell_watch()
                 for event in block.take_events():
                     yield self._streamed(event.row, event.token_id, event.finish_reason)
             end = time.perf_counter()
@@ -167,6 +173,13 @@ class Job:
             }
         if self.trace is not None:
             stats.lane_busy = self.trace.busy_shares()
+
+
+def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:
+    """Add bytes per link and kind to a table of them."""
+    for link, kinds in more.items():
+        for kind, nbytes in kinds.items():
+            total.setdefault(link, {})[kind] = total.get(link, {}).get(kind, 0) + nbytes
 
 
 def _lengths(row: Row) -> Lengths:

@@ -19,7 +19,7 @@ from flexref.policy import Policy
 from flexref.spec import ModelSpec, TensorSpec, layer_stage, stages
 from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
-from flexref.tiers.cache import CachePlan, RowPlan
+from flexref.tiers.cache_plan import CachePlan, RowPlan
 from flexref.tiers.placement import place_in_order, place_items
 from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
@@ -54,6 +54,16 @@ class BlockPlan:
     workspace_bytes: int
     expanded_bytes: int
     far_bytes: int
+
+    def moving(self, weights: WeightsPlan) -> frozenset[str]:
+        """The kinds of data of which anything travels between the tiers (see `schedule.Shape`)."""
+        moves = {
+            "weights": weights.slot_bytes,
+            "cache": any(row.home is not Tier.DEVICE for group in self.cache.groups for row in group),
+            "activations": self.activations.token_rows_bytes
+            or any(group.home is not Tier.DEVICE for group in self.activations.groups),
+        }
+        return frozenset(kind for kind, anything in moves.items() if anything)
 
     def needs(self) -> Iterator[Need]:
         """Everything that a block takes, in the order in which it is taken."""

@@ -37,7 +37,8 @@ class Stats:
     """The account of one job. Bytes per link and kind, peak bytes per tier, shares of bytes planned and real.
 
     `load_s` is the time to bring weights home before the first job; it counts in neither `prefill_s` nor `decode_s`.
-    `tokens_per_s` is generated tokens over prefill and decode together.
+    `tokens_per_s` is generated tokens over prefill and decode together. `prefill_link_bytes` are those of `link_bytes`
+    whose copies had been started when a block's prefill ended: with overlap, some belong to its first decode pass.
     """
 
     backend: str
@@ -51,6 +52,7 @@ class Stats:
     decode_s: float = 0.0
     direct_disk_reads: bool = True
     link_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
+    prefill_link_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
     link_s: dict[str, dict[str, float]] = field(default_factory=dict)
     peak_bytes: dict[str, int] = field(default_factory=dict)
     budget_bytes: dict[str, int | None] = field(default_factory=dict)

@@ -51,26 +51,23 @@ Judge = Callable[[Row], str | None]
 """Told of a row's newest token, says why the row is to stop, or None."""
 
 
-@dataclass(slots=True)
 class Group:
-    """The rows that are computed together, and what the next pass feeds of those that are alive."""
+    """The rows that are computed together, and what the next pass feeds of those that are alive.
 
-    rows: Sequence[Row]
+    `alive`: (place in the group, row) of those that go on. `turns`: what the next pass has of each of them. `tokens`:
+    T of the next pass. All three are worked out once per pass, for every stage asks for them.
+    """
 
-    @property
-    def alive(self) -> list[tuple[int, Row]]:
-        """(place in the group, row) of those that go on."""
-        return [(place, row) for place, row in enumerate(self.rows) if row.finish_reason is None]
+    __slots__ = ("alive", "rows", "tokens", "turns")
 
-    @property
-    def turns(self) -> list[RowTurn]:
-        """What the next pass has of every row that is alive."""
-        return [row.turn(place) for place, row in self.alive]
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._look()
 
-    @property
-    def tokens(self) -> int:
-        """T of the next pass."""
-        return sum(turn.new for turn in self.turns)
+    def _look(self) -> None:
+        self.alive = [(place, row) for place, row in enumerate(self.rows) if row.finish_reason is None]
+        self.turns = tuple(row.turn(place) for place, row in self.alive)
+        self.tokens = sum(turn.new for turn in self.turns)
 
     def token_ids(self) -> npt.NDArray[np.int32]:
         """(T,) ids that the next pass feeds, row after row."""
@@ -92,4 +89,5 @@ class Group:
             row.tokens.append(token_id)
             row.finish_reason = judge(row) or ("length" if len(row.tokens) >= row.limit else None)
             events.append(TokenEvent(row.number, token_id, row.finish_reason))
+        self._look()
         return events

@@ -24,7 +24,7 @@ class Trace:
         self._add(done.lane, done.what, done.start_s, done.end_s, {"link": done.link, "bytes": done.nbytes})
 
     def on_computed(self, stage: Stage, group: int, start_s: float, end_s: float) -> None:
-        """A computed visit."""
+        """A computed visit, from the first of its operators to the last."""
         self._add("compute", f"{stage.name} group {group}", start_s, end_s, {"group": group})
 
     def _add(self, lane: str, what: str, start_s: float, end_s: float, details: dict[str, Any]) -> None:

@@ -6,7 +6,17 @@ from flexref.schedule.zigzag import Beat, Operation, Shape, Visit
 
 
 def requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
-    """The operations that must be complete before `operation` may start: its data, and the room for its result."""
+    """The operations that must be complete before `operation` may start: its data, and the room for its result.
+
+    Moves of one kind of data wait for each other and for computations alone, so that a kind that never moves can be
+    left out.
+    """
+    for needed in _requirements(operation, shape):
+        if needed.move == "compute" or needed.kind in shape.kinds:
+            yield needed
+
+
+def _requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
     if operation.kind == "weights":
         yield from _weights(operation, shape)
     elif operation.kind == "cache":

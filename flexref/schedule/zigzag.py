@@ -24,13 +24,15 @@ class Shape:
     """How much a block's schedule has of everything: at most `turns` passes over `stages` for `groups`.
 
     `slots` is how many stages' (or visits') streamed data may be on their way or in use at a time: 2 to work on one
-    while the next arrives, 1 to do one thing after another.
+    while the next arrives, 1 to do one thing after another. `kinds` are the kinds of data of which anything ever moves:
+    what is all at home on the device needs no operations, no slot, and so no order.
     """
 
     turns: int
     stages: int
     groups: int
     slots: int
+    kinds: frozenset[str] = frozenset(("weights", "cache", "activations"))
 
     def number(self, visit: Visit) -> int:
         """Visits before `visit`."""
@@ -55,9 +57,6 @@ class Shape:
         """Which slot holds the visit's streamed cache and activations."""
         return self.number(visit) % self.slots
 
-
-KINDS = ("weights", "cache", "activations")
-"""What travels between the tiers."""
 
 MOVES = ("fetch", "load", "store", "spill")
 """disk -> host, host -> device, device -> host, host -> disk."""
@@ -160,4 +159,6 @@ def _fetch_weights(shape: Shape, walk: int) -> tuple[Operation, ...]:
 
 def beats(shape: Shape, *, overlap: bool) -> Iterator[Beat]:
     """The block's beats: two ways of pipelining the same visits."""
-    return overlapped(shape) if overlap else serial(shape)
+    for beat in overlapped(shape) if overlap else serial(shape):
+        ahead, behind = (tuple(each for each in part if each.kind in shape.kinds) for part in (beat.ahead, beat.behind))
+        yield Beat(ahead, beat.compute, behind)

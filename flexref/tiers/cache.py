@@ -2,87 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from itertools import groupby
 from typing import Any
 
 from flexref.backend.protocol import Backend
-from flexref.backend.records import RecordLayout
+from flexref.tiers.cache_plan import CachePlan, RowPlan, RowStarts
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, Region, Tier, view
-
-
-@dataclass(frozen=True, slots=True)
-class RowPlan:
-    """One row's cache: how many tokens it may hold, how many its prompt brings, and where it is at home."""
-
-    capacity_tokens: int
-    prompt_tokens: int
-    home: Tier
-
-
-@dataclass(frozen=True)
-class CachePlan:
-    """Homes and slots of a block's caches. In every group, rows at home on the device come first.
-
-    `far` is True if decode attention over a cache that is not on the device is computed on the host: such a cache
-    crosses the link in the prefill only, outward.
-    """
-
-    layout: RecordLayout
-    layers: int
-    groups: tuple[tuple[RowPlan, ...], ...]
-    far: bool
-    slots: int
-
-    @cached_property
-    def row_offsets(self) -> tuple[tuple[int, ...], ...]:
-        """Where a row's records start among those of one layer on its home tier."""
-        used = dict.fromkeys(Tier, 0)
-        offsets = []
-        for group in self.groups:
-            starts = []
-            for row in group:
-                starts.append(used[row.home])
-                used[row.home] += row.capacity_tokens * self.layout.record_bytes
-            offsets.append(tuple(starts))
-        return tuple(offsets)
-
-    def layer_bytes(self, tier: Tier) -> int:
-        """Bytes that one layer's caches of all rows at home on `tier` take."""
-        rows = (row for group in self.groups for row in group if row.home is tier)
-        return sum(row.capacity_tokens for row in rows) * self.layout.record_bytes
-
-    def _largest(self, tokens: Mapping[Tier, str]) -> int:
-        """Bytes of the largest group, counting for each home tier the named tokens of its rows."""
-        sums = (sum(getattr(row, tokens[row.home]) for row in group if row.home in tokens) for group in self.groups)
-        return max(sums, default=0) * self.layout.record_bytes
-
-    @property
-    def slot_bytes(self) -> int:
-        """Device bytes of one slot: the caches of one group's rows that are at home elsewhere."""
-        tokens = "prompt_tokens" if self.far else "capacity_tokens"
-        return self._largest({Tier.HOST: tokens, Tier.DISK: tokens})
-
-    @property
-    def staging_in_bytes(self) -> int:
-        """Host bytes of one slot for caches that come from disk."""
-        return self._largest({Tier.DISK: "capacity_tokens"})
-
-    @property
-    def staging_out_bytes(self) -> int:
-        """Host bytes of one slot for new records on their way to disk: at most a prompt's."""
-        return self._largest({Tier.DISK: "prompt_tokens"})
-
-    def needs(self) -> Iterator[tuple[Tier, str, int]]:
-        """(tier, holder, bytes) of everything that `CacheStore` will take."""
-        for tier in Tier:
-            if self.layer_bytes(tier):
-                yield tier, "KV cache", self.layers * self.layer_bytes(tier)
-        if self.slot_bytes:
-            yield Tier.DEVICE, "KV cache slots", self.slots * self.slot_bytes
-        if self.staging_in_bytes:
-            yield Tier.HOST, "KV cache staging in", self.slots * self.staging_in_bytes
-            yield Tier.HOST, "KV cache staging out", self.slots * self.staging_out_bytes
+from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, Tier, view
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +20,53 @@ class RowTurn:
     new: int
 
 
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring rows of a group off the device with the same plan and turn: a copy of `rows` equal pieces."""
+
+    rows: int
+    plan: RowPlan
+    starts: RowStarts
+    """Those of the first row."""
+    past: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """Where a stretch lies: its first row from `offset` of a region on, the others `stride` bytes further each.
+
+    The first record there is that of token `origin`.
+    """
+
+    region: Region
+    offset: int
+    stride: int
+    origin: int = 0
+
+    def piece(self, row: int, first: int, tokens: int, record_bytes: int) -> Region:
+        """The records of `tokens` tokens from `first` on of row number `row` of the stretch."""
+        start = self.offset + row * self.stride + (first - self.origin) * record_bytes
+        return self.region.part(start, tokens * record_bytes)
+
+
 @dataclass(slots=True)
 class CacheStore:
     """A block's caches: allocates, lists the copies of each visit, and hands out the rows that operators work on."""
 
     plan: CachePlan
     backend: Backend
+    _record: int = field(init=False)
     _homes: dict[Tier, Region] = field(default_factory=dict)
     _slots: list[Region] = field(default_factory=list)
     _staging_in: list[Region] = field(default_factory=list)
     _staging_out: list[Region] = field(default_factory=list)
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
-    _handles: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    _handles: dict[tuple[int, int, int, bool], tuple[Any, Any, int]] = field(default_factory=dict)
+    _stretches_of: dict[int, tuple[Sequence[RowTurn], list[Stretch]]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._record = self.plan.layout.record_bytes
 
     def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
         """Take all memory that the plan names."""
@@ -131,6 +92,7 @@ class CacheStore:
             arena.give_back(holder, region)
         self._taken.clear()
         self._handles.clear()
+        self._stretches_of.clear()
 
     def attends_far(self, turns: Sequence[RowTurn]) -> bool:
         """Whether this visit's rows off the device are attended to where they are: in decode, if the plan says so."""
@@ -139,9 +101,9 @@ class CacheStore:
     def fetch(self, layer: int, group: int, turns: Sequence[RowTurn], slot: int) -> list[Copy]:
         """disk -> host: what rows at home on disk hold so far."""
         return [
-            self._copy(layer, self._home(layer, group, turn.row), self._staged(group, turn.row, slot), 0, turn.past)
-            for turn in turns
-            if turn.past and self._row(group, turn.row).home is Tier.DISK
+            self._copy(layer, stretch, (self._home(layer, stretch), self._staged(stretch, slot)), 0, stretch.past)
+            for stretch in self._stretches(group, turns)
+            if stretch.past and stretch.plan.home is Tier.DISK
         ]
 
     def load(self, layer: int, group: int, turns: Sequence[RowTurn], slot: int) -> list[Copy]:
@@ -149,44 +111,33 @@ class CacheStore:
         if self.attends_far(turns):
             return []
         copies = []
-        for turn in turns:
-            tier = self._row(group, turn.row).home
-            if turn.past and tier is not Tier.DEVICE:
-                source = (
-                    self._home(layer, group, turn.row) if tier is Tier.HOST else self._staged(group, turn.row, slot)
-                )
-                copies.append(self._copy(layer, source, self._in_slot(group, turn.row, slot), 0, turn.past))
+        for stretch in self._stretches(group, turns):
+            if stretch.past:
+                on_host = stretch.plan.home is Tier.HOST
+                source = self._home(layer, stretch) if on_host else self._staged(stretch, slot)
+                copies.append(self._copy(layer, stretch, (source, self._in_slot(stretch, slot)), 0, stretch.past))
         return copies
 
     def store(self, layer: int, group: int, turns: Sequence[RowTurn], slot: int) -> list[Copy]:
         """device -> host: the new records of rows at home on host or disk."""
         if self.attends_far(turns):
             return []
-        copies, record = [], self.plan.layout.record_bytes
-        for turn in turns:
-            tier = self._row(group, turn.row).home
-            if tier is Tier.DEVICE:
-                continue
-            fresh = self._in_slot(group, turn.row, slot).part(turn.past * record, turn.new * record)
-            if tier is Tier.HOST:
-                target = self._home(layer, group, turn.row).part(turn.past * record, turn.new * record)
-            else:
-                target = self._leaving(group, turn.row, slot).part(0, turn.new * record)
-            copies.append(Copy("cache", f"layer {layer} cache", fresh, target))
+        copies = []
+        for stretch in self._stretches(group, turns):
+            on_host = stretch.plan.home is Tier.HOST
+            target = self._home(layer, stretch) if on_host else self._leaving(stretch, slot)
+            ways = (self._in_slot(stretch, slot), target)
+            copies.append(self._copy(layer, stretch, ways, stretch.past, stretch.new))
         return copies
 
     def spill(self, layer: int, group: int, turns: Sequence[RowTurn], slot: int) -> list[Copy]:
         """host -> disk: the new records of rows at home on disk."""
-        copies, record = [], self.plan.layout.record_bytes
-        for turn in turns:
-            if self._row(group, turn.row).home is not Tier.DISK:
-                continue
-            if self.attends_far(turns):
-                source = self._staged(group, turn.row, slot).part(turn.past * record, turn.new * record)
-            else:
-                source = self._leaving(group, turn.row, slot).part(0, turn.new * record)
-            target = self._home(layer, group, turn.row).part(turn.past * record, turn.new * record)
-            copies.append(Copy("cache", f"layer {layer} cache", source, target))
+        far, copies = self.attends_far(turns), []
+        for stretch in self._stretches(group, turns):
+            if stretch.plan.home is Tier.DISK:
+                source = self._staged(stretch, slot) if far else self._leaving(stretch, slot)
+                ways = (source, self._home(layer, stretch))
+                copies.append(self._copy(layer, stretch, ways, stretch.past, stretch.new))
         return copies
 
     def handles(self, layer: int, group: int, turns: Sequence[RowTurn], slot: int) -> tuple[Any, Any, int]:
@@ -195,9 +146,9 @@ class CacheStore:
         Handles are kept: they change only with the rows that are alive, and a port may have uploaded them.
         """
         far = self.attends_far(turns)
-        rows = tuple(turn.row for turn in turns)
-        key = (layer, group, slot, rows, far)
+        key = (layer, group, slot, far)
         if key not in self._handles:
+            rows = [turn.row for turn in turns]
             near_rows = [row for row in rows if not far or self._row(group, row).home is Tier.DEVICE]
             near = [self._view(self._near(layer, group, row, slot)) for row in near_rows]
             away = [self._view(self._away(layer, group, row, slot)) for row in rows[len(near_rows) :]]
@@ -207,7 +158,7 @@ class CacheStore:
                 self.backend.cache_rows(away, layout) if away else None,
                 len(near),
             )
-        return self._handles[key]  # type: ignore[no-any-return]
+        return self._handles[key]
 
     def forget(self, group: int) -> None:
         """A row of the group has retired: its handles are of no more use."""
@@ -217,45 +168,61 @@ class CacheStore:
     def _row(self, group: int, row: int) -> RowPlan:
         return self.plan.groups[group][row]
 
-    def _row_bytes(self, group: int, row: int) -> int:
-        return self._row(group, row).capacity_tokens * self.plan.layout.record_bytes
+    def _stretches(self, group: int, turns: Sequence[RowTurn]) -> list[Stretch]:
+        """The live rows off the device, in stretches; worked out once per pass, for every layer moves the same."""
+        known = self._stretches_of.get(group)
+        if known is None or known[0] is not turns:
+            known = self._stretches_of[group] = turns, list(self._find_stretches(group, turns))
+        return known[1]
 
-    def _home(self, layer: int, group: int, row: int) -> Region:
-        tier = self._row(group, row).home
-        start = layer * self.plan.layer_bytes(tier) + self.plan.row_offsets[group][row]
-        return self._homes[tier].part(start, self._row_bytes(group, row))
+    def _find_stretches(self, group: int, turns: Sequence[RowTurn]) -> Iterator[Stretch]:
+        plans = self.plan.groups[group]
+        off_device = [turn for turn in turns if plans[turn.row].home is not Tier.DEVICE]
 
-    def _sum(self, group: int, row: int, tokens: str, tiers: tuple[Tier, ...]) -> int:
-        """Bytes of the rows of the group before `row` whose home is among `tiers`: where a slot holds the row."""
-        before = (other for other in self.plan.groups[group][:row] if other.home in tiers)
-        return sum(int(getattr(other, tokens)) for other in before) * self.plan.layout.record_bytes
+        def kind(numbered: tuple[int, RowTurn]) -> tuple[Any, ...]:
+            place, turn = numbered
+            return plans[turn.row], turn.past, turn.new, turn.row - place
 
-    def _in_slot(self, group: int, row: int, slot: int) -> Region:
-        tokens = "prompt_tokens" if self.plan.far else "capacity_tokens"
-        start = self._sum(group, row, tokens, (Tier.HOST, Tier.DISK))
-        return self._slots[slot].part(start, getattr(self._row(group, row), tokens) * self.plan.layout.record_bytes)
+        for _, alike in groupby(enumerate(off_device), key=kind):
+            (_, turn), *others = alike
+            starts = self.plan.starts[group][turn.row]
+            yield Stretch(1 + len(others), plans[turn.row], starts, turn.past, turn.new)
 
-    def _staged(self, group: int, row: int, slot: int) -> Region:
-        start = self._sum(group, row, "capacity_tokens", (Tier.DISK,))
-        return self._staging_in[slot].part(start, self._row_bytes(group, row))
+    def _home(self, layer: int, stretch: Stretch) -> Spot:
+        tier, size = stretch.plan.home, stretch.plan.capacity_tokens * self._record
+        return Spot(self._homes[tier], layer * self.plan.layer_bytes(tier) + stretch.starts.home, size)
 
-    def _leaving(self, group: int, row: int, slot: int) -> Region:
-        start = self._sum(group, row, "prompt_tokens", (Tier.DISK,))
-        size = self._row(group, row).prompt_tokens * self.plan.layout.record_bytes
-        return self._staging_out[slot].part(start, size)
+    def _in_slot(self, stretch: Stretch, slot: int) -> Spot:
+        return Spot(self._slots[slot], stretch.starts.slot, self.plan.slot_tokens(stretch.plan) * self._record)
 
-    def _near(self, layer: int, group: int, row: int, slot: int) -> Region:
-        at_home = self._row(group, row).home is Tier.DEVICE
-        return self._home(layer, group, row) if at_home else self._in_slot(group, row, slot)
+    def _staged(self, stretch: Stretch, slot: int) -> Spot:
+        return Spot(self._staging_in[slot], stretch.starts.staged, stretch.plan.capacity_tokens * self._record)
 
-    def _away(self, layer: int, group: int, row: int, slot: int) -> Region:
-        on_host = self._row(group, row).home is Tier.HOST
-        return self._home(layer, group, row) if on_host else self._staged(group, row, slot)
+    def _leaving(self, stretch: Stretch, slot: int) -> Spot:
+        size = stretch.plan.prompt_tokens * self._record
+        return Spot(self._staging_out[slot], stretch.starts.leaving, size, origin=stretch.past)
 
-    def _view(self, region: Region) -> Any:
-        return view(self.backend, region, (region.nbytes,), "uint8")
+    def _copy(self, layer: int, stretch: Stretch, ways: tuple[Spot, Spot], first: int, tokens: int) -> Copy:
+        """Records of `tokens` tokens from `first` on of every row of the stretch, from one spot to another."""
+        source, target = ways
+        for spot in ways:
+            spot.piece(stretch.rows - 1, first, tokens, self._record)  # the last piece lies inside its region too
+        pieces = WHOLE if stretch.rows == 1 else Pieces(stretch.rows, source.stride, target.stride)
+        there, back = (spot.piece(0, first, tokens, self._record) for spot in ways)
+        return Copy("cache", f"layer {layer} cache", there, back, pieces=pieces)
 
-    def _copy(self, layer: int, source: Region, target: Region, first: int, tokens: int) -> Copy:
-        record = self.plan.layout.record_bytes
-        part = (first * record, tokens * record)
-        return Copy("cache", f"layer {layer} cache", source.part(*part), target.part(*part))
+    def _alone(self, group: int, row: int) -> Stretch:
+        """A row as a stretch of its own."""
+        return Stretch(1, self._row(group, row), self.plan.starts[group][row], 0, 0)
+
+    def _near(self, layer: int, group: int, row: int, slot: int) -> Spot:
+        alone = self._alone(group, row)
+        return self._home(layer, alone) if alone.plan.home is Tier.DEVICE else self._in_slot(alone, slot)
+
+    def _away(self, layer: int, group: int, row: int, slot: int) -> Spot:
+        alone = self._alone(group, row)
+        return self._home(layer, alone) if alone.plan.home is Tier.HOST else self._staged(alone, slot)
+
+    def _view(self, spot: Spot) -> Any:
+        """A row's whole cache, whose size is its stride."""
+        return view(self.backend, spot.region, (spot.stride,), "uint8", spot.offset)

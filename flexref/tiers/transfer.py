@@ -61,11 +61,25 @@ class Region:
         return Region(self.tier, self.place, self.offset + offset, nbytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """That a copy has `count` pieces, each so many bytes behind the one before it, in its source and in its target."""
+
+    count: int
+    source_stride: int
+    target_stride: int
+
+
+WHOLE = Pieces(1, 0, 0)
+"""A copy in one piece."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Copy:
     """Move all of `source` into `target`, which must be as long and one link away.
 
     `kind` is weights, cache or activations. `check` is called with bytes that came from disk, where they arrived.
+    With `pieces`, `source` and `target` are those of the first piece.
     """
 
     kind: str
@@ -73,6 +87,7 @@ class Copy:
     source: Region
     target: Region
     check: Callable[[npt.NDArray[np.uint8]], None] | None = None
+    pieces: Pieces = WHOLE
 
     def __post_init__(self) -> None:
         if self.source.nbytes != self.target.nbytes:
@@ -88,7 +103,7 @@ class Copy:
     @property
     def nbytes(self) -> int:
         """How much it moves."""
-        return self.source.nbytes
+        return self.source.nbytes * self.pieces.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,17 +266,26 @@ class Mover:
             return HostWork(copy.what, lambda: self._read(copy))
         if copy.target.tier is Tier.DISK:
             return HostWork(copy.what, lambda: self._write(copy))
-        return Move(copy.what, _span(copy.source), _span(copy.target))
+        count = copy.pieces.count
+        source, target = copy.source, copy.target
+        return Move(
+            copy.what,
+            Span(source.place, source.offset, source.nbytes, count, copy.pieces.source_stride),  # type: ignore[arg-type]
+            Span(target.place, target.offset, target.nbytes, count, copy.pieces.target_stride),  # type: ignore[arg-type]
+        )
 
     def _read(self, copy: Copy) -> None:
-        memory = host_bytes(self.backend, copy.target)
-        copy.source.place.read(copy.source.offset, memory)  # type: ignore[union-attr]
-        if copy.check is not None:
-            copy.check(memory)
+        for piece in range(copy.pieces.count):
+            memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
+            copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
+            if copy.check is not None:
+                copy.check(memory)
 
     def _write(self, copy: Copy) -> None:
-        copy.target.place.write(copy.target.offset, host_bytes(self.backend, copy.source))  # type: ignore[union-attr]
+        for piece in range(copy.pieces.count):
+            memory = self._host_piece(copy.source, piece * copy.pieces.source_stride)
+            copy.target.place.write(copy.target.offset + piece * copy.pieces.target_stride, memory)  # type: ignore[union-attr]
 
-
-def _span(region: Region) -> Span:
-    return Span(region.place, region.offset, region.nbytes)  # type: ignore[arg-type]
+    def _host_piece(self, first: Region, behind: int) -> npt.NDArray[np.uint8]:
+        """The bytes that lie `behind` bytes behind those of a host region."""
+        return host_bytes(self.backend, Region(first.tier, first.place, first.offset + behind, first.nbytes))

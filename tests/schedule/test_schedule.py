@@ -1,6 +1,7 @@
 """The schedule's order against its own list of hazards, and against a model of slots that knows neither."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,8 @@ from flexref.schedule.hazards import first_violation, requirements
 from flexref.schedule.zigzag import Beat, Operation, Shape, Visit, beats, zigzag
 
 SHAPES = st.builds(Shape, st.integers(1, 4), st.integers(3, 6), st.integers(1, 4), st.just(2))
+
+KINDS = ("weights", "cache", "activations")
 
 
 def test_groups_are_innermost_so_that_a_stage_is_fetched_once_per_pass() -> None:
@@ -26,6 +29,22 @@ def test_every_operation_starts_once_and_after_all_that_it_requires(shape: Shape
     visits = shape.turns * shape.stages * shape.groups
     weights = 2 * shape.turns * shape.stages
     assert len(counts) == weights + visits * (1 + 4 * 2)
+
+
+@given(SHAPES, st.sets(st.sampled_from(KINDS)), st.booleans())
+def test_kinds_that_never_move_take_nothing_from_the_order_of_the_others(
+    shape: Shape, kinds: set[str], overlap: bool
+) -> None:
+    fewer = replace(shape, kinds=frozenset(kinds))
+    left = [operation for beat in beats(fewer, overlap=overlap) for operation in beat.operations()]
+    whole = [operation for beat in beats(shape, overlap=overlap) for operation in beat.operations()]
+    assert left == [operation for operation in whole if operation.move == "compute" or operation.kind in kinds]
+    assert first_violation(beats(fewer, overlap=overlap), fewer) is None
+    for operation in left:
+        needed = set(requirements(operation, shape))
+        assert set(requirements(operation, fewer)) == needed & set(left)
+        # What one kind's moves wait for is of that kind, or computed: so nothing is lost with another kind.
+        assert operation.move == "compute" or all(each.kind in ("", operation.kind) for each in needed)
 
 
 @given(SHAPES)

@@ -82,7 +82,10 @@ def times_are_in_order(backend: Backend, data: st.DataObject) -> None:
 
 
 def times_are_those_of_the_host(backend: Backend, data: st.DataObject) -> None:
-    """Times are seconds of `time.perf_counter`: a step lies between its submission and the end of the wait."""
+    """Times are seconds of `time.perf_counter`: a step lies between its submission and the end of the wait.
+
+    So is the time of a mark: that at which the operators before it were done.
+    """
     with Bench(backend) as bench:
         source, target = bench.buffer("host", 4096), bench.buffer("device", 4096)
         steps: list[LaneStep] = [_late(), move(whole(source), whole(target))]
@@ -91,13 +94,17 @@ def times_are_those_of_the_host(backend: Backend, data: st.DataObject) -> None:
         ticket.wait()
         after = time.perf_counter()
         (slept, woke), (_, end) = ticket.times()
+        mark = backend.mark()
+        mark.wait()
+        ((passed, _),) = mark.times()
+        assert after - CLOCK_SLACK_S <= passed <= time.perf_counter() + CLOCK_SLACK_S, "a mark has another clock"
         assert before - CLOCK_SLACK_S <= slept, "a step started before it was submitted"
         assert end <= after + CLOCK_SLACK_S, "a step ended after it was waited for"
         assert woke - slept >= LATE_S - CLOCK_SLACK_S, f"a step that takes {LATE_S} s took {woke - slept} s"
 
 
 def moves_copy_exactly_their_bytes(backend: Backend, data: st.DataObject) -> None:
-    """A move copies the bytes of its source span to its target span and no others, between either tier's buffers."""
+    """A move copies the bytes of its source span, piece by piece, to its target span and no others, on either tier."""
     with Bench(backend) as bench:
         size = 600
         content = [_bytes(data, size) for _ in range(4)]
@@ -112,10 +119,19 @@ def moves_copy_exactly_their_bytes(backend: Backend, data: st.DataObject) -> Non
         steps: list[LaneStep] = []
         for _ in range(data.draw(st.integers(1, 6))):
             source, target = data.draw(st.permutations(range(4)))[:2]
-            nbytes = data.draw(st.integers(1, size))
-            start, goal = (data.draw(st.integers(0, size - nbytes)) for _ in range(2))
-            steps.append(move(Span(spots[source], start, nbytes), Span(spots[target], goal, nbytes)))
-            content[target][goal : goal + nbytes] = content[source][start : start + nbytes]
+            count = data.draw(st.integers(1, 5))
+            nbytes = data.draw(st.integers(1, size // count))
+            widest = max(nbytes, (size - nbytes) // max(1, count - 1))
+            strides = [data.draw(st.integers(nbytes, widest)) for _ in range(2)]
+            starts = [data.draw(st.integers(0, size - nbytes - (count - 1) * stride)) for stride in strides]
+            spans = [
+                Span(spots[place], start, nbytes, count, stride)
+                for place, start, stride in zip((source, target), starts, strides, strict=True)
+            ]
+            steps.append(move(*spans))
+            for piece in range(count):
+                first, goal = (start + piece * stride for start, stride in zip(starts, strides, strict=True))
+                content[target][goal : goal + nbytes] = content[source][first : first + nbytes]
         ticket = backend.submit(data.draw(lanes), steps, ())
         backend.wait(ticket)
         ticket.wait()

@@ -1,0 +1,108 @@
+"""Where the KV caches of a block are to lie, row by row: homes, slots and staging in bytes; it moves nothing."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from flexref.backend.records import RecordLayout
+from flexref.tiers.transfer import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """One row's cache: how many tokens it may hold, how many its prompt brings, and where it is at home."""
+
+    capacity_tokens: int
+    prompt_tokens: int
+    home: Tier
+
+
+@dataclass(frozen=True, slots=True)
+class RowStarts:
+    """Where a row's records start, in bytes: at home among those of one layer, in a slot, in the staging of one."""
+
+    home: int
+    slot: int
+    staged: int
+    leaving: int
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Homes and slots of a block's caches. In every group, rows at home on the device come first.
+
+    `far` is True if decode attention over a cache that is not on the device is computed on the host: such a cache
+    crosses the link in the prefill only, outward.
+    """
+
+    layout: RecordLayout
+    layers: int
+    groups: tuple[tuple[RowPlan, ...], ...]
+    far: bool
+    slots: int
+
+    @cached_property
+    def starts(self) -> tuple[tuple[RowStarts, ...], ...]:
+        """Where the records of every row of every group start."""
+        at_home = dict.fromkeys(Tier, 0)
+        return tuple(tuple(self._group_starts(group, at_home)) for group in self.groups)
+
+    def _group_starts(self, group: Sequence[RowPlan], at_home: dict[Tier, int]) -> Iterator[RowStarts]:
+        in_slot = staged = leaving = 0
+        record = self.layout.record_bytes
+        for row in group:
+            yield RowStarts(at_home[row.home], in_slot, staged, leaving)
+            at_home[row.home] += row.capacity_tokens * record
+            if row.home is not Tier.DEVICE:
+                in_slot += self.slot_tokens(row) * record
+            if row.home is Tier.DISK:
+                staged += row.capacity_tokens * record
+                leaving += row.prompt_tokens * record
+
+    def slot_tokens(self, row: RowPlan) -> int:
+        """Tokens of a row, at home off the device, for which a slot on the device has room."""
+        return row.prompt_tokens if self.far else row.capacity_tokens
+
+    def layer_bytes(self, tier: Tier) -> int:
+        """Bytes that one layer's caches of all rows at home on `tier` take."""
+        return self._layer_bytes[tier]
+
+    @cached_property
+    def _layer_bytes(self) -> dict[Tier, int]:
+        tokens = dict.fromkeys(Tier, 0)
+        for group in self.groups:
+            for row in group:
+                tokens[row.home] += row.capacity_tokens
+        return {tier: count * self.layout.record_bytes for tier, count in tokens.items()}
+
+    def _largest(self, tokens: Mapping[Tier, str]) -> int:
+        """Bytes of the largest group, counting for each home tier the named tokens of its rows."""
+        sums = (sum(getattr(row, tokens[row.home]) for row in group if row.home in tokens) for group in self.groups)
+        return max(sums, default=0) * self.layout.record_bytes
+
+    @property
+    def slot_bytes(self) -> int:
+        """Device bytes of one slot: the caches of one group's rows that are at home elsewhere."""
+        tokens = "prompt_tokens" if self.far else "capacity_tokens"  # see `slot_tokens`
+        return self._largest({Tier.HOST: tokens, Tier.DISK: tokens})
+
+    @property
+    def staging_in_bytes(self) -> int:
+        """Host bytes of one slot for caches that come from disk."""
+        return self._largest({Tier.DISK: "capacity_tokens"})
+
+    @property
+    def staging_out_bytes(self) -> int:
+        """Host bytes of one slot for new records on their way to disk: at most a prompt's."""
+        return self._largest({Tier.DISK: "prompt_tokens"})
+
+    def needs(self) -> Iterator[tuple[Tier, str, int]]:
+        """(tier, holder, bytes) of everything that `CacheStore` will take."""
+        for tier in Tier:
+            if self.layer_bytes(tier):
+                yield tier, "KV cache", self.layers * self.layer_bytes(tier)
+        if self.slot_bytes:
+            yield Tier.DEVICE, "KV cache slots", self.slots * self.slot_bytes
+        if self.staging_in_bytes:
+            yield Tier.HOST, "KV cache staging in", self.slots * self.staging_in_bytes
+            yield Tier.HOST, "KV cache staging out", self.slots * self.staging_out_bytes
