@@ -28,6 +28,9 @@ EVENT_RESOLUTION_S = 1e-6
 LARGE_BYTES = 1 << 18
 """A move of so many bytes takes far longer than that resolution."""
 
+LONG_BYTES = 8 << 20
+"""Some moves of so many bytes take longer than a port takes to start an operator behind them."""
+
 lanes = st.sampled_from(LANES)
 
 
@@ -37,6 +40,12 @@ def _host_work(call: Callable[[], None]) -> HostWork:
 
 def _late() -> HostWork:
     return _host_work(lambda: time.sleep(LATE_S))
+
+
+def _long_moves(bench: Bench) -> list[LaneStep]:
+    """Moves that take long on any device, and that no host has to wait for."""
+    source, target = bench.buffer("host", LONG_BYTES), bench.buffer("device", LONG_BYTES)
+    return [move(whole(source), whole(target))] * 4
 
 
 def _bytes(data: st.DataObject, nbytes: int) -> Values:
@@ -227,7 +236,10 @@ def operators_wait_for_lanes(backend: Backend, data: st.DataObject) -> None:
         there = backend.view(device_x, 0, x.shape, bench.dtype)
         result = backend.view(device_y, 0, x.shape, bench.dtype)
         weights = bench.array(w)
-        backend.wait(backend.submit(lane, [_late(), move(whole(host_x), whole(device_x))], ()))
+        late = [_late()] if data.draw(st.booleans()) else _long_moves(bench)
+        backend.upload(spoilt, out=there)
+        backend.linear(there, weights, None, out=result)  # whatever a port makes once is made now
+        backend.wait(backend.submit(lane, [*late, move(whole(host_x), whole(device_x))], ()))
         backend.linear(there, weights, None, out=result)
         mark = backend.mark()
         backend.submit(lane, [move(whole(host_spoilt), whole(device_x))], [mark])

@@ -1,0 +1,267 @@
+"""The KV cache of the port: appends records and attends to them; it knows no tiers, and kernels do the arithmetic.
+
+Every row goes its own way, whatever other rows are in the call: one new token to `attend_decode`, several to
+`attend_prefill`, and its keys are split as its own number of keys says.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from struct import Struct
+from weakref import WeakValueDictionary
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.records import SECTION_BYTES, RecordLayout
+from flexref.errors import PolicyError
+from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
+from flexref_cupy.kernels import Kernel
+from flexref_cupy.memory import Tensor
+from flexref_cupy.variants import VARIANTS
+
+WIDEST_HEAD = 256
+"""What a block's registers hold of a head's numbers."""
+
+LOOSE_WIDTHS = (16, 64, 128, WIDEST_HEAD)
+"""Heads of other widths than those of the exact variants are computed as the next wider of these, with zeros."""
+
+STEP_KEYS, SPLIT_STEPS, MOST_SPLITS = 16, 16, 64
+"""Decode takes so many keys at a time, so many times per block, in so many blocks at most; then blocks take more."""
+
+TILE_TOKENS = 64
+"""New tokens that one block takes."""
+
+HEADS_PER_BLOCK = 4
+"""Heads that one block of decode takes."""
+
+THREADS = 128
+"""A block of attention."""
+
+APPEND_THREADS, APPEND_TEAM, APPEND_DEPTH = 256, 8, 8
+"""A block of `append`, its threads that quantize one group, and the blocks that share a tile's tokens."""
+
+LOG2_E = math.log2(math.e)
+"""Exponentials are powers of two: scores are scaled by it."""
+
+Numbers = npt.NDArray[np.int64]
+
+_FLOAT, _INTEGER = Struct("=f"), Struct("=i")
+
+
+def exact_macros(layout: RecordLayout) -> dict[str, object]:
+    """The macros of kernels made for exactly this layout, whether there are such or not."""
+    if layout.quantized:
+        return {"FORM": "CODES", "WIDTH": layout.head_width, "GROUP": min(layout.group_size, layout.head_width)}
+    return {"FORM": "VALUES", "WIDTH": layout.head_width, "GROUP": 0}
+
+
+class LayoutKernels:
+    """The kernels that serve one record layout, and the numbers that they are told of it."""
+
+    def __init__(self, device: Device, layout: RecordLayout) -> None:
+        """`PolicyError` if no kernel can: heads too wide or too many, or values that are not float16."""
+        if layout.head_width > WIDEST_HEAD:
+            raise PolicyError(f"the port's attention takes heads of width {WIDEST_HEAD} at most: {layout.head_width}")
+        if not layout.quantized and layout.dtype != "float16":
+            raise PolicyError(f"the port's cache holds float16 or 4-bit groups, found {layout.dtype}")
+        self._device, self.layout = device, layout
+        self.exact = exact_macros(layout) in VARIANTS["attend_decode"]
+        """Whether kernels know the layout as a constant; the others go number by number."""
+        self.group_size = min(layout.group_size, layout.head_width)
+        self.head_blocks = -(-layout.heads // HEADS_PER_BLOCK)
+        codes = layout.packed_width if layout.quantized else 2 * layout.head_width
+        self.head_bytes = codes
+        self.wide_codes = not (layout.head_width % 8 or self.group_size % 8)
+        self.wide_values = not layout.heads * layout.head_width % 8
+        partial_bytes = layout.heads * (-(-layout.head_width // 64) * 64 + 2) * 4
+        self.items_at_once = min(PARTIALS_BYTES // partial_bytes, COUNTERS_BYTES // 4 // self.head_blocks)
+        """Items of decode whose partial sums and counters fit the scratch."""
+        if self.items_at_once < MOST_SPLITS:
+            raise PolicyError(f"the port's attention cannot take {layout.heads} heads of width {layout.head_width}")
+
+    @cached_property
+    def decode(self) -> Kernel:
+        """`attend_decode` of an exact layout."""
+        return self._device.kernels.get("attend_decode", "attend_decode", 0, **exact_macros(self.layout))
+
+    @cached_property
+    def prefill(self) -> Kernel:
+        """`attend_prefill` of any layout."""
+        macros = exact_macros(self.layout)
+        if not self.exact:
+            width = next(width for width in LOOSE_WIDTHS if width >= self.layout.head_width)
+            macros = {"FORM": f"LOOSE_{macros['FORM']}", "WIDTH": width, "GROUP": 0}
+        return self._device.kernels.get("attend_prefill", "attend_prefill", 0, **macros)
+
+    def append(self, wide: bool) -> Kernel:
+        """`append` to this layout, several numbers at a time or one."""
+        name = "append_codes" if self.layout.quantized else "append_values"
+        return self._device.kernels.get("append", name, WIDE=int(wide))
+
+
+class Starts:
+    """Where rows' records start, in bytes from those of the first row, on the device."""
+
+    __slots__ = ("__weakref__", "array")
+
+    def __init__(self, array: SmallArray) -> None:
+        self.array = array
+
+
+class CacheRows:
+    """The caches of B rows of one layout: where the first one's records are, and the others' behind it."""
+
+    __slots__ = ("_starts", "kernels", "records", "starts")
+
+    def __init__(self, records: int, starts: Starts, kernels: LayoutKernels) -> None:
+        self.records, self._starts, self.kernels = records, starts, kernels
+        self.starts = starts.array.address
+
+
+def numbered(counts: Numbers) -> tuple[Numbers, Numbers]:
+    """For `counts` of things of every owner: whose each thing is, and its number among its owner's."""
+    owners = np.repeat(np.arange(len(counts)), counts)
+    return owners, np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def float_bits(number: float) -> int:
+    """The bits of a float32: kernels take them as an integer, since small devices convert doubles slowly."""
+    (bits,) = _INTEGER.unpack(_FLOAT.pack(number))
+    return int(bits)
+
+
+class Segments:
+    """One pass over B rows, on the device: rows, items of decode (row, split), tiles (row, first new token).
+
+    Tiles of rows with one new token come first; of the others those with the most keys, so that the longest work starts
+    first.
+    """
+
+    __slots__ = (
+        "_array",
+        "_item_ends",
+        "_launches",
+        "item_count",
+        "items",
+        "prefill_count",
+        "prefill_tiles",
+        "rows",
+        "tile_count",
+        "tiles",
+    )
+
+    def __init__(self, device: Device, past: Sequence[int], new: Sequence[int]) -> None:
+        before, fresh = np.array(past, np.int64), np.array(new, np.int64)
+        steps = np.maximum(1, -(-(before + fresh) // STEP_KEYS))
+        split_steps = -(-steps // np.minimum(-(-steps // SPLIT_STEPS), MOST_SPLITS))
+        rows = np.stack((np.cumsum(fresh) - fresh, before, fresh, split_steps), 1)
+        single, several = np.flatnonzero(fresh == 1), np.flatnonzero(fresh > 1)
+        splits = -(-steps[single] // split_steps[single])
+        owners, splits_of = numbered(splits)
+        items = np.stack((single[owners], splits_of), 1)
+        owners, tiles_of = numbered(-(-fresh[several] // TILE_TOKENS))
+        tiles = np.stack((several[owners], tiles_of * TILE_TOKENS), 1)
+        tiles = tiles[np.argsort(-(before[tiles[:, 0]] + tiles[:, 1]), kind="stable")]
+        parts = (rows, items, np.stack((single, np.zeros_like(single)), 1), tiles)
+        self._array = device.small(np.concatenate([part.ravel() for part in parts]).astype(np.int32))
+        self.item_count, self.prefill_count = len(items), len(tiles)
+        self.tile_count = len(single) + len(tiles)
+        self.rows = self._array.address
+        self.items = self.rows + 16 * len(rows)
+        self.tiles = self.items + 8 * len(items)
+        self.prefill_tiles = self.tiles + 8 * len(single)
+        self._item_ends = np.cumsum(splits)
+        self._launches: dict[int, list[tuple[int, int]]] = {}
+
+    def launches(self, most: int) -> list[tuple[int, int]]:
+        """(first, count) of the items in pieces of `most` at most, none of which cuts a row."""
+        found = self._launches.get(most)
+        if found is None:
+            found, first = [], 0
+            while first < self.item_count:
+                row = int(np.searchsorted(self._item_ends, first + most, "right"))
+                last = int(self._item_ends[row - 1])
+                found.append((first, last - first))
+                first = last
+            self._launches[most] = found
+        return found
+
+
+class Attention:
+    """The port's operators on a KV cache."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._layouts: dict[RecordLayout, LayoutKernels] = {}
+        self._starts: WeakValueDictionary[tuple[int, ...], Starts] = WeakValueDictionary()
+
+    def cache_rows(self, records: Sequence[Tensor], layout: RecordLayout) -> CacheRows:
+        """See `Backend.cache_rows`; `PolicyError` for a layout that no kernel serves.
+
+        Rows lie alike in every layer, so what is uploaded are distances, which layers share.
+        """
+        kernels = self._layouts.get(layout)
+        if kernels is None:
+            kernels = self._layouts[layout] = LayoutKernels(self._device, layout)
+        first = records[0].address
+        distances = tuple(row.address - first for row in records)
+        if any(row.address % SECTION_BYTES for row in records):
+            raise ValueError(f"records must start at multiples of {SECTION_BYTES} bytes")
+        starts = self._starts.get(distances)
+        if starts is None:
+            starts = self._starts[distances] = Starts(self._device.small(np.array(distances, np.int64)))
+        return CacheRows(first, starts, kernels)
+
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> Segments:
+        """See `Backend.segments`."""
+        return Segments(self._device, past, new)
+
+    def append(self, rows: CacheRows, segments: Segments, k: Tensor, v: Tensor) -> None:
+        """See `Backend.append`: one launch for all rows, K and V."""
+        kernels, layout = rows.kernels, rows.kernels.layout
+        places = k.address | k.pitch_bytes | v.address | v.pitch_bytes
+        common = (rows.records, rows.starts, segments.rows, segments.tiles, k.address, k.pitch, v.address, v.pitch)
+        numbers: tuple[int, ...]
+        if layout.quantized:
+            wide = kernels.wide_codes and not places % 8
+            threads = 2 * layout.heads * layout.groups * APPEND_TEAM
+            numbers = (layout.heads, layout.head_width, kernels.group_size, kernels.head_bytes, layout.pairs_offset)
+        else:
+            wide = kernels.wide_values and not places % 16
+            pieces = layout.heads * layout.head_width // (8 if wide else 1)
+            threads, numbers = 2 * pieces, (pieces,)
+        depth = APPEND_DEPTH if segments.prefill_count else 1
+        grid = (segments.tile_count, -(-threads // APPEND_THREADS), depth)
+        kernels.append(wide)(grid, APPEND_THREADS, *common, *numbers, layout.record_bytes)
+
+    def attend(self, rows: CacheRows, segments: Segments, q: Tensor, scale: float, out: Tensor) -> None:
+        """See `Backend.attend`."""
+        kernels, layout, factor = rows.kernels, rows.kernels.layout, float_bits(scale * LOG2_E)
+        tiles, count = segments.tiles, segments.tile_count
+        if kernels.exact:
+            tiles, count = segments.prefill_tiles, segments.prefill_count
+            self._decode(rows, segments, q, factor, out)
+        if not count:
+            return
+        q_aligned = not (q.address | q.pitch_bytes) % 16
+        out_aligned = not ((out.address | out.pitch_bytes) % 4 or layout.head_width % 2)
+        kernels.prefill(
+            (count * layout.heads, 1, 1),
+            THREADS,
+            *(rows.records, rows.starts, segments.rows, tiles),
+            *(q.address, q.pitch, q_aligned, out.address, out.pitch, out_aligned),
+            *(layout.heads, layout.head_width, kernels.group_size, kernels.head_bytes, layout.groups),
+            *(layout.pairs_offset, layout.record_bytes, factor),
+        )
+
+    def _decode(self, rows: CacheRows, segments: Segments, q: Tensor, factor: int, out: Tensor) -> None:
+        kernels, layout, scratch = rows.kernels, rows.kernels.layout, self._device.scratch
+        for first, count in segments.launches(kernels.items_at_once):
+            kernels.decode(
+                (count * kernels.head_blocks, 1, 1),
+                THREADS,
+                *(rows.records, rows.starts, segments.rows, segments.items + 8 * first),
+                *(q.address, q.pitch, out.address, out.pitch, scratch.partials, scratch.counters),
+                *(layout.heads, kernels.head_bytes, layout.pairs_offset, layout.record_bytes, factor),
+            )

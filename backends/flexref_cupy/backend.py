@@ -1,0 +1,189 @@
+"""The CuPy port: memory, lanes and operators by name; the arithmetic is in the kernels and in cuBLAS."""
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from flexref.backend.protocol import LANES, Capabilities, LaneStep, Matrix, Ticket
+from flexref.backend.records import DTYPE_BYTES, RecordLayout
+from flexref.backend.workspace import Workspace
+from flexref_cupy import memory, pointwise, sampling
+from flexref_cupy.attention import Attention
+from flexref_cupy.cuda import Cuda
+from flexref_cupy.device import SCRATCH_BYTES, Device
+from flexref_cupy.lanes import DeviceTicket, Events, Lane, wait_on_device
+from flexref_cupy.memory import Buffer, Tensor
+from flexref_cupy.products import FUSED_ROWS, Products
+
+HOST_RESERVE = 0.06
+"""The share of free host memory that is left to the system: pinned pages can never be moved or swapped."""
+
+COMPUTE_DTYPE = "float16"
+
+
+class CupyBackend:
+    """One CUDA device: float16 storage, float32 sums, copies on streams of their own."""
+
+    name = "cupy"
+
+    def __init__(self, device: int = 0, fused_rows: int = FUSED_ROWS, cuda: Cuda | None = None) -> None:
+        """`fused_rows` as in `Capabilities`; `cuda` takes the place of CuPy's calls. Raises `BackendUnavailable`."""
+        self.cuda = Cuda(device) if cuda is None else cuda
+        self.caps = Capabilities(
+            compute_dtype=COMPUTE_DTYPE,
+            computes=True,
+            overlaps_copies=True,
+            attends_on_host=False,
+            scratch_bytes=SCRATCH_BYTES,
+            fused_rows=fused_rows,
+        )
+        self.device = Device(self.cuda)
+        self._events = Events(self.cuda)
+        self._lanes = {lane: Lane(lane, self._events) for lane in LANES}
+        self._workspace: Workspace | None = None
+        self._results: Buffer | None = None
+        self._products, self._attention = Products(self.device, fused_rows), Attention(self.device)
+
+    # Memory
+
+    def free_bytes(self, tier: str) -> int:
+        """See `Backend.free_bytes`; the port's own scratch, which the caller counts, is free to it."""
+        if tier == "device":
+            return self.cuda.memory()[0] + SCRATCH_BYTES
+        return int(psutil.virtual_memory().available * (1 - HOST_RESERVE))
+
+    def allocate(self, tier: str, nbytes: int) -> Buffer:
+        """See `Backend.allocate`; host memory is pinned."""
+        return memory.device_buffer(self.cuda, nbytes) if tier == "device" else memory.host_buffer(self.cuda, nbytes)
+
+    def release(self, buffer: Any) -> None:
+        """See `Backend.release`."""
+        memory.release(self.cuda, buffer)
+
+    def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """See `Backend.view`."""
+        return memory.view(buffer, offset, shape, dtype)
+
+    def host_memory(self, buffer: Any) -> npt.NDArray[np.uint8]:
+        """See `Backend.host_memory`."""
+        assert buffer.memory is not None
+        return buffer.memory  # type: ignore[no-any-return]
+
+    def upload(self, values: npt.NDArray[Any], out: Any = None) -> Tensor:
+        """See `Backend.upload`."""
+        target: Tensor = self.empty(values.shape, str(values.dtype)) if out is None else out
+        self.device.upload(values, target)
+        return target
+
+    def download(self, x: Any) -> npt.NDArray[Any]:
+        """See `Backend.download`."""
+        return self.device.download(x)
+
+    def assign(self, target: Any, source: Any) -> None:
+        """See `Backend.assign`."""
+        self.device.assign(target, source)
+
+    def workspace(self, buffer: Any) -> None:
+        """See `Backend.workspace`."""
+        self._workspace = None if buffer is None else Workspace(buffer.nbytes)
+        self._results = buffer
+
+    def frame(self) -> AbstractContextManager[None]:
+        """See `Backend.frame`."""
+        return nullcontext() if self._workspace is None else self._workspace.frame()
+
+    def workspace_peak_bytes(self) -> int:
+        """See `Backend.workspace_peak_bytes`; without a workspace nothing is counted."""
+        return 0 if self._workspace is None else self._workspace.peak_bytes
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Tensor:
+        """See `Backend.empty`."""
+        nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
+        if self._workspace is None or self._results is None:
+            fresh = memory.Fresh(self.cuda, nbytes)
+            return Tensor(fresh.address, shape, dtype, shape[-1], owner=fresh)
+        return Tensor(self._results.address + self._workspace.take(nbytes), shape, dtype, shape[-1])
+
+    # Lanes
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        """See `Backend.submit`."""
+        return self._lanes[lane].submit(steps, after)
+
+    def mark(self) -> Ticket:
+        """See `Backend.mark`."""
+        end = self._events.take()
+        self.cuda.record(end, self.cuda.compute_stream)
+        return DeviceTicket(self._events, None, end, (1,))
+
+    def wait(self, ticket: Ticket) -> None:
+        """See `Backend.wait`; blocks the host only as long as a lane's thread has work before the copies."""
+        wait_on_device(self.cuda, self.cuda.compute_stream, ticket)
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        for lane in self._lanes.values():
+            lane.close()
+        self.device.close()
+
+    # Operators
+
+    def gather(self, table: Any, ids: Any, first: int, out: Any) -> Tensor:
+        """See `Backend.gather`."""
+        pointwise.gather(self.device, table, ids, first, out)
+        return out  # type: ignore[no-any-return]
+
+    def add_rows(self, x: Any, table: Any, ids: Any) -> Tensor:
+        """See `Backend.add_rows`."""
+        pointwise.add_rows(self.device, x, table, ids)
+        return x  # type: ignore[no-any-return]
+
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Tensor:
+        """See `Backend.linear`."""
+        target: Tensor = self.empty((x.shape[0], w.shape[0]), COMPUTE_DTYPE) if out is None else out
+        self._products.linear(x, w, b, target, add)
+        return target
+
+    def expand(self, w: Matrix, out: Any) -> Tensor:
+        """See `Backend.expand`."""
+        self._products.expand(w, out)
+        return out  # type: ignore[no-any-return]
+
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Tensor:
+        """See `Backend.layer_norm`."""
+        target: Tensor = self.empty(x.shape, COMPUTE_DTYPE) if out is None else out
+        pointwise.layer_norm(self.device, x, w, b, epsilon, target)
+        return target
+
+    def activate(self, x: Any, activation: str) -> Tensor:
+        """See `Backend.activate`."""
+        pointwise.activate(self.device, x, activation)
+        return x  # type: ignore[no-any-return]
+
+    def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> Any:
+        """See `Backend.cache_rows`."""
+        return self._attention.cache_rows(records, layout)
+
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
+        """See `Backend.segments`."""
+        return self._attention.segments(past, new)
+
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        """See `Backend.append`."""
+        self._attention.append(rows, segments, k, v)
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Tensor:
+        """See `Backend.attend`."""
+        self._attention.attend(rows, segments, q, scale, out)
+        return out  # type: ignore[no-any-return]
+
+    def sample(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]
+    ) -> npt.NDArray[np.int64]:
+        """See `Backend.sample`."""
+        return sampling.sample(self.device, logits, temperature, top_k, top_p, uniforms)

@@ -1,0 +1,175 @@
+"""What the port's operators share: the device, its kernels, scratch memory, and small arrays that live on it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref_cupy.cuda import Cuda
+from flexref_cupy.kernels import Kernels
+from flexref_cupy.memory import Buffer, Tensor, device_buffer, release
+
+WEIGHTS_BYTES = 128 << 20
+"""Holds a tile of expanded weights: two or more of the widest matrices' tiles make a product of full speed."""
+
+PRODUCTS_BYTES = 32 << 20
+"""What NVIDIA recommends for cuBLAS on the H100; 4 MiB would do on older devices."""
+
+PARTIALS_BYTES = 32 << 20
+"""Sums of parts of a row's keys, or of a product's inputs, before they are added up."""
+
+COUNTERS_BYTES = 1 << 16
+"""Counters, 4 bytes each, that are 0 between kernels: who uses one leaves it so."""
+
+SMALL_BYTES = 4 << 20
+"""Lengths, offsets and addresses of rows: some KiB per handle."""
+
+SMALL_ALIGNMENT_BYTES = 256
+
+
+@dataclass(frozen=True, slots=True)
+class Scratch:
+    """Addresses of the port's own memory on the device, and what each part holds."""
+
+    weights: int
+    products: int
+    partials: int
+    counters: int
+    small: int
+
+    @classmethod
+    def at(cls, address: int) -> "Scratch":
+        """The parts one behind the other."""
+        sizes = (WEIGHTS_BYTES, PRODUCTS_BYTES, PARTIALS_BYTES, COUNTERS_BYTES)
+        starts = [address]
+        for size in sizes:
+            starts.append(starts[-1] + size)
+        return cls(*starts)
+
+
+SCRATCH_BYTES = WEIGHTS_BYTES + PRODUCTS_BYTES + PARTIALS_BYTES + COUNTERS_BYTES + SMALL_BYTES
+
+
+class Device:
+    """One device with its kernels and scratch."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda, self.kernels = cuda, Kernels(cuda)
+        self._memory: Buffer = device_buffer(cuda, SCRATCH_BYTES)
+        self.scratch = Scratch.at(self._memory.address)
+        cuda.products_in(self.scratch.products, PRODUCTS_BYTES)
+        self._small = SmallArrays(cuda, self.scratch.small, SMALL_BYTES)
+        zeros = np.zeros(COUNTERS_BYTES, np.uint8)
+        cuda.copy(self.scratch.counters, zeros.ctypes.data, zeros.nbytes, cuda.compute_stream)
+        cuda.await_stream(cuda.compute_stream)
+
+    @property
+    def stream(self) -> int:
+        """The stream of operators."""
+        return self.cuda.compute_stream
+
+    def small(self, values: npt.NDArray[Any]) -> "SmallArray":
+        """A small array on the device, in order with the operators; its place is free again when it is forgotten."""
+        return self._small.put(values)
+
+    def upload(self, values: npt.NDArray[Any], out: Tensor) -> None:
+        """Copy host values (...) to a device array of their shape and type; they may change as soon as this returns."""
+        source = np.ascontiguousarray(values)
+        self._rows(out, (out.address, out.pitch_bytes), (source.ctypes.data, out.row_bytes))
+        # Copies from pageable memory up to 64 KiB have left it when the call returns, longer ones may not have.
+        if source.nbytes > 1 << 16:
+            self.cuda.await_stream(self.stream)
+
+    def download(self, x: Tensor) -> npt.NDArray[Any]:
+        """The values of an array, when the operators so far are done."""
+        values = np.empty(x.shape, x.dtype)
+        self._rows(x, (values.ctypes.data, x.row_bytes), (x.address, x.pitch_bytes))
+        self.cuda.await_stream(self.stream)
+        return values
+
+    def assign(self, target: Tensor, source: Tensor) -> None:
+        """target = source, on whichever tiers they lie."""
+        self._rows(target, (target.address, target.pitch_bytes), (source.address, source.pitch_bytes))
+
+    def _rows(self, like: Tensor, target: tuple[int, int], source: tuple[int, int]) -> None:
+        """Copy an array of the shape of `like`; `target` and `source` are addresses and strides of rows in bytes."""
+        rows, nbytes = like.rows, like.row_bytes
+        if not rows * nbytes:
+            return
+        if rows == 1 or target[1] == source[1] == nbytes:
+            self.cuda.copy(target[0], source[0], rows * nbytes, self.stream)
+        else:
+            self.cuda.copy_rows(target, source, nbytes, rows, self.stream)
+
+    def close(self) -> None:
+        """Give the scratch back."""
+        self.cuda.await_stream(self.stream)
+        release(self.cuda, self._memory)
+
+
+class SmallArray:
+    """A small array on the device; its place is given back with it."""
+
+    __slots__ = ("_free", "_nbytes", "_offset", "address")
+
+    def __init__(self, owner: "SmallArrays", offset: int, nbytes: int) -> None:
+        self.address = owner.address + offset
+        self._free, self._offset, self._nbytes = owner.free, offset, nbytes
+
+    def __del__(self) -> None:
+        self._free(self._offset, self._nbytes)
+
+
+class SmallArrays:
+    """First-fit places in a piece of device memory.
+
+    A place may be taken again at once: its next content comes on the stream of operators, behind all who read the last.
+    """
+
+    def __init__(self, cuda: Cuda, address: int, nbytes: int) -> None:
+        self.address = address
+        self._cuda = cuda
+        self._gaps = {0: nbytes}
+
+    def put(self, values: npt.NDArray[Any]) -> SmallArray:
+        """Upload `values`; `MemoryError` if all places are taken."""
+        nbytes = max(1, -(-values.nbytes // SMALL_ALIGNMENT_BYTES)) * SMALL_ALIGNMENT_BYTES
+        array = SmallArray(self, self._take(nbytes), nbytes)
+        source = np.ascontiguousarray(values)
+        if source.nbytes:
+            self._cuda.copy(array.address, source.ctypes.data, source.nbytes, self._cuda.compute_stream)
+        if source.nbytes > 1 << 16:
+            self._cuda.await_stream(self._cuda.compute_stream)
+        return array
+
+    def free(self, offset: int, nbytes: int) -> None:
+        """Give a place back, and join it with the gaps beside it."""
+        self._gaps[offset] = nbytes
+        joined: dict[int, int] = {}
+        last = None
+        for start in sorted(self._gaps):
+            if last is not None and last + joined[last] == start:
+                joined[last] += self._gaps[start]
+            else:
+                last = start
+                joined[start] = self._gaps[start]
+        self._gaps = joined
+
+    def _take(self, nbytes: int) -> int:
+        for offset, size in self._gaps.items():
+            if size >= nbytes:
+                del self._gaps[offset]
+                if size > nbytes:
+                    self._gaps[offset + nbytes] = size - nbytes
+                return offset
+        free = sum(self._gaps.values())
+        raise MemoryError(f"the port's {SMALL_BYTES} bytes for small arrays are full ({free} free, in pieces)")
+
+
+def pieces(count: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut `count` things into as few, evenly long (first, last) pieces of at most `most` as possible."""
+    parts = max(1, -(-count // most))
+    yield from pairwise(count * part // parts for part in range(parts + 1))

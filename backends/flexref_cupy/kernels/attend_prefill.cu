@@ -1,0 +1,336 @@
+// q (T, H D) -> out (T, H D): softmax(q k^T scale) v over the records of a row, causal, for rows with many new tokens.
+//
+// Law: scores, their exponentials' sum and the weighted sum of values are float32, products are those of the tensor
+// cores: of halves; an exponential is rounded to half where it multiplies a value, and a number in a 4-bit group is
+// the half nearest to code * scale + zero. A key after a query has no part in it; records behind the last are not read.
+// Forms: VALUES and CODES, halves or 4-bit groups of widths and group sizes known here (both multiples of 16);
+// LOOSE_VALUES and LOOSE_CODES, any width up to WIDTH and any group size, number by number.
+// Block: one head of one tile, up to 64 new tokens of a row, 16 a warp; it takes the keys KEYS at a time. A query's
+// bits follow from its own place in its row: the keys at a time are the same wherever a tile begins.
+// Launch: (tiles * H, 1, 1) blocks of THREADS.
+//
+// Shared memory holds KEYS keys and as many values as halves. Values are on their way to it while scores are computed,
+// the next keys while the values are used: as bytes beside the arithmetic, or, of codes, in registers.
+
+#ifndef FORM
+#define FORM CODES
+#define WIDTH 128
+#define GROUP 64
+#endif
+
+enum Form { VALUES, CODES, LOOSE_VALUES, LOOSE_CODES };
+
+constexpr bool LOOSE = FORM == LOOSE_VALUES || FORM == LOOSE_CODES;
+constexpr int QUERIES = 64, WARPS = 4, THREADS = WARPS * WARP;
+constexpr int KEYS = WIDTH <= 128 ? 64 : 16;
+constexpr bool HELD = WIDTH <= 128;  // queries stay in registers; wider ones in shared memory
+constexpr int MIN_BLOCKS = WIDTH <= 64 ? 3 : 2;  // what registers and shared memory allow
+static_assert(WIDTH % 16 == 0, "products take 16 numbers at a time");
+
+// In shared memory, 8 rows' pieces of 16 bytes in one place lie in different banks: rows are an odd number of pieces
+// long, or a row's pieces change places with its number, which takes no room.
+constexpr bool TURNED = WIDTH % 64 == 0;
+constexpr int PITCH = 2 * WIDTH + (TURNED ? 0 : 16);  // bytes of a row
+constexpr int QUERY_ROWS = HELD ? 0 : QUERIES;  // else they are staged where keys and values lie later
+constexpr int SHARED_ROWS = QUERY_ROWS + 2 * KEYS;
+static_assert(SHARED_ROWS >= QUERIES, "the queries find room");
+
+__device__ __forceinline__ int piece_offset(int row, int piece) { return 16 * (TURNED ? piece ^ (row & 7) : piece); }
+
+constexpr float NOTHING = -1.0f / 0.0f;
+
+struct alignas(16) Row {
+    int first_token, past, fresh, steps;
+};
+
+struct alignas(8) Tile {
+    int row, first;
+};
+
+struct alignas(16) Run {
+    pair at[4];  // 8 numbers
+};
+
+// K or V of a head as its row's records hold them: of a token, the numbers (or codes), and the pairs of scale and zero.
+struct Source {
+    const unsigned char *numbers, *pairs;
+    unsigned record_bytes;
+    int width, group_size, keys;  // no key from number `keys` on is read: it counts as zeros
+
+    __device__ __forceinline__ unsigned long long offset(unsigned key) const {
+        return static_cast<unsigned long long>(key) * record_bytes;
+    }
+
+    __device__ __forceinline__ half loose_number(int key, int place) const {
+        if (place >= width || key >= keys) return half{0};
+        const unsigned char* const number = numbers + offset(key);
+        if (FORM == LOOSE_VALUES) return reinterpret_cast<const half*>(number)[place];
+        const int group = place / group_size, start = group * group_size, within = place - start;
+        const int split = (min(group_size, width - start) + 1) / 2, high = within >= split;
+        const unsigned both = number[group * ((group_size + 1) / 2) + within - high * split];
+        pair code, none;
+        codes_to_pairs(both >> 4 * high & 15u, code, none);
+        const half* const stored = reinterpret_cast<const half*>(pairs + offset(key)) + 2 * group;
+        return first_of(multiply_add(code, to_pair(stored[0], stored[0]), to_pair(stored[1], stored[1])));
+    }
+};
+
+// Eight codes, in one nibble of each byte of two words, as numbers.
+__device__ __forceinline__ Run expanded(unsigned first, unsigned second, unsigned stored) {
+    const pair scale = permute_bytes(stored, stored, 0x1010u), zero = permute_bytes(stored, stored, 0x3232u);
+    Run run;
+    codes_to_pairs(first & 0x0f0f0f0fu, run.at[0], run.at[1]);
+    codes_to_pairs(second & 0x0f0f0f0fu, run.at[2], run.at[3]);
+#pragma unroll
+    for (int both = 0; both < 4; ++both) run.at[both] = multiply_add(run.at[both], scale, zero);
+    return run;
+}
+
+// A thread's share of KEYS keys or values on their way into shared memory. `begin` starts it, `finish` ends it; the
+// place in shared memory must be free from `begin` on. A piece is 16 bytes of halves, or 8 bytes of codes.
+constexpr int PIECES = FORM == CODES ? WIDTH / 16 : WIDTH / 8;  // of a key
+constexpr int GROUP_NUMBERS = FORM == CODES ? GROUP : WIDTH, GROUP_PIECES = GROUP_NUMBERS / 16;
+constexpr int THREAD_PIECES = (KEYS * PIECES + THREADS - 1) / THREADS;
+
+struct Carrier {
+    uint2 codes[FORM == CODES ? THREAD_PIECES : 1];
+    unsigned stored[FORM == CODES ? THREAD_PIECES : 1];
+
+    __device__ __forceinline__ void begin(const Source& source, int first_key, unsigned char* target) {
+#pragma unroll
+        for (int number = 0; !LOOSE && number < THREAD_PIECES; ++number) {
+            const int index = number * THREADS + threadIdx.x, key = index / PIECES, piece = index % PIECES;
+            if (KEYS * PIECES % THREADS && index >= KEYS * PIECES) continue;
+            const bool there = first_key + key < source.keys;
+            const unsigned long long offset = source.offset(first_key + key);
+            if (FORM == CODES) {
+                codes[number] = make_uint2(0, 0), stored[number] = 0;
+                if (!there) continue;
+                codes[number] = *reinterpret_cast<const uint2*>(source.numbers + offset + 8 * piece);
+                stored[number] = reinterpret_cast<const unsigned*>(source.pairs + offset)[piece / GROUP_PIECES];
+                continue;
+            }
+            unsigned char* const place = target + key * PITCH + piece_offset(key, piece);
+            if (there)
+                copy_beside(place, source.numbers + offset + 16 * piece);
+            else
+                *reinterpret_cast<Run*>(place) = Run{};
+        }
+        close_batch();
+    }
+
+    __device__ __forceinline__ void finish(const Source& source, int first_key, unsigned char* target) const {
+        if constexpr (FORM == VALUES) {
+            await_batches<0>();
+        } else if constexpr (LOOSE) {
+#pragma unroll 1
+            for (int index = threadIdx.x; index < KEYS * WIDTH; index += THREADS) {
+                const int key = index / WIDTH, number = index % WIDTH;
+                half* const place = reinterpret_cast<half*>(target + key * PITCH + piece_offset(key, number / 8));
+                place[number % 8] = source.loose_number(first_key + key, number);
+            }
+        } else {
+#pragma unroll
+            for (int number = 0; number < THREAD_PIECES; ++number) {
+                const int index = number * THREADS + threadIdx.x, key = index / PIECES, piece = index % PIECES;
+                if (KEYS * PIECES % THREADS && index >= KEYS * PIECES) continue;
+                const int group = piece / GROUP_PIECES, rest = WIDTH - group * GROUP_NUMBERS;
+                const int low = group * GROUP_PIECES + piece, split = (rest < GROUP_NUMBERS ? rest : GROUP_NUMBERS) / 16;
+                unsigned char* const row = target + key * PITCH;
+                const uint2 both = codes[number];
+                *reinterpret_cast<Run*>(row + piece_offset(key, low)) = expanded(both.x, both.y, stored[number]);
+                *reinterpret_cast<Run*>(row + piece_offset(key, low + split)) =
+                    expanded(both.x >> 4, both.y >> 4, stored[number]);
+            }
+        }
+    }
+};
+
+// 16 queries of a warp: lane l has, of query l / 4 and of query l / 4 + 8, parts of everything.
+struct Warp {
+    const unsigned char* staged;
+    pair queries[HELD ? WIDTH / 16 : 1][4];
+    float scores[KEYS / 8][4], values[WIDTH / 8][4], highest[2], total[2];
+
+    __device__ __forceinline__ void read(int part, int lane) {
+        load_matrices(queries[HELD ? part : 0], staged + lane % 16 * PITCH + piece_offset(lane, 2 * part | lane / 16));
+    }
+
+    __device__ __forceinline__ void start(const unsigned char* queries_at, int lane) {
+        staged = queries_at;
+#pragma unroll
+        for (int part = 0; HELD && part < WIDTH / 16; ++part) read(part, lane);
+#pragma unroll
+        for (int tile = 0; tile < WIDTH / 8; ++tile)
+            values[tile][0] = values[tile][1] = values[tile][2] = values[tile][3] = 0;
+        highest[0] = highest[1] = NOTHING, total[0] = total[1] = 0;
+    }
+
+    __device__ __forceinline__ void score(const unsigned char* keys, int lane) {
+#pragma unroll
+        for (int tile = 0; tile < KEYS / 8; ++tile)
+            scores[tile][0] = scores[tile][1] = scores[tile][2] = scores[tile][3] = 0;
+        const unsigned char* const row = keys + (lane % 8 + lane / 16 * 8) * PITCH;
+#pragma unroll
+        for (int part = 0; part < WIDTH / 16; ++part) {
+            if (!HELD) read(part, lane);
+            const pair(&query)[4] = queries[HELD ? part : 0];
+#pragma unroll
+            for (int tile = 0; tile < KEYS / 8; tile += 2) {
+                pair found[4];
+                load_matrices(found, row + 8 * tile * PITCH + piece_offset(lane, 2 * part | lane / 8 % 2));
+                const pair first[2] = {found[0], found[1]}, second[2] = {found[2], found[3]};
+                multiply_tiles(scores[tile], query, first);
+                multiply_tiles(scores[tile + 1], query, second);
+            }
+        }
+    }
+
+    // Scores become exponentials against the highest so far; what there is shrinks to match. `visible`: how many of
+    // these keys the lane's first query sees (the second sees 8 more); `all`: whether all queries of the warp see all.
+    __device__ __forceinline__ void weigh(float factor, int visible, bool all, int lane) {
+        float most[2] = {highest[0], highest[1]}, base[2];
+#pragma unroll
+        for (int tile = 0; tile < KEYS / 8; ++tile)
+#pragma unroll
+            for (int place = 0; place < 4; ++place) {
+                const int key = 8 * tile + 2 * (lane % 4) + place % 2;
+                scores[tile][place] *= factor;
+                if (!all && key >= visible + place / 2 * 8) scores[tile][place] = NOTHING;
+                most[place / 2] = fmaxf(most[place / 2], scores[tile][place]);
+            }
+#pragma unroll
+        for (int query = 0; query < 2; ++query) {
+            most[query] = fmaxf(most[query], __shfl_xor_sync(EVERY_LANE, most[query], 1));
+            most[query] = fmaxf(most[query], __shfl_xor_sync(EVERY_LANE, most[query], 2));
+            base[query] = most[query] == NOTHING ? 0.0f : most[query];
+        }
+        if (__any_sync(EVERY_LANE, most[0] > highest[0] || most[1] > highest[1])) {
+#pragma unroll
+            for (int query = 0; query < 2; ++query) {
+                const float shrunk = most[query] > highest[query] ? power_of_two(highest[query] - most[query]) : 1.0f;
+                total[query] *= shrunk, highest[query] = most[query];
+#pragma unroll
+                for (int tile = 0; tile < WIDTH / 8; ++tile)
+                    values[tile][2 * query] *= shrunk, values[tile][2 * query + 1] *= shrunk;
+            }
+        }
+#pragma unroll
+        for (int tile = 0; tile < KEYS / 8; ++tile)
+#pragma unroll
+            for (int place = 0; place < 4; ++place) {
+                scores[tile][place] = power_of_two(scores[tile][place] - base[place / 2]);
+                total[place / 2] += scores[tile][place];
+            }
+    }
+
+    __device__ __forceinline__ void add(const unsigned char* shared_values, int lane) {
+        const unsigned char* const row = shared_values + lane % 16 * PITCH;
+#pragma unroll
+        for (int part = 0; part < KEYS / 16; ++part) {
+            const float(&left)[4] = scores[2 * part], (&right)[4] = scores[2 * part + 1];
+            const pair weights[4] = {to_pair(left[0], left[1]), to_pair(left[2], left[3]), to_pair(right[0], right[1]),
+                                     to_pair(right[2], right[3])};
+#pragma unroll
+            for (int tile = 0; tile < WIDTH / 8; tile += 2) {
+                pair found[4];
+                load_matrices_transposed(found, row + 16 * part * PITCH + piece_offset(lane, tile | lane / 16));
+                const pair first[2] = {found[0], found[1]}, second[2] = {found[2], found[3]};
+                multiply_tiles(values[tile], weights, first);
+                multiply_tiles(values[tile + 1], weights, second);
+            }
+        }
+    }
+};
+
+// The tile's queries as halves in shared memory; zeros behind the last one, and behind a head's width.
+__device__ __forceinline__ void stage(const half* q, integer pitch, int count, int width, bool aligned,
+                                      unsigned char* target) {
+    for (int index = threadIdx.x; index < QUERIES * WIDTH / 8; index += THREADS) {
+        const int query = index / (WIDTH / 8), start = index % (WIDTH / 8) * 8;
+        const half* const source = q + query * pitch + start;
+        Run run = {};
+        if (query < count && aligned && !LOOSE) {
+            run = *reinterpret_cast<const Run*>(source);
+        } else if (query < count) {
+            half values[8] = {};
+#pragma unroll
+            for (int place = 0; place < 8; ++place)
+                if (start + place < width) values[place] = source[place];
+#pragma unroll
+            for (int both = 0; both < 4; ++both) run.at[both] = to_pair(values[2 * both], values[2 * both + 1]);
+        }
+        *reinterpret_cast<Run*>(target + query * PITCH + piece_offset(query, start / 8)) = run;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
+    attend_prefill(const unsigned char* records, const integer* starts, const Row* rows, const Tile* tiles,
+                   const half* q, integer q_pitch, integer q_aligned, half* out, integer out_pitch,
+                   integer out_aligned, integer heads, integer head_width, integer group_size, integer head_bytes,
+                   integer head_groups, integer pairs_offset, integer record_bytes, integer factor_bits) {
+    __shared__ alignas(16) unsigned char shared[SHARED_ROWS * PITCH];
+    unsigned char* const shared_keys = shared + QUERY_ROWS * PITCH;
+    unsigned char* const shared_values = shared_keys + KEYS * PITCH;
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const Tile tile = tiles[blockIdx.x / static_cast<unsigned>(heads)];
+    const int head = blockIdx.x % static_cast<unsigned>(heads);
+    const Row row = rows[tile.row];
+    const int count = min(QUERIES, row.fresh - tile.first), width = static_cast<int>(head_width);
+    const int first_query = 16 * warp + lane / 4, position = row.past + tile.first + first_query;
+    const int warp_last = row.past + tile.first + 16 * warp + 15;
+
+    Source keys;
+    keys.numbers = records + starts[tile.row] + head * head_bytes;
+    keys.pairs = records + starts[tile.row] + pairs_offset + head * head_groups * 4;
+    keys.record_bytes = static_cast<unsigned>(record_bytes), keys.width = width, keys.group_size = static_cast<int>(group_size);
+    keys.keys = row.past + tile.first + count;
+    Source values = keys;
+    values.numbers += record_bytes / 2, values.pairs += record_bytes / 2;
+
+    const integer token = row.first_token + tile.first;
+    stage(q + token * q_pitch + head * head_width, q_pitch, count, width, q_aligned, shared);
+    __syncthreads();
+    Warp state;
+    state.start(shared + 16 * warp * PITCH, lane);
+    __syncthreads();
+
+    Carrier carrier;
+    carrier.begin(keys, 0, shared_keys);
+    for (int first = 0; first < keys.keys; first += KEYS) {
+        carrier.finish(keys, first, shared_keys);
+        __syncthreads();  // the keys are there, and nobody uses the last values any more
+        carrier.begin(values, first, shared_values);
+        const bool visible = first <= warp_last;
+        if (visible) {
+            state.score(shared_keys, lane);
+            const bool all = first + KEYS <= warp_last - 14;
+            state.weigh(__int_as_float(static_cast<int>(factor_bits)), position + 1 - first, all, lane);
+        }
+        carrier.finish(values, first, shared_values);
+        __syncthreads();  // the values are there, and nobody uses these keys any more
+        if (first + KEYS < keys.keys) carrier.begin(keys, first + KEYS, shared_keys);
+        if (visible) state.add(shared_values, lane);
+    }
+
+#pragma unroll
+    for (int query = 0; query < 2; ++query) {
+        float total = state.total[query];
+        total += __shfl_xor_sync(EVERY_LANE, total, 1);
+        total += __shfl_xor_sync(EVERY_LANE, total, 2);
+        if (first_query + 8 * query >= count) continue;
+        const float share = 1 / total;
+        half* const target = out + (token + first_query + 8 * query) * out_pitch + head * head_width;
+#pragma unroll
+        for (int part = 0; part < WIDTH / 8; ++part) {
+            const int column = 8 * part + 2 * (lane % 4);
+            const pair both = to_pair(state.values[part][2 * query] * share, state.values[part][2 * query + 1] * share);
+            if (out_aligned && column + 1 < width) {
+                *reinterpret_cast<pair*>(target + column) = both;
+            } else {
+                if (column < width) target[column] = first_of(both);
+                if (column + 1 < width) target[column + 1] = second_of(both);
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+// What the kernels share: half precision, tensor-core products, warp sums. It stands before the text of every kernel,
+// so that none includes a header: NVRTC from a bare installation, without CUDA's headers, compiles them all.
+//
+// Every argument of a kernel is 8 bytes wide: a pointer, a `long long`, or a `double` (see kernels.py).
+
+typedef long long integer;
+typedef unsigned int pair;  // two halves: the first in the low 16 bits
+
+constexpr int WARP = 32;
+constexpr unsigned EVERY_LANE = 0xffffffffu;
+
+struct alignas(2) half {
+    unsigned short bits;
+};
+
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+__device__ __forceinline__ float to_float(half value) {
+    float wide;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+    return wide;
+}
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+
+__device__ __forceinline__ half to_half(float value) {
+    half narrow;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(narrow.bits) : "f"(value));
+    return narrow;
+}
+
+// Rounds to the type that is named, so that a kernel may be written once for both.
+template <typename T> __device__ __forceinline__ T rounded(float value);
+template <> __device__ __forceinline__ half rounded<half>(float value) { return to_half(value); }
+template <> __device__ __forceinline__ float rounded<float>(float value) { return value; }
+
+__device__ __forceinline__ pair to_pair(half first, half second) {
+    return static_cast<pair>(first.bits) | static_cast<pair>(second.bits) << 16;
+}
+
+__device__ __forceinline__ pair to_pair(float first, float second) { return to_pair(to_half(first), to_half(second)); }
+
+__device__ __forceinline__ half first_of(pair both) { return half{static_cast<unsigned short>(both & 0xffffu)}; }
+
+__device__ __forceinline__ half second_of(pair both) { return half{static_cast<unsigned short>(both >> 16)}; }
+
+// a - b of both halves, each rounded once.
+__device__ __forceinline__ pair subtract(pair a, pair b) {
+    pair result;
+    asm("sub.rn.f16x2 %0, %1, %2;" : "=r"(result) : "r"(a), "r"(b));
+    return result;
+}
+
+// a * b + c of both halves, each rounded once.
+__device__ __forceinline__ pair multiply_add(pair a, pair b, pair c) {
+    pair result;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(a), "r"(b), "r"(c));
+    return result;
+}
+
+// 2^value, off by at most 2^-22 of it, in one instruction; results below the normal numbers are 0.
+__device__ __forceinline__ float power_of_two(float value) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(value));
+    return power;
+}
+
+// Bytes of the eight in (low, high), chosen by the four nibbles of `selector`.
+__device__ __forceinline__ unsigned permute_bytes(unsigned low, unsigned high, unsigned selector) {
+    return __byte_perm(low, high, selector);
+}
+
+// (value & mask) | bits in one instruction, where a compiler that sees two constants makes two.
+__device__ __forceinline__ unsigned masked_or(unsigned value, unsigned mask, unsigned bits) {
+    unsigned result;
+    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(result) : "r"(value), "r"(mask), "r"(bits));
+    return result;
+}
+
+// c (16, 8) += a (16, 16) b (16, 8) on a warp's tensor cores, in float32. Lane l holds, with row = l / 4 and
+// column = 2 (l % 4): a[0], a[1]: a(row, column..), a(row + 8, column..); a[2], a[3]: the same at column + 8;
+// b[0], b[1]: b(column.., row), b(column + 8.., row); c[0..1], c[2..3]: c(row, column..), c(row + 8, column..).
+__device__ __forceinline__ void multiply_tiles(float (&c)[4], const pair (&a)[4], const pair (&b)[2]) {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+    asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+                 : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+                 : "r"(a[2]), "r"(a[3]), "r"(b[1]));
+#endif
+}
+
+// Four 8 x 8 matrices of halves from shared memory; lane l names row l % 8 of matrix l / 8. Lane l gets of matrix n
+// in result[n] the elements (l / 4, 2 (l % 4) ..), or, transposed, (2 (l % 4) .., l / 4).
+__device__ __forceinline__ void load_matrices(pair (&result)[4], const void* row) {
+    unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3]) : "r"(address) : "memory");
+}
+
+__device__ __forceinline__ void load_matrices_transposed(pair (&result)[4], const void* row) {
+    unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(result[0]), "=r"(result[1]), "=r"(result[2]), "=r"(result[3]) : "r"(address) : "memory");
+}
+
+// 16 bytes from global to shared memory, beside the arithmetic where the device can (sm_80 and later). What was
+// started becomes a batch with `close_batch`; `await_batches<n>` waits until at most n of them are under way.
+__device__ __forceinline__ void copy_beside(void* shared, const void* global) {
+#if __CUDA_ARCH__ >= 800
+    unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(global) : "memory");
+#else
+    *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
+#endif
+}
+
+__device__ __forceinline__ void close_batch() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+
+template <int under_way> __device__ __forceinline__ void await_batches() {
+#if __CUDA_ARCH__ >= 800
+    asm volatile("cp.async.wait_group %0;" ::"n"(under_way) : "memory");
+#endif
+}
+
+__device__ __forceinline__ float warp_sum(float value) {
+    for (int distance = WARP / 2; distance; distance /= 2) value += __shfl_xor_sync(EVERY_LANE, value, distance);
+    return value;
+}
+
+__device__ __forceinline__ float warp_max(float value) {
+    for (int distance = WARP / 2; distance; distance /= 2)
+        value = fmaxf(value, __shfl_xor_sync(EVERY_LANE, value, distance));
+    return value;
+}
+
+// The 4-bit codes in the low nibbles of four bytes as halves: those of bytes 0 and 1, and of bytes 2 and 3. A half
+// from 1024 to 2047 has its integer in the last ten bits: 0x6400 | code is 1024 + code.
+__device__ __forceinline__ void codes_to_pairs(unsigned nibbles, pair& first, pair& second) {
+    first = subtract(permute_bytes(nibbles, 0x64646464u, 0x4140u), 0x64006400u);
+    second = subtract(permute_bytes(nibbles, 0x64646464u, 0x4342u), 0x64006400u);
+}

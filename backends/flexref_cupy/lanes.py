@@ -1,0 +1,281 @@
+"""Lanes as CUDA streams: copies are queued on the device, host work runs on a thread; tickets tie both together.
+
+A submission of moves alone, after nothing but what the device knows already, is queued by the caller: no thread is
+woken. Any other goes to the lane's thread, and so does all that follows it while that thread has work, so that the
+lane keeps its order.
+"""
+
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+
+from flexref.backend.protocol import HostWork, LaneStep, Move, Span, Ticket
+from flexref_cupy.cuda import Cuda
+from flexref_cupy.memory import Buffer
+
+TRIES = 5
+"""An interrupt between the device's event and the host's look at the clock spoils one try."""
+
+ANCHOR_S = 64.0
+"""CUDA gives times as float32 milliseconds: after so long they are good to 4 microseconds, then a new anchor is set."""
+
+Times = list[tuple[float, float]]
+
+
+class Events:
+    """Events to be used again, and the host's clock for their times."""
+
+    def __init__(self, cuda: Cuda) -> None:
+        self.cuda = cuda
+        self._spare: deque[int] = deque()  # appended to and popped from by several threads, which a deque allows
+        self._idle_stream = cuda.stream()
+        self._anchor = self._tie()
+
+    def take(self) -> int:
+        """An event that nobody else uses."""
+        try:
+            return self._spare.popleft()
+        except IndexError:
+            return self.cuda.event()
+
+    def give_back(self, *events: int) -> None:
+        """Let events be used again."""
+        self._spare.extend(events)
+
+    def _tie(self) -> tuple[int, float]:
+        """An event on an idle stream, and when it happened by the host's clock: the closest of a few tries."""
+        best: tuple[float, int, float] | None = None
+        for _ in range(TRIES):
+            event, before = self.cuda.event(), time.perf_counter()
+            self.cuda.record(event, self._idle_stream)
+            self.cuda.await_event(event)
+            after = time.perf_counter()
+            if best is None or after - before < best[0]:
+                best = (after - before, event, (before + after) / 2)
+        assert best is not None
+        return best[1:]
+
+    def seconds(self, event: int) -> float:
+        """When an event that is over happened, by `time.perf_counter`."""
+        first, at = self._anchor
+        since = self.cuda.seconds_between(first, event)
+        if since > ANCHOR_S:
+            self._anchor = self._tie()
+        return at + since
+
+
+class DeviceTicket:
+    """Work that was queued on the device: over when its last event is."""
+
+    __slots__ = ("_end", "_events", "_start", "_times", "_weights", "end")
+
+    def __init__(self, events: Events, start: int | None, end: int, weights: Sequence[int]) -> None:
+        """`weights` are the bytes of each step: the time between the two events is theirs in proportion."""
+        self._events, self._start, self._end, self._weights = events, start, end, weights
+        self.end = end
+        self._times: Times | None = None
+
+    def wait(self) -> None:
+        """See `Ticket.wait`."""
+        self._events.cuda.await_event(self._end)
+
+    def done(self) -> bool:
+        """See `Ticket.done`."""
+        return self._events.cuda.happened(self._end)
+
+    def queued(self) -> bool:
+        """Whether the device knows of it."""
+        return True
+
+    def times(self) -> Sequence[tuple[float, float]]:
+        """See `Ticket.times`; the steps of one submission share its time by their bytes."""
+        if self._times is None:
+            self.wait()
+            end = self._events.seconds(self._end)
+            start = end if self._start is None else min(end, self._events.seconds(self._start))
+            self._times = shared_time(start, end, self._weights)
+        return self._times
+
+    def __del__(self) -> None:
+        self._events.give_back(self._end)
+        if self._start is not None:
+            self._events.give_back(self._start)
+
+
+def shared_time(start: float, end: float, weights: Sequence[int]) -> Times:
+    """The time from `start` to `end`, cut in proportion to `weights`, which are not all 0."""
+    total, so_far, times = sum(weights), 0, []
+    for weight in weights:
+        first = start + (end - start) * so_far / total
+        so_far += weight
+        times.append((first, start + (end - start) * so_far / total))
+    return times
+
+
+class ThreadTicket:
+    """Work of a lane's thread; a failure, its own or one that it waited for, is raised by `wait`."""
+
+    def __init__(self) -> None:
+        self._over = threading.Event()
+        self._parts: list[Times | DeviceTicket] = []
+        self._error: BaseException | None = None
+
+    def finish(self, parts: list[Times | DeviceTicket], error: BaseException | None) -> None:
+        """Called once by the lane: what ran, and what it still waits for on the device."""
+        self._parts, self._error = parts, error
+        self._over.set()
+
+    @property
+    def last(self) -> DeviceTicket | None:
+        """What the device still owes; known once the thread is done with it."""
+        part = self._parts[-1] if self._parts else None
+        return part if isinstance(part, DeviceTicket) else None
+
+    def wait_queued(self) -> DeviceTicket | None:
+        """Block until the thread is done with it; raises its failure."""
+        self._over.wait()
+        if self._error is not None:
+            raise self._error
+        return self.last
+
+    def wait(self) -> None:
+        """See `Ticket.wait`."""
+        last = self.wait_queued()
+        if last is not None:
+            last.wait()
+
+    def done(self) -> bool:
+        """See `Ticket.done`."""
+        return self._over.is_set() and (self.last is None or self.last.done())
+
+    def queued(self) -> bool:
+        """Whether the device knows of all that is left of it."""
+        return self._over.is_set() and self._error is None
+
+    def times(self) -> Sequence[tuple[float, float]]:
+        """See `Ticket.times`."""
+        self._over.wait()
+        return [time for part in self._parts for time in (part.times() if isinstance(part, DeviceTicket) else part)]
+
+
+class Lane:
+    """One stream, and a thread for what the device cannot do; the thread starts with its first work."""
+
+    def __init__(self, name: str, events: Events) -> None:
+        self._cuda, self._events = events.cuda, events
+        self._stream = self._cuda.stream()
+        self._jobs: queue.SimpleQueue[tuple[Sequence[LaneStep], Sequence[Ticket], ThreadTicket] | None] = (
+            queue.SimpleQueue()
+        )
+        self._thread = threading.Thread(target=self._run, name=f"flexref lane {name}", daemon=True)
+        self._started = False
+        self._newest: ThreadTicket | None = None
+
+    def submit(self, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> DeviceTicket | ThreadTicket:
+        """Queue the steps; they start when `after` is done."""
+        free = self._newest is None or self._newest._over.is_set()
+        if free and all(isinstance(step, Move) for step in steps) and all(map(_is_queued, after)):
+            return self._queue(steps, after)  # type: ignore[arg-type]
+        if not self._started:
+            self._thread.start()
+            self._started = True
+        self._newest = ticket = ThreadTicket()
+        self._jobs.put((steps, after, ticket))
+        return ticket
+
+    def close(self) -> None:
+        """Finish what is queued and end the thread."""
+        if self._started:
+            self._jobs.put(None)
+            self._thread.join()
+        self._cuda.await_stream(self._stream)
+
+    def _queue(self, moves: Sequence[Move], after: Sequence[Ticket]) -> DeviceTicket:
+        """Give moves to the device behind `after`, which it knows."""
+        for earlier in after:
+            wait_on_device(self._cuda, self._stream, earlier)
+        start, end = self._events.take(), self._events.take()
+        self._cuda.record(start, self._stream)
+        for move in moves:
+            copy(self._cuda, move, self._stream)
+        self._cuda.record(end, self._stream)
+        return DeviceTicket(self._events, start, end, [move.nbytes for move in moves])
+
+    def _run(self) -> None:
+        self._cuda.join_thread()
+        for steps, after, ticket in iter(self._jobs.get, None):
+            self._work(steps, after, ticket)
+            del steps, after, ticket  # a lane that waits for work holds no buffer that its last work copied
+
+    def _work(self, steps: Sequence[LaneStep], after: Sequence[Ticket], ticket: ThreadTicket) -> None:
+        parts: list[Times | DeviceTicket] = []
+        try:
+            waits = after
+            if not steps or isinstance(steps[0], HostWork):
+                for earlier in after:
+                    earlier.wait()
+                self._cuda.await_stream(self._stream)  # moves that callers queued come before it on this lane
+                waits = ()
+            for is_work, some in _alternating(steps):
+                if not is_work:
+                    parts.append(self._queue(some, waits))  # type: ignore[arg-type]
+                    waits = ()
+                    continue
+                if parts and isinstance(parts[-1], DeviceTicket):
+                    parts[-1].wait()  # the host sees what the moves before it brought
+                parts.append([_timed(work) for work in some])  # type: ignore[arg-type]
+        except BaseException as error:  # whatever it is belongs to the thread that waits for the ticket
+            ticket.finish(parts, error)
+        else:
+            ticket.finish(parts, None)
+
+
+def copy(cuda: Cuda, move: Move, stream: int) -> None:
+    """Queue one move; its pieces, if it has several, are one copy too."""
+    source, target = move.source, move.target
+    there, here = _address(target), _address(source)
+    if source.count == 1:
+        cuda.copy(there, here, source.nbytes, stream)
+    else:
+        cuda.copy_rows((there, target.stride), (here, source.stride), source.nbytes, source.count, stream)
+
+
+def wait_on_device(cuda: Cuda, stream: int, ticket: Ticket) -> None:
+    """Let a stream wait for a ticket that the device knows (see `_is_queued`), without the host; raises its failure."""
+    if isinstance(ticket, ThreadTicket):
+        last = ticket.wait_queued()
+        if last is None:
+            return
+        ticket = last
+    if isinstance(ticket, DeviceTicket):
+        cuda.let_wait(stream, ticket.end)
+    else:
+        ticket.wait()
+
+
+def _is_queued(ticket: Ticket) -> bool:
+    return isinstance(ticket, DeviceTicket | ThreadTicket) and ticket.queued()
+
+
+def _address(span: Span) -> int:
+    """Where a span starts; asking beyond the ends of its buffer is a bug and raises."""
+    buffer = span.buffer
+    assert isinstance(buffer, Buffer)
+    if span.offset < 0 or span.end > buffer.nbytes:
+        raise IndexError(f"bytes {span.offset} to {span.end} of a buffer of {buffer.nbytes}")
+    return buffer.address + span.offset
+
+
+def _alternating(steps: Sequence[LaneStep]) -> Iterator[tuple[bool, list[LaneStep]]]:
+    """Neighbouring steps of one sort together: whether they are host work, and they."""
+    for is_work, some in groupby(steps, key=lambda step: isinstance(step, HostWork)):
+        yield is_work, list(some)
+
+
+def _timed(work: HostWork) -> tuple[float, float]:
+    start = time.perf_counter()
+    work.call()
+    return start, time.perf_counter()

@@ -1,0 +1,47 @@
+"""Every variant of every kernel: what the port may ask for is what continuous integration has compiled."""
+
+from collections.abc import Mapping
+from itertools import product
+
+Macros = Mapping[str, object]
+
+
+def _all(**choices: tuple[object, ...]) -> tuple[Macros, ...]:
+    """Every combination of the macros' values."""
+    return tuple(dict(zip(choices, values, strict=True)) for values in product(*choices.values()))
+
+
+HALF_OR_FLOAT = ("half", "float")
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh")
+"""All that a model may name; the contract asks for each."""
+
+_RECORDS = (
+    *_all(FORM=("VALUES",), WIDTH=(16, 64, 80, 128), GROUP=(0,)),
+    *_all(FORM=("CODES",), WIDTH=(16,), GROUP=(16,)),
+    *_all(FORM=("CODES",), WIDTH=(64,), GROUP=(32, 64)),
+    *_all(FORM=("CODES",), WIDTH=(80,), GROUP=(64,)),
+    *_all(FORM=("CODES",), WIDTH=(128,), GROUP=(32, 64, 128)),
+)
+"""Cache records whose layout kernels know as a constant: the head widths of the published models, and a small one."""
+
+_LOOSE_RECORDS = _all(FORM=("LOOSE_VALUES", "LOOSE_CODES"), WIDTH=(16, 64, 128, 256), GROUP=(0,))
+"""Any others, up to a width."""
+
+VARIANTS: Mapping[str, tuple[Macros, ...]] = {
+    "activate": _all(ACTIVATION=ACTIVATIONS, RUN=(1, 8)),
+    "add_bias": _all(OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, RUN=(1, 8)),
+    "add_rows": _all(TABLE=HALF_OR_FLOAT, RUN=(1, 8)),
+    "append": _all(WIDE=(0, 1)),
+    "attend_decode": _RECORDS,
+    "attend_prefill": (*_RECORDS, *_LOOSE_RECORDS),
+    "expand": _all(STORED=HALF_OR_FLOAT),
+    "gather": (
+        *_all(TABLE=HALF_OR_FLOAT, OUT=("half",), RUN=(1, 8)),
+        *_all(TABLE=("float",), OUT=("float",), RUN=(1, 8)),
+    ),
+    "layer_norm": _all(WEIGHT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, HELD=(0, 2)),
+    "linear_int4": _all(TOKEN_TILES=(1, 2, 4, 8), STAGES=(2, 4), OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT),
+    "sample": _all(LOGITS=HALF_OR_FLOAT),
+}
+"""The macros' values with which an operator's file is compiled, for each operator."""
