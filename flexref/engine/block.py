@@ -63,6 +63,7 @@ class Block:
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
     _stages: tuple[Stage, ...] = field(init=False)
     _first_rows: list[int] = field(init=False)
+    _tables: list[tuple[int, Array]] = field(init=False)
     _operands: dict[tuple[int, int], dict[str, Matrix]] = field(default_factory=dict)
     _layers: dict[tuple[int, int], tuple[dict[str, Matrix], LayerWeights]] = field(default_factory=dict)
     _expanded: tuple[int, dict[str, Matrix]] = (-1, {})
@@ -74,8 +75,10 @@ class Block:
         self._cache = CacheStore(self.plan.cache, self.backend)
         self._activations = ActivationStore(self.plan.activations, self.backend)
         self._stages = stages(file.spec, file.tile_rows)
-        tiles = len(token_tiles(file.spec, file.tile_rows))
-        self._first_rows = [tile * file.tile_rows for tile in range(tiles)]
+        names = [tile.name for tile in token_tiles(file.spec, file.tile_rows)]
+        self._first_rows = [tile * file.tile_rows for tile in range(len(names))]
+        found = ((first, self.weights.device_table(name)) for first, name in zip(self._first_rows, names, strict=True))
+        self._tables = [(first, table) for first, table in found if table is not None]
 
     @property
     def backend(self) -> Backend:
@@ -231,8 +234,6 @@ class Block:
     def _embed(self, visit: Visit, group: Group) -> None:
         file, be = self.weights.plan.file, self.backend
         shape, dtype = (group.tokens, file.spec.embed_width), file.dtype
-        found = [self.weights.device_table(tile.name) for tile in token_tiles(file.spec, file.tile_rows)]
-        tables = [(first, table) for first, table in zip(self._first_rows, found, strict=True) if table is not None]
         weights = embed_weights(self._stage_operands(visit, group.tokens))
         inputs = (group.token_ids(), group.position_ids())
         with be.frame():
@@ -241,7 +242,7 @@ class Block:
                 rows: Any = view(be, region, shape, dtype)
             else:
                 rows = be.empty(shape, dtype)
-            embed_visit(be, weights, tables, rows, inputs, self._x(visit, group))
+            embed_visit(be, weights, self._tables, rows, inputs, self._x(visit, group))
 
     def _layer(self, visit: Visit, stage: Stage, group: Group) -> None:
         turns, slot = group.turns, self.shape.data_slot(visit)

@@ -30,6 +30,11 @@ AnyPrompt = str | Sequence[int] | Prompt
 """Text, token ids, or either as a `Prompt`."""
 
 
+EVENTS_BEHIND_STAGES = 4
+"""The tokens of a pass are told when the next pass is so many stages under way: whoever listens does not keep the
+device waiting."""
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to do with every prompt of a job: how many new tokens, how they are chosen, and what ends a row.
@@ -121,14 +126,16 @@ class Job:
             before = engine.mover.traffic.snapshot()
             start = time.perf_counter()
             prefill_end = None
+            told_at = min(EVENTS_BEHIND_STAGES, shape.stages - 1)
             for visit in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):
                 if visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
                     if visit.turn == 0:
                         prefill_end = time.perf_counter()
                         add_bytes(stats.prefill_link_bytes, engine.mover.traffic.since(before))
                     block.tell_watch()
-                for event in block.take_events():
-                    yield self._streamed(event.row, event.token_id, event.finish_reason)
+                if visit.stage == told_at and visit.group == 0:
+                    yield from self._streamed(block)
+            yield from self._streamed(block)
             end = time.perf_counter()
             stats.prefill_s += (prefill_end or end) - start
             stats.decode_s += end - (prefill_end or end)
@@ -141,12 +148,14 @@ class Job:
     def _judge(self, row: Row) -> str | None:
         return self.texts[row.number].push(row.tokens[-1])
 
-    def _streamed(self, number: int, token_id: int, finish_reason: str | None) -> StreamedToken:
-        text = self.texts[number]
-        if finish_reason is not None:
-            text.finish()
-        shown, text.shown = text.text[text.shown :], len(text.text)
-        return StreamedToken(number, token_id, shown, finish_reason)
+    def _streamed(self, block: Block) -> Iterator[StreamedToken]:
+        """The tokens that are new since the last call, with what they add to their rows' texts."""
+        for event in block.take_events():
+            text = self.texts[event.row]
+            if event.finish_reason is not None:
+                text.finish()
+            shown, text.shown = text.text[text.shown :], len(text.text)
+            yield StreamedToken(event.row, event.token_id, shown, event.finish_reason)
 
     def _account(self, flows: dict[tuple[str, str], Flow], plans: Sequence[BlockPlan], weights: WeightsPlan) -> None:
         engine, stats = self.engine, self.stats

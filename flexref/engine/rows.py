@@ -75,8 +75,11 @@ class Group:
 
     def position_ids(self) -> npt.NDArray[np.int32]:
         """(T,) rows of the position table: OPT counts positions from 0 and stores them behind an offset."""
-        spans = [np.arange(turn.past, turn.past + turn.new) for turn in self.turns]
-        return (np.concatenate(spans) + POSITION_OFFSET).astype(np.int32)
+        past = np.array([turn.past for turn in self.turns], np.int32)
+        new = np.array([turn.new for turn in self.turns], np.int32)
+        before = np.cumsum(new, dtype=np.int32) - new
+        positions = np.repeat(past - before, new) + np.arange(self.tokens, dtype=np.int32)
+        return (positions + POSITION_OFFSET).astype(np.int32)
 
     def last_tokens(self) -> npt.NDArray[np.int32]:
         """(B,) which of the T tokens is each row's last."""

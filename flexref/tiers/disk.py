@@ -27,6 +27,9 @@ def _readers() -> ThreadPoolExecutor:
 class WeightsOnDisk:
     """A weight file opened for large reads, past the page cache where the file system allows it."""
 
+    checked = True
+    """What is read must match the file's checksums."""
+
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         try:

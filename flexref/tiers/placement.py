@@ -2,9 +2,10 @@
 
 Pieces cannot be cut, so a share is met over all of them together: what one stage has too little of the next has more
 of. Thus every stage streams about the same bytes, and the real share of the whole is as near as the pieces allow.
+Some stages may come first: the token table is read at both ends of a pass, where nothing hides its transfers.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 
 from flexref.policy import Shares
@@ -16,12 +17,29 @@ SUBSET_LIMIT = 12
 """Up to so many pieces every subset of a stage is tried; a decoder layer has six."""
 
 
-def place_stages(stage_bytes: Sequence[Sequence[int]], shares: Shares) -> list[list[Tier]]:
+def place_stages(
+    stage_bytes: Sequence[Sequence[int]], shares: Shares, first: Collection[int] = ()
+) -> list[list[Tier]]:
     """The tier of every unit of every stage (bytes per unit given), so that totals follow `shares`.
 
+    The stages numbered in `first` go to the device, if it has room for all of them; the others share what is left.
     Stage by stage, the units for the device are the subset whose bytes come nearest to what the device is owed so far
     and likewise for the host; the rest lies on disk.
     """
+    preferred, total = (sum(sum(stage_bytes[number]) for number in some) for some in (first, range(len(stage_bytes))))
+    room = shares.device * total
+    if not preferred or preferred > room or preferred == total:
+        return _place_evenly(stage_bytes, shares)
+    left = total - preferred
+    rest = Shares((room - preferred) / left, shares.host * total / left, shares.disk * total / left)
+    others = iter(_place_evenly([units for number, units in enumerate(stage_bytes) if number not in first], rest))
+    return [
+        [Tier.DEVICE] * len(units) if number in first else next(others) for number, units in enumerate(stage_bytes)
+    ]
+
+
+def _place_evenly(stage_bytes: Sequence[Sequence[int]], shares: Shares) -> list[list[Tier]]:
+    """See `place_stages`; no stage comes before another."""
     owed = {Tier.DEVICE: 0.0, Tier.HOST: 0.0}
     placed: list[list[Tier]] = []
     for units in stage_bytes:

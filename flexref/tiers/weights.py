@@ -3,21 +3,42 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Matrix, QuantizedMatrix
 from flexref.backend.records import aligned
+from flexref.errors import PolicyError, in_gib
 from flexref.storage.checks import PartChecker
 from flexref.storage.weightfile import StoredTensor
-from flexref.tiers.disk import WeightsOnDisk
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, Mover, Region, Tier, host_bytes, view
+from flexref.tiers.transfer import Copy, DiskFile, Mover, Region, Tier, host_bytes, view
 from flexref.tiers.weights_plan import Run, WeightsPlan
 
 PIECE_BYTES = 1 << 20
 """Bounds the memory that a gather of table rows uses beside its staging, which is counted."""
+
+
+class WeightSource(DiskFile, Protocol):
+    """Where a weight file's bytes come from, by their offsets in it: the file itself, or what stands for one.
+
+    `checked`: whether they must match the checksums; else there is no file, and nothing can be at home on disk.
+    `direct`: whether large reads bypass the page cache.
+    """
+
+    @property
+    def checked(self) -> bool: ...
+
+    @property
+    def direct(self) -> bool: ...
+
+    def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
+        """into (R, row bytes): the bytes from each of the `offsets` on."""
+
+    def close(self) -> None:
+        """End what it has open; nothing may still read from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +72,7 @@ class WeightStore:
 
     plan: WeightsPlan
     mover: Mover
-    disk: WeightsOnDisk
+    source: WeightSource
     on_loaded: Callable[[int], None] | None = None
     _homes: dict[str, Located] = field(default_factory=dict)
     _host: dict[int, Region] = field(default_factory=dict)
@@ -66,8 +87,9 @@ class WeightStore:
         return self.mover.backend
 
     def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
-        """Take all memory that the plan names; `CapacityError` before anything is read."""
+        """Take all memory that the plan names; `CapacityError` before anything is read. See `check_homes`."""
         plan = self.plan
+        check_homes(plan, self.source)
         for tier in (Tier.DEVICE, Tier.HOST):
             if plan.bytes_at_home(tier):
                 self._assign_homes(tier, self._take(arenas[tier], "weights", plan.bytes_at_home(tier)))
@@ -181,7 +203,7 @@ class WeightStore:
         located = self._homes.get(read.tensor.name)
         if located is None:
             into = np.empty((len(read.rows), row_bytes), np.uint8)
-            self.disk.read_rows(part.extent.offset + read.rows * row_bytes, into)
+            self.source.read_rows(part.extent.offset + read.rows * row_bytes, into)
             return into
         start = part.extent.offset - located.base
         table = host_bytes(self.backend, located.region)[start : start + part.extent.nbytes]
@@ -217,13 +239,14 @@ class WeightStore:
                 start += size
 
     def _on_disk(self, run: Run, start: int = 0, nbytes: int | None = None) -> Region:
-        whole = Region(Tier.DISK, self.disk, run.file_offset, run.nbytes)
+        whole = Region(Tier.DISK, self.source, run.file_offset, run.nbytes)
         return whole.part(start, run.nbytes - start if nbytes is None else nbytes)
 
     def _load_host(self, run: Run) -> None:
         located = self._homes[run.tensors[0].name]
         target = located.region.part(0, run.nbytes)
-        copy = Copy("weights", "loading", self._on_disk(run), target, partial(_check_run, run))
+        check = partial(_check_run, run) if self.source.checked else None
+        copy = Copy("weights", "loading", self._on_disk(run), target, check)
         self.mover.run("weights_in", [copy])
         self._progress(run.nbytes)
 
@@ -233,7 +256,8 @@ class WeightStore:
         for start in range(0, run.nbytes, bounce.nbytes):
             size = min(bounce.nbytes, run.nbytes - start)
             piece = bounce.part(0, size)
-            copies = [Copy("weights", "loading", self._on_disk(run, start, size), piece, checker.feed)]
+            check = checker.feed if self.source.checked else None
+            copies = [Copy("weights", "loading", self._on_disk(run, start, size), piece, check)]
             if home is not None:
                 copies.append(Copy("weights", "loading", piece, home.region.part(start, size)))
             self.mover.run("weights_in", copies)
@@ -242,6 +266,16 @@ class WeightStore:
     def _progress(self, nbytes: int) -> None:
         if self.on_loaded is not None:
             self.on_loaded(nbytes)
+
+
+def check_homes(plan: WeightsPlan, source: WeightSource) -> None:
+    """`PolicyError` if weights are to be at home on disk, and there is no file."""
+    nbytes = plan.bytes_at_home(Tier.DISK)
+    if nbytes and not source.checked:
+        raise PolicyError(
+            f"{plan.file.path}: {in_gib(nbytes)} would be at home on disk, where no file holds them; place all weights "
+            "on device and host, or make a weight file"
+        )
 
 
 def _check_run(run: Run, memory: npt.NDArray[np.uint8]) -> None:

@@ -86,13 +86,17 @@ class WeightsPlan:
 
     @classmethod
     def of(cls, file: WeightFile, shares: Shares, slots: int) -> "WeightsPlan":
-        """Place every unit so that totals follow `shares` (see `placement`); `slots` stages may be under way."""
+        """Place every unit so that totals follow `shares`; `slots` stages may be under way.
+
+        The token table, the positions and the head come to the device first (see `placement`).
+        """
         walk = stages(file.spec, file.tile_rows)
         tiles = () if file.spec.tied_head else token_tiles(file.spec, file.tile_rows)
         units = [[[file.tensors[tensor.name] for tensor in unit] for unit in stage.units] for stage in walk]
         single = [[[file.tensors[tile.name]]] for tile in tiles]
         sizes = [[sum(tensor.nbytes for tensor in unit) for unit in stage] for stage in units + single]
-        placed = place_stages(sizes, shares)
+        ends = {number for number, stage in enumerate(walk) if stage.kind != "layer"} | set(range(len(walk), len(sizes)))
+        placed = place_stages(sizes, shares, ends)
         plans = []
         for stage, stage_units, tiers in zip(walk, units, placed, strict=False):
             homes = {
