@@ -21,6 +21,7 @@ from flexref.engine.plan import (
     slots_of,
     totals,
 )
+from flexref.engine.random_weights import RandomFile, RandomWeights
 from flexref.engine.results import Generation, StreamedToken
 from flexref.engine.trace import Trace
 from flexref.errors import PolicyError
@@ -30,7 +31,7 @@ from flexref.text.tokenizer import Tokenizer
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Mover, Tier, Traffic
-from flexref.tiers.weights import WeightStore
+from flexref.tiers.weights import WeightSource, WeightStore, check_homes
 from flexref.tiers.weights_plan import WeightsPlan
 
 GIB = 1 << 30
@@ -63,7 +64,7 @@ class Engine:
         self.on_loaded: Callable[[int], None] | None = None
         self._traffic = Traffic()
         self._mover = Mover(backend, self._traffic)
-        self._disk = WeightsOnDisk(file.path)
+        self._source = _source_of(file)
         self.arenas = {tier: self._arena(tier) for tier in Tier}
         self._weights: WeightStore | None = None
         self._load_s = 0.0
@@ -84,7 +85,7 @@ class Engine:
         """End the lanes and give all memory back."""
         self.backend.close()
         self._unload()
-        self._disk.close()
+        self._source.close()
 
     def generate(
         self,
@@ -119,7 +120,7 @@ class Engine:
             return self._weights
         self._unload()
         start = time.perf_counter()
-        store = WeightStore(plan, self._mover, self._disk, self.on_loaded)
+        store = WeightStore(plan, self._mover, self._source, self.on_loaded)
         self._weights = store
         try:
             store.allocate(self.arenas)
@@ -133,8 +134,9 @@ class Engine:
     def plan_for(self, policy: Policy, weights: WeightsPlan, rows: Sequence[Lengths]) -> BlockPlan:
         """The memory of a block; weights are expanded once for all its groups where the budget has room for that.
 
-        Raises `CapacityError` naming the tier, what is missing and what would help.
+        Raises `CapacityError` naming the tier, what is missing and what would help, and what `check_homes` raises.
         """
+        check_homes(weights, self._source)
         caps = self.backend.caps
         whole = [*engine_needs(caps), *weights.needs()]
         for expand in (True, False):
@@ -169,7 +171,7 @@ class Engine:
     @property
     def direct_disk_reads(self) -> bool:
         """Whether weights are read past the page cache."""
-        return self._disk.direct
+        return self._source.direct
 
     def check_policy(self, policy: Policy) -> None:
         if policy.weights_scheme not in (None, self.file.scheme):
@@ -193,7 +195,7 @@ class Engine:
 
 
 def load(
-    path: str | Path,
+    path: str | Path | WeightFile,
     *,
     policy: Policy | None = None,
     backend: str | Backend = "numpy",
@@ -203,13 +205,13 @@ def load(
     keep: Mapping[str, Any] | None = None,
     **backend_options: Any,
 ) -> Engine:
-    """An engine for the weight file `path` (`demo`: the built-in model).
+    """An engine for the weight file `path` (`demo`: the built-in model), or for one that is open already.
 
     Without budgets, what is free is the budget; without a policy, one is chosen per job that has the fields in `keep`
     as they are. Raises `StorageError`,
     `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
     """
-    file = open_weight_file(resolve(path))
+    file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
     port = create(backend, **backend_options) if isinstance(backend, str) else backend
     budgets = backend_budgets(port, _bytes("device", device_mem_gib), _bytes("host", host_mem_gib))
     try:
@@ -217,6 +219,11 @@ def load(
     except BaseException:
         port.close()
         raise
+
+
+def _source_of(file: WeightFile) -> WeightSource:
+    """Where the weights come from: random ones are filled in place."""
+    return RandomWeights(file) if isinstance(file, RandomFile) else WeightsOnDisk(file.path)
 
 
 def _bytes(tier: str, gib: float | None) -> int | None:

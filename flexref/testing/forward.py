@@ -24,6 +24,7 @@ from flexref.testing.tolerances import (
     FLOAT32,
     Arithmetic,
     Numbers,
+    Operand,
     activation_bound,
     attention_bound,
     exact,
@@ -89,13 +90,14 @@ class Tape:
                 adjoints[operand] = adjoints[operand] + part if operand in adjoints else part
         return total
 
-    def linear(self, x: int, w: Numbers, b: Numbers | None) -> int:
-        """The site of x w^T + b."""
-        value = self.sites[x].value
-        addends = np.zeros(len(w)) if b is None else np.abs(b)
-        local = linear_bound(exact(value), exact(w), addends, int(b is not None), self.how)
-        result = reference.linear(value, w, b)
-        return self.add(result, local, (x,), lambda adjoint: (adjoint @ w.astype(adjoint.dtype, copy=False),))
+    def linear(self, x: int, w: Numbers | Operand, b: Numbers | None) -> int:
+        """The site of x w^T + b; a port's copy of an `Operand` may be off by its error."""
+        value, operand = self.sites[x].value, w if isinstance(w, Operand) else exact(w)
+        weights = operand.values
+        addends = np.zeros(len(weights)) if b is None else np.abs(b)
+        local = linear_bound(exact(value), operand, addends, int(b is not None), self.how)
+        result = reference.linear(value, weights, b)
+        return self.add(result, local, (x,), lambda adjoint: (adjoint @ weights.astype(adjoint.dtype, copy=False),))
 
     def total(self, x: int, y: int) -> int:
         """The site of x + y."""
@@ -181,12 +183,15 @@ class Tape:
         return self.add(reference.attend(q, k, v, 0, scale).reshape(tokens, -1), local, (qkv,), pull)
 
 
-class _Model:
+class Model:
     """A model's tensors by role, in float64."""
 
-    def __init__(self, spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any] | Operand]) -> None:
         self._spec = spec
-        self._tensors = {name: values.astype(np.float64) for name, values in tensors.items()}
+        self._operands = {name: values for name, values in tensors.items() if isinstance(values, Operand)}
+        self._tensors = {
+            name: values.astype(np.float64) for name, values in tensors.items() if not isinstance(values, Operand)
+        }
 
     def table(self, name: str) -> Numbers:
         """A table (V, W), of however many tiles."""
@@ -199,7 +204,9 @@ class _Model:
 
     def linear(self, tape: Tape, x: int, prefix: str) -> int:
         """The site of a linear map."""
-        return tape.linear(x, self._tensors[f"{prefix}/weight"], self.get(f"{prefix}/bias"))
+        weight = f"{prefix}/weight"
+        w = self._operands[weight] if weight in self._operands else self._tensors[weight]
+        return tape.linear(x, w, self.get(f"{prefix}/bias"))
 
     def norm(self, tape: Tape, x: int, prefix: str) -> int:
         """The site of a norm, affine or not."""
@@ -207,52 +214,66 @@ class _Model:
         width = self._spec.width
         return tape.layer_norm(x, np.ones(width) if w is None else w, np.zeros(width) if b is None else b)
 
+    def embed(self, tape: Tape, token_ids: Sequence[int]) -> int:
+        """The site of the hidden states (S, E) before the first layer."""
+        rows, positions = self.table("tokens")[list(token_ids)], self.get("embed/positions")
+        assert positions is not None
+        places = positions[POSITION_OFFSET : POSITION_OFFSET + len(token_ids)]
+        x = tape.add(rows, np.zeros_like(rows))
+        project = self.get("embed/project_in")
+        if project is not None:
+            x = tape.linear(x, project, None)
+        return tape.total(x, tape.add(places, np.zeros_like(places)))
 
-def _embed(model: _Model, tape: Tape, token_ids: Sequence[int]) -> int:
-    rows, positions = model.table("tokens")[list(token_ids)], model.get("embed/positions")
-    assert positions is not None
-    places = positions[POSITION_OFFSET : POSITION_OFFSET + len(token_ids)]
-    x = tape.add(rows, np.zeros_like(rows))
-    project = model.get("embed/project_in")
-    if project is not None:
-        x = tape.linear(x, project, None)
-    return tape.total(x, tape.add(places, np.zeros_like(places)))
+    def layer(self, tape: Tape, layer: int, x: int) -> int:
+        """The site of the hidden states behind a decoder layer."""
+        prefix, spec = f"layers/{layer:03d}", self._spec
+        h = self.norm(tape, x, f"{prefix}/attention_norm") if spec.pre_norm else x
+        h = tape.attend(self.linear(tape, h, f"{prefix}/attention_qkv"), spec.heads)
+        x = tape.total(x, self.linear(tape, h, f"{prefix}/attention_out"))
+        x = x if spec.pre_norm else self.norm(tape, x, f"{prefix}/attention_norm")
+        h = self.norm(tape, x, f"{prefix}/ffn_norm") if spec.pre_norm else x
+        h = tape.activate(self.linear(tape, h, f"{prefix}/ffn_up"), spec.activation)
+        x = tape.total(x, self.linear(tape, h, f"{prefix}/ffn_down"))
+        return x if spec.pre_norm else self.norm(tape, x, f"{prefix}/ffn_norm")
 
+    def final(self, tape: Tape, x: int) -> int:
+        """The site of what the head's table is multiplied with (S, W), from the hidden states behind the last layer."""
+        if self._spec.final_norm:
+            x = self.norm(tape, x, "head/norm")
+        project = self.get("head/project_out")
+        return x if project is None else tape.linear(x, project, None)
 
-def _layer(model: _Model, tape: Tape, spec: ModelSpec, layer: int, x: int) -> int:
-    prefix = f"layers/{layer:03d}"
-    h = model.norm(tape, x, f"{prefix}/attention_norm") if spec.pre_norm else x
-    h = tape.attend(model.linear(tape, h, f"{prefix}/attention_qkv"), spec.heads)
-    x = tape.total(x, model.linear(tape, h, f"{prefix}/attention_out"))
-    x = x if spec.pre_norm else model.norm(tape, x, f"{prefix}/attention_norm")
-    h = model.norm(tape, x, f"{prefix}/ffn_norm") if spec.pre_norm else x
-    h = tape.activate(model.linear(tape, h, f"{prefix}/ffn_up"), spec.activation)
-    x = tape.total(x, model.linear(tape, h, f"{prefix}/ffn_down"))
-    return x if spec.pre_norm else model.norm(tape, x, f"{prefix}/ffn_norm")
+    def hidden(self, tape: Tape, token_ids: Sequence[int]) -> int:
+        """The same, from the tokens."""
+        x = self.embed(tape, token_ids)
+        for layer in range(self._spec.layers):
+            x = self.layer(tape, layer, x)
+        return self.final(tape, x)
 
 
 def model_logits_bound(
-    spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any]], token_ids: Sequence[int], how: Arithmetic = SINGLE
+    spec: ModelSpec,
+    tensors: Mapping[str, npt.NDArray[Any] | Operand],
+    token_ids: Sequence[int],
+    tape: Tape | None = None,
+    *,
+    first: int = 0,
 ) -> tuple[Numbers, Numbers]:
     """Logits (S, V) of every token of one row, exact, and how far any float32 evaluation may be from each.
 
     `tensors` are dense, by the names of `spec.all_tensors`, their tables in any number of tiles; they must be the very
-    numbers that the evaluation uses (dequantized, where it stores 4-bit groups). The order of sums is free.
+    numbers that the evaluation uses (dequantized, where it stores 4-bit groups), or, for the matrices of layers,
+    operands that say how far its copy may be off. The order of sums is free. An empty `tape` of another arithmetic, or
+    one that adds errors of its own, takes the place of float32's. Both are given from the token `first` on.
     """
-    model, tape = _Model(spec, tensors), Tape(how)
-    x = _embed(model, tape, token_ids)
-    for layer in range(spec.layers):
-        x = _layer(model, tape, spec, layer, x)
-    if spec.final_norm:
-        x = model.norm(tape, x, "head/norm")
-    project = model.get("head/project_out")
-    if project is not None:
-        x = tape.linear(x, project, None)
+    model, tape = Model(spec, tensors), Tape() if tape is None else tape
+    x = model.hidden(tape, token_ids)
     head = model.table("tokens" if spec.tied_head else "head/table")
-    hidden = tape.sites[x].value
-    bound = linear_bound(exact(hidden), exact(head), np.zeros(len(head)), 0, how)
-    for token in range(len(token_ids)):
+    hidden = tape.sites[x].value[first:]
+    bound = linear_bound(exact(hidden), exact(head), np.zeros(len(head)), 0, tape.how)
+    for token in range(first, len(token_ids)):
         seeds = np.zeros((len(head), token + 1, hidden.shape[1]), np.float32)  # no later token matters
         seeds[:, token] = head
-        bound[token] += tape.bound(x, seeds)
+        bound[token - first] += tape.bound(x, seeds)
     return hidden @ head.T, bound

@@ -1,0 +1,151 @@
+"""`flexref bench`: times jobs on random or real weights and holds them against the floor; parses, calls, prints."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from flexref.cli.generate import PERCENT_HELP
+
+if TYPE_CHECKING:
+    from flexref.engine.benchmark import Benchmark, Report
+    from flexref.engine.suites import Arguments
+    from flexref.testing.smoke import Passed
+
+MODEL_HELP = "A size (6.7b, opt-175b, tiny ...), whose weights are random, or a weight file."
+
+PIPED_WIDTH = 120
+"""Columns of tables that go to a file or a pipe."""
+
+PLACES = ("percent", "policy")
+"""Either of them takes the place of both."""
+
+
+@click.command("bench")
+@click.option("--suite", metavar="NAME", help="A named suite; other options given beside it change its benchmarks.")
+@click.option("--list", "list_suites", is_flag=True, help="List the suites and leave.")
+@click.option("--model", metavar="SIZE|FILE", help=MODEL_HELP)
+@click.option("--random-weights", is_flag=True, help="Random weights in place of a file's own.")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of random weights; default: float16.")
+@click.option("--quantize-weights", is_flag=True, help="Random weights in 4-bit groups.")
+@click.option("--prompt-len", type=click.IntRange(min=1), help="Tokens of every prompt; default: 512.")
+@click.option("--gen-len", type=click.IntRange(min=1), help="New tokens for every row; default: 32.")
+@click.option("--rows", type=click.IntRange(min=1), help="Rows in all; default: 8.")
+@click.option("--rows-per-group", type=click.IntRange(min=1), help="Rows that are computed together.")
+@click.option("--groups", type=click.IntRange(min=1), help="Groups that share a fetched layer.")
+@click.option("--percent", nargs=6, type=float, metavar="W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST", help=PERCENT_HELP)
+@click.option("--policy", metavar="FILE", help="A policy as JSON; default: chosen from the budgets.")
+@click.option("--quantize-cache", is_flag=True, help="Keep the KV cache in 4-bit groups.")
+@click.option("--attention-on", type=click.Choice(["device", "host"]), help="Where an offloaded cache is attended to.")
+@click.option("--overlap/--no-overlap", default=None, help="Move beside computing, or one thing after another.")
+@click.option("--device-mem-gib", type=float, help="Budget of the device; default: what is free.")
+@click.option("--host-mem-gib", type=float, help="Budget of the host; default: what is free.")
+@click.option("--disk-dir", metavar="DIR", help="Where cache and activations may spill; default: the temporary folder.")
+@click.option("--backend", help="The port to run on; default: numpy.")
+@click.option("--repeat", type=click.IntRange(min=1), help="Runs; every one is shown, and the median.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of random weights and prompts; default: 0.")
+@click.option("--trace", "trace_file", metavar="FILE", help="Write a Chrome trace of the last run; costs a little.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per benchmark, each on a line.")
+def command(suite: str | None, list_suites: bool, trace_file: str | None, as_json: bool, **options: Any) -> None:
+    """Time prefill and decode of whole jobs, beside the least time that this machine allows (the floor).
+
+    First a tiny model runs on the same port with the same options and must give the right logits; if it does not,
+    nothing is timed. Then the machine's links, memory and products are measured, weights are brought home, and every
+    run is a full one: an interrupted run is reported as such and gives no figures.
+    """
+    context = click.get_current_context()
+    given = {name: value for name, value in options.items() if _was_given(context, name)}
+    if list_suites:
+        _list()
+        return
+    for number, arguments in enumerate(_benchmarks(suite, given), start=1):
+        numbered = trace_file if trace_file is None or number == 1 else f"{trace_file}.{number}"
+        report = _run(arguments, {"suite": suite}, numbered, as_json)
+        if report.cut_short is not None:
+            raise KeyboardInterrupt  # what is left of the suite is not run, and the exit code says so
+
+
+def _was_given(context: click.Context, name: str) -> bool:
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]":
+    """What is asked for: the suite's benchmarks with the given options in place of theirs, or the options alone."""
+    from flexref.engine.suites import Arguments, read_suites
+
+    if suite is None:
+        if "model" not in given:
+            raise click.UsageError("give --model or --suite; --list shows the suites")
+        return [Arguments.from_mapping(given, "the options")]
+    suites = read_suites()
+    if suite not in suites:
+        raise click.UsageError(f"no suite {suite!r}; known: {', '.join(suites)}")
+    replaced = PLACES if any(name in given for name in PLACES) else ()
+    kept = [{name: run[name] for name in run if name not in replaced} for run in suites[suite].runs]
+    return [Arguments.from_mapping({**run, **given}, f"suite {suite!r} with the options") for run in kept]
+
+
+def _list() -> None:
+    from flexref.engine.suites import read_suites
+
+    for suite in read_suites().values():
+        click.echo(f"{suite.name:8} {suite.about}")
+
+
+def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, as_json: bool) -> "Report":
+    from flexref.engine.benchmark import Benchmark
+
+    with Benchmark(arguments) as benchmark:
+        passed = _check(benchmark)
+        with _loading(benchmark) as on_loaded:
+            report = benchmark.run(traced=trace_file is not None, on_loaded=on_loaded, on_run=_tell(arguments.repeat))
+    if report.trace is not None and trace_file is not None:
+        report.trace.write(trace_file)
+    if as_json:
+        check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
+        click.echo(json.dumps({**about, **report.to_json(), **check}))
+    else:
+        _print(report, passed)
+    return report
+
+
+def _check(benchmark: "Benchmark") -> "Passed":
+    """Refuse to time a port that is wrong."""
+    from flexref.testing.smoke import check
+
+    file, arguments = benchmark.file, benchmark.arguments
+    return check(
+        benchmark.make_backend, benchmark.policy, scheme=file.scheme, dtype=file.dtype, disk_dir=arguments.disk_dir
+    )
+
+
+def _tell(runs: int) -> Any:
+    return lambda number: click.echo(f"run {number} of {runs} ...", err=True)
+
+
+@contextmanager
+def _loading(benchmark: "Benchmark") -> "Iterator[Any]":
+    """A bar on stderr while weights are brought home."""
+    from flexref.cli.progress import byte_bar
+
+    done, total = 0, benchmark.file.nbytes
+    with byte_bar("bringing weights home") as show:
+
+        def on_loaded(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            show(done, total)
+
+        yield on_loaded
+
+
+def _print(report: "Report", passed: "Passed") -> None:
+    from rich.console import Console
+
+    from flexref.cli.bench_report import print_benchmark
+
+    console = Console()
+    print_benchmark(console if console.is_terminal else Console(width=PIPED_WIDTH), report, passed)

@@ -1,0 +1,157 @@
+"""What a machine does at best, measured through a port's own protocol: copies, products, and the disk."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import Backend, Buffer, Move, Span
+from flexref.backend.records import DTYPE_BYTES
+from flexref.tiers.disk import SpillFile, WeightsOnDisk
+
+Bytes = npt.NDArray[np.uint8]
+
+COPY_BYTES = (16 << 20, 64 << 20, 256 << 20)
+"""Copies grow until one is long enough to be timed well."""
+
+PRODUCT_WIDTHS = (256, 512, 1024, 2048, 4096)
+"""So do square products; those of 4096 reach the full rate of any device that the project knows."""
+
+LONG_ENOUGH_S = 0.02
+"""A copy or product that takes so long is not made longer: no part of the measurement lasts seconds."""
+
+REPEATS = 4
+"""The best of so many counts: whatever else runs makes one slower, nothing makes one faster than the machine is."""
+
+PRODUCTS_AT_ONCE = 8
+"""Products between two marks, so that what it costs to call one does not count."""
+
+DISK_BYTES, DISK_CHUNK_BYTES = 256 << 20, 8 << 20
+"""Written, and read back, in pieces as large as those of weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Bytes per second of the links, of device memory (read and written), FLOPs per second of products.
+
+    `from_disk` is that of the weight file, the other two are those of a spill file; None until a job has used them.
+    """
+
+    to_device_bytes_per_s: float
+    from_device_bytes_per_s: float
+    device_memory_bytes_per_s: float
+    product_flops_per_s: float
+    from_disk_bytes_per_s: float | None = None
+    from_spill_bytes_per_s: float | None = None
+    to_spill_bytes_per_s: float | None = None
+
+
+def measure(backend: Backend) -> Rates:
+    """The rates of the port's device now; takes about a second, and 768 MiB at most, all given back."""
+    inward = outward = within = 0.0
+    for nbytes in COPY_BYTES:
+        seconds = _copy_seconds(backend, nbytes)
+        inward, outward = max(inward, nbytes / seconds[0]), max(outward, nbytes / seconds[1])
+        within = max(within, 2 * nbytes / seconds[2])
+        if max(seconds) > LONG_ENOUGH_S:
+            break
+    products = 0.0
+    for width in PRODUCT_WIDTHS:
+        took = _product_seconds(backend, width)
+        products = max(products, 2 * width**3 / took)
+        if took > LONG_ENOUGH_S:
+            break
+    return Rates(inward, outward, within, products)
+
+
+def _copy_seconds(backend: Backend, nbytes: int) -> list[float]:
+    """Seconds for `nbytes` from host to device, back, and from device to device: the best of a few each."""
+    host, first, second = (backend.allocate(tier, nbytes) for tier in ("host", "device", "device"))
+    try:
+        backend.host_memory(host)[:] = np.resize(_random_bytes(), nbytes)
+        ways = (("weights_in", host, first), ("cache_out", first, host), ("cache_in", first, second))
+        return [min(_move(backend, lane, source, target) for _ in range(REPEATS)) for lane, source, target in ways]
+    finally:
+        for buffer in (host, first, second):
+            backend.release(buffer)
+
+
+def _move(backend: Backend, lane: str, source: Buffer, target: Buffer) -> float:
+    nbytes = source.nbytes
+    ticket = backend.submit(lane, [Move("measuring", Span(source, 0, nbytes), Span(target, 0, nbytes))], ())
+    ticket.wait()
+    ((start, end),) = ticket.times()
+    return max(end - start, 1e-9)
+
+
+def _product_seconds(backend: Backend, width: int) -> float:
+    """Seconds for one product of (width, width) matrices of random numbers in the compute type: the best of a few."""
+    dtype = backend.caps.compute_dtype
+    size = width * width * DTYPE_BYTES[dtype]
+    memory = backend.allocate("device", 3 * size)
+    try:
+        x, w, out = (backend.view(memory, part * size, (width, width), dtype) for part in range(3))
+        for matrix in (x, w):
+            backend.upload(_random_matrix(width, dtype), out=matrix)
+        best = _products(backend, (x, w, out), 1)
+        count = PRODUCTS_AT_ONCE if best < LONG_ENOUGH_S else 1
+        return min(best, *(_products(backend, (x, w, out), count) for _ in range(REPEATS)))
+    finally:
+        backend.release(memory)
+
+
+def _products(backend: Backend, matrices: Sequence[Any], count: int) -> float:
+    x, w, out = matrices
+    begin = backend.mark()
+    for _ in range(count):
+        backend.linear(x, w, None, out=out)
+    end = backend.mark()
+    end.wait()
+    return max(end.times()[0][0] - begin.times()[0][0], 1e-9) / count
+
+
+def _random_bytes() -> Bytes:
+    return np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
+
+
+def _random_matrix(width: int, dtype: str) -> npt.NDArray[Any]:
+    """Normal numbers that make a product's about 1: zeros, or numbers that overflow, take another time."""
+    values = np.random.default_rng(0).standard_normal((width, width), np.float32)
+    return (values / np.float32(width**0.5)).astype(dtype)
+
+
+def spill_rates(directory: str | Path) -> tuple[float, float]:
+    """Bytes per second (from, to) a spill file in `directory`.
+
+    What was spilled may be read back from the page cache, as it may in a job.
+    """
+    chunk = np.resize(_random_bytes(), DISK_CHUNK_BYTES)
+
+    def rate(call: Callable[[int, Bytes], None]) -> float:
+        begin = time.perf_counter()
+        for start in range(0, DISK_BYTES, DISK_CHUNK_BYTES):
+            call(start, chunk)
+        return DISK_BYTES / max(time.perf_counter() - begin, 1e-9)
+
+    with closing(SpillFile(directory, DISK_BYTES)) as file:
+        outward, inward = rate(file.write), rate(file.read)
+    return inward, outward
+
+
+def weights_rate(backend: Backend, path: str, file_bytes: int) -> float:
+    """Bytes per second from the weight file `path`, read as a job reads it."""
+    size = min(DISK_BYTES, file_bytes)
+    host = backend.allocate("host", size)  # aligned, as direct reads need it
+    try:
+        into = backend.host_memory(host)
+        with closing(WeightsOnDisk(path)) as file:
+            begin = time.perf_counter()
+            file.read(0, into)
+            return size / max(time.perf_counter() - begin, 1e-9)
+    finally:
+        backend.release(host)
