@@ -95,7 +95,8 @@ class WeightsPlan:
         units = [[[file.tensors[tensor.name] for tensor in unit] for unit in stage.units] for stage in walk]
         single = [[[file.tensors[tile.name]]] for tile in tiles]
         sizes = [[sum(tensor.nbytes for tensor in unit) for unit in stage] for stage in units + single]
-        ends = {number for number, stage in enumerate(walk) if stage.kind != "layer"} | set(range(len(walk), len(sizes)))
+        ends = {number for number, stage in enumerate(walk) if stage.kind != "layer"}
+        ends.update(range(len(walk), len(sizes)))
         placed = place_stages(sizes, shares, ends)
         plans = []
         for stage, stage_units, tiers in zip(walk, units, placed, strict=False):

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import Backend
 from flexref.backend.records import RecordLayout
-from flexref.testing import reference
+from flexref.testing import laws
 from flexref.testing.bench import Bench, Values, assert_same_bits, guard_values
 from flexref.testing.clauses.cache import CacheBench, drawn_tokens, margins
 from flexref.testing.strategies import layouts, ragged
-from flexref.testing.tolerances import PRECISIONS, assert_within, attention_bound, exact
+from flexref.testing.tolerances import PRECISIONS, assert_within
 
 POISON = 3e38
 """What a key that no query may see is set to: its products overflow, and its share of anything must be none at all."""
@@ -55,9 +55,8 @@ class _Pass:
     def expected(self, cache: CacheBench, row: int) -> tuple[Values, Values]:
         """(value, bound) of a row's result (S, E), from what its records hold."""
         keys, values = cache.held(row, self.total[row])
-        q = exact(self.q[row].reshape(-1, self.layout.heads, self.layout.head_width))
-        value = reference.attend(q.values, keys.values, values.values, self.past[row], self.scale)
-        bound = attention_bound(q, keys, values, self.past[row], self.scale, self.bench.arithmetic)
+        q = self.q[row].reshape(-1, self.layout.heads, self.layout.head_width)
+        value, bound = laws.attend(q, keys, values, self.scale, self.bench.arithmetic)
         return value.reshape(-1, cache.width), bound.reshape(-1, cache.width)
 
     def check(self, cache: CacheBench, found: Sequence[Values], what: str) -> None:

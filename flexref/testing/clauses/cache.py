@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import Array, Backend
 from flexref.backend.records import RecordLayout
-from flexref.storage.quant import quantize
-from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape, coded, guard_values
+from flexref.testing import laws
+from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape, guard_values
 from flexref.testing.strategies import arrays, layouts, ragged
-from flexref.testing.tolerances import FLOAT32, Operand, exact, expanded
+from flexref.testing.tolerances import Operand, assert_within
 
 STALE = 255
 """What memory holds before its first record: as a float, no number; as scale and zero of a group, no numbers either."""
@@ -74,30 +74,8 @@ class CacheBench:
     def held(self, row: int, tokens: int) -> tuple[Operand, Operand]:
         """K and V (T, H, D) of the first tokens of a row, as its records hold them."""
         content = self.records[row].read()
-        keys, values = (self._held(section(content, self.layout, which, 0, tokens)) for which in (0, 1))
+        keys, values = (laws.held(content, self.layout, which, tokens, self.bench.arithmetic) for which in (0, 1))
         return keys, values
-
-    def _held(self, parts: tuple[Values, Values | None]) -> Operand:
-        codes, pairs = parts
-        if pairs is None:
-            return exact(codes)
-        unpacked = coded(codes, pairs[..., 0], pairs[..., 1], self.layout.head_width, self.layout.group_size)
-        return expanded(*unpacked, self.bench.arithmetic)
-
-
-def section(content: Values, layout: RecordLayout, which: int, first: int, last: int) -> tuple[Values, Values | None]:
-    """Codes (or values) and pairs of K (`which` 0) or V (1) of tokens first to last, (T, H, ...), of a row's bytes."""
-    size = layout.record_bytes
-    tokens = content[first * size : last * size].reshape(last - first, size)
-    start = which * layout.value_offset
-    codes = np.ascontiguousarray(tokens[:, start : start + layout.codes_bytes])
-    if not layout.quantized:
-        return codes.view(layout.dtype).reshape(last - first, layout.heads, layout.head_width), None
-    pairs = tokens[:, start + layout.pairs_offset : start + layout.pairs_offset + layout.pairs_bytes]
-    return (
-        codes.reshape(last - first, layout.heads, layout.packed_width),
-        np.ascontiguousarray(pairs).view(np.float16).reshape(last - first, layout.heads, layout.groups, 2),
-    )
 
 
 def drawn_tokens(
@@ -133,50 +111,12 @@ def _append_to_some(backend: Backend, data: st.DataObject, schemes: tuple[str, .
         for row, (first, count) in enumerate(zip(past, new, strict=True)):
             content = cache.records[row].read()
             for which, fresh in ((0, k[row]), (1, v[row])):
-                assert_records_hold(section(content, layout, which, first, first + count), fresh, layout, f"row {row}")
+                for part in laws.recorded(content, layout, which, first, fresh):
+                    assert_within(part.found, part.value, part.bound, f"{part.what} in the records of row {row}")
             size = layout.record_bytes
             untouched = np.concatenate((content[: first * size], content[(first + count) * size :]))
             assert (untouched == STALE).all(), f"append wrote outside records {first} to {first + count} of row {row}"
             cache.records[row].assert_untouched_around("append")
-
-
-def assert_records_hold(parts: tuple[Values, Values | None], values: Values, layout: RecordLayout, what: str) -> None:
-    """Raise `AssertionError` unless sections of records hold values (S, E): exactly, or in 4-bit groups by the law."""
-    codes, pairs = parts
-    fresh = values.reshape(-1, layout.heads, layout.head_width)
-    if pairs is None:
-        assert_same_bits(codes, fresh, f"records of {what}")
-    else:
-        _assert_quantized(codes, pairs, fresh, layout, what)
-
-
-def _assert_quantized(codes: Values, pairs: Values, values: Values, layout: RecordLayout, what: str) -> None:
-    """The law of `storage.quant` for records, where a port may round a quotient by itself.
-
-    Zeros are exact. A scale may be one float16 beside the law's, for a quotient by 15 may be a product with 1/15. A
-    code is nearest to (value - zero) / scale with the port's own scale, or, no further from a tie than the roundings of
-    that quotient, the other neighbour.
-    """
-    law = quantize(values.astype(np.float32), layout.group_size, np.float16, what)
-    scale, zero = pairs[..., 0], pairs[..., 1]
-    assert np.array_equal(zero, law.zero), f"zeros of {what} are not the least values of their groups"
-    neighbours = np.spacing(np.maximum(scale, law.scale)).astype(np.float64)
-    wide_scale, law_scale = scale.astype(np.float64), law.scale.astype(np.float64)
-    assert (np.abs(wide_scale - law_scale) <= neighbours).all(), f"scales of {what} are not those of the law"
-    groups = np.arange(layout.head_width) // layout.group_size
-    step, low = wide_scale[..., groups], zero.astype(np.float64)[..., groups]
-    ones = np.ones_like(scale)
-    found, _ = coded(codes, ones, ones, layout.head_width, layout.group_size)
-    safe = np.where(step > 0, step, 1)
-    wide = values.astype(np.float64)
-    quotient = np.where(step > 0, np.clip((wide - low) / safe, 0, 15), 0)
-    slack = np.where(step > 0, 4 * FLOAT32.unit * ((np.abs(wide) + np.abs(low)) / safe + 16), 0)
-    wrong = np.abs(found - quotient) > np.where(step > 0, 0.5 + slack, 0)
-    if wrong.any():
-        at = tuple(int(place) for place in np.unravel_index(int(np.argmax(wrong)), wrong.shape))
-        raise AssertionError(
-            f"codes of {what}: {found[at]:g} at {at} for {quotient[at]:.4f} steps; {wrong.sum()} are wrong"
-        )
 
 
 def append_writes_the_records(backend: Backend, data: st.DataObject) -> None:
@@ -208,7 +148,7 @@ def appends_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -
                 alone.append([k[row][part]], [v[row][part]], [token], slice(row, row + 1))
             for which in (0, 1):
                 found, expected = (
-                    section(cache.records[row].read(), layout, which, 0, count) for cache in (alone, together)
+                    laws.section(cache.records[row].read(), layout, which, 0, count) for cache in (alone, together)
                 )
                 for actual, needed in zip(found, expected, strict=True):
                     if actual is not None and needed is not None:

@@ -239,7 +239,8 @@ def operators_wait_for_lanes(backend: Backend, data: st.DataObject) -> None:
         late = [_late()] if data.draw(st.booleans()) else _long_moves(bench)
         backend.upload(spoilt, out=there)
         backend.linear(there, weights, None, out=result)  # whatever a port makes once is made now
-        backend.wait(backend.submit(lane, [*late, move(whole(host_x), whole(device_x))], ()))
+        steps = [*late, move(whole(host_x), whole(device_x))]
+        backend.wait(backend.submit(lane, steps, [backend.mark()]))
         backend.linear(there, weights, None, out=result)
         mark = backend.mark()
         backend.submit(lane, [move(whole(host_spoilt), whole(device_x))], [mark])

@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import Array, Backend
-from flexref.testing import reference
+from flexref.testing import laws
 from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape
 from flexref.testing.strategies import arrays, numbers, seeds
-from flexref.testing.tolerances import assert_within, converted, exact, linear_bound
+from flexref.testing.tolerances import assert_within
 
 FORMS = ("float32", "float16", "int4 float16", "int4 float32")
 """How a file may hold a matrix: dense, or in 4-bit groups whose scales have the file's type."""
@@ -101,9 +101,7 @@ def add_rows_adds_the_named_rows(backend: Backend, data: st.DataObject) -> None:
         ids = np.array(data.draw(st.lists(st.integers(0, rows - 1), min_size=count, max_size=count)), np.int32)
         x = bench.guarded(values, data.draw(margins), data.draw(margins))
         backend.add_rows(x.array, bench.array(rows_values), backend.upload(ids))
-        added, how = converted(rows_values[ids], bench.arithmetic), bench.arithmetic
-        expected = values.astype(np.float64) + added.values
-        bound = added.error + how.storing(np.abs(expected) + added.error)
+        expected, bound = laws.add_rows(values, rows_values[ids], bench.arithmetic)
         assert_within(bench.read(x.array), expected, bound, "add_rows", (rows, width))
         x.assert_untouched_around("add_rows")
 
@@ -127,16 +125,7 @@ class _Product:
 
     def expected(self, base: Values | None = None) -> tuple[Values, Values]:
         """(value, bound) of the product, added to `base`."""
-        wide = None if self.bias is None else self.bias.astype(np.float64)
-        value = reference.linear(self.values.astype(np.float64), self.operand.values, wide)
-        addends, count = np.zeros(self.shape), 0
-        for part in (self.bias, base):
-            if part is not None:
-                addends, count = addends + np.abs(part.astype(np.float64)), count + 1
-        bound = linear_bound(exact(self.values), self.operand, addends, count, self.bench.arithmetic)
-        if self.bias is not None:
-            bound = bound + converted(self.bias, self.bench.arithmetic).error
-        return (value if base is None else value + base.astype(np.float64)), bound
+        return laws.linear(self.values, self.operand, self.bias, base, self.bench.arithmetic)
 
     def check(self, y: Array, base: Values | None = None) -> None:
         """Raise `AssertionError` unless y is the product, added to `base`."""

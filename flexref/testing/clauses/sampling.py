@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from flexref.backend.protocol import Backend
 from flexref.errors import FlexrefError
 from flexref.testing.bench import Bench, Values, assert_raises
+from flexref.testing.laws import possible_tokens
 from flexref.testing.strategies import numbers, seeds
-from flexref.testing.tolerances import FLOAT32, FLOAT64, FUNCTION_ULPS, gamma
 
 rows = st.integers(1, 5)
 vocabularies = st.sampled_from((1, 2, 5, 50, 200))
@@ -79,32 +79,11 @@ def sampling_inverts_the_distribution(backend: Backend, data: st.DataObject) -> 
         draws = _uniforms(data, shape[0])
         found = backend.sample(bench.array(logits), temperature, top_k, top_p, draws)
         for row in range(shape[0]):
-            possible = _possible(logits[row].astype(np.float64), temperature, top_k, top_p, float(draws[row]))
+            possible = possible_tokens(logits[row].astype(np.float64), temperature, top_k, top_p, float(draws[row]))
             assert int(found[row]) in possible, (
                 f"sample (temperature {temperature}, top_k {top_k}, top_p {top_p}, uniform {draws[row]}) gives "
                 f"{found[row]}, needed {sorted(possible)} of {shape[1]} tokens"
             )
-
-
-def _possible(
-    logits: npt.NDArray[np.float64], temperature: float, top_k: int, top_p: float, uniform: float
-) -> set[int]:
-    """The tokens that float32 arithmetic may take: one, unless the uniform lies at a border."""
-    ranked = np.lexsort((np.arange(logits.size), -logits))[: top_k or None]
-    arguments = (logits[ranked] - logits[ranked[0]]) / temperature
-    weights = np.exp(arguments)
-    function = gamma(2 * FUNCTION_ULPS, FLOAT32)
-    errors = weights * (np.expm1(gamma(3, FLOAT32) * np.minimum(-arguments, 1e3)) + function) + FLOAT32.tiny
-    reached = np.cumsum(weights)
-    slack = float(2 * (errors.sum() + (gamma(ranked.size, FLOAT32) + gamma(ranked.size, FLOAT64)) * reached[-1]))
-    least, most = (
-        min(int(np.searchsorted(reached, top_p * reached[-1] + off, side="left")), ranked.size - 1)
-        for off in (-slack, slack)
-    )
-    low, high = uniform * reached[least] - slack, uniform * reached[most] + slack
-    before = np.concatenate(([0.0], reached[:-1]))
-    taken = (reached[: most + 1] > low) & (before[: most + 1] <= high)
-    return {int(token) for token in ranked[: most + 1][taken]}
 
 
 def samples_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -> None:

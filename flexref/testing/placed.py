@@ -1,0 +1,169 @@
+"""A port whose arrays can be read wherever they lie: it forwards memory and lanes, and knows no operator's law."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import Array, Backend, Buffer, LaneStep, QuantizedMatrix, Ticket
+from flexref.backend.records import DTYPE_BYTES, RecordLayout
+from flexref.testing.bench import Values
+
+
+class Placed:
+    """An array of a port, and the same bytes as a host array if that is where they lie."""
+
+    __slots__ = ("array", "host")
+
+    def __init__(self, array: Array, host: Values | None = None) -> None:
+        self.array, self.host = array, host
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+        return tuple(self.array.shape)
+
+    def __getitem__(self, key: Any) -> "Placed":
+        """A view of both."""
+        return Placed(self.array[key], None if self.host is None else self.host[key])
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedRows:
+    """A port's handle of the caches of some rows, and what it was made of."""
+
+    handle: Any
+    records: Sequence[Placed]
+    layout: RecordLayout
+
+
+@dataclass(frozen=True, slots=True)
+class PlacedSegments:
+    """A port's handle of one pass, and what it was made of."""
+
+    handle: Any
+    past: tuple[int, ...]
+    new: tuple[int, ...]
+
+    @property
+    def total(self) -> tuple[int, ...]:
+        """Tokens of every row, past and new."""
+        return tuple(past + new for past, new in zip(self.past, self.new, strict=True))
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """(first token among the T, past, new) of every row."""
+        first = 0
+        for past, new in zip(self.past, self.new, strict=True):
+            yield first, past, new
+            first += new
+
+
+def bare(x: Any) -> Any:
+    """The port's own array, matrix or None."""
+    if isinstance(x, QuantizedMatrix):
+        return QuantizedMatrix(bare(x.codes), bare(x.scale), bare(x.zero), x.width, x.group_size)
+    return x.array if isinstance(x, Placed) else x
+
+
+class PlacedBackend:
+    """Memory and lanes of `port`; every array that goes out is a `Placed`, every one that comes in goes on bare."""
+
+    def __init__(self, port: Backend) -> None:
+        self._port = port
+        self.name, self.caps = port.name, port.caps
+        self._tiers: dict[int, tuple[str, Buffer]] = {}
+        self._awaited: list[Ticket] = []
+
+    def _read(self, x: Any) -> Values:
+        """A copy of an array on either tier, when the operators so far, and what they waited for, are done."""
+        if x.host is None:
+            return np.array(self._port.download(x.array))
+        self._port.mark().wait()
+        for ticket in self._awaited:
+            ticket.wait()
+        self._awaited.clear()
+        return np.array(x.host)
+
+    def free_bytes(self, tier: str) -> int:
+        """See `Backend.free_bytes`; what checks hold on the host comes on top."""
+        return self._port.free_bytes(tier)
+
+    def allocate(self, tier: str, nbytes: int) -> Buffer:
+        """See `Backend.allocate`."""
+        buffer = self._port.allocate(tier, nbytes)
+        self._tiers[id(buffer)] = tier, buffer
+        return buffer
+
+    def release(self, buffer: Buffer) -> None:
+        """See `Backend.release`."""
+        del self._tiers[id(buffer)]
+        self._port.release(buffer)
+
+    def view(self, buffer: Buffer, offset: int, shape: tuple[int, ...], dtype: str) -> Placed:
+        """See `Backend.view`."""
+        array = self._port.view(buffer, offset, shape, dtype)
+        if self._tiers[id(buffer)][0] == "device" or not self.caps.computes:
+            return Placed(array)
+        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
+        return Placed(array, self._port.host_memory(buffer)[offset : offset + size].view(dtype).reshape(shape))
+
+    def host_memory(self, buffer: Buffer) -> npt.NDArray[np.uint8]:
+        """See `Backend.host_memory`."""
+        return self._port.host_memory(buffer)
+
+    def upload(self, values: npt.NDArray[Any], out: Any = None) -> Placed:
+        """See `Backend.upload`."""
+        array = self._port.upload(values, bare(out))
+        return Placed(array) if out is None else out
+
+    def download(self, x: Any) -> npt.NDArray[Any]:
+        """See `Backend.download`."""
+        return self._port.download(bare(x))
+
+    def assign(self, target: Any, source: Any) -> None:
+        """See `Backend.assign`."""
+        self._port.assign(bare(target), bare(source))
+
+    def workspace(self, buffer: Buffer | None) -> None:
+        """See `Backend.workspace`."""
+        self._port.workspace(buffer)
+
+    def frame(self) -> AbstractContextManager[None]:
+        """See `Backend.frame`."""
+        return self._port.frame()
+
+    def workspace_peak_bytes(self) -> int:
+        """See `Backend.workspace_peak_bytes`."""
+        return self._port.workspace_peak_bytes()
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Placed:
+        """See `Backend.empty`."""
+        return Placed(self._port.empty(shape, dtype))
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        """See `Backend.submit`."""
+        return self._port.submit(lane, steps, after)
+
+    def mark(self) -> Ticket:
+        """See `Backend.mark`."""
+        return self._port.mark()
+
+    def wait(self, ticket: Ticket) -> None:
+        """See `Backend.wait`."""
+        self._port.wait(ticket)
+        self._awaited = [*(other for other in self._awaited if not other.done()), ticket]
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        self._port.close()
+
+    def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> PlacedRows:
+        """See `Backend.cache_rows`."""
+        return PlacedRows(self._port.cache_rows([bare(part) for part in records], layout), tuple(records), layout)
+
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> PlacedSegments:
+        """See `Backend.segments`."""
+        return PlacedSegments(self._port.segments(past, new), tuple(past), tuple(new))
