@@ -160,9 +160,11 @@ class Segments:
         splits = -(-steps[single] // split_steps[single])
         owners, splits_of = numbered(splits)
         items = np.stack((single[owners], splits_of), 1)
-        owners, tiles_of = numbered(-(-fresh[several] // TILE_TOKENS))
-        tiles = np.stack((several[owners], tiles_of * TILE_TOKENS), 1)
-        tiles = tiles[np.argsort(-(before[tiles[:, 0]] + tiles[:, 1]), kind="stable")]
+        tiles = np.empty((0, 2), np.int64)
+        if several.size:
+            owners, tiles_of = numbered(-(-fresh[several] // TILE_TOKENS))
+            tiles = np.stack((several[owners], tiles_of * TILE_TOKENS), 1)
+            tiles = tiles[np.argsort(-(before[tiles[:, 0]] + tiles[:, 1]), kind="stable")]
         parts = (rows, items, np.stack((single, np.zeros_like(single)), 1), tiles)
         self._array = device.small(np.concatenate([part.ravel() for part in parts]).astype(np.int32))
         self.item_count, self.prefill_count = len(items), len(tiles)

@@ -1,0 +1,110 @@
+"""Every kernel of the CUDA port compiles for every architecture and keeps within its registers; it needs no device."""
+
+import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from flexref_cupy import kernels
+from flexref_cupy.kernels import Source
+from flexref_cupy.variants import VARIANTS
+
+SCRIPT = Path(__file__).parents[2] / "tools" / "compile_kernels"
+BROKEN = Source("broken", 'extern "C" __global__ void broken(float* out) {\n    out[0] = nothing_such;\n}', (), {})
+CROWDED = Source(
+    "crowded",
+    """extern "C" __global__ void __launch_bounds__(1024) crowded(float* x) {
+    float held[128];
+    #pragma unroll
+    for (int place = 0; place < 128; ++place) held[place] = x[place * 1024 + threadIdx.x];
+    __syncthreads();
+    #pragma unroll
+    for (int place = 0; place < 128; ++place) x[place * 1024 + threadIdx.x] = held[place] * held[127 - place];
+}""",
+    (),
+    {},
+)
+
+
+def script() -> Any:
+    """`tools/compile_kernels` as a module."""
+    loader = SourceFileLoader("compile_kernels", str(SCRIPT))
+    spec = spec_from_loader("compile_kernels", loader)
+    assert spec is not None
+    module = sys.modules["compile_kernels"] = module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+TOOL = script()
+
+
+def why_not() -> str | None:
+    """Why nothing can be compiled here, if it cannot."""
+    try:
+        TOOL.nvrtc()
+    except TOOL.CompilerError as error:
+        return str(error)
+    return None
+
+
+needs_nvrtc = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+
+
+def test_every_operator_with_kernels_has_variants() -> None:
+    assert set(kernels.operators()) == set(VARIANTS)
+    assert len(TOOL.sources()) == sum(map(len, VARIANTS.values()))
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("architecture", TOOL.ARCHITECTURES)
+@pytest.mark.parametrize("operator", sorted(VARIANTS))
+def test_kernels_compile_and_spill_no_registers(operator: str, architecture: str) -> None:
+    texts = TOOL.sources((operator,))
+    results = list(TOOL.all_compiled(texts, (architecture,)))
+    for result in results:
+        if isinstance(result, TOOL.CompilerError):
+            raise result
+        assert {figures.kernel for figures in result.figures} == set(result.source.signatures)
+        for figures in result.figures:
+            what = f"{TOOL.described(result.source, architecture)}: {figures}"
+            assert figures.spilled_bytes == 0, what
+            assert 0 < figures.registers < 256, what
+    assert [result.source for result in results] == list(texts)
+
+
+@needs_nvrtc
+def test_the_table_has_a_line_for_every_kernel() -> None:
+    run = CliRunner().invoke(TOOL.main, ["--only", "expand", "--arch", "sm_75"])
+    head, *lines = run.output.splitlines()
+    assert run.exit_code == 0
+    assert head.split() == ["operator", "macros", "arch", "bytes", "kernel", "registers", "shared", "local", "spilled"]
+    assert len(lines) == len(VARIANTS["expand"]) * len(TOOL.sources(("expand",))[0].signatures)
+
+
+@needs_nvrtc
+def test_a_kernel_with_an_error_fails_with_the_compilers_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TOOL, "sources", lambda only: (BROKEN,))
+    run = CliRunner().invoke(TOOL.main, ["--arch", "sm_80"])
+    assert run.exit_code == 1
+    assert "error: broken sm_80: NVRTC_ERROR_COMPILATION" in run.output
+    assert 'broken.cu(2): error: identifier "nothing_such" is undefined' in run.output
+
+
+@needs_nvrtc
+def test_spills_are_seen() -> None:
+    (figures,) = TOOL.compiled(CROWDED, "sm_80").figures
+    assert figures.spilled_bytes > 0
+
+
+@needs_nvrtc
+@pytest.mark.parametrize(
+    ("arguments", "message"), [(["--only", "nothing"], "nothing: no .cu file"), (["--arch", "sm_1"], "sm_1")]
+)
+def test_what_is_not_known_is_refused(arguments: list[str], message: str) -> None:
+    run = CliRunner().invoke(TOOL.main, [*arguments, *([] if "--only" in arguments else ["--only", "expand"])])
+    assert run.exit_code == 1
+    assert message in run.output

@@ -1,0 +1,42 @@
+"""The whole CUDA port against the contract with no device: its kernels run on the CPU (see emulated_cuda.py)."""
+
+from collections.abc import Iterator
+
+import pytest
+from emulated_bench import NO_COMPILER
+from emulated_cuda import EmulatedCuda, compiler_is_here
+from flexref_cupy import CupyBackend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import Backend
+from flexref.testing import CONTRACT, clause_name, clauses_for
+from flexref.testing.contract import HOST_ATTENTION, Clause
+
+pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
+
+DEVICES = {
+    # The oldest and smallest; whatever the port asks for is done before the call returns, so that errors point at it.
+    "at-once": {"capability": (7, 5), "multiprocessors": 3},
+    # A newer and larger one; what streams are given is done as late as a device may do it: what waits for nobody shows.
+    "late": {"capability": (9, 0), "multiprocessors": 40, "late": True},
+}
+
+CLAUSES = tuple(clause for clause in CONTRACT if clause not in HOST_ATTENTION)
+
+
+@pytest.fixture(scope="module", params=DEVICES)
+def port(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    made = CupyBackend(cuda=EmulatedCuda(**DEVICES[request.param]))
+    yield made
+    made.close()
+
+
+def test_these_are_the_clauses_that_the_port_must_pass(port: Backend) -> None:
+    assert clauses_for(port.caps) == CLAUSES
+
+
+@pytest.mark.parametrize("clause", CLAUSES, ids=clause_name)
+@given(data=st.data())
+def test_the_port_keeps_the_contract(port: Backend, clause: Clause, data: st.DataObject) -> None:
+    clause(port, data)

@@ -1,0 +1,300 @@
+"""The CuPy port's matrix products on emulated devices: the contract's clauses, and shapes that take its fast paths."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_cuda import EmulatedCuda, compiler_is_here
+from flexref_cupy import CupyBackend, products
+from flexref_cupy.device import COUNTERS_BYTES
+from flexref_cupy.memory import Tensor
+from flexref_cupy.products import Products
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from flexref.backend.protocol import QuantizedMatrix
+from flexref.testing import laws
+from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits
+from flexref.testing.clauses import products as clauses
+from flexref.testing.contract import Clause, clause_name
+from flexref.testing.strategies import numbers, seeds
+from flexref.testing.tolerances import Operand, assert_within
+
+pytestmark = pytest.mark.skipif(not compiler_is_here(), reason="no C++ compiler to run the kernels of cupy on a CPU")
+
+CLAUSES: tuple[Clause, ...] = (
+    clauses.products_have_their_shapes,
+    clauses.linear_is_the_product,
+    clauses.linear_adds_to_its_result,
+    clauses.expand_is_the_matrix,
+    clauses.linear_of_expanded_weights_has_the_same_bits,
+    clauses.products_do_not_depend_on_other_rows,
+    clauses.products_repeat_their_bits,
+)
+
+MULTIPROCESSORS = (1, 3, 40)
+"""Of the emulated devices: how many parts a fused product's inputs are cut into depends on it."""
+
+DTYPES = ("float16", "float32")
+
+tokens = st.sampled_from((1, 5, 8, 9, 17, 31, 64))
+inputs = st.sampled_from((128, 256, 384, 512))
+outputs = st.sampled_from((1, 9, 128, 130, 300))
+group_sizes = st.sampled_from((32, 64, 128))
+margins = st.sampled_from((0, 0, 3, 8))
+
+
+class WatchedCuda(EmulatedCuda):
+    """Remembers the operands of cuBLAS."""
+
+    def __init__(self, multiprocessors: int) -> None:
+        super().__init__(capability=(8, 0), multiprocessors=multiprocessors)
+        self.multiplied: list[tuple[Any, ...]] = []
+
+    def multiply(self, shape: Any, x: Any, w: Any, out: Any, add: bool) -> None:
+        self.multiplied.append((shape, x, w, out, add))
+        super().multiply(shape, x, w, out, add)
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[dict[int, CupyBackend]]:
+    made = {count: CupyBackend(cuda=WatchedCuda(count)) for count in MULTIPROCESSORS}
+    yield made
+    for port in made.values():
+        port.close()
+
+
+@pytest.fixture(scope="module")
+def port(ports: dict[int, CupyBackend]) -> CupyBackend:
+    return ports[3]
+
+
+def launched(port: CupyBackend, kernel: str) -> int:
+    """How often a kernel was started."""
+    return sum(count for (_, name), count in port.cuda.launches.items() if name == kernel)
+
+
+@dataclass
+class Case:
+    """One drawn product of 4-bit weights in the layout that the fused product takes."""
+
+    bench: Bench
+    values: Values
+    x: Tensor
+    w: QuantizedMatrix
+    operand: Operand
+    bias: Values | None
+    b: Tensor | None
+    out: Guarded
+    base: Values
+    add: bool
+
+    @classmethod
+    def draw(cls, bench: Bench, data: st.DataObject, x_margin: int = 8) -> "Case":
+        """Draw one; `x` lies in a wider array, `x_margin` elements from its edges."""
+        rows, width, count = data.draw(outputs), data.draw(inputs), data.draw(tokens)
+        group_size, seed = data.draw(group_sizes), data.draw(seeds)
+        w, operand = bench.matrix(numbers((rows, width), "float32", "normal", seed), "int4 float16", group_size)
+        values = numbers((count, width), "float16", "normal", seed + 1)
+        margin = data.draw(st.sampled_from((0, x_margin)))
+        x = bench.guarded(values, margin, margin).array
+        bias_dtype = data.draw(st.sampled_from((None, *DTYPES)))
+        bias = None if bias_dtype is None else numbers((rows,), bias_dtype, "normal", seed + 2)
+        b = None if bias is None else bench.array(bias)
+        base = numbers((count, rows), data.draw(st.sampled_from(DTYPES)), "normal", seed + 3)
+        out = bench.guarded(base, data.draw(margins), data.draw(margins))
+        return cls(bench, values, x, w, operand, bias, b, out, base, data.draw(st.booleans()))
+
+    def check(self) -> None:
+        """Raise `AssertionError` unless `out` holds the product."""
+        base = self.base if self.add else None
+        expected, bound = laws.linear(self.values, self.operand, self.bias, base, self.bench.arithmetic)
+        what = f"product of {self.values.shape} and {self.w.shape} in groups of {self.w.group_size}"
+        assert_within(self.out.read(), expected, bound, what)
+        self.out.assert_untouched_around(what)
+
+
+@pytest.mark.parametrize("clause", CLAUSES, ids=clause_name)
+@given(data=st.data())
+def test_products_keep_the_contract(port: CupyBackend, clause: Clause, data: st.DataObject) -> None:
+    clause(port, data)
+
+
+@given(data=st.data())
+def test_few_tokens_are_multiplied_with_the_codes_themselves(
+    ports: dict[int, CupyBackend], data: st.DataObject
+) -> None:
+    port = ports[data.draw(st.sampled_from(MULTIPROCESSORS))]
+    with Bench(port) as bench:
+        case = Case.draw(bench, data)
+        before = launched(port, "linear_int4"), len(port.cuda.multiplied)
+        port.linear(case.x, case.w, case.b, out=case.out.array, add=case.add)
+        assert (launched(port, "linear_int4"), len(port.cuda.multiplied)) == (before[0] + 1, before[1])
+        case.check()
+        counters = Tensor(port.device.scratch.counters, (COUNTERS_BYTES // 4,), "int32", COUNTERS_BYTES // 4)
+        assert not port.download(counters).any()
+
+
+@given(data=st.data())
+def test_a_fused_product_multiplies_the_weights_that_expand_gives(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        case = Case.draw(bench, data)
+        expanded = bench.read(port.expand(case.w, bench.results(case.w.shape).array))
+        count, width = case.values.shape
+        first = data.draw(st.integers(0, width - count))
+        unit = np.eye(count, width, first, np.float16)
+        found = bench.read(port.linear(bench.array(unit), case.w, None))
+        assert_same_bits(
+            found, np.ascontiguousarray(expanded[:, first : first + count].T), "a product with a unit matrix"
+        )
+
+
+@given(data=st.data())
+def test_a_fused_product_has_the_same_bits_wherever_its_operands_lie(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        case = Case.draw(bench, data)
+        port.linear(case.x, case.w, case.b, out=case.out.array, add=case.add)
+        for before, after in ((0, 0), (3, 1), (16, 8)):
+            x = bench.guarded(case.values, 8 * (before % 2), 8).array
+            out = bench.guarded(case.base, before, after)
+            port.linear(x, case.w, case.b, out=out.array, add=case.add)
+            assert_same_bits(out.read(), case.out.read(), f"a product at columns {before} to -{after}")
+
+
+@given(data=st.data())
+def test_what_is_not_a_number_reaches_its_token_and_no_other(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        case = Case.draw(bench, data)
+        token, place = (data.draw(st.integers(0, length - 1)) for length in case.values.shape)
+        values = case.values.copy()
+        values[token, place] = data.draw(st.sampled_from((np.nan, np.inf, -np.inf)))
+        found = bench.read(port.linear(bench.array(values), case.w, case.b))
+        assert not np.isfinite(found[token]).any()
+        assert np.isfinite(np.delete(found, token, axis=0)).all()
+
+
+@given(data=st.data())
+def test_layouts_that_the_fused_product_does_not_take_are_expanded(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        case = Case.draw(bench, data, x_margin=4)
+        assume(case.values.shape[0] > 1 and case.x.pitch != case.values.shape[1])
+        before = launched(port, "linear_int4")
+        port.linear(case.x, case.w, case.b, out=case.out.array, add=case.add)
+        assert launched(port, "linear_int4") == before
+        case.check()
+
+
+@given(data=st.data())
+def test_more_tokens_than_a_launch_takes_are_multiplied_in_pieces(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        case, count = Case.draw(bench, data), data.draw(st.sampled_from((65, 130)))
+        values = numbers((count, case.w.width), "float16", "normal", data.draw(seeds))
+        base = np.zeros((count, case.w.shape[0]), np.float16)
+        case.values, case.base, case.out, case.add = values, base, bench.guarded(base), True
+        before = launched(port, "linear_int4")
+        Products(port.device, fused_rows=200).linear(bench.array(values), case.w, case.b, case.out.array, True)
+        assert launched(port, "linear_int4") == before + -(-count // 64)
+        case.check()
+        before = launched(port, "linear_int4")
+        Products(port.device, fused_rows=0).linear(case.x[:1], case.w, None, bench.array(base[:1]), False)
+        assert launched(port, "linear_int4") == before
+
+
+@given(data=st.data())
+def test_weights_expand_to_the_same_bits_at_any_alignment(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        rows, width, dtype = data.draw(outputs), data.draw(inputs), data.draw(st.sampled_from(DTYPES))
+        values = numbers((rows, width), "float32", data.draw(st.sampled_from(("normal", "offset", "tiny"))), 0)
+        w, operand = bench.matrix(values, f"int4 {dtype}", data.draw(group_sizes))
+        fast, slow = bench.results((rows, width), 8, 8), bench.results((rows, width), 3, 4)
+        before = launched(port, "expand_groups"), launched(port, "expand_bytes")
+        port.expand(w, fast.array)
+        port.expand(w, slow.array)
+        assert (launched(port, "expand_groups"), launched(port, "expand_bytes")) == (before[0] + 1, before[1] + 1)
+        assert_same_bits(slow.read(), fast.read(), "weights expanded byte by byte")
+        assert_within(fast.read(), operand.values, operand.error, "weights expanded group by group")
+        fast.assert_untouched_around("expand, group by group")
+        slow.assert_untouched_around("expand, byte by byte")
+        first = data.draw(st.integers(0, rows - 1))
+        part = bench.results((rows, width))
+        port._products.expand(w, part.array[first:], first, rows)
+        assert_same_bits(part.read()[first:], fast.read()[first:], f"rows from {first} on expanded")
+
+
+@given(data=st.data())
+def test_cublas_is_shown_one_layout_for_one_shape(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        width, rows, count = (data.draw(st.sampled_from((1, 7, 8, 64, 65, 130))) for _ in range(3))
+        values, w_values = np.ones((count, width), np.float16), np.ones((rows, width), np.float32)
+        shown = set()
+        for _ in range(4):
+            w, _ = bench.matrix(w_values, data.draw(st.sampled_from(clauses.FORMS)), 4)
+            x = bench.guarded(values, data.draw(margins), data.draw(margins)).array
+            out = bench.results((count, rows), data.draw(margins), data.draw(margins)).array
+            del port.cuda.multiplied[:]
+            port.linear(x, w, None, out=out)
+            ((shape, x_at, w_at, out_at, add),) = port.cuda.multiplied
+            assert all(address % 256 == 0 for address in (x_at[0], w_at[0], out_at[0]))
+            assert all(pitch % 8 == 0 for pitch in (x_at[1], w_at[1], out_at[1]))
+            shown.add((shape, x_at[1], w_at[1], *out_at[1:], add))
+        assert len(shown) == 1
+
+
+@given(data=st.data())
+def test_products_that_exceed_the_scratch_are_cut(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench, pytest.MonkeyPatch.context() as patch:
+        width, rows, count = (
+            40,
+            data.draw(st.sampled_from((255, 256, 600, 1000))),
+            data.draw(st.sampled_from((65, 130))),
+        )
+        patch.setattr(products, "WEIGHTS_BYTES", 2 * width * 300)
+        patch.setattr(products, "PARTIALS_BYTES", 256 + 2 * (width + products.shown(rows)) * 50)
+        w, operand = bench.matrix(numbers((rows, width), "float32", "normal", 1), "int4 float16", 16)
+        values = numbers((count, width), "float16", "normal", 2)
+        x = bench.guarded(values, data.draw(margins), data.draw(margins)).array
+        base, add = numbers((count, rows), "float16", "normal", 3), data.draw(st.booleans())
+        out = bench.guarded(base, data.draw(margins), data.draw(margins))
+        full = port.expand(w, bench.results((rows, width)).array)
+        direct = bench.guarded(base, *((3, 3) if out.array.pitch != rows else (0, 0)))
+        port.linear(x, w, None, out=out.array, add=add)
+        port.linear(x, full, None, out=direct.array, add=add)
+        assert_same_bits(out.read(), direct.read(), "a product in pieces")
+        expected, bound = laws.linear(values, operand, None, base if add else None, bench.arithmetic)
+        assert_within(out.read(), expected, bound, "a product in pieces")
+        out.assert_untouched_around("a product in pieces")
+
+
+@given(rows=st.integers(1, 1 << 20), width=st.integers(1, 1 << 16))
+@settings(max_examples=200)
+def test_tiles_of_a_matrix_are_even_and_fit_the_scratch(rows: int, width: int) -> None:
+    found = list(products.tiles(rows, width))
+    assert found[0][0] == 0
+    assert [first for first, _ in found[1:]] == [last for _, last in found[:-1]]
+    assert found[-1][1] == rows
+    sizes = [last - first for first, last in found]
+    assert max(sizes) * 2 * products.shown(width) <= products.WEIGHTS_BYTES
+    assert len(found) == 1 or max(sizes) % products.TILE_ROWS == 0
+    assert rows * 2 * products.shown(width) > products.WEIGHTS_BYTES or len(found) == 1
+
+
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(1, 144), st.integers(0, 64))
+@settings(max_examples=200)
+def test_a_product_is_cut_into_as_many_parts_as_keep_the_device_busy(
+    blocks: int, chunks: int, multiprocessors: int, most: int
+) -> None:
+    parts = products.parts_for(blocks, chunks, multiprocessors, most)
+    assert 1 <= parts <= max(1, min(chunks, most, products.MOST_PARTS))
+    if most >= products.MOST_PARTS and chunks >= 8 and multiprocessors >= 2 * blocks:
+        assert parts > 1
+
+
+def test_weights_are_expanded_to_halves_alone(port: CupyBackend) -> None:
+    with Bench(port) as bench:
+        w, _ = bench.matrix(np.ones((4, 64), np.float32), "int4 float16", 64)
+        out = bench.array(np.ones((4, 64), np.float32))
+        for weights in (w, bench.array(np.ones((4, 64), np.float16))):
+            with pytest.raises(TypeError, match="only float16"):
+                port.expand(weights, out)
