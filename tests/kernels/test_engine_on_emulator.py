@@ -1,0 +1,69 @@
+"""The whole engine on the emulated device, which does its work as late as it may: a missing wait changes a result."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from emulated_bench import NO_COMPILER
+from emulated_cuda import EmulatedCuda, compiler_is_here
+from flexref_cupy import CupyBackend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.engine import load
+from flexref.engine.job import Request
+from flexref.policy import Policy
+from flexref.spec import ModelSpec
+from flexref.testing import strategies as own
+from flexref.testing.models import write_model
+
+pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
+
+STORED = st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16")])
+
+Logits = dict[tuple[int, int], npt.NDArray[np.float32]]
+
+
+@st.composite
+def jobs(draw: st.DrawFn) -> tuple[ModelSpec, list[list[int]]]:
+    spec = draw(own.specs(layers=2))
+    return spec, draw(own.token_rows(spec.vocabulary))
+
+
+def run(path: Path, rows: list[list[int]], policy: Policy, late: bool) -> tuple[list[list[int]], Logits]:
+    """Token ids by row, and the logits of every (row, pass)."""
+    logits: Logits = {}
+
+    def keep(numbers: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
+        logits.update({(int(number), turn): row for number, row in zip(numbers, values, strict=True)})
+
+    options: dict[str, Any] = {"capability": (9, 0), "multiprocessors": 8, "late": late}
+    with load(path, policy=policy, backend=CupyBackend(cuda=EmulatedCuda(**options))) as engine:
+        outputs = engine.generate(rows, Request(3, ignore_eos=True), on_logits=keep).outputs
+    return [output.token_ids for output in outputs], logits
+
+
+@given(jobs(), STORED, own.policies(attention_on="device"))
+def test_tokens_and_logits_are_those_of_a_run_with_everything_at_home(
+    job: tuple[ModelSpec, list[list[int]]], stored: tuple[str, str], policy: Policy
+) -> None:
+    spec, rows = job
+    home = Policy(
+        rows_per_group=policy.rows_per_group,
+        groups_per_block=1,
+        overlap=False,
+        cache_scheme=policy.cache_scheme,
+        cache_group_size=policy.cache_group_size,
+    )
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.h5"
+        write_model(path, spec, scheme=stored[0], dtype=stored[1])
+        tokens, expected = run(path, rows, home, late=False)
+        found_tokens, found = run(path, rows, policy, late=True)
+    assert found_tokens == tokens
+    assert found.keys() == expected.keys()
+    for key, logits in expected.items():
+        np.testing.assert_array_equal(found[key], logits, err_msg=f"row and pass {key}")
