@@ -31,7 +31,9 @@ class Shares:
                 raise PolicyError(f"share on {tier} must be a number in [0, 1], found {share!r}")
             if not -SHARE_ROUNDING <= share <= 1 + SHARE_ROUNDING:
                 raise PolicyError(f"share on {tier} must lie in [0, 1], found {share}")
-            object.__setattr__(self, tier, min(1.0, max(0.0, float(share))))
+            nearest = round(float(share))  # what rounding left of nothing, or took from all, is neither
+            snapped = float(nearest) if abs(share - nearest) <= SHARE_ROUNDING else float(share)
+            object.__setattr__(self, tier, snapped)
         total = self.device + self.host + self.disk
         if abs(total - 1) > 4 * SHARE_ROUNDING:
             raise PolicyError(

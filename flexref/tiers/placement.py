@@ -17,9 +17,7 @@ SUBSET_LIMIT = 12
 """Up to so many pieces every subset of a stage is tried; a decoder layer has six."""
 
 
-def place_stages(
-    stage_bytes: Sequence[Sequence[int]], shares: Shares, first: Collection[int] = ()
-) -> list[list[Tier]]:
+def place_stages(stage_bytes: Sequence[Sequence[int]], shares: Shares, first: Collection[int] = ()) -> list[list[Tier]]:
     """The tier of every unit of every stage (bytes per unit given), so that totals follow `shares`.
 
     The stages numbered in `first` go to the device, if it has room for all of them; the others share what is left.
@@ -33,9 +31,7 @@ def place_stages(
     left = total - preferred
     rest = Shares((room - preferred) / left, shares.host * total / left, shares.disk * total / left)
     others = iter(_place_evenly([units for number, units in enumerate(stage_bytes) if number not in first], rest))
-    return [
-        [Tier.DEVICE] * len(units) if number in first else next(others) for number, units in enumerate(stage_bytes)
-    ]
+    return [[Tier.DEVICE] * len(units) if number in first else next(others) for number, units in enumerate(stage_bytes)]
 
 
 def _place_evenly(stage_bytes: Sequence[Sequence[int]], shares: Shares) -> list[list[Tier]]:

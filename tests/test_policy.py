@@ -1,0 +1,21 @@
+"""Shares of the tiers: what decimal numbers leave over is not a share of any tier."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.policy import Policy, Shares
+
+
+@given(st.integers(0, 1000))
+def test_percentages_that_make_a_hundred_leave_nothing_for_the_disk(tenths: int) -> None:
+    shares = Policy.from_percent((tenths / 10, (1000 - tenths) / 10, 100, 0, 0, 100)).weights
+    assert shares.disk == 0
+    assert abs(shares.device - tenths / 1000) < 1e-12
+
+
+@given(st.floats(0, 1), st.floats(0, 1))
+def test_shares_sum_to_one_and_lie_between(device: float, rest: float) -> None:
+    shares = Shares.of(device, (1 - device) * rest)
+    parts = (shares.device, shares.host, shares.disk)
+    assert all(0 <= part <= 1 for part in parts)
+    assert abs(sum(parts) - 1) < 1e-8
