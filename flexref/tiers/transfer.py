@@ -253,10 +253,11 @@ class Mover:
             raise failure
 
     def settle(self) -> None:
-        """Wait until everything that was submitted has ended, then `harvest`."""
+        """Wait until everything that was submitted, and every operator that was called, has ended; then `harvest`."""
         for _, _, ticket in self._open:
             with suppress(Exception):  # `harvest` raises it, when nothing runs any more
                 ticket.wait()
+        self.backend.mark().wait()
         self.harvest()
 
     def _step(self, copy: Transfer) -> LaneStep:
