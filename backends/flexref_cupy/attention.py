@@ -160,7 +160,7 @@ class Segments:
         splits = -(-steps[single] // split_steps[single])
         owners, splits_of = numbered(splits)
         items = np.stack((single[owners], splits_of), 1)
-        tiles = np.empty((0, 2), np.int64)
+        tiles: Numbers = np.empty((0, 2), np.int64)
         if several.size:
             owners, tiles_of = numbered(-(-fresh[several] // TILE_TOKENS))
             tiles = np.stack((several[owners], tiles_of * TILE_TOKENS), 1)

@@ -161,8 +161,8 @@ def quantize(values: Array, group_size: int, scale_dtype: npt.DTypeLike, what: s
             _encode(turned, turned_codes, *found)
             np.copyto(target, turned_codes.transpose(1, 2, 0))
             scale[span, run[0] : run[0] + run[1]], zero[span, run[0] : run[0] + run[1]] = found
-    codes, scale, zero = (part.reshape(*values.shape[:-1], part.shape[-1]) for part in (codes, scale, zero))
-    return Quantized(codes, scale, zero, width, group_size)
+    shaped: list[Array] = [part.reshape(*values.shape[:-1], part.shape[-1]) for part in (codes, scale, zero)]
+    return Quantized(shaped[0], shaped[1], shaped[2], width, group_size)
 
 
 def _decode(codes: Bytes, scale: Array, zero: Array, out: Array) -> None:

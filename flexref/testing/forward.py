@@ -155,7 +155,8 @@ class Tape:
             some = slice(first, first + SEEDS_AT_ONCE)
             count = len(found[some])
             seeds = np.zeros((count, *where.shape))
-            seeds[(np.arange(count), *(axis[some] for axis in places))] = 1
+            chosen = (np.arange(count), *(axis[some] for axis in places))
+            seeds[chosen] = 1
             found[some] = self.bound(site, seeds)
         return found
 

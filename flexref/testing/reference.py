@@ -55,11 +55,12 @@ def activate(x: Numbers, activation: str) -> Numbers:
 def slope(x: Numbers, activation: str) -> Numbers:
     """x -> the derivative of activation at x; 0 at the kink of relu."""
     if activation == "relu":
-        return (x > 0).astype(np.float64)
+        return np.asarray(x > 0, np.float64)
     if activation == "tanh":
-        return 1 - np.tanh(x) ** 2
+        return np.asarray(1 - np.tanh(x) ** 2, np.float64)
     if activation == "gelu":
-        return _normal_distribution(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+        density = np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+        return np.asarray(_normal_distribution(x) + x * density, np.float64)
     if activation == "sigmoid":
         return _logistic(x) * (1 - _logistic(x))
     z, steepness = _gate(x, activation)

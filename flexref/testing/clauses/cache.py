@@ -91,7 +91,7 @@ def cache_operators_keep_their_shapes(backend: Backend, data: st.DataObject) -> 
         layout = data.draw(layouts(bench.dtype))
         past, new = data.draw(ragged())
         cache = CacheBench(bench, layout, [a + b for a, b in zip(past, new, strict=True)])
-        x = [np.zeros((count, cache.width), bench.dtype) for count in new]
+        x: list[Values] = [np.zeros((count, cache.width), bench.dtype) for count in new]
         cache.append(x, x, past)
         out, q = cache.place(np.concatenate(x)).array, cache.place(np.concatenate(x)).array
         cache.attend_into(out, q, new, past, 1.0)
