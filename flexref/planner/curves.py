@@ -1,0 +1,134 @@
+"""Seconds as functions of sizes: measured points, and what is assumed between and beyond them; it knows no machine."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flexref.errors import PolicyError
+
+POINTS_MOST = 256
+"""Bounds a curve in a file; a measured one has about ten points."""
+
+
+def check_number(what: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
+    """`value` as a float; `PolicyError` unless it is a finite number of at least (with `above`: above) `least`."""
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not sound or value < least or (above and value == least):  # type: ignore[operator]
+        needed = f"above {least:g}" if above else f"of at least {least:g}"
+        raise PolicyError(f"{what} must be a number {needed}, found {value!r}")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _weight(low: float, high: float, size: float) -> float:
+    """How far `size` is from `low` to `high` on a logarithmic scale."""
+    return (math.log(size) - math.log(low)) / (math.log(high) - math.log(low))
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Seconds over size: `points` (size, seconds) in rising order of size.
+
+    Between points seconds follow a power of the size; below the first point they are those of the first (a fixed cost);
+    beyond the last they grow in proportion (a rate). Nothing takes no time.
+    """
+
+    points: tuple[tuple[float, float], ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.points) <= POINTS_MOST:
+            raise PolicyError(f"a curve must have 1 to {POINTS_MOST} points, found {len(self.points)}")
+        before = 0.0
+        for size, seconds in self.points:
+            check_number("a curve's size", size, least=before, above=True)
+            check_number("a curve's seconds", seconds, above=True)
+            before = size
+
+    @classmethod
+    def of_rate(cls, per_s: float, fixed_s: float, sizes: Sequence[float]) -> "Curve":
+        """The curve of fixed_s + size / per_s through `sizes`: what a data sheet's rate and a latency say."""
+        return cls(tuple((float(size), fixed_s + size / per_s) for size in sizes))
+
+    def seconds(self, size: float) -> float:
+        """Seconds for `size`."""
+        if size <= 0:
+            return 0.0
+        first, last = self.points[0], self.points[-1]
+        if size <= first[0]:
+            return first[1]
+        if size >= last[0]:
+            return last[1] * size / last[0]
+        above = bisect_right(self.points, (size, math.inf))
+        (low, low_s), (high, high_s) = self.points[above - 1], self.points[above]
+        weight = _weight(low, high, size)
+        return low_s ** (1 - weight) * high_s**weight  # type: ignore[no-any-return]
+
+    def per_s(self, size: float) -> float:
+        """Size per second at that size."""
+        return size / self.seconds(size)
+
+    def scaled(self, factor: float) -> "Curve":
+        """The curve of what takes `factor` times as long."""
+        return Curve(tuple((size, seconds * factor) for size, seconds in self.points))
+
+    def to_json(self) -> list[list[float]]:
+        """[[size, seconds], ...]."""
+        return [list(point) for point in self.points]
+
+    @classmethod
+    def from_json(cls, what: str, values: object) -> "Curve":
+        """What `to_json` gave; `PolicyError` names `what`."""
+        if not isinstance(values, list) or not all(isinstance(point, list) and len(point) == 2 for point in values):
+            raise PolicyError(f"{what} must be a list of [size, seconds], found {_short(values)}")
+        try:
+            return cls(tuple((point[0], point[1]) for point in values))
+        except PolicyError as error:
+            raise PolicyError(f"{what}: {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Surface:
+    """Seconds over two sizes: for some `breadths`, in rising order, a curve over the other size.
+
+    Between breadths and beyond them as on a curve: a power law, a fixed cost below, a rate above.
+    """
+
+    curves: tuple[tuple[float, Curve], ...]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.curves) <= POINTS_MOST:
+            raise PolicyError(f"a surface must have 1 to {POINTS_MOST} curves, found {len(self.curves)}")
+        before = 0.0
+        for breadth, _ in self.curves:
+            check_number("a surface's breadth", breadth, least=before, above=True)
+            before = breadth
+
+    def seconds(self, breadth: float, size: float) -> float:
+        """Seconds at `size` on the curve of that breadth."""
+        if breadth <= 0 or size <= 0:
+            return 0.0
+        return Curve(tuple((at, curve.seconds(size)) for at, curve in self.curves)).seconds(breadth)
+
+    def scaled(self, factor: float) -> "Surface":
+        """The surface of what takes `factor` times as long."""
+        return Surface(tuple((breadth, curve.scaled(factor)) for breadth, curve in self.curves))
+
+    def to_json(self) -> list[list[Any]]:
+        """[[breadth, [[size, seconds], ...]], ...]."""
+        return [[breadth, curve.to_json()] for breadth, curve in self.curves]
+
+    @classmethod
+    def from_json(cls, what: str, values: object) -> "Surface":
+        """What `to_json` gave; `PolicyError` names `what`."""
+        if not isinstance(values, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in values):
+            raise PolicyError(f"{what} must be a list of [breadth, curve], found {_short(values)}")
+        try:
+            return cls(tuple((pair[0], Curve.from_json(what, pair[1])) for pair in values))
+        except PolicyError as error:
+            raise PolicyError(str(error) if str(error).startswith(what) else f"{what}: {error}") from error
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
