@@ -1,9 +1,8 @@
-"""Shapes instead of numbers: what a computation would hold, move and compute; no memory is touched."""
+"""Shapes instead of numbers: what a computation would hold, move, compute and take; no memory is touched."""
 
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,81 +11,43 @@ import numpy.typing as npt
 from flexref.backend.protocol import Capabilities, LaneStep, Matrix, Move, Ticket
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
 from flexref.backend.workspace import Workspace
-
-
-@dataclass(frozen=True, slots=True)
-class DryBuffer:
-    """A size that stands for memory."""
-
-    nbytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class DryArray:
-    """A shape and a type that stand for an array."""
-
-    shape: tuple[int, ...]
-    dtype: str
-
-    def __getitem__(self, key: Any) -> "DryArray":
-        keys = key if isinstance(key, tuple) else (key,)
-        if not all(isinstance(part, slice) for part in keys):
-            raise TypeError(f"only slices make views, found {key!r}")
-        lengths = [len(range(*part.indices(length))) for part, length in zip(keys, self.shape, strict=False)]
-        return DryArray((*lengths, *self.shape[len(lengths) :]), self.dtype)
-
-
-@dataclass(frozen=True, slots=True)
-class DryTicket:
-    """Done as soon as it is given out."""
-
-    steps: int
-
-    def wait(self) -> None:
-        """Nothing is ever owed."""
-
-    def done(self) -> bool:
-        """See `Ticket.done`."""
-        return True
-
-    def times(self) -> Sequence[tuple[float, float]]:
-        """Every step takes no time at time 0."""
-        return [(0.0, 0.0)] * self.steps
-
-
-@dataclass(frozen=True, slots=True)
-class DryCaches:
-    """What `cache_rows` and `segments` were called with."""
-
-    lengths: tuple[tuple[int, int], ...]
-    layout: RecordLayout | None = None
+from flexref.planner.machine import Machine
+from flexref_dry.stand_ins import DryArray, DryBuffer, DryCaches, DrySegments, nbytes_of, stored_as
+from flexref_dry.timing import DryTicket, Timing
 
 
 class DryBackend:
     """Counts: `flops` and `calls` per operator, `moved_bytes` per lane, and what the workspace would need.
 
-    `compute_dtype` and `scratch_bytes` are those of the port whose runs are to be foreseen.
+    On a `machine` it also tells the time: tickets are done when that machine would have done them, and it has the
+    capabilities of the machine's port. Without one nothing takes time; `compute_dtype` and `scratch_bytes` are then
+    those of the port whose runs are to be foreseen.
     """
 
     name = "dry"
 
-    def __init__(self, compute_dtype: str = "float16", scratch_bytes: int = 0) -> None:
+    def __init__(self, compute_dtype: str = "float16", scratch_bytes: int = 0, machine: Machine | None = None) -> None:
+        port = None if machine is None else machine.port
         self.caps = Capabilities(
-            compute_dtype=compute_dtype,
+            compute_dtype=compute_dtype if port is None else port.compute_dtype,
             computes=False,
-            overlaps_copies=False,
-            attends_on_host=True,
-            scratch_bytes=scratch_bytes,
-            fused_rows=0,
+            overlaps_copies=port is not None and port.overlaps_copies,
+            attends_on_host=True if port is None else port.attends_on_host,
+            scratch_bytes=scratch_bytes if port is None else port.scratch_bytes,
+            fused_rows=0 if port is None else port.fused_rows,
         )
         self.calls: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
         self.moved_bytes: Counter[str] = Counter()
         self.results = Workspace(None)
+        self.timing = None if machine is None else Timing(machine)
 
-    def _count(self, operator: str, flops: int) -> None:
+    def _count(self, operator: str, flops: int, *timed: Any) -> None:
+        """Count a call; what `timed` describes (a method of `Durations` and its arguments) is how long it takes."""
         self.calls[operator] += 1
         self.flops[operator] += flops
+        if self.timing is not None:
+            self.timing.operator(timed)
 
     def free_bytes(self, tier: str) -> int:
         """As much as anybody may count."""
@@ -94,7 +55,7 @@ class DryBackend:
 
     def allocate(self, tier: str, nbytes: int) -> DryBuffer:
         """A buffer without memory."""
-        return DryBuffer(nbytes)
+        return DryBuffer(nbytes, tier)
 
     def release(self, buffer: Any) -> None:
         """Nothing to do."""
@@ -104,7 +65,7 @@ class DryBackend:
         end = offset + int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
         if offset < 0 or end > buffer.nbytes:
             raise IndexError(f"bytes {offset} to {end} of a buffer of {buffer.nbytes}")
-        return DryArray(tuple(shape), dtype)
+        return DryArray(tuple(shape), dtype, buffer.tier)
 
     def host_memory(self, buffer: Any) -> npt.NDArray[np.uint8]:
         """There is none: nothing that would touch it may be called on this port."""
@@ -122,7 +83,11 @@ class DryBackend:
         """See `Backend.assign`."""
         if target.shape != source.shape:
             raise ValueError(f"assign: {source.shape} does not fill {target.shape}")
-        self._count("assign", 0)
+        nbytes = nbytes_of(target)
+        if source.tier == target.tier:
+            self._count("assign", 0, "operator", "assign", nbytes)
+        else:
+            self._count("assign", 0, "copy", f"{source.tier}->{target.tier}", nbytes)
 
     def workspace(self, buffer: Any) -> None:
         """See `Backend.workspace`; a new count starts."""
@@ -144,74 +109,86 @@ class DryBackend:
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
         """Counts the moves; work on the host is not done."""
         self.moved_bytes[lane] += sum(step.nbytes for step in steps if isinstance(step, Move))
-        return DryTicket(len(steps))
+        return DryTicket.at_once(len(steps)) if self.timing is None else self.timing.submit(lane, steps, after)
 
     def mark(self) -> Ticket:
         """See `Backend.mark`."""
-        return DryTicket(0)
+        return DryTicket.at_once(1) if self.timing is None else self.timing.mark()
 
     def wait(self, ticket: Ticket) -> None:
         """See `Backend.wait`."""
+        if self.timing is not None:
+            self.timing.wait(ticket)
 
     def close(self) -> None:
         """Nothing to end."""
 
     def gather(self, table: Any, ids: Any, first: int, out: Any) -> Any:
         """See `Backend.gather`."""
-        self._count("gather", 0)
+        self._count("gather", 0, "operator", "gather", nbytes_of(out))
         return out
 
     def add_rows(self, x: Any, table: Any, ids: Any) -> Any:
         """See `Backend.add_rows`."""
-        self._count("add_rows", x.shape[0] * x.shape[1])
+        self._count("add_rows", x.shape[0] * x.shape[1], "operator", "add_rows", nbytes_of(x))
         return x
 
     def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Any:
         """See `Backend.linear`: 2 T O I FLOPs."""
         if x.shape[-1] != w.shape[1]:
             raise ValueError(f"linear: x {x.shape} does not match w {w.shape}")
-        self._count("linear", 2 * x.shape[0] * w.shape[0] * w.shape[1])
+        (tokens, inputs), outputs = x.shape, w.shape[0]
+        self._count("linear", 2 * tokens * outputs * inputs, "linear", tokens, outputs, inputs, stored_as(w))
         return self.empty((x.shape[0], w.shape[0]), self.caps.compute_dtype) if out is None else out
 
     def expand(self, w: Matrix, out: Any) -> Any:
         """See `Backend.expand`: a product and a sum per element."""
-        self._count("expand", 2 * w.shape[0] * w.shape[1])
+        stored, elements = stored_as(w), w.shape[0] * w.shape[1]
+        if stored == out.dtype:
+            self._count("expand", 0, "operator", "assign", nbytes_of(out))
+        else:
+            self._count("expand", 2 * elements, "expand", elements, stored)
         return out
 
     def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
         """See `Backend.layer_norm`: about eight operations per element."""
-        self._count("layer_norm", 8 * x.shape[0] * x.shape[1])
+        self._count("layer_norm", 8 * x.shape[0] * x.shape[1], "operator", "layer_norm", nbytes_of(x))
         return self.empty(x.shape, self.caps.compute_dtype) if out is None else out
 
     def activate(self, x: Any, activation: str) -> Any:
         """See `Backend.activate`: counted as one operation per element."""
-        self._count("activate", x.shape[0] * x.shape[1])
+        self._count("activate", x.shape[0] * x.shape[1], "operator", "activate", nbytes_of(x))
         return x
 
     def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> DryCaches:
         """See `Backend.cache_rows`."""
-        return DryCaches(tuple((array.shape[0], 0) for array in records), layout)
+        return DryCaches(tuple(array.shape[0] for array in records), layout, records[0].tier if records else "device")
 
-    def segments(self, past: Sequence[int], new: Sequence[int]) -> DryCaches:
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> DrySegments:
         """See `Backend.segments`."""
-        return DryCaches(tuple(zip(past, new, strict=True)))
+        return DrySegments(tuple(zip(past, new, strict=True)))
 
     def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
         """See `Backend.append`; records beyond a row's capacity raise as they do on every port."""
-        for (capacity, _), (past, new) in zip(rows.lengths, segments.lengths, strict=True):
-            if (past + new) * rows.layout.record_bytes > capacity:
+        record_bytes = rows.layout.record_bytes
+        for capacity, (past, new) in zip(rows.capacities, segments.lengths, strict=True):
+            if (past + new) * record_bytes > capacity:
                 raise IndexError(f"{past + new} records in a cache of {capacity} bytes")
-        self._count("append", 0)
+        self._count("append", 0, "append", rows.tier, rows.layout.scheme, segments.new * record_bytes)
 
     def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
         """See `Backend.attend`: 4 E FLOPs per query and visible key."""
-        visible = sum(past * new + new * (new + 1) // 2 for past, new in segments.lengths)
-        self._count("attend", 4 * q.shape[1] * visible)
+        layout = rows.layout
+        where = (rows.tier, layout.scheme, layout.head_width)
+        timed = ("attend_sums", where, layout.heads, layout.record_bytes, segments.decoding, segments.visible)
+        self._count("attend", 4 * q.shape[1] * segments.pairs, *timed)
         return out
 
     def sample(
         self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]
     ) -> npt.NDArray[np.int64]:
         """Token 0 for every row: no logits, no choice."""
-        self._count("sample", logits.shape[0] * logits.shape[1])
+        self._count("sample", logits.shape[0] * logits.shape[1], "operator", "sample", nbytes_of(logits))
+        if self.timing is not None:
+            self.timing.choose(logits.shape[0])
         return np.zeros(logits.shape[0], np.int64)

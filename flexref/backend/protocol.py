@@ -110,10 +110,18 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class HostWork:
-    """A call that the lane makes on the host, in its place among the moves: a disk read, say."""
+    """A call that the lane makes on the host, in its place among the moves: a disk read, say.
+
+    What it is, for ports that only count: `nbytes` of a kind of data over a link, and `gathered_bytes` of scattered
+    rows that the host copies.
+    """
 
     what: str
     call: Callable[[], None]
+    kind: str = ""
+    link: str = ""
+    nbytes: int = 0
+    gathered_bytes: int = 0
 
 
 LaneStep = Move | HostWork

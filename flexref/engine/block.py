@@ -164,7 +164,7 @@ class Block:
                 for piece in read.pieces(row_bytes):
                     rows[piece.tokens] = self.weights.read_table_rows(piece)
 
-        return [Gather("weights", "token rows", from_disk, gather)]
+        return [Gather("weights", "token rows", from_disk, target.nbytes, gather)]
 
     # Computation
 

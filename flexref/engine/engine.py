@@ -15,11 +15,9 @@ from flexref.engine.plan import (
     BlockPlan,
     Lengths,
     backend_budgets,
-    check_fits,
     engine_needs,
-    plan_block,
+    fitting_block,
     slots_of,
-    totals,
 )
 from flexref.engine.random_weights import RandomFile, RandomWeights
 from flexref.engine.results import Generation, StreamedToken
@@ -132,21 +130,9 @@ class Engine:
         return store
 
     def plan_for(self, policy: Policy, weights: WeightsPlan, rows: Sequence[Lengths]) -> BlockPlan:
-        """The memory of a block; weights are expanded once for all its groups where the budget has room for that.
-
-        Raises `CapacityError` naming the tier, what is missing and what would help, and what `check_homes` raises.
-        """
+        """The memory of a block; raises what `fitting_block` and `check_homes` raise."""
         check_homes(weights, self._source)
-        caps = self.backend.caps
-        whole = [*engine_needs(caps), *weights.needs()]
-        for expand in (True, False):
-            plan = plan_block(weights, caps, policy, rows, expand=expand)
-            needs = [*whole, *plan.needs()]
-            sums = totals(iter(needs))
-            if all(budget is None or sums[tier] <= budget for tier, budget in self.budgets.items()):
-                return plan
-        check_fits(needs, self.budgets)
-        raise AssertionError("a plan that exceeds a budget passed its check")
+        return fitting_block(weights, self.backend.caps, policy, rows, self.budgets)
 
     def take_traffic(self) -> Traffic:
         """The account of copies since the last call."""

@@ -225,6 +225,28 @@ def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> Non
         raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)
 
 
+def fitting_block(
+    weights: WeightsPlan,
+    caps: Capabilities,
+    policy: Policy,
+    rows: Sequence[Lengths],
+    budgets: Mapping[Tier, int | None],
+) -> BlockPlan:
+    """The memory of a block within budgets; weights are expanded once for all its groups where there is room for that.
+
+    Raises `CapacityError` naming the tier, what is missing and what would help.
+    """
+    whole = [*engine_needs(caps), *weights.needs()]
+    for expand in (True, False):
+        plan = plan_block(weights, caps, policy, rows, expand=expand)
+        needs = [*whole, *plan.needs()]
+        sums = totals(iter(needs))
+        if all(budget is None or sums[tier] <= budget for tier, budget in budgets.items()):
+            return plan
+    check_fits(needs, budgets)
+    raise AssertionError("a plan that exceeds a budget passed its check")
+
+
 def backend_budgets(backend: Backend, device_bytes: int | None, host_bytes: int | None) -> dict[Tier, int | None]:
     """The budgets that were asked for, and what is free where none was."""
     return {

@@ -38,15 +38,19 @@ class Durations:
     def attend(
         self, where: tuple[str, str, int], heads: int, record_bytes: int, rows: Sequence[tuple[int, int]]
     ) -> float:
-        """One call over rows of (past, new) tokens; `where`: place, scheme and head width.
+        """One call over rows of (past, new) tokens; `where`: place, scheme and head width."""
+        return self.attend_sums(where, heads, record_bytes, decoding_records(rows), visible_pairs(rows))
 
-        Rows of one new token: bytes of the records that they read. Others: 4 E FLOPs for every visible pair of query
-        and key (FlexGen, appendix A.3, causal).
+    def attend_sums(
+        self, where: tuple[str, str, int], heads: int, record_bytes: int, decoding: int, visible: int
+    ) -> float:
+        """One call over rows of which `decoding_records` and `visible_pairs` are given.
+
+        The former take the bytes of the records that they read, the latter 4 E FLOPs each (FlexGen, appendix A.3,
+        causal).
         """
         place, scheme, head_width = where
         machine, width = self.machine, heads * head_width
-        decoding = sum(past + new for past, new in rows if new == DECODE_TOKENS)
-        visible = sum(past * new + new * (new + 1) // 2 for past, new in rows if new != DECODE_TOKENS)
         seconds = 0.0
         if decoding:
             curve = nearest_attention(machine.decode_attention, place, scheme, head_width)
@@ -68,3 +72,13 @@ class Durations:
         if curve is None:
             raise PolicyError(f"machine {self.machine.name!r} has no operator {name!r}")
         return curve.seconds(nbytes)
+
+
+def decoding_records(rows: Sequence[tuple[int, int]]) -> int:
+    """Records that rows of (past, new) tokens read, those that bring one new token."""
+    return sum(past + new for past, new in rows if new == DECODE_TOKENS)
+
+
+def visible_pairs(rows: Sequence[tuple[int, int]]) -> int:
+    """Visible pairs of query and key of rows of (past, new) tokens, those that bring more than one."""
+    return sum(past * new + new * (new + 1) // 2 for past, new in rows if new != DECODE_TOKENS)

@@ -108,11 +108,12 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Gather:
-    """Scattered short reads that bring `nbytes` from disk to the host, and whatever the host does with them."""
+    """Rows of `gathered_bytes` that the host gathers, with scattered reads of `nbytes` from disk among them."""
 
     kind: str
     what: str
     nbytes: int
+    gathered_bytes: int
     call: Callable[[], None]
 
     @property
@@ -262,11 +263,11 @@ class Mover:
 
     def _step(self, copy: Transfer) -> LaneStep:
         if isinstance(copy, Gather):
-            return HostWork(copy.what, copy.call)
+            return HostWork(copy.what, copy.call, copy.kind, copy.link, copy.nbytes, copy.gathered_bytes)
         if copy.source.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._read(copy))
+            return HostWork(copy.what, lambda: self._read(copy), copy.kind, copy.link, copy.nbytes)
         if copy.target.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._write(copy))
+            return HostWork(copy.what, lambda: self._write(copy), copy.kind, copy.link, copy.nbytes)
         count = copy.pieces.count
         source, target = copy.source, copy.target
         return Move(

@@ -63,7 +63,18 @@ RULES = {
 }
 """Every part of flexref; a part always sees itself and `flexref.__version__`."""
 
-PORT = Rule(frozenset({"flexref.errors", "flexref.backend", "flexref.storage.quant", "flexref.planner.machine"}), None)
+PORT = Rule(
+    frozenset(
+        {
+            "flexref.errors",
+            "flexref.backend",
+            "flexref.storage.quant",
+            "flexref.planner.machine",
+            "flexref.planner.durations",
+        }
+    ),
+    None,
+)
 """A port knows operators, bytes and the law of quantization: no model, no schedule, and no other port."""
 
 

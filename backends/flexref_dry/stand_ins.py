@@ -1,0 +1,79 @@
+"""What stands for memory, arrays and caches: sizes, shapes, types and tiers."""
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from flexref.backend.protocol import Matrix, QuantizedMatrix
+from flexref.backend.records import DTYPE_BYTES, RecordLayout
+
+
+@dataclass(frozen=True, slots=True)
+class DryBuffer:
+    """A size that stands for memory."""
+
+    nbytes: int
+    tier: str
+
+
+@dataclass(frozen=True, slots=True)
+class DryArray:
+    """A shape and a type that stand for an array."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    tier: str = "device"
+
+    def __getitem__(self, key: Any) -> "DryArray":
+        keys = key if isinstance(key, tuple) else (key,)
+        if not all(isinstance(part, slice) for part in keys):
+            raise TypeError(f"only slices make views, found {key!r}")
+        lengths = [len(range(*part.indices(length))) for part, length in zip(keys, self.shape, strict=False)]
+        return DryArray((*lengths, *self.shape[len(lengths) :]), self.dtype, self.tier)
+
+
+@dataclass(frozen=True, slots=True)
+class DryCaches:
+    """What `cache_rows` was called with: bytes of every row's cache, their layout, and where they lie."""
+
+    capacities: tuple[int, ...]
+    layout: RecordLayout
+    tier: str
+
+
+@dataclass(frozen=True)
+class DrySegments:
+    """What `segments` was called with: (past, new) tokens of every row; and the sums that time follows from."""
+
+    lengths: tuple[tuple[int, int], ...]
+
+    @cached_property
+    def new(self) -> int:
+        """New tokens of all rows."""
+        return sum(new for _, new in self.lengths)
+
+    @cached_property
+    def pairs(self) -> int:
+        """Visible pairs of query and key."""
+        return sum(past * new + new * (new + 1) // 2 for past, new in self.lengths)
+
+    @cached_property
+    def decoding(self) -> int:
+        """Records that rows of one new token read."""
+        return sum(past + new for past, new in self.lengths if new == 1)
+
+    @cached_property
+    def visible(self) -> int:
+        """Visible pairs of the other rows."""
+        return self.pairs - self.decoding
+
+
+def nbytes_of(array: Any) -> int:
+    """Bytes of an array's elements."""
+    return int(math.prod(array.shape)) * DTYPE_BYTES[array.dtype]
+
+
+def stored_as(matrix: Matrix) -> str:
+    """What a machine calls a matrix that is stored so: its type, or its scheme."""
+    return "int4" if isinstance(matrix, QuantizedMatrix) else str(matrix.dtype)  # type: ignore[attr-defined]

@@ -1,0 +1,163 @@
+"""How long a machine would take: turns the port's calls into tasks on a clock; it knows shapes and no engine."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from flexref.backend.protocol import LaneStep, Move, Ticket
+from flexref.planner.durations import Durations
+from flexref.planner.machine import Machine
+from flexref_dry.clock import Clock, Task
+
+COMPUTE = "compute"
+"""The lane, and the resource, of operators."""
+
+HOST = "host"
+"""The resource of work that the host does on a lane; nothing is known to slow it down."""
+
+
+@dataclass(frozen=True, slots=True)
+class DryTicket:
+    """Done when all of `tasks` are; without a clock, as soon as it is given out."""
+
+    tasks: tuple[Task, ...]
+    timing: "Timing | None"
+    steps: int
+
+    @classmethod
+    def at_once(cls, steps: int) -> "DryTicket":
+        """The ticket of so many steps that take no time at time 0."""
+        return cls((), None, steps)
+
+    def wait(self) -> None:
+        """See `Ticket.wait`."""
+        if self.timing is not None:
+            self.timing.join(self.tasks)
+
+    def done(self) -> bool:
+        """See `Ticket.done`."""
+        return self.timing is None or self.timing.have_ended(self.tasks)
+
+    def times(self) -> Sequence[tuple[float, float]]:
+        """See `Ticket.times`: seconds of the clock."""
+        if self.timing is None:
+            return [(0.0, 0.0)] * self.steps
+        return [(task.start_s, task.end_s) for task in self.tasks]
+
+
+class Timing:
+    """The clock of one port: `operator`, `submit`, `mark` and `wait` as the protocol's, in seconds of `machine`.
+
+    Operators between two marks or waits are one task. On an asynchronous port the host calls them ahead, one every
+    `host_s.call` seconds, and none ends sooner after its call than it takes; on a synchronous one the host is where
+    they are.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self.machine = machine
+        self.clock = Clock(machine.beside)
+        self._durations = Durations(machine)
+        self._known: dict[tuple[Any, ...], float] = {}
+        self._open: Task | None = None
+        self._last: Task | None = None
+        self._awaited: list[Task] = []
+
+    @property
+    def now_s(self) -> float:
+        """The host's time."""
+        self._settle()
+        return self.clock.now_s
+
+    def spend(self, seconds: float) -> None:
+        """The host works on something else for a while."""
+        self._settle()
+        self.clock.spend(seconds)
+
+    def operator(self, timed: tuple[Any, ...]) -> None:
+        """A call of an operator: a method of `Durations` and its arguments."""
+        seconds = self._known.get(timed)
+        if seconds is None:
+            seconds = self._known[timed] = self._seconds(*timed)
+        clock = self.clock
+        if self._open is None:
+            self._open = clock.add(COMPUTE, COMPUTE, 0.0, self._awaited)
+            self._awaited = []
+        self._open.left_s += seconds
+        if self.machine.port.asynchronous:
+            clock.spend(self.machine.host_s.call)
+            self._open.floor_s = max(self._open.floor_s, clock.now_s + seconds)
+
+    def _seconds(self, method: str, *arguments: Any) -> float:
+        return cast(float, getattr(self._durations, method)(*arguments))
+
+    def choose(self, rows: int) -> None:
+        """Tokens have been sampled: the host waits for them, and goes through the rows."""
+        self.join(self._through())
+        self.clock.spend(self.machine.host_s.choice + self.machine.host_s.choice_row * rows)
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> DryTicket:
+        """A task for every step."""
+        self._settle()
+        self.clock.spend(self.machine.host_s.submission)
+        awaited = [task for ticket in after for task in cast(DryTicket, ticket).tasks]
+        tasks = []
+        for step in steps:
+            resource, seconds = self._step(step)
+            tasks.append(self.clock.add(lane, resource, seconds, awaited))
+            awaited = []
+        return DryTicket(tuple(tasks), self, len(steps))
+
+    def _step(self, step: LaneStep) -> tuple[str, float]:
+        """(resource, seconds alone on it) of one step."""
+        durations = self._durations
+        if isinstance(step, Move):
+            source, target = step.source.buffer, step.target.buffer
+            link = f"{source.tier}->{target.tier}"  # type: ignore[attr-defined]
+            return link, durations.copy(link, step.nbytes)
+        seconds = durations.operator("token rows", step.gathered_bytes) if step.gathered_bytes else 0.0
+        if not step.nbytes:
+            return HOST, seconds
+        return step.link, seconds + durations.copy(step.link, step.nbytes, weights=step.kind == "weights")
+
+    def mark(self) -> DryTicket:
+        """Everything that was called so far."""
+        return DryTicket(self._through(), self, 1)
+
+    def wait(self, ticket: Ticket) -> None:
+        """Operators from now on start when `ticket` is done."""
+        self._close()
+        self._awaited += cast(DryTicket, ticket).tasks
+
+    def join(self, tasks: Sequence[Task]) -> None:
+        """The host waits for tasks."""
+        self._close()
+        for task in tasks:
+            self.clock.join(task)
+
+    def have_ended(self, tasks: Sequence[Task]) -> bool:
+        """Whether all tasks have ended by now."""
+        self._settle()
+        return all(self.clock.has_ended(task) for task in tasks)
+
+    def _through(self) -> tuple[Task, ...]:
+        """A task that ends when everything that was called so far has ended."""
+        if self._open is None:
+            self._open = self.clock.add(COMPUTE, COMPUTE, 0.0, self._awaited)
+            self._awaited = []
+        self._close()
+        assert self._last is not None
+        return (self._last,)
+
+    def _close(self) -> None:
+        """The operators so far are one task."""
+        if self._open is not None:
+            self._last, self._open = self._open, None
+
+    def _settle(self) -> None:
+        """The host does something else than call operators: where those are synchronous, they have ended by now."""
+        self._close()
+        if not self.machine.port.asynchronous:
+            for task in (*self._awaited, *([] if self._last is None else [self._last])):
+                if math.isnan(task.end_s) or task.end_s > self.clock.now_s:
+                    self.clock.join(task)
