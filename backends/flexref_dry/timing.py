@@ -24,6 +24,7 @@ class DryTicket:
     tasks: tuple[Task, ...]
     timing: "Timing | None"
     steps: int
+    is_mark: bool = False
 
     @classmethod
     def at_once(cls, steps: int) -> "DryTicket":
@@ -43,7 +44,8 @@ class DryTicket:
         """See `Ticket.times`: seconds of the clock."""
         if self.timing is None:
             return [(0.0, 0.0)] * self.steps
-        return [(task.start_s, task.end_s) for task in self.tasks]
+        self.wait()
+        return [(task.end_s if self.is_mark else task.start_s, task.end_s) for task in self.tasks]
 
 
 class Timing:
@@ -122,7 +124,7 @@ class Timing:
 
     def mark(self) -> DryTicket:
         """Everything that was called so far."""
-        return DryTicket(self._through(), self, 1)
+        return DryTicket(self._through(), self, 1, is_mark=True)
 
     def wait(self, ticket: Ticket) -> None:
         """Operators from now on start when `ticket` is done."""
