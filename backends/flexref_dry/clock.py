@@ -78,10 +78,9 @@ class Clock:
             for task, speed in zip(self._running, speeds, strict=True)
         ]
         next_s = min([next_s, *ends])
-        if next_s > limit_s:
-            if math.isinf(limit_s):
-                return False
-            next_s = limit_s
+        if math.isinf(next_s) and math.isinf(limit_s):
+            return False
+        next_s = min(next_s, limit_s)
         passed_s = next_s - self._time_s
         for task, speed in zip(self._running, speeds, strict=True):
             task.left_s = max(0.0, task.left_s - passed_s * speed)
