@@ -1,6 +1,7 @@
 """Seconds as functions of sizes: measured points, and what is assumed between and beyond them; it knows no machine."""
 
 import math
+import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +15,19 @@ POINTS_MOST = 256
 
 def check_number(what: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
     """`value` as a float; `PolicyError` unless it is a finite number of at least (with `above`: above) `least`."""
-    sound = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not sound or value < least or (above and value == least):  # type: ignore[operator]
+    sound = isinstance(value, int | float) and not isinstance(value, bool)
+    # Compared, not converted: a whole number in a file may be too long for a float.
+    sound = sound and least <= value <= sys.float_info.max  # type: ignore[operator]
+    if not sound or (above and value == least):
         needed = f"above {least:g}" if above else f"of at least {least:g}"
-        raise PolicyError(f"{what} must be a number {needed}, found {value!r}")
+        raise PolicyError(f"{what} must be a number {needed}, found {_short(value)}")
     return float(value)  # type: ignore[arg-type]
 
 
 def _weight(low: float, high: float, size: float) -> float:
     """How far `size` is from `low` to `high` on a logarithmic scale."""
-    return (math.log(size) - math.log(low)) / (math.log(high) - math.log(low))
+    # Not the difference of logarithms, which is 0 for neighbouring numbers.
+    return math.log1p((size - low) / low) / math.log1p((high - low) / low)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,9 @@ WEIGHT_FILE = "weight file"
 
 COPIES = (*LINKS, WEIGHT_FILE)
 
+WIDTH_DIGITS = 6
+"""Bounds the digits of a head width in the name of an attention curve."""
+
 RESOURCES = (*LINKS, "compute")
 """What works at the same time: the links, and the device's operators."""
 
@@ -189,6 +192,12 @@ def _text(what: str, value: object) -> str:
     return value
 
 
+def _texts(what: str, value: object) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise PolicyError(f"{what} must be a list of texts, found {value!r}")
+    return tuple(_text(what, text) for text in value)
+
+
 def _typed(what: str, value: object, made: type[Any]) -> Any:
     """An instance of a dataclass whose fields are text, truth values and numbers."""
     given = _mapping(what, value)
@@ -225,8 +234,9 @@ def _attention_curves(what: str, value: object) -> dict[str, Curve]:
     curves = _curves(what, value)
     for key in curves:
         parts = key.split(" ")
-        if len(parts) != 3 or parts[0] not in ("device", "host") or not parts[2].isdecimal() or not int(parts[2]):
-            raise PolicyError(f"{what} must be named by place, scheme and head width, found {key!r}")
+        named = len(parts) == 3 and parts[0] in ("device", "host") and parts[2].isdecimal()
+        if not named or len(parts[2]) > WIDTH_DIGITS or not int(parts[2]):
+            raise PolicyError(f"{what} must be named by place, scheme and head width, found {key[:60]!r}")
     return curves
 
 
@@ -269,6 +279,6 @@ READERS: Mapping[str, Callable[[str, Any], Any]] = {
     "sources": lambda what, value: {
         name: _text(f"{what}.{name}", text) for name, text in _mapping(what, value).items()
     },
-    "warnings": lambda what, value: tuple(_text(what, text) for text in value),
+    "warnings": _texts,
 }
 """How each field is read from JSON."""
