@@ -108,7 +108,7 @@ class Job:
         for prompt, row, text in zip(self.prompts, self.rows, self.texts, strict=True):
             given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
             shown = None if self.engine.tokenizer is None else text.text
-            outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length"))
+            outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length", len(row.prompt)))
         return Generation(outputs, self.stats)
 
     def _block(self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore) -> Iterator[StreamedToken]:

@@ -82,6 +82,11 @@ class BlockPlan:
             yield Tier.HOST, "attention on host", self.far_bytes
 
 
+def blocks_of(rows: Sequence[Any], policy: Policy) -> list[Sequence[Any]]:
+    """The rows of each block in order."""
+    return [rows[first : first + policy.rows_per_block] for first in range(0, len(rows), policy.rows_per_block)]
+
+
 def slots_of(policy: Policy) -> int:
     """How many stages' or visits' streamed data may be under way under this policy."""
     return SLOTS_OVERLAPPED if policy.overlap else SLOTS_SERIAL

@@ -30,6 +30,7 @@ class Output:
     text: str | None
     token_ids: list[int]
     finish_reason: str
+    prompt_tokens: int
 
 
 @dataclass(slots=True)

@@ -16,8 +16,7 @@ import numpy.typing as npt
 from flexref.backend.registry import create
 from flexref.engine import executor
 from flexref.engine.block import Block, Watch
-from flexref.engine.choose import blocks_of
-from flexref.engine.plan import BlockPlan, Lengths, engine_needs, fitting_block, slots_of
+from flexref.engine.plan import BlockPlan, Lengths, blocks_of, engine_needs, fitting_block, slots_of
 from flexref.engine.rows import Group, Row
 from flexref.engine.trace import Trace
 from flexref.planner.machine import Machine
@@ -45,6 +44,11 @@ class RowLengths:
 
     prompt_tokens: int
     new_tokens: int
+
+    @property
+    def held(self) -> Lengths:
+        """What its cache must hold."""
+        return Lengths(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +148,7 @@ class Simulation:
 
     def plan(self, rows: Sequence[RowLengths]) -> BlockPlan:
         """The memory of a block of `rows`; raises `CapacityError`."""
-        lengths = [Lengths(row.prompt_tokens, row.prompt_tokens + row.new_tokens - 1) for row in rows]
+        lengths = [row.held for row in rows]
         return fitting_block(self._weights.plan, self.backend.caps, self.policy, lengths, self.budgets)
 
     def run(self, rows: Sequence[RowLengths], trace: Trace | None = None) -> tuple[Account, Account]:
