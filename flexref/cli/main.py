@@ -37,8 +37,10 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "inspect": Entry("flexref.cli.inspect", "List what a weight file holds: names, shapes, scheme, bytes."),
         "verify": Entry("flexref.cli.verify", "Check every dataset of a weight file and name each damaged one."),
         "generate": Entry("flexref.cli.generate", "Generate text under memory budgets, over three tiers."),
+        "eval": Entry("flexref.cli.evaluate", "Measure perplexity of a text, or accuracy on questions."),
         "check": Entry("flexref.cli.check", "Check a port: which operator is wrong, by how much, on what input."),
         "bench": Entry("flexref.cli.bench", "Time jobs on this machine, beside the least time it allows."),
+        "profile": Entry("flexref.cli.profile", "Measure this machine: links, products, attention; for the planner."),
     }
 )
 

@@ -1,0 +1,74 @@
+"""`flexref profile`: measures this machine for the planner; it parses, calls one function, writes and prints."""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import click
+
+from flexref.errors import StorageError
+
+PIPED_WIDTH = 120
+"""Columns of tables that go to a file or a pipe."""
+
+
+@click.command("profile")
+@click.option("--backend", default="numpy", show_default=True, help="The port to measure with.")
+@click.option("--disk-dir", metavar="DIR", help="The folder whose disk is measured; default: the temporary folder.")
+@click.option(
+    "--quick", is_flag=True, help="About ten seconds in place of a minute or two: fewer sizes, fewer repeats."
+)
+@click.option("-o", "--output", metavar="FILE", help="Write the machine as JSON, for `flexref plan --machine FILE`.")
+@click.option("--json", "as_json", is_flag=True, help="Print the machine as one JSON object.")
+def command(backend: str, disk_dir: str | None, quick: bool, output: str | None, as_json: bool) -> None:
+    """Measure this machine with a port, for the planner: links, products, attention, the host's own work.
+
+    Figures are medians of repeats, on random data; those whose repeats spread widely are named on stderr. It takes a
+    quarter of the free memory at most, and moves about 1 GiB to the disk and from it. What else runs on the machine
+    meanwhile is measured too.
+    """
+    from flexref.backend.registry import create
+    from flexref.engine.profile import measure_machine
+
+    if output is not None:
+        _check_writable(Path(output))
+    with closing(create(backend)) as port, _telling() as tell:
+        machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=tell)
+    if output is not None:
+        machine.write(output)
+    for warning in machine.warnings:
+        click.echo(f"unstable: {warning}", err=True)
+    if as_json:
+        click.echo(json.dumps(machine.to_mapping()))
+        return
+    from rich.console import Console
+
+    from flexref.cli.profile_report import print_machine
+
+    console = Console()
+    print_machine(console if console.is_terminal else Console(width=PIPED_WIDTH), machine)
+
+
+def _check_writable(path: Path) -> None:
+    """`StorageError` before minutes are spent on what could not be written."""
+    folder = path.absolute().parent
+    if path.is_dir() or not folder.is_dir():
+        raise StorageError(f"cannot write machine {path}: {'it is a folder' if path.is_dir() else f'no {folder}'}")
+    if not os.access(path if path.exists() else folder, os.W_OK):
+        raise StorageError(f"cannot write machine {path}: permission denied")
+
+
+@contextmanager
+def _telling() -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is measured now; silent where stderr is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda _: None
+        return
+    with console.status("measuring") as status:
+        yield lambda what: status.update(f"measuring {what}")

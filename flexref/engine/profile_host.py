@@ -1,0 +1,181 @@
+"""Times what a job costs the host beside operators and copies: calls, submissions, and the engine's own work.
+
+Small jobs run on the real engine, on the port behind a watch that adds up the seconds inside of operators; what is
+left of a pass is the engine's, and follows from its visits, groups and rows.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from scipy.optimize import nnls
+
+from flexref.backend.protocol import Backend, Move, Span
+from flexref.engine.engine import load
+from flexref.engine.job import Request
+from flexref.engine.profile_memory import TABLE_DTYPE, Memory
+from flexref.engine.profile_meter import Meter, backend_dtype
+from flexref.engine.random_weights import random_file
+from flexref.planner.machine import HostSeconds
+from flexref.policy import Policy
+from flexref.spec import LAYER_NORM_EPSILON, ModelSpec
+from flexref.spec import stages as stages_of
+
+CALLS = 200
+"""Operators that are called without waiting; a device's queue holds them."""
+
+SUBMISSIONS = 50
+"""Moves that are submitted without waiting."""
+
+MOVED_BYTES = 4096
+"""Of such a move."""
+
+SMALL_WIDTH, SMALL_TOKENS = 128, 1
+"""Of operators and of a job's model: what they compute takes hardly any time."""
+
+PROMPT = (3, 1, 4)
+
+OPERATORS = frozenset(
+    ("gather", "add_rows", "linear", "expand", "layer_norm", "activate", "append", "attend", "sample", "assign")
+)
+"""What a job calls to compute, and what curves tell the seconds of; all else that it asks of a port is its own work."""
+
+
+def host_seconds(meter: Meter, disk_dir: str | Path) -> HostSeconds:
+    """What calls, submissions and the engine take on the host."""
+    meter.tell("the host's own work")
+    with meter.memory() as memory:
+        call_s = _call(meter, memory)
+        submission_s = _submission(meter, memory)
+    visit_s, choice_s, choice_row_s = _engine(meter, disk_dir, call_s)
+    return HostSeconds(call_s, submission_s, visit_s, choice_s, choice_row_s)
+
+
+def _call(meter: Meter, memory: Memory) -> float:
+    """One call of a small operator on an asynchronous port; on another, what remains: a call of nothing."""
+    backend, dtype = meter.backend, backend_dtype(meter.backend)
+    call: Callable[[], object] = _nothing
+    if meter.asynchronous:
+        x, out = (memory.array((SMALL_TOKENS, SMALL_WIDTH), dtype) for _ in range(2))
+        gain, shift = (memory.array((SMALL_WIDTH,), TABLE_DTYPE) for _ in range(2))
+        call = partial(backend.layer_norm, x, gain, shift, LAYER_NORM_EPSILON, out)
+    meter.once(call)
+    values = []
+    for _ in range(meter.sizes.repeats):
+        begin = meter.clock()
+        for _ in range(CALLS):
+            call()
+        values.append((meter.clock() - begin) / CALLS)
+        backend.mark().wait()
+    return meter.median("one call of an operator", "the host", values)
+
+
+def _nothing() -> None:
+    """What calling costs the language alone."""
+
+
+def _submission(meter: Meter, memory: Memory) -> float:
+    """One hand-over of a small move to a lane."""
+    host, device = memory.buffer("host", MOVED_BYTES), memory.buffer("device", MOVED_BYTES)
+    meter.backend.host_memory(host)[:] = np.arange(MOVED_BYTES, dtype=np.uint8)
+    step = Move("measuring", Span(host, 0, MOVED_BYTES), Span(device, 0, MOVED_BYTES))
+    memory.submit("weights_in", [step]).wait()
+    values = []
+    for _ in range(meter.sizes.repeats):
+        begin = meter.clock()
+        tickets = [meter.backend.submit("weights_in", [step], ()) for _ in range(SUBMISSIONS)]
+        values.append((meter.clock() - begin) / SUBMISSIONS)
+        tickets[-1].wait()
+    return meter.median("one submission", "the host", values)
+
+
+class Watched:
+    """A port whose operators are timed by the host's clock, and that stays open when an engine closes it."""
+
+    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
+        self._backend, self._clock = backend, clock
+        self.inside_s = 0.0
+        self.sampling_s = 0.0
+        self.calls = 0
+        self.sampled: list[tuple[float, float, float, int]] = []
+        """After every `sample`: the time, and what the three sums above were."""
+        for name in OPERATORS:
+            setattr(self, name, self.timed(getattr(backend, name), is_sample=name == "sample"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def close(self) -> None:
+        """The port belongs to whoever measures; nothing is under way any more."""
+        self._backend.mark().wait()
+
+    def timed(self, operator: Callable[..., Any], *, is_sample: bool = False) -> Callable[..., Any]:
+        """The operator, its calls counted and their seconds added up."""
+        clock = self._clock
+
+        def call(*arguments: Any, **options: Any) -> Any:
+            begin = clock()
+            result = operator(*arguments, **options)
+            end = clock()
+            self.inside_s += end - begin
+            self.calls += 1
+            if is_sample:
+                self.sampling_s += end - begin
+                self.sampled.append((end, self.inside_s, self.sampling_s, self.calls))
+            return result
+
+        return call
+
+
+def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, float, float]:
+    """(visit, choice, choice of a row) in seconds: the least squares of what is left of passes of some small jobs."""
+    sizes, equations, left = meter.sizes, [], []
+    for layers, groups, rows in product(sizes.layers, sizes.groups, sizes.rows):
+        count, seconds = _pass_left(meter, disk_dir, (layers, groups, rows), call_s)
+        # Relative to the pass: a long one must not outweigh the others.
+        weight = 1 / max(seconds, 1e-6)
+        equations.append([groups * count * weight, groups * weight, groups * rows * weight])
+        left.append(seconds * weight)
+    solution, _ = nnls(np.array(equations), np.array(left))
+    visit, choice, choice_row = (float(value) for value in solution)
+    return visit, choice, choice_row
+
+
+def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], call_s: float) -> tuple[int, float]:
+    """Stages of a pass, and what is left of a decode pass's seconds without its operators, for a job of that shape.
+
+    What an asynchronous port's calls take is told by their number: only a sample's call waits for its result.
+    """
+    layers, groups, rows = shape
+    spec = ModelSpec(
+        "small", 512, 64, SMALL_WIDTH, SMALL_WIDTH, layers, heads=2, ffn_width=4 * SMALL_WIDTH, eos_token_ids=()
+    )
+    watched = Watched(meter.backend, meter.clock)
+    policy = Policy(rows_per_group=rows, groups_per_block=groups)
+    file = random_file(spec)
+    with load(file, policy=policy, backend=cast(Backend, watched), disk_dir=disk_dir) as engine:
+        request = Request(meter.sizes.passes + 1, ignore_eos=True)
+        engine.generate([list(PROMPT)] * (rows * groups), request)
+    overhead_s = _watch_overhead(meter)
+    left = []
+    # From one sample of a group to its next, behind the first decode pass: the prefill is over for every group.
+    for before, after in zip(watched.sampled[groups:], watched.sampled[2 * groups :], strict=False):
+        seconds, inside, sampling, calls = (now - then for then, now in zip(before, after, strict=True))
+        operators = sampling + (calls - groups) * call_s if meter.asynchronous else inside
+        left.append(max(0.0, seconds - operators - calls * overhead_s))
+    name = f"the engine's own work, {layers} layers, {groups} groups, {rows} rows"
+    return len(stages_of(spec, file.tile_rows)), meter.median(name, "a pass", left)
+
+
+def _watch_overhead(meter: Meter) -> float:
+    """What a watched call takes beside what is counted as its operator's."""
+    watched = Watched(meter.backend, meter.clock)
+    call = watched.timed(_nothing)
+    begin = meter.clock()
+    for _ in range(CALLS):
+        call()
+    seconds = meter.clock() - begin
+    return (seconds if meter.asynchronous else seconds - watched.inside_s) / CALLS
