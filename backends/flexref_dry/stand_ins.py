@@ -76,4 +76,4 @@ def nbytes_of(array: Any) -> int:
 
 def stored_as(matrix: Matrix) -> str:
     """What a machine calls a matrix that is stored so: its type, or its scheme."""
-    return "int4" if isinstance(matrix, QuantizedMatrix) else str(matrix.dtype)  # type: ignore[attr-defined]
+    return f"int{matrix.bits}" if isinstance(matrix, QuantizedMatrix) else str(matrix.dtype)  # type: ignore[attr-defined]

@@ -4,6 +4,8 @@ It knows the schedule and the lanes, and nothing of what is moved or computed.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import count
 from typing import Protocol
 
 from flexref.backend.protocol import Ticket
@@ -26,6 +28,10 @@ LANE_OF = {
 """Each kind of move has its lane, so that a layer's weights never wait behind a row's cache."""
 
 
+OPERATORS = "operators"
+"""Stands for a lane: operators end in the order of their calls, too."""
+
+
 class Work(Protocol):
     """What the executor's operations mean."""
 
@@ -39,34 +45,88 @@ class Work(Protocol):
         """Whether another pass has anything to do."""
 
 
+@dataclass(frozen=True, slots=True)
+class Owed:
+    """A ticket on the lane (or of the operators) that it is number `number` of."""
+
+    lane: str
+    number: int
+    ticket: Ticket
+
+
+class Ledger:
+    """What must end before each operation has ended, as tickets.
+
+    An operation owes its own ticket. Where it moves nothing it owes what it waits for, so that whoever requires it
+    waits for that (a slot may be refilled by a computation, with no load in between); of this the latest on every lane
+    is enough, for a lane works in order, and keeps the list short when the host is far ahead.
+    """
+
+    def __init__(self, shape: Shape) -> None:
+        self._shape = shape
+        self._own: dict[Operation, Owed] = {}
+        self._passed_on: dict[Operation, tuple[Owed, ...]] = {}
+        self._numbers = count()
+
+    def awaited(self, operation: Operation) -> list[Owed]:
+        """What is still owed of all that `operation` requires; raises if some of it has failed."""
+        latest: dict[str, Owed] = {}
+        found: list[Owed] = []
+        for other in requirements(operation, self._shape):
+            own = self._own.get(other)
+            if own is not None:
+                if _is_open(own):
+                    found.append(own)
+                continue
+            for owed in self._passed_on.get(other, ()):
+                known = latest.get(owed.lane)
+                if (known is None or known.number < owed.number) and _is_open(owed):
+                    latest[owed.lane] = owed
+        direct = {owed.number for owed in found}
+        return found + [owed for owed in latest.values() if owed.number not in direct]
+
+    def owes(self, operation: Operation, lane: str, ticket: Ticket) -> None:
+        """The operation has a ticket of its own."""
+        self._own[operation] = Owed(lane, next(self._numbers), ticket)
+
+    def passes_on(self, operation: Operation, awaited: Sequence[Owed]) -> None:
+        """The operation moves nothing."""
+        latest: dict[str, Owed] = {}
+        for owed in sorted(awaited, key=lambda owed: owed.number):
+            latest[owed.lane] = owed
+        self._passed_on[operation] = tuple(latest.values())
+
+    def forget(self, turn: int) -> None:
+        """Drop what passes before `turn` owe: nothing that is still to come requires them."""
+        for table in (self._own, self._passed_on):
+            for operation in [operation for operation in table if operation.visit.turn < turn]:
+                del table[operation]  # type: ignore[attr-defined]
+
+
+def _is_open(owed: Owed) -> bool:
+    """Whether the ticket is not done yet; raises if it has failed: nothing may be computed from what never arrived."""
+    if not owed.ticket.done():
+        return True
+    owed.ticket.wait()
+    return False
+
+
 def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Iterator[Visit]:
     """Run the block; yields every visit when its operators have been called.
 
     Without `overlap` every move ends before the next operation starts. However it ends, nothing is under way any more
     when it has ended; the first failure of any lane is raised.
     """
-    # What must end before an operation has ended: its own ticket; where it moves nothing, those that it waits for, so
-    # that whoever requires it waits for them (a slot may be refilled by a computation, with no load in between).
-    tickets: dict[Operation, tuple[Ticket, ...]] = {}
-    backend = mover.backend
-
-    def awaited(operation: Operation) -> tuple[Ticket, ...]:
-        open_tickets: dict[int, Ticket] = {}
-        for other in requirements(operation, shape):
-            for ticket in tickets.get(other, ()):
-                if ticket.done():
-                    ticket.wait()  # raises if it has failed: nothing may be computed from what never arrived
-                else:
-                    open_tickets[id(ticket)] = ticket
-        return tuple(open_tickets.values())
+    backend, ledger = mover.backend, Ledger(shape)
 
     def start(operation: Operation) -> None:
-        transfers = work.transfers(operation)
+        transfers, awaited = work.transfers(operation), ledger.awaited(operation)
         if not transfers:
-            tickets[operation] = awaited(operation)
+            ledger.passes_on(operation, awaited)
             return
-        ticket = mover.submit(LANE_OF[operation.move, operation.kind], transfers, awaited(operation))
-        tickets[operation] = (ticket,)
+        lane = LANE_OF[operation.move, operation.kind]
+        ticket = mover.submit(lane, transfers, [owed.ticket for owed in awaited])
+        ledger.owes(operation, lane, ticket)
         if not overlap:
             ticket.wait()
 
@@ -77,14 +137,14 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Iterator[Vi
                 if not work.alive():
                     break
                 mover.harvest()
-                _forget(tickets, computation.visit.turn - 1)
+                ledger.forget(computation.visit.turn - 1)
             for operation in beat.ahead:
                 start(operation)
             if computation is not None:
-                for ticket in awaited(computation):
-                    backend.wait(ticket)
+                for owed in ledger.awaited(computation):
+                    backend.wait(owed.ticket)
                 work.compute(computation.visit)
-                tickets[computation] = (backend.mark(),)
+                ledger.owes(computation, OPERATORS, backend.mark())
             for operation in beat.behind:
                 start(operation)
             if computation is not None:
@@ -95,9 +155,3 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Iterator[Vi
 
 def _starts_turn(visit: Visit) -> bool:
     return visit.stage == 0 and visit.group == 0 and visit.turn > 0
-
-
-def _forget(tickets: dict[Operation, tuple[Ticket, ...]], turn: int) -> None:
-    """Drop the tickets of passes before `turn`: nothing that is still to come requires them."""
-    for operation in [operation for operation in tickets if operation.visit.turn < turn]:
-        del tickets[operation]
