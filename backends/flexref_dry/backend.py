@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,16 @@ from flexref.backend.protocol import Capabilities, LaneStep, Matrix, Move, Ticke
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.planner.machine import Machine
-from flexref_dry.stand_ins import DryArray, DryBuffer, DryCaches, DrySegments, nbytes_of, stored_as
+from flexref_dry.stand_ins import (
+    DryArray,
+    DryBuffer,
+    DryCaches,
+    DrySegments,
+    DryValues,
+    gathered_bytes,
+    nbytes_of,
+    stored_as,
+)
 from flexref_dry.timing import DryTicket, Timing
 
 
@@ -73,7 +82,10 @@ class DryBackend:
 
     def upload(self, values: npt.NDArray[Any], out: Any = None) -> DryArray:
         """See `Backend.upload`."""
-        return self.empty(values.shape, str(values.dtype)) if out is None else out
+        if out is not None:
+            return cast(DryArray, out)
+        self.empty(values.shape, str(values.dtype))
+        return DryValues(values.shape, str(values.dtype), values=values)
 
     def download(self, x: Any) -> npt.NDArray[Any]:
         """There is nothing to read."""
@@ -125,7 +137,7 @@ class DryBackend:
 
     def gather(self, table: Any, ids: Any, first: int, out: Any) -> Any:
         """See `Backend.gather`."""
-        self._count("gather", 0, "operator", "gather", nbytes_of(out))
+        self._count("gather", 0, "operator", "gather", gathered_bytes(table, ids, first, out))
         return out
 
     def add_rows(self, x: Any, table: Any, ids: Any) -> Any:

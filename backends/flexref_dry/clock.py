@@ -28,8 +28,8 @@ class Task:
 
     @property
     def ended(self) -> bool:
-        """Whether its end is known."""
-        return self.end_s == self.end_s  # noqa: PLR0124  only NaN is unlike itself; asked a million times
+        """Whether its end is known; only NaN is unlike itself, and this is asked a million times."""
+        return self.end_s == self.end_s
 
 
 class Clock:

@@ -34,6 +34,13 @@ class DryArray:
 
 
 @dataclass(frozen=True, slots=True)
+class DryValues(DryArray):
+    """An array of which the numbers are known, for they came from the host: row numbers."""
+
+    values: Any = None
+
+
+@dataclass(frozen=True, slots=True)
 class DryCaches:
     """What `cache_rows` was called with: bytes of every row's cache, their layout, and where they lie."""
 
@@ -77,3 +84,16 @@ def nbytes_of(array: Any) -> int:
 def stored_as(matrix: Matrix) -> str:
     """What a machine calls a matrix that is stored so: its type, or its scheme."""
     return f"int{matrix.bits}" if isinstance(matrix, QuantizedMatrix) else str(matrix.dtype)  # type: ignore[attr-defined]
+
+
+def gathered_bytes(table: DryArray, ids: Any, first: int, out: DryArray) -> int:
+    """Bytes of the rows of `out` that come from this tile of a table, at least 1: looking for them takes time too.
+
+    All of them, where the row numbers are not known.
+    """
+    whole = nbytes_of(out)
+    values = getattr(ids, "values", None)
+    if values is None or not len(values):
+        return whole
+    found = int(((values >= first) & (values < first + table.shape[0])).sum())
+    return max(1, whole * found // len(values))

@@ -5,6 +5,7 @@ left of a pass is the engine's, and follows from its visits, groups and rows.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -37,6 +38,17 @@ SMALL_WIDTH, SMALL_TOKENS = 128, 1
 """Of operators and of a job's model: what they compute takes hardly any time."""
 
 PROMPT = (3, 1, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a counting port knows at a time: the time, and its sums until then."""
+
+    now_s: float
+    inside_s: float
+    sampling_s: float
+    calls: int
+
 
 OPERATORS = frozenset(
     ("gather", "add_rows", "linear", "expand", "layer_norm", "activate", "append", "attend", "sample", "assign")
@@ -92,18 +104,21 @@ def _submission(meter: Meter, memory: Memory) -> float:
     return meter.median("one submission", "the host", values)
 
 
-class Watched:
-    """A port whose operators are timed by the host's clock, and that stays open when an engine closes it."""
+class Counted:
+    """A port that counts operators' calls, and that stays open when an engine closes it.
 
-    def __init__(self, backend: Backend, clock: Callable[[], float]) -> None:
-        self._backend, self._clock = backend, clock
+    Where operators are synchronous it also adds up the seconds inside of them; where they are not, their number tells.
+    """
+
+    def __init__(self, backend: Backend, clock: Callable[[], float], asynchronous: bool) -> None:
+        self._backend, self._clock, self._asynchronous = backend, clock, asynchronous
+        self.calls = 0
         self.inside_s = 0.0
         self.sampling_s = 0.0
-        self.calls = 0
-        self.sampled: list[tuple[float, float, float, int]] = []
-        """After every `sample`: the time, and what the three sums above were."""
+        self.sampled: list[Seen] = []
+        """After every `sample`."""
         for name in OPERATORS:
-            setattr(self, name, self.timed(getattr(backend, name), is_sample=name == "sample"))
+            setattr(self, name, self._watched(name, getattr(backend, name)))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
@@ -112,22 +127,32 @@ class Watched:
         """The port belongs to whoever measures; nothing is under way any more."""
         self._backend.mark().wait()
 
-    def timed(self, operator: Callable[..., Any], *, is_sample: bool = False) -> Callable[..., Any]:
-        """The operator, its calls counted and their seconds added up."""
+    def _watched(self, name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
         clock = self._clock
 
-        def call(*arguments: Any, **options: Any) -> Any:
+        def counted(*arguments: Any, **options: Any) -> Any:
+            self.calls += 1
+            return operator(*arguments, **options)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            begin = clock()
+            result = operator(*arguments, **options)
+            self.inside_s += clock() - begin
+            self.calls += 1
+            return result
+
+        def sample(*arguments: Any, **options: Any) -> Any:
             begin = clock()
             result = operator(*arguments, **options)
             end = clock()
-            self.inside_s += end - begin
+            self.sampling_s += end - begin
             self.calls += 1
-            if is_sample:
-                self.sampling_s += end - begin
-                self.sampled.append((end, self.inside_s, self.sampling_s, self.calls))
+            self.sampled.append(Seen(end, self.inside_s, self.sampling_s, self.calls))
             return result
 
-        return call
+        if name == "sample":
+            return sample
+        return counted if self._asynchronous else timed
 
 
 def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, float, float]:
@@ -153,29 +178,17 @@ def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], 
     spec = ModelSpec(
         "small", 512, 64, SMALL_WIDTH, SMALL_WIDTH, layers, heads=2, ffn_width=4 * SMALL_WIDTH, eos_token_ids=()
     )
-    watched = Watched(meter.backend, meter.clock)
+    counted = Counted(meter.backend, meter.clock, meter.asynchronous)
     policy = Policy(rows_per_group=rows, groups_per_block=groups)
     file = random_file(spec)
-    with load(file, policy=policy, backend=cast(Backend, watched), disk_dir=disk_dir) as engine:
+    with load(file, policy=policy, backend=cast(Backend, counted), disk_dir=disk_dir) as engine:
         request = Request(meter.sizes.passes + 1, ignore_eos=True)
         engine.generate([list(PROMPT)] * (rows * groups), request)
-    overhead_s = _watch_overhead(meter)
     left = []
     # From one sample of a group to its next, behind the first decode pass: the prefill is over for every group.
-    for before, after in zip(watched.sampled[groups:], watched.sampled[2 * groups :], strict=False):
-        seconds, inside, sampling, calls = (now - then for then, now in zip(before, after, strict=True))
-        operators = sampling + (calls - groups) * call_s if meter.asynchronous else inside
-        left.append(max(0.0, seconds - operators - calls * overhead_s))
+    for before, after in zip(counted.sampled[groups:], counted.sampled[2 * groups :], strict=False):
+        calls = after.calls - before.calls - groups
+        operators = calls * call_s if meter.asynchronous else after.inside_s - before.inside_s
+        left.append(max(0.0, after.now_s - before.now_s - (after.sampling_s - before.sampling_s) - operators))
     name = f"the engine's own work, {layers} layers, {groups} groups, {rows} rows"
     return len(stages_of(spec, file.tile_rows)), meter.median(name, "a pass", left)
-
-
-def _watch_overhead(meter: Meter) -> float:
-    """What a watched call takes beside what is counted as its operator's."""
-    watched = Watched(meter.backend, meter.clock)
-    call = watched.timed(_nothing)
-    begin = meter.clock()
-    for _ in range(CALLS):
-        call()
-    seconds = meter.clock() - begin
-    return (seconds if meter.asynchronous else seconds - watched.inside_s) / CALLS

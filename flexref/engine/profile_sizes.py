@@ -16,9 +16,10 @@ class Sizes:
     where a quarter of what is free is not less. rotated_bytes: operands change from call to call until they are so many
     bytes, more than the caches of a device hold.
 
-    copies, spills, reads: bytes of single copies to and from the device, within linked_bytes of both, of pieces of a
-    spill file and of reads of a weight file of file_bytes; disk_bytes are moved at each size. beside_s: how long two
-    resources work side by side; the disk moves beside_disk_bytes in that time at most, in pieces of beside_piece_bytes.
+    copies, spills, reads: bytes of single copies to and from the device, within linked_bytes of both and for
+    sustained_s at each size, of pieces of a spill file, and of reads of a weight file of file_bytes; disk_bytes are moved at each
+    size. beside_s: how long two resources work side by side; the disk moves beside_disk_bytes in that time at most, in
+    pieces of beside_piece_bytes.
 
     widths of square matrices; tokens that they are multiplied with; elements of expansions. head_widths on the device
     and host_head_widths on the host, for an attention of attention_width (narrower on a port that computes on the
@@ -38,6 +39,7 @@ class Sizes:
     most_bytes: int
     rotated_bytes: int
     linked_bytes: int
+    sustained_s: float
     copies: tuple[int, ...]
     spills: tuple[int, ...]
     reads: tuple[int, ...]
@@ -78,6 +80,7 @@ class Sizes:
             most_bytes=4 * GIB,
             rotated_bytes=256 * MIB,
             linked_bytes=2 * GIB,
+            sustained_s=0.7,
             copies=(16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB),
             spills=(64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB),
             reads=(MIB, 4 * MIB, 16 * MIB, 64 * MIB),
@@ -102,7 +105,7 @@ class Sizes:
             layers=(4, 12),
             groups=(1, 4),
             rows=(1, 64),
-            passes=8,
+            passes=24,
         )
 
     @classmethod
@@ -119,6 +122,7 @@ class Sizes:
             most_bytes=2 * GIB,
             rotated_bytes=256 * MIB,
             linked_bytes=256 * MIB,
+            sustained_s=0.1,
             copies=(16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB),
             spills=(64 * KIB, MIB, 4 * MIB),
             reads=(MIB, 8 * MIB),
@@ -143,7 +147,7 @@ class Sizes:
             layers=(4, 12),
             groups=(1, 4),
             rows=(1, 32),
-            passes=4,
+            passes=8,
         )
 
     @classmethod
@@ -160,6 +164,7 @@ class Sizes:
             most_bytes=16 * MIB,
             rotated_bytes=64 * KIB,
             linked_bytes=256 * KIB,
+            sustained_s=0.0,
             copies=(4 * KIB, 64 * KIB),
             spills=(16 * KIB, 64 * KIB),
             reads=(16 * KIB, 64 * KIB),

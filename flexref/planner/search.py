@@ -1,0 +1,183 @@
+"""The best rows per group and groups up to a stated bound: complete, by branch and bound over all pairs.
+
+Every linear program that is solved gives, by weak duality, a lower bound for all pairs that are left; where none of its
+placements fits, it says which others do not fit either. The pair of the least bound comes next, until no bound is left
+below the best that was found.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.planner.blocks import Blocks
+from flexref.planner.linear import Numbers
+from flexref.planner.lp import Question, Solution, solution, solve
+from flexref.planner.machine import Machine
+from flexref.planner.program import NEGLIGIBLE_EXCESS, Optimum, Program
+from flexref.planner.table import Duals, Table, tabulated
+from flexref.planner.task import Limits, Task
+
+TOLERANCE = 0.005
+"""No pair within the bound is better than the best that is returned by more than this share of its seconds."""
+
+KEPT = 8
+"""Solutions that are returned where nothing else is asked for."""
+
+SURE_EXCESS = 10 * NEGLIGIBLE_EXCESS
+"""A candidate is ruled out without being solved if it exceeds its bounds by more than this share of what they bound."""
+
+SHRINK_SHARE = 0.7
+"""A table is copied without its settled candidates when so many of them are left or fewer."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """Solutions, the best first, of different pairs; pairs that were `solved`, and those that were `pruned`.
+
+    No pair that was pruned takes less than (1 - tolerance) of the seconds per token of the last solution, if as many
+    were found as asked for, and so none of the first.
+    """
+
+    solutions: tuple[Solution, ...]
+    solved: int
+    pruned: int
+    tolerance: float
+
+
+def search(machine: Machine, task: Task, limits: Limits, *, keep: int = KEPT) -> Found:
+    """The best `keep` pairs within the limits, by seconds per generated token of the whole job.
+
+    A last, partial block is counted with its own rows. Raises what `solve` raises for the
+    pair that holds least if no pair is possible.
+    """
+    rows_per_group, groups = pairs_within(limits)
+    table, _ = tabulated(machine, task, limits, rows_per_group, groups)
+    frontier = Frontier(table, keep)
+    frontier.run()
+    questions = {
+        pair: Question(machine, task, limits, int(rows_per_group[pair]), int(groups[pair])) for pair in frontier.best()
+    }
+    if not questions:
+        least = np.lexsort((rows_per_group, groups))[0]
+        # It raises; or it fits so tightly that the solver's arithmetic decides.
+        only = solve(machine, task, int(rows_per_group[least]), int(groups[least]), limits)
+        return Found((only,), len(frontier.solved), len(rows_per_group) - len(frontier.solved), TOLERANCE)
+    solutions = tuple(_solution(question, frontier.found[pair]) for pair, question in questions.items())
+    solved = len(frontier.solved)
+    return Found(solutions, solved, len(rows_per_group) - solved, TOLERANCE)
+
+
+def pairs_within(limits: Limits) -> tuple[Numbers, Numbers]:
+    """(rows per group, groups) of every pair: no group without rows, where the job's rows are known."""
+
+    def choices(kept: int | None, most: int) -> Numbers:
+        return np.arange(1, most + 1, dtype=np.float64) if kept is None else np.array([float(kept)])
+
+    rows_per_group = choices(limits.rows_per_group, limits.rows_per_group_most)
+    groups = choices(limits.groups, limits.groups_most)
+    grid = np.meshgrid(rows_per_group, groups, indexing="ij")
+    sizes, counts = grid[0].ravel(), grid[1].ravel()
+    if limits.rows is None:
+        return sizes, counts
+    sensible = np.ones(len(sizes), np.bool_)
+    if limits.rows_per_group is None:
+        sensible &= sizes <= limits.rows
+    if limits.groups is None:
+        sensible &= counts <= np.ceil(limits.rows / sizes)
+    return sizes[sensible], counts[sensible]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A candidate's optimum, and which variant of its pair it is."""
+
+    score: float
+    optimum: Optimum
+    expanded: bool
+    waiting: int
+
+
+@dataclass
+class Frontier:
+    """What is left of a table: candidates with lower bounds of their seconds per token."""
+
+    table: Table
+    keep: int
+    found: dict[int, Answer] = field(default_factory=dict)
+    """By pair the best of its variants."""
+    solved: set[int] = field(default_factory=set)
+    """Pairs of which any variant was solved."""
+    _scores: Numbers = field(init=False)
+    _bounds: Numbers = field(init=False)
+    _open: npt.NDArray[np.bool_] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._open = np.ones(len(self.table.pairs), np.bool_)
+        self._bounds = np.zeros(len(self.table.pairs))
+        self._scores = np.full(self.table.pairs.max() + 1, np.inf)
+        self._raise_bounds(compute_alone(self.table))
+
+    def run(self) -> None:
+        """Solve the candidate of the least bound until none is left."""
+        while self._open.any():
+            self._shrink()
+            place = int(np.argmin(np.where(self._open, self._bounds, np.inf)))
+            self._open[place] = False
+            program = Program(self.table, place)
+            self.solved.add(int(self.table.pairs[place]))
+            optimum = program.optimum()
+            if optimum is None:
+                excess = self.table.least_excess(program.shortage({}).duals)
+                self._open &= excess <= SURE_EXCESS
+            else:
+                self._note(place, optimum)
+                self._raise_bounds(optimum.duals)
+            self._prune()
+
+    def best(self) -> list[int]:
+        """The best pairs, the best first; of equal ones the smaller."""
+        return sorted(self.found, key=lambda pair: (self.found[pair].score, pair))[: self.keep]
+
+    def _note(self, place: int, optimum: Optimum) -> None:
+        table, pair = self.table, int(self.table.pairs[place])
+        score = float(optimum.job_s / table.tokens[place])
+        if pair not in self.found or score < self.found[pair].score:
+            variant = bool(table.expanded[place]), int(table.waiting[place])
+            self.found[pair] = Answer(score, optimum, *variant)
+            self._scores[pair] = score
+
+    def _raise_bounds(self, duals: Duals) -> None:
+        self._bounds = np.maximum(self._bounds, self.table.least_s(duals) / self.table.tokens)
+
+    def _prune(self) -> None:
+        """Close what cannot be among the best, and variants that cannot be better than another of their pair."""
+        best = self.best()
+        if len(best) == self.keep:
+            self._open &= self._bounds < self.found[best[-1]].score * (1 - TOLERANCE)
+        self._open &= self._bounds < self._scores[self.table.pairs]
+
+    def _shrink(self) -> None:
+        """Leave settled candidates behind when there are many."""
+        if self._open.sum() <= SHRINK_SHARE * len(self._open):
+            self.table, self._bounds = self.table.taken(self._open), self._bounds[self._open]
+            self._open = np.ones(len(self._bounds), np.bool_)
+
+
+def compute_alone(table: Table) -> Duals:
+    """Multipliers of which each phase's seconds are those of its operators: a bound before anything is solved."""
+    rows, seen = [], set()
+    for row in table.rows:
+        first = "compute" in row.resources and row.phase not in seen
+        rows.append(1.0 if first else 0.0)
+        if first:
+            seen.add(row.phase)
+    return Duals(rows, rows, {}, 0.0)
+
+
+def _solution(question: Question, answer: Answer) -> Solution:
+    """The solution of a pair's variant."""
+    _, costs = question.tabulated()
+    blocks: Blocks = costs.blocks
+    mine = (blocks.expanded == answer.expanded) & (blocks.waiting == answer.waiting)
+    return solution(question, costs, int(np.argmax(mine)), answer.optimum)
