@@ -62,9 +62,9 @@ class Foresight:
             "prefill": (prediction.prefill_s, stats.prefill_s),
             "decode": (prediction.decode_s, stats.decode_s),
         }
-        term = self._worst_term()
+        term, told_s, took_s = self._worst_term()
         return [
-            Miss(phase, *both, *term)
+            Miss(phase, both[0], both[1], term, told_s, took_s)
             for phase, both in seconds.items()
             if phase in errors and abs(errors[phase]) > SAID_ALOUD
         ]

@@ -5,7 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -16,7 +16,7 @@ from flexref.backend.protocol import Backend
 from flexref.engine.machine import machine as describe
 from flexref.engine.machine import versions
 from flexref.engine.profile import capacities, measure_machine
-from flexref.errors import FlexrefError, StorageError
+from flexref.errors import FlexrefError, PolicyError, StorageError
 from flexref.planner.machine import FORMAT, Machine
 from flexref.planner.nominal import read_machine
 
@@ -73,12 +73,47 @@ def measured_machine(
             said(f"{error}; this machine is measured again")
     else:
         said("this machine is measured once, which takes about ten seconds")
-    machine = measure(backend, disk_dir, quick=True, tell=tell)
+    machine = measure(backend, disk_dir, quick=True)
     try:
         _keep(machine, path)
     except OSError as error:
         said(f"the measured machine cannot be kept in {path.parent}: {error.strerror}")
     return machine
+
+
+class MeasuredOnce:
+    """This machine, measured when it is first asked for, and kept: see `measured_machine` (an `engine.Machines`)."""
+
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+        """The machine as it is kept, or measured now."""
+        return measured_machine(backend, disk_dir, tell=tell)
+
+    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
+        """The machine as far as what is kept of it can be read; None if nothing is."""
+        path = cache_folder() / f"{cache_name(backend, disk_dir)}.json"
+        try:
+            return Machine.read(path) if path.exists() else None
+        except FlexrefError:
+            return None  # `measured_machine` says what is wrong with it, and measures again
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A machine that somebody has measured, or knows of (an `engine.Machines`)."""
+
+    machine: Machine
+
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+        """It; `PolicyError` if it was measured with another port."""
+        if self.machine.port.name != backend.name:
+            raise PolicyError(
+                f"machine {self.machine.name!r} was measured with port {self.machine.port.name}, not {backend.name}"
+            )
+        return self.machine
+
+    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
+        """It."""
+        return self.measured(backend, disk_dir, None)
 
 
 def cache_folder() -> Path:

@@ -1,0 +1,121 @@
+"""`flexref plan`: the best policy for a model on a machine, what it will take and cost; parses, calls, prints."""
+
+import json
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flexref.cli.planner_options import planner_options, wanted_of
+from flexref.errors import StorageError
+
+if TYPE_CHECKING:
+    from flexref.engine.planning import Plan
+    from flexref.planner.machine import Machine
+
+MACHINE_HELP = "A machine's file, or the name of a known one; default: this machine, measured once and kept."
+
+
+@click.command("plan")
+@click.option("--model", required=True, metavar="SIZE|FILE", help="A size (30b, opt-175b ...) or a weight file.")
+@click.option("--machine", "machine_name", metavar="FILE|NAME", help=MACHINE_HELP)
+@click.option("--backend", default="numpy", show_default=True, help="The port of this machine, where it is meant.")
+@planner_options
+@click.option("--price-per-hour", type=float, help="What the machine costs in an hour.")
+@click.option("--watts", type=float, help="Its power, in place of a price; with --price-per-kwh.")
+@click.option("--price-per-kwh", type=float, help="What a kWh costs.")
+@click.option("--disk-tbw", type=float, help="Terabytes that may be written to the drive in its life.")
+@click.option("--pareto", "pareto_file", metavar="PLOT.png", help="Draw throughput against the latency of a block.")
+@click.option("--trace", "trace_file", metavar="FILE", help="Write the simulated block as a Chrome trace.")
+@click.option("-o", "--output", "output_file", metavar="FILE", help="Write the policy, with its reasons, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(model: str, as_json: bool, **options: Any) -> None:
+    """Choose what of a model lies on which tier, and say what a job will take; needs no GPU and no weights.
+
+    Every way of storing things that is allowed is searched: all rows per group and groups up to a stated bound, and for
+    each the shares that a linear program finds best. Those that come near the best are simulated, pass by pass.
+    """
+    from flexref.cli.compare_models_plot import check_plot
+    from flexref.engine.planning import pareto, plan
+    from flexref.engine.trace import Trace
+
+    price = price_per_hour(options)
+    if options["pareto_file"]:
+        check_plot(options["pareto_file"])
+    machine, wanted = machine_of(options["machine_name"], options["backend"]), wanted_of(options)
+    trace = Trace(0.0) if options["trace_file"] else None
+    start = perf_counter()
+    found = plan(model, machine, wanted, trace=trace)
+    seconds = perf_counter() - start
+    report = {**found.to_json(), **costs(found, price, options["disk_tbw"]), "plan_s": seconds}
+    if trace is not None:
+        trace.write(options["trace_file"])
+    if options["output_file"]:
+        _write(options["output_file"], report)
+    if options["pareto_file"]:
+        from flexref.cli.plots import draw_pareto
+
+        draw_pareto(f"{model} on {machine.name}", pareto(model, machine, wanted), options["pareto_file"])
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    from rich.console import Console
+
+    from flexref.cli.bench import PIPED_WIDTH
+    from flexref.cli.plan_report import print_plan
+
+    console = Console()
+    print_plan(console if console.is_terminal else Console(width=PIPED_WIDTH), found, wanted.machine(machine), report)
+
+
+def machine_of(name: str | None, backend: str) -> "Machine":
+    """The machine of that name or file; without one, this machine with its port, measured once."""
+    from flexref.backend.registry import create
+    from flexref.engine.machines import machine_named, measured_machine
+
+    if name is not None:
+        return machine_named(name)
+    import tempfile
+
+    port = create(backend)
+    try:
+        return measured_machine(port, tempfile.gettempdir(), tell=lambda what: click.echo(what, err=True))
+    finally:
+        port.close()
+
+
+def price_per_hour(options: dict[str, Any]) -> float | None:
+    """The price of an hour, given as such or by power; None if neither was."""
+    from flexref.planner.price import price_per_hour_of_power
+
+    watts, per_kwh = options["watts"], options["price_per_kwh"]
+    if (watts is None) != (per_kwh is None):
+        raise click.UsageError("--watts and --price-per-kwh go together")
+    if watts is None:
+        return options["price_per_hour"]  # type: ignore[no-any-return]
+    if options["price_per_hour"] is not None:
+        raise click.UsageError("give --price-per-hour, or --watts and --price-per-kwh")
+    return price_per_hour_of_power(watts, per_kwh)
+
+
+def costs(found: "Plan", price: float | None, disk_tbw: float | None) -> dict[str, float | None]:
+    """What a million generated tokens cost and write, and how long the drive lasts, as far as prices are known."""
+    from flexref.planner.price import cost_per_million_tokens, disk_life_days, written_bytes_per_million_tokens
+
+    prediction = found.best.prediction
+    assert prediction is not None
+    written = written_bytes_per_million_tokens(prediction.disk_write_bytes, prediction.generated_tokens)
+    known: dict[str, float | None] = {"disk_written_bytes_per_million_tokens": written}
+    if price is not None:
+        known["cost_per_million_tokens"] = cost_per_million_tokens(prediction.tokens_per_s, price)
+    if disk_tbw is not None:
+        known["disk_life_days"] = disk_life_days(written, prediction.tokens_per_s, disk_tbw)
+    return known
+
+
+def _write(path: str, report: dict[str, Any]) -> None:
+    try:
+        Path(path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,189 @@
+"""Plans: what is returned fits and runs within its budgets, and says why it was chosen."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.engine import load
+from flexref.engine.candidates import Wanted, questions
+from flexref.engine.job import Request
+from flexref.engine.planning import pareto, plan
+from flexref.engine.proposals import Situation, fitted, rounded, solutions_of
+from flexref.engine.simulate import RowLengths
+from flexref.engine.trace import Trace
+from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
+from flexref.planner.machine import Machine
+from flexref.policy import Policy, Shares
+from flexref.spec import ModelSpec
+from flexref.testing import strategies as own
+from flexref.testing.machines import plain_machine
+from flexref.tiers.transfer import Tier
+
+MIB = 1 << 20
+SCRATCH_BYTES = 1 << 16
+
+
+def machine_with(device: int, host: int, disk: int = 1 << 34, **rates: Any) -> Machine:
+    """A machine like the numpy port of these tests."""
+    machine = plain_machine(capacity_bytes=(device, host, disk), asynchronous=False, **rates)
+    port = machine.port
+    return machine.changed(port=type(port)("numpy", "float32", False, True, True, SCRATCH_BYTES, 0))
+
+
+@given(
+    spec=own.specs(),
+    scheme=st.sampled_from(["none", "int4"]),
+    device_kib=st.integers(200, 3000),
+    host_kib=st.integers(200, 6000),
+    prompts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
+    new_tokens=st.integers(1, 5),
+    keep=st.fixed_dictionaries({}, optional={"cache_scheme": st.just("int4"), "overlap": st.just(False)}),
+)
+def test_a_policy_that_is_chosen_runs_within_its_budgets(
+    model_file: Any,
+    spec: ModelSpec,
+    scheme: str,
+    device_kib: int,
+    host_kib: int,
+    prompts: list[int],
+    new_tokens: int,
+    keep: dict[str, Any],
+) -> None:
+    """For random machines and models; where nothing fits, the tier that is too small is named."""
+    path = model_file(spec, scheme, "float16")
+    budgets = {"device_mem_gib": device_kib / MIB, "host_mem_gib": host_kib / MIB}
+    with load(path, keep=keep, scratch_bytes=SCRATCH_BYTES, **budgets) as engine:
+        rows = [[(token + row) % spec.vocabulary for token in range(length)] for row, length in enumerate(prompts)]
+        try:
+            stats = engine.generate(rows, Request(new_tokens, ignore_eos=True)).stats
+        except CapacityError as error:
+            assert error.tier in ("device", "host")
+            return
+    assert stats.peak_bytes["device"] <= device_kib << 10
+    assert stats.peak_bytes["host"] <= host_kib << 10
+    assert all(getattr(stats.policy, name) == value for name, value in keep.items())
+
+
+@given(
+    device=st.integers(2, 400),
+    host=st.integers(1, 400),
+    rows=st.integers(1, 40),
+    cache_scheme=st.sampled_from(["none", "int4"]),
+    attention_on=st.sampled_from(["device", "host"]),
+    steady=st.booleans(),
+)
+def test_a_fitted_policy_fits_to_the_byte(
+    device: int, host: int, rows: int, cache_scheme: str, attention_on: str, steady: bool
+) -> None:
+    machine = machine_with(device * MIB, host * MIB)
+    wanted = Wanted(32, 8, None if steady else rows, ("int4",), (cache_scheme,), (attention_on,))
+    (question,) = questions("125m", machine, wanted)
+    situation, limits = question.situation, question.limits
+    try:
+        solutions, _ = solutions_of(situation, limits)
+    except CapacityError:
+        return
+    for solution in solutions:
+        found = fitted(situation, solution, limits)
+        if found is not None:
+            held = situation.held_bytes(found[0])
+            assert all(held[tier] <= machine.capacity_bytes[tier.value] for tier in Tier)
+            assert found[0].rows_per_group == solution.rows_per_group
+
+
+@given(device=st.floats(0, 1), host=st.floats(0, 1))
+def test_rounded_shares_sum_to_one(device: float, host: float) -> None:
+    host *= 1 - device
+    shares = rounded(Shares(device, host, max(0.0, 1 - device - host)))
+    assert shares.device == pytest.approx(device, abs=1e-6)
+    assert shares.host == pytest.approx(host, abs=2e-6)
+
+
+SMALL = machine_with(300 * MIB, 2048 * MIB)
+
+
+def test_a_plan_says_what_was_chosen_from_what_and_why() -> None:
+    found = plan("125m", SMALL, Wanted(64, 8))
+    best = found.best
+    assert best.policy is not None
+    assert best.prediction is not None
+    assert best.prediction.simulated
+    assert best.prediction.peak_bytes["device"] <= 300 * MIB
+    assert len(found.candidates) == 8
+    rates = [candidate.prediction.tokens_per_s for candidate in found.candidates if candidate.prediction is not None]
+    assert best.prediction.tokens_per_s >= max(rates) * 0.7
+    values = found.to_json()
+    assert Policy.from_mapping(values["policy"]) == best.policy
+    assert {"prefill_s", "decode_s", "tokens_per_s", "peak_bytes", "binding"} <= set(values["predicted"])
+    assert len(values["one_more"]) == 8
+    assert found.binding
+
+
+def test_what_one_more_brings_is_never_a_loss() -> None:
+    found = plan("125m", SMALL, Wanted(64, 8, weights_schemes=("none",), cache_schemes=("none",)))
+    assert all(entry.from_duals >= 0 for entry in found.one_more)
+    assert all(entry.solved_again >= -1e-6 for entry in found.one_more)
+
+
+def test_a_bound_on_latency_is_kept_by_the_simulator_too() -> None:
+    free = plan("125m", SMALL, Wanted(64, 8, attention_on=("device",)))
+    assert free.best.prediction is not None
+    block_s = (free.best.prediction.prefill_s + free.best.prediction.decode_s) / 4
+    bound = plan("125m", SMALL, Wanted(64, 8, attention_on=("device",), max_latency_s=block_s)).best
+    assert bound.prediction is not None
+    assert bound.prediction.prefill_s + bound.prediction.decode_s <= block_s
+    assert bound.prediction.tokens_per_s <= free.best.prediction.tokens_per_s * 1.001
+
+
+def test_a_bound_that_no_policy_keeps_says_what_is_possible() -> None:
+    with pytest.raises(PolicyError, match="latency"):
+        plan("125m", SMALL, Wanted(64, 8, max_latency_s=1e-6))
+
+
+def test_a_machine_that_is_too_small_is_told_by_how_much() -> None:
+    tiny = machine_with(MIB, MIB, MIB)
+    with pytest.raises(CapacityError) as caught:
+        plan("125m", tiny, Wanted(64, 8))
+    assert caught.value.tier in ("device", "host", "disk")
+
+
+def test_what_has_no_place_for_its_tokens_is_refused() -> None:
+    with pytest.raises(PromptError, match="2048 positions"):
+        plan("125m", SMALL, Wanted(2048, 8))
+    with pytest.raises(StorageError, match="neither a weight file nor the size"):
+        plan("no-such-model", SMALL, Wanted(8, 8))
+
+
+def test_disk_writes_stay_below_their_bound() -> None:
+    cramped = machine_with(100 * MIB, 60 * MIB)
+    wanted = Wanted(64, 8, rows=64, weights_schemes=("int4",), cache_schemes=("none",), attention_on=("device",))
+    free = plan("125m", cramped, wanted)
+    assert free.best.prediction is not None
+    written = free.best.prediction.disk_write_bytes
+    assert written > 0
+    most_gib = written / 2 / (1 << 30)
+    bound = plan("125m", cramped, Wanted(64, 8, 64, ("int4",), ("none",), ("device",), max_disk_writes_gib=most_gib))
+    assert bound.best.prediction is not None
+    assert bound.best.prediction.disk_write_bytes <= most_gib * (1 << 30)
+
+
+def test_the_points_of_a_pareto_front_rise() -> None:
+    points = pareto("125m", SMALL, Wanted(64, 8, weights_schemes=("int4",), attention_on=("device",)))
+    rates = [candidate.prediction.tokens_per_s for _, candidate in points if candidate.prediction is not None]
+    assert len(rates) >= 3
+    assert rates == pytest.approx(sorted(rates), rel=0.05)  # the simulator may see near ties the other way round
+
+
+def test_a_trace_of_a_plan_holds_its_first_block() -> None:
+    trace = Trace(0.0)
+    plan("125m", SMALL, Wanted(16, 4, weights_schemes=("int4",), attention_on=("device",)), trace=trace)
+    assert {event["cat"] for event in trace.events} >= {"compute"}
+
+
+def test_ragged_rows_are_planned_for_their_longest() -> None:
+    (question,) = questions("125m", SMALL, Wanted(64, 8, 3, ("int4",), ("none",), ("device",)))
+    ragged = Situation(question.situation.file, SMALL, [RowLengths(5, 8), RowLengths(60, 2)], question.situation.base)
+    assert ragged.task.prompt_tokens_most == 60
+    assert ragged.task.new_tokens == 8
