@@ -5,12 +5,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from flexref.errors import PolicyError, StorageError
 
-SCHEMES = ("none", "int4")
-"""How values may be stored: as they are, or in 4-bit groups."""
+WEIGHT_SCHEMES: Mapping[str, str] = MappingProxyType(
+    {"none": "none", "int4": "int4", "int4-mse": "int4", "int4-calibrated": "int4", "int8": "int8"}
+)
+"""How weights may be stored, and the layout in which a port then reads them: schemes of one layout differ in how their
+codes, scales and zeros were found, and not in where they lie."""
+
+CACHE_SCHEMES = ("none", "int4")
+"""How a cache may be stored: as it is computed, or in 4-bit groups."""
 
 SHARE_ROUNDING = 1e-9
 """Shares come from decimal text and from a linear program: sums this close to 1 are meant to be 1."""
@@ -80,9 +87,9 @@ class Policy:
         if not isinstance(self.overlap, bool):
             raise PolicyError(f"overlap must be true or false, found {self.overlap!r}")
         _one_of("attention_on", self.attention_on, ("device", "host"))
-        _one_of("cache_scheme", self.cache_scheme, SCHEMES)
+        _one_of("cache_scheme", self.cache_scheme, CACHE_SCHEMES)
         if self.weights_scheme is not None:
-            _one_of("weights_scheme", self.weights_scheme, SCHEMES)
+            _one_of("weights_scheme", self.weights_scheme, tuple(WEIGHT_SCHEMES))
 
     @property
     def rows_per_block(self) -> int:

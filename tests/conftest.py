@@ -1,4 +1,4 @@
-"""For every test: hypothesis profiles, loud skips, and `--require`; of flexref it knows only the registry."""
+"""For every test: hypothesis profiles, loud skips, `--require`, and a folder for machines that are measured."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from flexref.backend import registry
+from flexref.engine.profile_sizes import Sizes
 
 PROFILE_VARIABLE = "FLEXREF_HYPOTHESIS_PROFILE"
 PROFILES = {
@@ -47,6 +48,23 @@ def pytest_configure(config: pytest.Config) -> None:
         if name not in registry.installed():
             raise pytest.UsageError(f"--require {name}: not installed; installed: {', '.join(registry.installed())}")
     config.stash[SKIPS], config.stash[PASSES] = Counter(), Counter()
+
+
+class QuickIsTiny(Sizes):
+    """A quick profile takes next to no time."""
+
+    @classmethod
+    def quick(cls) -> Sizes:
+        return Sizes.tiny()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
+    """Machines that are measured for policies are kept for this session, apart from the user's own, and not well."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FLEXREF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr("flexref.engine.profile.Sizes", QuickIsTiny)
+        yield
 
 
 def names(backend: str, text: str) -> bool:

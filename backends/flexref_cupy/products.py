@@ -1,12 +1,14 @@
 """Matrix products of the port: by cuBLAS, or for few tokens directly from 4-bit groups; it knows no layer.
 
+Weights in groups of 8 bits are always expanded and multiplied by cuBLAS: no kernel reads their codes for few tokens.
+
 The bits of a product follow from its shapes and values alone. Kernels of the port see to that themselves; cuBLAS does
 not, since it chooses an algorithm by pitches and alignments too. So it is shown one layout only (see `is_shown`): what
 lies otherwise goes through scratch memory. And a matrix is always cut into the same tiles, stored or expanded.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
@@ -45,8 +47,8 @@ SHOWN_ELEMENTS = 8
 TILE_ROWS = 256
 """Tiles of a matrix are multiples of it, where there are several: no block of a product is cut."""
 
-EXPAND_THREADS, EXPAND_UNITS, EXPAND_UNIT_VALUES = 256, 4, 16
-"""Threads of a block of expand.cu, and how many units of how many weights each of them takes."""
+EXPAND_THREADS, EXPAND_UNITS, EXPAND_UNIT_BYTES = 256, 4, 8
+"""Threads of a block of expand.cu, and how many units of how many bytes of codes each of them takes."""
 
 ROW_THREADS = 256
 """Threads of a block that takes one row."""
@@ -77,12 +79,12 @@ class Products:
     def expand(self, w: Matrix, out: Tensor, first: int = 0, last: int | None = None) -> None:
         """Rows `first` to `last` of w (O, I) -> out (last - first, I): in float16, or dense ones in their own type.
 
-        Values in 4-bit groups are the halves that the fused product multiplies.
+        Values in groups of 4 bits are the halves that the fused product multiplies.
         """
         rows = slice(first, w.shape[0] if last is None else last)
         if isinstance(w, QuantizedMatrix):
             codes, scale, zero = parts_of(w)
-            self._expand_groups(QuantizedMatrix(codes[rows], scale[rows], zero[rows], w.width, w.group_size), out)
+            self._expand_groups(replace(w, codes=codes[rows], scale=scale[rows], zero=zero[rows]), out)
         else:
             self._convert(cast(Tensor, w)[rows], out)
 
@@ -100,17 +102,18 @@ class Products:
         rows, width = out.shape
         if not rows:
             return
-        _check_expanded("4-bit", out)
+        _check_expanded(f"{w.bits}-bit", out)
+        wide = "wide_" if w.bits == 8 else ""
         stored, kernels = C_TYPES[scale.dtype], self._device.kernels
         where = (codes.address, codes.pitch, scale.address, scale.pitch, zero.address, zero.pitch)
         if w.group_size in FUSED_GROUPS and width % w.group_size == 0 and is_aligned(codes, 8) and is_aligned(out, 16):
-            units, group_units = width // EXPAND_UNIT_VALUES, w.group_size // EXPAND_UNIT_VALUES
+            unit_values = 8 // w.bits * EXPAND_UNIT_BYTES
+            units, shift = width // unit_values, (w.group_size // unit_values).bit_length() - 1
             grid = (-(-rows * units // (EXPAND_THREADS * EXPAND_UNITS)), 1, 1)
-            kernel = kernels.get("expand", "expand_groups", STORED=stored)
-            shift = group_units.bit_length() - 1
+            kernel = kernels.get("expand", f"expand_{wide}groups", STORED=stored)
             kernel(grid, EXPAND_THREADS, *where, out.address, out.pitch, rows, units, shift)
         else:
-            kernel = kernels.get("expand", "expand_bytes", STORED=stored)
+            kernel = kernels.get("expand", f"expand_{wide}bytes", STORED=stored)
             kernel((rows, 1, 1), ROW_THREADS, *where, out.address, out.pitch, width, w.group_size)
 
     def linear(self, x: Tensor, w: Matrix, b: Tensor | None, out: Tensor, add: bool) -> None:
@@ -247,7 +250,8 @@ def can_be_fused(x: Tensor, w: QuantizedMatrix) -> bool:
     """Whether linear_int4.cu takes such operands: a matter of their layout, never of where they lie by chance."""
     codes, scale, zero = parts_of(w)
     return (
-        w.group_size in FUSED_GROUPS
+        w.bits == 4
+        and w.group_size in FUSED_GROUPS
         and w.width % FUSED_INPUTS == 0
         and scale.dtype == zero.dtype == "float16"
         and is_aligned(codes, 16)

@@ -80,7 +80,7 @@ def expand(w: Matrix, first: int, last: int, out: Numbers) -> Numbers:
     """Rows `first` to `last` of a matrix (O, I) in float32, in `out` (last - first, I)."""
     if isinstance(w, QuantizedMatrix):
         codes, scale, zero = (part[first:last] for part in (w.codes, w.scale, w.zero))
-        return dequantize(Quantized(codes, scale, zero, w.width, w.group_size), out=out)
+        return dequantize(Quantized(codes, scale, zero, w.width, w.group_size, w.bits), out=out)
     part = w[first:last]
     if part.dtype == np.float16:
         return widen(part, out)

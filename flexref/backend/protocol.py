@@ -43,13 +43,17 @@ class Buffer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class QuantizedMatrix:
-    """A matrix (O, I) in 4-bit groups along I: codes uint8 (O, packed), scale and zero (O, G) (`storage.quant`)."""
+    """A matrix (O, I) in groups along I: codes uint8 (O, packed) of `bits`, scale and zero (O, G) (`storage.quant`).
+
+    Codes of 4 bits are packed two to a byte, each group by itself; codes of 8 bits are bytes, (O, I).
+    """
 
     codes: Array
     scale: Array
     zero: Array
     width: int
     group_size: int
+    bits: int = 4
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from flexref.cli.generate import PERCENT_HELP
+from flexref.cli.generate import MACHINE_HELP, PERCENT_HELP
 
 if TYPE_CHECKING:
     from flexref.engine.benchmark import Benchmark, Report
@@ -38,6 +38,7 @@ PLACES = ("percent", "policy")
 @click.option("--groups", type=click.IntRange(min=1), help="Groups that share a fetched layer.")
 @click.option("--percent", nargs=6, type=float, metavar="W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST", help=PERCENT_HELP)
 @click.option("--policy", metavar="FILE", help="A policy as JSON; default: chosen from the budgets.")
+@click.option("--machine", metavar="FILE|NAME", help=MACHINE_HELP)
 @click.option("--quantize-cache", is_flag=True, help="Keep the KV cache in 4-bit groups.")
 @click.option("--attention-on", type=click.Choice(["device", "host"]), help="Where an offloaded cache is attended to.")
 @click.option("--overlap/--no-overlap", default=None, help="Move beside computing, or one thing after another.")
@@ -118,7 +119,7 @@ def _check(benchmark: "Benchmark") -> "Passed":
 
     file, arguments = benchmark.file, benchmark.arguments
     return check(
-        benchmark.make_backend, benchmark.policy, scheme=file.scheme, dtype=file.dtype, disk_dir=arguments.disk_dir
+        benchmark.make_backend, benchmark.policy, scheme=file.layout, dtype=file.dtype, disk_dir=arguments.disk_dir
     )
 
 

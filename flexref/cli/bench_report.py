@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from flexref.cli.report import print_stats
+from flexref.cli.report import print_foresight, print_stats
 from flexref.engine.machine import machine, versions
 from flexref.errors import in_gib
 
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 def print_benchmark(console: Console, report: "Report", passed: "Passed") -> None:
     """Print what was timed, on what, and how far from the floor it is."""
     file, workload = report.file, report.workload
+    stored = file.dtype if file.scheme == "none" else file.scheme
     console.print(
-        f"{file.spec.name}, {'4-bit' if file.scheme == 'int4' else file.dtype} weights, on {report.arguments.backend}: "
+        f"{file.spec.name}, {stored} weights, on {report.arguments.backend}: "
         f"{workload.rows} rows of {workload.prompt_tokens} tokens, {workload.new_tokens} new tokens each",
         highlight=False,
     )
@@ -32,6 +33,7 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     if report.runs:
         print_stats(console, report.runs[-1])
         console.print(_phases(report))
+        print_foresight(console, report.foresight)
         if len(report.runs) > 1:
             console.print(_runs(report))
     _print_machine(console, report)

@@ -1,7 +1,10 @@
 """`flexref compare-machines`: which machine to rent or buy for a job; plans every pair, and prints one table."""
 
 import json
+import math
 from collections.abc import Sequence
+from itertools import product
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,15 +16,18 @@ if TYPE_CHECKING:
     from flexref.engine.candidates import Wanted
     from flexref.planner.machine import Machine
 
+FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_million_tokens", "policy", "in_short")
+"""What is known of a machine that can run a model; the cost only if its price is."""
+
+HEADINGS = ("model", "machine", "tokens/s", "cost of 1 M tokens", "written for 1 M tokens", "policy, or why not")
+
 
 @click.command("compare-machines")
 @click.option("--machine", "machines", multiple=True, metavar="FILE|NAME", help="Repeatable; default: all known ones.")
 @click.option("--model", "models", multiple=True, required=True, metavar="SIZE|FILE", help="Repeatable.")
 @planner_options
 @click.option("--price-per-hour", "prices", multiple=True, metavar="MACHINE=PRICE", help="Repeatable.")
-@click.option(
-    "--plot", "plot_file", metavar="FILE.png", help="Draw tokens per second (or, with prices, what they cost)."
-)
+@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw tokens per second, or with prices their cost.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     machines: tuple[str, ...],
@@ -31,19 +37,27 @@ def command(
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Plan every model on every machine: tokens per second, cost per million tokens, and the policy that reaches it."""
-    from flexref.cli.compare_models_plot import check_plot
+    """Plan every model on every machine: tokens per second, cost per million tokens, and the policy that reaches it.
+
+    Machines are sorted by what a million tokens cost if any price is known, else by tokens per second; those that
+    cannot run a model come last and say why. Every pair takes some seconds: a line on stderr says which it is.
+    """
+    from flexref.cli.plots import check_plot
     from flexref.engine.machines import known_machines, machine_named
 
     known_prices = prices_of(prices)
     if plot_file:
-        check_plot(plot_file)
-    chosen = [(name, machine_named(name)) for name in machines or known_machines()]
+        check_plot(plot_file, "--plot")
+    models = tuple(dict.fromkeys(models))
+    chosen = [(name, machine_named(name)) for name in dict.fromkeys(machines or known_machines())]
     strangers = sorted(set(known_prices) - {name for name, _ in chosen})
     if strangers:
         raise click.UsageError(f"--price-per-hour names {strangers[0]!r}, which is not among the machines")
     wanted = wanted_of(options)
-    rows = [row(model, named, wanted, known_prices.get(named[0])) for model in models for named in chosen]
+    rows: list[dict[str, Any]] = []
+    for model, named in product(models, chosen):
+        click.echo(f"planning {model} on {named[0]} ({len(rows) + 1} of {len(models) * len(chosen)})", err=True)
+        rows.append(row(model, named, wanted, known_prices.get(named[0])))
     rows.sort(key=lambda found: (models.index(found["model"]), _order(found, bool(known_prices))))
     if plot_file:
         _draw(rows, plot_file, bool(known_prices))
@@ -54,58 +68,65 @@ def command(
 
 
 def prices_of(texts: Sequence[str]) -> dict[str, float]:
-    """Prices of an hour by machine; a usage error for what is not MACHINE=PRICE."""
+    """Prices of an hour by machine; a usage error for what is not MACHINE=PRICE with a finite price of at least 0."""
     prices = {}
     for text in texts:
-        name, separator, price = text.rpartition("=")
+        name, _, price = text.rpartition("=")
         try:
-            prices[name] = float(price)
+            amount = float(price)
         except ValueError:
-            separator = ""
-        if not separator or not name:
+            amount = math.nan
+        if not name or not 0 <= amount < math.inf:
             raise click.UsageError(f"--price-per-hour must be MACHINE=PRICE, found {text!r}")
+        prices[name] = amount
     return prices
 
 
 def row(model: str, named: "tuple[str, Machine]", wanted: "Wanted", price: float | None) -> dict[str, Any]:
-    """What one machine makes of one model: figures by name; `problem` where nothing fits."""
+    """What one machine makes of one model: figures by name; where nothing fits all are None but `problem`."""
     from flexref.engine.planning import plan
     from flexref.planner.price import cost_per_million_tokens, written_bytes_per_million_tokens
 
     name, machine = named
-    found: dict[str, Any] = {"model": model, "machine": name, "price_per_hour": price, "problem": None}
+    found: dict[str, Any] = {"model": model, "machine": name, "price_per_hour": price}
     try:
         best = plan(model, machine, wanted).best
     except (CapacityError, PolicyError) as error:
-        return {**found, "problem": str(error)}
+        return {**found, **dict.fromkeys(FIGURES), "problem": str(error)}
     prediction = best.prediction
     assert prediction is not None
     written = written_bytes_per_million_tokens(prediction.disk_write_bytes, prediction.generated_tokens)
     cost = None if price is None else cost_per_million_tokens(prediction.tokens_per_s, price)
-    return {
-        **found,
-        "tokens_per_s": prediction.tokens_per_s,
-        "cost_per_million_tokens": cost,
-        "disk_written_bytes_per_million_tokens": written,
-        "policy": best.to_json()["policy"],
-        "in_short": in_short(best),
-    }
+    figures = (prediction.tokens_per_s, cost, written, best.to_json()["policy"], in_short(best))
+    return {**found, **dict(zip(FIGURES, figures, strict=True)), "problem": None}
 
 
-def _order(found: dict[str, Any], by_cost: bool) -> tuple[bool, float]:
-    """The cheapest, or the fastest, first; what does not fit last."""
-    if found["problem"] is not None:
-        return True, 0.0
-    cost = found["cost_per_million_tokens"]
-    return (cost is None, cost or -found["tokens_per_s"]) if by_cost else (False, -found["tokens_per_s"])
+def _order(found: dict[str, Any], by_cost: bool) -> tuple[bool, bool, float, float]:
+    """The cheapest, or the fastest, first; behind them what has no price, and last what does not fit."""
+    cost, tokens_per_s = found["cost_per_million_tokens"], found["tokens_per_s"]
+    priced = by_cost and cost is not None
+    return tokens_per_s is None, by_cost and cost is None, cost if priced else 0.0, -(tokens_per_s or 0.0)
 
 
 def _draw(rows: Sequence[dict[str, Any]], path: str, by_cost: bool) -> None:
     from flexref.cli.plots import draw_machines
 
     key = "cost_per_million_tokens" if by_cost else "tokens_per_s"
-    known = [(found["machine"], found["model"], found[key]) for found in rows if found.get(key) is not None]
-    draw_machines(known, path, "cost of a million generated tokens" if by_cost else "generated tokens per s")
+    ticks = {found["machine"]: _tick(found["machine"]) for found in rows}
+    if len(set(ticks.values())) < len(ticks):  # files of one name in two folders
+        ticks = {machine: machine for machine in ticks}
+    bars = [
+        (ticks[found["machine"]], found["model"], found[key])
+        for found in rows
+        if found["problem"] is not None or found[key] is not None
+    ]
+    what, unit = ("Cost", "cost (per million generated tokens)") if by_cost else ("Speed", "generated tokens/s")
+    draw_machines(f"{what} of {', '.join(dict.fromkeys(found['model'] for found in rows))}", bars, path, unit)
+
+
+def _tick(machine: str) -> str:
+    """A machine's name as it stands below its bars: of a file its own name."""
+    return Path(machine).stem if machine.endswith(".json") else machine
 
 
 def _print(rows: Sequence[dict[str, Any]]) -> None:
@@ -116,14 +137,7 @@ def _print(rows: Sequence[dict[str, Any]]) -> None:
     from flexref.errors import in_gib
 
     table = Table(title="What each machine makes of each model (predicted)", title_justify="left")
-    for heading in (
-        "model",
-        "machine",
-        "tokens/s",
-        "cost of 1 M tokens",
-        "written for 1 M tokens",
-        "policy, or why not",
-    ):
+    for heading in HEADINGS:
         table.add_column(heading, justify="right" if "tokens" in heading else "left")
     for found in rows:
         if found["problem"] is not None:

@@ -13,10 +13,15 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from flexref.engine import Engine
+    from flexref.engine.foresight import Foresight
     from flexref.engine.job import Request
     from flexref.engine.results import Generation, StreamedToken
     from flexref.policy import Policy
     from flexref.text.prompts import Prompt
+
+LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before temperature, top-k and top-p."
+
+MACHINE_HELP = "A machine's file, or the name of a known one, to choose a policy for; default: this one, measured once."
 
 PERCENT_HELP = "Shares in percent, the rest on disk: weights, cache, activations, each on device and on host."
 
@@ -31,6 +36,7 @@ PERCENT_HELP = "Shares in percent, the rest on disk: weights, cache, activations
 @click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-k", default=0, show_default=True, help="Keep the k most probable tokens; 0: all.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most probable tokens up to this probability.")
+@click.option("--logprobs", default=0, type=click.IntRange(min=0), metavar="N", help=LOGPROBS_HELP)
 @click.option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
 @click.option("--backend", default="numpy", show_default=True, help="The port to run on.")
 @click.option("--device-mem-gib", type=float, help="Budget of the device; default: what is free.")
@@ -38,6 +44,7 @@ PERCENT_HELP = "Shares in percent, the rest on disk: weights, cache, activations
 @click.option("--disk-dir", metavar="DIR", help="Where cache and activations may spill; default: the temporary folder.")
 @click.option("--policy", "policy_file", metavar="FILE", help="A policy as JSON; default: chosen from the budgets.")
 @click.option("--percent", nargs=6, type=float, metavar="W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST", help=PERCENT_HELP)
+@click.option("--machine", metavar="FILE|NAME", help=MACHINE_HELP)
 @click.option("--rows-per-group", type=click.IntRange(min=1), help="Rows that are computed together.")
 @click.option("--groups", "groups_per_block", type=click.IntRange(min=1), help="Groups that share a fetched layer.")
 @click.option("--attention-on", type=click.Choice(["device", "host"]), help="Where an offloaded cache is attended to.")
@@ -48,11 +55,15 @@ PERCENT_HELP = "Shares in percent, the rest on disk: weights, cache, activations
 def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -> None:
     """Continue prompts with an OPT model whose weights, KV cache and activations lie on device, host and disk.
 
-    Text goes to stdout, progress and the tables of tiers and links to stderr.
+    Text goes to stdout, progress and the tables of tiers and links to stderr, with what was predicted beside what was
+    measured.
     """
     from flexref.engine import load
+    from flexref.engine.machines import Given, machine_named
     from flexref.engine.trace import Trace
 
+    if options["logprobs"] and not as_json:
+        raise click.UsageError("--logprobs belongs to --json")
     policy, keep = policies(options)
     request = request_of(options)
     with load(
@@ -64,12 +75,16 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
         host_mem_gib=options["host_mem_gib"],
         disk_dir=options["disk_dir"],
     ) as engine:
+        if options["machine"] is not None:
+            engine.machines = Given(machine_named(options["machine"]))
+        engine.on_measuring = lambda what: click.echo(what, err=True)
         prompts = prompts_of(options["prompts"], options["input_file"], engine.file.spec.vocabulary)
         trace = Trace(time.perf_counter()) if trace_file else None
         generation = _run(engine, prompts, request, trace, as_json)
+        foresight = engine.foresee(generation)
     if trace is not None and trace_file is not None:
         trace.write(trace_file)
-    _print(generation, as_json, streamed=len(prompts) == 1)
+    _print(generation, foresight, as_json, streamed=len(prompts) == 1)
 
 
 def policies(options: dict[str, Any]) -> "tuple[Policy | None, dict[str, Any]]":
@@ -98,7 +113,7 @@ def request_of(options: dict[str, Any]) -> "Request":
     from flexref.sampling.settings import SamplingSettings
 
     sampling = SamplingSettings(options["temperature"], options["top_k"], options["top_p"], options["seed"])
-    return Request(options["max_new_tokens"], sampling, options["stops"], options["ignore_eos"])
+    return Request(options["max_new_tokens"], sampling, options["stops"], options["ignore_eos"], options["logprobs"])
 
 
 def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) -> "list[Prompt]":
@@ -155,17 +170,20 @@ def _progress(engine: "Engine", tokens: int | None) -> "Iterator[Progress]":
         yield progress
 
 
-def _print(generation: "Generation", as_json: bool, streamed: bool) -> None:
+def _print(generation: "Generation", foresight: "Foresight | None", as_json: bool, streamed: bool) -> None:
     from rich.console import Console
 
-    from flexref.cli.report import print_stats
+    from flexref.cli.report import print_foresight, print_stats
 
     if as_json:
-        click.echo(json.dumps(generation.to_json()))
+        predicted = None if foresight is None else foresight.to_json()
+        click.echo(json.dumps({**generation.to_json(), "predicted": predicted}))
         return
     if not streamed:
         for number, output in enumerate(generation.outputs, start=1):
             body = " ".join(map(str, output.token_ids)) if output.text is None else output.text
             prompt = output.prompt if isinstance(output.prompt, str) else ""
             click.echo(f"--- {number} ({output.finish_reason})\n{prompt}{body}")
-    print_stats(Console(stderr=True), generation.stats)
+    console = Console(stderr=True)
+    print_stats(console, generation.stats)
+    print_foresight(console, foresight)

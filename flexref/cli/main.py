@@ -38,8 +38,11 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "verify": Entry("flexref.cli.verify", "Check every dataset of a weight file and name each damaged one."),
         "generate": Entry("flexref.cli.generate", "Generate text under memory budgets, over three tiers."),
         "eval": Entry("flexref.cli.evaluate", "Measure perplexity of a text, or accuracy on questions."),
+        "compare-models": Entry("flexref.cli.compare_models", "Tell how far one model is from another on a text."),
         "check": Entry("flexref.cli.check", "Check a port: which operator is wrong, by how much, on what input."),
         "bench": Entry("flexref.cli.bench", "Time jobs on this machine, beside the least time it allows."),
+        "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
+        "compare-machines": Entry("flexref.cli.compare_machines", "Plan models on machines: which to rent or buy."),
         "profile": Entry("flexref.cli.profile", "Measure this machine: links, products, attention; for the planner."),
     }
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.planner_options import planner_options, wanted_of
+from flexref.cli.planner_options import Amount, planner_options, wanted_of
 from flexref.errors import StorageError
 
 if TYPE_CHECKING:
@@ -22,10 +22,10 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
 @click.option("--machine", "machine_name", metavar="FILE|NAME", help=MACHINE_HELP)
 @click.option("--backend", default="numpy", show_default=True, help="The port of this machine, where it is meant.")
 @planner_options
-@click.option("--price-per-hour", type=float, help="What the machine costs in an hour.")
-@click.option("--watts", type=float, help="Its power, in place of a price; with --price-per-kwh.")
-@click.option("--price-per-kwh", type=float, help="What a kWh costs.")
-@click.option("--disk-tbw", type=float, help="Terabytes that may be written to the drive in its life.")
+@click.option("--price-per-hour", type=Amount(), help="What the machine costs in an hour.")
+@click.option("--watts", type=Amount(), help="Its power, in place of a price; with --price-per-kwh.")
+@click.option("--price-per-kwh", type=Amount(), help="What a kWh costs.")
+@click.option("--disk-tbw", type=Amount(above=True), help="Terabytes that may be written to the drive in its life.")
 @click.option("--pareto", "pareto_file", metavar="PLOT.png", help="Draw throughput against the latency of a block.")
 @click.option("--trace", "trace_file", metavar="FILE", help="Write the simulated block as a Chrome trace.")
 @click.option("-o", "--output", "output_file", metavar="FILE", help="Write the policy, with its reasons, as JSON.")
@@ -36,13 +36,11 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     Every way of storing things that is allowed is searched: all rows per group and groups up to a stated bound, and for
     each the shares that a linear program finds best. Those that come near the best are simulated, pass by pass.
     """
-    from flexref.cli.compare_models_plot import check_plot
     from flexref.engine.planning import pareto, plan
     from flexref.engine.trace import Trace
 
     price = price_per_hour(options)
-    if options["pareto_file"]:
-        check_plot(options["pareto_file"])
+    check_outputs(options)
     machine, wanted = machine_of(options["machine_name"], options["backend"]), wanted_of(options)
     trace = Trace(0.0) if options["trace_file"] else None
     start = perf_counter()
@@ -67,6 +65,18 @@ def command(model: str, as_json: bool, **options: Any) -> None:
 
     console = Console()
     print_plan(console if console.is_terminal else Console(width=PIPED_WIDTH), found, wanted.machine(machine), report)
+
+
+def check_outputs(options: dict[str, Any]) -> None:
+    """Complain before anything is planned of files that could not be written, or of plots that could not be drawn."""
+    from flexref.cli.outputs import check_writable
+    from flexref.cli.plots import check_plot
+
+    if options["pareto_file"]:
+        check_plot(options["pareto_file"], "--pareto")
+    for name in ("trace_file", "output_file"):
+        if options[name]:
+            check_writable(options[name])
 
 
 def machine_of(name: str | None, backend: str) -> "Machine":

@@ -1,5 +1,6 @@
 """Options of the commands that plan, and what they ask of the planner; they compute nothing."""
 
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,7 +13,22 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 SCHEME_CHOICE = click.Choice(["none", "int4", "any"])
 PLACE_CHOICE = click.Choice(["device", "host", "any"])
-GIB = 1 << 30
+
+
+class Amount(click.FloatRange):
+    """A finite number of at least 0; nan and infinity, which a range lets through, are no amounts."""
+
+    def __init__(self, *, above: bool = False) -> None:
+        """With `above`, 0 is no amount either."""
+        super().__init__(min=0, min_open=above)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a usage error if it is none."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
 
 OPTIONS = (
     click.option("--prompt-len", default=512, show_default=True, type=click.IntRange(min=1), help="In tokens."),
@@ -25,12 +41,19 @@ OPTIONS = (
     ),
     click.option("--rows-per-group", type=click.IntRange(min=1), help="Rows that are computed together."),
     click.option("--groups", type=click.IntRange(min=1), help="Groups that share a fetched layer."),
-    click.option("--overlap/--no-overlap", default=True, help="Move beside computing, or one thing after another."),
-    click.option("--max-latency-s", type=float, help="The most that a block may take, prefill and decode together."),
-    click.option("--max-disk-writes-gib", type=float, help="The most that a job (or a block) may write to disk."),
-    click.option("--device-mem-gib", type=float, help="In place of the machine's."),
-    click.option("--host-mem-gib", type=float, help="In place of the machine's."),
-    click.option("--disk-gib", type=float, help="In place of the machine's."),
+    click.option(
+        "--overlap/--no-overlap",
+        default=True,
+        show_default=True,
+        help="Move beside computing, or one thing after another.",
+    ),
+    click.option(
+        "--max-latency-s", type=Amount(above=True), help="The most that a block may take, prefill and decode."
+    ),
+    click.option("--max-disk-writes-gib", type=Amount(), help="The most that a job (or a block) may write to disk."),
+    click.option("--device-mem-gib", type=Amount(), help="In place of the machine's."),
+    click.option("--host-mem-gib", type=Amount(), help="In place of the machine's."),
+    click.option("--disk-gib", type=Amount(), help="In place of the machine's."),
 )
 
 ALL_SCHEMES, ALL_PLACES = ("none", "int4"), ("device", "host")

@@ -8,6 +8,7 @@ from rich.table import Table
 from flexref.errors import in_gib
 
 if TYPE_CHECKING:
+    from flexref.engine.foresight import Foresight
     from flexref.engine.results import Stats
 
 TIERS = ("device", "host", "disk")
@@ -15,8 +16,7 @@ TIERS = ("device", "host", "disk")
 
 def print_stats(console: Console, stats: "Stats") -> None:
     """Print placement, traffic and speed of one job."""
-    console.print(_tiers(stats))
-    console.print(_links(stats))
+    print_tables(console, stats)
     policy = stats.policy
     console.print(
         f"{stats.generated_tokens} tokens for {stats.rows} row(s) in {stats.blocks} block(s) of up to "
@@ -28,6 +28,29 @@ def print_stats(console: Console, stats: "Stats") -> None:
     if stats.lane_busy:
         busy = ", ".join(f"{lane} {share:.0%}" for lane, share in stats.lane_busy.items())
         console.print(f"busy share of each lane: {busy}")
+
+
+def print_tables(console: Console, stats: "Stats") -> None:
+    """Print placement and traffic of one job."""
+    console.print(_tiers(stats))
+    console.print(_links(stats))
+
+
+def print_foresight(console: Console, foresight: "Foresight | None") -> None:
+    """Print what was predicted beside what was measured; what is far off, with the term that missed."""
+    if foresight is None:
+        console.print("not predicted: no machine is known, or its blocks are too many; --machine names one")
+        return
+    prediction, stats, errors = foresight.prediction, foresight.stats, foresight.errors()
+    phases = (("prefill", prediction.prefill_s, stats.prefill_s), ("decode", prediction.decode_s, stats.decode_s))
+    parts = [
+        f"{name} {told:.3g} s (measured {took:.3g}, {errors[name]:+.0%})"
+        for name, told, took in phases
+        if name in errors
+    ]
+    console.print(f"predicted for {foresight.machine}: {', '.join(parts)}", highlight=False)
+    for miss in foresight.misses():
+        console.print(str(miss), highlight=False)
 
 
 def _tiers(stats: "Stats") -> Table:

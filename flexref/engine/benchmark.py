@@ -12,14 +12,17 @@ import numpy as np
 
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
-from flexref.engine.engine import load
 from flexref.engine.floor import PhaseFloor, Workload, decode_link_bytes, floors
+from flexref.engine.foresight import Foresight, foresee
 from flexref.engine.job import Job, Request
+from flexref.engine.loading import load
 from flexref.engine.machine import machine, versions
+from flexref.engine.machines import Given, machine_named
 from flexref.engine.plan import Lengths, slots_of
 from flexref.engine.random_weights import RandomFile, random_file
 from flexref.engine.rates import Rates, measure, spill_rates, weights_rate
 from flexref.engine.results import Stats
+from flexref.engine.simulate import RowLengths
 from flexref.engine.suites import SIZES, Arguments, size_named
 from flexref.engine.trace import Trace
 from flexref.errors import PolicyError, PromptError, StorageError
@@ -92,6 +95,7 @@ class Report:
     rates: Rates
     runs: tuple[Stats, ...]
     floors: tuple[PhaseFloor, PhaseFloor] | None
+    foresight: Foresight | None
     cut_short: str | None
     trace: Trace | None
 
@@ -154,7 +158,8 @@ class Report:
         account = {name: last[name] for name in ACCOUNT}
         account["decode_link_bytes"] = decode_link_bytes(self.runs[-1])
         figures = {**self.figures(self.prefill_s, self.decode_s), **self.floor_figures()}
-        return {**figures, **account, **about, "runs": runs}
+        predicted = None if self.foresight is None else self.foresight.to_json()
+        return {**figures, **account, "predicted": predicted, **about, "runs": runs}
 
 
 class Benchmark:
@@ -184,6 +189,8 @@ class Benchmark:
             host_mem_gib=arguments.host_mem_gib,
             disk_dir=arguments.disk_dir,
         )
+        if arguments.machine is not None:
+            self.engine.machines = Given(machine_named(arguments.machine))
         draw = np.random.default_rng(arguments.seed)
         shape = (arguments.rows, arguments.prompt_len)
         self._prompts = draw.integers(0, self.file.spec.vocabulary, shape).tolist()
@@ -244,7 +251,18 @@ class Benchmark:
         rates = self._with_disk(rates, runs)
         file, dtype = self.file, engine.backend.caps.compute_dtype
         both = floors(file, self.workload, runs[-1], rates, dtype) if runs else None
-        return Report(self.arguments, file, self.workload, rates, tuple(runs), both, cut_short, trace)
+        foresight = self._foresee(runs) if runs else None
+        return Report(self.arguments, file, self.workload, rates, tuple(runs), both, foresight, cut_short, trace)
+
+    def _foresee(self, runs: list[Stats]) -> Foresight | None:
+        """What the machine was to take, beside the median run; None if no machine is known without measuring."""
+        engine = self.engine
+        machine = None if engine.machines is None else engine.machines.kept(engine.backend, engine.disk_dir)
+        if machine is None:
+            return None
+        middle = {name: median(getattr(run, name) for run in runs) for name in ("prefill_s", "decode_s")}
+        rows = [RowLengths(self.arguments.prompt_len, self.arguments.gen_len)] * self.arguments.rows
+        return foresee(self.file, machine, replace(runs[-1], **middle), rows, engine.budgets)
 
     def _warm_up(self) -> None:
         """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it."""

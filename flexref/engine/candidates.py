@@ -28,7 +28,7 @@ tenths of a millisecond."""
 TIGHTENING_ROUNDS = 3
 """How often a bound on latency or disk writes is tightened by what the simulator says beyond the linear program."""
 
-SCHEME_NAMES = {"none": "fp16", "int4": "4-bit"}
+SCHEME_NAMES = {"none": "fp16", "int4": "4-bit", "int8": "8-bit"}
 
 NO_ROUNDING = "its shares fit, but no rounding of them to whole tensors does"
 
@@ -255,6 +255,7 @@ def propose(question: Question) -> Proposal:
 def layouts(model: str, schemes: tuple[str, ...]) -> Iterator[tuple[str, WeightFile]]:
     """(scheme, layout of the weights) of a size in each scheme, or of a weight file in its own.
 
+    A file may be in any scheme; if only one is allowed, in one of that layout.
     Nothing is allocated, and of a file nothing but its table of contents is read. `StorageError` if `model` is neither.
     """
     spec: ModelSpec | None = None if Path(model).is_file() else size_named(model)

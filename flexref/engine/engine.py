@@ -5,11 +5,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from flexref.backend.protocol import Backend
-from flexref.backend.registry import create
-from flexref.engine.block import OnLogits, OnVisit
+from flexref.engine.choose import Choice, choose_policy
+from flexref.engine.foresight import Foresight, foresee
 from flexref.engine.job import AnyPrompt, Job, Request
 from flexref.engine.plan import (
     BlockPlan,
@@ -21,10 +21,14 @@ from flexref.engine.plan import (
 )
 from flexref.engine.random_weights import RandomFile, RandomWeights
 from flexref.engine.results import Generation, StreamedToken
+from flexref.engine.scoring import Listener, ScoredRow, Scores, ScoringJob
+from flexref.engine.simulate import RowLengths
 from flexref.engine.trace import Trace
+from flexref.engine.watch import OnLogits, OnVisit
 from flexref.errors import PolicyError
-from flexref.policy import Policy
-from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
+from flexref.planner.machine import Machine
+from flexref.policy import WEIGHT_SCHEMES, Policy
+from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
 from flexref.tiers.pool import Arena
@@ -32,7 +36,15 @@ from flexref.tiers.transfer import Mover, Tier, Traffic
 from flexref.tiers.weights import WeightSource, WeightStore, check_homes
 from flexref.tiers.weights_plan import WeightsPlan
 
-GIB = 1 << 30
+
+class Machines(Protocol):
+    """Knows the machine that a port runs on."""
+
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+        """The machine; it may be measured first, which `tell` hears of."""
+
+    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
+        """The machine, if it is known without measuring."""
 
 
 class Engine:
@@ -49,8 +61,11 @@ class Engine:
         budgets: dict[Tier, int | None] | None = None,
         disk_dir: str | Path | None = None,
         keep: Mapping[str, Any] | None = None,
+        machines: Machines | None = None,
     ) -> None:
         """`keep` names fields of `Policy` that a chosen one must have so: rows per group, overlap, cache scheme.
+
+        `machines` know what policies are chosen for and what runs are held against.
 
         Raises `PolicyError` if the policy was made for another scheme than the file's.
         """
@@ -60,6 +75,8 @@ class Engine:
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
         self.on_loaded: Callable[[int], None] | None = None
+        self.on_measuring: Callable[[str], None] | None = None
+        self.machines = machines
         self._traffic = Traffic()
         self._mover = Mover(backend, self._traffic)
         self._source = _source_of(file)
@@ -110,6 +127,23 @@ class Engine:
         """
         yield from Job(self, prompts, request or Request()).run()
 
+    def score(
+        self,
+        rows: Sequence[ScoredRow],
+        *,
+        top: int = 1,
+        keep_logits: bool = False,
+        listener: Listener | None = None,
+    ) -> Scores:
+        """The log-probability of every scored token of `rows`, and the `top` most probable ones at its place.
+
+        One pass over the model per block, through the same tiers and groups as generation; no cache outlasts a layer.
+        Logits are on the device for a tile of the vocabulary and some tokens at a time; `keep_logits` keeps all of them
+        on the host, 4 V bytes for every scored token, which are the caller's and which no budget counts.
+        Raises `PromptError` for a row that cannot be scored, and what `stream` raises.
+        """
+        return ScoringJob(self, rows, top, keep_logits, listener or Listener()).run()
+
     def weights_for(self, policy: Policy) -> WeightStore:
         """The weights as the policy places them; loaded on the first use, and again when the shares change."""
         slots = slots_of(policy)
@@ -133,6 +167,32 @@ class Engine:
         """The memory of a block; raises what `fitting_block` and `check_homes` raise."""
         check_homes(weights, self._source)
         return fitting_block(weights, self.backend.caps, policy, rows, self.budgets)
+
+    def policy_for(self, rows: Sequence[RowLengths]) -> Policy:
+        """The engine's policy, or the one that takes the least time for a job of these rows."""
+        if self.policy is not None:
+            return self.policy
+        return choose_policy(Choice(self.file, self.machine(), self.budgets, rows, self.keep))
+
+    def machine(self) -> Machine:
+        """What policies are chosen for; `on_measuring` hears of it if this machine must be measured first.
+
+        Raises `PolicyError` if the engine knows no machines.
+        """
+        if self.machines is None:
+            raise PolicyError("there is neither a policy nor a machine to choose one for")
+        return self.machines.measured(self.backend, self.disk_dir, self.on_measuring)
+
+    def foresee(self, generation: Generation) -> Foresight | None:
+        """What the machine was to take for a job, beside what it took; None if no machine is known, or see `foresee`.
+
+        Rows have the lengths that they turned out to have.
+        """
+        machine = None if self.machines is None else self.machines.kept(self.backend, self.disk_dir)
+        if machine is None:
+            return None
+        rows = [RowLengths(output.prompt_tokens, len(output.token_ids)) for output in generation.outputs]
+        return foresee(self.file, machine, generation.stats, rows, self.budgets)
 
     def take_traffic(self) -> Traffic:
         """The account of copies since the last call."""
@@ -160,7 +220,7 @@ class Engine:
         return self._source.direct
 
     def check_policy(self, policy: Policy) -> None:
-        if policy.weights_scheme not in (None, self.file.scheme):
+        if policy.weights_scheme is not None and WEIGHT_SCHEMES[policy.weights_scheme] != self.file.layout:
             raise PolicyError(
                 f"the policy was made for {policy.weights_scheme} weights, {self.file.path} holds {self.file.scheme}"
             )
@@ -180,41 +240,6 @@ class Engine:
             self._weights = None
 
 
-def load(
-    path: str | Path | WeightFile,
-    *,
-    policy: Policy | None = None,
-    backend: str | Backend = "numpy",
-    device_mem_gib: float | None = None,
-    host_mem_gib: float | None = None,
-    disk_dir: str | Path | None = None,
-    keep: Mapping[str, Any] | None = None,
-    **backend_options: Any,
-) -> Engine:
-    """An engine for the weight file `path` (`demo`: the built-in model), or for one that is open already.
-
-    Without budgets, what is free is the budget; without a policy, one is chosen per job that has the fields in `keep`
-    as they are. Raises `StorageError`,
-    `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
-    """
-    file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
-    port = create(backend, **backend_options) if isinstance(backend, str) else backend
-    budgets = backend_budgets(port, _bytes("device", device_mem_gib), _bytes("host", host_mem_gib))
-    try:
-        return Engine(file, port, policy, budgets, disk_dir, keep)
-    except BaseException:
-        port.close()
-        raise
-
-
 def _source_of(file: WeightFile) -> WeightSource:
     """Where the weights come from: random ones are filled in place."""
     return RandomWeights(file) if isinstance(file, RandomFile) else WeightsOnDisk(file.path)
-
-
-def _bytes(tier: str, gib: float | None) -> int | None:
-    if gib is None:
-        return None
-    if not 0 < gib < 1 << 20:
-        raise PolicyError(f"{tier} memory must be a positive number of GiB, found {gib}")
-    return int(gib * GIB)

@@ -5,21 +5,22 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flexref.engine import executor
-from flexref.engine.block import Block, OnLogits, OnVisit, Watch
-from flexref.engine.choose import Choice, blocks_of, choose_policy
-from flexref.engine.plan import BlockPlan, Lengths, slots_of, totals
+from flexref.engine import account, executor
+from flexref.engine.block import Block
+from flexref.engine.logprobs import LogprobRecorder
+from flexref.engine.plan import BlockPlan, Lengths, blocks_of, slots_of
 from flexref.engine.results import Generation, Output, Stats, StreamedToken
 from flexref.engine.rows import Group, Row
 from flexref.engine.rowtext import RowText
+from flexref.engine.simulate import RowLengths
 from flexref.engine.trace import Trace
+from flexref.engine.watch import OnLogits, OnVisit, Watch
 from flexref.errors import PromptError
-from flexref.policy import Policy
 from flexref.sampling.sampler import Sampler
 from flexref.sampling.settings import SamplingSettings
 from flexref.schedule.zigzag import Shape
+from flexref.spec import is_integer
 from flexref.text.prompts import Prompt, all_token_ids, new_token_room
-from flexref.tiers.transfer import LINKS, Flow, Tier
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
 
@@ -40,12 +41,19 @@ class Request:
     """What to do with every prompt of a job: how many new tokens, how they are chosen, and what ends a row.
 
     `stops` are strings that end a row, wherever tokens divide them; `ignore_eos` lets rows run past the end token.
+    `logprobs`: so many of the most probable tokens are told at every place, with the chosen one's log-probability; 0:
+    none. They are of the model's own distribution, before temperature, top-k and top-p.
     """
 
     max_new_tokens: int = 32
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
     stops: tuple[str, ...] = ()
     ignore_eos: bool = False
+    logprobs: int = 0
+
+    def __post_init__(self) -> None:
+        if not is_integer(self.logprobs) or self.logprobs < 0:
+            raise PromptError(f"logprobs must be a number of tokens from 0 (none) on, found {self.logprobs!r}")
 
 
 class Job:
@@ -66,23 +74,18 @@ class Job:
         if request.stops and tokenizer is None:
             raise PromptError("stop strings need a tokenizer, and the model has none")
         self.engine, self.request, self.trace = engine, request, trace
-        self.watch = Watch(None if trace is None else trace.on_computed, on_logits, on_visit)
         self.prompts = [_as_prompt(prompt) for prompt in prompts]
         most = request.max_new_tokens
         ids = all_token_ids(self.prompts, tokenizer, spec.vocabulary, spec.positions, most)
         self.rows = [Row(number, row, new_token_room(len(row), spec.positions, most)) for number, row in enumerate(ids)]
         ends = () if request.ignore_eos else spec.eos_token_ids
         self.texts = [RowText(tokenizer, request.stops, ends) for _ in self.rows]
-        self.policy = self._policy()
+        self.recorder = LogprobRecorder(len(self.rows), request.logprobs, tokenizer) if request.logprobs else None
+        on_choice = None if self.recorder is None else self.recorder.on_choice
+        self.watch = Watch(None if trace is None else trace.on_computed, on_logits, on_visit, on_choice)
+        self.policy = engine.policy_for([RowLengths(len(row.prompt), row.limit) for row in self.rows])
         engine.check_policy(self.policy)
         self.stats = Stats(engine.backend.name, self.policy, rows=len(self.rows))
-
-    def _policy(self) -> Policy:
-        engine = self.engine
-        if engine.policy is not None:
-            return engine.policy
-        lengths = [_lengths(row) for row in self.rows]
-        return choose_policy(Choice(engine.file, engine.backend.caps, engine.budgets, lengths, engine.keep))
 
     def run(self) -> Iterator[StreamedToken]:
         """Every block in order; the account is complete when the last token has come."""
@@ -99,7 +102,9 @@ class Job:
                 yield from self._block(rows, plan, weights)
         finally:
             engine.listen(None)
-            self._account(engine.take_traffic().flows, plans, weights.plan)
+            account.fill(stats, engine, engine.take_traffic().flows, plans, weights.plan)
+            if self.trace is not None:
+                stats.lane_busy = self.trace.busy_shares()
         stats.load_s = engine.load_s
 
     def result(self) -> Generation:
@@ -108,7 +113,8 @@ class Job:
         for prompt, row, text in zip(self.prompts, self.rows, self.texts, strict=True):
             given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
             shown = None if self.engine.tokenizer is None else text.text
-            outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length", len(row.prompt)))
+            known = None if self.recorder is None else self.recorder.tokens[row.number]
+            outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length", len(row.prompt), known))
         return Generation(outputs, self.stats)
 
     def _block(self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore) -> Iterator[StreamedToken]:
@@ -119,7 +125,7 @@ class Job:
         kinds = plan.moving(weights.plan)
         shape = Shape(turns, len(weights.plan.stages), len(groups), weights.plan.slots, kinds)
         block = Block(
-            plan, weights, engine.mover, groups, shape, Sampler(self.request.sampling), self._judge, self.watch
+            plan, weights, engine.mover, groups, shape, Sampler(self.request.sampling), self._judge, watch=self.watch
         )
         try:
             block.allocate(engine.arenas)
@@ -156,32 +162,6 @@ class Job:
                 text.finish()
             shown, text.shown = text.text[text.shown :], len(text.text)
             yield StreamedToken(event.row, event.token_id, shown, event.finish_reason)
-
-    def _account(self, flows: dict[tuple[str, str], Flow], plans: Sequence[BlockPlan], weights: WeightsPlan) -> None:
-        engine, stats = self.engine, self.stats
-        stats.direct_disk_reads = engine.direct_disk_reads
-        stats.link_bytes = {link: {} for link in LINKS.values()}
-        stats.link_s = {link: {} for link in LINKS.values()}
-        for (link, kind), flow in sorted(flows.items()):
-            stats.link_bytes[link][kind] = flow.nbytes
-            stats.link_s[link][kind] = flow.seconds
-        stats.peak_bytes = {tier.value: arena.peak_bytes for tier, arena in engine.arenas.items()}
-        stats.budget_bytes = {tier.value: budget for tier, budget in engine.budgets.items()}
-        largest = max(plans, key=lambda plan: sum(totals(plan.needs()).values()))
-        held = {
-            "weights": {tier.value: weights.bytes_at_home(tier) for tier in Tier},
-            "cache": {tier.value: largest.cache.layers * largest.cache.layer_bytes(tier) for tier in Tier},
-            "activations": {tier.value: largest.activations.bytes_at_home(tier) for tier in Tier},
-        }
-        stats.tier_bytes = held
-        for kind, tiers in held.items():
-            shares, total = getattr(self.policy, kind), sum(tiers.values())
-            stats.placement[kind] = {
-                "planned": {tier.value: getattr(shares, tier.value) for tier in Tier},
-                "real": {tier: nbytes / total if total else 0.0 for tier, nbytes in tiers.items()},
-            }
-        if self.trace is not None:
-            stats.lane_busy = self.trace.busy_shares()
 
 
 def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:

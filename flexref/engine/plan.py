@@ -15,7 +15,7 @@ from flexref.errors import CapacityError
 from flexref.model import opt
 from flexref.model.cache import LayerCache
 from flexref.model.weights import EmbedWeights, HeadWeights, Norm, layer_weights
-from flexref.policy import Policy
+from flexref.policy import Policy, Shares
 from flexref.spec import ModelSpec, TensorSpec, layer_stage, stages
 from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
@@ -26,6 +26,13 @@ from flexref.tiers.weights_plan import WeightsPlan
 
 LOGITS_DTYPE = "float32"
 """Logits are never rounded to a narrower type: sampling compares them."""
+
+SCORED_AT_ONCE = 256
+"""Of so many scored tokens there are logits at a time, by one tile of the head: enough for a product to be worth the
+reading of its tile. It is the same for every placement, since a product's rounding may depend on its shape."""
+
+LOGITS_SLOTS = 2
+"""Logits of scored tokens under way at a time: those that the host sums up, and those that the port computes."""
 
 SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
 """Streamed data under way at a time: one in use and one arriving, or just the one."""
@@ -40,11 +47,17 @@ class Lengths:
 
     prompt_tokens: int
     capacity_tokens: int
+    scored_tokens: int = 0
+    """Of how many of the prompt's last tokens the next one is scored; where any is, no row of the block generates."""
 
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """One block's memory."""
+    """One block's memory.
+
+    `tile_logits_bytes` are those of the logits of some scored tokens by one tile of the head, of which two are under
+    way: 0 where tokens are generated, and then `logits_bytes` and `hidden_bytes` are what a group needs.
+    """
 
     cache: CachePlan
     activations: ActivationsPlan
@@ -54,6 +67,7 @@ class BlockPlan:
     workspace_bytes: int
     expanded_bytes: int
     far_bytes: int
+    tile_logits_bytes: int = 0
 
     def moving(self, weights: WeightsPlan) -> frozenset[str]:
         """The kinds of data of which anything travels between the tiers (see `schedule.Shape`)."""
@@ -74,7 +88,11 @@ class BlockPlan:
     def own_needs(self) -> Iterator[Need]:
         """What belongs to no store."""
         groups = len(self.cache.groups)
-        yield Tier.DEVICE, "logits", groups * (self.logits_bytes + self.hidden_bytes)
+        if self.tile_logits_bytes:
+            yield Tier.DEVICE, "logits", LOGITS_SLOTS * self.tile_logits_bytes
+            yield Tier.HOST, "logits on host", LOGITS_SLOTS * self.tile_logits_bytes
+        else:
+            yield Tier.DEVICE, "logits", groups * (self.logits_bytes + self.hidden_bytes)
         yield Tier.DEVICE, "workspace", self.workspace_bytes
         if self.expanded_bytes:
             yield Tier.DEVICE, "expanded weights", self.expanded_bytes
@@ -109,38 +127,47 @@ def plan_block(
     spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
     step = policy.rows_per_group
     groups = [rows[first : first + step] for first in range(0, len(rows), step)]
-    homes = place_in_order([[row.capacity_tokens for row in group] for group in groups], policy.cache)
-    plans = tuple(
-        tuple(RowPlan(row.capacity_tokens, row.prompt_tokens, home) for row, home in zip(group, tiers, strict=True))
-        for group, tiers in zip(groups, homes, strict=True)
-    )
-    cache = CachePlan(
-        record_layout(spec, policy, caps.compute_dtype),
-        spec.layers,
-        plans,
-        policy.attention_on == "host",
-        slots_of(policy),
-    )
-    tokens = [sum(row.prompt_tokens for row in group) for group in plans]
-    most_bytes = [aligned(count * spec.width * width, ALIGNMENT_BYTES) for count in tokens]
+    scored = [sum(row.scored_tokens for row in group) for group in groups]
+    cache = _cache_plan(spec, caps, policy, groups)
+    tokens = [sum(row.prompt_tokens for row in group) for group in groups]
+    # What the head makes of the scored tokens takes the place of the hidden states.
+    widest = [max(count * spec.width, few * spec.embed_width) for count, few in zip(tokens, scored, strict=True)]
+    most_bytes = [aligned(values * width, ALIGNMENT_BYTES) for values in widest]
     waiting = place_items(most_bytes, policy.activations)
     table_bytes = DTYPE_BYTES[file.dtype]
     staged = 0 if table_on_device(weights) else aligned(max(tokens) * spec.embed_width * table_bytes, ALIGNMENT_BYTES)
     activations = ActivationsPlan(
         tuple(GroupPlan(size, home) for size, home in zip(most_bytes, waiting, strict=True)), staged, slots_of(policy)
     )
-    rows_most = max(len(group) for group in plans)
-    far_rows = max(sum(row.home is not Tier.DEVICE for row in group) for group in plans) if cache.far else 0
+    rows_most = max(len(group) for group in groups)
+    far_rows = max(sum(row.home is not Tier.DEVICE for row in group) for group in cache.groups) if cache.far else 0
+    ends_most = max(scored) or rows_most
+    logits_at_once = min(max(scored), SCORED_AT_ONCE) * min(file.tile_rows, spec.vocabulary)
     return BlockPlan(
         cache=cache,
         activations=activations,
         rows_most=rows_most,
         logits_bytes=aligned(rows_most * spec.vocabulary * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
         hidden_bytes=aligned(rows_most * spec.embed_width * width, ALIGNMENT_BYTES),
-        workspace_bytes=workspace_bytes(spec, caps.compute_dtype, file.dtype, max(tokens), rows_most, not staged),
-        expanded_bytes=expanded_bytes(file, caps) if expand and len(plans) > 1 else 0,
+        workspace_bytes=workspace_bytes(spec, caps.compute_dtype, file.dtype, max(tokens), ends_most, not staged),
+        expanded_bytes=expanded_bytes(file, caps) if expand and len(groups) > 1 else 0,
         far_bytes=aligned(far_rows * 4 * spec.width * width, ALIGNMENT_BYTES),
+        tile_logits_bytes=aligned(logits_at_once * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
     )
+
+
+def _cache_plan(spec: ModelSpec, caps: Capabilities, policy: Policy, groups: Sequence[Sequence[Lengths]]) -> CachePlan:
+    """The caches of a block. Where tokens are scored no pass reads them again: they last a visit, on the device."""
+    passing = any(row.scored_tokens for group in groups for row in group)
+    capacities = [[row.capacity_tokens for row in group] for group in groups]
+    homes = place_in_order(capacities, Shares() if passing else policy.cache)
+    plans = tuple(
+        tuple(RowPlan(row.capacity_tokens, row.prompt_tokens, home) for row, home in zip(group, tiers, strict=True))
+        for group, tiers in zip(groups, homes, strict=True)
+    )
+    layout = record_layout(spec, policy, caps.compute_dtype)
+    layers, far = (1, False) if passing else (spec.layers, policy.attention_on == "host")
+    return CachePlan(layout, layers, plans, far, slots_of(policy), passing)
 
 
 def table_on_device(weights: WeightsPlan) -> bool:
@@ -169,7 +196,8 @@ def workspace_bytes(spec: ModelSpec, dtype: str, stored: str, tokens: int, rows:
     embedding = EmbedWeights(array((spec.positions + 2, spec.width), stored), project_in)
     with dry.frame():
         gathered = dry.empty if gathers else array
-        tables = [(0, array((spec.vocabulary, spec.embed_width), stored))] if gathers else []
+        # Some tiles of the table may be on the device even where the others' rows are gathered on the host.
+        tables = [(0, array((spec.vocabulary, spec.embed_width), stored))]
         embed_visit(dry, embedding, tables, gathered((tokens, spec.embed_width), stored), (ids, ids), x)
     layer = layer_weights({tensor.name: array(tensor.shape, stored) for tensor in layer_stage(spec, 0).tensors}, 0)
     layout = RecordLayout(spec.heads, spec.head_width, dtype)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from flexref.backend.protocol import Backend, Move, Span
-from flexref.engine.engine import load
+from flexref.engine.engine import Engine
 from flexref.engine.job import Request
 from flexref.engine.profile_memory import TABLE_DTYPE, Memory
 from flexref.engine.profile_meter import Meter, backend_dtype
@@ -181,7 +181,7 @@ def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], 
     counted = Counted(meter.backend, meter.clock, meter.asynchronous)
     policy = Policy(rows_per_group=rows, groups_per_block=groups)
     file = random_file(spec)
-    with load(file, policy=policy, backend=cast(Backend, counted), disk_dir=disk_dir) as engine:
+    with Engine(file, cast(Backend, counted), policy, disk_dir=disk_dir) as engine:
         request = Request(meter.sizes.passes + 1, ignore_eos=True)
         engine.generate([list(PROMPT)] * (rows * groups), request)
     left = []

@@ -17,9 +17,9 @@ class Sizes:
     bytes, more than the caches of a device hold.
 
     copies, spills, reads: bytes of single copies to and from the device, within linked_bytes of both and for
-    sustained_s at each size, of pieces of a spill file, and of reads of a weight file of file_bytes; disk_bytes are moved at each
-    size. beside_s: how long two resources work side by side; the disk moves beside_disk_bytes in that time at most, in
-    pieces of beside_piece_bytes.
+    sustained_s at each size, of pieces of a spill file, and of reads of a weight file of file_bytes; disk_bytes are
+    moved at each size. beside_s: how long two resources work side by side; the disk moves beside_disk_bytes in that
+    time at most, in pieces of beside_piece_bytes.
 
     widths of square matrices; tokens that they are multiplied with; elements of expansions. head_widths on the device
     and host_head_widths on the host, for an attention of attention_width (narrower on a port that computes on the

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import xxhash
 
 from flexref.spec import ModelSpec
-from flexref.storage.quant import LEVELS
-from flexref.storage.schema import FileHeader, PartSpec, aligned
+from flexref.storage.quant import levels
+from flexref.storage.schema import BITS, FileHeader, PartSpec, aligned
 from flexref.storage.weightfile import Extent, Part, StoredTensor, WeightFile
 
 Bytes = npt.NDArray[np.uint8]
@@ -39,9 +39,6 @@ NORM_DEVIATION = 0.1
 
 STEP_DEVIATION = 0.1
 """Relative standard deviation of the groups' scales: groups of a trained model differ too."""
-
-CODES_DEVIATION = ((LEVELS + 1) ** 2 - 1) ** 0.5 / 12**0.5
-"""Standard deviation of codes that are uniform from 0 to `LEVELS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +162,8 @@ def _tiles(file: RandomFile) -> Mapping[tuple[str, str], Bytes]:
     draw = np.random.default_rng(file.seed)
     dtype = np.dtype(file.dtype).newbyteorder("<")
     normal = draw.standard_normal(TILE_ELEMENTS, np.float32)
+    top = levels(BITS.get(file.layout, 4))
+    codes_deviation = ((top + 1) ** 2 - 1) ** 0.5 / 12**0.5  # of codes that are uniform from 0 to `top`
     deviations = {"other": WEIGHT_DEVIATION, "out": WEIGHT_DEVIATION / (2 * file.spec.layers) ** 0.5}
     tiles: dict[tuple[str, str], npt.NDArray[Any]] = {
         ("gain", "dense"): (1 + NORM_DEVIATION * normal).astype(dtype),
@@ -172,8 +171,8 @@ def _tiles(file: RandomFile) -> Mapping[tuple[str, str], Bytes]:
     }
     for role, deviation in deviations.items():
         tiles[role, "dense"] = (deviation * normal).astype(dtype)
-        step = deviation / CODES_DEVIATION
+        step = deviation / codes_deviation
         scale = np.maximum(step * (1 + STEP_DEVIATION * normal), 0).astype(dtype)
         tiles[role, "scale"] = scale
-        tiles[role, "zero"] = (-LEVELS / 2 * scale.astype(np.float32)).astype(dtype)
+        tiles[role, "zero"] = (-top / 2 * scale.astype(np.float32)).astype(dtype)
     return {kind: tile.view(np.uint8) for kind, tile in tiles.items()}

@@ -1,6 +1,6 @@
 """What a job returns: outputs in the order of the input, and an account of time, links, tiers and placement."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from flexref.policy import Policy
@@ -20,10 +20,31 @@ class StreamedToken:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token and the natural logarithm of its probability; `text` is that of the token alone, None if unknown."""
+
+    token_id: int
+    logprob: float
+    text: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenToken:
+    """A generated token, and the most probable ones at its place, falling, by the model's own distribution."""
+
+    chosen: TokenLogprob
+    top: list[TokenLogprob]
+
+    def to_json(self) -> dict[str, Any]:
+        """The token's own fields, and `top`."""
+        return {**asdict(self.chosen), "top": [asdict(token) for token in self.top]}
+
+
+@dataclass(frozen=True, slots=True)
 class Output:
     """One row's result; `prompt` as it was given, `token_ids` the generated ones alone.
 
-    `text` is None for a model without a tokenizer.
+    `text` is None for a model without a tokenizer; `logprobs` has an entry for every token if they were asked for.
     """
 
     prompt: str | list[int]
@@ -31,6 +52,12 @@ class Output:
     token_ids: list[int]
     finish_reason: str
     prompt_tokens: int
+    logprobs: list[ChosenToken] | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Every field by its name, fit for `json.dumps`."""
+        known = None if self.logprobs is None else [token.to_json() for token in self.logprobs]
+        return {**{entry.name: getattr(self, entry.name) for entry in fields(self)}, "logprobs": known}
 
 
 @dataclass(slots=True)
@@ -81,4 +108,4 @@ class Generation:
 
     def to_json(self) -> dict[str, Any]:
         """`outputs` and `stats`, fit for `json.dumps`."""
-        return {"outputs": [asdict(output) for output in self.outputs], "stats": self.stats.to_json()}
+        return {"outputs": [output.to_json() for output in self.outputs], "stats": self.stats.to_json()}

@@ -20,6 +20,8 @@ class Row:
     """New tokens that it may have at most."""
     tokens: list[int] = field(default_factory=list)
     finish_reason: str | None = None
+    scored: int = 0
+    """Of how many of the prompt's last tokens the next one is scored, where none is generated."""
 
     @property
     def capacity_tokens(self) -> int:
@@ -84,6 +86,17 @@ class Group:
     def last_tokens(self) -> npt.NDArray[np.int32]:
         """(B,) which of the T tokens is each row's last."""
         return (np.cumsum([turn.new for turn in self.turns]) - 1).astype(np.int32)
+
+    def scored_tokens(self) -> npt.NDArray[np.int32]:
+        """(N,) behind which of the T tokens of a prefill the next one is scored."""
+        ends = np.cumsum([turn.new for turn in self.turns])
+        parts = [np.arange(end - row.scored, end) for end, (_, row) in zip(ends, self.alive, strict=True)]
+        return np.concatenate(parts).astype(np.int32)
+
+    def row_numbers(self) -> npt.NDArray[np.int64]:
+        """(T,) whose each of the T tokens is, by the row's number in the input."""
+        numbers = [row.number for _, row in self.alive]
+        return np.repeat(np.array(numbers, np.int64), [turn.new for turn in self.turns])
 
     def accept(self, token_ids: npt.NDArray[np.int64], judge: Judge) -> list[TokenEvent]:
         """Give every live row its next token; rows that may have no more, or that `judge` stops, retire."""

@@ -15,10 +15,11 @@ import numpy.typing as npt
 
 from flexref.backend.registry import create
 from flexref.engine import executor
-from flexref.engine.block import Block, Watch
+from flexref.engine.block import Block
 from flexref.engine.plan import BlockPlan, Lengths, blocks_of, engine_needs, fitting_block, slots_of
 from flexref.engine.rows import Group, Row
 from flexref.engine.trace import Trace
+from flexref.engine.watch import Watch
 from flexref.planner.machine import Machine
 from flexref.policy import Policy
 from flexref.sampling.sampler import Sampler
@@ -40,15 +41,16 @@ another pass's there."""
 
 @dataclass(frozen=True, slots=True)
 class RowLengths:
-    """One row of a job: the tokens of its prompt, and those that it will generate."""
+    """One row of a job: the tokens of its prompt, those that it will generate, and those that are scored instead."""
 
     prompt_tokens: int
     new_tokens: int
+    scored_tokens: int = 0
 
     @property
     def held(self) -> Lengths:
         """What its cache must hold."""
-        return Lengths(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1)
+        return Lengths(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1, self.scored_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,8 @@ class Prediction:
     link_bytes: Mapping[str, Mapping[str, int]]
     link_s: Mapping[str, Mapping[str, float]]
     lane_busy: Mapping[str, float]
+    simulated: bool = True
+    """False: seconds are the linear program's estimate, and nothing is said of links and lanes."""
 
     @property
     def tokens_per_s(self) -> float:
@@ -78,7 +82,7 @@ class Prediction:
     @property
     def disk_write_bytes(self) -> int:
         """Bytes of cache and activations that are spilled."""
-        return sum(self.link_bytes["host->disk"].values())
+        return sum(self.link_bytes.get("host->disk", {}).values())
 
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name, fit for `json.dumps`."""
@@ -165,7 +169,7 @@ class Simulation:
             on_visit=lambda stage, group, turn: self.backend.timing.spend(self.machine.host_s.visit),
         )
         sampler = Sampler(SamplingSettings())
-        block = Block(plan, self._weights, self._mover, groups, shape, sampler, lambda row: None, watch)
+        block = Block(plan, self._weights, self._mover, groups, shape, sampler, lambda row: None, watch=watch)
         self._traffic.on_done = None if trace is None else trace.on_done
         block.allocate(self.arenas)
         try:

@@ -24,8 +24,9 @@ REPEAT_MOST = 1000
 class Arguments:
     """One benchmark, complete; fields are named like options. `model` is a size of `SIZES` or a weight file.
 
-    `percent` or `policy` (a file) say where things lie, or it is chosen from the budgets; None stands for whatever the
-    policy says, or would choose. Lengths are in tokens.
+    `percent` or `policy` (a file) say where things lie, or it is chosen from the budgets for `machine` (a file or a
+    known one; this one, if there is none); None stands for whatever the policy says, or would choose. Lengths are in
+    tokens.
     """
 
     model: str
@@ -39,6 +40,7 @@ class Arguments:
     groups: int | None = None
     percent: tuple[float, ...] | None = None
     policy: str | None = None
+    machine: str | None = None
     quantize_cache: bool = False
     attention_on: str | None = None
     overlap: bool | None = None
@@ -76,12 +78,12 @@ INTEGERS = {"prompt_len": 1, "gen_len": 1, "rows": 1, "rows_per_group": 1, "grou
 """Whole numbers, and the least that each may be."""
 
 CHOICES = {"dtype": ("float16", "float32"), "attention_on": ("device", "host")}
-TEXTS = ("model", "policy", "disk_dir", "backend")
+TEXTS = ("model", "policy", "machine", "disk_dir", "backend")
 SWITCHES = ("random_weights", "quantize_weights", "quantize_cache", "overlap")
 NUMBERS = ("device_mem_gib", "host_mem_gib")
 REQUIRED = frozenset(entry.name for entry in fields(Arguments)) - {
-    "rows_per_group", "groups", "percent", "policy", "attention_on", "overlap", "device_mem_gib", "host_mem_gib",
-    "disk_dir",
+    "rows_per_group", "groups", "percent", "policy", "machine", "attention_on", "overlap", "device_mem_gib",
+    "host_mem_gib", "disk_dir",
 }  # fmt: skip
 """Fields that have a value whatever happens: None says nothing for them."""
 

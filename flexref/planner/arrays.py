@@ -6,6 +6,7 @@ import numpy as np
 
 from flexref.errors import PolicyError
 from flexref.planner.curves import Curve, Surface
+from flexref.planner.durations import EXPANDED_FIRST
 from flexref.planner.linear import Numbers, numbers
 from flexref.planner.machine import Machine, nearest_attention
 
@@ -51,7 +52,9 @@ class ArrayDurations:
 
     def linear(self, tokens: object, outputs: float, inputs: float, stored: str) -> Numbers:
         """x (T, I) times w (O, I), stored as a type or in a scheme, with its bias."""
-        products = self.machine.products
+        products, dense = self.machine.products, self.machine.port.compute_dtype
+        if stored == EXPANDED_FIRST and stored not in products:
+            return self.expand(outputs * inputs, stored, dense) + self.linear(tokens, outputs, inputs, dense)
         if stored not in products:
             raise PolicyError(f"machine {self.machine.name!r} has no products with {stored} weights")
         return surface_seconds(products[stored], outputs * inputs, tokens)

@@ -11,6 +11,10 @@ DECODE_TOKENS = 1
 """A row that brings so many new tokens reads its cache once; with more it is a prefill, and products set its time."""
 
 
+EXPANDED_FIRST = "int8"
+"""Where a machine has not measured products with 8-bit groups: ports expand them, then multiply by the dense matrix."""
+
+
 @dataclass(frozen=True, slots=True)
 class Durations:
     """Seconds of calls and copies on `machine`, each alone on it."""
@@ -24,7 +28,9 @@ class Durations:
 
     def linear(self, tokens: int, outputs: int, inputs: int, stored: str) -> float:
         """x (T, I) times w (O, I), stored as a type or in a scheme, with its bias."""
-        products = self.machine.products
+        products, dense = self.machine.products, self.machine.port.compute_dtype
+        if stored == EXPANDED_FIRST and stored not in products:
+            return self.expand(outputs * inputs, stored) + self.linear(tokens, outputs, inputs, dense)
         if stored not in products:
             raise PolicyError(f"machine {self.machine.name!r} has no products with {stored} weights")
         return products[stored].seconds(outputs * inputs, tokens)

@@ -1,18 +1,22 @@
-"""The law of group-wise quantization in 4 bits, for every port; it knows numpy arrays and neither files nor models.
+"""The law of group-wise quantization in 4 or 8 bits, for every port; it knows numpy arrays, neither files nor models.
 
 A group is `group_size` neighbours on the last axis, the last group of a row holds what is left. Per group, after Sheng
-et al., *FlexGen* (ICML 2023), section 5.1, with asymmetric minimum and maximum:
+et al., *FlexGen* (ICML 2023), section 5.1, with asymmetric minimum and maximum, and L = 15 steps in 4 bits, 255 in 8:
 
     zero  = least value, rounded to the scale type
-    scale = (greatest value - zero) / 15, at least 0, rounded to the scale type
-    code  = (value - zero) / scale, rounded to the nearest integer (ties to even), held in 0 ... 15; 0 where scale is 0
+    scale = (greatest value - zero) / L, at least 0, rounded to the scale type
+    code  = (value - zero) / scale, rounded to the nearest integer (ties to even), held in 0 ... L; 0 where scale is 0
     value = code * scale + zero
 
-All arithmetic is in float32, and codes are computed from the rounded scale and zero. Packing is *planar*: of a group of
-n values byte b holds value b in its low nibble and value b + (n + 1) // 2 in its high one, which is 0 where there is
-none. So a group expands as two runs, without interleaving; a short group takes only its own bytes.
+All arithmetic is in float32, and codes are computed from the rounded scale and zero. Codes of 8 bits are bytes. Packing
+of 4 bits is *planar*: of a group of n values byte b holds value b in its low nibble and value b + (n + 1) // 2 in its
+high one, which is 0 where there is none. So a group expands as two runs, without interleaving; a short group takes only
+its own bytes.
+
+Other ways to find scale, zero and codes (`quant_fit`, `quant_calibrated`) make the same groups, read in the same way.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +31,9 @@ Bytes = npt.NDArray[np.uint8]
 LEVELS = 15
 """Steps between the least and the greatest code of 4 bits."""
 
+BITS = (4, 8)
+"""Bits that a code may have."""
+
 BLOCK_ELEMENTS = 1 << 17
 """Elements that are worked on at a time: 512 KiB as float32, which stays in a core's second-level cache."""
 
@@ -36,13 +43,14 @@ FLOAT32_ROUNDOFF = 2.0**-24
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Quantized:
-    """Values (..., I) in 4-bit groups: codes uint8 (..., packed_width), scale and zero (..., G), I = `width`."""
+    """Values (..., I) in groups: codes uint8 (..., packed_width) of `bits`, scale and zero (..., G), I = `width`."""
 
     codes: Bytes
     scale: Array
     zero: Array
     width: int
     group_size: int
+    bits: int = 4
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,7 +65,12 @@ class Quantized:
     def rows(self, first: int, stop: int) -> "Quantized":
         """Entries `first` to `stop` of the first axis, as views."""
         span = slice(first, stop)
-        return Quantized(self.codes[span], self.scale[span], self.zero[span], self.width, self.group_size)
+        return Quantized(self.codes[span], self.scale[span], self.zero[span], self.width, self.group_size, self.bits)
+
+
+def levels(bits: int) -> int:
+    """Steps between the least and the greatest code."""
+    return (1 << bits) - 1
 
 
 def group_count(width: int, group_size: int) -> int:
@@ -65,13 +78,21 @@ def group_count(width: int, group_size: int) -> int:
     return -(-width // group_size)
 
 
-def packed_width(width: int, group_size: int) -> int:
+def group_bytes(size: int, bits: int) -> int:
+    """Bytes that hold the codes of a group of `size` values."""
+    return size if bits == 8 else (size + 1) // 2
+
+
+def packed_width(width: int, group_size: int, bits: int = 4) -> int:
     """Bytes that hold the codes of a row of `width` values."""
     full, tail = divmod(width, group_size)
-    return full * ((group_size + 1) // 2) + (tail + 1) // 2
+    return full * group_bytes(group_size, bits) + group_bytes(tail, bits)
 
 
-def _check_layout(width: int, group_size: int, scale_dtype: npt.DTypeLike, what: str) -> None:
+def check_layout(width: int, group_size: int, scale_dtype: npt.DTypeLike, what: str, bits: int = 4) -> None:
+    """`QuantizationError` naming `what` for groups that make no sense."""
+    if bits not in BITS:
+        raise QuantizationError(f"{what}: codes have 4 or 8 bits, found {bits}")
     if width < 1 or group_size < 1:
         raise QuantizationError(f"{what}: width and group size must be at least 1, found {width} and {group_size}")
     if np.dtype(scale_dtype) not in (np.float16, np.float32):
@@ -85,11 +106,11 @@ def _parts(width: int, group_size: int) -> list[tuple[int, int, int]]:
     return [run for run in runs if run[1] and run[2]]
 
 
-def _codes_of(codes: Bytes, run: tuple[int, int, int], group_size: int) -> Bytes:
-    """The bytes (rows, groups, half) of one run of groups, a view of codes (rows, packed_width)."""
+def _codes_of(codes: Bytes, run: tuple[int, int, int], group_size: int, bits: int) -> Bytes:
+    """The bytes (rows, groups, group bytes) of one run of groups, a view of codes (rows, packed_width)."""
     first, groups, size = run
-    start, half = first * ((group_size + 1) // 2), (size + 1) // 2
-    return codes[:, start : start + groups * half].reshape(len(codes), groups, half, copy=False)
+    start, each = first * group_bytes(group_size, bits), group_bytes(size, bits)
+    return codes[:, start : start + groups * each].reshape(len(codes), groups, each, copy=False)
 
 
 def _values_of(values: Array, run: tuple[int, int, int], group_size: int) -> Array:
@@ -99,7 +120,7 @@ def _values_of(values: Array, run: tuple[int, int, int], group_size: int) -> Arr
     return values[:, start : start + groups * size].reshape(len(values), groups, size, copy=False)
 
 
-def _scale_and_zero(low: Array, high: Array, scale_dtype: np.dtype[Any], what: str) -> tuple[Array, Array]:
+def _scale_and_zero(low: Array, high: Array, scale_dtype: np.dtype[Any], what: str, top: int) -> tuple[Array, Array]:
     """Rounded scale and zero (rows, groups) of groups with these least and greatest float32 values."""
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         raise QuantizationError(f"{what}: holds values that are not finite; only finite values can be quantized")
@@ -107,10 +128,10 @@ def _scale_and_zero(low: Array, high: Array, scale_dtype: np.dtype[Any], what: s
     with np.errstate(over="ignore", invalid="ignore"):  # what is out of range is refused below
         zero = low.astype(scale_dtype)
         span = np.maximum(high - zero.astype(np.float32), np.float32(0))
-        scale = (span / np.float32(LEVELS)).astype(scale_dtype)
-        top = np.float32(LEVELS) * scale.astype(np.float32) + zero.astype(np.float32)
+        scale = (span / np.float32(top)).astype(scale_dtype)
+        greatest = np.float32(top) * scale.astype(np.float32) + zero.astype(np.float32)
     extreme = max(float(np.abs(low).max()), float(np.abs(high).max()))
-    if extreme > largest or float(span.max()) > largest or not np.isfinite(top).all():
+    if extreme > largest or float(span.max()) > largest or not np.isfinite(greatest).all():
         raise QuantizationError(
             f"{what}: a group reaches {extreme:.6g} and spans {float(span.max()):.6g}; "
             f"scales of type {scale_dtype} hold at most {largest:.6g}"
@@ -118,32 +139,49 @@ def _scale_and_zero(low: Array, high: Array, scale_dtype: np.dtype[Any], what: s
     return scale, zero
 
 
-def _encode(values: Array, codes: Bytes, scale: Array, zero: Array) -> None:
-    """Write the codes (half, rows, groups) of float32 values (n, rows, groups), which are overwritten."""
+def encode(values: Array, scale: Array, zero: Array, bits: int) -> Array:
+    """The codes of float32 values (n, ...), in place and as float32, for scale and zero (...) of any type."""
     step = scale.astype(np.float32)
     values -= zero.astype(np.float32)
-    with np.errstate(over="ignore"):  # a subnormal step may send a level beyond float32: it is held to 15 below
+    with np.errstate(over="ignore"):  # a subnormal step may send a level beyond float32: it is held to L below
         values /= np.where(step > 0, step, np.float32(np.inf))
     np.rint(values, out=values)
-    np.clip(values, 0, LEVELS, out=values)
+    return np.clip(values, 0, levels(bits), out=values)
+
+
+def _pack(found: Array, codes: Bytes, bits: int) -> None:
+    """Write the bytes (group bytes, rows, groups) of codes (n, rows, groups) of any type."""
     half = len(codes)
-    np.copyto(codes, values[:half], casting="unsafe")
-    high = values[half:].astype(np.uint8)
-    high <<= np.uint8(4)
-    codes[: len(high)] |= high
+    np.copyto(codes, found[:half], casting="unsafe")
+    if bits == 4:
+        high = found[half:].astype(np.uint8)
+        high <<= np.uint8(4)
+        codes[: len(high)] |= high
 
 
-def quantize(values: Array, group_size: int, scale_dtype: npt.DTypeLike, what: str) -> Quantized:
+Chooser = Callable[[Array, Array, Array], tuple[Array, Array]]
+"""From values (n, rows, groups), which stay, and the law's scale and zero (rows, groups) to others of the same type."""
+
+
+def quantize(
+    values: Array,
+    group_size: int,
+    scale_dtype: npt.DTypeLike,
+    what: str,
+    bits: int = 4,
+    choose: Chooser | None = None,
+) -> Quantized:
     """Quantize values (..., I), taken as float32, in groups along the last axis.
 
-    `scale_dtype` (float16 or float32) is the type of scale and zero. `QuantizationError` names `what` where a value is
-    not finite, or where a group's values or their span exceed what the scale type holds.
+    `scale_dtype` (float16 or float32) is the type of scale and zero, which are the law's unless `choose` finds others.
+    `QuantizationError` names `what` where a value is not finite, or where a group's values or their span exceed what
+    the scale type holds.
     """
     width, scale_dtype = values.shape[-1], np.dtype(scale_dtype)
-    _check_layout(width, group_size, scale_dtype, what)
+    check_layout(width, group_size, scale_dtype, what, bits)
     flat = values.reshape(-1, width)
     groups, block = group_count(width, group_size), max(1, BLOCK_ELEMENTS // width)
-    codes = np.empty((len(flat), packed_width(width, group_size)), np.uint8)
+    codes = np.empty((len(flat), packed_width(width, group_size, bits)), np.uint8)
     scale, zero = np.empty((len(flat), groups), scale_dtype), np.empty((len(flat), groups), scale_dtype)
     # Fresh memory for every block would cost more than the arithmetic: the kernel clears it page by page.
     aside, packed = np.empty(min(block, len(flat)) * width, np.float32), np.empty(codes[:block].size, np.uint8)
@@ -151,25 +189,42 @@ def quantize(values: Array, group_size: int, scale_dtype: npt.DTypeLike, what: s
         span = slice(first, first + block)
         for run in _parts(width, group_size):
             source = _values_of(flat[span], run, group_size)
-            target = _codes_of(codes[span], run, group_size)
+            target = _codes_of(codes[span], run, group_size, bits)
             # Groups side by side, the values of each one below the other: every step then runs along whole rows.
             turned = aside[: source.size].reshape(source.shape[-1], *source.shape[:-1])
             turned_codes = packed[: target.size].reshape(target.shape[-1], *target.shape[:-1])
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
                 np.copyto(turned, source.transpose(2, 0, 1), casting="unsafe")
-            found = _scale_and_zero(turned.min(0), turned.max(0), scale_dtype, what)
-            _encode(turned, turned_codes, *found)
+            found = _scale_and_zero(turned.min(0), turned.max(0), scale_dtype, what, levels(bits))
+            if choose is not None:
+                found = choose(turned, *found)
+            _pack(encode(turned, *found, bits), turned_codes, bits)
             np.copyto(target, turned_codes.transpose(1, 2, 0))
             scale[span, run[0] : run[0] + run[1]], zero[span, run[0] : run[0] + run[1]] = found
     shaped: list[Array] = [part.reshape(*values.shape[:-1], part.shape[-1]) for part in (codes, scale, zero)]
-    return Quantized(shaped[0], shaped[1], shaped[2], width, group_size)
+    return Quantized(shaped[0], shaped[1], shaped[2], width, group_size, bits)
 
 
-def _decode(codes: Bytes, scale: Array, zero: Array, out: Array) -> None:
-    """Expand codes (rows, groups, half) into float32 out (rows, groups, n), in place; scale and zero (rows, groups)."""
+def packed(found: Array, group_size: int, bits: int) -> Bytes:
+    """Codes (O, I) of any type as bytes (O, packed_width)."""
+    rows, width = found.shape
+    codes = np.empty((rows, packed_width(width, group_size, bits)), np.uint8)
+    for run in _parts(width, group_size):
+        target = _codes_of(codes, run, group_size, bits)
+        turned = np.empty((target.shape[-1], *target.shape[:-1]), np.uint8)
+        _pack(_values_of(found, run, group_size).transpose(2, 0, 1), turned, bits)
+        np.copyto(target, turned.transpose(1, 2, 0))
+    return codes
+
+
+def _decode(codes: Bytes, scale: Array, zero: Array, out: Array, bits: int) -> None:
+    """Expand codes (rows, groups, bytes) into float32 out (rows, groups, n), with scale and zero (rows, groups)."""
     half, size = codes.shape[-1], out.shape[-1]
-    np.bitwise_and(codes, np.uint8(LEVELS), out=out[..., :half], casting="unsafe")
-    np.right_shift(codes[..., : size - half], np.uint8(4), out=out[..., half:], casting="unsafe")
+    if bits == 8:
+        np.copyto(out, codes)
+    else:
+        np.bitwise_and(codes, np.uint8(LEVELS), out=out[..., :half], casting="unsafe")
+        np.right_shift(codes[..., : size - half], np.uint8(4), out=out[..., half:], casting="unsafe")
     out *= scale.astype(np.float32)[..., None]
     out += zero.astype(np.float32)[..., None]
 
@@ -199,8 +254,9 @@ def dequantize(quantized: Quantized, out: Array | None = None, dtype: npt.DTypeL
         target = rows[span] if aside is None else aside[: len(rows[span])]
         for run in _parts(width, quantized.group_size):
             groups = (span, slice(run[0], run[0] + run[1]))
-            part = _codes_of(codes[span], run, quantized.group_size)
-            _decode(part, scale[groups], zero[groups], _values_of(target, run, quantized.group_size))
+            part = _codes_of(codes[span], run, quantized.group_size, quantized.bits)
+            found = _values_of(target, run, quantized.group_size)
+            _decode(part, scale[groups], zero[groups], found, quantized.bits)
         if aside is not None:
             rows[span] = target
     return out
@@ -216,15 +272,17 @@ def _half_spacing(values: Array) -> Array:
 
 
 def error_bound(quantized: Quantized) -> npt.NDArray[np.float64]:
-    """The greatest |dequantized - original| (..., I) that the arithmetic allows for float32 originals.
+    """The greatest |dequantized - original| (..., I) that the arithmetic allows for float32 originals of `quantize`.
 
-    Half a step inside the range; 15 roundings of the scale above it; one rounding of zero below it; and the float32
-    roundings: 33 U s to find a code, 31 U (s + r) in the scale itself, U (|z| + 31 s) to expand, with unit roundoff U,
-    scale s, its rounding r and zero z. The last term covers results below float32's normal range.
+    Half a step inside the range; L roundings of the scale above it; one rounding of zero below it; and the float32
+    roundings: (2 L + 3) U s to find a code, (2 L + 1) U (s + r) in the scale itself, U (|z| + (2 L + 1) s) to expand,
+    with unit roundoff U, scale s, its rounding r and zero z. The last term covers results below float32's normal range.
+    Where a chooser took another scale or zero, it bounds nothing.
     """
+    top = levels(quantized.bits)
     scale, zero = quantized.scale.astype(np.float64), np.abs(quantized.zero.astype(np.float64))
     scale_rounding, zero_rounding = _half_spacing(quantized.scale), _half_spacing(quantized.zero)
-    bound = np.maximum(np.maximum(scale / 2, LEVELS * scale_rounding), zero_rounding)
-    bound += FLOAT32_ROUNDOFF * (zero + 64 * (scale + scale_rounding)) + 2.0**-140
+    bound = np.maximum(np.maximum(scale / 2, top * scale_rounding), zero_rounding)
+    bound += FLOAT32_ROUNDOFF * (zero + 4 * (top + 1) * (scale + scale_rounding)) + 2.0**-140
     sizes = [size for _, groups, size in _parts(quantized.width, quantized.group_size) for _ in range(groups)]
     return np.repeat(bound, sizes, axis=-1)

@@ -7,11 +7,13 @@ tokenizer last; each starts at a multiple of `ALIGNMENT`, and only the gaps that
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from flexref.errors import CheckpointError, WeightFileError
+from flexref.policy import WEIGHT_SCHEMES
 from flexref.spec import ModelSpec, TensorSpec, all_tensors, check_token_ids, default_tile_rows, layer_stage
 from flexref.storage.quant import group_count, packed_width
 
@@ -21,7 +23,10 @@ FORMAT_VERSION = 1
 ALIGNMENT = 4096
 """Every dataset starts at a multiple of this: the page of a direct read, and what HDF5 is told to align to."""
 
-SCHEMES = ("none", "int4")
+SCHEMES = tuple(WEIGHT_SCHEMES)
+BITS: Mapping[str, int] = MappingProxyType({"int4": 4, "int8": 8})
+"""Bits of a code in each layout that has codes."""
+
 DTYPES = ("float16", "float32")
 """Types of dense tensors, and of the scales and zeros of quantized ones."""
 
@@ -69,6 +74,11 @@ class FileHeader:
         return cls(spec, scheme, draft.group_size, dtype, rows)
 
     @property
+    def bits(self) -> int:
+        """Bits of a code, if matrices are stored in groups."""
+        return BITS[WEIGHT_SCHEMES[self.scheme]]
+
+    @property
     def dense_dtype(self) -> "np.dtype[Any]":
         """The little-endian type of dense tensors, scales and zeros."""
         return np.dtype(self.dtype).newbyteorder("<")
@@ -87,9 +97,9 @@ class FileHeader:
         if self.group_size is None or not tensor.quantizable:
             return (PartSpec(tensor.name, tensor.shape, self.dense_dtype),)
         outputs, width = tensor.shape
-        groups = (outputs, group_count(width, self.group_size))
+        groups, held = (outputs, group_count(width, self.group_size)), packed_width(width, self.group_size, self.bits)
         return (
-            PartSpec(f"{tensor.name}/codes", (outputs, packed_width(width, self.group_size)), np.dtype(np.uint8)),
+            PartSpec(f"{tensor.name}/codes", (outputs, held), np.dtype(np.uint8)),
             PartSpec(f"{tensor.name}/scale", groups, self.dense_dtype),
             PartSpec(f"{tensor.name}/zero", groups, self.dense_dtype),
         )

@@ -15,10 +15,11 @@ import numpy as np
 import xxhash
 
 from flexref.errors import StorageError, WeightFileError
+from flexref.policy import WEIGHT_SCHEMES
 from flexref.spec import ModelSpec
 from flexref.storage.hdf5 import FoundPart, read_metadata
 from flexref.storage.quant import Array, Quantized
-from flexref.storage.schema import TOKENIZER, FileHeader
+from flexref.storage.schema import BITS, TOKENIZER, FileHeader
 from flexref.storage.trailer import CHUNK_BYTES, check_trailer
 
 DEMO = "demo"
@@ -55,7 +56,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """One tensor as stored: a dense one has one part; an `int4` one has `codes`, `scale` and `zero`, in this order."""
+    """One tensor as stored: a dense one has one part; one in groups has `codes`, `scale` and `zero`, in this order."""
 
     name: str
     shape: tuple[int, ...]
@@ -67,6 +68,11 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Bytes of all parts, without the gaps between them."""
         return sum(part.extent.nbytes for part in self.parts)
+
+    @property
+    def bits(self) -> int | None:
+        """Bits of a code; None for a dense tensor."""
+        return None if self.group_size is None else BITS[WEIGHT_SCHEMES[self.scheme]]
 
     @property
     def elements(self) -> int:
@@ -91,6 +97,11 @@ class WeightFile:
     tokenizer: Part | None
     tokenizer_json: bytes | None
     file_bytes: int
+
+    @property
+    def layout(self) -> str:
+        """How ports read the matrices of layers, whatever way of finding codes the scheme names."""
+        return WEIGHT_SCHEMES[self.scheme]
 
     @property
     def parts(self) -> Iterator[Part]:
@@ -191,24 +202,38 @@ def check_bytes(part: Part, buffer: Any) -> None:
 
 def read_part(part: Part) -> Array:
     """The checked contents of one dataset, by plain reads."""
-    buffer = np.empty(part.extent.nbytes, np.uint8)
-    with _opened(part.extent.path) as file:
-        done = 0
-        while done < buffer.nbytes:
-            count = os.preadv(file, [buffer.data[done : done + CHUNK_BYTES]], part.extent.offset + done)
-            if not count:
-                raise WeightFileError(f"{part.extent.path} is truncated inside dataset {part.dataset}")
-            done += count
+    buffer = _read(part, 0, part.extent.nbytes)
     check_bytes(part, buffer)
     return buffer.view(part.dtype).reshape(part.shape)
 
 
+def _read(part: Part, start: int, nbytes: int) -> Array:
+    """Bytes of a dataset from `start` on."""
+    buffer = np.empty(nbytes, np.uint8)
+    with _opened(part.extent.path) as file:
+        done = 0
+        while done < nbytes:
+            piece = buffer.data[done : done + CHUNK_BYTES]
+            count = os.preadv(file, [piece], part.extent.offset + start + done)
+            if not count:
+                raise WeightFileError(f"{part.extent.path} is truncated inside dataset {part.dataset}")
+            done += count
+    return buffer
+
+
+def read_part_rows(part: Part, first: int, stop: int) -> Array:
+    """Rows `first` to `stop` of one dataset, by plain reads; nothing is checked but that they are there."""
+    row_bytes = part.extent.nbytes // part.shape[0]
+    buffer = _read(part, first * row_bytes, (stop - first) * row_bytes)
+    return buffer.view(part.dtype).reshape(stop - first, *part.shape[1:])
+
+
 def read_tensor(stored: StoredTensor) -> Array | Quantized:
-    """The checked contents of one tensor, as stored: an array, or its 4-bit groups."""
+    """The checked contents of one tensor, as stored: an array, or its groups."""
     arrays = [read_part(part) for part in stored.parts]
-    if stored.group_size is None:
+    if stored.group_size is None or stored.bits is None:
         return arrays[0]
-    return Quantized(arrays[0], arrays[1], arrays[2], stored.shape[-1], stored.group_size)
+    return Quantized(arrays[0], arrays[1], arrays[2], stored.shape[-1], stored.group_size, stored.bits)
 
 
 def _checksum(file: int, part: Part, on_chunk: Callable[[int], None]) -> int:

@@ -18,7 +18,7 @@ import numpy as np
 
 from flexref.errors import CheckpointError, StorageError, in_gib
 from flexref.spec import ModelSpec, TensorSpec
-from flexref.storage.quant import Array, quantize
+from flexref.storage.quant import Array, Quantized
 from flexref.storage.schema import (
     ALIGNMENT,
     CHECKSUM_ATTRIBUTE,
@@ -30,6 +30,7 @@ from flexref.storage.schema import (
     aligned,
     spec_to_json,
 )
+from flexref.storage.schemes import quantize_as
 from flexref.storage.sink import Sink, sync_folder, told
 from flexref.storage.trailer import seal
 
@@ -154,17 +155,21 @@ class WeightFileWriter:
             dataset = h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(part.shape), creation)
             h5py.Dataset(dataset).attrs.create(CHECKSUM_ATTRIBUTE, np.uint64(0))
 
-    def write(self, name: str, array: Array) -> None:
+    def write(self, name: str, array: Array | Quantized) -> None:
         """Write the whole tensor `name`, the next in file order; see `write_slabs`."""
+        if isinstance(array, Quantized):
+            self.write_slabs(name, [(name, array)])
+            return
         rows = slab_rows(array.shape)
         self.write_slabs(name, ((name, array[first : first + rows]) for first in range(0, len(array), rows)))
 
-    def write_slabs(self, name: str, slabs: Iterable[tuple[str, Array]]) -> None:
+    def write_slabs(self, name: str, slabs: Iterable[tuple[str, Array | Quantized]]) -> None:
         """Write the tensor `name`, the next in file order, from consecutive runs of its rows.
 
         Each slab is (what it is called in messages, its rows) in any float type; it is quantized where the scheme says
-        so. Raises `CheckpointError` or `QuantizationError` naming the slab where values are not finite or do not fit,
-        and `ValueError` where name, order or shape are not what the file needs.
+        so, unless it is in groups of the file's layout already. Raises `CheckpointError` or `QuantizationError` naming
+        the slab where values are not finite or do not fit, and `ValueError` where name, order, shape or groups are not
+        what the file needs.
         """
         if self._file is None or self._next >= len(self._tensors) or self._tensors[self._next].name != name:
             raise ValueError(f"{name} is not the next tensor to be written")
@@ -180,7 +185,9 @@ class WeightFileWriter:
                 sink.finish()
         self._next += 1
 
-    def _encoded(self, tensor: TensorSpec, slabs: Iterable[tuple[str, Array]]) -> Iterator[tuple[Array, ...]]:
+    def _encoded(
+        self, tensor: TensorSpec, slabs: Iterable[tuple[str, Array | Quantized]]
+    ) -> Iterator[tuple[Array, ...]]:
         """The slabs as they are stored, in order: some are being quantized while one is read and one is written."""
         waiting: deque[Future[tuple[Array, ...]]] = deque()
         for what, slab in slabs:
@@ -192,11 +199,16 @@ class WeightFileWriter:
         while waiting:
             yield waiting.popleft().result()
 
-    def _encode(self, tensor: TensorSpec, what: str, slab: Array) -> tuple[Array, ...]:
+    def _encode(self, tensor: TensorSpec, what: str, slab: Array | Quantized) -> tuple[Array, ...]:
         dtype = self.header.dense_dtype
         if self.header.group_size is not None and tensor.quantizable:
-            quantized = quantize(slab, self.header.group_size, dtype, what)
-            return quantized.codes, quantized.scale, quantized.zero
+            if not isinstance(slab, Quantized):
+                slab = quantize_as(self.header.scheme, slab, self.header.group_size, dtype, what)
+            if (slab.group_size, slab.bits, slab.scale.dtype) != (self.header.group_size, self.header.bits, dtype):
+                raise ValueError(f"{what}: groups of {slab.group_size} values in {slab.bits} bits do not fit the file")
+            return slab.codes, slab.scale, slab.zero
+        if isinstance(slab, Quantized):
+            raise ValueError(f"{what} is in groups, but the file holds it dense")
         with np.errstate(over="ignore"):
             dense = np.ascontiguousarray(slab, dtype)
         if not np.isfinite(dense).all():

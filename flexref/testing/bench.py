@@ -86,14 +86,16 @@ class Bench:
         return self.backend.download(self.backend.view(buffer, 0, (buffer.nbytes,), "uint8"))
 
     def matrix(self, values: Values, form: str, group_size: int) -> tuple[Matrix, Operand]:
-        """Values (O, I) as weights, and what the port may make of them; `form` is a type, or `int4` and its scales'."""
-        if not form.startswith("int4"):
+        """Values (O, I) as weights, and what a port may make of them; `form` is a type, or a layout and its scales'."""
+        if not form.startswith("int"):
             held = values.astype(form)
             return self.array(held), converted(held, self.arithmetic)
-        packed = quantize(values, group_size, form.rpartition(" ")[2], "weights of a test")
+        layout, _, scales = form.partition(" ")
+        bits = {"int4": 4, "int8": 8}[layout]
+        packed = quantize(values, group_size, scales, "weights of a test", bits)
         parts = (self.array(packed.codes), self.array(packed.scale), self.array(packed.zero))
-        matrix = QuantizedMatrix(*parts, width=packed.width, group_size=group_size)
-        products, zeros = coded(packed.codes, packed.scale, packed.zero, packed.width, group_size)
+        matrix = QuantizedMatrix(*parts, width=packed.width, group_size=group_size, bits=bits)
+        products, zeros = coded(packed.codes, packed.scale, packed.zero, packed.width, group_size, bits)
         return matrix, expanded(products, zeros, self.arithmetic)
 
     def host_bytes(self, buffer: Buffer) -> npt.NDArray[np.uint8]:
@@ -156,7 +158,9 @@ def guard_values(shape: tuple[int, ...], dtype: str) -> Values:
     return np.full(count, GUARD, np.uint8).view(dtype).reshape(shape)
 
 
-def coded(codes: Values, scale: Values, zero: Values, width: int, group_size: int) -> tuple[Values, Values]:
+def coded(
+    codes: Values, scale: Values, zero: Values, width: int, group_size: int, bits: int = 4
+) -> tuple[Values, Values]:
     """(code * scale, zero) of every value (..., I), in float64, unpacked one value at a time as the law's text says."""
     products = np.zeros((*codes.shape[:-1], width))
     zeros = np.zeros_like(products)
@@ -165,8 +169,11 @@ def coded(codes: Values, scale: Values, zero: Values, width: int, group_size: in
         group, within = divmod(place, group_size)
         size = min(group_size, width - group * group_size)
         low = within < (size + 1) // 2
-        packed = codes[..., group * half + (within if low else within - (size + 1) // 2)]
-        code = packed & 15 if low else packed >> 4
+        if bits == 8:
+            code = codes[..., place]
+        else:
+            packed = codes[..., group * half + (within if low else within - (size + 1) // 2)]
+            code = packed & 15 if low else packed >> 4
         products[..., place] = code.astype(np.float64) * scale[..., group].astype(np.float64)
         zeros[..., place] = zero[..., group]
     return products, zeros

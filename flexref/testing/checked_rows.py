@@ -190,7 +190,7 @@ class CheckedRows(PlacedBackend):
         """Some rows of a matrix, as the port holds them."""
         if isinstance(w, QuantizedMatrix):
             codes, scale, zero = (self._read(part[rows]) for part in (w.codes, w.scale, w.zero))
-            return Quantized(codes, scale, zero, w.width, w.group_size)
+            return Quantized(codes, scale, zero, w.width, w.group_size, w.bits)
         return self._read(w[rows])
 
     def _table_rows(self, table: Placed, rows: Values) -> Values:

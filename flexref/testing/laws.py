@@ -5,7 +5,7 @@ of float64 arrays, the value and the bound of its error.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -62,7 +62,7 @@ def linear(x: Values, w: Operand, b: Values | None, base: Values | None, how: Ar
 
 
 def matrix(values: Values | Quantized, how: Arithmetic) -> Operand:
-    """A matrix as a file holds it, and what a port may make of it: converted, or 4-bit groups expanded."""
+    """A matrix as a file holds it, and what a port may make of it: converted, or groups expanded."""
     return expanded(*_groups(values), how) if isinstance(values, Quantized) else converted(values, how)
 
 
@@ -77,7 +77,7 @@ def dense(values: Values | Quantized) -> Numbers:
 def _groups(values: Quantized) -> tuple[Numbers, Numbers]:
     """(code * scale, zero) of every value."""
     ones = np.ones_like(values.scale)
-    products = dequantize(Quantized(values.codes, ones, 0 * ones, values.width, values.group_size)).astype(np.float64)
+    products = dequantize(replace(values, scale=ones, zero=0 * ones)).astype(np.float64)
     scale, zero = (
         np.repeat(part.astype(np.float64), values.group_size, -1)[..., : values.width]
         for part in (values.scale, values.zero)

@@ -1,5 +1,6 @@
 """Machines for tests: from a few rates to a whole `Machine`, so that a test says only what it is about."""
 
+from flexref.backend.protocol import Backend
 from flexref.planner.curves import Curve, Surface
 from flexref.planner.machine import COPIES, HostSeconds, Machine, Port, attention_key
 
@@ -11,7 +12,7 @@ ELEMENTS, TOKENS = (1 << 12, 1 << 18, 1 << 26), (1, 16, 256, 4096)
 
 OPERATORS = (
     *("layer_norm", "activate", "gather", "add_rows", "assign", "sample", "token rows"),
-    *("append none", "append int4"),
+    *("append none", "append int4", "append none host", "append int4 host"),
 )
 
 
@@ -67,3 +68,18 @@ def plain_machine(
         operators=dict.fromkeys(OPERATORS, memory),
         host_s=HostSeconds(call=1e-6, submission=1e-5, visit=1e-5, choice=1e-4, choice_row=1e-6),
     )
+
+
+def machine_for(backend: Backend) -> Machine:
+    """A plain machine for a port that nobody has measured: one that is to be checked, say."""
+    caps = backend.caps
+    port = Port(
+        name=backend.name,
+        compute_dtype=caps.compute_dtype,
+        asynchronous=False,
+        overlaps_copies=caps.overlaps_copies,
+        attends_on_host=caps.attends_on_host,
+        scratch_bytes=caps.scratch_bytes,
+        fused_rows=caps.fused_rows,
+    )
+    return plain_machine().changed(port=port)

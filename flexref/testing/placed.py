@@ -64,7 +64,7 @@ class PlacedSegments:
 def bare(x: Any) -> Any:
     """The port's own array, matrix or None."""
     if isinstance(x, QuantizedMatrix):
-        return QuantizedMatrix(bare(x.codes), bare(x.scale), bare(x.zero), x.width, x.group_size)
+        return QuantizedMatrix(bare(x.codes), bare(x.scale), bare(x.zero), x.width, x.group_size, x.bits)
     return x.array if isinstance(x, Placed) else x
 
 

@@ -119,7 +119,7 @@ def _dense_or_operand(file: WeightFile, name: str, how: Arithmetic) -> npt.NDArr
     values = read_tensor(file.tensors[name])
     if not isinstance(values, Quantized):
         return values
-    return expanded(*coded(values.codes, values.scale, values.zero, values.width, values.group_size), how)
+    return expanded(*coded(values.codes, values.scale, values.zero, values.width, values.group_size, values.bits), how)
 
 
 def _worst_share(run: _Run, row: int, tensors: Mapping[str, npt.NDArray[Any] | Operand], tape: ProbableTape) -> float:

@@ -11,10 +11,12 @@ from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.engine import load
 from flexref.engine.job import Request
+from flexref.engine.machines import Given
 from flexref.policy import Policy
 from flexref.spec import Stage
 from flexref.storage.weightfile import WeightFile
 from flexref.testing.greedy import bounded, exact_logits, permitted_gap
+from flexref.testing.machines import machine_for
 from flexref.testing.tolerances import arithmetic
 
 EXACT = "the model in float64 on the host"
@@ -45,7 +47,10 @@ def run_engine(
     options: Mapping[str, Any],
     on_visit: OnVisit | None = None,
 ) -> Run:
-    """Generate greedily on `port`, which is closed behind it; `options` are those of `engine.load`."""
+    """Generate greedily on `port`, which is closed behind it; `options` are those of `engine.load`.
+
+    A policy that is to be chosen is chosen for a plain machine: a port that is checked is not measured first.
+    """
     logits: list[list[Logits]] = [[] for _ in prompts]
 
     def keep(rows: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
@@ -54,6 +59,7 @@ def run_engine(
 
     request = Request(max_new_tokens, ignore_eos=True)
     with load(file, backend=port, **options) as engine:
+        engine.machines = Given(machine_for(port))
         generation = engine.generate(prompts, request, on_logits=keep, on_visit=on_visit)
     tokens = [output.token_ids for output in generation.outputs]
     return Run(port.caps.compute_dtype, generation.stats.policy, tokens, logits)

@@ -98,7 +98,7 @@ def converted(values: npt.NDArray[Any], how: Arithmetic) -> Operand:
 
 
 def expanded(coded: Numbers, zero: Numbers, how: Arithmetic) -> Operand:
-    """An operand in 4-bit groups, coded = code * scale: one product, one sum, one rounding to the stored type."""
+    """An operand in groups, coded = code * scale: one product, one sum, one rounding to the stored type."""
     magnitude = np.abs(coded) + np.abs(zero)
     error = how.sums(2) * magnitude + 2 * how.accumulator.tiny
     return Operand(coded + zero, magnitude, error + how.storing(magnitude + error))

@@ -146,6 +146,7 @@ class CacheStore:
         Handles are kept: they change only with the rows that are alive, and a port may have uploaded them.
         """
         far = self.attends_far(turns)
+        layer = 0 if self.plan.passing else layer
         key = (layer, group, slot, far)
         if key not in self._handles:
             rows = [turn.row for turn in turns]

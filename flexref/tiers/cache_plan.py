@@ -32,7 +32,8 @@ class CachePlan:
     """Homes and slots of a block's caches. In every group, rows at home on the device come first.
 
     `far` is True if decode attention over a cache that is not on the device is computed on the host: such a cache
-    crosses the link in the prefill only, outward.
+    crosses the link in the prefill only, outward. `passing` is True if nothing reads a cache but the visit that fills
+    it: then there is room for one layer of the largest group, and all layers and groups use it in turn.
     """
 
     layout: RecordLayout
@@ -40,12 +41,16 @@ class CachePlan:
     groups: tuple[tuple[RowPlan, ...], ...]
     far: bool
     slots: int
+    passing: bool = False
 
     @cached_property
     def starts(self) -> tuple[tuple[RowStarts, ...], ...]:
         """Where the records of every row of every group start."""
         at_home = dict.fromkeys(Tier, 0)
-        return tuple(tuple(self._group_starts(group, at_home)) for group in self.groups)
+        return tuple(
+            tuple(self._group_starts(group, dict.fromkeys(Tier, 0) if self.passing else at_home))
+            for group in self.groups
+        )
 
     def _group_starts(self, group: Sequence[RowPlan], at_home: dict[Tier, int]) -> Iterator[RowStarts]:
         in_slot = staged = leaving = 0
@@ -64,16 +69,17 @@ class CachePlan:
         return row.prompt_tokens if self.far else row.capacity_tokens
 
     def layer_bytes(self, tier: Tier) -> int:
-        """Bytes that one layer's caches of all rows at home on `tier` take."""
+        """Bytes that one layer's caches at home on `tier` take: those of all rows, or of the largest group."""
         return self._layer_bytes[tier]
 
     @cached_property
     def _layer_bytes(self) -> dict[Tier, int]:
-        tokens = dict.fromkeys(Tier, 0)
-        for group in self.groups:
-            for row in group:
-                tokens[row.home] += row.capacity_tokens
-        return {tier: count * self.layout.record_bytes for tier, count in tokens.items()}
+        whole = max if self.passing else sum
+        return {
+            tier: self.layout.record_bytes
+            * whole(sum(row.capacity_tokens for row in group if row.home is tier) for group in self.groups)
+            for tier in Tier
+        }
 
     def _largest(self, tokens: Mapping[Tier, str]) -> int:
         """Bytes of the largest group, counting for each home tier the named tokens of its rows."""

@@ -292,4 +292,5 @@ def operand(backend: Backend, tensor: StoredTensor, located: Located) -> Matrix:
         return arrays[0]  # type: ignore[return-value]
     codes, scale, zero = arrays
     assert tensor.group_size is not None
-    return QuantizedMatrix(codes, scale, zero, tensor.shape[1], tensor.group_size)  # type: ignore[arg-type]
+    assert tensor.bits is not None
+    return QuantizedMatrix(codes, scale, zero, tensor.shape[1], tensor.group_size, tensor.bits)  # type: ignore[arg-type]

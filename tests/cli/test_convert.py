@@ -2,6 +2,7 @@
 
 import json
 import re
+from itertools import product
 from pathlib import Path
 from types import ModuleType
 
@@ -9,7 +10,7 @@ import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.spec import ModelSpec
-from flexref.storage.weightfile import open_weight_file
+from flexref.storage.weightfile import open_weight_file, resolve
 
 ROOT = Path(__file__).parents[2]
 SPEC = ModelSpec("tiny", 300, 16, 32, 32, 2, 2, 64)
@@ -45,7 +46,7 @@ def test_a_folder_becomes_a_file_and_a_line(folder: Path, capsys: pytest.Capture
     assert (found.scheme, found.group_size, found.dtype) == ("int4", 64, "float16")
     assert shown.out.startswith(f"{out}: tiny, int4 in groups of 64, ")
     assert shown.out.count("\n") == 1
-    assert shown.err == "the folder has no tokenizer: prompts for this file are token ids\n"
+    assert shown.err == f"{folder} has no tokenizer: prompts for this file are token ids\n"
 
 
 def test_options_reach_the_file_and_json_tells_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +115,57 @@ def test_bad_input_is_one_line_and_exit_1(
     assert re.search(said, line)
 
 
-@pytest.mark.parametrize("arguments", [["x"], ["x", "y", "--quantize", "int8"], ["x", "y", "--group-size", "0"]])
+def test_every_scheme_and_group_size_makes_a_file_that_generates(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flexref import load
+
+    out = folder.parent / "tiny.h5"
+    for scheme, group_size in [("none", 64), *product(("int4", "int4-mse", "int8"), (32, 64, 128))]:
+        assert flexref("convert", folder, out, "--quantize", scheme, "--group-size", group_size, "--json") == 0
+        groups = None if scheme == "none" else group_size
+        report, found = json.loads(capsys.readouterr().out), open_weight_file(out)
+        assert (report["scheme"], report["group_size"]) == (found.scheme, found.group_size) == (scheme, groups)
+        with load(str(out), backend="numpy") as engine:
+            assert len(engine.generate([[2, 5, 7]]).outputs[0].token_ids) > 0
+
+
+def test_the_built_in_model_is_a_source_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flexref("convert", "demo", tmp_path / "demo8.h5", "--quantize", "int8", "--group-size", 128) == 0
+    found, demo = open_weight_file(tmp_path / "demo8.h5"), open_weight_file(resolve("demo"))
+    assert (found.spec, found.tokenizer_json, found.scheme) == (demo.spec, demo.tokenizer_json, "int8")
+    assert capsys.readouterr().err == ""
+    assert flexref("convert", tmp_path / "demo8.h5", tmp_path / "again.h5") == 1
+    assert "holds int8 weights" in capsys.readouterr().err
+
+
+def test_a_sample_of_text_calibrates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    text = folder.parent / "sample.txt"
+    text.write_text(" ".join(f"w{number * number % 300}" for number in range(5000)))
+    out = folder.parent / "tiny.h5"
+    assert flexref("convert", folder, out, "--calibrate", text) == 1
+    assert "has no tokenizer, so that no text can calibrate it" in capsys.readouterr().err
+    words = {f"w{number}": number for number in range(300)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    assert flexref("convert", folder, out, "--calibrate", text, "--group-size", 32) == 0
+    assert ": tiny, int4-calibrated in groups of 32, " in capsys.readouterr().out
+    found = open_weight_file(out)
+    assert (found.scheme, found.layout, found.group_size) == ("int4-calibrated", "int4", 32)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["x"],
+        ["x", "y", "--quantize", "int2"],
+        ["x", "y", "--group-size", "0"],
+        ["x", "y", "--quantize", "int8", "--calibrate", "z"],
+    ],
+)
 def test_a_usage_error_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert flexref("convert", *arguments) == 2
     assert "Usage: flexref convert" in capsys.readouterr().err

@@ -149,3 +149,17 @@ def test_bad_input_gets_one_clear_line(
 )
 def test_a_call_that_makes_no_sense_is_a_usage_error(arguments: list[str]) -> None:
     assert flexref_run(*arguments) == 2
+
+
+def test_log_probabilities_are_told_of_every_token(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("--prompt", "The king said", "--max-new-tokens", "4", "--temperature", "0.8")
+    (output,) = as_json(capsys, *arguments, "--logprobs", "3")["outputs"]
+    assert [known["token_id"] for known in output["logprobs"]] == output["token_ids"]
+    assert "".join(known["text"] for known in output["logprobs"]) == output["text"]
+    for known in output["logprobs"]:
+        best = [token["logprob"] for token in known["top"]]
+        assert len(best) == 3
+        assert best == sorted(best, reverse=True)
+        assert known["logprob"] <= best[0] <= 0
+    assert as_json(capsys, *arguments)["outputs"][0]["logprobs"] is None
+    assert flexref_run("--model", "demo", *arguments, "--logprobs", "3") == 2, "they belong to --json"

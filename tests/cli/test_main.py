@@ -63,8 +63,8 @@ main()
 
 
 def test_help_lists_every_command_with_its_whole_text_in_the_order_of_the_table() -> None:
-    shown = flexref_process("--help")
-    places = [shown.index(f"{name:9} {entry.short_help}") for name, entry in COMMANDS.items()]
+    shown = " ".join(flexref_process("--help").split())  # a long text goes on in the next line
+    places = [shown.index(f" {name} {entry.short_help}") for name, entry in COMMANDS.items()]
     assert places == sorted(places)
 
 

@@ -46,7 +46,8 @@ def run(values: dict[str, Any], **options: Any) -> Report:
 
 def test_the_suites_are_the_named_cases_and_each_says_what_it_shows() -> None:
     suites = read_suites()
-    assert set(suites) == {"tiny", *(f"case-{letter}" for letter in "abcde")}
+    cases = {f"case-{letter}" for letter in "abcde"}
+    assert set(suites) == {"tiny", "predictions", "predictions-numpy", *cases}
     assert all(suite.about for suite in suites.values())
 
 

@@ -20,7 +20,9 @@ from flexref.spec import ModelSpec
 from flexref.testing import strategies as own
 
 GIB = 1 << 30
-STORED = st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16"), ("int4", "float32")])
+STORED = st.sampled_from(
+    [("none", "float32"), ("none", "float16"), ("int4", "float16"), ("int4", "float32"), ("int8", "float16")]
+)
 HOME = Policy(weights=Shares(), cache=Shares(), activations=Shares())
 
 
@@ -175,3 +177,12 @@ def test_every_link_carries_what_the_placement_asks_for(model_file: Any) -> None
         assert stats.link_bytes[link]["activations"] == states
     home = run(path, rows, HOME.changed(rows_per_group=1, groups_per_block=2), Request(3, ignore_eos=True)).stats
     assert not any(home.link_bytes.values())
+
+
+def test_a_wide_table_that_is_partly_on_the_device_is_counted_whole(model_file: Any) -> None:
+    # Token rows come from the host, and ids go to the device for the tiles that are there: both at once.
+    path = model_file(ModelSpec("wide", 600, 400, 8, 64, 1, 2, 8), dtype="float16")
+    rows = [[5] * 300, [6] * 280]
+    half = HOME.changed(weights=Shares(0.5, 0, 0.5), rows_per_group=2)
+    found, expected = (run(path, rows, policy, Request(1)) for policy in (half, HOME.changed(rows_per_group=2)))
+    assert found.token_ids == expected.token_ids

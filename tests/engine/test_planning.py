@@ -1,9 +1,10 @@
 """Plans: what is returned fits and runs within its budgets, and says why it was chosen."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.engine import load
@@ -32,40 +33,49 @@ def machine_with(device: int, host: int, disk: int = 1 << 34, **rates: Any) -> M
     return machine.changed(port=type(port)("numpy", "float32", False, True, True, SCRATCH_BYTES, 0))
 
 
-@given(
-    spec=own.specs(),
-    scheme=st.sampled_from(["none", "int4"]),
-    device_kib=st.integers(200, 3000),
-    host_kib=st.integers(200, 6000),
-    prompts=st.lists(st.integers(1, 12), min_size=1, max_size=6),
-    new_tokens=st.integers(1, 5),
-    keep=st.fixed_dictionaries({}, optional={"cache_scheme": st.just("int4"), "overlap": st.just(False)}),
-)
-def test_a_policy_that_is_chosen_runs_within_its_budgets(
-    model_file: Any,
-    spec: ModelSpec,
-    scheme: str,
-    device_kib: int,
-    host_kib: int,
-    prompts: list[int],
-    new_tokens: int,
-    keep: dict[str, Any],
-) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A model, how it is stored, budgets, and a job."""
+
+    spec: ModelSpec
+    scheme: str
+    budgets: dict[str, float]
+    rows: list[list[int]]
+    new_tokens: int
+    keep: dict[str, Any]
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    spec = draw(own.specs())
+    prompts = draw(st.lists(st.integers(1, 12), min_size=1, max_size=6))
+    rows = [[(token + row) % spec.vocabulary for token in range(length)] for row, length in enumerate(prompts)]
+    budgets = {
+        "device_mem_gib": draw(st.integers(200, 3000)) / MIB,
+        "host_mem_gib": draw(st.integers(200, 6000)) / MIB,
+    }
+    keep = draw(st.fixed_dictionaries({}, optional={"cache_scheme": st.just("int4"), "overlap": st.just(False)}))
+    return Case(spec, draw(st.sampled_from(["none", "int4"])), budgets, rows, draw(st.integers(1, 5)), keep)
+
+
+@given(case=cases())
+def test_a_policy_that_is_chosen_runs_within_its_budgets(model_file: Any, case: Case) -> None:
     """For random machines and models; where nothing fits, the tier that is too small is named."""
-    path = model_file(spec, scheme, "float16")
-    budgets = {"device_mem_gib": device_kib / MIB, "host_mem_gib": host_kib / MIB}
-    with load(path, keep=keep, scratch_bytes=SCRATCH_BYTES, **budgets) as engine:
-        rows = [[(token + row) % spec.vocabulary for token in range(length)] for row, length in enumerate(prompts)]
+    path = model_file(case.spec, case.scheme, "float16")
+    with load(path, keep=case.keep, scratch_bytes=SCRATCH_BYTES, **case.budgets) as engine:
         try:
-            stats = engine.generate(rows, Request(new_tokens, ignore_eos=True)).stats
+            stats = engine.generate(case.rows, Request(case.new_tokens, ignore_eos=True)).stats
         except CapacityError as error:
-            assert error.tier in ("device", "host")
-            return
-    assert stats.peak_bytes["device"] <= device_kib << 10
-    assert stats.peak_bytes["host"] <= host_kib << 10
-    assert all(getattr(stats.policy, name) == value for name, value in keep.items())
+            refused: str | None = error.tier
+        else:
+            refused = None
+            for tier in ("device", "host"):
+                assert stats.peak_bytes[tier] <= case.budgets[f"{tier}_mem_gib"] * (1 << 30)
+            assert all(getattr(stats.policy, name) == value for name, value in case.keep.items())
+    assert refused in (None, "device", "host")
 
 
+@settings(max_examples=8)
 @given(
     device=st.integers(2, 400),
     host=st.integers(1, 400),
@@ -138,7 +148,7 @@ def test_a_bound_on_latency_is_kept_by_the_simulator_too() -> None:
 
 
 def test_a_bound_that_no_policy_keeps_says_what_is_possible() -> None:
-    with pytest.raises(PolicyError, match="latency"):
+    with pytest.raises(PolicyError, match=r"takes at least .* s, allowed are"):
         plan("125m", SMALL, Wanted(64, 8, max_latency_s=1e-6))
 
 
@@ -156,17 +166,12 @@ def test_what_has_no_place_for_its_tokens_is_refused() -> None:
         plan("no-such-model", SMALL, Wanted(8, 8))
 
 
-def test_disk_writes_stay_below_their_bound() -> None:
+def test_a_job_that_may_write_nothing_to_disk_writes_nothing() -> None:
     cramped = machine_with(100 * MIB, 60 * MIB)
-    wanted = Wanted(64, 8, rows=64, weights_schemes=("int4",), cache_schemes=("none",), attention_on=("device",))
-    free = plan("125m", cramped, wanted)
-    assert free.best.prediction is not None
-    written = free.best.prediction.disk_write_bytes
-    assert written > 0
-    most_gib = written / 2 / (1 << 30)
-    bound = plan("125m", cramped, Wanted(64, 8, 64, ("int4",), ("none",), ("device",), max_disk_writes_gib=most_gib))
-    assert bound.best.prediction is not None
-    assert bound.best.prediction.disk_write_bytes <= most_gib * (1 << 30)
+    found = plan("125m", cramped, Wanted(64, 8, 64, ("int4",), ("none",), ("device",), max_disk_writes_gib=0.0))
+    assert found.best.prediction is not None
+    assert found.best.prediction.disk_write_bytes == 0
+    assert found.best.prediction.rows == 64
 
 
 def test_the_points_of_a_pareto_front_rise() -> None:

@@ -23,7 +23,9 @@ from flexref.testing import strategies as own
 from flexref.testing.models import write_model
 
 SPEC = ModelSpec("tiny", 90, 40, 64, 64, 2, 2, 128)
-STORED = st.sampled_from([("none", "float16"), ("none", "float32"), ("int4", "float16"), ("int4", "float32")])
+STORED = st.sampled_from(
+    [("none", "float16"), ("none", "float32"), ("int4", "float16"), ("int4", "float32"), ("int8", "float16")]
+)
 ROWS = [[5, 6, 7, 8], [9], [10, 11]]
 
 

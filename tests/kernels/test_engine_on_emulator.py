@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from flexref.engine import load
 from flexref.engine.job import Request
+from flexref.engine.scoring import ScoredRow
 from flexref.policy import Policy
 from flexref.spec import ModelSpec
 from flexref.testing import strategies as own
@@ -67,3 +68,37 @@ def test_tokens_and_logits_are_those_of_a_run_with_everything_at_home(
     assert found.keys() == expected.keys()
     for key, logits in expected.items():
         np.testing.assert_array_equal(found[key], logits, err_msg=f"row and pass {key}")
+
+
+LONG = ModelSpec("long", 300, 400, 8, 8, 1, 1, 8)
+"""Tiles of the head, and rows whose tokens are more than there are logits of at a time."""
+
+
+@st.composite
+def scored(draw: st.DrawFn) -> tuple[ModelSpec, list[ScoredRow]]:
+    if draw(st.sampled_from((False, False, True))):
+        lengths = draw(st.lists(st.integers(100, 300), min_size=1, max_size=3))
+        return LONG, [ScoredRow(tuple((7 * token) % 300 for token in range(length))) for length in lengths]
+    spec = draw(own.specs(layers=2))
+    rows = draw(own.token_rows(spec.vocabulary, shortest=2))
+    return spec, [ScoredRow(tuple(row), draw(st.integers(1, len(row) - 1))) for row in rows]
+
+
+@given(scored(), STORED, own.policies(attention_on="device"))
+def test_scores_are_those_of_a_run_with_everything_at_home(
+    job: tuple[ModelSpec, list[ScoredRow]], stored: tuple[str, str], policy: Policy
+) -> None:
+    spec, rows = job
+    home = Policy(rows_per_group=policy.rows_per_group, overlap=False, cache_scheme=policy.cache_scheme)
+    home = home.changed(cache_group_size=policy.cache_group_size)
+    found = []
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.h5"
+        write_model(path, spec, scheme=stored[0], dtype=stored[1])
+        for place, late in ((home, False), (policy, True)):
+            device = EmulatedCuda(capability=(9, 0), multiprocessors=8, late=late)
+            with load(path, policy=place, backend=CupyBackend(cuda=device)) as engine:
+                found.append(engine.score(rows, keep_logits=True).rows)
+    for number, (expected, scores) in enumerate(zip(*found, strict=True)):
+        np.testing.assert_array_equal(scores.logits, expected.logits, err_msg=f"row {number}")
+        np.testing.assert_array_equal(scores.logprobs, expected.logprobs, err_msg=f"row {number}")

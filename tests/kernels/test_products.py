@@ -202,17 +202,21 @@ def test_more_tokens_than_a_launch_takes_are_multiplied_in_pieces(port: CupyBack
         assert launched(port, "linear_int4") == before
 
 
+@pytest.mark.parametrize(("layout", "kernels"), [("int4", "expand_"), ("int8", "expand_wide_")])
 @given(data=st.data())
-def test_weights_expand_to_the_same_bits_at_any_alignment(port: CupyBackend, data: st.DataObject) -> None:
+def test_weights_expand_to_the_same_bits_at_any_alignment(
+    port: CupyBackend, layout: str, kernels: str, data: st.DataObject
+) -> None:
     with Bench(port) as bench:
         rows, width, dtype = data.draw(outputs), data.draw(inputs), data.draw(st.sampled_from(DTYPES))
         values = numbers((rows, width), "float32", data.draw(st.sampled_from(("normal", "offset", "tiny"))), 0)
-        w, operand = bench.matrix(values, f"int4 {dtype}", data.draw(group_sizes))
+        w, operand = bench.matrix(values, f"{layout} {dtype}", data.draw(group_sizes))
+        names = f"{kernels}groups", f"{kernels}bytes"
         fast, slow = bench.results((rows, width), 8, 8), bench.results((rows, width), 3, 4)
-        before = launched(port, "expand_groups"), launched(port, "expand_bytes")
+        before = [launched(port, name) for name in names]
         port.expand(w, fast.array)
         port.expand(w, slow.array)
-        assert (launched(port, "expand_groups"), launched(port, "expand_bytes")) == (before[0] + 1, before[1] + 1)
+        assert [launched(port, name) for name in names] == [count + 1 for count in before]
         assert_same_bits(slow.read(), fast.read(), "weights expanded byte by byte")
         assert_within(fast.read(), operand.values, operand.error, "weights expanded group by group")
         fast.assert_untouched_around("expand, group by group")
@@ -221,6 +225,19 @@ def test_weights_expand_to_the_same_bits_at_any_alignment(port: CupyBackend, dat
         part = bench.results((rows, width))
         port._products.expand(w, part.array[first:], first, rows)
         assert_same_bits(part.read()[first:], fast.read()[first:], f"rows from {first} on expanded")
+
+
+@given(data=st.data())
+def test_codes_of_eight_bits_are_never_taken_for_two_of_four(port: CupyBackend, data: st.DataObject) -> None:
+    with Bench(port) as bench:
+        rows, width, count = data.draw(outputs), data.draw(inputs), data.draw(tokens)
+        weights = numbers((rows, width), "float32", "normal", data.draw(seeds))
+        w, operand = bench.matrix(weights, "int8 float16", data.draw(group_sizes))
+        values, out = numbers((count, width), "float16", "normal", 0), bench.results((count, rows))
+        before = launched(port, "linear_int4"), launched(port, "expand_wide_groups")
+        port.linear(bench.array(values), w, None, out=out.array)
+        assert (launched(port, "linear_int4"), launched(port, "expand_wide_groups")) == (before[0], before[1] + 1)
+        assert_within(out.read(), *laws.linear(values, operand, None, None, bench.arithmetic), "8-bit weights")
 
 
 @given(data=st.data())

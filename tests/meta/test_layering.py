@@ -57,7 +57,8 @@ RULES = {
     "engine": rule(f"{BELOW_ENGINE} data", COMPUTING),
     "testing": rule(f"{BELOW_ENGINE} data engine", f"{COMPUTING} hypothesis"),
     # Commands check ports with what `testing` ships; what is imported there loads no hypothesis until it is asked for.
-    "cli": rule(f"{BELOW_ENGINE} data engine testing", f"{COMPUTING} click rich"),
+    # Plots are drawn by matplotlib where it is installed: an option, not a dependency.
+    "cli": rule(f"{BELOW_ENGINE} data engine testing", f"{COMPUTING} click rich matplotlib"),
     "__main__": rule("cli"),
     "__init__": rule(f"{BELOW_ENGINE} engine"),
 }

@@ -1,5 +1,6 @@
 """Ports that are wrong on purpose in one operator on rows, each with one bug: the contract must reject each."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ def swapped(w: Matrix) -> Matrix:
     if not isinstance(w, QuantizedMatrix):
         return w
     codes: Any = w.codes
-    return QuantizedMatrix(codes >> 4 | codes << 4, w.scale, w.zero, w.width, w.group_size)
+    return replace(w, codes=codes >> 4 | codes << 4)
 
 
 class NibblesSwapped(NumpyBackend):
@@ -67,6 +68,21 @@ class NibblesSwapped(NumpyBackend):
 
     def expand(self, w: Matrix, out: Any) -> Any:
         return super().expand(swapped(w), out)
+
+
+def cut_to_nibbles(w: Matrix) -> Matrix:
+    """The matrix as a port reads it that knows codes of 4 bits alone."""
+    if isinstance(w, QuantizedMatrix) and w.bits == 8:
+        return replace(w, codes=w.codes & 15)  # type: ignore[operator]
+    return w
+
+
+class ReadsBytesAsNibbles(NumpyBackend):
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Any:
+        return super().linear(x, cut_to_nibbles(w), b, out=out, add=add)
+
+    def expand(self, w: Matrix, out: Any) -> Any:
+        return super().expand(cut_to_nibbles(w), out)
 
 
 class LinearIgnoresStrides(NumpyBackend):
@@ -209,6 +225,8 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (LinearIsTransposed, products.products_have_their_shapes),
     (NibblesSwapped, products.linear_is_the_product),
     (NibblesSwapped, products.expand_is_the_matrix),
+    (ReadsBytesAsNibbles, products.linear_is_the_product),
+    (ReadsBytesAsNibbles, products.expand_is_the_matrix),
     (LinearIgnoresStrides, products.linear_is_the_product),
     (LinearInHalfPrecision, products.linear_is_the_product),
     (LinearWritesWholeVectors, products.linear_is_the_product),

@@ -37,7 +37,15 @@ def test_calls_over_arrays_take_what_single_calls_take() -> None:
 
 
 def test_what_a_machine_does_not_know_is_named() -> None:
-    with pytest.raises(PolicyError, match="no products with int8"):
-        ArrayDurations(MACHINE).linear(7.0, 300, 200, "int8")
+    with pytest.raises(PolicyError, match="no products with int3"):
+        ArrayDurations(MACHINE).linear(7.0, 300, 200, "int3")
     with pytest.raises(PolicyError, match="no operator 'sing'"):
         ArrayDurations(MACHINE).operator("sing", 1.0)
+
+
+def test_eight_bit_weights_that_were_not_measured_are_expanded_and_multiplied() -> None:
+    one, many = Durations(MACHINE), ArrayDurations(MACHINE)
+    dense = one.linear(7, 300, 200, MACHINE.port.compute_dtype)
+    assert one.linear(7, 300, 200, "int8") == pytest.approx(one.expand(300 * 200, "int8") + dense)
+    assert many.linear(7.0, 300, 200, "int8") == pytest.approx(one.linear(7, 300, 200, "int8"))
+    assert many.linear(7.0, 300, 200, "int8") > dense

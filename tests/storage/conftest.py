@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from flexref.spec import ACTIVATIONS, ModelSpec, all_tensors
-from flexref.storage.convert import source_names
-from flexref.storage.quant import Array, Quantized, quantize
+from flexref.storage.checkpoint_rows import source_names
+from flexref.storage.quant import Array, Quantized
+from flexref.storage.schemes import quantize_as
 from flexref.storage.trailer import seal
 from flexref.storage.weightfile import WeightFile, read_tensor
 from flexref.storage.writer import WeightFileWriter
@@ -73,7 +74,7 @@ def assert_same(found: WeightFile, written: Written) -> None:
     for name, stored in found.tensors.items():
         values, tensor = written.tensors[name], read_tensor(stored)
         if isinstance(tensor, Quantized):
-            expected = quantize(values, found.group_size, found.dtype, name)
+            expected = quantize_as(found.scheme, values, found.group_size, found.dtype, name)
             np.testing.assert_array_equal(tensor.codes, expected.codes)
             np.testing.assert_array_equal(tensor.scale, expected.scale)
             np.testing.assert_array_equal(tensor.zero, expected.zero)

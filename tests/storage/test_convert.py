@@ -11,11 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.errors import CheckpointError, QuantizationError
+from flexref.errors import CheckpointError, QuantizationError, WeightFileError
 from flexref.spec import ModelSpec
-from flexref.storage import convert as convert_module
+from flexref.storage import checkpoint_rows
 from flexref.storage import writer as writer_module
-from flexref.storage.convert import convert, source_names
+from flexref.storage.checkpoint_rows import source_names
+from flexref.storage.convert import convert
 from flexref.storage.quant import Quantized, quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor
 
@@ -102,6 +103,36 @@ def test_a_folder_saved_by_transformers_converts(tmp_path: Path, variant: dict) 
     assert found.spec.tied_head == config.tie_word_embeddings
     assert found.spec.parameters == sum(value.numel() for value in model.parameters())
     assert_tensors(found, state, lambda values: values)
+
+
+@given(data=st.data())
+def test_a_weight_file_converts_as_its_folder_does(kit, data) -> None:
+    spec = data.draw(kit.model_specs())
+    folder = kit.write_folder(spec, kit.styled(kit.checkpoint_tensors(spec)), kit.folder())
+    scheme, group_size = data.draw(st.sampled_from(["none", "int4", "int4-mse", "int8"])), data.draw(st.integers(1, 70))
+    convert(folder, folder / "dense.h5", "none", dtype="float32")
+    done = convert(folder / "dense.h5", folder / "again.h5", scheme, group_size)
+    convert(folder, folder / "direct.h5", scheme, group_size)
+    assert done.ignored == ()
+    assert (folder / "again.h5").read_bytes() == (folder / "direct.h5").read_bytes()
+
+
+def test_a_weight_file_in_groups_is_not_converted_again(kit, tied_spec: ModelSpec) -> None:
+    path = kit.write_file(kit.folder() / "model.h5", tied_spec, "int8").path
+    with pytest.raises(WeightFileError, match="holds int8 weights: only a file of scheme none"):
+        convert(path, path.parent / "again.h5")
+    assert not (path.parent / "again.h5").exists()
+
+
+def test_a_damaged_weight_file_is_not_converted(kit, tied_spec: ModelSpec) -> None:
+    path = kit.write_file(kit.folder() / "model.h5", tied_spec, "none").path
+    part = open_weight_file(path).tensors["layers/000/ffn_up/weight"].parts[0]
+    with path.open("r+b") as file:
+        file.seek(part.extent.offset + 9)
+        file.write(b"\x55")
+    with pytest.raises(WeightFileError, match="ffn_up/weight is damaged"):
+        convert(path, path.parent / "again.h5")
+    assert not (path.parent / "again.h5").exists()
 
 
 HEAD, TOKENS = "lm_head.weight", "model.decoder.embed_tokens.weight"
@@ -230,9 +261,9 @@ def test_weights_that_are_integers_are_refused(kit, tied_spec: ModelSpec, form: 
 
 def test_a_shard_that_shrinks_while_it_is_read_is_told(kit, tied_spec: ModelSpec, monkeypatch) -> None:
     folder = kit.write_folder(tied_spec, kit.styled(kit.checkpoint_tensors(tied_spec)), kit.folder())
-    checkpoint = convert_module.open_checkpoint(folder)
+    checkpoint = checkpoint_rows.open_checkpoint(folder)
     (folder / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
-    monkeypatch.setattr(convert_module, "open_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(checkpoint_rows, "open_checkpoint", lambda _: checkpoint)
     with pytest.raises(CheckpointError, match=r"model\.safetensors is truncated inside tensor"):
         convert(folder, folder / "model.h5")
     assert not [path for path in folder.iterdir() if ".h5" in path.name]

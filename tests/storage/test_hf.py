@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flexref.errors import CheckpointError, FlexrefError, StorageError
+from flexref.errors import CheckpointError, FlexrefError, StorageError, WeightFileError
 from flexref.spec import ModelSpec
 from flexref.storage.convert import convert
 
@@ -124,5 +124,5 @@ def test_a_bad_folder_is_one_clear_line(kit, tied_spec: ModelSpec, what: str) ->
 @pytest.mark.parametrize("name", ["missing", "file"])
 def test_a_folder_that_is_none_is_one_clear_line(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(StorageError, match=r"no such directory: |is not a directory"):
+    with pytest.raises((StorageError, WeightFileError), match=r"no such directory: |is not a flexref weight file"):
         convert(tmp_path / name, tmp_path / "model.h5")

@@ -4,8 +4,10 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import h5py
 import numpy as np
@@ -16,20 +18,24 @@ from hypothesis import strategies as st
 from flexref.errors import CheckpointError, FlexrefError, QuantizationError, StorageError
 from flexref.spec import ModelSpec, all_tensors
 from flexref.storage import writer as writer_module
+from flexref.storage.quant import quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor, verify
 from flexref.storage.writer import WeightFileWriter
+
+SCHEMES = ("none", "int4", "int4-mse", "int8")
+"""The schemes whose codes follow from the values alone."""
 
 
 @given(data=st.data())
 def test_what_was_written_is_read_back_bit_for_bit(kit, data) -> None:
     spec = data.draw(kit.model_specs())
-    scheme, dtype = data.draw(st.sampled_from(["none", "int4"])), data.draw(st.sampled_from(["float16", "float32"]))
+    scheme, dtype = data.draw(st.sampled_from(SCHEMES)), data.draw(st.sampled_from(["float16", "float32"]))
     group_size, tokenizer = data.draw(st.integers(1, 70)), data.draw(st.binary(max_size=300))
     written = kit.write_file(kit.folder() / "model.h5", spec, scheme, group_size, dtype, tokenizer)
     found = open_weight_file(written.path)
     assert found.spec == spec
     assert (found.scheme, found.dtype) == (scheme, dtype)
-    assert found.group_size == (group_size if scheme == "int4" else None)
+    assert found.group_size == (None if scheme == "none" else group_size)
     assert found.tokenizer_json == (tokenizer or None)
     assert list(found.tensors) == [
         tensor.name for _, tensors in all_tensors(spec, found.tile_rows) for tensor in tensors
@@ -41,7 +47,7 @@ def test_what_was_written_is_read_back_bit_for_bit(kit, data) -> None:
 @given(data=st.data())
 def test_every_dataset_is_aligned_and_a_stage_is_one_run_of_bytes(kit, data) -> None:
     spec = data.draw(kit.model_specs())
-    scheme = data.draw(st.sampled_from(["none", "int4"]))
+    scheme = data.draw(st.sampled_from(SCHEMES))
     path = kit.write_file(kit.folder() / "model.h5", spec, scheme).path
     tile_rows = open_weight_file(path).tile_rows
     with h5py.File(path, "r") as file:
@@ -265,3 +271,36 @@ def test_a_killed_writer_leaves_no_file_of_that_name_and_none_that_looks_whole(t
     assert left.name.endswith(".partial")
     with pytest.raises(FlexrefError):
         open_weight_file(left)
+
+
+def write_groups(path: Path, spec: ModelSpec, scheme: str, groups: Callable[[Any], Any]) -> None:
+    """A file whose matrices are written as what `groups` makes of them."""
+    with WeightFileWriter(path, spec, scheme, 8, "float16") as writer:
+        for tensor in writer.tensors:
+            values = np.ones(tensor.shape, np.float32)
+            writer.write(tensor.name, groups(values) if tensor.quantizable else values)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "group_size", "bits", "scale_dtype"),
+    [("int4", 16, 4, "float16"), ("int4", 8, 8, "float16"), ("int4", 8, 4, "float32"), ("none", 8, 4, "float16")],
+)
+def test_groups_of_another_layout_are_a_bug_of_the_caller(
+    tmp_path: Path, tied_spec: ModelSpec, scheme: str, group_size: int, bits: int, scale_dtype: str
+) -> None:
+    with pytest.raises(ValueError, match=r"do not fit the file|holds it dense"):
+        write_groups(
+            tmp_path / "model.h5",
+            tied_spec,
+            scheme,
+            lambda values: quantize(values, group_size, scale_dtype, "w", bits),
+        )
+
+
+def test_a_calibrated_files_codes_must_be_given(tmp_path: Path, tied_spec: ModelSpec) -> None:
+    with pytest.raises(ValueError, match="do not follow from the values alone"):
+        write_groups(tmp_path / "model.h5", tied_spec, "int4-calibrated", lambda values: values)
+    write_groups(
+        tmp_path / "model.h5", tied_spec, "int4-calibrated", lambda values: quantize(values, 8, np.float16, "w")
+    )
+    assert verify(tmp_path / "model.h5") == []

@@ -49,7 +49,8 @@ def test_a_right_port_is_within_bounds_on_any_model_in_any_place(
 ) -> None:
     path = tmp_path_factory.mktemp("models") / "model.h5"
     spec = data.draw(own.specs(layers=2))
-    stored = data.draw(st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16")]))
+    kinds = [("none", "float32"), ("none", "float16"), ("int4", "float16"), ("int8", "float16")]
+    stored = data.draw(st.sampled_from(kinds))
     write_model(path, spec, scheme=stored[0], dtype=stored[1], seed=data.draw(st.integers(0, 9)))
     rows = data.draw(own.token_rows(spec.vocabulary, rows=4, longest=6))
     report = checked(path, port, data.draw(own.policies()), rows, 3)

@@ -143,9 +143,9 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
-// The 4-bit codes in the low nibbles of four bytes as halves: those of bytes 0 and 1, and of bytes 2 and 3. A half
-// from 1024 to 2047 has its integer in the last ten bits: 0x6400 | code is 1024 + code.
-__device__ __forceinline__ void codes_to_pairs(unsigned nibbles, pair& first, pair& second) {
-    first = subtract(permute_bytes(nibbles, 0x64646464u, 0x4140u), 0x64006400u);
-    second = subtract(permute_bytes(nibbles, 0x64646464u, 0x4342u), 0x64006400u);
+// Four bytes, codes of 8 bits or of 4 in their low nibbles, as halves: those of bytes 0 and 1, and of bytes 2 and 3. A
+// half from 1024 to 2047 has its integer in the last ten bits: 0x6400 | code is 1024 + code.
+__device__ __forceinline__ void codes_to_pairs(unsigned codes, pair& first, pair& second) {
+    first = subtract(permute_bytes(codes, 0x64646464u, 0x4140u), 0x64006400u);
+    second = subtract(permute_bytes(codes, 0x64646464u, 0x4342u), 0x64006400u);
 }

@@ -1,9 +1,10 @@
 // Weights (O, I) as halves, in `out` of their shape.
 //
-// Law: a weight of a 4-bit group is code * scale + zero, with scales and zeros of type STORED: halves in one fused
-// operation that rounds once, floats in a fused float32 operation whose result is rounded. Dense weights of type
-// STORED are rounded once. linear_int4.cu multiplies the same halves.
-// Packing: planar; byte b of a group of n weights holds weight b and, in its high nibble, weight b + (n + 1) / 2.
+// Law: a weight of a group is code * scale + zero, with scales and zeros of type STORED: halves in one fused operation
+// that rounds once, floats in a fused float32 operation whose result is rounded. Dense weights of type STORED are
+// rounded once. linear_int4.cu multiplies the same halves.
+// Packing of 4-bit codes: planar; byte b of a group of n weights holds weight b and, in its high nibble, weight
+// b + (n + 1) / 2. Codes of 8 bits are bytes.
 
 constexpr unsigned LOW_NIBBLES = 0x0f0f0f0fu;
 
@@ -16,7 +17,7 @@ __device__ __forceinline__ pair weights_of(pair codes, float scale, float zero) 
     return to_pair(fmaf(to_float(first_of(codes)), scale, zero), fmaf(to_float(second_of(codes)), scale, zero));
 }
 
-// What a thread of `expand_groups` reads, and one of the two runs of eight weights that it writes.
+// What a thread reads at a time of aligned codes, and a run of eight weights: it writes two of them for codes of 4 bits.
 struct alignas(8) Codes {
     unsigned words[2];
 };
@@ -89,6 +90,58 @@ extern "C" __global__ void expand_bytes(const unsigned char* codes, integer code
         half* const target = out + row * out_pitch + static_cast<integer>(group) * size;
         target[within] = first_of(numbers);
         if (high < values) target[high] = second_of(numbers);
+    }
+}
+
+// Codes of 8 bits in rows of whole groups of 8 << group_shift weights, codes aligned to 8 bytes and `out` to 16. A unit
+// is 8 codes; `units` are those of a row.
+// Launch: (rows * units / (THREADS * UNITS), 1, 1) blocks of THREADS.
+extern "C" __global__ void expand_wide_groups(const unsigned char* codes, integer codes_pitch, const STORED* scale,
+                                              integer scale_pitch, const STORED* zero, integer zero_pitch, half* out,
+                                              integer out_pitch, integer rows, integer units, integer group_shift) {
+    const unsigned all = static_cast<unsigned>(rows * units);
+    const unsigned start = blockIdx.x * (THREADS * UNITS) + threadIdx.x;
+    Codes read[UNITS];
+    STORED scales[UNITS], zeros[UNITS];
+    half* targets[UNITS];
+#pragma unroll
+    for (int part = 0; part < UNITS; ++part) {
+        const unsigned unit = start + part * THREADS;
+        if (unit >= all) continue;
+        const unsigned row = unit / static_cast<unsigned>(units), place = unit - row * static_cast<unsigned>(units);
+        const unsigned group = place >> group_shift;
+        read[part] = *reinterpret_cast<const Codes*>(codes + row * codes_pitch + 8 * place);
+        scales[part] = scale[row * scale_pitch + group];
+        zeros[part] = zero[row * zero_pitch + group];
+        targets[part] = out + row * out_pitch + 8 * place;
+    }
+#pragma unroll
+    for (int part = 0; part < UNITS; ++part) {
+        if (start + part * THREADS >= all) continue;
+        Run run;
+#pragma unroll
+        for (int word = 0; word < 2; ++word) {
+            pair first, second;
+            codes_to_pairs(read[part].words[word], first, second);
+            run.pairs[2 * word] = weights_of(first, scales[part], zeros[part]);
+            run.pairs[2 * word + 1] = weights_of(second, scales[part], zeros[part]);
+        }
+        *reinterpret_cast<Run*>(targets[part]) = run;
+    }
+}
+
+// Codes of 8 bits in any groups, at any alignment: a block takes a row, a thread its weights one by one.
+// Launch: (rows, 1, 1) blocks of any size.
+extern "C" __global__ void expand_wide_bytes(const unsigned char* codes, integer codes_pitch, const STORED* scale,
+                                             integer scale_pitch, const STORED* zero, integer zero_pitch, half* out,
+                                             integer out_pitch, integer width, integer group_size) {
+    const integer row = blockIdx.x;
+    for (int column = threadIdx.x; column < width; column += blockDim.x) {
+        const int group = column / static_cast<int>(group_size);
+        pair numbers, none;
+        codes_to_pairs(codes[row * codes_pitch + column], numbers, none);
+        numbers = weights_of(numbers, scale[row * scale_pitch + group], zero[row * zero_pitch + group]);
+        out[row * out_pitch + column] = first_of(numbers);
     }
 }
 

@@ -9,8 +9,8 @@ from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, asse
 from flexref.testing.strategies import arrays, numbers, seeds
 from flexref.testing.tolerances import assert_within
 
-FORMS = ("float32", "float16", "int4 float16", "int4 float32")
-"""How a file may hold a matrix: dense, or in 4-bit groups whose scales have the file's type."""
+FORMS = ("float32", "float16", "int4 float16", "int4 float32", "int8 float16", "int8 float32")
+"""How a file may hold a matrix: dense, or in groups of 4-bit or 8-bit codes whose scales have the file's type."""
 
 TABLE_DTYPES = ("float32", "float16")
 
@@ -134,7 +134,7 @@ class _Product:
 
 
 def linear_is_the_product(backend: Backend, data: st.DataObject) -> None:
-    """x w^T + b within the bound of an inner product, dense and 4-bit weights, `x` and `out` slices of wider arrays."""
+    """x w^T + b within the bound of an inner product, weights in every form, `x` and `out` slices of wider arrays."""
     with Bench(backend) as bench:
         if data.draw(st.booleans()):
             bench.workspace()
@@ -160,7 +160,11 @@ def linear_adds_to_its_result(backend: Backend, data: st.DataObject) -> None:
 
 
 def expand_is_the_matrix(backend: Backend, data: st.DataObject) -> None:
-    """`expand` gives every weight in the compute type: exactly where that is wide enough, else within its roundings."""
+    """`expand` gives every weight in the compute type: exactly where that is wide enough, else within its roundings.
+
+    A group's weight is code * scale + zero, however the file's scheme found these: how near that is to the weight of
+    the checkpoint is the storage's law, not a port's.
+    """
     with Bench(backend) as bench:
         product = _Product(bench, data)
         out = bench.results(product.weights.shape)

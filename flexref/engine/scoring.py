@@ -1,0 +1,202 @@
+"""Scoring on an engine: rows of tokens in, log-probabilities of the tokens that are asked for out; one pass a block."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import Backend
+from flexref.engine import account, executor
+from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
+from flexref.engine.plan import BlockPlan, Lengths, blocks_of, slots_of
+from flexref.engine.results import Stats
+from flexref.engine.rows import Group, Row
+from flexref.engine.score_block import OnTile, ScoreBlock
+from flexref.engine.simulate import RowLengths
+from flexref.engine.watch import OnHidden, Watch
+from flexref.errors import PolicyError, PromptError
+from flexref.schedule.zigzag import Shape
+from flexref.spec import is_integer
+from flexref.tiers.weights import WeightStore
+from flexref.tiers.weights_plan import WeightsPlan
+
+if TYPE_CHECKING:
+    from flexref.engine.engine import Engine
+
+GENERATION_KEYS = ("generated_tokens", "decode_s", "tokens_per_s")
+"""What the account of a job says of tokens that were generated, of which there are none here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRow:
+    """Token ids, of which those from number `first` on are scored, each behind all that stand before it.
+
+    Scored are the last ones because those behind a scored token matter to nobody, and those before it are its context.
+    """
+
+    token_ids: tuple[int, ...]
+    first: int = 1
+
+    @property
+    def scored(self) -> int:
+        """How many tokens are scored."""
+        return len(self.token_ids) - self.first
+
+
+@dataclass(frozen=True, slots=True)
+class RowScores:
+    """Of a row's S scored tokens: natural logarithms of probabilities, and what was more probable.
+
+    logprobs (S,): of the tokens themselves. top_ids, top_logprobs (S, top): of the most probable ones, falling.
+    normalizer (S,): log sum exp of all logits. logits (S, V) as the port computed them, if they were to be kept.
+    """
+
+    logprobs: Numbers
+    top_ids: Ids
+    top_logprobs: Numbers
+    normalizer: Numbers
+    greedy: npt.NDArray[np.bool_]
+    """(S,): whether a token is the most probable one."""
+    logits: npt.NDArray[np.float32] | None = None
+
+    def distribution(self) -> Numbers:
+        """The logarithm of the whole distribution of every scored token, (S, V), if logits were kept."""
+        if self.logits is None:
+            raise ValueError("the logits were not kept")
+        return self.logits - self.normalizer[:, None]
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Scores in the order of the rows, and the job's account; all of its seconds count as prefill."""
+
+    rows: list[RowScores]
+    stats: Stats
+    scored_tokens: int
+
+    def stats_to_json(self) -> dict[str, Any]:
+        """The account by names, fit for `json.dumps`."""
+        figures = {key: value for key, value in asdict(self.stats).items() if key not in GENERATION_KEYS}
+        rate = self.stats.prompt_tokens / self.stats.prefill_s if self.stats.prefill_s else 0.0
+        return {**figures, "scored_tokens": self.scored_tokens, "prompt_tokens_per_s": rate}
+
+
+@dataclass(frozen=True, slots=True)
+class Listener:
+    """Who wants to hear of a scoring job while it runs.
+
+    on_tile is lent every tile of logits as it comes, on_hidden given every group's hidden states (`engine.watch`),
+    on_rows told how many more rows have been scored.
+    """
+
+    on_tile: OnTile | None = None
+    on_hidden: OnHidden | None = None
+    on_rows: Callable[[int], None] | None = None
+
+
+def check_computes(backend: Backend) -> None:
+    """`PolicyError` for a port that only counts."""
+    if not backend.caps.computes:
+        raise PolicyError(f"backend {backend.name} computes nothing that could be scored")
+
+
+class ScoringJob:
+    """One call of `Engine.score`."""
+
+    def __init__(
+        self, engine: "Engine", rows: Sequence[ScoredRow], top: int, keep_logits: bool, listener: Listener
+    ) -> None:
+        check_computes(engine.backend)
+        if not rows:
+            raise PromptError("there is no row to score")
+        for number, row in enumerate(rows, start=1):
+            _check(row, number, engine.file.spec.vocabulary, engine.file.spec.positions)
+        self.engine, self.listener = engine, listener
+        self.counts = np.array([row.scored for row in rows], np.int64)
+        self.starts = np.cumsum(self.counts) - self.counts
+        targets = np.concatenate([np.array(row.token_ids[row.first :], np.int64) for row in rows])
+        self.next_tokens = NextTokens(targets, min(top, engine.file.spec.vocabulary))
+        shape = (len(targets), engine.file.spec.vocabulary)
+        self.logits = np.empty(shape, np.float32) if keep_logits else None
+        # The last token is predicted and never fed.
+        self.rows = [Row(number, row.token_ids[:-1], 1, scored=row.scored) for number, row in enumerate(rows)]
+        self.policy = engine.policy_for([RowLengths(len(row.prompt), row.limit, row.scored) for row in self.rows])
+        engine.check_policy(self.policy)
+        self.stats = Stats(engine.backend.name, self.policy, rows=len(rows))
+
+    def run(self) -> Scores:
+        """Score every block in order."""
+        engine, stats = self.engine, self.stats
+        blocks = blocks_of(self.rows, self.policy)
+        weights_plan = WeightsPlan.of(engine.file, self.policy.weights, slots_of(self.policy))
+        # Every block is checked before the first is scored, and before weights are read.
+        plans = [engine.plan_for(self.policy, weights_plan, [_lengths(row) for row in block]) for block in blocks]
+        weights = engine.weights_for(self.policy)
+        engine.take_traffic()
+        for rows, plan in zip(blocks, plans, strict=True):
+            self._block(rows, plan, weights)
+            if self.listener.on_rows is not None:
+                self.listener.on_rows(len(rows))
+        account.fill(stats, engine, engine.take_traffic().flows, plans, weights.plan)
+        stats.prefill_link_bytes = stats.link_bytes
+        stats.load_s = engine.load_s
+        return Scores(self._results(), stats, len(self.next_tokens.targets))
+
+    def _block(self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore) -> None:
+        engine, stats, step = self.engine, self.stats, self.policy.rows_per_group
+        groups = [Group(rows[first : first + step]) for first in range(0, len(rows), step)]
+        shape = Shape(1, len(weights.plan.stages), len(groups), weights.plan.slots, plan.moving(weights.plan))
+        firsts = tuple(int(self.starts[group.rows[0].number]) for group in groups)
+        watch = Watch(on_hidden=self.listener.on_hidden)
+        block = ScoreBlock(plan, weights, engine.mover, groups, shape, firsts, self._take, watch=watch)
+        try:
+            block.allocate(engine.arenas)
+            start = time.perf_counter()
+            for _ in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):
+                pass
+            stats.prefill_s += time.perf_counter() - start
+            stats.blocks += 1
+            stats.prompt_tokens += sum(len(row.prompt) for row in rows)
+        finally:
+            block.release()
+
+    def _take(self, first: int, first_id: int, logits: npt.NDArray[np.float32]) -> None:
+        """Logits have come."""
+        self.next_tokens.push(first, first_id, logits)
+        if self.logits is not None:
+            self.logits[first : first + len(logits), first_id : first_id + logits.shape[1]] = logits
+        if self.listener.on_tile is not None:
+            self.listener.on_tile(first, first_id, logits)
+
+    def _results(self) -> list[RowScores]:
+        found = self.next_tokens
+        top_ids = found.top_ids
+        greedy = top_ids[:, 0] == found.targets
+        columns: list[Any] = [found.logprobs, top_ids, found.top_logprobs, found.normalizer, greedy]
+        if self.logits is not None:
+            columns.append(self.logits)
+        return [RowScores(*parts) for parts in zip(*(spread(column, self.counts) for column in columns), strict=True)]
+
+
+def _lengths(row: Row) -> Lengths:
+    return Lengths(len(row.prompt), row.capacity_tokens, row.scored)
+
+
+def _check(row: ScoredRow, number: int, vocabulary: int, positions: int) -> None:
+    """`PromptError` unless the row has a context, something to score, and fits the model."""
+    place, length = f"row {number}", len(row.token_ids)
+    if not 1 <= row.first < length:
+        raise PromptError(
+            f"{place}: of {length} tokens those from number {row.first} on cannot be scored: needed at "
+            f"least one, behind at least one"
+        )
+    for token in row.token_ids:
+        if not is_integer(token) or not 0 <= token < vocabulary:
+            raise PromptError(f"{place}: token {token!r} is no id below {vocabulary}")
+    if length - 1 > positions:
+        raise PromptError(
+            f"{place}: {length} tokens are too many: the model has {positions} positions, and the last token needs none"
+        )

@@ -1,0 +1,124 @@
+"""Converting with a sample of text: better logits than least squares, every variant, bounded samples, plain errors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Document
+from tokenizers import models, pre_tokenizers, processors
+
+from flexref import load
+from flexref.engine import calibrate
+from flexref.engine.calibrate import convert_calibrated, sample
+from flexref.engine.job import Request
+from flexref.errors import PromptError
+from flexref.spec import ModelSpec
+from flexref.storage.convert import convert
+from flexref.storage.quant import Quantized
+from flexref.storage.weightfile import open_weight_file, read_tensor, verify
+from flexref.testing.models import write_model
+from flexref.testing.strategies import specs
+from flexref.text.tokenizer import Tokenizer
+
+SPEC = ModelSpec("tiny", 90, 24, 32, 32, 2, 2, 96)
+
+
+def tokenizer_json(words: int = 80) -> bytes:
+    """Words `w0`, `w1` ... are tokens 1, 2 ...; a text begins with token 0."""
+    document = Document(models.WordLevel({"</s>": 0} | {f"w{n}": n + 1 for n in range(words)}, unk_token="</s>"))
+    document.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    document.post_processor = processors.TemplateProcessing(single="</s> $A", special_tokens=[("</s>", 0)])
+    return document.to_str().encode()
+
+
+def text_of(tokens: int, words: int = 80, seed: int = 0) -> str:
+    """Words, each of which makes its neighbour likely."""
+    draw = np.random.default_rng(seed)
+    steps = np.where(draw.random(tokens) < 0.7, 1, draw.integers(0, words, tokens))
+    return " ".join(f"w{number}" for number in np.cumsum(steps) % words)
+
+
+def model(folder: Path, spec: ModelSpec = SPEC, seed: int = 0) -> Path:
+    write_model(folder / "dense.h5", spec, "none", "float32", seed)
+    return folder / "dense.h5"
+
+
+@given(
+    spec=specs(layers=2, positions=20),
+    group_size=st.sampled_from([4, 32, 64]),
+    dtype=st.sampled_from(["float16", "float32"]),
+)
+def test_every_variant_is_calibrated_to_a_sound_file(
+    tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, group_size: int, dtype: str
+) -> None:
+    folder = tmp_path_factory.mktemp("calibrated")
+    tokenizer, text = tokenizer_json(spec.vocabulary - 1), text_of(60, spec.vocabulary - 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "LEAST_TOKENS", 10)
+        done = convert_calibrated(model(folder, spec), folder / "c.h5", text, group_size, dtype, tokenizer)
+    found = open_weight_file(folder / "c.h5")
+    assert verify(found.path) == []
+    assert (found.scheme, found.layout, found.group_size, found.spec) == ("int4-calibrated", "int4", group_size, spec)
+    assert done.file_bytes == Path(found.path).stat().st_size
+    dense = open_weight_file(folder / "dense.h5")
+    for name, stored in found.tensors.items():
+        if name.startswith("layers/") and not name.endswith(("norm/weight", "norm/bias")):
+            assert isinstance(read_tensor(stored), Quantized) == name.endswith("/weight")
+        elif name in dense.tensors and dense.tensors[name].shape == stored.shape:
+            expected = read_tensor(dense.tensors[name]).astype(dtype)
+            np.testing.assert_array_equal(read_tensor(stored), expected)
+
+
+def logits_of(path: Path, prompts: list[list[int]]) -> np.ndarray:
+    """The first logits (B, V) behind every prompt."""
+    found: dict[int, np.ndarray] = {}
+
+    def keep(rows, turn, values) -> None:
+        found.update(zip(rows.tolist(), values.copy(), strict=True))
+
+    with load(str(path), backend="numpy") as engine:
+        engine.generate(prompts, Request(1, ignore_eos=True), on_logits=keep)
+    return np.stack([found[row] for row in range(len(prompts))])
+
+
+def test_logits_behind_other_texts_are_closer_than_by_least_squares(tmp_path: Path) -> None:
+    dense, tokenizer = model(tmp_path), tokenizer_json()
+    convert_calibrated(dense, tmp_path / "c.h5", text_of(6000), 32, "float16", tokenizer)
+    convert(dense, tmp_path / "m.h5", "int4-mse", 32, "float16", tokenizer)
+    ids = Tokenizer.from_json(tokenizer).encode(text_of(1500, seed=1))[1:]
+    prompts = [[0, *ids[first : first + 15]] for first in range(0, 1500, 15)]
+    exact, found, plain = (logits_of(tmp_path / name, prompts) for name in ("dense.h5", "c.h5", "m.h5"))
+    errors = [float(np.square(part - exact).mean()) for part in (found, plain)]
+    assert errors[0] < 0.9 * errors[1]
+
+
+def test_a_bias_takes_up_what_errors_do_to_the_mean(tmp_path: Path) -> None:
+    dense = model(tmp_path)
+    convert_calibrated(dense, tmp_path / "c.h5", text_of(5000), 32, "float32", tokenizer_json())
+    before, after = open_weight_file(dense).tensors, open_weight_file(tmp_path / "c.h5").tensors
+    name = "layers/000/ffn_down/bias"
+    assert not np.array_equal(read_tensor(before[name]), read_tensor(after[name]))
+    norm = "layers/000/ffn_norm/bias"
+    np.testing.assert_array_equal(read_tensor(before[norm]), read_tensor(after[norm]))
+
+
+@given(tokens=st.integers(5, 400), positions=st.integers(2, 50), most=st.integers(1, 300))
+def test_a_sample_is_runs_of_the_text_begun_as_texts_are(tokens: int, positions: int, most: int) -> None:
+    tokenizer, text = Tokenizer.from_json(tokenizer_json()), text_of(tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(calibrate, "LEAST_TOKENS", 5)
+        patch.setattr(calibrate, "MOST_TOKENS", most)
+        runs = sample(tokenizer, text, positions)
+    ids = tokenizer.encode(text)[1:]
+    cut = [[0, *ids[first : first + positions - 1]] for first in range(0, tokens, positions - 1)]
+    assert all(run in cut for run in runs)
+    assert len(runs) == min(len(cut), max(1, most // (positions - 1)))
+    assert runs[0] == cut[0]
+
+
+def test_a_text_that_says_too_little_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="has 4000 tokens, needed at least 4096"):
+        convert_calibrated(model(tmp_path), tmp_path / "c.h5", text_of(4000), 32, "float16", tokenizer_json())
+    assert not (tmp_path / "c.h5").exists()
