@@ -70,6 +70,8 @@ class Engine:
         Raises `PolicyError` if the policy was made for another scheme than the file's.
         """
         self.file, self.backend, self.policy = file, backend, policy
+        if policy is not None:
+            self.check_policy(policy)  # before anything is open
         self.keep = dict(keep or {})
         self.budgets = budgets or backend_budgets(backend, None, None)
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
@@ -85,8 +87,6 @@ class Engine:
         self._load_s = 0.0
         for tier, holder, nbytes in engine_needs(backend.caps):
             self.arenas[tier].count(holder, nbytes)
-        if policy is not None:
-            self.check_policy(policy)
 
     def __enter__(self) -> "Engine":
         return self

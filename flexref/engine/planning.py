@@ -1,6 +1,6 @@
 """Plans: for a model, a machine and a wish the best policy, what it will take, and what binds it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -79,16 +79,19 @@ def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = 
     """
     machine = wanted.machine(machine)
     proposals = [propose(question) for question in questions(model, machine, wanted)]
-    likely = max((proposal.estimate_tokens_per_s for proposal in proposals), default=0.0)
-    candidates = []
-    for proposal in proposals:
-        rival = proposal.estimate_tokens_per_s >= RIVAL_SHARE * likely
-        candidates.append(proposal.simulated() if rival else proposal.estimated())
-    best_place = max(range(len(candidates)), key=lambda place: _rank(candidates[place]))
+    candidates = [proposal.estimated() for proposal in proposals]
+    likely = max(map(_tokens_per_s, candidates), default=0.0)
+    for place, proposal in enumerate(proposals):
+        if _tokens_per_s(candidates[place]) >= RIVAL_SHARE * likely > 0:
+            candidates[place] = proposal.simulated()
+    best_place = _best(candidates)
+    while (told := candidates[best_place].prediction) is not None and not told.simulated:
+        candidates[best_place] = proposals[best_place].simulated()  # whose rivals turned out to be worse than it
+        best_place = _best(candidates)
     best, question = candidates[best_place], proposals[best_place].question
     if best.policy is None or best.solution is None:
-        failures = (proposal.failure for proposal in proposals)
-        raise next((failure for failure in failures if failure is not None), PolicyError(NO_ROUNDING))
+        failures = [proposal.failure for proposal in proposals if proposal.failure is not None]
+        raise min(failures, key=_missing_bytes, default=PolicyError(NO_ROUNDING))
     if trace is not None:
         question.predict(best.policy, trace)
     return Plan(
@@ -97,7 +100,7 @@ def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = 
         wanted=wanted,
         best=best,
         candidates=tuple(candidates),
-        binding=best.solution.binding,
+        binding=_binding(best, machine),
         one_more=tuple(_one_more(question, best.solution)),
         searched={
             "solved": sum(proposal.solved for proposal in proposals),
@@ -106,10 +109,27 @@ def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = 
     )
 
 
-def _rank(candidate: Candidate) -> tuple[bool, float]:
-    """What is simulated comes before what is estimated, and what fits before what does not."""
-    prediction = candidate.prediction
-    return (False, 0.0) if prediction is None else (prediction.simulated, prediction.tokens_per_s)
+def _tokens_per_s(candidate: Candidate) -> float:
+    """What is predicted of it, by whichever means; 0 where nothing fits."""
+    return 0.0 if candidate.prediction is None else candidate.prediction.tokens_per_s
+
+
+def _best(candidates: Sequence[Candidate]) -> int:
+    """The place of the candidate of the most tokens per second."""
+    return max(range(len(candidates)), key=lambda place: _tokens_per_s(candidates[place]))
+
+
+def _missing_bytes(failure: CapacityError | PolicyError) -> float:
+    """By how much a tier is too small; a bound that cannot be kept comes after all that do not fit."""
+    return failure.needed_bytes - failure.free_bytes if isinstance(failure, CapacityError) else float("inf")
+
+
+def _binding(best: Candidate, machine: Machine) -> tuple[str, ...]:
+    """What binds the best; a disk that it leaves alone does not, though it was found by looking without one."""
+    assert best.solution is not None
+    assert best.prediction is not None
+    left_alone = machine.capacity_bytes["disk"] and not best.prediction.peak_bytes["disk"]
+    return tuple(name for name in best.solution.binding if not (left_alone and name == "disk memory"))
 
 
 def pareto(model: str, machine: Machine, wanted: Wanted) -> list[tuple[float, Candidate]]:
@@ -164,7 +184,9 @@ def _one_more(question: Question, solution: Solution) -> Iterator[OneMore]:
     now = again(machine).tokens_per_s
     for tier in TIERS:
         more = machine.with_capacity(tier, machine.capacity_bytes[tier] + GIB)
-        yield OneMore(f"GiB of {tier} memory", solution.gain_per_gib.get(tier, 0.0), again(more).tokens_per_s - now)
+        known = tier != "disk" or machine.capacity_bytes[tier] == 0 or solution.held_bytes[tier] > 0
+        by_duals = solution.gain_per_gib.get(tier, 0.0) if known else 0.0  # of a machine without a disk
+        yield OneMore(f"GiB of {tier} memory", by_duals, again(more).tokens_per_s - now)
     for link in (*LINKS, WEIGHT_FILE):
         faster = machine.with_faster_link(link, GIGA)
         gain = solution.gain_per_gb_per_s.get(link, 0.0)

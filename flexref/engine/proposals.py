@@ -42,11 +42,12 @@ SEARCHED, SOLUTIONS = 24, 3
 FLAT_SHARE = 0.02
 """Solutions that differ by less than this share of tokens per second are about the same to the linear program."""
 
-FITTING_ROUNDS = 10
+FITTING_ROUNDS = 14
 """How often a solution is solved again with what the tensors' sizes took from it, or left it."""
 
-EXCESS_FACTOR = 1.05
-"""What a policy holds too much is taken from a capacity so many times: sizes of tensors are steps."""
+EXCESS_FACTOR = 1.5
+"""What a policy holds too much is taken from a capacity, and each time so many times more: rows and tensors are steps,
+and a little less of a tier may change nothing."""
 
 SPARE_SHARE = 0.01
 """A solution that leaves less than this of every capacity that binds is not solved again."""
@@ -180,7 +181,7 @@ def fitted(situation: Situation, solution: Solution, limits: Limits) -> tuple[Po
     machine = situation.machine
     counted = dict(machine.capacity_bytes)
     best: tuple[Policy, Solution] | None = None
-    for _ in range(FITTING_ROUNDS):
+    for attempt in range(FITTING_ROUNDS):
         policy = situation.policy(solution)
         held = situation.held_bytes(policy)
         spare = {tier: machine.capacity_bytes[tier.value] - held[tier] for tier in Tier}
@@ -192,7 +193,8 @@ def fitted(situation: Situation, solution: Solution, limits: Limits) -> tuple[Po
             break
         for tier in Tier:
             if spare[tier] < 0:
-                counted[tier.value] = max(0, counted[tier.value] + round(EXCESS_FACTOR * spare[tier]))
+                excess = round(EXCESS_FACTOR**attempt * spare[tier])
+                counted[tier.value] = max(0, counted[tier.value] + excess)
             elif tier in bound:
                 counted[tier.value] += spare[tier]
         try:
@@ -200,4 +202,22 @@ def fitted(situation: Situation, solution: Solution, limits: Limits) -> tuple[Po
             solution = solve(program, situation.task, solution.rows_per_group, solution.groups, limits)
         except (CapacityError, PolicyError):
             break
-    return best
+    return best or _nudged(situation, solution)
+
+
+def _nudged(situation: Situation, solution: Solution) -> tuple[Policy, Solution] | None:
+    """The solution with some of its weights moved a tier down until it fits; None if it does not."""
+    policy = situation.policy(solution)
+    for _ in range(FITTING_ROUNDS):
+        held = situation.held_bytes(policy)
+        over = {tier: held[tier] - situation.machine.capacity_bytes[tier.value] for tier in Tier}
+        if max(over.values()) <= 0:
+            return policy, solution
+        total, weights = sum(situation.task.stage_bytes), policy.weights
+        off_device = min(weights.device, EXCESS_FACTOR * max(0, over[Tier.DEVICE]) / total)
+        off_host = min(weights.host, EXCESS_FACTOR * max(0, over[Tier.HOST]) / total)
+        moved = Shares.of(weights.device - off_device, weights.host + off_device - off_host)
+        if moved == weights:
+            return None
+        policy = policy.changed(weights=rounded(moved))
+    return None

@@ -40,6 +40,7 @@ class WeightsOnDisk:
             self._direct_file: int | None = os.open(self.path, os.O_RDONLY | os.O_DIRECT)
         except OSError:  # a file system without direct reads: `direct` says so in every report
             self._direct_file = None
+        self._handles = tuple(handle for handle in (self._file, self._direct_file) if handle is not None)
         self._size = os.fstat(self._file).st_size
         self._pool = _readers()
 
@@ -69,11 +70,11 @@ class WeightsOnDisk:
         list(self._pool.map(some, np.array_split(np.arange(len(offsets)), READERS)))
 
     def close(self) -> None:
-        """Close the file; nothing may still read it."""
+        """Close the file; nothing may still read it. Closing it again does nothing: its number may be another's now."""
         self._pool.shutdown()
-        for handle in (self._file, self._direct_file):
-            if handle is not None:
-                os.close(handle)
+        handles, self._handles = self._handles, ()
+        for handle in handles:
+            os.close(handle)
 
     def _piece(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
         """Direct for whole blocks in aligned memory; the ragged end of a region goes through the page cache."""

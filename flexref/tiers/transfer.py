@@ -224,9 +224,11 @@ class Mover:
         return ticket
 
     def run(self, lane: str, copies: Sequence[Transfer]) -> None:
-        """Run `copies` now and wait for them."""
-        self.submit(lane, copies, ()).wait()
-        self.harvest()
+        """Run `copies` now; however it ends, nothing is under way any more, and nothing is left to be raised later."""
+        try:
+            self.submit(lane, copies, ()).wait()
+        finally:
+            self.settle()
 
     def carry(self, crossing: "Crossing", source: Array, target: Array) -> None:
         """Copy an operator's array to or from the host, in order with the operators; counted like any other copy."""

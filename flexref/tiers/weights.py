@@ -80,6 +80,8 @@ class WeightStore:
     _slots: list[Region] = field(default_factory=list)
     _staging: list[Region] = field(default_factory=list)
     _checked: set[int] = field(default_factory=set)
+    _passed: set[int] = field(default_factory=set)
+    _counted_bytes: int = 0
 
     @property
     def backend(self) -> Backend:
@@ -94,6 +96,7 @@ class WeightStore:
             if plan.bytes_at_home(tier):
                 self._assign_homes(tier, self._take(arenas[tier], "weights", plan.bytes_at_home(tier)))
         arenas[Tier.DISK].count("weights", plan.bytes_at_home(Tier.DISK))  # they lie in the file already
+        self._counted_bytes = plan.bytes_at_home(Tier.DISK)
         if plan.slot_bytes:
             slots = self._take(arenas[Tier.DEVICE], "weight slots", plan.slots * plan.slot_bytes)
             self._slots = [slots.part(slot * plan.slot_bytes, plan.slot_bytes) for slot in range(plan.slots)]
@@ -136,14 +139,18 @@ class WeightStore:
                 self._through(Run.of([tensor]), bounce, home)
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
-        """disk -> host of the stage's part that is at home on disk; checked the first time."""
+        """disk -> host of the stage's part that is at home on disk; checked until all of it has passed once."""
         plan, copies = self.plan.stages[stage], []
         for offset, run in plan.homes[Tier.DISK].offsets():
-            check = None if stage in self._checked else partial(_check_run, run)
+            check = None if run.file_offset in self._passed or stage in self._checked else partial(self._check, run)
             target = self._staging[slot].part(offset, run.nbytes)
             copies.append(Copy("weights", f"{plan.stage.name} weights", self._on_disk(run), target, check))
-        self._checked.add(stage)
         return copies
+
+    def _check(self, run: Run, memory: npt.NDArray[np.uint8]) -> None:
+        """Called where a run has arrived: what was only asked for, and failed or was interrupted, has not passed."""
+        _check_run(run, memory)
+        self._passed.add(run.file_offset)
 
     def load_slot(self, stage: int, slot: int) -> list[Copy]:
         """host -> device of the stage's streamed parts: one copy for what is at home on the host, one for the rest."""
@@ -211,7 +218,8 @@ class WeightStore:
 
     def release(self, arenas: Mapping[Tier, Arena]) -> None:
         """Give all memory back."""
-        arenas[Tier.DISK].count("weights", -self.plan.bytes_at_home(Tier.DISK))
+        arenas[Tier.DISK].count("weights", -self._counted_bytes)
+        self._counted_bytes = 0
         for arena, holder, region in reversed(self._taken):
             arena.give_back(holder, region)
         self._taken.clear()

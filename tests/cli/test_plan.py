@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -56,6 +57,7 @@ def test_a_plan_is_printed_with_what_it_was_chosen_from(capsys: pytest.CaptureFi
         *("a million generated tokens cost", "the drive is not written to", "4 solved, 0 ruled out", "links spread"),
     ):
         assert expected in shown
+    assert re.search(r"GB/s of host->disk +│ +0 │ +0 │", shown)
 
 
 def test_what_does_not_fit_is_a_candidate_with_its_reason(capsys: pytest.CaptureFixture[str], machine: str) -> None:
@@ -108,9 +110,10 @@ def test_costs_are_keys_of_the_json(capsys: pytest.CaptureFixture[str], cramped:
     assert written > 0
     bytes_per_day = written / 1e6 * predicted["tokens_per_s"] * 86400
     assert printed["disk_life_days"] == pytest.approx(600e12 / bytes_per_day)
-    assert flexref(*job, *place, "--machine", cramped, *power) == 0
-    shown = capsys.readouterr().out
-    assert "to disk\nat that rate the drive lasts" in shown
+    for rated, life in ((6, "days\n"), (60000, "years (")):
+        assert flexref(*job, *place, "--machine", cramped, "--disk-tbw", str(rated)) == 0
+        lasts = printed["disk_life_days"] / 600 * rated / (365.25 if "years" in life else 1)
+        assert f"to disk\nat that rate the drive lasts {lasts:.3g} {life}" in capsys.readouterr().out
 
 
 def test_what_has_no_price_costs_nothing_that_is_known(capsys: pytest.CaptureFixture[str], machine: str) -> None:
@@ -128,12 +131,15 @@ def test_plots_and_traces_are_written(capsys: pytest.CaptureFixture[str], machin
 
 
 @pytest.mark.parametrize("suffix", sorted(plots.METADATA))
-def test_the_same_plans_are_drawn_the_same_every_time_and_in_any_style(tmp_path: Path, suffix: str) -> None:
+def test_the_same_plans_are_drawn_the_same_every_time_and_in_any_style(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
     matplotlib = pytest.importorskip("matplotlib")
     wanted = planning.Wanted(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
     points = [(1.0 + at, one) for at, one in enumerate(planning.plan("tiny", plain_machine(), wanted).candidates)]
     one, two = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
     plots.draw_pareto("tiny", points, str(one))
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1")  # another day, to matplotlib
     with matplotlib.rc_context({"axes.facecolor": "black", "lines.linewidth": 9}):
         plots.draw_pareto("tiny", points, str(two))
     assert one.read_bytes() == two.read_bytes()
