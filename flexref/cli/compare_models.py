@@ -27,8 +27,9 @@ def command(first: str, second: str, text_file: str, plot_file: str | None, as_j
 
     A and B are weight files, or `demo`. Printed are the KL divergence of B's next-token distribution from A's, how
     often both find the same token most probable, the perplexity of both with an interval of their difference, and the
-    relative error of hidden states behind every layer. Budgets hold for each of the two; without any, each gets half
-    of what is free. Beside them some 256 MiB of logits and as much of hidden states are kept on the host.
+    relative error of hidden states behind every layer. --quantize-cache is B's alone, so that a model beside itself
+    tells what a 4-bit cache costs. Budgets hold for each of the two; without any, each gets half of what is free.
+    Beside them some 256 MiB of logits and as much of hidden states are kept on the host.
     """
     from flexref.cli.compare_models_plot import check_plot, draw
     from flexref.engine.compare import check_comparable, compare
@@ -37,7 +38,8 @@ def command(first: str, second: str, text_file: str, plot_file: str | None, as_j
     if plot_file is not None:
         check_plot(plot_file)
     text = read_text(text_file)
-    with engine_for(first, options, share=2) as a, engine_for(second, options, share=2) as b:
+    exact = {**options, "quantize_cache": False}
+    with engine_for(first, exact, share=2) as a, engine_for(second, options, share=2) as b:
         check_comparable(a, b, text)
         sample = sample_text(a, text, options["window"], options["stride"], options["bos"])
         with counting("windows", len(sample.rows)) as on_rows:

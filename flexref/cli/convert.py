@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 @click.option(
     "--calibrate",
     metavar="FILE",
-    help="Choose 4-bit codes by what they do to this UTF-8 text, of some 10,000 words or more: the file's scheme is "
-    "int4-calibrated. Best for quality, and slow: the model runs over the text.",
+    help="Serve texts like this one best (UTF-8, 10,000 words or more): a 4-bit cache loses less, with any weights, "
+    "and 4-bit codes are chosen by what they do to it (scheme int4-calibrated). Slow: the model runs over the text.",
 )
 @click.option(
     "--group-size",
@@ -58,21 +58,19 @@ def command(
     """
     from flexref.storage.convert import convert
 
-    if calibrate is not None and not scheme.startswith("int4"):
-        raise click.UsageError(f"--calibrate chooses 4-bit codes: it does not go with --quantize {scheme}")
     tokenizer = _tokenizer_of(source)
     started = time.perf_counter()
     with byte_bar("converting") as on_progress:
         if calibrate is None:
             done = convert(source, out, scheme, group_size, dtype, tokenizer, on_progress)
         else:
-            from flexref.engine.calibrate import SCHEME, convert_calibrated
+            from flexref.engine.calibrate import SCHEME, Sample, convert_calibrated
             from flexref.engine.evaluate import read_text
 
             if tokenizer is None:
                 raise PromptError(f"{source} has no tokenizer, so that no text can calibrate it")
-            scheme, text = SCHEME, read_text(calibrate)
-            done = convert_calibrated(source, out, text, group_size, dtype, tokenizer, on_progress)
+            scheme, sample = SCHEME if scheme.startswith("int4") else scheme, Sample(read_text(calibrate), tokenizer)
+            done = convert_calibrated(source, out, sample, scheme, group_size, dtype, on_progress)
     elapsed = time.perf_counter() - started
     groups = None if scheme == "none" else group_size
     report = {

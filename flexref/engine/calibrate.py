@@ -1,4 +1,4 @@
-"""Converts a model to 4-bit groups that a sample of text chose, layer by layer on the numpy port; it knows no format.
+"""Converts a model for 4-bit weights and caches as a sample of text asks for, layer by layer; it knows no format.
 
 The sample runs through the layers that are converted already. So a layer is fitted to the inputs that it will have, and
 only one layer's weights and the hidden states of the sample are in memory at a time.
@@ -6,6 +6,7 @@ only one layer's weights and the hidden states of the sample are in memory at a 
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,10 +21,11 @@ from flexref.model.cache import LayerCache
 from flexref.model.opt import decoder_layer, embed
 from flexref.model.weights import EmbedWeights, layer_weights
 from flexref.spec import POSITION_OFFSET, ModelSpec, TensorSpec
+from flexref.storage.cache_basis import AttentionMaps, rebased
 from flexref.storage.convert import Conversion, open_origin
 from flexref.storage.origin import Plan, Rows, whole
 from flexref.storage.quant import Quantized, dequantize
-from flexref.storage.quant_calibrated import Inputs, quantize_calibrated
+from flexref.storage.quant_calibrated import Inputs, Moments, quantize_calibrated
 from flexref.storage.weightfile import Progress
 from flexref.storage.writer import WeightFileWriter
 from flexref.text.tokenizer import Tokenizer
@@ -40,29 +42,53 @@ LEAST_TOKENS = 1 << 12
 """A sample of less says too little of most inputs: for the built-in model 4,096 tokens are worth half of 65,536."""
 
 
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A text of the kind that a model is for, and the tokenizer that reads it."""
+
+    text: str
+    tokenizer_json: bytes
+
+    def runs(self, positions: int) -> list[list[int]]:
+        """The runs of tokens as long as the positions allow, each begun as texts are; at most MOST_TOKENS.
+
+        Of a longer text runs are taken evenly. Raises `PromptError` for a text of less than LEAST_TOKENS.
+        """
+        tokenizer = Tokenizer.from_json(self.tokenizer_json)
+        begin = tokenizer.encode("")
+        ids = tokenizer.encode(self.text)[len(begin) :]
+        if len(ids) < LEAST_TOKENS:
+            raise PromptError(f"the text to calibrate with has {len(ids)} tokens, needed at least {LEAST_TOKENS}")
+        length = positions - len(begin)
+        firsts = range(0, len(ids), length)
+        some = np.linspace(0, len(firsts) - 1, min(len(firsts), max(1, MOST_TOKENS // length)))
+        return [begin + ids[first : first + length] for first in (firsts[int(place)] for place in some)]
+
+
 def convert_calibrated(
     source: str | Path,
     out: str | Path,
-    text: str,
+    sample: Sample,
+    scheme: str,
     group_size: int,
     dtype: str,
-    tokenizer_json: bytes,
     on_progress: Progress | None = None,
 ) -> Conversion:
-    """`storage.convert.convert` to scheme `int4-calibrated`: codes as `quant_calibrated` has them, for `text`.
+    """`storage.convert.convert` for a sample of text: attention in the basis of `cache_basis`, whatever the scheme.
 
-    A bias takes up the mean of what its matrix's errors do to the sample. Raises `PromptError` if the text is too
-    short, and what `convert` does.
+    With scheme `int4-calibrated` codes are those of `quant_calibrated`, and a bias takes up the mean of what its
+    matrix's errors do to the sample. Raises `PromptError` if the text is too short, and what `convert` does.
     """
     origin = open_origin(source)
-    runs = sample(Tokenizer.from_json(tokenizer_json, str(source)), text, origin.spec.positions)
-    writer = WeightFileWriter(out, origin.spec, SCHEME, group_size, dtype, tokenizer_json)
+    runs = sample.runs(origin.spec.positions)
+    writer = WeightFileWriter(out, origin.spec, scheme, group_size, dtype, sample.tokenizer_json)
     plan = origin.plan(writer.tensors)
     total, done = sum(rows.nbytes for parts in plan.values() for rows in parts), 0
     with writer:
         pass_ = SamplePass(origin.spec, plan, runs)
         for _, tensors in writer.header.stages():
-            stored = pass_.layer(tensors, group_size, dtype) if tensors[0].name.startswith("layers/") else {}
+            is_layer = tensors[0].name.startswith("layers/")
+            stored = pass_.layer(tensors, scheme, group_size, dtype) if is_layer else {}
             for tensor in tensors:
                 if tensor.name in stored:
                     writer.write(tensor.name, stored[tensor.name])
@@ -77,21 +103,6 @@ def convert_calibrated(
 def _slabs(parts: Sequence[Rows]) -> Iterator[tuple[str, Numbers]]:
     for rows in parts:
         yield from rows.slabs()
-
-
-def sample(tokenizer: Tokenizer, text: str, positions: int) -> list[list[int]]:
-    """The runs of tokens of a text as long as the positions allow, each begun as texts are; at most MOST_TOKENS.
-
-    Of a longer text runs are taken evenly. Raises `PromptError` for a text of less than LEAST_TOKENS.
-    """
-    begin = tokenizer.encode("")
-    ids = tokenizer.encode(text)[len(begin) :]
-    if len(ids) < LEAST_TOKENS:
-        raise PromptError(f"the text to calibrate with has {len(ids)} tokens, needed at least {LEAST_TOKENS}")
-    length = positions - len(begin)
-    firsts = range(0, len(ids), length)
-    some = np.linspace(0, len(firsts) - 1, min(len(firsts), max(1, MOST_TOKENS // length)))
-    return [begin + ids[first : first + length] for first in (firsts[int(place)] for place in some)]
 
 
 class SamplePass:
@@ -122,28 +133,31 @@ class SamplePass:
             first += len(run)
         return states
 
-    def layer(self, tensors: Sequence[TensorSpec], group_size: int, dtype: str) -> dict[str, Stored]:
-        """The tensors of the next layer as they are stored: matrices in groups, biases moved; states go through it."""
+    def layer(self, tensors: Sequence[TensorSpec], scheme: str, group_size: int, dtype: str) -> dict[str, Stored]:
+        """The tensors of the next layer for `scheme`: attention in its new basis; states go through them.
+
+        With scheme `int4-calibrated` matrices are in groups, and biases moved; else all is dense.
+        """
         place = int(tensors[0].name.split("/")[1])
         found: dict[str, Stored] = {tensor.name: whole(self._plan[tensor.name]) for tensor in tensors}
-        dense = {name: cast(Matrix, values) for name, values in found.items()}
-        watched = _Watched(self._port)
-        for x in self._states:
-            self._run(cast(Backend, watched), dense, place, self._port.upload(self._port.download(x)))
-        for tensor in tensors:
-            if not tensor.quantizable:
-                continue
-            values, bias = cast(Numbers, found[tensor.name]), tensor.name.removesuffix("weight") + "bias"
-            moments = watched.inputs[id(values)].moments(about_mean=bias in found)
-            groups = quantize_calibrated(values, moments, group_size, np.dtype(dtype).newbyteorder("<"), tensor.name)
-            found[tensor.name] = groups
-            if bias in found:
-                lost = (values - dequantize(groups)) @ moments.mean
-                found[bias] = (cast(Numbers, found[bias]) + lost).astype(dtype)
+        moments = self._moments(tensors, place, found)
+        _rebase(found, moments, f"layers/{place:03d}/attention_", self._spec.heads)
+        if scheme == SCHEME:
+            for name, spread in moments.items():
+                _quantize(found, name, spread, group_size, dtype)
         stored = {name: _operand(values) for name, values in found.items()}
         for x in self._states:
             self._run(self._port, stored, place, x)
         return found
+
+    def _moments(self, tensors: Sequence[TensorSpec], place: int, found: Mapping[str, Stored]) -> dict[str, Moments]:
+        """The moments of every matrix's inputs, by the matrix's name; states stay as they are."""
+        dense = {name: cast(Matrix, values) for name, values in found.items()}
+        watched = _Watched(self._port)
+        for x in self._states:
+            self._run(cast(Backend, watched), dense, place, self._port.upload(self._port.download(x)))
+        names = [tensor.name for tensor in tensors if tensor.quantizable]
+        return {name: watched.inputs[id(found[name])].moments(about_mean=_bias_of(name) in found) for name in names}
 
     def _run(self, port: Backend, tensors: Mapping[str, Matrix], layer: int, x: Array) -> None:
         """x (S, E) through a layer, in place."""
@@ -177,6 +191,32 @@ def _rows_of(parts: Sequence[Rows], wanted: Numbers) -> Numbers:
             found.append(slab[here].astype(np.float32))
             first += len(slab)
     return np.concatenate(found)
+
+
+def _bias_of(name: str) -> str:
+    return name.removesuffix("weight") + "bias"
+
+
+def _rebase(found: dict[str, Stored], moments: dict[str, Moments], prefix: str, heads: int) -> None:
+    """Put a layer's attention, and the moments of what its output matrix reads, into the basis of `cache_basis`."""
+    qkv, out = f"{prefix}qkv/weight", f"{prefix}out/weight"
+    names = (qkv, _bias_of(qkv), out, _bias_of(out))
+    maps = AttentionMaps(*(cast(Any, found.get(name)) for name in names))
+    new = rebased(maps, moments[qkv], heads)
+    moments[out] = new.moments(moments[out])
+    for name, values in zip(names, (new.maps.qkv, new.maps.qkv_bias, new.maps.out, new.maps.out_bias), strict=True):
+        if values is not None:
+            found[name] = values
+
+
+def _quantize(found: dict[str, Stored], name: str, moments: Moments, group_size: int, dtype: str) -> None:
+    """Put matrix `name` into groups for inputs of such moments; its bias takes up the mean of what errors do."""
+    values, bias = cast(Numbers, found[name]), _bias_of(name)
+    groups = quantize_calibrated(values, moments, group_size, np.dtype(dtype).newbyteorder("<"), name)
+    found[name] = groups
+    if bias in found:
+        lost = (values - dequantize(groups)) @ moments.mean
+        found[bias] = (cast(Numbers, found[bias]) + lost).astype(dtype)
 
 
 def _operand(values: Stored) -> Matrix:

@@ -55,6 +55,17 @@ def test_two_models_are_compared_for_people_and_as_json(
         assert part in shown
 
 
+def test_a_model_beside_itself_tells_what_a_4_bit_cache_costs(capsys: pytest.CaptureFixture[str], text: str) -> None:
+    options = ("demo", "demo", "--text", text, "--window", "128", "--json")
+    assert compare_models(*options) == 0
+    same = json.loads(capsys.readouterr().out)
+    assert compare_models(*options, "--quantize-cache") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (same["kl_max_nats"], same["same_top1_share"]) == (0, 1)
+    assert found["perplexity_a"] == same["perplexity_a"] != found["perplexity_b"]
+    assert 0 < found["kl_mean_nats"] < 0.1
+
+
 def test_the_errors_by_layer_are_drawn(coarse: str, text: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     path = tmp_path / "errors.png"

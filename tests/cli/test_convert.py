@@ -6,11 +6,12 @@ from itertools import product
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.spec import ModelSpec
-from flexref.storage.weightfile import open_weight_file, resolve
+from flexref.storage.weightfile import open_weight_file, read_tensor, resolve
 
 ROOT = Path(__file__).parents[2]
 SPEC = ModelSpec("tiny", 300, 16, 32, 32, 2, 2, 64)
@@ -139,22 +140,43 @@ def test_the_built_in_model_is_a_source_too(tmp_path: Path, capsys: pytest.Captu
     assert "holds int8 weights" in capsys.readouterr().err
 
 
-def test_a_sample_of_text_calibrates(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def read_words(folder: Path) -> Path:
+    """Give the folder a tokenizer; a text of its words."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    text = folder.parent / "sample.txt"
-    text.write_text(" ".join(f"w{number * number % 300}" for number in range(5000)))
-    out = folder.parent / "tiny.h5"
-    assert flexref("convert", folder, out, "--calibrate", text) == 1
-    assert "has no tokenizer, so that no text can calibrate it" in capsys.readouterr().err
     words = {f"w{number}": number for number in range(300)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    assert flexref("convert", folder, out, "--calibrate", text, "--group-size", 32) == 0
-    assert ": tiny, int4-calibrated in groups of 32, " in capsys.readouterr().out
+    text = folder.parent / "sample.txt"
+    text.write_text(" ".join(f"w{number * number % 300}" for number in range(5000)))
+    return text
+
+
+def test_a_model_without_a_tokenizer_reads_no_sample(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert flexref("convert", folder, folder.parent / "tiny.h5", "--calibrate", "sample.txt") == 1
+    assert "has no tokenizer, so that no text can calibrate it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scheme", "found_scheme"),
+    [("int4", "int4-calibrated"), ("int4-mse", "int4-calibrated"), ("int8", "int8"), ("none", "none")],
+)
+def test_a_sample_of_text_calibrates(
+    folder: Path, scheme: str, found_scheme: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = read_words(folder), folder.parent / "tiny.h5"
+    options = ["--quantize", scheme, "--group-size", 32]
+    assert flexref("convert", folder, out, *options, "--calibrate", text) == 0
+    stored = "float16" if scheme == "none" else f"{found_scheme} in groups of 32"
+    assert f": tiny, {stored}, " in capsys.readouterr().out
     found = open_weight_file(out)
-    assert (found.scheme, found.layout, found.group_size) == ("int4-calibrated", "int4", 32)
+    assert found.scheme == found_scheme
+    assert found.group_size == (None if scheme == "none" else 32)
+    assert flexref("convert", folder, folder.parent / "plain.h5", *options) == 0
+    plain = open_weight_file(folder.parent / "plain.h5")
+    name = "layers/000/attention_qkv/bias"
+    assert not np.array_equal(read_tensor(plain.tensors[name]), read_tensor(found.tensors[name]))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +185,6 @@ def test_a_sample_of_text_calibrates(folder: Path, capsys: pytest.CaptureFixture
         ["x"],
         ["x", "y", "--quantize", "int2"],
         ["x", "y", "--group-size", "0"],
-        ["x", "y", "--quantize", "int8", "--calibrate", "z"],
     ],
 )
 def test_a_usage_error_is_exit_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,10 @@ from tokenizers import models, pre_tokenizers, processors
 
 from flexref import load
 from flexref.engine import calibrate
-from flexref.engine.calibrate import convert_calibrated, sample
+from flexref.engine.calibrate import SCHEME, Sample, convert_calibrated
 from flexref.engine.job import Request
 from flexref.errors import PromptError
+from flexref.policy import Policy, Shares
 from flexref.spec import ModelSpec
 from flexref.storage.convert import convert
 from flexref.storage.quant import Quantized
@@ -54,10 +55,10 @@ def test_every_variant_is_calibrated_to_a_sound_file(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, group_size: int, dtype: str
 ) -> None:
     folder = tmp_path_factory.mktemp("calibrated")
-    tokenizer, text = tokenizer_json(spec.vocabulary - 1), text_of(60, spec.vocabulary - 1)
+    sample = Sample(text_of(60, spec.vocabulary - 1), tokenizer_json(spec.vocabulary - 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "LEAST_TOKENS", 10)
-        done = convert_calibrated(model(folder, spec), folder / "c.h5", text, group_size, dtype, tokenizer)
+        done = convert_calibrated(model(folder, spec), folder / "c.h5", sample, SCHEME, group_size, dtype)
     found = open_weight_file(folder / "c.h5")
     assert verify(found.path) == []
     assert (found.scheme, found.layout, found.group_size, found.spec) == ("int4-calibrated", "int4", group_size, spec)
@@ -71,21 +72,23 @@ def test_every_variant_is_calibrated_to_a_sound_file(
             np.testing.assert_array_equal(read_tensor(stored), expected)
 
 
-def logits_of(path: Path, prompts: list[list[int]]) -> np.ndarray:
+def logits_of(path: Path, prompts: list[list[int]], cache_scheme: str = "none") -> np.ndarray:
     """The first logits (B, V) behind every prompt."""
     found: dict[int, np.ndarray] = {}
 
     def keep(rows, turn, values) -> None:
         found.update(zip(rows.tolist(), values.copy(), strict=True))
 
-    with load(str(path), backend="numpy") as engine:
+    on_device = Shares(1.0, 0.0, 0.0)
+    policy = Policy(on_device, on_device, rows_per_group=len(prompts), cache_scheme=cache_scheme)
+    with load(str(path), policy=policy, backend="numpy") as engine:
         engine.generate(prompts, Request(1, ignore_eos=True), on_logits=keep)
     return np.stack([found[row] for row in range(len(prompts))])
 
 
 def test_logits_behind_other_texts_are_closer_than_by_least_squares(tmp_path: Path) -> None:
     dense, tokenizer = model(tmp_path), tokenizer_json()
-    convert_calibrated(dense, tmp_path / "c.h5", text_of(6000), 32, "float16", tokenizer)
+    convert_calibrated(dense, tmp_path / "c.h5", Sample(text_of(6000), tokenizer), SCHEME, 32, "float16")
     convert(dense, tmp_path / "m.h5", "int4-mse", 32, "float16", tokenizer)
     ids = Tokenizer.from_json(tokenizer).encode(text_of(1500, seed=1))[1:]
     prompts = [[0, *ids[first : first + 15]] for first in range(0, 1500, 15)]
@@ -94,9 +97,28 @@ def test_logits_behind_other_texts_are_closer_than_by_least_squares(tmp_path: Pa
     assert errors[0] < 0.9 * errors[1]
 
 
+@pytest.mark.parametrize("scheme", ["none", "int8"])
+def test_whatever_the_weights_are_a_4_bit_cache_costs_less(tmp_path: Path, scheme: str) -> None:
+    dense, tokenizer = model(tmp_path), tokenizer_json()
+    convert(dense, tmp_path / "plain.h5", scheme, 32, "float32", tokenizer)
+    convert_calibrated(dense, tmp_path / "new.h5", Sample(text_of(6000), tokenizer), scheme, 32, "float32")
+    ids = Tokenizer.from_json(tokenizer).encode(text_of(1500, seed=1))[1:]
+    prompts = [[0, *ids[first : first + 15]] for first in range(0, 1500, 15)]
+    exact = logits_of(dense, prompts)
+    errors = {
+        (name, cache): float(np.square(logits_of(tmp_path / name, prompts, cache) - exact).mean())
+        for name in ("plain.h5", "new.h5")
+        for cache in ("none", "int4")
+    }
+    assert errors["new.h5", "int4"] < 0.7 * errors["plain.h5", "int4"]
+    if scheme == "none":
+        assert errors["new.h5", "none"] < 1e-4 * errors["new.h5", "int4"]
+        assert errors["plain.h5", "none"] == 0
+
+
 def test_a_bias_takes_up_what_errors_do_to_the_mean(tmp_path: Path) -> None:
     dense = model(tmp_path)
-    convert_calibrated(dense, tmp_path / "c.h5", text_of(5000), 32, "float32", tokenizer_json())
+    convert_calibrated(dense, tmp_path / "c.h5", Sample(text_of(5000), tokenizer_json()), SCHEME, 32, "float32")
     before, after = open_weight_file(dense).tensors, open_weight_file(tmp_path / "c.h5").tensors
     name = "layers/000/ffn_down/bias"
     assert not np.array_equal(read_tensor(before[name]), read_tensor(after[name]))
@@ -110,7 +132,7 @@ def test_a_sample_is_runs_of_the_text_begun_as_texts_are(tokens: int, positions:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "LEAST_TOKENS", 5)
         patch.setattr(calibrate, "MOST_TOKENS", most)
-        runs = sample(tokenizer, text, positions)
+        runs = Sample(text, tokenizer_json()).runs(positions)
     ids = tokenizer.encode(text)[1:]
     cut = [[0, *ids[first : first + positions - 1]] for first in range(0, tokens, positions - 1)]
     assert all(run in cut for run in runs)
@@ -119,6 +141,7 @@ def test_a_sample_is_runs_of_the_text_begun_as_texts_are(tokens: int, positions:
 
 
 def test_a_text_that_says_too_little_is_refused(tmp_path: Path) -> None:
+    short = Sample(text_of(4000), tokenizer_json())
     with pytest.raises(PromptError, match="has 4000 tokens, needed at least 4096"):
-        convert_calibrated(model(tmp_path), tmp_path / "c.h5", text_of(4000), 32, "float16", tokenizer_json())
+        convert_calibrated(model(tmp_path), tmp_path / "c.h5", short, SCHEME, 32, "float16")
     assert not (tmp_path / "c.h5").exists()
