@@ -234,3 +234,16 @@ def test_every_held_out_text_is_shipped_and_named_in_its_readme() -> None:
     for path in texts:
         assert f"`{path.name}`" in readme
         assert len(path.read_text("utf-8")) > 10000
+
+
+@given(
+    weights=st.lists(st.sampled_from([0.0, 0.5, 1.5]), min_size=1, max_size=5).filter(any), tokens=st.integers(1, 60)
+)
+def test_a_sample_is_whole_documents_that_count_and_no_more_than_needed(weights: list[float], tokens: int) -> None:
+    ids, length = np.arange(7 * len(weights), dtype=np.uint16), 7
+    begins = np.arange(0, len(ids) + 1, length)
+    found = packed.drawn(packed.Packed(ids, begins, np.array(weights), {}, {}), tokens, np.random.default_rng(tokens))
+    assert sum(map(len, found)) - length < tokens <= sum(map(len, found))
+    for document in found:
+        assert weights[document[0] // length] > 0
+        assert document.tolist() == list(range(document[0], document[0] + length))

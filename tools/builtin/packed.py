@@ -90,6 +90,15 @@ def epoch_stream(packed: Packed, random: np.random.Generator) -> tuple[Ids, npt.
     return stream, np.cumsum(lengths) - lengths
 
 
+def drawn(packed: Packed, tokens: int, random: np.random.Generator) -> list[Ids]:
+    """Whole documents by lot, as likely as their weights say, until they have so many tokens together."""
+    chosen: list[Ids] = []
+    while sum(map(len, chosen)) < tokens:
+        document = random.choice(len(packed.weights), p=packed.weights / packed.weights.sum())
+        chosen.append(packed.ids[packed.begins[document] : packed.begins[document + 1]])
+    return chosen
+
+
 def windows(
     stream: Ids, begins: npt.NDArray[np.int64], length: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
