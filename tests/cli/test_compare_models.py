@@ -56,9 +56,11 @@ def test_two_models_are_compared_for_people_and_as_json(
 
 
 def test_a_model_beside_itself_tells_what_a_4_bit_cache_costs(capsys: pytest.CaptureFixture[str], text: str) -> None:
-    options = ("demo", "demo", "--text", text, "--window", "128", "--json")
+    options = ("demo", "demo", "--text", text, "--window", "128", "--percent", *("100", "0") * 3, "--json")
     assert compare_models(*options) == 0
-    same = json.loads(capsys.readouterr().out)
+    shown = capsys.readouterr()
+    assert shown.err == ""  # no bar where nobody looks
+    same = json.loads(shown.out)
     assert compare_models(*options, "--quantize-cache") == 0
     found = json.loads(capsys.readouterr().out)
     assert (same["kl_max_nats"], same["same_top1_share"]) == (0, 1)
