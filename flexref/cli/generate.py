@@ -155,7 +155,8 @@ def _progress(engine: "Engine", tokens: int | None) -> "Iterator[Progress]":
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         loading = progress.add_task("loading MiB", total=engine.file.nbytes >> 20)
         if tokens is not None:
             progress.add_task("tokens", total=tokens)

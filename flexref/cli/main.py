@@ -1,9 +1,11 @@
 """The `flexref` command: loads commands when they are called and turns errors into exit codes; it knows no model."""
 
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from types import MappingProxyType
 from typing import NamedTuple
@@ -39,6 +41,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "generate": Entry("flexref.cli.generate", "Generate text under memory budgets, over three tiers."),
         "eval": Entry("flexref.cli.evaluate", "Measure perplexity of a text, or accuracy on questions."),
         "compare-models": Entry("flexref.cli.compare_models", "Tell how far one model is from another on a text."),
+        "lm-eval": Entry("flexref.cli.lm_eval", "Run the lm-evaluation-harness's tasks on a model."),
         "check": Entry("flexref.cli.check", "Check a port: which operator is wrong, by how much, on what input."),
         "bench": Entry("flexref.cli.bench", "Time jobs on this machine, beside the least time it allows."),
         "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
@@ -123,8 +126,12 @@ def run(group: click.Group, arguments: Sequence[str]) -> int:
 
 
 def main() -> None:
-    """The console entry point."""
-    sys.exit(run(command_group(COMMANDS), sys.argv[1:]))
+    """The console entry point. A second Ctrl-C, once the first has ended the command, ends the process as it stands."""
+    code = INTERRUPTED
+    with suppress(KeyboardInterrupt):
+        code = run(command_group(COMMANDS), sys.argv[1:])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what may still be waited for, a disk that hangs, needs no order
+    sys.exit(code)
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -15,7 +15,6 @@ alike, so that no channel sets the range for its group (for weights: Tseng et al
 from dataclasses import dataclass
 
 import numpy as np
-import scipy.linalg
 
 from flexref.storage.quant import Array
 from flexref.storage.quant_calibrated import Moments
@@ -44,9 +43,11 @@ class Rebased:
 
     def moments(self, before: Moments) -> Moments:
         """The moments of the inputs of `out`, from those before."""
-        turn = scipy.linalg.block_diag(*self.turns).astype(np.float32)
-        mean = turn @ (before.mean - self.shifts.ravel().astype(np.float32))
-        return Moments(mean, turn @ before.covariance @ turn.T)
+        heads, width = self.shifts.shape
+        turns, mean = self.turns.astype(np.float32), (before.mean - self.shifts.ravel()).reshape(heads, width, 1)
+        half = turns @ before.covariance.reshape(heads, width, -1)
+        covariance = turns @ half.reshape(heads * width, -1).T.reshape(heads, width, -1)
+        return Moments((turns @ mean).ravel().astype(np.float32), covariance.reshape(heads * width, -1))
 
 
 def rebased(maps: AttentionMaps, inputs: Moments, heads: int) -> Rebased:
@@ -92,11 +93,13 @@ def balanced(stored: Array, other: Array) -> Array:
 
 def even_rotation(width: int) -> Array:
     """An orthogonal matrix (D, D) that mixes all elements: Hadamard's for a power of two, Hartley's for the rest."""
-    rest = width
+    halvings, rest = 0, width
     while rest % 2 == 0:
-        rest //= 2
+        halvings, rest = halvings + 1, rest // 2
     angles = 2 * np.pi * np.outer(np.arange(rest), np.arange(rest)) / rest
-    mixed = np.kron(scipy.linalg.hadamard(width // rest), np.cos(angles) + np.sin(angles))
+    mixed = np.cos(angles) + np.sin(angles)
+    for _ in range(halvings):
+        mixed = np.block([[mixed, mixed], [mixed, -mixed]])
     return mixed / np.sqrt(width)  # type: ignore[no-any-return]
 
 

@@ -56,9 +56,11 @@ RULES = {
     "sampling": rule(f"{RANK_0} backend", "numpy"),
     "engine": rule(f"{BELOW_ENGINE} data", COMPUTING),
     "testing": rule(f"{BELOW_ENGINE} data engine", f"{COMPUTING} hypothesis"),
+    # The lm-evaluation-harness is an extra; nothing but its own command imports what is here.
+    "harness": rule(f"{BELOW_ENGINE} data engine", f"{COMPUTING} lm_eval tqdm"),
     # Commands check ports with what `testing` ships; what is imported there loads no hypothesis until it is asked for.
     # Plots are drawn by matplotlib where it is installed: an option, not a dependency.
-    "cli": rule(f"{BELOW_ENGINE} data engine testing", f"{COMPUTING} click rich matplotlib"),
+    "cli": rule(f"{BELOW_ENGINE} data engine testing harness", f"{COMPUTING} click rich matplotlib lm_eval"),
     "__main__": rule("cli"),
     "__init__": rule(f"{BELOW_ENGINE} engine"),
 }

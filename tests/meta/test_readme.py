@@ -75,7 +75,8 @@ def fault_in_synopsis(command: click.Command, text: str) -> str | None:
 def fault_in_call(command: click.Command, arguments: list[str]) -> str | None:
     """What is wrong with the arguments of a call that a reader may copy; whether its files exist is not asked."""
     # As the group calls it: click keeps the help option that it makes first, for every later call in this process.
-    context = click.Context(command, info_name=command.name, help_option_names=["-h", "--help"])
+    settings = {**command.context_settings, "help_option_names": ["-h", "--help"]}
+    context = click.Context(command, info_name=command.name, **settings)
     values, left, _ = command.make_parser(context).parse_args(args=list(arguments))
     if left:
         return f"superfluous {left[0]!r}"

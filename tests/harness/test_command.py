@@ -1,0 +1,172 @@
+"""`flexref lm-eval` as its users call it: tasks of three kinds from files, offline, with the figures of flexref."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import flexref
+from flexref.cli.lm_eval import with_model
+from flexref.engine.choices import judge
+from flexref.engine.evaluate import perplexity, sample_text
+from flexref.engine.job import Request
+from flexref.engine.questions import read_questions
+
+HELD = Path(__file__).parents[1] / "data" / "heldout"
+
+PLACED = "rows_per_group=8,groups=1,device_mem_gib=0.2,host_mem_gib=0.2"
+
+ENDINGS = [
+    {"ctx": "The lady sat down to her", "endings": ["dinner.", "mountain.", "seven.", "window glass."], "label": 0},
+    {"ctx": "And God said unto", "endings": ["postgres.", "Moses.", "table rows.", "the file name."], "label": 1},
+    {"ctx": "The ship was lost in the", "endings": ["sea.", "grammar.", "verb.", "number."], "label": 0},
+    {"ctx": "He opened the door and went", "endings": ["blue.", "cat.", "into the room.", "seven."], "label": 2},
+]
+
+
+def task(folder: Path, name: str, rows: list[dict[str, Any]], **fields: Any) -> None:
+    """A task of the harness over rows in a file; JSON is YAML, too."""
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        **fields,
+    }
+    (folder / f"{name}.yaml").write_text(json.dumps(config))
+
+
+def lm_eval(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
+    command = [sys.executable, "-m", "flexref", "lm-eval", *arguments]
+    return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | offline, timeout=150)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What one run over three tasks reports."""
+    folder = tmp_path_factory.mktemp("tasks")
+    task(
+        folder,
+        "endings",
+        ENDINGS,
+        output_type="multiple_choice",
+        doc_to_text="{{ctx}}",
+        doc_to_choice="endings",
+        doc_to_target="label",
+        metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
+    )
+    task(
+        folder,
+        "text",
+        [{"page": piece} for piece in pieces()],
+        output_type="loglikelihood_rolling",
+        doc_to_text="",
+        doc_to_target="{{page}}",
+        metric_list=[{"metric": "word_perplexity"}, {"metric": "bits_per_byte"}],
+    )
+    task(
+        folder,
+        "onward",
+        [{"prompt": prompt, "text": text} for prompt, text in continuations().items()],
+        output_type="generate_until",
+        doc_to_text="{{prompt}}",
+        doc_to_target="{{text}}",
+        generation_kwargs={"until": ["."], "max_gen_toks": 12, "do_sample": False},
+        metric_list=[{"metric": "exact_match"}],
+    )
+    arguments = ["--model_args", f"path=demo,{PLACED}", "--tasks", "endings,text,onward"]
+    run = lm_eval(folder, *arguments, "--include_path", str(folder), "--output_path", str(folder / "out"))
+    assert run.returncode == 0, run.stderr[-3000:]
+    (path,) = (folder / "out").rglob("results_*.json")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def pieces() -> list[str]:
+    """Two texts without white space around them."""
+    text = (HELD / "story.txt").read_text()
+    return [" ".join(text[at : at + 1200].split()) for at in (0, 5000)]
+
+
+def continuations() -> dict[str, str]:
+    """Two prompts with what the engine makes of them, and one with what it does not."""
+    prompts = ["The king said", "In the beginning"]
+    with flexref.load("demo", keep={"rows_per_group": 4, "groups_per_block": 1}) as engine:
+        outputs = engine.generate(prompts, Request(12, stops=(".",))).outputs
+    return {prompt: output.text or "" for prompt, output in zip(prompts, outputs, strict=True)} | {
+        "It was": "never said"
+    }
+
+
+def test_choices_are_judged_as_by_flexref_eval(results: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "hellaswag.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ENDINGS))
+    with flexref.load("demo", keep={"rows_per_group": 4, "groups_per_block": 1}) as engine:
+        ours = judge(engine, read_questions(path)).to_json()
+    assert results["results"]["endings"]["acc,none"] == ours["accuracy"]
+    assert ours["accuracy"] > 0
+    assert results["results"]["endings"]["acc_norm,none"] == ours["normalized_accuracy"]
+
+
+def test_a_text_has_the_perplexity_of_flexref_eval(results: dict[str, Any]) -> None:
+    nats = words = nbytes = 0.0
+    with flexref.load("demo", keep={"rows_per_group": 4, "groups_per_block": 1}) as engine:
+        for piece in pieces():
+            found = perplexity(engine, sample_text(engine, piece, None, None))
+            nats, words, nbytes = nats + found.nats, words + found.sample.words, nbytes + found.sample.nbytes
+    figures = results["results"]["text"]
+    np.testing.assert_allclose(figures["word_perplexity,none"], np.exp(nats / words), rtol=1e-4)
+    np.testing.assert_allclose(figures["bits_per_byte,none"], nats / np.log(2) / nbytes, rtol=1e-5)
+
+
+def test_continuations_are_the_engines(results: dict[str, Any]) -> None:
+    np.testing.assert_allclose(results["results"]["onward"]["exact_match,none"], 2 / 3)
+
+
+def test_the_report_names_the_model(results: dict[str, Any]) -> None:
+    config = results["config"]
+    assert config["model"] == "flexref"
+    assert config["model_args"]["path"] == "demo"
+    assert (config["model_scheme"], config["backend"]) == ("none", "numpy")
+    assert config["flexref_version"] == flexref.__version__
+
+
+def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
+    task(
+        tmp_path, "t", [{"page": "It was."}], output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="page"
+    )
+    options = ("--tasks", "t", "--include_path", str(tmp_path))
+    for model_args, message in (
+        ("path=nowhere.h5", "flexref: no such weight file: nowhere.h5"),
+        ("path=demo,pretrained=x", "flexref: unknown model argument pretrained; known: path, backend"),
+    ):
+        run = lm_eval(tmp_path, *options, "--model_args", model_args)
+        assert run.returncode == 1
+        assert run.stderr.splitlines()[-1].startswith(message), run.stderr[-1500:]
+        assert "Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "added"),
+    [
+        (("--tasks", "t"), True),
+        (("run", "--tasks", "t"), True),
+        (("--model", "dummy", "--tasks", "t"), False),
+        (("-M", "dummy"), False),
+        (("--model=dummy",), False),
+        (("--config", "run.yaml"), False),
+        (("ls", "tasks"), False),
+        (("run", "--help"), False),
+        ((), False),
+    ],
+)
+def test_the_model_is_ours_unless_another_is_named(given: tuple[str, ...], added: bool) -> None:
+    assert with_model(given) == [*given, *(["--model", "flexref"] if added else [])]
