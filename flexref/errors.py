@@ -31,6 +31,10 @@ class StorageError(FlexrefError):
     """A file system that refuses: full, unwritable, missing, or failing while it is read."""
 
 
+class EngineError(FlexrefError):
+    """An engine that takes no job now: it is at work on another, was closed, or was broken off by force."""
+
+
 class UnknownBackend(FlexrefError):
     """A backend name that no installed package registers."""
 

@@ -101,22 +101,38 @@ class LayoutKernels:
 
 
 class Starts:
-    """Where rows' records start, in bytes from those of the first row, on the device."""
+    """Where rows' records start, in bytes from those of the first row: on the device while it has a place for them."""
 
-    __slots__ = ("__weakref__", "array")
+    __slots__ = ("__weakref__", "_array", "_device", "_distances")
 
-    def __init__(self, array: SmallArray) -> None:
-        self.array = array
+    def __init__(self, device: Device, distances: Numbers) -> None:
+        self._device, self._distances = device, distances
+        self._array: SmallArray | None = None
+
+    @property
+    def address(self) -> int:
+        """Where they are on the device now, for what is called next."""
+        if self._array is None:
+            self._array = self._device.small(self._distances)
+        return self._array.address
+
+    def leave(self) -> None:
+        """Give the place up; they come back when they are needed."""
+        self._array = None
 
 
 class CacheRows:
     """The caches of B rows of one layout: where the first one's records are, and the others' behind it."""
 
-    __slots__ = ("_starts", "kernels", "records", "starts")
+    __slots__ = ("_starts", "kernels", "records")
 
     def __init__(self, records: int, starts: Starts, kernels: LayoutKernels) -> None:
         self.records, self._starts, self.kernels = records, starts, kernels
-        self.starts = starts.array.address
+
+    @property
+    def starts(self) -> int:
+        """Where the distances are on the device now."""
+        return self._starts.address
 
 
 def numbered(counts: Numbers) -> tuple[Numbers, Numbers]:
@@ -197,11 +213,14 @@ class Attention:
         self._device = device
         self._layouts: dict[RecordLayout, LayoutKernels] = {}
         self._starts: WeakValueDictionary[tuple[int, ...], Starts] = WeakValueDictionary()
+        device.when_small_is_full(self._make_room)
 
     def cache_rows(self, records: Sequence[Tensor], layout: RecordLayout) -> CacheRows:
         """See `Backend.cache_rows`; `PolicyError` for a layout that no kernel serves.
 
-        Rows lie alike in every layer, so what is uploaded are distances, which layers share.
+        Rows of one home lie alike in every layer, so what is uploaded are distances, which layers share. Between rows
+        at home on the device and rows in a slot they differ from layer to layer: many such groups have more of them
+        than there are places, and then take turns.
         """
         kernels = self._layouts.get(layout)
         if kernels is None:
@@ -212,8 +231,12 @@ class Attention:
             raise ValueError(f"records must start at multiples of {SECTION_BYTES} bytes")
         starts = self._starts.get(distances)
         if starts is None:
-            starts = self._starts[distances] = Starts(self._device.small(np.array(distances, np.int64)))
+            starts = self._starts[distances] = Starts(self._device, np.array(distances, np.int64))
         return CacheRows(first, starts, kernels)
+
+    def _make_room(self) -> None:
+        for starts in list(self._starts.values()):
+            starts.leave()
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Segments:
         """See `Backend.segments`."""

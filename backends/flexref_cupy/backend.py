@@ -16,7 +16,8 @@ from flexref_cupy import memory, pointwise, sampling
 from flexref_cupy.attention import Attention
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.device import SCRATCH_BYTES, Device
-from flexref_cupy.lanes import DeviceTicket, Events, Lane, wait_on_device
+from flexref_cupy.events import DeviceTicket, Events
+from flexref_cupy.lanes import Lane, wait_on_device
 from flexref_cupy.memory import Buffer, Tensor
 from flexref_cupy.products import FUSED_ROWS, Products
 
@@ -45,6 +46,7 @@ class CupyBackend:
         self.device = Device(self.cuda)
         self._events = Events(self.cuda)
         self._lanes = {lane: Lane(lane, self._events) for lane in LANES}
+        self._closed = False
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None
         self._products, self._attention = Products(self.device, fused_rows), Attention(self.device)
@@ -126,10 +128,15 @@ class CupyBackend:
         wait_on_device(self.cuda, self.cuda.compute_stream, ticket)
 
     def close(self) -> None:
-        """See `Backend.close`."""
+        """See `Backend.close`; streams and events are given back too."""
+        if self._closed:
+            return
+        self._closed = True
         for lane in self._lanes.values():
             lane.close()
         self.device.close()
+        self._events.close()
+        self.cuda.close()
 
     # Operators
 

@@ -104,6 +104,19 @@ class Cuda:
         """A stream of its own, that waits for no other one."""
         return int(self._runtime.streamCreateWithFlags(self._runtime.streamNonBlocking))
 
+    def destroy_stream(self, stream: Handle) -> None:
+        """Give a stream back, which has nothing to do any more."""
+        self._runtime.streamDestroy(stream)
+
+    def destroy_event(self, event: Handle) -> None:
+        """Give an event back; what waits for it on the device goes on waiting."""
+        self._runtime.eventDestroy(event)
+
+    def close(self) -> None:
+        """Give the stream of operators back, and cuBLAS with it; memory can still be given back."""
+        self._products.close()
+        self.destroy_stream(self.compute_stream)
+
     def event(self) -> Handle:
         """An event that knows its time."""
         return int(self._runtime.eventCreateWithFlags(self._runtime.eventDefault))
@@ -198,10 +211,16 @@ class _Products:
         mode = library.cublasSetMathMode(handle, _FULL_PRECISION_REDUCTION)
         _check_cublas("cublasSetMathMode", mode)
         self._handle = handle.value
+        self._destroy = library.cublasDestroy_v2
+        self._destroy.argtypes = (address,)
         # The factors 0 and 1 of BLAS, which lie on the host.
         self._factors = (ctypes.c_float * 2)(0.0, 1.0)
         self._zero = ctypes.addressof(self._factors)
         self._one = self._zero + ctypes.sizeof(ctypes.c_float)
+
+    def close(self) -> None:
+        """Give cuBLAS' own memory back."""
+        _check_cublas("cublasDestroy", self._destroy(self._handle))
 
     def work_in(self, address: int, nbytes: int) -> None:
         """See `Cuda.products_in`."""

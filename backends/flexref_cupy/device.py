@@ -1,6 +1,6 @@
 """What the port's operators share: the device, its kernels, scratch memory, and small arrays that live on it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flexref.errors import CapacityError
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.kernels import Kernels
 from flexref_cupy.memory import Buffer, Tensor, device_buffer, release
@@ -75,6 +76,10 @@ class Device:
         """A small array on the device, in order with the operators; its place is free again when it is forgotten."""
         return self._small.put(values)
 
+    def when_small_is_full(self, make_room: Callable[[], None]) -> None:
+        """Call this before a small array is refused for want of a place: it may forget some that can come again."""
+        self._small.make_room.append(make_room)
+
     def upload(self, values: npt.NDArray[Any], out: Tensor) -> None:
         """Copy host values (...) to a device array of their shape and type; they may change as soon as this returns."""
         source = np.ascontiguousarray(values)
@@ -105,7 +110,7 @@ class Device:
             self.cuda.copy_rows(target, source, nbytes, rows, self.stream)
 
     def close(self) -> None:
-        """Give the scratch back."""
+        """Give the scratch back, when the operators are done."""
         self.cuda.await_stream(self.stream)
         release(self.cuda, self._memory)
 
@@ -131,13 +136,25 @@ class SmallArrays:
 
     def __init__(self, cuda: Cuda, address: int, nbytes: int) -> None:
         self.address = address
-        self._cuda = cuda
+        self.make_room: list[Callable[[], None]] = []
+        """Called when all places are taken."""
+        self._cuda, self._nbytes = cuda, nbytes
         self._gaps = {0: nbytes}
 
     def put(self, values: npt.NDArray[Any]) -> SmallArray:
-        """Upload `values`; `MemoryError` if all places are taken."""
+        """Upload `values`; `CapacityError` if all places are taken by what nobody can do without."""
         nbytes = max(1, -(-values.nbytes // SMALL_ALIGNMENT_BYTES)) * SMALL_ALIGNMENT_BYTES
-        array = SmallArray(self, self._take(nbytes), nbytes)
+        offset = self._take(nbytes)
+        if offset is None:
+            for make_room in self.make_room:
+                make_room()
+            offset = self._take(nbytes)
+        if offset is None:
+            free = sum(self._gaps.values())
+            held = {"lengths and places of rows": self._nbytes - free}
+            hint = "take fewer groups per block, or fewer rows per group"
+            raise CapacityError("device", "the port's place for small arrays", nbytes, free, held, hint)
+        array = SmallArray(self, offset, nbytes)
         source = np.ascontiguousarray(values)
         if source.nbytes:
             self._cuda.copy(array.address, source.ctypes.data, source.nbytes, self._cuda.compute_stream)
@@ -158,15 +175,14 @@ class SmallArrays:
                 joined[start] = self._gaps[start]
         self._gaps = joined
 
-    def _take(self, nbytes: int) -> int:
+    def _take(self, nbytes: int) -> int | None:
         for offset, size in self._gaps.items():
             if size >= nbytes:
                 del self._gaps[offset]
                 if size > nbytes:
                     self._gaps[offset + nbytes] = size - nbytes
                 return offset
-        free = sum(self._gaps.values())
-        raise MemoryError(f"the port's {SMALL_BYTES} bytes for small arrays are full ({free} free, in pieces)")
+        return None
 
 
 def pieces(count: int, most: int) -> Iterator[tuple[int, int]]:

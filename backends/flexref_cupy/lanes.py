@@ -8,111 +8,13 @@ lane keeps its order.
 import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from flexref.backend.protocol import HostWork, LaneStep, Move, Span, Ticket
 from flexref_cupy.cuda import Cuda
+from flexref_cupy.events import DeviceTicket, Events, Times
 from flexref_cupy.memory import Buffer
-
-TRIES = 5
-"""An interrupt between the device's event and the host's look at the clock spoils one try."""
-
-ANCHOR_S = 64.0
-"""CUDA gives times as float32 milliseconds: after so long they are good to 4 microseconds, then a new anchor is set."""
-
-Times = list[tuple[float, float]]
-
-
-class Events:
-    """Events to be used again, and the host's clock for their times."""
-
-    def __init__(self, cuda: Cuda) -> None:
-        self.cuda = cuda
-        self._spare: deque[int] = deque()  # appended to and popped from by several threads, which a deque allows
-        self._idle_stream = cuda.stream()
-        self._anchor = self._tie()
-
-    def take(self) -> int:
-        """An event that nobody else uses."""
-        try:
-            return self._spare.popleft()
-        except IndexError:
-            return self.cuda.event()
-
-    def give_back(self, *events: int) -> None:
-        """Let events be used again."""
-        self._spare.extend(events)
-
-    def _tie(self) -> tuple[int, float]:
-        """An event on an idle stream, and when it happened by the host's clock: the closest of a few tries."""
-        best: tuple[float, int, float] | None = None
-        for _ in range(TRIES):
-            event, before = self.cuda.event(), time.perf_counter()
-            self.cuda.record(event, self._idle_stream)
-            self.cuda.await_event(event)
-            after = time.perf_counter()
-            if best is None or after - before < best[0]:
-                best = (after - before, event, (before + after) / 2)
-        assert best is not None
-        return best[1:]
-
-    def seconds(self, event: int) -> float:
-        """When an event that is over happened, by `time.perf_counter`."""
-        first, at = self._anchor
-        since = self.cuda.seconds_between(first, event)
-        if since > ANCHOR_S:
-            self._anchor = self._tie()
-        return at + since
-
-
-class DeviceTicket:
-    """Work that was queued on the device: over when its last event is."""
-
-    __slots__ = ("_end", "_events", "_start", "_times", "_weights", "end")
-
-    def __init__(self, events: Events, start: int | None, end: int, weights: Sequence[int]) -> None:
-        """`weights` are the bytes of each step: the time between the two events is theirs in proportion."""
-        self._events, self._start, self._end, self._weights = events, start, end, weights
-        self.end = end
-        self._times: Times | None = None
-
-    def wait(self) -> None:
-        """See `Ticket.wait`."""
-        self._events.cuda.await_event(self._end)
-
-    def done(self) -> bool:
-        """See `Ticket.done`."""
-        return self._events.cuda.happened(self._end)
-
-    def queued(self) -> bool:
-        """Whether the device knows of it."""
-        return True
-
-    def times(self) -> Sequence[tuple[float, float]]:
-        """See `Ticket.times`; the steps of one submission share its time by their bytes."""
-        if self._times is None:
-            self.wait()
-            end = self._events.seconds(self._end)
-            start = end if self._start is None else min(end, self._events.seconds(self._start))
-            self._times = shared_time(start, end, self._weights)
-        return self._times
-
-    def __del__(self) -> None:
-        self._events.give_back(self._end)
-        if self._start is not None:
-            self._events.give_back(self._start)
-
-
-def shared_time(start: float, end: float, weights: Sequence[int]) -> Times:
-    """The time from `start` to `end`, cut in proportion to `weights`, which are not all 0."""
-    total, so_far, times = sum(weights), 0, []
-    for weight in weights:
-        first = start + (end - start) * so_far / total
-        so_far += weight
-        times.append((first, start + (end - start) * so_far / total))
-    return times
 
 
 class ThreadTicket:
@@ -170,12 +72,15 @@ class Lane:
         self._jobs: queue.SimpleQueue[tuple[Sequence[LaneStep], Sequence[Ticket], ThreadTicket] | None] = (
             queue.SimpleQueue()
         )
+        self.name = name
         self._thread = threading.Thread(target=self._run, name=f"flexref lane {name}", daemon=True)
-        self._started = False
+        self._started = self._closed = False
         self._newest: ThreadTicket | None = None
 
     def submit(self, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> DeviceTicket | ThreadTicket:
-        """Queue the steps; they start when `after` is done."""
+        """Queue the steps; they start when `after` is done. `RuntimeError` once the lane is closed."""
+        if self._closed:
+            raise RuntimeError(f"lane {self.name} is closed")
         free = self._newest is None or self._newest._over.is_set()
         if free and all(isinstance(step, Move) for step in steps) and all(map(_is_queued, after)):
             return self._queue(steps, after)  # type: ignore[arg-type]
@@ -187,11 +92,15 @@ class Lane:
         return ticket
 
     def close(self) -> None:
-        """Finish what is queued and end the thread."""
+        """Finish what is queued, and end the thread and the stream; closing again does nothing."""
+        if self._closed:
+            return
+        self._closed = True
         if self._started:
             self._jobs.put(None)
             self._thread.join()
         self._cuda.await_stream(self._stream)
+        self._cuda.destroy_stream(self._stream)
 
     def _queue(self, moves: Sequence[Move], after: Sequence[Ticket]) -> DeviceTicket:
         """Give moves to the device behind `after`, which it knows."""

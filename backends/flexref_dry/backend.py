@@ -48,6 +48,7 @@ class DryBackend:
         self.calls: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
         self.moved_bytes: Counter[str] = Counter()
+        self._closed = False
         self.results = Workspace(None)
         self.timing = None if machine is None else Timing(machine)
 
@@ -119,7 +120,9 @@ class DryBackend:
         return DryArray(tuple(shape), dtype)
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
-        """Counts the moves; work on the host is not done."""
+        """Counts the moves; work on the host is not done. `RuntimeError` once the port is closed."""
+        if self._closed:
+            raise RuntimeError(f"lane {lane} is closed")
         self.moved_bytes[lane] += sum(step.nbytes for step in steps if isinstance(step, Move))
         return DryTicket.at_once(len(steps)) if self.timing is None else self.timing.submit(lane, steps, after)
 
@@ -133,7 +136,8 @@ class DryBackend:
             self.timing.wait(ticket)
 
     def close(self) -> None:
-        """Nothing to end."""
+        """Nothing to end but the lanes' being open."""
+        self._closed = True
 
     def gather(self, table: Any, ids: Any, first: int, out: Any) -> Any:
         """See `Backend.gather`."""

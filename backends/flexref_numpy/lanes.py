@@ -71,11 +71,14 @@ class Lane:
         self._jobs: queue.SimpleQueue[tuple[Sequence[LaneStep], Sequence[Ticket], LaneTicket] | None] = (
             queue.SimpleQueue()
         )
+        self.name = name
         self._thread = threading.Thread(target=self._run, name=f"flexref lane {name}", daemon=True)
-        self._started = False
+        self._started = self._closed = False
 
     def submit(self, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> LaneTicket:
-        """Queue the steps; they start when `after` is done."""
+        """Queue the steps; they start when `after` is done. `RuntimeError` once the lane is closed."""
+        if self._closed:
+            raise RuntimeError(f"lane {self.name} is closed")
         if not self._started:
             self._thread.start()
             self._started = True
@@ -84,7 +87,8 @@ class Lane:
         return ticket
 
     def close(self) -> None:
-        """Finish what is queued and end the thread."""
+        """Finish what is queued and end the thread; closing again does nothing."""
+        self._closed = True
         if self._started:
             self._jobs.put(None)
             self._thread.join()

@@ -194,7 +194,10 @@ class Backend(Protocol):
     # Lanes
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
-        """Run `steps` one after another on `lane`, when `after` and the lane's earlier submissions are done."""
+        """Run `steps` one after another on `lane`, when `after` and the lane's earlier submissions are done.
+
+        `RuntimeError` once the port is closed: whoever waits for the ticket would wait for ever.
+        """
 
     def mark(self) -> Ticket:
         """A ticket for all operators called so far."""
@@ -203,7 +206,10 @@ class Backend(Protocol):
         """Operators called from now on start when `ticket` is done."""
 
     def close(self) -> None:
-        """End the lanes; the port cannot be used any more."""
+        """End the lanes, when what was submitted is done. The port can only give memory back any more.
+
+        Closing again does nothing.
+        """
 
     # Operators
 

@@ -13,7 +13,7 @@ from flexref.cli.planner_options import in_short, planner_options, wanted_of
 from flexref.errors import CapacityError, PolicyError
 
 if TYPE_CHECKING:
-    from flexref.engine.candidates import Wanted
+    from flexref.engine.wanted import Wanted
     from flexref.planner.machine import Machine
 
 FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_million_tokens", "policy", "in_short")
@@ -40,9 +40,12 @@ def command(
     """Plan every model on every machine: tokens per second, cost per million tokens, and the policy that reaches it.
 
     Machines are sorted by what a million tokens cost if any price is known, else by tokens per second; those that
-    cannot run a model come last and say why. Every pair takes some seconds: a line on stderr says which it is.
+    cannot run a model come last and say why. Every pair takes some seconds, and as many are planned at once as there
+    are cores: a line on stderr says which is waited for.
     """
     from flexref.cli.plots import check_plot
+    from flexref.cli.side_by_side import side_by_side
+    from flexref.engine.candidates import layouts
     from flexref.engine.machines import known_machines, machine_named
 
     known_prices = prices_of(prices)
@@ -54,10 +57,14 @@ def command(
     if strangers:
         raise click.UsageError(f"--price-per-hour names {strangers[0]!r}, which is not among the machines")
     wanted = wanted_of(options)
+    for model in models:
+        list(layouts(model, wanted.weights_schemes))  # a name that nobody knows is said before the first is planned
+    pairs = list(product(models, chosen))
+    found = side_by_side(row, [(model, named, wanted, known_prices.get(named[0])) for model, named in pairs])
     rows: list[dict[str, Any]] = []
-    for model, named in product(models, chosen):
-        click.echo(f"planning {model} on {named[0]} ({len(rows) + 1} of {len(models) * len(chosen)})", err=True)
-        rows.append(row(model, named, wanted, known_prices.get(named[0])))
+    for number, (model, named) in enumerate(pairs, start=1):
+        click.echo(f"planning {model} on {named[0]} ({number} of {len(pairs)})", err=True)
+        rows.append(next(found))
     rows.sort(key=lambda found: (models.index(found["model"]), _order(found, bool(known_prices))))
     if plot_file:
         _draw(rows, plot_file, bool(known_prices))

@@ -31,12 +31,13 @@ def command(first: str, second: str, text_file: str, plot_file: str | None, as_j
     tells what a 4-bit cache costs. Budgets hold for each of the two; without any, each gets half of what is free.
     Beside them some 256 MiB of logits and as much of hidden states are kept on the host.
     """
-    from flexref.cli.compare_models_plot import check_plot, draw
+    from flexref.cli.compare_models_plot import draw
+    from flexref.cli.plots import check_plot
     from flexref.engine.compare import check_comparable, compare
     from flexref.engine.evaluate import read_text, sample_text
 
     if plot_file is not None:
-        check_plot(plot_file)
+        check_plot(plot_file, "--plot")
     text = read_text(text_file)
     exact = {**options, "quantize_cache": False}
     with engine_for(first, exact, share=2) as a, engine_for(second, options, share=2) as b:
@@ -62,7 +63,7 @@ def _print(found: "Comparison") -> None:
         "KL(A||B)": f"mean {found.kl_mean:.3g} nats, 99th percentile {found.kl_p99:.3g}, most {found.kl_max:.3g}",
         "same top token": f"{found.same_top:.2%}",
         "perplexity": f"A {_number(figures['perplexity_a'])}, B {_number(figures['perplexity_b'])}",
-        "B less A": f"{found.paired.difference:+.4f} ({figures['perplexity_ratio'] - 1:+.2%}); {_interval(found)}",
+        "B less A": _difference(figures["perplexity_difference"], figures["perplexity_ratio"], found),
         "protocol": str(found.protocol),
     }
     for name, line in lines.items():
@@ -82,9 +83,16 @@ def _number(value: float | None) -> str:
     return "beyond all numbers" if value is None else f"{value:.4f}"
 
 
+def _difference(difference: float | None, ratio: float | None, found: "Comparison") -> str:
+    if difference is None or ratio is None:
+        return "beyond all numbers"
+    return f"{difference:+.4f} ({ratio - 1:+.2%}); {_interval(found)}"
+
+
 def _interval(found: "Comparison") -> str:
-    paired = found.paired
-    if paired.interval is None:
+    if found.paired.interval is None:
         return "too few tokens for an interval"
-    low, high = paired.interval
+    if found.interval is None:
+        return "an interval beyond all numbers"
+    low, high = found.interval
     return f"95 %: {low:+.4f} to {high:+.4f} ({found.to_json()['interval']})"

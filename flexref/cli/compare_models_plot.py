@@ -1,24 +1,11 @@
 """The errors of a comparison drawn over the layers; matplotlib is loaded when something is drawn, and not before."""
 
-from importlib.util import find_spec
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexref.errors import FlexrefError, StorageError
+from flexref.errors import StorageError
 
 if TYPE_CHECKING:
     from flexref.engine.compare import Comparison
-
-SUFFIXES = (".png", ".svg", ".pdf")
-"""What can be drawn into."""
-
-
-def check_plot(path: str) -> None:
-    """Complain before anything is computed: `FlexrefError` if matplotlib is missing, or for another kind of file."""
-    if Path(path).suffix.lower() not in SUFFIXES:
-        raise FlexrefError(f"--plot writes {', '.join(SUFFIXES)} files, found {path!r}")
-    if find_spec("matplotlib") is None:
-        raise FlexrefError("--plot needs matplotlib, which is not installed: pip install 'flexref[plots]'")
 
 
 def draw(found: "Comparison", path: str) -> None:

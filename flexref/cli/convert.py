@@ -54,7 +54,7 @@ def command(
     The folder holds config.json, the weights (model.safetensors or pytorch_model.bin, whole or in shards with an index)
     and, if it has one, a tokenizer (tokenizer.json, or vocab.json and merges.txt); without one, prompts are token ids.
     The built-in model, `demo`, is a weight file of scheme none. Memory stays small whatever the model's size, with
-    --calibrate that of one layer, and OUT.h5 appears only when all of it is on the disk.
+    --calibrate some twelve times that of one layer in float32, and OUT.h5 appears only when all of it is on the disk.
     """
     from flexref.storage.convert import convert
 

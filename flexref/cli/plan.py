@@ -36,7 +36,8 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     Every way of storing things that is allowed is searched: all rows per group and groups up to a stated bound, and for
     each the shares that a linear program finds best. Those that come near the best are simulated, pass by pass.
     """
-    from flexref.engine.planning import pareto, plan
+    from flexref.cli.progress import working
+    from flexref.engine.planning import plan
     from flexref.engine.trace import Trace
 
     price = price_per_hour(options)
@@ -44,7 +45,8 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     machine, wanted = machine_of(options["machine_name"], options["backend"]), wanted_of(options)
     trace = Trace(0.0) if options["trace_file"] else None
     start = perf_counter()
-    found = plan(model, machine, wanted, trace=trace)
+    with working(f"planning {model} on {machine.name}"):
+        found = plan(model, machine, wanted, trace=trace)
     seconds = perf_counter() - start
     report = {**found.to_json(), **costs(found, price, options["disk_tbw"]), "plan_s": seconds}
     if trace is not None:
@@ -53,8 +55,11 @@ def command(model: str, as_json: bool, **options: Any) -> None:
         _write(options["output_file"], report)
     if options["pareto_file"]:
         from flexref.cli.plots import draw_pareto
+        from flexref.engine.front import pareto
 
-        draw_pareto(f"{model} on {machine.name}", pareto(model, machine, wanted), options["pareto_file"])
+        with working("looking for the best policy under several bounds on latency"):
+            points = pareto(model, machine, wanted, found.best)
+        draw_pareto(f"{model} on {machine.name}", points, options["pareto_file"])
     if as_json:
         click.echo(json.dumps(report))
         return

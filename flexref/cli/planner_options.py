@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from flexref.engine.candidates import Candidate, Wanted
+    from flexref.engine.candidates import Candidate
+    from flexref.engine.wanted import Wanted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -68,7 +69,7 @@ def planner_options(command: Command) -> Command:
 
 def wanted_of(options: dict[str, Any]) -> "Wanted":
     """What the options ask of the planner. Without a wish for its weights, a file keeps its own scheme."""
-    from flexref.engine.candidates import Wanted
+    from flexref.engine.wanted import Wanted
 
     def some(name: str, everything: tuple[str, ...]) -> tuple[str, ...]:
         return everything if options[name] == "any" else (options[name],)

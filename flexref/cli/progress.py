@@ -1,4 +1,4 @@
-"""A progress bar on stderr for work counted in bytes; it knows nothing of the work."""
+"""Progress on stderr, where that is a terminal: a bar for work counted in bytes, a line for what is not counted."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,3 +21,16 @@ def byte_bar(description: str) -> Iterator[Callable[[int, int], None]]:
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(description, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@contextmanager
+def working(description: str) -> Iterator[None]:
+    """A line that says what is being done and for how long; silent where stderr is no terminal."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        progress.add_task(description, total=None)
+        yield

@@ -21,7 +21,8 @@ def print_stats(console: Console, stats: "Stats") -> None:
     console.print(
         f"{stats.generated_tokens} tokens for {stats.rows} row(s) in {stats.blocks} block(s) of up to "
         f"{policy.groups_per_block} x {policy.rows_per_group} rows: {stats.tokens_per_s:.2f} tokens/s "
-        f"(load {stats.load_s:.2f} s, prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)"
+        f"(load {stats.load_s:.2f} s, memory {stats.allocate_s:.2f} s, prefill {stats.prefill_s:.2f} s, "
+        f"decode {stats.decode_s:.2f} s)"
     )
     if not stats.direct_disk_reads:
         console.print("disk reads went through the page cache: the file system refused direct reads")

@@ -1,6 +1,8 @@
 """The account of a job from what its engine saw: traffic, peaks, and what lay where; it knows no row and no token."""
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from flexref.engine.plan import BlockPlan, totals
@@ -10,6 +12,21 @@ from flexref.tiers.weights_plan import WeightsPlan
 
 if TYPE_CHECKING:
     from flexref.engine.engine import Engine
+    from flexref.engine.walk import Walk
+
+
+@contextmanager
+def memory_of(block: "Walk", engine: "Engine", stats: Stats) -> Iterator[None]:
+    """Take all that a block needs and give it back; the seconds of both are `allocate_s`."""
+    start = time.perf_counter()
+    try:
+        block.allocate(engine.arenas)
+        stats.allocate_s += time.perf_counter() - start
+        yield
+    finally:
+        start = time.perf_counter()
+        block.release()
+        stats.allocate_s += time.perf_counter() - start
 
 
 def fill(

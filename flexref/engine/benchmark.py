@@ -14,6 +14,7 @@ from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.engine.floor import PhaseFloor, Workload, decode_link_bytes, floors
 from flexref.engine.foresight import Foresight, foresee
+from flexref.engine.interrupts import Interrupts
 from flexref.engine.job import Job, Request
 from flexref.engine.loading import load
 from flexref.engine.machine import machine, versions
@@ -157,6 +158,7 @@ class Report:
         last = self.runs[-1].to_json()
         account = {name: last[name] for name in ACCOUNT}
         account["decode_link_bytes"] = decode_link_bytes(self.runs[-1])
+        account["allocate_s"] = median(run.allocate_s for run in self.runs)
         figures = {**self.figures(self.prefill_s, self.decode_s), **self.floor_figures()}
         predicted = None if self.foresight is None else self.foresight.to_json()
         return {**figures, **account, "predicted": predicted, **about, "runs": runs}
@@ -232,7 +234,8 @@ class Benchmark:
             nonlocal tokens
             tokens += 1
 
-        rates = measure(engine.backend)
+        with Interrupts():  # its copies have ended when one acts, and nothing frees their memory before
+            rates = measure(engine.backend)
         doing = "loading the weights"
         cut_short = None
         try:

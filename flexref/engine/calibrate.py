@@ -1,7 +1,8 @@
 """Converts a model for 4-bit weights and caches as a sample of text asks for, layer by layer; it knows no format.
 
 The sample runs through the layers that are converted already. So a layer is fitted to the inputs that it will have, and
-only one layer's weights and the hidden states of the sample are in memory at a time.
+only one layer's weights, what its search needs (the moments of its inputs and what is made of them: some ten times the
+weights), and the hidden states of the sample are in memory at a time.
 """
 
 from collections import defaultdict
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from flexref.backend.protocol import Array, Backend, Matrix, QuantizedMatrix
 from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
-from flexref.errors import PromptError
+from flexref.errors import CheckpointError, PromptError
 from flexref.model.cache import LayerCache
 from flexref.model.opt import decoder_layer, embed
 from flexref.model.weights import EmbedWeights, layer_weights
@@ -139,7 +140,7 @@ class SamplePass:
         With scheme `int4-calibrated` matrices are in groups, and biases moved; else all is dense.
         """
         place = int(tensors[0].name.split("/")[1])
-        found: dict[str, Stored] = {tensor.name: whole(self._plan[tensor.name]) for tensor in tensors}
+        found: dict[str, Stored] = {tensor.name: _finite(self._plan[tensor.name]) for tensor in tensors}
         moments = self._moments(tensors, place, found)
         _rebase(found, moments, f"layers/{place:03d}/attention_", self._spec.heads)
         if scheme == SCHEME:
@@ -191,6 +192,14 @@ def _rows_of(parts: Sequence[Rows], wanted: Numbers) -> Numbers:
             found.append(slab[here].astype(np.float32))
             first += len(slab)
     return np.concatenate(found)
+
+
+def _finite(parts: Sequence[Rows]) -> Numbers:
+    """A whole tensor in float32; `CheckpointError` if the sample could not run through it."""
+    values = whole(parts)
+    if not np.isfinite(values).all():
+        raise CheckpointError(f"{parts[0].name}: holds weights that are not finite")
+    return values
 
 
 def _bias_of(name: str) -> str:

@@ -1,75 +1,29 @@
-"""The ways of storing things that a plan is chosen from: what is asked of each, what is proposed, what it will take."""
+"""The ways of storing things that a plan is chosen from, and what is asked of each; it searches for nothing."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flexref.engine.proposals import Situation, fitted, solutions_of
+from flexref.engine.proposals import Situation, fitted
 from flexref.engine.random_weights import random_file
 from flexref.engine.simulate import Prediction, RowLengths, simulate
 from flexref.engine.suites import SIZES, size_named
 from flexref.engine.trace import Trace
+from flexref.engine.wanted import Wanted
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.planner.lp import Solution, solve
-from flexref.planner.machine import TIERS, Machine
+from flexref.planner.machine import Machine
 from flexref.planner.task import Limits
 from flexref.policy import Policy
 from flexref.spec import ModelSpec
 from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
 
-GIB = 1 << 30
-
-SIMULATED_VISITS = 300
-"""Visits of a pass up to which all solutions of a candidate are simulated, and not its first alone: a visit takes some
-tenths of a millisecond."""
-
 TIGHTENING_ROUNDS = 3
 """How often a bound on latency or disk writes is tightened by what the simulator says beyond the linear program."""
 
 SCHEME_NAMES = {"none": "fp16", "int4": "4-bit", "int8": "8-bit"}
-
-NO_ROUNDING = "its shares fit, but no rounding of them to whole tensors does"
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a user asks of the planner; every row has the same lengths, in tokens.
-
-    Schemes and places are those that may be chosen from; `rows` None: as many as fill one block. Capacities that are
-    given take the place of the machine's.
-    """
-
-    prompt_tokens: int
-    new_tokens: int
-    rows: int | None = None
-    weights_schemes: tuple[str, ...] = ("none", "int4")
-    cache_schemes: tuple[str, ...] = ("none", "int4")
-    attention_on: tuple[str, ...] = ("device", "host")
-    rows_per_group: int | None = None
-    groups: int | None = None
-    overlap: bool = True
-    max_latency_s: float | None = None
-    max_disk_writes_gib: float | None = None
-    device_mem_gib: float | None = None
-    host_mem_gib: float | None = None
-    disk_gib: float | None = None
-
-    def machine(self, machine: Machine) -> Machine:
-        """The machine with the capacities that were given."""
-        given = dict(zip(TIERS, (self.device_mem_gib, self.host_mem_gib, self.disk_gib), strict=True))
-        for tier, gib in given.items():
-            if gib is not None:
-                if not 0 <= gib < 1 << 30:
-                    raise PolicyError(f"{tier} memory must be a number of GiB of at least 0, found {gib}")
-                machine = machine.with_capacity(tier, int(gib * GIB))
-        return machine
-
-    @property
-    def max_disk_write_bytes(self) -> float | None:
-        """The bound on what a job, or a block, writes to disk."""
-        return None if self.max_disk_writes_gib is None else self.max_disk_writes_gib * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,15 +57,23 @@ class Candidate:
         }
 
 
+Answer = tuple[Policy, Prediction, Solution]
+"""A policy that fits and keeps the bounds, what it will take, and the solution that it comes from."""
+
+
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One candidate's situation, with the bounds that its policies must keep."""
+    """One candidate's situation, with the bounds that its policies must keep.
+
+    `known`: what was simulated before, under whichever bounds.
+    """
 
     situation: Situation
     limits: Limits
     weights_scheme: str
+    known: dict[Policy, Prediction] = field(default_factory=dict, compare=False, repr=False)
 
-    def candidate(self, answer: tuple[Policy, Prediction, Solution] | None, problem: str | None) -> Candidate:
+    def candidate(self, answer: Answer | None, problem: str | None) -> Candidate:
         """The candidate with its answer, or the problem in place of one."""
         base = self.situation.base
         policy, prediction, solution = answer or (None, None, None)
@@ -123,25 +85,28 @@ class Question:
         found = fitted(self.situation, solution, limits or self.limits)
         return None if found is None else (found[0].changed(weights_scheme=self.weights_scheme), found[1])
 
-    def simulated(self, solution: Solution) -> tuple[Policy, Prediction, Solution] | None:
-        """A policy near the solution that fits and keeps the bounds, and what it will take; None if there is none."""
-        limits = self.limits
+    def simulated(self, solution: Solution, limits: Limits) -> tuple[Answer | None, Limits]:
+        """A policy near the solution, and what it will take, or None; and the limits, tightened by what was seen.
+
+        `limits` are the question's own, or tighter ones. Where simulated policies exceed the question's, another
+        solution within the tightened ones may do.
+        """
         for _ in range(TIGHTENING_ROUNDS):
             found = self.fitted(solution, limits)
             if found is None:
-                return None
+                break
             policy, settled = found
             prediction = self.predict(policy)
             tighter = self._tightened(limits, prediction)
             if tighter is None:
-                return policy, prediction, settled
+                return (policy, prediction, settled), limits
             limits = tighter
             try:
                 task, pair = self.situation.task, (solution.rows_per_group, solution.groups)
                 solution = solve(self.situation.machine, task, *pair, limits)
             except (CapacityError, PolicyError):
-                return None
-        return None
+                break
+        return None, limits
 
     def rows(self, policy: Policy) -> list[RowLengths]:
         """The job's rows, or those of one block."""
@@ -150,7 +115,10 @@ class Question:
 
     def predict(self, policy: Policy, trace: Trace | None = None) -> Prediction:
         """What the policy will take."""
-        return simulate(self.situation.file, self.situation.machine, policy, self.rows(policy), trace=trace)
+        if trace is not None or policy not in self.known:
+            found = simulate(self.situation.file, self.situation.machine, policy, self.rows(policy), trace=trace)
+            self.known[policy] = found
+        return self.known[policy]
 
     def estimate(self, policy: Policy, solution: Solution) -> Prediction:
         """What the linear program says that the policy will take; what it holds is exact."""
@@ -182,74 +150,6 @@ class Question:
         if most is not None and limits.max_disk_write_bytes is not None and written > most:
             changes["max_disk_write_bytes"] = limits.max_disk_write_bytes * most / written
         return replace(limits, **changes) if changes else None  # type: ignore[arg-type]
-
-
-@dataclass(frozen=True, slots=True)
-class Proposal:
-    """What the search found for one way of storing things, with all tiers and, beside that, without the disk.
-
-    `found`: questions with their solutions, the best first. `failure`: why there is none. To the linear program a cache
-    that comes from disk hides behind computation as well as one on the host does; to the simulator it does not.
-    """
-
-    question: Question
-    found: tuple[tuple[Question, tuple[Solution, ...]], ...]
-    solved: int
-    pruned: int
-    failure: CapacityError | PolicyError | None
-
-    @property
-    def estimate_tokens_per_s(self) -> float:
-        """The best solution's, by the linear program; 0 if there is none."""
-        return max((solution.tokens_per_s for _, some in self.found for solution in some), default=0.0)
-
-    def estimated(self) -> Candidate:
-        """The first solution that can be rounded, as the linear program sees it."""
-        for question, solutions in self.found:
-            for solution in solutions:
-                fits = question.fitted(solution)
-                if fits is not None:
-                    return question.candidate((fits[0], question.estimate(*fits), fits[1]), None)
-        return self._nothing()
-
-    def simulated(self) -> Candidate:
-        """The best of the solutions by the simulator."""
-        answers = [answer for question, solutions in self.found for answer in _simulated(question, solutions)]
-        if not answers:
-            return self._nothing()
-        return self.question.candidate(max(answers, key=lambda answer: answer[1].tokens_per_s), None)
-
-    def _nothing(self) -> Candidate:
-        return self.question.candidate(None, NO_ROUNDING if self.failure is None else str(self.failure))
-
-
-def _simulated(question: Question, solutions: Sequence[Solution]) -> Iterator[tuple[Policy, Prediction, Solution]]:
-    """The solutions that can be rounded, simulated; where that takes long the first of them."""
-    for solution in solutions:
-        answer = question.simulated(solution)
-        if answer is not None:
-            yield answer
-            if solution.groups * len(question.situation.task.stage_bytes) > SIMULATED_VISITS:
-                return
-
-
-def propose(question: Question) -> Proposal:
-    """Search; what does not fit is kept as the proposal's failure."""
-    situation = question.situation
-    found: list[tuple[Question, tuple[Solution, ...]]] = []
-    solved = pruned = 0
-    failure: CapacityError | PolicyError | None = None
-    for each in (question, replace(question, situation=situation.without_disk())):
-        try:
-            solutions, answer = solutions_of(each.situation, each.limits)
-        except (CapacityError, PolicyError) as error:
-            failure = failure or error
-            continue
-        found.append((each, tuple(solutions)))
-        solved, pruned = solved + answer.solved, pruned + answer.pruned
-        if not any(solution.held_bytes["disk"] for solution in solutions):
-            break
-    return Proposal(question, tuple(found), solved, pruned, None if found else failure)
 
 
 def layouts(model: str, schemes: tuple[str, ...]) -> Iterator[tuple[str, WeightFile]]:

@@ -38,8 +38,12 @@ class Choice:
 
     @cached_property
     def situations(self) -> list[Situation]:
-        """The job with attention wherever it may be, on the device first; each with all tiers and without the disk."""
-        places = ["device", "host"] if self.machine.port.attends_on_host else ["device"]
+        """The job with attention wherever it may be, on the device first; each with all tiers and without the disk.
+
+        Where tokens are scored no pass decodes, and there is nothing to attend to on the host.
+        """
+        decodes = not any(row.scored_tokens for row in self.rows)
+        places = ["device", "host"] if self.machine.port.attends_on_host and decodes else ["device"]
         if "attention_on" in self.keep:
             places = [self.keep["attention_on"]]
         held = {tier.value: NO_BUDGET_BYTES if budget is None else budget for tier, budget in self.budgets.items()}
@@ -55,8 +59,7 @@ def choose_policy(choice: Choice) -> Policy:
     if not found:
         return _most_frugal(choice)
     found.sort(key=lambda answer: answer[1].block_s / answer[0].rows_per_block)
-    scores = any(row.scored_tokens for row in choice.rows)  # a scoring pass is none that the simulator knows
-    if scores or _job_s(choice, *found[0]) < SIMULATED_FROM_S:
+    if _job_s(choice, *found[0]) < SIMULATED_FROM_S:
         return found[0][0]
     machine = choice.situations[0].machine
 

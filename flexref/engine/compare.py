@@ -15,7 +15,7 @@ import numpy.typing as npt
 from flexref.engine.evaluate import Protocol, Sample, exponential, tokenizer_of
 from flexref.engine.next_tokens import Numbers
 from flexref.engine.scoring import Listener, ScoredRow
-from flexref.engine.statistics import Paired, paired_perplexity
+from flexref.engine.statistics import Interval, Paired, paired_perplexity
 from flexref.errors import PromptError
 from flexref.spec import Stage
 
@@ -67,8 +67,14 @@ class Comparison:
     hidden_tokens: int
     protocol: Protocol
 
+    @property
+    def interval(self) -> Interval | None:
+        """That of the difference of perplexities; None for too few tokens, or where an end is no number."""
+        found = self.paired.interval
+        return found if found is not None and all(map(math.isfinite, found)) else None
+
     def to_json(self) -> dict[str, Any]:
-        """Every figure by its name, fit for `json.dumps`."""
+        """Every figure by its name, fit for `json.dumps`; a figure beyond a float is None."""
         first, second = (exponential(nats / self.tokens) for nats in self.nats)
         return {
             "kl_mean_nats": self.kl_mean,
@@ -77,10 +83,10 @@ class Comparison:
             "same_top1_share": self.same_top,
             "perplexity_a": first,
             "perplexity_b": second,
-            "perplexity_difference": self.paired.difference,
-            "perplexity_difference_ci95": None if self.paired.interval is None else list(self.paired.interval),
+            "perplexity_difference": self.paired.difference if math.isfinite(self.paired.difference) else None,
+            "perplexity_difference_ci95": None if self.interval is None else list(self.interval),
             "interval": f"paired block bootstrap, {self.paired.blocks} blocks of {BLOCK_TOKENS} tokens, percentiles",
-            "perplexity_ratio": math.exp((self.nats[1] - self.nats[0]) / self.tokens),
+            "perplexity_ratio": exponential((self.nats[1] - self.nats[0]) / self.tokens),
             "tokens": self.tokens,
             "layers": [asdict(layer) for layer in self.layers],
             "hidden_tokens": self.hidden_tokens,
@@ -125,9 +131,13 @@ class Comparing:
         """Score some rows with either model."""
         spec = self._first.file.spec
         kept = HiddenStates(_hidden_step(rows, (spec.layers + 1) * spec.width * FLOAT32_BYTES))
-        listener = Listener(on_hidden=kept.keep if self._alike else None)
-        ours = self._first.score(rows, keep_logits=True, listener=listener).rows
-        logits = np.concatenate([row.logits for row in ours if row.logits is not None])
+        logits = np.empty((sum(row.scored for row in rows), spec.vocabulary), np.float32)
+
+        def keep_tile(first: int, first_id: int, tile: npt.NDArray[np.float32]) -> None:
+            logits[first : first + len(tile), first_id : first_id + tile.shape[1]] = tile
+
+        listener = Listener(on_tile=keep_tile, on_hidden=kept.keep if self._alike else None)
+        ours = self._first.score(rows, listener=listener).rows
         divergence = Divergence(logits, np.concatenate([row.normalizer for row in ours]))
         listener = Listener(on_tile=divergence.add, on_hidden=self._errors.against(kept) if self._alike else None)
         theirs = self._second.score(rows, listener=listener).rows

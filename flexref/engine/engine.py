@@ -10,6 +10,8 @@ from typing import Any, Protocol
 from flexref.backend.protocol import Backend
 from flexref.engine.choose import Choice, choose_policy
 from flexref.engine.foresight import Foresight, foresee
+from flexref.engine.gate import Gate
+from flexref.engine.interrupts import Interrupts
 from flexref.engine.job import AnyPrompt, Job, Request
 from flexref.engine.plan import (
     BlockPlan,
@@ -31,8 +33,9 @@ from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Mover, Tier, Traffic
+from flexref.tiers.transfer import Tier, Traffic
 from flexref.tiers.weights import WeightSource, WeightStore, check_homes
 from flexref.tiers.weights_plan import WeightsPlan
 
@@ -50,6 +53,8 @@ class Machines(Protocol):
 class Engine:
     """A model that is ready to generate. Use it as a context manager, or call `close`.
 
+    It runs one job at a time: a second one is refused with `EngineError`, as is any behind `close`. While it works
+    Ctrl-C ends a job where nothing is half done, and the engine is ready for the next one (`interrupts`).
     Without a policy one is chosen from the budgets for each job; weights stay where they are as long as it lets them.
     """
 
@@ -79,8 +84,11 @@ class Engine:
         self.on_loaded: Callable[[int], None] | None = None
         self.on_measuring: Callable[[str], None] | None = None
         self.machines = machines
+        self._interrupts = Interrupts()
         self._traffic = Traffic()
-        self._mover = Mover(backend, self._traffic)
+        self._mover = Mover(backend, self._traffic, self._interrupts.check)
+        self.gate = Gate(self._interrupts, lambda: self._interrupts.forced or self._mover.abandoned)
+        self._left_alone: list[Any] = []
         self._source = _source_of(file)
         self.arenas = {tier: self._arena(tier) for tier in Tier}
         self._weights: WeightStore | None = None
@@ -97,10 +105,18 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """End the lanes and give all memory back."""
-        self.backend.close()
-        self._unload()
-        self._source.close()
+        """End the stream that is under way, if there is one, give all memory back and end the lanes; once is enough.
+
+        After a job that was broken off while its lanes were at work nothing is waited for: all of it goes with the
+        process. Raises `EngineError` if a job is at work just now.
+        """
+        with self._interrupts:
+            if not self.gate.close() or self._mover.abandoned:
+                return
+            if not self._interrupts.forced:
+                self._unload()
+            self.backend.close()
+            self._source.close()
 
     def generate(
         self,
@@ -113,6 +129,7 @@ class Engine:
         on_visit: OnVisit | None = None,
     ) -> Generation:
         """Run all prompts and return outputs in their order; see `stream` for what it raises."""
+        self.gate.check()
         job = Job(self, prompts, request or Request(), trace, on_logits, on_visit)
         for token in job.run():
             if on_token is not None:
@@ -123,8 +140,10 @@ class Engine:
         """Tokens as they come, of all rows, in the order in which they are chosen.
 
         Raises `PromptError` for a prompt that cannot be served, `CapacityError` if the policy does not fit,
-        `WeightFileError` naming the dataset if what is read is damaged: all before the first token.
+        `WeightFileError` naming the dataset if what is read is damaged, `EngineError` if another job is under way: all
+        before the first token. The engine is this stream's until it is read to its end, closed or dropped.
         """
+        self.gate.check()
         yield from Job(self, prompts, request or Request()).run()
 
     def score(
@@ -142,10 +161,26 @@ class Engine:
         on the host, 4 V bytes for every scored token, which are the caller's and which no budget counts.
         Raises `PromptError` for a row that cannot be scored, and what `stream` raises.
         """
+        self.gate.check()
         return ScoringJob(self, rows, top, keep_logits, listener or Listener()).run()
 
     def weights_for(self, policy: Policy) -> WeightStore:
-        """The weights as the policy places them; loaded on the first use, and again when the shares change."""
+        """The weights as the policy places them; loaded on the first use, and again when the shares change.
+
+        `EngineError` while a job is under way.
+        """
+        with self.gate.work():
+            return self._weights_for(policy)
+
+    def begin_job(self, policy: Policy) -> WeightStore:
+        """Start the account of a job, which has passed the gate; its weights."""
+        for arena in self.arenas.values():
+            arena.restart_peak()
+        weights = self._weights_for(policy)
+        self.take_traffic()
+        return weights
+
+    def _weights_for(self, policy: Policy) -> WeightStore:
         slots = slots_of(policy)
         plan = WeightsPlan.of(self.file, policy.weights, slots)
         if self._weights is not None and self._weights.plan == plan:
@@ -177,8 +212,9 @@ class Engine:
     def machine(self) -> Machine:
         """What policies are chosen for; `on_measuring` hears of it if this machine must be measured first.
 
-        Raises `PolicyError` if the engine knows no machines.
+        Raises `PolicyError` if the engine knows no machines, `EngineError` while a job is under way.
         """
+        self.gate.check()
         if self.machines is None:
             raise PolicyError("there is neither a policy nor a machine to choose one for")
         return self.machines.measured(self.backend, self.disk_dir, self.on_measuring)
@@ -230,9 +266,17 @@ class Engine:
     def _arena(self, tier: Tier) -> Arena:
         budget = self.budgets[tier]
         if tier is Tier.DISK:
-            return Arena(tier, budget, lambda nbytes: SpillFile(self.disk_dir, nbytes), lambda file: file.close())  # type: ignore[union-attr]
+            return Arena(
+                tier, budget, lambda nbytes: SpillFile(self.disk_dir, nbytes), self._releasing(SpillFile.close)
+            )
         name = tier.value
-        return Arena(tier, budget, lambda nbytes: self.backend.allocate(name, nbytes), self.backend.release)  # type: ignore[arg-type]
+        return Arena(
+            tier, budget, lambda nbytes: self.backend.allocate(name, nbytes), self._releasing(self.backend.release)
+        )
+
+    def _releasing(self, release: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Gives places back, but none that a lane may still write to."""
+        return lambda place: self._left_alone.append(place) if self._mover.abandoned else release(place)
 
     def _unload(self) -> None:
         if self._weights is not None:

@@ -3,7 +3,7 @@
 It knows the schedule and the lanes, and nothing of what is moved or computed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
@@ -11,7 +11,8 @@ from typing import Protocol
 from flexref.backend.protocol import Ticket
 from flexref.schedule.hazards import requirements
 from flexref.schedule.zigzag import Operation, Shape, Visit, beats
-from flexref.tiers.transfer import Mover, Transfer
+from flexref.tiers.mover import Mover
+from flexref.tiers.transfer import Transfer
 
 LANE_OF = {
     ("fetch", "weights"): "disk_in",
@@ -111,11 +112,11 @@ def _is_open(owed: Owed) -> bool:
     return False
 
 
-def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Iterator[Visit]:
+def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[Visit, None, None]:
     """Run the block; yields every visit when its operators have been called.
 
     Without `overlap` every move ends before the next operation starts. However it ends, nothing is under way any more
-    when it has ended; the first failure of any lane is raised.
+    when it has ended; the first failure of any lane is raised. Behind every beat the mover's `check` may end it.
     """
     backend, ledger = mover.backend, Ledger(shape)
 
@@ -147,6 +148,7 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Iterator[Vi
                 ledger.owes(computation, OPERATORS, backend.mark())
             for operation in beat.behind:
                 start(operation)
+            mover.check()
             if computation is not None:
                 yield computation.visit
     finally:

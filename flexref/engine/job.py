@@ -1,7 +1,8 @@
 """One job on an engine: its rows, their text, the blocks they run in, and the account of it all."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -87,15 +88,20 @@ class Job:
         engine.check_policy(self.policy)
         self.stats = Stats(engine.backend.name, self.policy, rows=len(self.rows))
 
-    def run(self) -> Iterator[StreamedToken]:
-        """Every block in order; the account is complete when the last token has come."""
+    def run(self) -> Generator[StreamedToken, None, None]:
+        """Every block in order; the account is complete when the last token has come.
+
+        Raises `EngineError` if the engine cannot take it, and `KeyboardInterrupt` where nothing is half done.
+        """
+        return self.engine.gate.stream(self._steps())
+
+    def _steps(self) -> Generator[list[StreamedToken], None, None]:
         engine, stats = self.engine, self.stats
         blocks = blocks_of(self.rows, self.policy)
         weights_plan = WeightsPlan.of(engine.file, self.policy.weights, slots_of(self.policy))
         # Every block is checked before the first token of any, and before weights are read.
         plans = [engine.plan_for(self.policy, weights_plan, [_lengths(row) for row in block]) for block in blocks]
-        weights = engine.weights_for(self.policy)
-        engine.take_traffic()
+        weights = engine.begin_job(self.policy)
         engine.listen(self.trace)
         try:
             for rows, plan in zip(blocks, plans, strict=True):
@@ -117,7 +123,9 @@ class Job:
             outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length", len(row.prompt), known))
         return Generation(outputs, self.stats)
 
-    def _block(self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore) -> Iterator[StreamedToken]:
+    def _block(
+        self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore
+    ) -> Generator[list[StreamedToken], None, None]:
         engine, stats = self.engine, self.stats
         step = self.policy.rows_per_group
         groups = [Group(rows[first : first + step]) for first in range(0, len(rows), step)]
@@ -127,41 +135,41 @@ class Job:
         block = Block(
             plan, weights, engine.mover, groups, shape, Sampler(self.request.sampling), self._judge, watch=self.watch
         )
-        try:
-            block.allocate(engine.arenas)
+        with account.memory_of(block, engine, stats):
             before = engine.mover.traffic.snapshot()
             start = time.perf_counter()
             prefill_end = None
             told_at = min(EVENTS_BEHIND_STAGES, shape.stages - 1)
-            for visit in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):
-                if visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
-                    if visit.turn == 0:
-                        prefill_end = time.perf_counter()
-                        add_bytes(stats.prefill_link_bytes, engine.mover.traffic.since(before))
-                    block.tell_watch()
-                if visit.stage == told_at and visit.group == 0:
-                    yield from self._streamed(block)
-            yield from self._streamed(block)
+            with closing(executor.run(engine.mover, block, shape, overlap=self.policy.overlap)) as visits:
+                for visit in visits:
+                    if visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
+                        if visit.turn == 0:
+                            prefill_end = time.perf_counter()
+                            add_bytes(stats.prefill_link_bytes, engine.mover.traffic.since(before))
+                        block.tell_watch()
+                    if visit.stage == told_at and visit.group == 0:
+                        yield self._streamed(block)
+            yield self._streamed(block)
             end = time.perf_counter()
             stats.prefill_s += (prefill_end or end) - start
             stats.decode_s += end - (prefill_end or end)
             stats.blocks += 1
             stats.prompt_tokens += sum(len(row.prompt) for row in rows)
             stats.generated_tokens += sum(len(row.tokens) for row in rows)
-        finally:
-            block.release()
 
     def _judge(self, row: Row) -> str | None:
         return self.texts[row.number].push(row.tokens[-1])
 
-    def _streamed(self, block: Block) -> Iterator[StreamedToken]:
+    def _streamed(self, block: Block) -> list[StreamedToken]:
         """The tokens that are new since the last call, with what they add to their rows' texts."""
+        tokens = []
         for event in block.take_events():
             text = self.texts[event.row]
             if event.finish_reason is not None:
                 text.finish()
             shown, text.shown = text.text[text.shown :], len(text.text)
-            yield StreamedToken(event.row, event.token_id, shown, event.finish_reason)
+            tokens.append(StreamedToken(event.row, event.token_id, shown, event.finish_reason))
+        return tokens
 
 
 def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:

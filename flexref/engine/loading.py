@@ -7,6 +7,7 @@ from typing import Any
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.engine.engine import Engine
+from flexref.engine.interrupts import Interrupts
 from flexref.engine.machines import MeasuredOnce
 from flexref.engine.plan import backend_budgets
 from flexref.errors import PolicyError
@@ -34,12 +35,19 @@ def load(
     `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
     """
     file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
-    port = create(backend, **backend_options) if isinstance(backend, str) else backend
-    budgets = backend_budgets(port, _bytes("device", device_mem_gib), _bytes("host", host_mem_gib))
+    asked = _bytes("device", device_mem_gib), _bytes("host", host_mem_gib)
+    port: Backend | None = None
+    engine: Engine | None = None
     try:
-        return Engine(file, port, policy, budgets, disk_dir, keep, MeasuredOnce())
+        with Interrupts():  # what is open is known by the time they act
+            port = create(backend, **backend_options) if isinstance(backend, str) else backend
+            budgets = backend_budgets(port, *asked)
+            engine = Engine(file, port, policy, budgets, disk_dir, keep, MeasuredOnce())
+        return engine
     except BaseException:
-        port.close()
+        for opened in (engine, port):
+            if opened is not None:
+                opened.close()
         raise
 
 

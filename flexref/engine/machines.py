@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 
 import platformdirs
+from threadpoolctl import threadpool_info
 
 from flexref.backend.protocol import Backend
 from flexref.engine.machine import machine as describe
@@ -123,13 +124,21 @@ def cache_folder() -> Path:
 
 
 def cache_name(backend: Backend, disk_dir: str | Path) -> str:
-    """A name that changes with all that a measurement depends on: port, machine, versions, disk, what is measured."""
+    """A name that changes with all that a measurement depends on: port, machine, threads, versions, disk, what is
+    measured. The machine is its processor, how many cores this process may use, memory, and devices that it sees.
+    """
     folder = Path(disk_dir).absolute()
     while not folder.exists():
         folder = folder.parent
-    depends = [FORMAT, PROFILE_VERSION, asdict(backend.caps), describe(), versions(), os.stat(folder).st_dev]
+    ours = [asdict(backend.caps), describe(), product_threads(), versions()]
+    depends = [FORMAT, PROFILE_VERSION, *ours, os.stat(folder).st_dev]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return f"{backend.name}-{digest[:16]}"
+
+
+def product_threads() -> list[int]:
+    """In how many threads products are computed by the libraries that numpy (and maybe scipy) has loaded."""
+    return sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
 
 
 def _keep(machine: Machine, path: Path) -> None:

@@ -258,6 +258,12 @@ def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> Non
         raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)
 
 
+def fit(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> bool:
+    """Whether they exceed no budget."""
+    sums = totals(iter(needs))
+    return all(budget is None or sums[tier] <= budget for tier, budget in budgets.items())
+
+
 def fitting_block(
     weights: WeightsPlan,
     caps: Capabilities,
@@ -267,16 +273,20 @@ def fitting_block(
 ) -> BlockPlan:
     """The memory of a block within budgets; weights are expanded once for all its groups where there is room for that.
 
-    Raises `CapacityError` naming the tier, what is missing and what would help.
+    Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
+    `CapacityError` naming the tier, what is missing and what would help.
     """
     whole = [*engine_needs(caps), *weights.needs()]
+    loading = [*whole, (Tier.HOST, "loading", weights.loading_bytes)]
+    loads = fit(loading, budgets)
     for expand in (True, False):
         plan = plan_block(weights, caps, policy, rows, expand=expand)
         needs = [*whole, *plan.needs()]
-        sums = totals(iter(needs))
-        if all(budget is None or sums[tier] <= budget for tier, budget in budgets.items()):
+        if loads and fit(needs, budgets):
             return plan
-    check_fits(needs, budgets)
+    # What asks for more of the host comes first: who gives that has given the other's.
+    for each in sorted((needs, loading), key=lambda needs: -totals(iter(needs))[Tier.HOST]):
+        check_fits(each, budgets)
     raise AssertionError("a plan that exceeds a budget passed its check")
 
 

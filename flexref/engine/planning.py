@@ -1,28 +1,19 @@
 """Plans: for a model, a machine and a wish the best policy, what it will take, and what binds it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from flexref.engine.candidates import NO_ROUNDING, Candidate, Question, Wanted, propose, questions
+from flexref.engine.candidates import Candidate, Question, questions
+from flexref.engine.contenders import NO_ROUNDING, propose, simulated, tokens_per_s
 from flexref.engine.trace import Trace
+from flexref.engine.wanted import Wanted
 from flexref.errors import CapacityError, PolicyError
 from flexref.planner.lp import Solution, solve
 from flexref.planner.machine import LINKS, TIERS, WEIGHT_FILE, Machine
 
-__all__ = ["Candidate", "OneMore", "Plan", "Wanted", "pareto", "plan"]
-
 GIB, GIGA = 1 << 30, 1e9
-
-RIVAL_SHARE = 0.7
-"""A candidate is simulated if the linear program gives it so much of the best one's tokens per second."""
-
-PARETO_POINTS = 8
-"""Bounds on the latency of a block between the least that is possible and that of the best throughput."""
-
-FIRST_MARGIN = 0.01
-"""So much wider than the shortest block is the tightest bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,22 +64,16 @@ class Plan:
 def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = None) -> Plan:
     """The best policy for `model` on `machine`, of all the ways of storing things that are allowed.
 
-    Every candidate has an estimate; those that come near the best are simulated. `trace` is given the simulation of the
+    Every candidate has an estimate; those that may be the best are simulated. `trace` is given the simulation of the
     best one's first block. Raises `CapacityError` (or `PolicyError`, for a bound on latency or disk writes) if no
     candidate fits, `PromptError` if the model has too few positions, and what `layouts` raises.
     """
     machine = wanted.machine(machine)
     proposals = [propose(question) for question in questions(model, machine, wanted)]
-    candidates = [proposal.estimated() for proposal in proposals]
-    likely = max(map(_tokens_per_s, candidates), default=0.0)
-    for place, proposal in enumerate(proposals):
-        if _tokens_per_s(candidates[place]) >= RIVAL_SHARE * likely > 0:
-            candidates[place] = proposal.simulated()
-    best_place = _best(candidates)
-    while (told := candidates[best_place].prediction) is not None and not told.simulated:
-        candidates[best_place] = proposals[best_place].simulated()  # whose rivals turned out to be worse than it
-        best_place = _best(candidates)
-    best, question = candidates[best_place], proposals[best_place].question
+    looked_at = simulated(proposals)
+    candidates = [looked_at.get(at) or proposal.estimated() for at, proposal in enumerate(proposals)]
+    place = max(looked_at, key=lambda at: tokens_per_s(candidates[at]), default=0)
+    best, question = candidates[place], proposals[place].question
     if best.policy is None or best.solution is None:
         failures = [proposal.failure for proposal in proposals if proposal.failure is not None]
         raise min(failures, key=_missing_bytes, default=PolicyError(NO_ROUNDING))
@@ -109,16 +94,6 @@ def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = 
     )
 
 
-def _tokens_per_s(candidate: Candidate) -> float:
-    """What is predicted of it, by whichever means; 0 where nothing fits."""
-    return 0.0 if candidate.prediction is None else candidate.prediction.tokens_per_s
-
-
-def _best(candidates: Sequence[Candidate]) -> int:
-    """The place of the candidate of the most tokens per second."""
-    return max(range(len(candidates)), key=lambda place: _tokens_per_s(candidates[place]))
-
-
 def _missing_bytes(failure: CapacityError | PolicyError) -> float:
     """By how much a tier is too small; a bound that cannot be kept comes after all that do not fit."""
     return failure.needed_bytes - failure.free_bytes if isinstance(failure, CapacityError) else float("inf")
@@ -130,44 +105,6 @@ def _binding(best: Candidate, machine: Machine) -> tuple[str, ...]:
     assert best.prediction is not None
     left_alone = machine.capacity_bytes["disk"] and not best.prediction.peak_bytes["disk"]
     return tuple(name for name in best.solution.binding if not (left_alone and name == "disk memory"))
-
-
-def pareto(model: str, machine: Machine, wanted: Wanted) -> list[tuple[float, Candidate]]:
-    """(bound on the latency of a block in seconds, the best candidate under it), from the tightest bound that can be
-    kept to the one that binds no more. Candidates are compared by their estimates, and the best is simulated.
-
-    Raises what `plan` raises.
-    """
-    machine = wanted.machine(machine)
-    widest = _likeliest(model, machine, wanted)
-    tightest = _likeliest(model, machine, replace(wanted, rows_per_group=1, groups=1))
-    longest_s, shortest_s = (_block_s(candidate) for candidate in (widest, tightest))
-    ratio = max(longest_s / shortest_s, 1.0)
-    points: list[tuple[float, Candidate]] = []
-    for number in range(PARETO_POINTS - 1):
-        bound_s = shortest_s * ratio ** (number / (PARETO_POINTS - 1)) * (1 + FIRST_MARGIN)
-        try:
-            points.append((bound_s, _likeliest(model, machine, replace(wanted, max_latency_s=bound_s))))
-        except (CapacityError, PolicyError):
-            continue  # nothing fits under this bound; the next one is wider
-    return [*points, (longest_s, widest)]
-
-
-def _likeliest(model: str, machine: Machine, wanted: Wanted) -> Candidate:
-    """The candidate of the best estimate, simulated; raises why there is none."""
-    proposals = [propose(question) for question in questions(model, machine, wanted)]
-    proposals.sort(key=lambda proposal: proposal.estimate_tokens_per_s, reverse=True)
-    for proposal in proposals:
-        found = proposal.simulated()
-        if found.prediction is not None:
-            return found
-    raise proposals[0].failure or PolicyError("no way of storing things keeps the bounds")
-
-
-def _block_s(candidate: Candidate) -> float:
-    prediction = candidate.prediction
-    assert prediction is not None
-    return (prediction.prefill_s + prediction.decode_s) / prediction.blocks
 
 
 def _one_more(question: Question, solution: Solution) -> Iterator[OneMore]:

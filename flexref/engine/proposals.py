@@ -10,6 +10,8 @@ from statistics import fmean
 
 from flexref.backend.protocol import Capabilities
 from flexref.engine.plan import (
+    LOGITS_SLOTS,
+    SCORED_AT_ONCE,
     blocks_of,
     engine_needs,
     expanded_bytes,
@@ -24,7 +26,7 @@ from flexref.errors import CapacityError, PolicyError
 from flexref.planner.lp import Solution, solve
 from flexref.planner.machine import Machine
 from flexref.planner.search import Found, search
-from flexref.planner.task import Limits, Task
+from flexref.planner.task import Limits, Scoring, Task
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.transfer import Tier
@@ -88,7 +90,11 @@ class Situation:
         file, caps, spec = self.file, self.caps, self.file.spec
         walk = WeightsPlan.of(file, Shares(0, 1, 0), slots_of(self.base))
         least, most = WORKSPACE_TOKENS
-        held = [workspace_bytes(spec, caps.compute_dtype, file.dtype, tokens, 1, True) for tokens in WORKSPACE_TOKENS]
+        scored = self.scored_share
+        held = [
+            workspace_bytes(spec, caps.compute_dtype, file.dtype, tokens, max(1, round(scored * tokens)), True)
+            for tokens in WORKSPACE_TOKENS
+        ]
         per_token = (held[1] - held[0]) / (most - least)
         longest = max(row.new_tokens for row in self.rows)
         return Task(
@@ -108,7 +114,21 @@ class Situation:
             workspace_bytes_fixed=max(0, round(held[0] - per_token * least)),
             workspace_bytes_per_token=per_token,
             expanded_bytes=expanded_bytes(file, caps),
+            scoring=self.scoring,
         )
+
+    @property
+    def scored_share(self) -> float:
+        """The most of a row's tokens that are scored."""
+        return max(row.scored_tokens / row.prompt_tokens for row in self.rows)
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """What is scored, if that is the job."""
+        scored = [row.scored_tokens for row in self.rows]
+        if not any(scored):
+            return None
+        return Scoring(fmean(scored), max(scored), SCORED_AT_ONCE, self.file.tile_rows, LOGITS_SLOTS)
 
     def limits(
         self, keep: Mapping[str, int | None], max_block_s: float | None, max_disk_write_bytes: float | None
@@ -166,10 +186,10 @@ def solutions_of(situation: Situation, limits: Limits) -> tuple[list[Solution], 
     not count, a visit's own work and what a schedule cannot hide, is by the visit.
     """
     found = search(situation.machine, situation.task, limits, keep=SEARCHED)
-    flat = [each for each in found.solutions if each.tokens_per_s >= (1 - FLAT_SHARE) * found.solutions[0].tokens_per_s]
-    flat.sort(key=lambda each: each.groups)
-    rest = [each for each in found.solutions if each not in flat]
-    return (flat + rest)[:SOLUTIONS], found
+    flat_from = (1 - FLAT_SHARE) * found.ranked[0].tokens_per_s
+    flat = sorted((each for each in found.ranked if each.tokens_per_s >= flat_from), key=lambda each: each.groups)
+    rest = [each for each in found.ranked if each.tokens_per_s < flat_from]
+    return [each.solution for each in (flat + rest)[:SOLUTIONS]], found
 
 
 def fitted(situation: Situation, solution: Solution, limits: Limits) -> tuple[Policy, Solution] | None:

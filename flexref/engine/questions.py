@@ -120,10 +120,9 @@ def _letter(record: Mapping[str, Any], number: int, place: str) -> Question:
         _text(record, "question", place).strip(),
         *(f"{name}. {text}" for name, text in zip(letters, choices, strict=True)),
     ]
-    subject = record.get("subject")
     opening = ""
-    if isinstance(subject, str) and subject:
-        about = subject.replace("_", " ")
+    if isinstance(record.get("subject"), str) and record["subject"]:
+        about = _text(record, "subject", place).replace("_", " ")
         opening = f"The following are multiple choice questions (with answers) about {about}.\n\n"
     context = opening + "\n".join([*lines, "Answer:"])
     answer = _answer(record, "answer", len(choices), place)

@@ -64,7 +64,10 @@ class Output:
 class Stats:
     """The account of one job. Bytes per link and kind, peak bytes per tier, shares of bytes planned and real.
 
-    `load_s` is the time to bring weights home before the first job; it counts in neither `prefill_s` nor `decode_s`.
+    `load_s` is the time to bring weights home before the first job, `allocate_s` that to take the memory of the job's
+    blocks and to give it back (on CUDA host memory is pinned); they count in neither `prefill_s` nor `decode_s`.
+    `peak_bytes` are the most that were held since the job began, with the weights that lay there already; loading them
+    counts if the job did it.
     `tokens_per_s` is generated tokens over prefill and decode together. `prefill_link_bytes` are those of `link_bytes`
     whose copies had been started when a block's prefill ended: with overlap, some belong to its first decode pass.
     """
@@ -76,6 +79,7 @@ class Stats:
     prompt_tokens: int = 0
     generated_tokens: int = 0
     load_s: float = 0.0
+    allocate_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
     direct_disk_reads: bool = True

@@ -128,14 +128,17 @@ class ScoringJob:
         self.stats = Stats(engine.backend.name, self.policy, rows=len(rows))
 
     def run(self) -> Scores:
-        """Score every block in order."""
+        """Score every block in order; raises what `Job.run` raises."""
+        with self.engine.gate.work():
+            return self._run()
+
+    def _run(self) -> Scores:
         engine, stats = self.engine, self.stats
         blocks = blocks_of(self.rows, self.policy)
         weights_plan = WeightsPlan.of(engine.file, self.policy.weights, slots_of(self.policy))
         # Every block is checked before the first is scored, and before weights are read.
         plans = [engine.plan_for(self.policy, weights_plan, [_lengths(row) for row in block]) for block in blocks]
-        weights = engine.weights_for(self.policy)
-        engine.take_traffic()
+        weights = engine.begin_job(self.policy)
         for rows, plan in zip(blocks, plans, strict=True):
             self._block(rows, plan, weights)
             if self.listener.on_rows is not None:
@@ -152,16 +155,13 @@ class ScoringJob:
         firsts = tuple(int(self.starts[group.rows[0].number]) for group in groups)
         watch = Watch(on_hidden=self.listener.on_hidden)
         block = ScoreBlock(plan, weights, engine.mover, groups, shape, firsts, self._take, watch=watch)
-        try:
-            block.allocate(engine.arenas)
+        with account.memory_of(block, engine, stats):
             start = time.perf_counter()
             for _ in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):
                 pass
             stats.prefill_s += time.perf_counter() - start
             stats.blocks += 1
             stats.prompt_tokens += sum(len(row.prompt) for row in rows)
-        finally:
-            block.release()
 
     def _take(self, first: int, first_id: int, logits: npt.NDArray[np.float32]) -> None:
         """Logits have come."""

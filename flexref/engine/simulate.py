@@ -15,19 +15,19 @@ import numpy.typing as npt
 
 from flexref.backend.registry import create
 from flexref.engine import executor
-from flexref.engine.block import Block
+from flexref.engine.foreseen import foreseen_block
 from flexref.engine.plan import BlockPlan, Lengths, blocks_of, engine_needs, fitting_block, slots_of
 from flexref.engine.rows import Group, Row
 from flexref.engine.trace import Trace
+from flexref.engine.walk import Walk
 from flexref.engine.watch import Watch
 from flexref.planner.machine import Machine
 from flexref.policy import Policy
-from flexref.sampling.sampler import Sampler
-from flexref.sampling.settings import SamplingSettings
 from flexref.schedule.zigzag import Shape
 from flexref.storage.weightfile import WeightFile
+from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import LINKS, Mover, Tier, Traffic
+from flexref.tiers.transfer import LINKS, Tier, Traffic
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
 
@@ -158,7 +158,10 @@ class Simulation:
     def run(self, rows: Sequence[RowLengths], trace: Trace | None = None) -> tuple[Account, Account]:
         """The accounts of (prefill, decode) of a block; with `trace` every pass is simulated."""
         plan, step = self.plan(rows), self.policy.rows_per_group
-        made = [Row(number, (0,) * row.prompt_tokens, row.new_tokens) for number, row in enumerate(rows)]
+        made = [
+            Row(number, (0,) * row.prompt_tokens, row.new_tokens, scored=row.scored_tokens)
+            for number, row in enumerate(rows)
+        ]
         groups = [Group(made[first : first + step]) for first in range(0, len(made), step)]
         limits = sorted({row.new_tokens for row in rows})
         passes = list(range(limits[-1])) if trace is not None else simulated_passes(limits)
@@ -168,8 +171,7 @@ class Simulation:
             on_computed=None if trace is None else trace.on_computed,
             on_visit=lambda stage, group, turn: self.backend.timing.spend(self.machine.host_s.visit),
         )
-        sampler = Sampler(SamplingSettings())
-        block = Block(plan, self._weights, self._mover, groups, shape, sampler, lambda row: None, watch=watch)
+        block = foreseen_block(plan, self._weights, self._mover, groups, shape, watch)
         self._traffic.on_done = None if trace is None else trace.on_done
         block.allocate(self.arenas)
         try:
@@ -178,7 +180,7 @@ class Simulation:
             block.release()
         return accounts[0], interpolated(dict(zip(passes[1:], accounts[1:], strict=True)))
 
-    def _passes(self, block: Block, shape: Shape, passes: Sequence[int]) -> Iterator[Account]:
+    def _passes(self, block: Walk, shape: Shape, passes: Sequence[int]) -> Iterator[Account]:
         """The account of every pass that is simulated, the last one's with what is still under way at its end."""
         before = self._seen()
         for visit in executor.run(self._mover, block, shape, overlap=self.policy.overlap):
@@ -271,7 +273,7 @@ def simulate(
     return Prediction(
         rows=len(rows),
         blocks=len(blocks),
-        generated_tokens=sum(row.new_tokens for row in rows),
+        generated_tokens=sum(row.new_tokens for row in rows if not row.scored_tokens),
         load_s=simulation.load_s,
         prefill_s=prefill.seconds,
         decode_s=decode.seconds,

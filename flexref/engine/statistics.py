@@ -47,23 +47,30 @@ def paired_perplexity(first: Numbers, second: Numbers, block_tokens: int, seed: 
     A paired block bootstrap (Kuensch, Annals of Statistics 17, 1989, with blocks that do not overlap; percentile
     interval): blocks of `block_tokens` neighbouring tokens are drawn anew with replacement, both models' together, for
     what makes a token hard makes it hard for both and its neighbours too. Fewer than two blocks give no interval.
+    What is beyond a float is not finite.
     """
     if first.shape != second.shape or first.ndim != 1 or not first.size:
         raise ValueError(f"log-probabilities of {first.shape} and {second.shape} are not of the same tokens")
     starts = np.arange(0, first.size, block_tokens)
     sums = np.stack([np.add.reduceat(values, starts) for values in (first, second)])
     lengths = np.add.reduceat(np.ones(first.size), starts)
-    whole = np.exp(-sums.sum(axis=1) / first.size)
-    difference, blocks = float(whole[1] - whole[0]), len(starts)
-    if blocks < 2:
-        return Paired(difference, None, blocks)
-    draw, found = np.random.default_rng(seed), np.empty(RESAMPLES)
+    with np.errstate(over="ignore", invalid="ignore"):
+        whole = np.exp(-sums.sum(axis=1) / first.size)
+        difference, blocks = float(whole[1] - whole[0]), len(starts)
+        if blocks < 2:
+            return Paired(difference, None, blocks)
+        tail = (1 - CONFIDENCE) / 2
+        low, high = np.quantile(_resampled(sums, lengths, seed), [tail, 1 - tail])
+    return Paired(difference, (float(low), float(high)), blocks)
+
+
+def _resampled(sums: Numbers, lengths: Numbers, seed: int) -> Numbers:
+    """Differences (RESAMPLES,) of perplexities over blocks drawn anew, from their sums (2, B) and lengths (B,)."""
+    blocks, draw, found = len(lengths), np.random.default_rng(seed), np.empty(RESAMPLES)
     at_once = max(1, RESAMPLING_BYTES // (8 * blocks))
     for start in range(0, RESAMPLES, at_once):
         count = min(at_once, RESAMPLES - start)
         times = draw.multinomial(blocks, np.full(blocks, 1 / blocks), size=count).astype(np.float64)
         means = (times @ sums.T) / (times @ lengths)[:, None]
         found[start : start + count] = np.exp(-means[:, 1]) - np.exp(-means[:, 0])
-    tail = (1 - CONFIDENCE) / 2
-    low, high = np.quantile(found, [tail, 1 - tail])
-    return Paired(difference, (float(low), float(high)), blocks)
+    return found

@@ -21,8 +21,9 @@ from flexref.schedule.zigzag import Operation, Shape, Visit
 from flexref.spec import Stage, stages, token_tiles
 from flexref.tiers.activations import ActivationStore
 from flexref.tiers.cache import CacheStore, RowTurn
+from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, Crossing, Gather, Mover, Region, Tier, Transfer, host_bytes, view
+from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Tier, Transfer, host_bytes, view
 from flexref.tiers.weights import WeightStore
 
 
@@ -66,11 +67,13 @@ class Walk:
 
     def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
         """Take everything that the plan needs."""
-        self._cache.allocate(arenas)
-        self._activations.allocate(arenas)
+        for store in (self._cache, self._activations):
+            store.allocate(arenas)
+            self.mover.check()
         for tier, holder, nbytes in self.plan.own_needs():
             self._regions[holder] = arenas[tier].take(holder, nbytes)
             self._taken.append((arenas[tier], holder, self._regions[holder]))
+            self.mover.check()
         self.backend.workspace(self._regions["workspace"].place)  # type: ignore[arg-type]
 
     def release(self) -> None:
@@ -89,7 +92,14 @@ class Walk:
     # Moves
 
     def transfers(self, operation: Operation) -> Sequence[Transfer]:
-        """What the operation has to move now (see `executor.Work`)."""
+        """What the operation has to move now (see `executor.Work`).
+
+        Asked once per operation, when it is started, in the order of the beats. It looks at rows as they are at that
+        time: a group without a live row moves nothing, a cache's length is that before the visit. So a load that is
+        started a visit ahead finds the same rows as its visit will: tokens are chosen in the head's last visit of a
+        pass, and what is started ahead of it into the next pass are weights, which belong to no row, and moves whose
+        group's tokens have been chosen. Nothing here starts, waits or changes what is at home anywhere.
+        """
         visit = operation.visit
         if operation.kind == "weights":
             slot = self.shape.weights_slot(visit)

@@ -15,11 +15,11 @@ import numpy as np
 
 from flexref.planner.arrays import ELEMENT_BYTES, ArrayDurations
 from flexref.planner.blocks import Blocks, Phase, phases
-from flexref.planner.cost_compute import device_seconds, operator_calls
+from flexref.planner.cost_compute import LOGITS_BYTES, device_seconds, logits_pieces, operator_calls
 from flexref.planner.cost_memory import held_bytes
 from flexref.planner.linear import Linear, Numbers, Share, numbers, total
-from flexref.planner.machine import LINKS, RESOURCES, WEIGHT_FILE, Machine
-from flexref.planner.task import Task
+from flexref.planner.machine import LINKS, RESOURCES, TIERS, WEIGHT_FILE, Machine
+from flexref.planner.task import Scoring, Task
 
 HOST = "host"
 """The resource of the host's own work, where operators are called ahead of their execution."""
@@ -67,8 +67,11 @@ def flows(task: Task, blocks: Blocks, compute_dtype: str) -> list[Flow]:
     for phase in phases(task):
         if phase.passes:
             found += weight_flows(task, phase)
-            found += cache_flows(task, blocks, phase)
             found += activation_flows(task, blocks, phase, compute_dtype)
+            if task.scoring is None:
+                found += cache_flows(task, blocks, phase)
+            else:
+                found += scored_flows(task, task.scoring, blocks, phase, compute_dtype)
             if attends_far(task, phase):
                 found += crossing_flows(task, blocks, phase, compute_dtype)
     return found
@@ -122,6 +125,25 @@ def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: st
         _plain(phase, "activations out", "activations", "device->host", AWAY, times, nbytes),
         _plain(phase, "activations read", "activations", "disk->host", ("disk",), times, nbytes),
         _plain(phase, "activations spilled", "activations", "host->disk", ("disk",), times, nbytes),
+    ]
+
+
+def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
+    """Scored tokens leave the head's first tile, which made them of hidden states, and come to all others; their logits
+    cross to the host, piece by piece: 4 V bytes a token."""
+    spec, tiles = task.spec, task.stage_kinds.count("head")
+    ends = blocks.sizes * scoring.tokens
+    pieces, nbytes = logits_pieces(task, ends), ends * spec.embed_width * ELEMENT_BYTES[compute_dtype]
+    out, back = blocks.groups * phase.passes * min(1, tiles - 1), blocks.groups * phase.passes * (tiles - 1)
+    link = "device->host"
+    times = blocks.groups * phase.passes * tiles * blocks.spread(pieces)
+    logits = ends / pieces * spec.vocabulary / tiles * LOGITS_BYTES
+    return [
+        _plain(phase, "scored tokens in", "activations", "host->device", AWAY, back, nbytes),
+        _plain(phase, "scored tokens out", "activations", link, AWAY, out, nbytes),
+        _plain(phase, "scored tokens read", "activations", "disk->host", ("disk",), back, nbytes),
+        _plain(phase, "scored tokens spilled", "activations", "host->disk", ("disk",), out, nbytes),
+        Flow(phase.name, "logits", "activations", link, link, "activations", TIERS, times, logits, crossing=True),
     ]
 
 
@@ -208,7 +230,8 @@ class Costs:
         took = [(flow, flow.seconds(machine, blocks)) for flow in mine]
         terms = {link: total(seconds for flow, seconds in took if flow.link == link) for link in LINKS}
         visits = phase.passes * len(task.stage_bytes) * blocks.groups
-        choice = blocks.groups * phase.passes * (host.choice + host.choice_row * blocks.rows / blocks.groups)
+        choices = phase.passes * (task.scoring is None)
+        choice = blocks.groups * choices * (host.choice + host.choice_row * blocks.rows / blocks.groups)
         own = total(flow.submissions() for flow in mine).times(host.submission) + Linear.fixed(visits * host.visit)
         compute = self.operators[phase.name] + Linear.fixed(choice)
         if self.overlapped:

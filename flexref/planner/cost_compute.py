@@ -56,13 +56,18 @@ def operator_calls(task: Task, far: bool) -> Linear:
 def _visits(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> Numbers:
     """A group's visits of all stages, attention left out."""
     port, spec = durations.machine.port, task.spec
-    tokens = rows * phase.new_tokens
-    layer, head = (_layer(durations, task, tokens, task.stored), _tiles(durations, task, rows, task.dense))
+    tokens, ends = rows * phase.new_tokens, _ends(task, rows)
+    layer, head = (_layer(durations, task, tokens, task.stored), _tiles(durations, task, ends, task.dense))
     if expanded:
         # A stage with few tokens has its matrices read as they are stored.
         layer = np.where(tokens > port.fused_rows, _layer(durations, task, tokens, port.compute_dtype), layer)
-        head = np.where(rows > port.fused_rows, _tiles(durations, task, rows, port.compute_dtype), head)
-    return spec.layers * layer + _embed(durations, task, tokens) + _hidden(durations, task, rows) + head
+        head = np.where(ends > port.fused_rows, _tiles(durations, task, ends, port.compute_dtype), head)
+    return spec.layers * layer + _embed(durations, task, tokens) + _hidden(durations, task, ends) + head
+
+
+def _ends(task: Task, rows: Numbers) -> Numbers:
+    """Tokens of a group that have logits: the last one of every row, or those that are scored."""
+    return rows if task.scoring is None else rows * task.scoring.tokens
 
 
 def matrices(task: Task) -> tuple[tuple[int, int], ...]:
@@ -101,18 +106,20 @@ def _embed(durations: ArrayDurations, task: Task, tokens: Numbers) -> Numbers:
     return seconds + durations.operator("add_rows", tokens * spec.width * ELEMENT_BYTES[dtype])
 
 
-def _hidden(durations: ArrayDurations, task: Task, rows: Numbers) -> Numbers:
-    """The last tokens' hidden states gathered, normed and projected; and the choice from their logits."""
+def _hidden(durations: ArrayDurations, task: Task, ends: Numbers) -> Numbers:
+    """Hidden states that get logits gathered, normed and projected; and the choice from logits, if there is one."""
     spec, dtype = task.spec, durations.machine.port.compute_dtype
-    nbytes = rows * spec.width * ELEMENT_BYTES[dtype]
+    nbytes = ends * spec.width * ELEMENT_BYTES[dtype]
     seconds = durations.operator("gather", nbytes)
     if spec.final_norm:
         seconds = seconds + durations.operator("layer_norm", nbytes)
     if spec.projected:
-        seconds = seconds + durations.linear(rows, spec.embed_width, spec.width, task.dense)
+        seconds = seconds + durations.linear(ends, spec.embed_width, spec.width, task.dense)
     else:
-        seconds = seconds + durations.expand(rows * spec.width, dtype, dtype)
-    return seconds + durations.operator("sample", rows * spec.vocabulary * LOGITS_BYTES)
+        seconds = seconds + durations.expand(ends * spec.width, dtype, dtype)
+    if task.scoring is not None:
+        return seconds
+    return seconds + durations.operator("sample", ends * spec.vocabulary * LOGITS_BYTES)
 
 
 def _tile_rows(task: Task) -> list[float]:
@@ -121,10 +128,17 @@ def _tile_rows(task: Task) -> list[float]:
     return [task.spec.vocabulary * nbytes / sum(sizes) for nbytes in sizes]
 
 
-def _tiles(durations: ArrayDurations, task: Task, rows: Numbers, stored: str) -> Numbers:
-    """The products with all tiles of the head."""
-    width = task.spec.embed_width
-    return numbers(sum(durations.linear(rows, outputs, width, stored) for outputs in _tile_rows(task)))
+def _tiles(durations: ArrayDurations, task: Task, ends: Numbers, stored: str) -> Numbers:
+    """The products with all tiles of the head; scored tokens come some at once."""
+    width, pieces = task.spec.embed_width, logits_pieces(task, ends)
+    return pieces * numbers(
+        sum(durations.linear(ends / pieces, outputs, width, stored) for outputs in _tile_rows(task))
+    )
+
+
+def logits_pieces(task: Task, ends: Numbers) -> Numbers:
+    """In how many pieces a group's tokens that get logits are multiplied with a tile of the head."""
+    return np.ones_like(ends) if task.scoring is None else np.maximum(1.0, np.ceil(ends / task.scoring.at_once))
 
 
 def _expansions(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, fused_rows: int) -> Numbers:
@@ -139,4 +153,4 @@ def _expansions(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbe
         tiles = sum(durations.expand(outputs * spec.embed_width, task.dense, dtype) for outputs in _tile_rows(task))
         head = numbers(tiles)
     layers = np.where(rows * phase.new_tokens > fused_rows, spec.layers * layer, 0.0)
-    return layers + np.where(rows > fused_rows, head, 0.0)
+    return layers + np.where(_ends(task, rows) > fused_rows, head, 0.0)

@@ -69,8 +69,11 @@ def cache_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]:
     """Homes of all rows' records in all layers; slots and staging for one group's of a layer.
 
     A row holds its prompt and all new tokens but the last. With attention on the host a slot holds a prompt's alone.
+    Where tokens are scored all layers and groups take turns in the same place on the device.
     """
     capacity = task.prompt_tokens_most + task.new_tokens - 1
+    if task.scoring is not None:  # nothing reads a cache but the visit that fills it
+        return {("device", "KV cache"): Linear.fixed(blocks.rows_most * capacity * task.record_bytes)}
     home = task.spec.layers * blocks.rows * capacity * task.record_bytes
     one, several = blocks.rows_most * task.record_bytes, slots(task)
     slot_tokens = task.prompt_tokens_most if task.attention_on == "host" else capacity
@@ -84,8 +87,10 @@ def cache_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]:
 
 def activation_bytes(task: Task, blocks: Blocks, item: int) -> dict[tuple[str, str], Linear]:
     """Hidden states of every group between stages; slots and staging for one group, whole if any group waits there."""
-    group = prompt_tokens(task, blocks) * task.spec.width * item
-    home = blocks.rows * task.prompt_tokens_most * task.spec.width * item
+    row = task.prompt_tokens_most * task.spec.width
+    if task.scoring is not None:  # what the head makes of scored tokens takes their place
+        row = max(row, task.scoring.tokens_most * task.spec.embed_width)
+    group, home = blocks.rows_most * row * item, blocks.rows * row * item
     several = slots(task)
     return {
         **{(tier, "activations"): Linear.of(home, "activations", tier) for tier in TIERS},
@@ -110,16 +115,27 @@ def token_row_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]
     return {("device", "token row slots"): needed, ("host", "token row staging"): needed}
 
 
+def logits_bytes(task: Task, blocks: Blocks, item: int) -> dict[str, Numbers]:
+    """By tier: all logits of every group's last tokens, with their hidden states; where tokens are scored, pieces."""
+    spec, scoring = task.spec, task.scoring
+    if scoring is None:
+        row = spec.vocabulary * LOGITS_BYTES + spec.embed_width * item
+        return {"device": blocks.groups * blocks.rows_most * row}
+    tokens = np.minimum(blocks.rows_most * scoring.tokens_most, scoring.at_once)
+    pieces = scoring.slots * tokens * min(scoring.tile_rows, spec.vocabulary) * LOGITS_BYTES
+    return {"device": pieces, "host": pieces}
+
+
 def own_bytes(task: Task, blocks: Blocks, item: int, scratch_bytes: int) -> dict[tuple[str, str], Linear]:
     """What belongs to no store: logits and hidden states of every group's last tokens, results, expanded matrices."""
     spec = task.spec
-    last = blocks.groups * blocks.rows_most * (spec.vocabulary * LOGITS_BYTES + spec.embed_width * item)
+    last = logits_bytes(task, blocks, item)
     workspace = task.workspace_bytes_fixed + task.workspace_bytes_per_token * prompt_tokens(task, blocks)
     far = {}
     if task.attention_on == "host":
         far["host", "attention on host"] = Linear.of(blocks.rows_most * 4 * spec.width * item, "cache", "host", "disk")
     return {
-        ("device", "logits"): Linear.fixed(last),
+        **{(tier, "logits"): Linear.fixed(nbytes) for tier, nbytes in last.items()},
         ("device", "workspace"): Linear.fixed(workspace),
         ("device", "scratch"): Linear.fixed(scratch_bytes),
         ("device", "expanded weights"): Linear.fixed(np.where(blocks.expanded, task.expanded_bytes, 0)),

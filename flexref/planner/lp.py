@@ -77,6 +77,12 @@ def solve(machine: Machine, task: Task, rows_per_group: int, groups: int, limits
     `PolicyError` with the least that is possible if a bound on latency or disk writes cannot be kept.
     """
     question = Question(machine, task, limits, rows_per_group, groups)
+    _, costs, place, optimum = best_variant(question)
+    return solution(question, costs, place, optimum)
+
+
+def best_variant(question: Question) -> tuple[Table, Costs, int, Optimum]:
+    """A pair's variants, what they are made of, and of the best one the place and the optimum; see `solve`."""
     table, costs = question.tabulated()
     best: tuple[int, Optimum] | None = None
     bounds = np.zeros(len(table.pairs))
@@ -90,8 +96,9 @@ def solve(machine: Machine, task: Task, rows_per_group: int, groups: int, limits
             best = place, found
         bounds = np.maximum(bounds, table.least_s(found.duals))
     if best is None:
-        raise refusal(table, costs, limits, f"{rows_per_group} rows per group in {groups} groups")
-    return solution(question, costs, *best)
+        pair = f"{question.rows_per_group} rows per group in {question.groups} groups"
+        raise refusal(table, costs, question.limits, pair)
+    return table, costs, *best
 
 
 def solution(question: Question, costs: Costs, place: int, optimum: Optimum) -> Solution:

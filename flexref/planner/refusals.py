@@ -1,6 +1,7 @@
 """Why a pair of rows per group and groups has no placement, in words; it decides nothing."""
 
 from collections.abc import Iterable
+from math import ceil
 
 import numpy as np
 
@@ -16,8 +17,11 @@ TIER_WEIGHTS = {"disk": 1.0, "host": 1.5, "device": 2.0}
 NO_TIER_WEIGHT = 3.0
 """What a byte counts that is missing on a tier of no capacity: one that is there is named before it."""
 
-OPTIONS = {"device": "--device-mem-gib", "host": "--host-mem-gib", "disk": "--disk-dir"}
-"""What gives a tier more room."""
+OPTIONS = {"device": "--device-mem-gib", "host": "--host-mem-gib", "disk": "--disk-gib"}
+"""What gives a tier more room in the commands that plan; engines say themselves what theirs is."""
+
+GIB_STEPS = 10_000
+"""Parts of a GiB in which hints count, rounded up: a hint that is followed to the letter is enough."""
 
 
 def refusal(table: Table, costs: Costs, limits: Limits, pair: str) -> CapacityError | PolicyError:
@@ -68,8 +72,10 @@ def _capacity_error(costs: Costs, place: int, shortage: Shortage, pair: str) -> 
     holders = {holder: round(nbytes) for holder, nbytes in held.items() if nbytes >= 1}
     free = costs.machine.capacity_bytes[tier]
     needed = free + max(1, round(shortage.excess[name]))
-    gib = needed / (1 << 30)
-    hint = f"give {OPTIONS[tier]} at least {gib:.4f} GiB, or take fewer rows per group or groups"
+    gib = ceil(needed * GIB_STEPS / (1 << 30)) / GIB_STEPS
+    hint = f"give {OPTIONS[tier]} at least {gib:.4f}"
+    if costs.blocks.rows[place] > 1:
+        hint += ", or take fewer rows per group or groups"
     others = [
         f"{other} by {in_gib(round(over))}" for other, over in shortage.excess.items() if other != name and over >= 1
     ]

@@ -6,13 +6,14 @@ below the best that was found.
 """
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.planner.blocks import Blocks
 from flexref.planner.linear import Numbers
-from flexref.planner.lp import Question, Solution, solution, solve
+from flexref.planner.lp import Question, Solution, best_variant, solution
 from flexref.planner.machine import Machine
 from flexref.planner.program import NEGLIGIBLE_EXCESS, Optimum, Program
 from flexref.planner.table import Duals, Table, tabulated
@@ -32,17 +33,66 @@ SHRINK_SHARE = 0.7
 
 
 @dataclass(frozen=True)
-class Found:
-    """Solutions, the best first, of different pairs; pairs that were `solved`, and those that were `pruned`.
+class Answer:
+    """A candidate's optimum, and which variant of its pair it is."""
 
-    No pair that was pruned takes less than (1 - tolerance) of the seconds per token of the last solution, if as many
+    score: float
+    optimum: Optimum
+    expanded: bool
+    waiting: int
+
+    @classmethod
+    def of(cls, table: Table, place: int, optimum: Optimum) -> "Answer":
+        """That of the candidate at `place`."""
+        score = float(optimum.job_s / table.tokens[place])
+        return cls(score, optimum, bool(table.expanded[place]), int(table.waiting[place]))
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A pair that was found, and its answer; the whole solution is made when it is asked for."""
+
+    question: Question
+    answer: Answer
+
+    @property
+    def groups(self) -> int:
+        """Groups of the pair."""
+        return self.question.groups
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Generated tokens per second of a full block, as the solution's."""
+        rows = self.question.rows_per_group * self.question.groups
+        held = min(rows, self.question.limits.rows or rows)
+        return held * self.question.task.new_tokens / self.answer.optimum.block_s
+
+    @cached_property
+    def solution(self) -> Solution:
+        """All that is to be said of the pair's best variant."""
+        _, costs = self.question.tabulated()
+        blocks: Blocks = costs.blocks
+        mine = (blocks.expanded == self.answer.expanded) & (blocks.waiting == self.answer.waiting)
+        return solution(self.question, costs, int(np.argmax(mine)), self.answer.optimum)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found, the best first, of different pairs; pairs that were `solved`, and those that were `pruned`.
+
+    No pair that was pruned takes less than (1 - tolerance) of the seconds per token of the last one, if as many
     were found as asked for, and so none of the first.
     """
 
-    solutions: tuple[Solution, ...]
+    ranked: tuple[Ranked, ...]
     solved: int
     pruned: int
     tolerance: float
+
+    @property
+    def solutions(self) -> tuple[Solution, ...]:
+        """All that was found."""
+        return tuple(each.solution for each in self.ranked)
 
 
 def search(machine: Machine, task: Task, limits: Limits, *, keep: int = KEPT) -> Found:
@@ -55,17 +105,19 @@ def search(machine: Machine, task: Task, limits: Limits, *, keep: int = KEPT) ->
     table, _ = tabulated(machine, task, limits, rows_per_group, groups)
     frontier = Frontier(table, keep)
     frontier.run()
-    questions = {
-        pair: Question(machine, task, limits, int(rows_per_group[pair]), int(groups[pair])) for pair in frontier.best()
-    }
-    if not questions:
-        least = np.lexsort((rows_per_group, groups))[0]
-        # It raises; or it fits so tightly that the solver's arithmetic decides.
-        only = solve(machine, task, int(rows_per_group[least]), int(groups[least]), limits)
-        return Found((only,), len(frontier.solved), len(rows_per_group) - len(frontier.solved), TOLERANCE)
-    solutions = tuple(_solution(question, frontier.found[pair]) for pair, question in questions.items())
     solved = len(frontier.solved)
-    return Found(solutions, solved, len(rows_per_group) - solved, TOLERANCE)
+    pruned = len(rows_per_group) - solved
+
+    def asked(pair: int) -> Question:
+        return Question(machine, task, limits, int(rows_per_group[pair]), int(groups[pair]))
+
+    ranked = tuple(Ranked(asked(pair), frontier.found[pair]) for pair in frontier.best())
+    if not ranked:
+        least = int(np.lexsort((rows_per_group, groups))[0])
+        # It raises; or it fits so tightly that the solver's arithmetic decides.
+        variants, _, place, optimum = best_variant(asked(least))
+        ranked = (Ranked(asked(least), Answer.of(variants, place, optimum)),)
+    return Found(ranked, solved, pruned, TOLERANCE)
 
 
 def pairs_within(limits: Limits) -> tuple[Numbers, Numbers]:
@@ -86,16 +138,6 @@ def pairs_within(limits: Limits) -> tuple[Numbers, Numbers]:
     if limits.groups is None:
         sensible &= counts <= np.ceil(limits.rows / sizes)
     return sizes[sensible], counts[sensible]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A candidate's optimum, and which variant of its pair it is."""
-
-    score: float
-    optimum: Optimum
-    expanded: bool
-    waiting: int
 
 
 @dataclass
@@ -140,12 +182,10 @@ class Frontier:
         return sorted(self.found, key=lambda pair: (self.found[pair].score, pair))[: self.keep]
 
     def _note(self, place: int, optimum: Optimum) -> None:
-        table, pair = self.table, int(self.table.pairs[place])
-        score = float(optimum.job_s / table.tokens[place])
-        if pair not in self.found or score < self.found[pair].score:
-            variant = bool(table.expanded[place]), int(table.waiting[place])
-            self.found[pair] = Answer(score, optimum, *variant)
-            self._scores[pair] = score
+        pair, answer = int(self.table.pairs[place]), Answer.of(self.table, place, optimum)
+        if pair not in self.found or answer.score < self.found[pair].score:
+            self.found[pair] = answer
+            self._scores[pair] = answer.score
 
     def _raise_bounds(self, duals: Duals) -> None:
         self._bounds = np.maximum(self._bounds, self.table.least_s(duals) / self.table.tokens)
@@ -173,11 +213,3 @@ def compute_alone(table: Table) -> Duals:
         if first:
             seen.add(row.phase)
     return Duals(rows, rows, {}, 0.0)
-
-
-def _solution(question: Question, answer: Answer) -> Solution:
-    """The solution of a pair's variant."""
-    _, costs = question.tabulated()
-    blocks: Blocks = costs.blocks
-    mine = (blocks.expanded == answer.expanded) & (blocks.waiting == answer.waiting)
-    return solution(question, costs, int(np.argmax(mine)), answer.optimum)

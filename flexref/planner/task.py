@@ -6,6 +6,21 @@ from flexref.spec import ModelSpec
 
 
 @dataclass(frozen=True)
+class Scoring:
+    """What a job scores in place of generating: `tokens` of a row, the mean, and `tokens_most`.
+
+    There are logits of `at_once` tokens by one tile of the head of `tile_rows` vocabulary rows at a time; those of
+    `slots` such pieces are under way, on the device and on the host.
+    """
+
+    tokens: float
+    tokens_most: int
+    at_once: int
+    tile_rows: int
+    slots: int
+
+
+@dataclass(frozen=True)
 class Task:
     """One job on one model; what may be chosen are shares, rows per group and groups.
 
@@ -20,6 +35,8 @@ class Task:
 
     `workspace_bytes_fixed` and `workspace_bytes_per_token` (of a group's prefill) are device bytes beside the stores;
     `expanded_bytes` those that a stage's expanded matrices take where several groups share them, 0 if there are none.
+
+    `scoring`: a job of one pass in which no cache outlasts a visit of a layer; `new_tokens` are 1 then, and none comes.
     """
 
     spec: ModelSpec
@@ -38,6 +55,7 @@ class Task:
     workspace_bytes_fixed: int
     workspace_bytes_per_token: float
     expanded_bytes: int
+    scoring: Scoring | None = None
 
 
 @dataclass(frozen=True)

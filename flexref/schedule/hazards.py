@@ -1,4 +1,21 @@
-"""What must have happened before what: said only here, for the executor that waits and the tests that check."""
+"""What must have happened before what: said only here, for the executor that waits and the tests that check.
+
+`before` is the visit, or for weights the stage, that had the same slot last: `slots` of them earlier. `earlier` is the
+same visit in the last pass, `stage` the group's last stage; in the first stage it is the computation of the last pass
+that chose the group's tokens.
+
+| operation | where its data come from | what leaves it its room |
+| --- | --- | --- |
+| fetch weights | the file | load of `before`: it empties the staging slot on the host |
+| load weights | its fetch | compute of the last group of `before`, which reads the slot |
+| fetch cache | spill of `earlier` | load, compute and spill of `before`: attention on the host works in staging |
+| load cache | its fetch; store of `earlier` | compute and store of `before`, in and from the slot |
+| fetch activations | spill of `stage` | load of `before` |
+| load activations | its fetch; store of `stage` | compute and store of `before` |
+| compute | load of the stage's weights; fetch and load of cache and activations | the slot is its own |
+| store | its compute | spill of `before`: it empties the staging slot on the host |
+| spill | its store; its compute, where attention on the host appends to staging | its home is its own |
+"""
 
 from collections.abc import Iterable, Iterator
 

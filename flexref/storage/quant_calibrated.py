@@ -81,7 +81,8 @@ def quantize_calibrated(
     search.feed_back(np.maximum(np.diagonal(moments.covariance), 0))
     for _ in range(SWEEPS):
         search.sweep()
-    worse = search.costs(search.errors) >= search.costs((values - dequantize(plain)).T)
+    better = search.costs(search.errors) < search.costs((values - dequantize(plain)).T)
+    worse = ~better  # a cost that is no number is no better, either
     found = search.quantized(values.shape[1])
     for mine, other in ((found.codes, plain.codes), (found.scale, plain.scale), (found.zero, plain.zero)):
         mine[worse] = other[worse]

@@ -103,6 +103,8 @@ class WeightFileWriter:
             raise StorageError(f"cannot write {self.path}: {folder} is not a directory")
         if self.path.is_dir():
             raise StorageError(f"cannot write {self.path}: it is a directory")
+        if self.path.exists() and not self.path.is_file():  # a pipe or device would be replaced by a file
+            raise StorageError(f"cannot write {self.path}: it is there and no regular file")
         with told(self.path):
             os.close(os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
         try:

@@ -10,7 +10,7 @@ from flexref.tiers.transfer import DiskFile, Region, Tier
 
 
 class Arena:
-    """The budget of one tier. `held_bytes` never exceeds it, nor does `peak_bytes`, the most that was ever held."""
+    """The budget of one tier. `held_bytes` never exceeds it, nor does `peak_bytes`, the most since `restart_peak`."""
 
     def __init__(
         self,
@@ -29,6 +29,10 @@ class Arena:
     def held_bytes(self) -> int:
         """Bytes that are held now."""
         return self._holders.total()
+
+    def restart_peak(self) -> None:
+        """Let the peak be that of what is held from now on."""
+        self.peak_bytes = self.held_bytes
 
     @property
     def holders(self) -> Mapping[str, int]:

@@ -1,9 +1,7 @@
 """Explicit copies between neighbouring tiers, each counted; it knows bytes, not what they mean."""
 
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -11,7 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Array, Backend, Buffer, HostWork, LaneStep, Move, Span, Ticket
+from flexref.backend.protocol import Backend, Buffer
 
 
 class Tier(str, Enum):
@@ -206,90 +204,3 @@ class Traffic:
     def snapshot(self) -> Counter[tuple[str, str]]:
         """Bytes so far, for `since`."""
         return Counter({key: flow.nbytes for key, flow in self.flows.items()})
-
-
-class Mover:
-    """Puts copies on the port's lanes and keeps account of them."""
-
-    def __init__(self, backend: Backend, traffic: Traffic) -> None:
-        self.backend, self.traffic = backend, traffic
-        self._open: list[tuple[str, Sequence[Transfer], Ticket]] = []
-
-    def submit(self, lane: str, copies: Sequence[Transfer], after: Sequence[Ticket]) -> Ticket:
-        """Run `copies` one after another on `lane` when `after` is done."""
-        for copy in copies:
-            self.traffic.started(copy)
-        ticket = self.backend.submit(lane, [self._step(copy) for copy in copies], after)
-        self._open.append((lane, copies, ticket))
-        return ticket
-
-    def run(self, lane: str, copies: Sequence[Transfer]) -> None:
-        """Run `copies` now; however it ends, nothing is under way any more, and nothing is left to be raised later."""
-        try:
-            self.submit(lane, copies, ()).wait()
-        finally:
-            self.settle()
-
-    def carry(self, crossing: "Crossing", source: Array, target: Array) -> None:
-        """Copy an operator's array to or from the host, in order with the operators; counted like any other copy."""
-        self.traffic.started(crossing)
-        start = time.perf_counter()
-        self.backend.assign(target, source)
-        self.traffic.finished("compute", crossing, start, time.perf_counter())
-
-    def harvest(self) -> None:
-        """Take the times of what is done; raises the failure of what failed."""
-        started, self._open = self._open, []
-        failure: Exception | None = None
-        for lane, copies, ticket in started:
-            if not ticket.done():
-                self._open.append((lane, copies, ticket))
-                continue
-            try:
-                ticket.wait()
-            except Exception as error:
-                failure = failure or error
-            else:
-                for copy, (start, end) in zip(copies, ticket.times(), strict=True):
-                    self.traffic.finished(lane, copy, start, end)
-        if failure is not None:
-            raise failure
-
-    def settle(self) -> None:
-        """Wait until everything that was submitted, and every operator that was called, has ended; then `harvest`."""
-        for _, _, ticket in self._open:
-            with suppress(Exception):  # `harvest` raises it, when nothing runs any more
-                ticket.wait()
-        self.backend.mark().wait()
-        self.harvest()
-
-    def _step(self, copy: Transfer) -> LaneStep:
-        if isinstance(copy, Gather):
-            return HostWork(copy.what, copy.call, copy.kind, copy.link, copy.nbytes, copy.gathered_bytes)
-        if copy.source.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._read(copy), copy.kind, copy.link, copy.nbytes)
-        if copy.target.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._write(copy), copy.kind, copy.link, copy.nbytes)
-        count = copy.pieces.count
-        source, target = copy.source, copy.target
-        return Move(
-            copy.what,
-            Span(source.place, source.offset, source.nbytes, count, copy.pieces.source_stride),  # type: ignore[arg-type]
-            Span(target.place, target.offset, target.nbytes, count, copy.pieces.target_stride),  # type: ignore[arg-type]
-        )
-
-    def _read(self, copy: Copy) -> None:
-        for piece in range(copy.pieces.count):
-            memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
-            copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
-            if copy.check is not None:
-                copy.check(memory)
-
-    def _write(self, copy: Copy) -> None:
-        for piece in range(copy.pieces.count):
-            memory = self._host_piece(copy.source, piece * copy.pieces.source_stride)
-            copy.target.place.write(copy.target.offset + piece * copy.pieces.target_stride, memory)  # type: ignore[union-attr]
-
-    def _host_piece(self, first: Region, behind: int) -> npt.NDArray[np.uint8]:
-        """The bytes that lie `behind` bytes behind those of a host region."""
-        return host_bytes(self.backend, Region(first.tier, first.place, first.offset + behind, first.nbytes))

@@ -13,8 +13,9 @@ from flexref.backend.records import aligned
 from flexref.errors import PolicyError, in_gib
 from flexref.storage.checks import PartChecker
 from flexref.storage.weightfile import StoredTensor
+from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, DiskFile, Mover, Region, Tier, host_bytes, view
+from flexref.tiers.transfer import Copy, DiskFile, Region, Tier, host_bytes, view
 from flexref.tiers.weights_plan import Run, WeightsPlan
 
 PIECE_BYTES = 1 << 20
@@ -227,6 +228,7 @@ class WeightStore:
     def _take(self, arena: Arena, holder: str, nbytes: int) -> Region:
         region = arena.take(holder, nbytes)
         self._taken.append((arena, holder, region))
+        self.mover.check()
         return region
 
     def _assign_homes(self, tier: Tier, region: Region) -> None:

@@ -13,6 +13,7 @@ import pytest
 from flexref.cli import plots
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.engine import planning
+from flexref.engine.wanted import Wanted
 from flexref.policy import Policy
 from flexref.testing.machines import plain_machine
 
@@ -95,7 +96,7 @@ def test_options_are_what_the_planner_is_asked(
     bounds = ("--max-latency-s", "9", "--max-disk-writes-gib", "0", "--rows", "5", "--no-overlap")
     capacities = ("--device-mem-gib", "0.5", "--host-mem-gib", "2", "--disk-gib", "3")
     as_json(capsys, *ONE, "--machine", machine, *bounds, *capacities)
-    assert asked == [planning.Wanted(32, 4, 5, ("int4",), ("none",), ("device",), 4, 2, False, 9.0, 0.0, 0.5, 2.0, 3.0)]
+    assert asked == [Wanted(32, 4, 5, ("int4",), ("none",), ("device",), 4, 2, False, 9.0, 0.0, 0.5, 2.0, 3.0)]
 
 
 def test_costs_are_keys_of_the_json(capsys: pytest.CaptureFixture[str], cramped: str) -> None:
@@ -135,7 +136,7 @@ def test_the_same_plans_are_drawn_the_same_every_time_and_in_any_style(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     matplotlib = pytest.importorskip("matplotlib")
-    wanted = planning.Wanted(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
+    wanted = Wanted(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
     points = [(1.0 + at, one) for at, one in enumerate(planning.plan("tiny", plain_machine(), wanted).candidates)]
     one, two = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
     plots.draw_pareto("tiny", points, str(one))
@@ -165,6 +166,31 @@ def test_without_a_machine_this_one_is_measured_with_the_port_that_is_named(
     assert flexref(*ONE, "--backend", "abacus") == 1
     assert "abacus" in capsys.readouterr().err
     assert ports == ["numpy"]
+
+
+@pytest.mark.parametrize("command", ["plan", "compare-machines"])
+@pytest.mark.parametrize(
+    ("tier", "budgets"),
+    [("device", ("0.01", "1", "1")), ("host", ("0.05", "0.01", "0")), ("disk", ("0.05", "0.05", "0.01"))],
+)
+def test_what_would_help_is_an_option_of_the_command_and_helps(
+    capsys: pytest.CaptureFixture[str], machine: str, command: str, tier: str, budgets: tuple[str, ...]
+) -> None:
+    given = dict(zip(("--device-mem-gib", "--host-mem-gib", "--disk-gib"), budgets, strict=True))
+
+    def problem() -> str:
+        options = [part for option in given.items() for part in option]
+        code = run(command_group(COMMANDS), [command, *ONE, "--machine", machine, *options, "--json"])
+        shown = capsys.readouterr()
+        return shown.err if code else json.loads(shown.out).get("rows", [{"problem": None}])[0]["problem"] or ""
+
+    said = problem()
+    assert f"{tier} memory is too small by" in said
+    (help_of_it,) = re.findall(r"give (--[a-z-]+) at least ([0-9.]+)", said)
+    assert help_of_it[0] in given
+    assert tier in help_of_it[0]
+    given[help_of_it[0]] = str(1.5 * float(help_of_it[1]))  # tensors cannot be cut: just so much need not do
+    assert problem() == ""
 
 
 @pytest.mark.parametrize(

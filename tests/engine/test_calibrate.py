@@ -1,5 +1,6 @@
 """Converting with a sample of text: better logits than least squares, every variant, bounded samples, plain errors."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +14,11 @@ from flexref import load
 from flexref.engine import calibrate
 from flexref.engine.calibrate import SCHEME, Sample, convert_calibrated
 from flexref.engine.job import Request
-from flexref.errors import PromptError
+from flexref.errors import CheckpointError, PromptError
 from flexref.policy import Policy, Shares
 from flexref.spec import ModelSpec
 from flexref.storage.convert import convert
+from flexref.storage.origin import Rows, whole
 from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import open_weight_file, read_tensor, verify
 from flexref.testing.models import write_model
@@ -145,3 +147,20 @@ def test_a_text_that_says_too_little_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="has 4000 tokens, needed at least 4096"):
         convert_calibrated(model(tmp_path), tmp_path / "c.h5", short, SCHEME, 32, "float16")
     assert not (tmp_path / "c.h5").exists()
+
+
+@pytest.mark.parametrize("scheme", ["none", SCHEME])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model(tmp_path)
+
+    def spoilt(parts: Sequence[Rows]) -> np.ndarray:
+        values = whole(parts)
+        values.flat[-1] = np.nan if parts[0].name.endswith("000/attention_qkv/weight") else values.flat[-1]
+        return values
+
+    monkeypatch.setattr(calibrate, "whole", spoilt)
+    with pytest.raises(CheckpointError, match="layers/000/attention_qkv/weight: holds weights that are not finite"):
+        convert_calibrated(source, tmp_path / "c.h5", Sample(text_of(5000), tokenizer_json()), scheme, 32, "float32")
+    assert [path.name for path in tmp_path.iterdir()] == ["dense.h5"]

@@ -1,5 +1,8 @@
 """Two models on one text: divergence, agreement and hidden states against what whole arrays give."""
 
+import json
+import math
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ from hypothesis import strategies as st
 
 from flexref.engine import Engine, compare, load
 from flexref.engine.compare import Divergence, HiddenErrors, HiddenStates, batches, check_comparable
-from flexref.engine.evaluate import sample_text
+from flexref.engine.evaluate import Protocol, sample_text
 from flexref.engine.scoring import Listener, ScoredRow
+from flexref.engine.statistics import Paired
 from flexref.errors import PromptError
 from flexref.policy import Policy
 from flexref.spec import ModelSpec, Stage
@@ -91,6 +95,28 @@ def test_figures_are_those_of_whole_arrays_however_rows_are_cut_into_batches(
         each = np.linalg.norm(apart, axis=1) / np.linalg.norm(size, axis=1)
         assert layer.median_token == pytest.approx(np.median(each), rel=1e-3, abs=1e-9)
     assert found.hidden_tokens == sum(len(row.token_ids) - 1 for row in sample.rows)
+
+
+def test_of_a_batch_logits_are_kept_once(pair: tuple[Engine, Engine]) -> None:
+    rows = sample_text(pair[0], TEXT, 20, 10).rows
+    logits_bytes = sum(row.scored for row in rows) * 4 * SPEC.vocabulary
+    compare.Comparing(*pair).add(rows)
+    tracemalloc.start()
+    try:
+        compare.Comparing(*pair).add(rows)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 1.5 * logits_bytes
+
+
+def test_a_perplexity_beyond_all_numbers_is_none() -> None:
+    protocol = Protocol(1, 1, 2, 1, "first", 2, 1, 1.0, 0)
+    paired = Paired(math.inf, (math.nan, math.inf), 2)
+    found = compare.Comparison(1, 0.0, 0.0, 0.0, 1.0, (1.0, 1e4), paired, (), 0, protocol).to_json()
+    names = ("perplexity_b", "perplexity_difference", "perplexity_difference_ci95", "perplexity_ratio")
+    assert [found[name] for name in names] == [None] * 4
+    json.dumps(found, allow_nan=False)
 
 
 def test_a_model_is_not_far_from_itself(pair: tuple[Engine, Engine]) -> None:

@@ -1,5 +1,8 @@
 """Machines by name, by path, and this one: measured once, kept, and measured again when what is kept is no use."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +117,27 @@ def test_another_port_or_version_is_another_machine(measured: Any, monkeypatch: 
     monkeypatch.setattr(machines, "describe", lambda: {"cpu": "another"})
     measured(measure)
     assert len(measure.asked) == 4
+
+
+def test_other_threads_of_products_are_another_machine(tmp_path: Path) -> None:
+    """In processes of their own: a library reads how many threads it may use when it is loaded."""
+    code = """if True:
+        from flexref_numpy import NumpyBackend
+        from flexref.engine.machines import cache_name, product_threads
+        print(cache_name(NumpyBackend(), "."))
+        import scipy.linalg  # which brings a library of its own
+        print(cache_name(NumpyBackend(), "."), *product_threads())
+    """
+    told = []
+    for threads in ("1", "2"):
+        given = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, check=True)
+        told.append(done.stdout.split())
+        assert told[-1][0] == told[-1][1]
+    assert (told[0][0] == told[1][0]) == (told[0][2:] == told[1][2:])
+    assert told[0][2:] == ["1"]
+    assert told[1][2:] == ["2"] or len(os.sched_getaffinity(0)) < 2
 
 
 def test_where_nothing_can_be_kept_it_is_said_and_it_goes_on(measured: Any, cache: Path) -> None:

@@ -8,12 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.engine import load
-from flexref.engine.candidates import Wanted, questions
+from flexref.engine.candidates import questions
+from flexref.engine.choose import Choice, choose_policy
+from flexref.engine.front import pareto
 from flexref.engine.job import Request
-from flexref.engine.planning import pareto, plan
+from flexref.engine.planning import plan
 from flexref.engine.proposals import Situation, fitted, rounded, solutions_of
-from flexref.engine.simulate import RowLengths
+from flexref.engine.simulate import RowLengths, simulate
 from flexref.engine.trace import Trace
+from flexref.engine.wanted import Wanted
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.planner.machine import Machine
 from flexref.policy import Policy, Shares
@@ -192,3 +195,17 @@ def test_ragged_rows_are_planned_for_their_longest() -> None:
     ragged = Situation(question.situation.file, SMALL, [RowLengths(5, 8), RowLengths(60, 2)], question.situation.base)
     assert ragged.task.prompt_tokens_most == 60
     assert ragged.task.new_tokens == 8
+
+
+def test_a_job_that_scores_is_planned_without_caches_that_nothing_reads() -> None:
+    """Blocks are larger than the caches of all layers would allow, and fit."""
+    (question,) = questions("125m", SMALL, Wanted(512, 1, 1, ("none",), ("none",), ("device",)))
+    file, budgets = question.situation.file, {Tier.DEVICE: 512 * MIB, Tier.HOST: 64 * MIB, Tier.DISK: None}
+    rows = [RowLengths(512, 1, 256)] * 64
+    policy = choose_policy(Choice(file, SMALL, budgets, rows, {}))
+    found = simulate(file, SMALL, policy, rows, budgets)
+    assert found.peak_bytes["device"] <= 512 * MIB
+    whole = policy.rows_per_block * 512 * question.situation.task.record_bytes * file.spec.layers
+    weights = sum(question.situation.task.stage_bytes)
+    assert policy.weights.device * weights + whole > (512 + 64) * MIB
+    assert found.link_bytes["device->host"].keys() == {"activations"}

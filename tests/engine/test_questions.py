@@ -98,6 +98,7 @@ def test_blank_lines_count_and_are_skipped() -> None:
         ({**MMLU, "answer": -1}, "found -1"),
         ({**MMLU, "answer": 1.0}, "found 1.0"),
         ({**MMLU, "question": None}, "`question` must be text, found None"),
+        ({**MMLU, "subject": "half a \ud800"}, "`subject` is not valid Unicode"),
     ],
 )
 def test_a_bad_line_is_named_with_what_was_found_and_needed(record: object, complaint: str) -> None:

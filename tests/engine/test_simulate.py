@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flexref.engine import load
 from flexref.engine.job import Request
 from flexref.engine.random_weights import random_file
+from flexref.engine.scoring import ScoredRow
 from flexref.engine.simulate import Account, RowLengths, interpolated, simulate, simulated_passes
 from flexref.engine.trace import Trace
 from flexref.errors import CapacityError
@@ -66,6 +67,32 @@ def test_bytes_over_links_and_peaks_are_those_of_a_real_run(
     assert found.peak_bytes == stats.peak_bytes
     assert found.link_bytes == without_zeros(stats.link_bytes)
     assert (found.blocks, found.rows, found.generated_tokens) == (stats.blocks, stats.rows, stats.generated_tokens)
+
+
+@given(
+    spec=own.specs(),
+    stored=st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16")]),
+    policy=own.policies(),
+    rows=st.lists(st.integers(2, 12).flatmap(lambda length: st.tuples(st.just(length), st.integers(1, length - 1)))),
+)
+def test_bytes_and_peaks_of_a_job_that_scores_are_those_of_a_real_run(
+    model_file: Any, spec: ModelSpec, stored: tuple[str, str], policy: Policy, rows: list[tuple[int, int]]
+) -> None:
+    """A row of so many tokens, scored from one of them on; the last one is never fed."""
+    rows = [(min(length, spec.positions), first) for length, first in rows if first < spec.positions] or [(2, 1)]
+    scored = [
+        ScoredRow(tuple((3 * token + row) % spec.vocabulary for token in range(length)), first)
+        for row, (length, first) in enumerate(rows)
+    ]
+    with load(model_file(spec, *stored), policy=policy, scratch_bytes=SCRATCH_BYTES) as engine:
+        stats, file = engine.score(scored).stats, engine.file
+    lengths = [RowLengths(length - 1, 1, length - first) for length, first in rows]
+    found = simulate(file, like_numpy(), policy, lengths, NO_BUDGETS)
+    assert found.peak_bytes == stats.peak_bytes
+    assert found.link_bytes == without_zeros(stats.link_bytes)
+    assert (found.blocks, found.rows, found.generated_tokens) == (stats.blocks, stats.rows, stats.generated_tokens)
+    assert found.prefill_s > 0
+    assert found.decode_s == 0
 
 
 @given(policy=own.policies(), rows=st.integers(1, 6), new_tokens=st.integers(8, 40), overlap=st.booleans())

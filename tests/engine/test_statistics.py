@@ -68,3 +68,9 @@ def test_the_difference_is_that_of_the_perplexities_and_few_blocks_give_no_inter
 def test_log_probabilities_of_different_tokens_are_no_pairs() -> None:
     with pytest.raises(ValueError, match="not of the same tokens"):
         paired_perplexity(np.zeros(3), np.zeros(4), 2)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_perplexity_beyond_all_numbers_differs_by_no_number_and_warns_of_nothing() -> None:
+    assert not np.isfinite(paired_perplexity(np.zeros(200), np.full(200, -1e4), 64).difference)
+    assert not np.isfinite(paired_perplexity(np.full(200, -1e4), np.full(200, -1e4), 64).difference)

@@ -161,6 +161,22 @@ class EmulatedCuda:
         """See `Cuda.event`."""
         return self._streams.new()
 
+    def destroy_stream(self, stream: int) -> None:
+        """See `Cuda.destroy_stream`; it must have done its work."""
+        self._streams.destroy(stream)
+
+    def destroy_event(self, event: int) -> None:
+        """See `Cuda.destroy_event`."""
+        self._streams.destroy(event)
+
+    def close(self) -> None:
+        """See `Cuda.close`."""
+        self.destroy_stream(self.compute_stream)
+
+    def alive(self) -> set[int]:
+        """Streams and events that nobody has destroyed."""
+        return self._streams.alive
+
     def record(self, event: int, stream: int) -> None:
         """See `Cuda.record`."""
         self._streams.record(event, stream)

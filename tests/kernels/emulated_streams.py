@@ -32,6 +32,8 @@ class Streams:
         self._queues: dict[int, deque[Work]] = {}
         self._marks: dict[int, Mark] = {}
         self._handles = 0
+        self.alive: set[int] = set()
+        """Streams and events that nobody has destroyed."""
         self._working = 0
         self._afterwards: list[Work] = []
 
@@ -39,11 +41,22 @@ class Streams:
         """A handle that no other stream or event has."""
         with self._lock:
             self._handles += 1
+            self.alive.add(self._handles)
             return self._handles
 
-    def do(self, stream: int, work: Work) -> None:
-        """Let a stream do some work."""
+    def destroy(self, handle: int) -> None:
+        """Give a handle back; `KeyError` if nobody has it, `ValueError` for a stream that is still at work."""
         with self._lock:
+            if self._queues.get(handle):
+                raise ValueError(f"stream {handle} is destroyed before its work is done")
+            self.alive.remove(handle)
+            self._marks.pop(handle, None)
+
+    def do(self, stream: int, work: Work) -> None:
+        """Let a stream do some work; `KeyError` if it was destroyed."""
+        with self._lock:
+            if stream not in self.alive:
+                raise KeyError(f"stream {stream} was destroyed")
             if self._late:
                 self._queues.setdefault(stream, deque()).append(work)
             else:

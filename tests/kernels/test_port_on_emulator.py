@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import pytest
 from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
-from flexref_cupy import CupyBackend
+from flexref_cupy import CupyBackend, events
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import Backend
+from flexref.backend.protocol import LANES, Backend, HostWork
 from flexref.testing import CONTRACT, clause_name, clauses_for
+from flexref.testing.clauses.closing import a_closed_port_is_done_and_takes_no_work
 from flexref.testing.contract import HOST_ATTENTION, Clause
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
@@ -40,3 +41,40 @@ def test_these_are_the_clauses_that_the_port_must_pass(port: Backend) -> None:
 @given(data=st.data())
 def test_the_port_keeps_the_contract(port: Backend, clause: Clause, data: st.DataObject) -> None:
     clause(port, data)
+
+
+def test_a_closed_port_has_given_back_streams_events_and_memory_and_refuses_work() -> None:
+    cuda = EmulatedCuda(late=True)
+    free = cuda.memory()
+    port = CupyBackend(cuda=cuda)
+    tickets = [port.submit(lane, [HostWork("work", lambda: None)] * count, ()) for count, lane in enumerate(LANES)]
+    tickets.append(port.mark())
+    for ticket in tickets:
+        ticket.wait()
+        ticket.times()
+    port.close()
+    port.close()
+    for lane in LANES:
+        with pytest.raises(RuntimeError, match=f"{lane} is closed"):
+            port.submit(lane, (), ())
+    tickets.clear()
+    del ticket
+    assert not cuda.alive()
+    assert cuda.memory() == free
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_the_port_closes_as_every_port_must(late: bool) -> None:
+    a_closed_port_is_done_and_takes_no_work(lambda: CupyBackend(cuda=EmulatedCuda(late=late)))
+
+
+def test_anchors_of_the_clock_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(events, "ANCHOR_S", 0.0)  # a new one for every time
+    cuda = EmulatedCuda()
+    port = CupyBackend(cuda=cuda)
+    made = []
+    for _ in range(20):
+        port.mark().times()
+        made.append(len(cuda.alive()))
+    assert made[-1] == made[1]
+    port.close()

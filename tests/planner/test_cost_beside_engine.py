@@ -19,6 +19,7 @@ from flexref.engine.plan import (
     totals,
     workspace_bytes,
 )
+from flexref.engine.proposals import Situation
 from flexref.engine.random_weights import random_file
 from flexref.engine.simulate import RowLengths, simulate
 from flexref.planner.linear import total
@@ -130,6 +131,8 @@ def test_peak_bytes_are_what_the_engine_plans_or_a_little_more(
         assert held <= 1.1 * real[tier] + 2**17
 
 
+CORNERS_OF_ALL = tuple((corner,) * 3 for corner in CORNERS)
+
 SIMULATED = ModelSpec("medium", 8192, 512, 512, 512, 6, 8, 2048)
 
 
@@ -151,3 +154,39 @@ def test_seconds_are_nearly_those_of_the_simulator(
         told = [max(found.value(term, shares, 0) for _, term in found.rows(phase)) for phase in ("prefill", "decode")]
         assert told[0] == pytest.approx(real.prefill_s, rel=0.1)
         assert told[1] == pytest.approx(real.decode_s, rel=0.1)
+
+
+SCORED = ModelSpec("scored", 40000, 512, 512, 256, 8, 8, 1024)
+"""Several tiles of the head, and a table that is narrower than the hidden states."""
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("rows", [3, 12])
+def test_a_job_that_scores_is_counted_as_the_simulator_runs_it(overlap: bool, asynchronous: bool, rows: int) -> None:
+    """Bytes of every link, bytes held, seconds; no cache is moved, none outlasts a layer, and logits come in pieces."""
+    machine = plain_machine(asynchronous=asynchronous, link_per_s=2e9)
+    file, row, groups = random_file(SCORED), RowLengths(400, 1, 300), 3
+    job = [row] * (rows * groups)
+    for weights, cache, activations in (
+        *CORNERS_OF_ALL,
+        (HOST_SHARES, DISK, DEVICE),
+        (DEVICE, HOST_SHARES, HOST_SHARES),
+    ):
+        policy = Policy(weights, cache, activations, rows, groups, overlap)
+        task = Situation(file, machine, job, policy).task
+        assert task.scoring is not None
+        assert task.stage_kinds.count("head") > 1
+        real = simulate(file, machine, policy, job, dict.fromkeys(Tier))
+        found, shares = block_costs(task, machine, rows, groups, activations), nine_shares(weights, cache, activations)
+        moved = {key: size for key, size in moved_bytes(found, shares).items() if size and key[1] != "weights"}
+        told = {(link, kind): size for link, kinds in real.link_bytes.items() for kind, size in kinds.items()}
+        assert moved == pytest.approx({key: size for key, size in told.items() if key[1] != "weights"})
+        for tier in Tier:
+            held = found.value(total(found.held[tier.value].values()), shares, 0)
+            assert real.peak_bytes[tier.value] <= held + 2**17
+            assert held <= 1.1 * real.peak_bytes[tier.value] + 2**17
+        told_s = max(found.value(term, shares, 0) for _, term in found.rows("prefill"))
+        assert told_s == pytest.approx(real.prefill_s, rel=0.15)
+        assert real.decode_s == 0
+        assert all(found.value(term, shares, 0) == 0 for _, term in found.rows("decode"))

@@ -9,6 +9,15 @@
 // in `partials`; the last block of a row's heads to arrive, by `counters`, merges them in the order of the splits.
 // Launch: (items * ceil(H / WARPS), 1, 1) blocks of THREADS.
 //
+// Example: 6 heads, one row with 700 tokens in its cache and a new one. Its 701 keys are 44 steps of 16. The host cuts
+// them into 3 splits of `steps` = 15 (`Segments` in attention.py), and so into items (0, 0), (0, 1) and (0, 2): keys 0
+// to 239, 240 to 479, and 480 to 700; of the last step, keys 688 to 703, the 3 that do not exist are read as key 700
+// and weigh nothing. 6 heads are 2 blocks of 4 warps an item, so 6 blocks run. Block 3 is item 1, heads 4 and 5; its
+// other two warps do head 5 again and write nothing. Each warp leaves its split's maximum, sum and weighted values in
+// `partials` (item, head). Counter 0 counts the blocks of heads 0 to 3, counter 1 those of heads 4 and 5: whichever of
+// blocks 1, 3 and 5 comes third merges splits 0, 1, 2 of heads 4 and 5, writes them, and sets the counter back to 0. A
+// row of up to 256 keys is one split: its block writes the result at once.
+//
 // A warp takes 16 keys at a time as the left operand of its tensor cores, its lanes in 8 quads of 4. For scores, quad
 // n reads keys n and n + 8, each lane some of their numbers; the right operand is q in every column, so that all lanes
 // of the quad get the score. For values, lane r of every quad reads keys 2 r, 2 r + 1, 2 r + 8 and 2 r + 9, each quad

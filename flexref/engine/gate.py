@@ -1,0 +1,102 @@
+"""One engine's door: lets in one job at a time, and none when the engine is closed; it knows neither job nor engine."""
+
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from flexref.engine.interrupts import Interrupts
+from flexref.errors import EngineError
+
+T = TypeVar("T")
+
+
+class Gate:
+    """Whoever works on the engine has passed the gate; interrupts are held back meanwhile (`Interrupts`)."""
+
+    def __init__(self, interrupts: Interrupts, broken: Callable[[], bool]) -> None:
+        """`broken`: whether the engine can do nothing any more."""
+        self.interrupts, self._broken = interrupts, broken
+        self.closed = False
+        self._taken = threading.Lock()
+        self._stream: weakref.ref[Generator[Any, None, None]] | None = None
+
+    def check(self) -> None:
+        """`EngineError` unless a job could begin now."""
+        self._check_usable()
+        if self._taken.locked():
+            raise _at_work()
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Have the engine alone for a while; `EngineError` if it cannot be had."""
+        with self.interrupts, self._alone():
+            yield
+
+    def stream(self, steps: Generator[Sequence[T], None, None]) -> Generator[T, None, None]:
+        """The results of a job, some with every step; it has the engine alone from its first step to its end.
+
+        While the caller has a result its own code runs, and interrupts act as they always do.
+        """
+        job = self._job(steps)
+        try:
+            while True:
+                with self.interrupts:
+                    self._check_usable()
+                    try:
+                        results = next(job)
+                    except StopIteration:
+                        return
+                    self._stream = weakref.ref(job)
+                for result in results:
+                    self._check_usable()
+                    yield result
+        finally:
+            with self.interrupts:
+                job.close()
+
+    def close(self) -> bool:
+        """Let nobody in any more, and end the stream that is under way between two of its steps.
+
+        False if that had been done. `EngineError` if a job is at work just now: it called this, or another thread did.
+        """
+        if self.closed:
+            return False
+        stream = None if self._stream is None else self._stream()
+        if stream is not None and inspect.getgeneratorstate(stream) != inspect.GEN_RUNNING:
+            stream.close()
+        if not self._taken.acquire(blocking=False):
+            raise EngineError("the engine cannot be closed while it is at work: let its job end first")
+        self._taken.release()
+        self.closed = True
+        return True
+
+    def _job(self, steps: Generator[Sequence[T], None, None]) -> Generator[Sequence[T], None, None]:
+        with self._alone():
+            yield from steps
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        self._check_usable()
+        if not self._taken.acquire(blocking=False):
+            raise _at_work()
+        try:
+            yield
+        finally:
+            self._stream = None
+            self._taken.release()
+
+    def _check_usable(self) -> None:
+        if self.closed:
+            raise EngineError("the engine is closed: load the model again")
+        if self._broken():
+            raise EngineError("the engine was broken off in mid-work and cannot go on: load the model again")
+
+
+def _at_work() -> EngineError:
+    return EngineError(
+        "the engine is at work and runs one job at a time: end the other one first (a stream ends when it is read to "
+        "its end, closed or dropped)"
+    )

@@ -1,0 +1,126 @@
+"""Starts copies on a port's lanes, waits for them and keeps account of them; it knows bytes, not what they mean."""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import Array, Backend, HostWork, LaneStep, Move, Span, Ticket
+from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Tier, Traffic, Transfer, host_bytes
+
+
+def _nothing() -> None:
+    """What a mover checks if nobody wants it to."""
+
+
+class Mover:
+    """Puts copies on the port's lanes and keeps account of them.
+
+    What it promises. `submit` only starts copies: their bytes are counted at once, their seconds when somebody looks.
+    `harvest` looks, and waits for nothing. `settle` waits: when it has returned or raised, no lane and no operator
+    reads or writes anything any more, so that memory may be given back; what failed since the last time is raised once,
+    here, and never by a later call. `run` is `submit` and `settle`. All of it belongs to one thread at a time.
+
+    `check` is called behind every `run`, and by the executor behind every beat: places where nothing is half done, at
+    which it may raise what is to end the work. `abandoned`: somebody broke `settle` off while it waited; lanes may be
+    at work for ever, and no memory may be given back that copies know of.
+    """
+
+    def __init__(self, backend: Backend, traffic: Traffic, check: Callable[[], None] = _nothing) -> None:
+        self.backend, self.traffic, self.check = backend, traffic, check
+        self.abandoned = False
+        self._open: list[tuple[str, Sequence[Transfer], Ticket]] = []
+        self._unsure: set[str] = set()
+
+    def submit(self, lane: str, copies: Sequence[Transfer], after: Sequence[Ticket]) -> Ticket:
+        """Run `copies` one after another on `lane` when `after` is done."""
+        for copy in copies:
+            self.traffic.started(copy)
+        self._unsure.add(lane)  # until the ticket is noted: `settle` waits for the lane if it never is
+        ticket = self.backend.submit(lane, [self._step(copy) for copy in copies], after)
+        self._open.append((lane, copies, ticket))
+        self._unsure.discard(lane)
+        return ticket
+
+    def run(self, lane: str, copies: Sequence[Transfer]) -> None:
+        """Run `copies` now; however it ends, nothing is under way any more, and nothing is left to be raised later."""
+        try:
+            self.submit(lane, copies, ()).wait()
+        finally:
+            self.settle()
+        self.check()
+
+    def carry(self, crossing: "Crossing", source: Array, target: Array) -> None:
+        """Copy an operator's array to or from the host, in order with the operators; counted like any other copy."""
+        self.traffic.started(crossing)
+        start = time.perf_counter()
+        self.backend.assign(target, source)
+        self.traffic.finished("compute", crossing, start, time.perf_counter())
+
+    def harvest(self) -> None:
+        """Take the times of what is done; raises the failure of what failed."""
+        started, self._open = self._open, []
+        failure: Exception | None = None
+        for lane, copies, ticket in started:
+            if not ticket.done():
+                self._open.append((lane, copies, ticket))
+                continue
+            try:
+                ticket.wait()
+            except Exception as error:
+                failure = failure or error
+            else:
+                for copy, (start, end) in zip(copies, ticket.times(), strict=True):
+                    self.traffic.finished(lane, copy, start, end)
+        if failure is not None:
+            raise failure
+
+    def settle(self) -> None:
+        """Wait until everything that was submitted, and every operator that was called, has ended; then `harvest`."""
+        self.abandoned = True  # whatever breaks the waiting off, even between two lines, leaves it so
+        try:
+            for _, _, ticket in self._open:
+                with suppress(Exception):  # `harvest` raises it, when nothing runs any more
+                    ticket.wait()
+            for lane in tuple(self._unsure):
+                self.backend.submit(lane, (), ()).wait()
+                self._unsure.discard(lane)
+            self.backend.mark().wait()
+        except Exception:  # the device itself has failed: nothing runs on it
+            self.abandoned = False
+            raise
+        self.abandoned = False
+        self.harvest()
+
+    def _step(self, copy: Transfer) -> LaneStep:
+        if isinstance(copy, Gather):
+            return HostWork(copy.what, copy.call, copy.kind, copy.link, copy.nbytes, copy.gathered_bytes)
+        if copy.source.tier is Tier.DISK:
+            return HostWork(copy.what, lambda: self._read(copy), copy.kind, copy.link, copy.nbytes)
+        if copy.target.tier is Tier.DISK:
+            return HostWork(copy.what, lambda: self._write(copy), copy.kind, copy.link, copy.nbytes)
+        count = copy.pieces.count
+        source, target = copy.source, copy.target
+        return Move(
+            copy.what,
+            Span(source.place, source.offset, source.nbytes, count, copy.pieces.source_stride),  # type: ignore[arg-type]
+            Span(target.place, target.offset, target.nbytes, count, copy.pieces.target_stride),  # type: ignore[arg-type]
+        )
+
+    def _read(self, copy: Copy) -> None:
+        for piece in range(copy.pieces.count):
+            memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
+            copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
+            if copy.check is not None:
+                copy.check(memory)
+
+    def _write(self, copy: Copy) -> None:
+        for piece in range(copy.pieces.count):
+            memory = self._host_piece(copy.source, piece * copy.pieces.source_stride)
+            copy.target.place.write(copy.target.offset + piece * copy.pieces.target_stride, memory)  # type: ignore[union-attr]
+
+    def _host_piece(self, first: Region, behind: int) -> npt.NDArray[np.uint8]:
+        """The bytes that lie `behind` bytes behind those of a host region."""
+        return host_bytes(self.backend, Region(first.tier, first.place, first.offset + behind, first.nbytes))

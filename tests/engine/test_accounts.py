@@ -1,0 +1,130 @@
+"""What a job's account says of memory: seconds to take it, the most that the job held, and what loading needs."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flexref_numpy import NumpyBackend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.engine import Engine, load
+from flexref.engine.job import Request
+from flexref.engine.plan import Lengths, engine_needs, slots_of, totals
+from flexref.engine.scoring import ScoredRow
+from flexref.errors import CapacityError
+from flexref.policy import Policy, Shares
+from flexref.spec import ModelSpec
+from flexref.storage.weightfile import open_weight_file
+from flexref.testing import strategies as own
+from flexref.testing.models import write_model
+from flexref.tiers.transfer import Tier
+from flexref.tiers.weights_plan import WeightsPlan
+
+SPEC = ModelSpec("small", 50, 48, 16, 16, 4, 2, 32)
+GIB = 1 << 30
+SLOW_S = 0.05
+"""What an allocation, or giving it back, takes on the slow port: longer than all else in these jobs."""
+
+
+class SlowMemory(NumpyBackend):
+    """Takes its time to allocate and to release, as pinning does."""
+
+    allocate_s = release_s = 0.0
+    calls = 0
+
+    def allocate(self, tier: str, nbytes: int) -> Any:
+        time.sleep(self.allocate_s)
+        self.calls += 1
+        return super().allocate(tier, nbytes)
+
+    def release(self, buffer: Any) -> None:
+        time.sleep(self.release_s)
+        super().release(buffer)
+
+
+def generated(engine: Engine, rows: list[list[int]], new: int = 2) -> Any:
+    return engine.generate(rows, Request(new, ignore_eos=True)).stats
+
+
+def scored(engine: Engine, rows: list[list[int]]) -> Any:
+    return engine.score([ScoredRow(tuple(row)) for row in rows]).stats
+
+
+JOBS: tuple[Callable[..., Any], ...] = (generated, scored)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    write_model(tmp_path / "model.h5", SPEC)
+    return str(tmp_path / "model.h5")
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("slow", ["allocate_s", "release_s"])
+def test_the_seconds_of_taking_and_returning_memory_are_in_the_account(
+    path: str, job: Callable[..., Any], slow: str
+) -> None:
+    port = SlowMemory()
+    with load(path, policy=Policy(cache=Shares(0, 1, 0), rows_per_group=1), backend=port) as engine:
+        job(engine, [[1, 2, 3]])
+        port.calls = 0
+        setattr(port, slow, SLOW_S)
+        start = time.perf_counter()
+        stats = job(engine, [[1, 2, 3]] * 3)
+        whole_s = time.perf_counter() - start
+        setattr(port, slow, 0.0)
+    assert stats.blocks == 3
+    assert stats.allocate_s >= SLOW_S * port.calls
+    assert stats.prefill_s + stats.decode_s < SLOW_S * port.calls
+    assert stats.allocate_s + stats.prefill_s + stats.decode_s <= whole_s
+    assert stats.to_json()["allocate_s"] == stats.allocate_s
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_peak_is_that_of_its_own_job(path: str, job: Callable[..., Any]) -> None:
+    with load(path, policy=Policy(cache=Shares(0, 1, 0), activations=Shares(0, 1, 0), rows_per_group=4)) as engine:
+        engine.weights_for(engine.policy)  # type: ignore[arg-type]
+        small = job(engine, [[1, 2, 3]]).peak_bytes
+        large = job(engine, [[1] * 20] * 4).peak_bytes
+        assert large["device"] > small["device"]
+        assert large["host"] > small["host"] or job is scored
+        assert job(engine, [[1, 2, 3]]).peak_bytes == small
+        held = {tier.value: arena.held_bytes for tier, arena in engine.arenas.items()}
+    assert all(held[tier] <= small[tier] for tier in held)
+
+
+@given(policy=own.policies(), rows=st.integers(1, 4), prompt=st.integers(1, 12), new=st.integers(1, 6))
+def test_the_plan_counts_what_loading_needs_to_the_byte(
+    model_file: Any, policy: Policy, rows: int, prompt: int, new: int
+) -> None:
+    """A budget of what the plan names is enough to load and to run; a byte less is refused before anything is read."""
+    path = model_file(SPEC)
+    prompts = [[1] * prompt] * rows
+    with load(path, policy=policy, scratch_bytes=1 << 16) as engine:
+        peak = generated(engine, prompts, new).peak_bytes["host"]
+    if not peak:
+        return
+    with load(path, policy=policy, scratch_bytes=1 << 16, host_mem_gib=peak / GIB) as engine:
+        assert generated(engine, prompts, new).peak_bytes["host"] == peak
+    loaded: list[int] = []
+    with load(path, policy=policy, scratch_bytes=1 << 16, host_mem_gib=(peak - 1) / GIB) as engine:
+        engine.on_loaded = loaded.append
+        with pytest.raises(CapacityError, match="host memory is too small by"):
+            generated(engine, prompts, new)
+    assert not loaded
+
+
+def test_a_policy_that_fits_but_for_its_loading_is_refused_by_the_plan(path: str) -> None:
+    policy = Policy(Shares(0.3, 0.7, 0))
+    weights = WeightsPlan.of(open_weight_file(path), policy.weights, slots_of(policy))
+    assert weights.loading_bytes
+    with load(path, policy=policy) as engine:
+        plan = engine.plan_for(policy, weights, [Lengths(3, 8)])
+        need = totals(iter([*engine_needs(engine.backend.caps), *weights.needs(), *plan.needs()]))[Tier.HOST]
+    with load(path, policy=policy, host_mem_gib=need / GIB) as engine:
+        with pytest.raises(CapacityError, match="loading") as error:
+            engine.plan_for(policy, weights, [Lengths(3, 8)])
+        assert error.value.needed_bytes == need + weights.loading_bytes

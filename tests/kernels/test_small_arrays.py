@@ -1,0 +1,56 @@
+"""Small arrays on the device: more of them than there are places take turns, and what cannot is refused in one line."""
+
+import gc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_bench import NO_COMPILER
+from emulated_cuda import EmulatedCuda, compiler_is_here
+from flexref_cupy import CupyBackend, device
+from flexref_cupy.device import SMALL_ALIGNMENT_BYTES, SmallArrays
+
+from flexref.engine import load
+from flexref.engine.job import Request
+from flexref.errors import CapacityError
+from flexref.policy import Policy, Shares
+from flexref.spec import ModelSpec
+from flexref.testing.models import write_model
+
+pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
+
+MIXED = Policy(cache=Shares(0.5, 0.5, 0), rows_per_group=2, groups_per_block=6)
+"""Every group has a row at home on the device and one in a slot: their distances differ from layer to layer."""
+ROWS = [[row, row + 1, row + 2] for row in range(12)]
+
+
+def tokens(path: Path) -> Any:
+    port = CupyBackend(cuda=EmulatedCuda(capability=(9, 0), late=True))
+    with load(path, policy=MIXED, backend=port) as engine:
+        return [output.token_ids for output in engine.generate(ROWS, Request(4, ignore_eos=True)).outputs]
+
+
+def test_groups_of_mixed_homes_may_have_more_distances_than_there_are_places(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.h5"
+    write_model(path, ModelSpec("small", 50, 48, 16, 16, 6, 2, 32), dtype="float16")
+    expected = tokens(path)
+    monkeypatch.setattr(device, "SMALL_BYTES", 20 * SMALL_ALIGNMENT_BYTES)  # six groups, six layers, two slots
+    assert tokens(path) == expected
+    monkeypatch.setattr(device, "SMALL_BYTES", 4 * SMALL_ALIGNMENT_BYTES)  # not even one per group
+    with pytest.raises(CapacityError, match="small arrays") as error:
+        tokens(path)
+    assert "fewer groups" in str(error.value)
+
+
+def test_a_place_is_refused_only_when_nothing_makes_room() -> None:
+    cuda = EmulatedCuda()
+    small = SmallArrays(cuda, cuda.allocate(1 << 12), 1 << 12)
+    held = [small.put(np.arange(8, dtype=np.int64)) for _ in range((1 << 12) // SMALL_ALIGNMENT_BYTES)]
+    with pytest.raises(CapacityError):
+        small.put(np.arange(8, dtype=np.int64))
+    small.make_room.append(held.clear)
+    assert small.put(np.arange(8, dtype=np.int64)).address == small.address
+    gc.collect()
