@@ -1,5 +1,6 @@
 """`flexref lm-eval`: the lm-evaluation-harness's own command, with our model registered; it knows no task."""
 
+import logging
 import sys
 from importlib.util import find_spec
 
@@ -31,7 +32,8 @@ def command(arguments: tuple[str, ...]) -> None:
     except (FlexrefError, OSError, MemoryError):
         raise
     except Exception as error:
-        raise FlexrefError(f"lm_eval: {type(error).__name__}: {error}") from error
+        logging.getLogger("lm_eval").debug("where it went wrong:", exc_info=True)
+        raise FlexrefError(f"lm_eval: {type(error).__name__}: {str(error) or 'no details'}") from error
 
 
 def with_model(arguments: tuple[str, ...]) -> list[str]:

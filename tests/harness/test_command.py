@@ -154,6 +154,20 @@ def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
         assert "Traceback" not in run.stderr
 
 
+def test_what_goes_wrong_in_a_task_is_one_line_with_its_traceback_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page | nothing}}"}
+    task(tmp_path, "t", [{"page": "It was."}], **page)
+    options = ("--model_args", "path=demo", "--tasks", "t", "--include_path", str(tmp_path))
+    run = lm_eval(tmp_path, *options)
+    assert run.returncode == 1
+    assert run.stderr.splitlines()[-1].startswith("flexref: lm_eval: TemplateAssertionError: No filter named 'nothing'")
+    assert "Traceback" not in run.stderr
+    monkeypatch.setenv("LMEVAL_LOG_LEVEL", "DEBUG")
+    assert "Traceback" in lm_eval(tmp_path, *options).stderr
+
+
 @pytest.mark.parametrize(
     ("given", "added"),
     [
