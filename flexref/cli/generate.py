@@ -129,16 +129,16 @@ def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) 
 def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", trace: Any, as_json: bool) -> "Generation":
     """Generate with progress on stderr; a single prompt's text is streamed to stdout as it comes."""
     streamed = len(prompts) == 1 and not as_json
-    opening = prompts[0].text or ""
+    opening = [prompts[0].text or ""]
     with _progress(engine, None if streamed else len(prompts) * request.max_new_tokens) as progress:
 
         def show(token: "StreamedToken") -> None:
             if not streamed:
                 progress.advance(progress.task_ids[-1])
                 return
-            if progress.live.is_started:
+            if opening:
                 progress.stop()  # the text takes the place of the bars
-                click.echo(opening, nl=False)
+                click.echo(opening.pop(), nl=False)
             click.echo(token.text if engine.tokenizer is not None else f"{token.token_id} ", nl=False)
             sys.stdout.flush()
 

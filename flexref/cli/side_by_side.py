@@ -43,10 +43,9 @@ def side_by_side(
     except BrokenProcessPool as error:
         raise FlexrefError("a process that was at work has been ended, maybe for want of memory") from error
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
         for process in set(multiprocessing.active_children()) - others:
             process.terminate()
-            process.join()
+        pool.shutdown(wait=True, cancel_futures=True)  # its own thread is who joins them
 
 
 def _leave_interrupts_to_the_parent() -> None:
