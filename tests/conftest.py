@@ -1,7 +1,8 @@
-"""For every test: hypothesis profiles, loud skips, `--require`, and a folder for machines that are measured."""
+"""For every test: hypothesis profiles, loud skips, `--require`, Ctrl-C, and a folder for machines that are measured."""
 
 import os
 import re
+import signal
 from collections import Counter
 from collections.abc import Generator
 
@@ -48,6 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
         if name not in registry.installed():
             raise pytest.UsageError(f"--require {name}: not installed; installed: {', '.join(registry.installed())}")
     config.stash[SKIPS], config.stash[PASSES] = Counter(), Counter()
+    # A shell has what it runs in the background ignore Ctrl-C, and commands that tests interrupt would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class QuickIsTiny(Sizes):
