@@ -30,7 +30,14 @@ PLACES = ("percent", "policy")
 @click.option("--model", metavar="SIZE|FILE", help=MODEL_HELP)
 @click.option("--random-weights", is_flag=True, help="Random weights in place of a file's own.")
 @click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of random weights; default: float16.")
-@click.option("--quantize-weights", is_flag=True, help="Random weights in 4-bit groups.")
+@click.option(
+    "--quantize-weights",
+    is_flag=False,
+    flag_value="int4",
+    metavar="[int4|int8]",
+    type=click.Choice(["int4", "int8"]),
+    help="Random weights in groups of 4-bit codes (int4, or nothing after the option) or of 8-bit ones.",
+)
 @click.option("--prompt-len", type=click.IntRange(min=1), help="Tokens of every prompt; default: 512.")
 @click.option("--gen-len", type=click.IntRange(min=1), help="New tokens for every row; default: 32.")
 @click.option("--rows", type=click.IntRange(min=1), help="Rows in all; default: 8.")

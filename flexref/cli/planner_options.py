@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SCHEME_CHOICE = click.Choice(["none", "int4", "any"])
+WEIGHTS_CHOICE = click.Choice(["none", "int4", "int8", "any"])
+CACHE_CHOICE = click.Choice(["none", "int4", "any"])
+WEIGHTS_HELP = "How those of a model's size are stored; any: none or int4, whichever is faster."
 PLACE_CHOICE = click.Choice(["device", "host", "any"])
 
 
@@ -35,8 +37,8 @@ OPTIONS = (
     click.option("--prompt-len", default=512, show_default=True, type=click.IntRange(min=1), help="In tokens."),
     click.option("--gen-len", default=32, show_default=True, type=click.IntRange(min=1), help="New tokens of a row."),
     click.option("--rows", type=click.IntRange(min=1), help="Rows of the job; default: as many as fill a block."),
-    click.option("--quantize-weights", type=SCHEME_CHOICE, default="any", show_default=True, help="Of a model's size."),
-    click.option("--quantize-cache", type=SCHEME_CHOICE, default="any", show_default=True, help="Of the KV cache."),
+    click.option("--quantize-weights", type=WEIGHTS_CHOICE, default="any", show_default=True, help=WEIGHTS_HELP),
+    click.option("--quantize-cache", type=CACHE_CHOICE, default="any", show_default=True, help="Of the KV cache."),
     click.option(
         "--attention-on", type=PLACE_CHOICE, default="any", show_default=True, help="To a cache off the device."
     ),

@@ -48,7 +48,8 @@ def weights_of(arguments: Arguments) -> WeightFile:
     are to be quantized.
     """
     spec = None if Path(arguments.model).is_file() else size_named(arguments.model)
-    scheme, dtype = "int4" if arguments.quantize_weights else "none", arguments.dtype
+    asked, dtype = arguments.quantize_weights, arguments.dtype
+    scheme = asked or "none"
     if spec is None:
         if arguments.model != DEMO and not Path(arguments.model).exists():
             raise StorageError(
@@ -56,13 +57,12 @@ def weights_of(arguments: Arguments) -> WeightFile:
             )
         file = open_weight_file(resolve(arguments.model))
         if not arguments.random_weights:
-            if arguments.quantize_weights and file.scheme == "none":
-                raise PolicyError(
-                    f"{file.path} holds {file.dtype} weights: convert the model again with --quantize int4"
-                )
+            if asked not in (None, file.layout):
+                held = file.dtype if file.layout == "none" else file.layout
+                raise PolicyError(f"{file.path} holds {held} weights: convert the model again with --quantize {asked}")
             return file
         spec, dtype = file.spec, file.dtype
-        scheme = "int4" if arguments.quantize_weights else file.scheme
+        scheme = asked or file.scheme
     return random_file(spec, scheme=scheme, dtype=dtype, seed=arguments.seed)
 
 

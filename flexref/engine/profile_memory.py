@@ -13,14 +13,15 @@ from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Buffer, LaneStep,
 from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.errors import CapacityError
 from flexref.storage.quant import group_count, packed_width
+from flexref.storage.schema import BITS
 
 Values = npt.NDArray[Any]
 
 GROUP_SIZE = 64
-"""Of 4-bit matrices and caches: what a converter writes and a policy takes unless it is told otherwise."""
+"""Of quantized matrices and caches: what a converter writes and a policy takes unless it is told otherwise."""
 
 TABLE_DTYPE = "float16"
-"""The type of tables, norms and biases beside weights that are stored as halves or in 4-bit groups."""
+"""The type of tables, norms and biases beside weights that are stored as halves or in groups."""
 
 TILE_ELEMENTS = (1 << 20) - 3
 """Random numbers are made once and repeated; a prime, so that no two rows of a matrix are alike."""
@@ -98,13 +99,14 @@ class Memory:
         """Square matrices as they are stored, at most `most` of them, and as many as half of the room holds."""
         nbytes = matrix_bytes(stored, width)
         count = max(1, min(most, self.room_bytes() // 2 // nbytes))
-        if stored != "int4":
+        bits = BITS.get(stored)
+        if bits is None:
             return self.arrays(count, (width, width), stored, WEIGHT_DEVIATION)
         groups = (width, group_count(width, GROUP_SIZE))
-        codes = self.arrays(count, (width, packed_width(width, GROUP_SIZE)), "uint8")
+        codes = self.arrays(count, (width, packed_width(width, GROUP_SIZE, bits)), "uint8")
         scales = self.arrays(count, groups, TABLE_DTYPE, SCALE_DEVIATION)
         zeros = self.arrays(count, groups, TABLE_DTYPE, WEIGHT_DEVIATION)
-        return [QuantizedMatrix(*parts, width, GROUP_SIZE) for parts in zip(codes, scales, zeros, strict=True)]
+        return [QuantizedMatrix(*parts, width, GROUP_SIZE, bits) for parts in zip(codes, scales, zeros, strict=True)]
 
     def _fill(self, buffer: Buffer, tier: str, dtype: str, scale: float) -> None:
         tile, count = random_tile(dtype, scale), buffer.nbytes // DTYPE_BYTES[dtype]
@@ -145,7 +147,8 @@ def random_tile(dtype: str, scale: float) -> Values:
 
 def matrix_bytes(stored: str, width: int) -> int:
     """Bytes of a square matrix as `Memory.matrices` lays it out."""
-    if stored != "int4":
+    bits = BITS.get(stored)
+    if bits is None:
         return aligned(width * width * DTYPE_BYTES[stored], ALIGNMENT_BYTES)
     pairs = aligned(width * group_count(width, GROUP_SIZE) * DTYPE_BYTES[TABLE_DTYPE], ALIGNMENT_BYTES)
-    return aligned(width * packed_width(width, GROUP_SIZE), ALIGNMENT_BYTES) + 2 * pairs
+    return aligned(width * packed_width(width, GROUP_SIZE, bits), ALIGNMENT_BYTES) + 2 * pairs

@@ -10,6 +10,7 @@ from flexref.backend.records import DTYPE_BYTES
 from flexref.engine.profile_memory import TABLE_DTYPE, Memory, matrix_bytes
 from flexref.engine.profile_meter import Call, Meter, Point, Timed, backend_dtype
 from flexref.planner.curves import Curve, Surface
+from flexref.planner.durations import EXPANDED_FIRST
 
 COPIES_MOST = 512
 """Bounds how many matrices are taken in turn: small ones, of which many fit into what is to exceed a cache."""
@@ -25,7 +26,7 @@ LEAST_WIDTHS = 2
 
 
 def stored_forms(compute_dtype: str) -> tuple[str, ...]:
-    """How a job's matrices may be stored: in the compute type, as halves, in 4-bit groups."""
+    """How matrices are stored whose products are timed: in the compute type, as halves, in 4-bit groups."""
     return tuple(dict.fromkeys((compute_dtype, TABLE_DTYPE, "int4")))
 
 
@@ -107,7 +108,7 @@ def expansion_curves(meter: Meter) -> dict[str, Curve]:
     dtype = backend_dtype(meter.backend)
     return {
         stored: meter.curve(f"expansions of {stored} matrices", _expansions(meter, stored, dtype))
-        for stored in stored_forms(dtype)
+        for stored in (*stored_forms(dtype), EXPANDED_FIRST)
         if stored != dtype
     }
 

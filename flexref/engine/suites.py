@@ -8,6 +8,7 @@ from typing import Any
 
 from flexref.errors import PolicyError, StorageError
 from flexref.spec import PUBLISHED, ModelSpec
+from flexref.storage.schema import BITS
 
 SUITES_FILE = Path(__file__).parents[1] / "data" / "suites.json"
 
@@ -32,7 +33,7 @@ class Arguments:
     model: str
     random_weights: bool = False
     dtype: str = "float16"
-    quantize_weights: bool = False
+    quantize_weights: str | None = None
     prompt_len: int = 512
     gen_len: int = 32
     rows: int = 8
@@ -77,13 +78,17 @@ class Arguments:
 INTEGERS = {"prompt_len": 1, "gen_len": 1, "rows": 1, "rows_per_group": 1, "groups": 1, "repeat": 1, "seed": 0}
 """Whole numbers, and the least that each may be."""
 
-CHOICES = {"dtype": ("float16", "float32"), "attention_on": ("device", "host")}
+CHOICES = {
+    "dtype": ("float16", "float32"),
+    "quantize_weights": tuple(BITS),
+    "attention_on": ("device", "host"),
+}
 TEXTS = ("model", "policy", "machine", "disk_dir", "backend")
-SWITCHES = ("random_weights", "quantize_weights", "quantize_cache", "overlap")
+SWITCHES = ("random_weights", "quantize_cache", "overlap")
 NUMBERS = ("device_mem_gib", "host_mem_gib")
 REQUIRED = frozenset(entry.name for entry in fields(Arguments)) - {
-    "rows_per_group", "groups", "percent", "policy", "machine", "attention_on", "overlap", "device_mem_gib",
-    "host_mem_gib", "disk_dir",
+    "quantize_weights", "rows_per_group", "groups", "percent", "policy", "machine", "attention_on", "overlap",
+    "device_mem_gib", "host_mem_gib", "disk_dir",
 }  # fmt: skip
 """Fields that have a value whatever happens: None says nothing for them."""
 

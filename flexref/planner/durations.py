@@ -12,7 +12,7 @@ DECODE_TOKENS = 1
 
 
 EXPANDED_FIRST = "int8"
-"""Where a machine has not measured products with 8-bit groups: ports expand them, then multiply by the dense matrix."""
+"""Products with 8-bit groups are not measured: ports expand them, then multiply by the dense matrix."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flexref.errors import PolicyError
 from flexref.planner.curves import Curve, Surface
+from flexref.planner.durations import EXPANDED_FIRST
 from flexref.planner.machine import FORMAT, WEIGHT_FILE, HostSeconds, Machine, Port, attention_key
 from flexref.planner.nominal_facts import NOMINAL_FORMAT, NominalFacts, read_json
 
@@ -32,8 +33,8 @@ HEAD_WIDTHS = (64, 80, 128)
 
 # Bytes
 
-STORED_BYTES = {"float16": 2.0, "float32": 4.0, "int4": 0.5625}
-"""Of an element: 4-bit codes with a float16 scale and zero for every 64."""
+STORED_BYTES = {"float16": 2.0, "float32": 4.0, "int4": 0.5625, "int8": 1.0625}
+"""Of an element; codes have a float16 scale and zero for every 64."""
 
 EXPANDED_BYTES = 2.0
 """Of an element as cuBLAS multiplies it."""
@@ -160,7 +161,7 @@ def machine_of(facts: NominalFacts) -> Machine:
             "host->device": {"device->host": max(1.0, facts["link_in"] / facts["link_in_beside_out"])},
             "device->host": {"host->device": max(1.0, facts["link_out"] / facts["link_out_beside_in"])},
         },
-        products={stored: _products(rates, stored) for stored in STORED_BYTES},
+        products={stored: _products(rates, stored) for stored in STORED_BYTES if stored != EXPANDED_FIRST},
         expansions={stored: _curve(partial(rates.expand, stored), ELEMENTS) for stored in _EXPANDED},
         decode_attention=_decode_attention(facts, rates),
         prefill_attention=_prefill_attention(facts, rates),

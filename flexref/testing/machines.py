@@ -62,7 +62,7 @@ def plain_machine(
         copies=copies,
         beside={},
         products={"float16": products(2), "float32": products(4), "int4": products(0.5625)},
-        expansions={"int4": memory, "float16": memory},
+        expansions={"int4": memory, "int8": memory, "float16": memory},
         decode_attention=dict.fromkeys(keys, memory),
         prefill_attention=dict.fromkeys(keys, attention),
         operators=dict.fromkeys(OPERATORS, memory),

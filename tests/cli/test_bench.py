@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,14 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     (line,) = capsys.readouterr().out.splitlines()
     parsed: dict[str, Any] = json.loads(line)
     return parsed
+
+
+@pytest.mark.parametrize(("given", "scheme"), [((), "int4"), (("int4",), "int4"), (("int8",), "int8")])
+def test_weights_are_quantized_as_asked(capsys: pytest.CaptureFixture[str], given: Sequence[str], scheme: str) -> None:
+    """Nothing behind the option, and other options behind it, mean 4 bits."""
+    found = as_json(capsys, "--quantize-weights", *given, *SMALL)
+    assert found["weights_scheme"] == found["arguments"]["quantize_weights"] == scheme
+    assert as_json(capsys, *SMALL)["weights_scheme"] == "none"
 
 
 def test_the_tiny_suite_prints_every_key(capsys: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,7 @@ def test_every_case_fits_a_device_of_16_gib_and_a_host_of_117(name: str) -> None
         ({"model": "tiny", "rows": None}, "rows must be a whole number"),
         ({"model": "tiny", "gen_len": 1.5}, "gen_len must be a whole number"),
         ({"model": "", "rows": 1}, "model must be text"),
+        ({"model": "tiny", "quantize_weights": True}, "quantize_weights must be one of int4, int8, found True"),
         ({"model": "tiny", "quantize_cache": 1}, "quantize_cache must be true or false"),
         ({"model": "tiny", "attention_on": "disk"}, "attention_on must be one of device, host"),
         ({"model": "tiny", "device_mem_gib": "16"}, "device_mem_gib must be a number"),
@@ -107,7 +108,7 @@ def test_a_file_that_holds_no_suites_is_refused(tmp_path: Path, text: str) -> No
 @pytest.mark.parametrize("name", ["6.7b", "6.7B", "opt-6.7b", "OPT-6.7B"])
 def test_a_size_is_known_by_any_spelling_and_its_weights_are_random(name: str) -> None:
     assert size_named(name) == PUBLISHED["opt-6.7b"]
-    file = weights_of(Arguments(name, quantize_weights=True, seed=3))
+    file = weights_of(Arguments(name, quantize_weights="int4", seed=3))
     assert isinstance(file, RandomFile)
     assert (file.scheme, file.dtype, file.seed) == ("int4", "float16", 3)
 
@@ -120,9 +121,15 @@ def test_a_file_brings_its_own_weights_unless_random_ones_are_asked_for(tmp_path
     assert isinstance(random, RandomFile)
     assert random.spec == own.spec
     assert random.dtype == own.dtype == "float32"
-    assert weights_of(Arguments(path, random_weights=True, quantize_weights=True)).scheme == "int4"
-    with pytest.raises(PolicyError, match="convert the model again"):
-        weights_of(Arguments(path, quantize_weights=True))
+    for scheme, other in (("int4", "int8"), ("int8", "int4")):
+        assert weights_of(Arguments(path, random_weights=True, quantize_weights=scheme)).scheme == scheme
+        with pytest.raises(PolicyError, match=f"holds float32 weights: convert .* --quantize {scheme}"):
+            weights_of(Arguments(path, quantize_weights=scheme))
+        write_model(tmp_path / "quantized.h5", size_of("tiny"), scheme=scheme)
+        quantized = str(tmp_path / "quantized.h5")
+        assert weights_of(Arguments(quantized, quantize_weights=scheme)).scheme == scheme
+        with pytest.raises(PolicyError, match=f"holds {scheme} weights: .* --quantize {other}"):
+            weights_of(Arguments(quantized, quantize_weights=other))
     assert weights_of(Arguments("demo")).spec.vocabulary == 8192
 
 

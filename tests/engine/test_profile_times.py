@@ -184,6 +184,7 @@ def test_products_take_what_the_port_took(fake: Machine) -> None:
 def test_operators_take_what_the_port_took(fake: Machine) -> None:
     for name in ("layer_norm", "activate", "gather", "add_rows", "assign", "append none", "append int4"):
         same(fake.operators[name], lambda nbytes, name=name: FakePort.bytes_s(name, nbytes))
+    assert set(fake.expansions) == {"float16", "int4", "int8"}
     for curve in fake.expansions.values():
         same(curve, lambda elements: FakePort.bytes_s("expand", elements))
 

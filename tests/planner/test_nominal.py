@@ -122,6 +122,7 @@ def test_a_nominal_machine_is_a_whole_one(figures: dict[str, float]) -> None:
     assert set(machine.copies) == set(COPIES)
     assert set(OPERATORS) <= set(machine.operators)
     assert plain_machine().products.keys() == machine.products.keys()
+    assert plain_machine().expansions.keys() - machine.expansions.keys() == {machine.port.compute_dtype}
     assert plain_machine().decode_attention.keys() <= machine.decode_attention.keys()
     for link, other in (("host->device", "device->host"), ("device->host", "host->device")):
         assert machine.slowdown(link, other) >= 1
