@@ -109,7 +109,7 @@ def _row(
     """
     context, whole = tokenizer.encode(question.context), tokenizer.encode(question.context + choice)
     first = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(context, whole, strict=False)))
-    place = f"the question in line {question.line}"
+    place = question.place
     if not 1 <= first < len(whole):
         raise PromptError(f"{place}: of the {len(whole)} tokens of context and choice none has a context and is scored")
     too_many = len(whole) - 1 - positions

@@ -154,6 +154,7 @@ def sample_text(engine: "Engine", text: str, window: int | None, stride: int | N
         raise PromptError(f"the text has {len(ids)} token(s), of which none has a context")
     rows = tuple(ScoredRow((*front, *ids[at.begin : at.end]), at.scored - at.begin + len(front)) for at in found)
     alone = [] if front or begins else ids[:1]
+    said = _behind(text, tokenizer.decode(alone)) if alone else text
     scored = sum(row.scored for row in rows)
     seen = sum(row.scored * (row.first + len(row.token_ids) - 1) / 2 for row in rows)
     protocol = Protocol(
@@ -167,7 +168,13 @@ def sample_text(engine: "Engine", text: str, window: int | None, stride: int | N
         context_mean=seen / scored,
         unscored_tokens=len(alone),
     )
-    return Sample(rows, protocol, len(text.encode()) - len(tokenizer.decode(alone).encode()), len(text.split()))
+    return Sample(rows, protocol, len(said.encode()), len(said.split()))
+
+
+def _behind(text: str, first: str) -> str:
+    """What follows the text's first token; its first character, where the token is but a piece of that."""
+    space, found, rest = text.partition(first) if first else ("", "", text)
+    return text[1:] if space.strip() or (first and not found) else rest
 
 
 def _lengths(positions: int, window: int | None, stride: int | None, bos: str) -> tuple[int, int]:

@@ -28,11 +28,11 @@ LONGEST_SHOWN = 60
 class Question:
     """A context and what may follow it, of which number `answer` is right.
 
-    With one choice alone the question is whether that is what the model would say. `line` is the question's place in
-    its file; `labels` are the choices without what joins them to the context: by them lengths are counted.
+    With one choice alone the question is whether that is what the model would say. `place` names its file and line.
+    `labels` are the choices without what joins them to the context: by them lengths are counted.
     """
 
-    line: int
+    place: str
     layout: str
     context: str
     choices: tuple[str, ...]
@@ -54,12 +54,11 @@ def read_questions(path: Path | str) -> list[Question]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
-        question = _question(_record(line, f"{path}, line {number}"), number, f"{path}, line {number}")
-        if questions and question.layout != questions[0].layout:
-            raise PromptError(
-                f"{path}, line {number}: found the layout {question.layout}, needed {questions[0].layout} as in line "
-                f"{questions[0].line}"
-            )
+        place = f"{path}, line {number}"
+        question = _question(_record(line, place), place)
+        first = questions[0] if questions else question
+        if question.layout != first.layout:
+            raise PromptError(f"{place}: found the layout {question.layout}, needed {first.layout} as in {first.place}")
         questions.append(question)
     if not questions:
         raise PromptError(f"{path}: holds no question")
@@ -78,28 +77,28 @@ def _record(line: bytes, place: str) -> Mapping[str, Any]:
     return record
 
 
-def _question(record: Mapping[str, Any], number: int, place: str) -> Question:
+def _question(record: Mapping[str, Any], place: str) -> Question:
     if "endings" in record:
-        return _ending(record, number, place)
+        return _ending(record, place)
     if "choices" in record:
-        return _letter(record, number, place)
+        return _letter(record, place)
     if "text" in record:
-        return _last_word(record, number, place)
+        return _last_word(record, place)
     raise PromptError(
         f"{place}: needed `text` (LAMBADA), `endings` (HellaSwag) or `choices` (MMLU), found the keys "
         f"{_shown(sorted(record))}"
     )
 
 
-def _last_word(record: Mapping[str, Any], number: int, place: str) -> Question:
+def _last_word(record: Mapping[str, Any], place: str) -> Question:
     text = _text(record, "text", place).rstrip()
     context, _, word = text.rpartition(" ")
     if not context.strip() or not word:
         raise PromptError(f"{place}: `text` must be words of which the last is predicted, found {_shown(text)}")
-    return Question(number, "last_word", context, (f" {word}",), (word,), 0)
+    return Question(place, "last_word", context, (f" {word}",), (word,), 0)
 
 
-def _ending(record: Mapping[str, Any], number: int, place: str) -> Question:
+def _ending(record: Mapping[str, Any], place: str) -> Question:
     if "ctx_a" in record and "ctx_b" in record:
         context = f"{_text(record, 'ctx_a', place)} {_text(record, 'ctx_b', place).capitalize()}"
     else:
@@ -110,10 +109,10 @@ def _ending(record: Mapping[str, Any], number: int, place: str) -> Question:
     if not all(endings):
         raise PromptError(f"{place}: every text of `endings` must hold a word, found {_shown(record['endings'])}")
     answer = _answer(record, "label", len(endings), place)
-    return Question(number, "ending", _cleaned(context), tuple(f" {ending}" for ending in endings), endings, answer)
+    return Question(place, "ending", _cleaned(context), tuple(f" {ending}" for ending in endings), endings, answer)
 
 
-def _letter(record: Mapping[str, Any], number: int, place: str) -> Question:
+def _letter(record: Mapping[str, Any], place: str) -> Question:
     choices = _texts(record, "choices", place)
     letters = [chr(ord("A") + place) for place in range(len(choices))]
     lines = [
@@ -126,7 +125,7 @@ def _letter(record: Mapping[str, Any], number: int, place: str) -> Question:
         opening = f"The following are multiple choice questions (with answers) about {about}.\n\n"
     context = opening + "\n".join([*lines, "Answer:"])
     answer = _answer(record, "answer", len(choices), place)
-    return Question(number, "letter", context, tuple(f" {name}" for name in letters), tuple(letters), answer)
+    return Question(place, "letter", context, tuple(f" {name}" for name in letters), tuple(letters), answer)
 
 
 def _cleaned(text: str) -> str:

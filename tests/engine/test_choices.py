@@ -26,7 +26,7 @@ def demo() -> Iterator[Engine]:
 
 def question(context: str, *labels: str, answer: int = 0, line: int = 1) -> Question:
     layout = "ending" if len(labels) > 1 else "last_word"
-    return Question(line, layout, context, tuple(f" {label}" for label in labels), labels, answer)
+    return Question(f"q.jsonl, line {line}", layout, context, tuple(f" {label}" for label in labels), labels, answer)
 
 
 @cache
@@ -97,7 +97,7 @@ def test_a_context_that_is_too_long_loses_its_oldest_tokens_and_keeps_what_begin
 
 
 def test_a_choice_that_fills_the_positions_is_refused_by_its_line(demo: Engine) -> None:
-    with pytest.raises(PromptError, match=r"line 7: a choice of \d+ tokens is too long for 512 positions"):
+    with pytest.raises(PromptError, match=r"^q\.jsonl, line 7: a choice of \d+ tokens is too long for 512 positions"):
         judge(demo, [question("The", "word " * 600, "b", line=7)])
 
 

@@ -119,8 +119,10 @@ def test_a_text_without_a_begin_token_leaves_its_first_token_out(demo: Engine, m
     monkeypatch.setattr(demo.tokenizer, "encode", lambda text: encode(text)[1:])
     sample = sample_text(demo, "The king said to his servant", 4, 2)
     assert (sample.protocol.bos, sample.protocol.unscored_tokens) == ("none", 1)
-    assert sample.nbytes == len(" king said to his servant")
+    assert (sample.nbytes, sample.words) == (len(" king said to his servant"), 5)
     assert "1 without context not scored" in str(sample.protocol)
+    cut = sample_text(demo, "語 king", 4, 2)  # its first character takes several tokens, and counts as the first
+    assert (cut.nbytes, cut.words) == (len(" king"), 1)
     with pytest.raises(PromptError, match=r"the text has 1 token\(s\), of which none has a context"):
         sample_text(demo, "a", 4, 2)
     assert sample_text(demo, "a", 4, 2, "every").protocol.tokens == 1

@@ -40,7 +40,9 @@ def read(*records: Any) -> list[Question]:
 
 def test_lambada_asks_for_the_last_word() -> None:
     (question,) = read({"text": "he had a dark and thick voice.\nhe said, yes\n", "domain": None})
-    assert question == Question(1, "last_word", "he had a dark and thick voice.\nhe said,", (" yes",), ("yes",), 0)
+    assert question == Question(
+        question.place, "last_word", "he had a dark and thick voice.\nhe said,", (" yes",), ("yes",), 0
+    )
 
 
 def test_hellaswag_joins_label_and_both_contexts_and_takes_marks_out() -> None:
@@ -72,7 +74,7 @@ def test_blank_lines_count_and_are_skipped() -> None:
     with TemporaryDirectory() as folder:
         path = Path(folder) / "q.jsonl"
         path.write_bytes(b"\xef\xbb\xbf" + json.dumps(MMLU).encode() + b"\r\n\n  \n" + json.dumps(MMLU).encode())
-        assert [question.line for question in read_questions(path)] == [1, 4]
+        assert [question.place for question in read_questions(path)] == [f"{path}, line {line}" for line in (1, 4)]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +110,7 @@ def test_a_bad_line_is_named_with_what_was_found_and_needed(record: object, comp
 
 
 def test_layouts_are_not_mixed() -> None:
-    with pytest.raises(PromptError, match="line 2: found the layout last_word, needed letter as in line 1"):
+    with pytest.raises(PromptError, match=r"2: found the layout last_word, needed letter as in .*q\.jsonl, line 1"):
         read(MMLU, {"text": "one two"})
 
 
