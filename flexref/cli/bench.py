@@ -99,8 +99,10 @@ def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]
 def _list() -> None:
     from flexref.engine.suites import read_suites
 
-    for suite in read_suites().values():
-        click.echo(f"{suite.name:8} {suite.about}")
+    suites = read_suites()
+    width = max(map(len, suites))
+    for suite in suites.values():
+        click.echo(f"{suite.name:{width}} {suite.about}")
 
 
 def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, as_json: bool) -> "Report":

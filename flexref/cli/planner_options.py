@@ -14,7 +14,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 WEIGHTS_CHOICE = click.Choice(["none", "int4", "int8", "any"])
 CACHE_CHOICE = click.Choice(["none", "int4", "any"])
-WEIGHTS_HELP = "How those of a model's size are stored; any: none or int4, whichever is faster."
+WEIGHTS_HELP = "How weights are stored; any: a file's as they are, a size's as none or int4, whichever is faster."
 PLACE_CHOICE = click.Choice(["device", "host", "any"])
 
 
@@ -73,17 +73,17 @@ def wanted_of(options: dict[str, Any]) -> "Wanted":
     """What the options ask of the planner. Without a wish for its weights, a file keeps its own scheme."""
     from flexref.engine.wanted import Wanted
 
-    def some(name: str, everything: tuple[str, ...]) -> tuple[str, ...]:
-        return everything if options[name] == "any" else (options[name],)
+    def some(name: str) -> tuple[str, ...] | None:
+        return None if options[name] == "any" else (options[name],)
 
     same = ("rows", "rows_per_group", "groups", "overlap", "max_latency_s", "max_disk_writes_gib")
     capacities = ("device_mem_gib", "host_mem_gib", "disk_gib")
     return Wanted(
         options["prompt_len"],
         options["gen_len"],
-        weights_schemes=some("quantize_weights", ALL_SCHEMES),
-        cache_schemes=some("quantize_cache", ALL_SCHEMES),
-        attention_on=some("attention_on", ALL_PLACES),
+        weights_schemes=some("quantize_weights"),
+        cache_schemes=some("quantize_cache") or ALL_SCHEMES,
+        attention_on=some("attention_on") or ALL_PLACES,
         **{name: options[name] for name in (*same, *capacities)},
     )
 

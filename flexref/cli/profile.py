@@ -1,15 +1,13 @@
 """`flexref profile`: measures this machine for the planner; it parses, calls one function, writes and prints."""
 
 import json
-import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import click
 
-from flexref.errors import StorageError
+from flexref.cli.outputs import check_writable
 
 PIPED_WIDTH = 120
 """Columns of tables that go to a file or a pipe."""
@@ -34,7 +32,7 @@ def command(backend: str, disk_dir: str | None, quick: bool, output: str | None,
     from flexref.engine.profile import measure_machine
 
     if output is not None:
-        _check_writable(Path(output))
+        check_writable(output)
     with closing(create(backend)) as port, _telling() as tell:
         machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=tell)
     if output is not None:
@@ -50,15 +48,6 @@ def command(backend: str, disk_dir: str | None, quick: bool, output: str | None,
 
     console = Console()
     print_machine(console if console.is_terminal else Console(width=PIPED_WIDTH), machine)
-
-
-def _check_writable(path: Path) -> None:
-    """`StorageError` before minutes are spent on what could not be written."""
-    folder = path.absolute().parent
-    if path.is_dir() or not folder.is_dir():
-        raise StorageError(f"cannot write machine {path}: {'it is a folder' if path.is_dir() else f'no {folder}'}")
-    if not os.access(path if path.exists() else folder, os.W_OK):
-        raise StorageError(f"cannot write machine {path}: permission denied")
 
 
 @contextmanager

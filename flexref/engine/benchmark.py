@@ -58,8 +58,9 @@ def weights_of(arguments: Arguments) -> WeightFile:
         file = open_weight_file(resolve(arguments.model))
         if not arguments.random_weights:
             if asked not in (None, file.layout):
-                held = file.dtype if file.layout == "none" else file.layout
-                raise PolicyError(f"{file.path} holds {held} weights: convert the model again with --quantize {asked}")
+                raise PolicyError(
+                    f"{file.path} holds {file.stored} weights: convert the model again with --quantize {asked}"
+                )
             return file
         spec, dtype = file.spec, file.dtype
         scheme = asked or file.scheme

@@ -23,6 +23,9 @@ from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resol
 TIGHTENING_ROUNDS = 3
 """How often a bound on latency or disk writes is tightened by what the simulator says beyond the linear program."""
 
+SIZES_SCHEMES = ("none", "int4")
+"""What a size's weights are tried in, where nothing is wished for."""
+
 SCHEME_NAMES = {"none": "fp16", "int4": "4-bit", "int8": "8-bit"}
 
 
@@ -152,22 +155,22 @@ class Question:
         return replace(limits, **changes) if changes else None  # type: ignore[arg-type]
 
 
-def layouts(model: str, schemes: tuple[str, ...]) -> Iterator[tuple[str, WeightFile]]:
-    """(scheme, layout of the weights) of a size in each scheme, or of a weight file in its own.
+def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, WeightFile]]:
+    """(scheme, layout of the weights) of a size in each scheme, or of a weight file in its own; None: see `Wanted`.
 
-    A file may be in any scheme; if only one is allowed, in one of that layout.
-    Nothing is allocated, and of a file nothing but its table of contents is read. `StorageError` if `model` is neither.
+    Nothing is allocated, and of a file nothing but its table of contents is read. `StorageError` if `model` is neither,
+    `PolicyError` if a file holds its weights otherwise.
     """
     spec: ModelSpec | None = None if Path(model).is_file() else size_named(model)
     if spec is not None:
-        for scheme in schemes:
+        for scheme in schemes or SIZES_SCHEMES:
             yield scheme, random_file(spec, scheme=scheme)
         return
     if model != DEMO and not Path(model).exists():
         raise StorageError(f"{model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}")
     file = open_weight_file(resolve(model))
-    if file.layout not in schemes:
-        raise PolicyError(f"{file.path} holds {file.scheme} weights, asked for: {', '.join(schemes)}")
+    if schemes is not None and file.layout not in schemes:
+        raise PolicyError(f"{file.path} holds {file.stored} weights, asked for: {', '.join(schemes)}")
     yield file.layout, file
 
 

@@ -99,7 +99,7 @@ class Situation:
         longest = max(row.new_tokens for row in self.rows)
         return Task(
             spec=spec,
-            stored=file.dtype if file.layout == "none" else file.layout,
+            stored=file.stored,
             dense=file.dtype,
             stage_bytes=tuple(plan.streamed_bytes for plan in walk.stages),
             stage_kinds=tuple(plan.stage.kind for plan in walk.stages),

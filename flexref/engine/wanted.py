@@ -12,14 +12,15 @@ GIB = 1 << 30
 class Wanted:
     """What a user asks of the planner; every row has the same lengths, in tokens.
 
-    Schemes and places are those that may be chosen from; `rows` None: as many as fill one block. Capacities that are
-    given take the place of the machine's.
+    Schemes and places are those that may be chosen from; without a wish for weights a file's are as it holds them, a
+    size's as they are or in 4 bits. `rows` None: as many as fill one block. Capacities that are given take the place of
+    the machine's.
     """
 
     prompt_tokens: int
     new_tokens: int
     rows: int | None = None
-    weights_schemes: tuple[str, ...] = ("none", "int4")
+    weights_schemes: tuple[str, ...] | None = None
     cache_schemes: tuple[str, ...] = ("none", "int4")
     attention_on: tuple[str, ...] = ("device", "host")
     rows_per_group: int | None = None

@@ -104,6 +104,11 @@ class WeightFile:
         return WEIGHT_SCHEMES[self.scheme]
 
     @property
+    def stored(self) -> str:
+        """How the matrices of layers are stored: as a type, or in groups of a layout."""
+        return self.dtype if self.layout == "none" else self.layout
+
+    @property
     def parts(self) -> Iterator[Part]:
         """Every dataset in file order, the tokenizer's included."""
         for tensor in self.tensors.values():

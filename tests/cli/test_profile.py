@@ -59,8 +59,8 @@ def test_unstable_figures_are_complained_of(
         (("--backend", "abacus"), "unknown backend 'abacus'"),
         (("--backend", "dry"), "backend dry computes nothing"),
         (("--disk-dir", "/proc/none"), "cannot write in /proc/none"),
-        (("-o", "/nowhere/machine.json"), "cannot write machine /nowhere/machine.json"),
-        (("-o", "/tmp"), "cannot write machine /tmp: it is a folder"),
+        (("-o", "/nowhere/machine.json"), "cannot write /nowhere/machine.json: there is no folder /nowhere"),
+        (("-o", "/tmp"), "cannot write /tmp: it is a folder"),
     ],
 )
 def test_bad_input_gets_one_clear_line(

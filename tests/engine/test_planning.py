@@ -19,7 +19,7 @@ from flexref.engine.trace import Trace
 from flexref.engine.wanted import Wanted
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.planner.machine import Machine
-from flexref.policy import Policy, Shares
+from flexref.policy import WEIGHT_SCHEMES, Policy, Shares
 from flexref.spec import ModelSpec
 from flexref.testing import strategies as own
 from flexref.testing.machines import plain_machine
@@ -27,6 +27,7 @@ from flexref.tiers.transfer import Tier
 
 MIB = 1 << 20
 SCRATCH_BYTES = 1 << 16
+SMALL_MODEL = ModelSpec("small", 300, 64, 64, 128, 2, 4, 64)
 
 
 def machine_with(device: int, host: int, disk: int = 1 << 34, **rates: Any) -> Machine:
@@ -58,7 +59,7 @@ def cases(draw: st.DrawFn) -> Case:
         "host_mem_gib": draw(st.integers(200, 6000)) / MIB,
     }
     keep = draw(st.fixed_dictionaries({}, optional={"cache_scheme": st.just("int4"), "overlap": st.just(False)}))
-    return Case(spec, draw(st.sampled_from(["none", "int4"])), budgets, rows, draw(st.integers(1, 5)), keep)
+    return Case(spec, draw(st.sampled_from(["none", "int4", "int8"])), budgets, rows, draw(st.integers(1, 5)), keep)
 
 
 @given(case=cases())
@@ -160,6 +161,18 @@ def test_a_machine_that_is_too_small_is_told_by_how_much() -> None:
     with pytest.raises(CapacityError) as caught:
         plan("125m", tiny, Wanted(64, 8))
     assert caught.value.tier in ("device", "host", "disk")
+
+
+@pytest.mark.parametrize("scheme", ["none", "int4", "int4-mse", "int8"])
+def test_a_file_is_planned_as_it_holds_its_weights(model_file: Any, scheme: str) -> None:
+    path, layout = model_file(SMALL_MODEL, scheme, "float16"), WEIGHT_SCHEMES[scheme]
+    for asked in (None, (layout,)):
+        found = plan(path, SMALL, Wanted(16, 4, weights_schemes=asked, attention_on=("device",)))
+        assert {candidate.weights_scheme for candidate in found.candidates} == {layout}
+    (other, *_) = {"none", "int4", "int8"} - {layout}
+    stored = "float16" if layout == "none" else layout
+    with pytest.raises(PolicyError, match=f"holds {stored} weights, asked for: {other}"):
+        plan(path, SMALL, Wanted(16, 4, weights_schemes=(other,)))
 
 
 def test_what_has_no_place_for_its_tokens_is_refused() -> None:
