@@ -9,6 +9,7 @@ import click
 from click.core import ParameterSource
 
 from flexref.cli.generate import MACHINE_HELP, PERCENT_HELP
+from flexref.cli.outputs import check_writable
 
 if TYPE_CHECKING:
     from flexref.engine.benchmark import Benchmark, Report
@@ -69,6 +70,8 @@ def command(suite: str | None, list_suites: bool, trace_file: str | None, as_jso
     if list_suites:
         _list()
         return
+    if trace_file is not None:
+        check_writable(trace_file)
     for number, arguments in enumerate(_benchmarks(suite, given), start=1):
         numbered = trace_file if trace_file is None or number == 1 else f"{trace_file}.{number}"
         report = _run(arguments, {"suite": suite}, numbered, as_json)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.outputs import check_writable
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -64,6 +66,8 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
 
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs belongs to --json")
+    if trace_file is not None:
+        check_writable(trace_file)
     policy, keep = policies(options)
     request = request_of(options)
     with load(

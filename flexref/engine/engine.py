@@ -258,7 +258,7 @@ class Engine:
     def check_policy(self, policy: Policy) -> None:
         if policy.weights_scheme is not None and WEIGHT_SCHEMES[policy.weights_scheme] != self.file.layout:
             raise PolicyError(
-                f"the policy was made for {policy.weights_scheme} weights, {self.file.path} holds {self.file.scheme}"
+                f"the policy was made for {policy.weights_scheme} weights, {self.file.path} holds {self.file.stored}"
             )
         if policy.attention_on == "host" and not self.backend.caps.attends_on_host:
             raise PolicyError(f"backend {self.backend.name} cannot compute attention on the host")

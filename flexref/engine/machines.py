@@ -24,7 +24,7 @@ from flexref.planner.nominal import read_machine
 CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
 """Names the folder in which measured machines are kept, in place of the user's own for caches."""
 
-PROFILE_VERSION = 1
+PROFILE_VERSION = 2
 """Rises when a profile measures something else than before: what is kept of an older one is measured again."""
 
 
@@ -69,9 +69,11 @@ def measured_machine(
     path = cache_folder() / f"{cache_name(backend, disk_dir)}.json"
     if path.exists():
         try:
-            return Machine.read(path).changed(capacity_bytes=capacities(backend, disk_dir))
+            kept = Machine.read(path)
         except FlexrefError as error:
             said(f"{error}; this machine is measured again")
+        else:
+            return kept.changed(capacity_bytes=capacities(backend, disk_dir))
     else:
         said("this machine is measured once, which takes about ten seconds")
     machine = measure(backend, disk_dir, quick=True)

@@ -17,8 +17,9 @@ from flexref.engine.profile_meter import Meter
 from flexref.engine.profile_pointwise import operator_curves
 from flexref.engine.profile_products import expansion_curves, product_surfaces
 from flexref.engine.profile_sizes import Sizes
-from flexref.errors import PolicyError, StorageError
+from flexref.errors import PolicyError
 from flexref.planner.machine import Machine, Port
+from flexref.tiers.disk import made_folder
 
 SPILL_NOTE = (
     "what a spill file takes and gives back may stay in the page cache, as it may in a job; the disk itself is slower"
@@ -42,7 +43,7 @@ def measure_machine(
     """
     if not backend.caps.computes:
         raise PolicyError(f"backend {backend.name} computes nothing: there is nothing to measure")
-    directory = _directory(disk_dir)
+    directory = made_folder(disk_dir)
     chosen = sizes or (Sizes.quick() if quick else Sizes.full())
     capacity_bytes = capacities(backend, directory)
     with Meter(backend, chosen, tell, clock) as meter:
@@ -72,7 +73,7 @@ def measure_machine(
 
 def capacities(backend: Backend, disk_dir: str | Path) -> dict[str, int]:
     """What is free now, in bytes: of the device, of the host, of the disk of `disk_dir`."""
-    status = os.statvfs(_directory(disk_dir))
+    status = os.statvfs(made_folder(disk_dir))
     return {
         "device": backend.free_bytes("device"),
         "host": backend.free_bytes("host"),
@@ -92,15 +93,6 @@ def port_of(backend: Backend, asynchronous: bool) -> Port:
         scratch_bytes=caps.scratch_bytes,
         fused_rows=caps.fused_rows,
     )
-
-
-def _directory(disk_dir: str | Path) -> Path:
-    directory = Path(disk_dir)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StorageError(f"cannot write in {directory}: {error.strerror}") from error
-    return directory
 
 
 def _name(backend: Backend) -> str:

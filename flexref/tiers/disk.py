@@ -24,6 +24,18 @@ def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(READERS, thread_name_prefix="flexref disk")
 
 
+def made_folder(directory: str | Path) -> Path:
+    """The folder that spills are written in, made if there is none; `StorageError` if it cannot be."""
+    folder = Path(directory)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StorageError(f"cannot write in {directory}: it is no folder") from error
+    except OSError as error:
+        raise StorageError(f"cannot write in {directory}: {error.strerror}") from error
+    return folder
+
+
 class WeightsOnDisk:
     """A weight file opened for large reads, past the page cache where the file system allows it."""
 
@@ -114,8 +126,8 @@ class SpillFile:
         """Reserves all `nbytes` at once, so that a full disk is found now; `StorageError` if it cannot."""
         self.nbytes = nbytes
         self._directory = str(directory)
+        made_folder(directory)
         try:
-            Path(directory).mkdir(parents=True, exist_ok=True)
             self._handle = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  `close` closes it
         except OSError as error:
             raise StorageError(f"cannot write in {directory}: {error.strerror}") from error

@@ -171,6 +171,13 @@ def test_an_interrupt_says_so_and_leaves_with_its_exit_code(
             assert ("their floor" in shown.out) == bool(complete)
 
 
+def test_a_trace_that_cannot_be_written_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert bench(*SMALL, "--trace", str(tmp_path)) == 1
+    assert capsys.readouterr().err == f"flexref: cannot write {tmp_path}: it is a folder\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -113,6 +113,15 @@ def test_a_trace_is_written_for_perfetto(capsys: pytest.CaptureFixture[str], tmp
     assert all(event["ph"] == "X" and event["dur"] >= 0 for event in events)
 
 
+def test_a_trace_that_cannot_be_written_is_refused_before_the_work(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert flexref_run("--model", "demo", "--prompt", "x", "--trace", str(tmp_path)) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == f"flexref: cannot write {tmp_path}: it is a folder\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

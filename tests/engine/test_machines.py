@@ -173,3 +173,13 @@ def test_the_disks_folder_need_not_exist_yet(tmp_path: Path) -> None:
     for folder in (tmp_path / "a" / "b", tmp_path / "c"):
         measured_machine(NumpyBackend(), folder, tell=None, measure=measure)
     assert len(measure.asked) == 1
+
+
+def test_a_file_in_the_folders_place_is_said_and_nothing_is_measured_again(measured: Any, tmp_path: Path) -> None:
+    measured(Measuring())
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    measure = Measuring()
+    with pytest.raises(StorageError, match=r"cannot write in .*file: it is no folder"):
+        measured_machine(NumpyBackend(), tmp_path / "file", tell=said.append, measure=measure)
+    assert (said, measure.asked) == ([], [])
