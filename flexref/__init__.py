@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
-    from flexref.engine import load
+    from flexref.loading import load
     from flexref.policy import Policy, Shares
     from flexref.sampling.settings import SamplingSettings
 
@@ -17,7 +17,7 @@ __all__ = ["FlexrefError", "Policy", "SamplingSettings", "Shares", "__version__"
 
 _HOMES = MappingProxyType(
     {
-        "load": "flexref.engine",
+        "load": "flexref.loading",
         "Policy": "flexref.policy",
         "Shares": "flexref.policy",
         "SamplingSettings": "flexref.sampling.settings",

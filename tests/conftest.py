@@ -1,16 +1,21 @@
-"""For every test: hypothesis profiles, loud skips, `--require`, Ctrl-C, and a folder for machines that are measured."""
+"""For every test: hypothesis profiles, loud skips, `--require`, Ctrl-C, a folder for measured machines, tiny models."""
 
 import os
 import re
 import signal
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
+from flexref_numpy import NumpyBackend
 from hypothesis import HealthCheck, settings
 
+from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
-from flexref.engine.profile_sizes import Sizes
+from flexref.check.models import write_model
+from flexref.profile.sizes import Sizes
 
 PROFILE_VARIABLE = "FLEXREF_HYPOTHESIS_PROFILE"
 PROFILES = {
@@ -66,7 +71,7 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, No
     """Machines that are measured for policies are kept for this session, apart from the user's own, and not well."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLEXREF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        patch.setattr("flexref.engine.profile.Sizes", QuickIsTiny)
+        patch.setattr("flexref.profile.measure.Sizes", QuickIsTiny)
         yield
 
 
@@ -124,3 +129,50 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(f"{count:5d}  {reason}", yellow=True)
     for backend in untested(config):
         terminalreporter.line(f"--require {backend}: no test of it passed", red=True, bold=True)
+
+
+ModelFile = Callable[..., str]
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
+    """Path of a random model's weight file, made once for each combination."""
+    folder = tmp_path_factory.mktemp("models")
+    made: dict[Any, str] = {}
+
+    def path(spec: ModelSpec, scheme: str = "none", dtype: str = "float32", seed: int = 0) -> str:
+        key = (spec, scheme, dtype, seed)
+        if key not in made:
+            made[key] = str(folder / f"{len(made)}.h5")
+            write_model(Path(made[key]), spec, scheme=scheme, dtype=dtype, seed=seed)
+        return made[key]
+
+    return path
+
+
+class CountingBackend(NumpyBackend):
+    """The numpy port with an account of its own: bytes that are really allocated now, and the most there ever were."""
+
+    def __init__(self, scratch_bytes: int = 1 << 16) -> None:
+        super().__init__(scratch_bytes)
+        self.live: Counter[str] = Counter()
+        self.peak: Counter[str] = Counter()
+        self._tiers: dict[int, tuple[str, int]] = {}
+
+    def allocate(self, tier: str, nbytes: int) -> Any:
+        buffer = super().allocate(tier, nbytes)
+        self._tiers[id(buffer)] = (tier, buffer.nbytes)
+        self.live[tier] += buffer.nbytes
+        self.peak[tier] = max(self.peak[tier], self.live[tier])
+        return buffer
+
+    def release(self, buffer: Any) -> None:
+        tier, nbytes = self._tiers.pop(id(buffer))
+        self.live[tier] -= nbytes
+        super().release(buffer)
+
+
+@pytest.fixture(scope="session")
+def counting() -> type[CountingBackend]:
+    """The class of ports that count."""
+    return CountingBackend

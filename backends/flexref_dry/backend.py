@@ -11,7 +11,7 @@ import numpy.typing as npt
 from flexref.backend.protocol import Capabilities, LaneStep, Matrix, Move, Ticket
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
 from flexref.backend.workspace import Workspace
-from flexref.planner.machine import Machine
+from flexref.machine.machine import Machine
 from flexref_dry.stand_ins import (
     DryArray,
     DryBuffer,

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flexref.backend.protocol import LaneStep, Move, Ticket
-from flexref.planner.durations import Durations
-from flexref.planner.machine import Machine
+from flexref.machine.durations import Durations
+from flexref.machine.machine import Machine
 from flexref_dry.clock import Clock, Task
 
 COMPUTE = "compute"

@@ -9,12 +9,12 @@ import click
 from click.core import ParameterSource
 
 from flexref.cli.generate import MACHINE_HELP, PERCENT_HELP
-from flexref.cli.outputs import check_writable
+from flexref.cli.show.outputs import check_writable
 
 if TYPE_CHECKING:
-    from flexref.engine.benchmark import Benchmark, Report
-    from flexref.engine.suites import Arguments
-    from flexref.testing.smoke import Passed
+    from flexref.bench.benchmark import Benchmark, Report
+    from flexref.bench.suites import Arguments
+    from flexref.check.smoke import Passed
 
 MODEL_HELP = "A size (6.7b, opt-175b, tiny ...), whose weights are random, or a weight file."
 
@@ -85,7 +85,7 @@ def _was_given(context: click.Context, name: str) -> bool:
 
 def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]":
     """What is asked for: the suite's benchmarks with the given options in place of theirs, or the options alone."""
-    from flexref.engine.suites import Arguments, read_suites
+    from flexref.bench.suites import Arguments, read_suites
 
     if suite is None:
         if "model" not in given:
@@ -100,7 +100,7 @@ def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]
 
 
 def _list() -> None:
-    from flexref.engine.suites import read_suites
+    from flexref.bench.suites import read_suites
 
     suites = read_suites()
     width = max(map(len, suites))
@@ -109,7 +109,7 @@ def _list() -> None:
 
 
 def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, as_json: bool) -> "Report":
-    from flexref.engine.benchmark import Benchmark
+    from flexref.bench.benchmark import Benchmark
 
     with Benchmark(arguments) as benchmark:
         passed = _check(benchmark)
@@ -127,7 +127,7 @@ def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | Non
 
 def _check(benchmark: "Benchmark") -> "Passed":
     """Refuse to time a port that is wrong."""
-    from flexref.testing.smoke import check
+    from flexref.check.smoke import check
 
     file, arguments = benchmark.file, benchmark.arguments
     return check(
@@ -142,7 +142,7 @@ def _tell(runs: int) -> Any:
 @contextmanager
 def _loading(benchmark: "Benchmark") -> "Iterator[Any]":
     """A bar on stderr while weights are brought home."""
-    from flexref.cli.progress import byte_bar
+    from flexref.cli.show.progress import byte_bar
 
     done, total = 0, benchmark.file.nbytes
     with byte_bar("bringing weights home") as show:
@@ -158,7 +158,7 @@ def _loading(benchmark: "Benchmark") -> "Iterator[Any]":
 def _print(report: "Report", passed: "Passed") -> None:
     from rich.console import Console
 
-    from flexref.cli.bench_report import print_benchmark
+    from flexref.cli.show.bench_report import print_benchmark
 
     console = Console()
     print_benchmark(console if console.is_terminal else Console(width=PIPED_WIDTH), report, passed)

@@ -12,7 +12,7 @@ from flexref.cli.generate import PERCENT_HELP, policies, prompts_of
 from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
-    from flexref.testing.portcheck import PortCheck, PortReport
+    from flexref.check.portcheck import PortCheck, PortReport
     from flexref.testing.verdicts import Verdict
 
 CONTRACT_HELP = "Check every clause of the port contract as well; default: if hypothesis is installed."
@@ -72,8 +72,8 @@ def command(as_json: bool, every_layer: bool, contract: bool | None, examples: i
 def _job(options: dict[str, Any]) -> "PortCheck":
     """What the options ask for."""
     from flexref.backend.registry import create
+    from flexref.check.portcheck import PortCheck
     from flexref.storage.weightfile import read_layout, resolve
-    from flexref.testing.portcheck import PortCheck
 
     policy, keep = policies(options)
     texts, path = options["prompts"], options["input_file"]
@@ -93,7 +93,7 @@ def _job(options: dict[str, Any]) -> "PortCheck":
 
 
 def _check(options: dict[str, Any]) -> "PortReport":
-    from flexref.testing.portcheck import check_port
+    from flexref.check.portcheck import check_port
 
     job = _job(options)
     with _told("loading") as tell:
@@ -138,7 +138,7 @@ def _broken(verdicts: "list[Verdict] | None") -> str | None:
 def _print(report: "PortReport", verdicts: "list[Verdict] | None", every_layer: bool) -> None:
     from rich.console import Console
 
-    from flexref.cli.check_report import PIPED_WIDTH, print_contract, print_report
+    from flexref.cli.show.check_report import PIPED_WIDTH, print_contract, print_report
 
     console = Console(highlight=False)
     console = console if console.is_terminal else Console(width=PIPED_WIDTH, highlight=False)

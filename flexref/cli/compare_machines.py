@@ -13,8 +13,8 @@ from flexref.cli.planner_options import in_short, planner_options, wanted_of
 from flexref.errors import CapacityError, PolicyError
 
 if TYPE_CHECKING:
-    from flexref.engine.wanted import Wanted
-    from flexref.planner.machine import Machine
+    from flexref.machine.machine import Machine
+    from flexref.planner.plan_request import Wanted
 
 FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_million_tokens", "policy", "in_short")
 """What is known of a machine that can run a model; the cost only if its price is."""
@@ -43,10 +43,10 @@ def command(
     cannot run a model come last and say why. Every pair takes some seconds, and as many are planned at once as there
     are cores: a line on stderr says which is waited for.
     """
-    from flexref.cli.plots import check_plot
-    from flexref.cli.side_by_side import side_by_side
-    from flexref.engine.candidates import layouts
-    from flexref.engine.machines import known_machines, machine_named
+    from flexref.cli.show.plots import check_plot
+    from flexref.cli.show.side_by_side import side_by_side
+    from flexref.planner.candidates import layouts
+    from flexref.profile.kept_machines import known_machines, machine_named
 
     known_prices = prices_of(prices)
     if plot_file:
@@ -91,8 +91,8 @@ def prices_of(texts: Sequence[str]) -> dict[str, float]:
 
 def row(model: str, named: "tuple[str, Machine]", wanted: "Wanted", price: float | None) -> dict[str, Any]:
     """What one machine makes of one model: figures by name; where nothing fits all are None but `problem`."""
-    from flexref.engine.planning import plan
-    from flexref.planner.price import cost_per_million_tokens, written_bytes_per_million_tokens
+    from flexref.machine.price import cost_per_million_tokens, written_bytes_per_million_tokens
+    from flexref.planner.plan import plan
 
     name, machine = named
     found: dict[str, Any] = {"model": model, "machine": name, "price_per_hour": price}
@@ -116,7 +116,7 @@ def _order(found: dict[str, Any], by_cost: bool) -> tuple[bool, bool, float, flo
 
 
 def _draw(rows: Sequence[dict[str, Any]], path: str, by_cost: bool) -> None:
-    from flexref.cli.plots import draw_machines
+    from flexref.cli.show.plots import draw_machines
 
     key = "cost_per_million_tokens" if by_cost else "tokens_per_s"
     ticks = {found["machine"]: _tick(found["machine"]) for found in rows}

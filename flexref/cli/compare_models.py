@@ -9,7 +9,7 @@ from flexref.cli.engine_options import counting, engine_for, engine_options
 from flexref.cli.evaluate import BOS_HELP, STRIDE_HELP, WINDOW_HELP
 
 if TYPE_CHECKING:
-    from flexref.engine.compare import Comparison
+    from flexref.quality.compare import Comparison
 
 
 @click.command("compare-models")
@@ -31,10 +31,10 @@ def command(first: str, second: str, text_file: str, plot_file: str | None, as_j
     tells what a 4-bit cache costs. Budgets hold for each of the two; without any, each gets half of what is free.
     Beside them some 256 MiB of logits and as much of hidden states are kept on the host.
     """
-    from flexref.cli.compare_models_plot import draw
-    from flexref.cli.plots import check_plot
-    from flexref.engine.compare import check_comparable, compare
-    from flexref.engine.evaluate import read_text, sample_text
+    from flexref.cli.show.compare_models_plot import draw
+    from flexref.cli.show.plots import check_plot
+    from flexref.quality.compare import check_comparable, compare
+    from flexref.quality.perplexity import read_text, sample_text
 
     if plot_file is not None:
         check_plot(plot_file, "--plot")

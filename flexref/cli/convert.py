@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flexref.cli.progress import byte_bar
+from flexref.cli.show.progress import byte_bar
 from flexref.errors import PromptError, in_gib
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def command(
         if calibrate is None:
             done = convert(source, out, scheme, group_size, dtype, tokenizer, on_progress)
         else:
-            from flexref.engine.calibrate import SCHEME, Sample, convert_calibrated
-            from flexref.engine.evaluate import read_text
+            from flexref.calibration.calibrate import SCHEME, Sample, convert_calibrated
+            from flexref.quality.perplexity import read_text
 
             if tokenizer is None:
                 raise PromptError(f"{source} has no tokenizer, so that no text can calibrate it")
@@ -100,8 +100,8 @@ def command(
 
 def _tokenizer_of(source: str) -> bytes | None:
     """The tokenizer's document, in the folder or in the weight file."""
+    from flexref.storage.checkpoint.folder import open_checkpoint
     from flexref.storage.convert import is_weight_file
-    from flexref.storage.hf import open_checkpoint
     from flexref.storage.weightfile import open_weight_file, resolve
     from flexref.text.tokenizer import tokenizer_json_from_files
 

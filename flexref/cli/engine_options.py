@@ -9,7 +9,7 @@ import click
 from flexref.cli.generate import PERCENT_HELP
 
 if TYPE_CHECKING:
-    from flexref.engine import Engine
+    from flexref.engine.engine import Engine
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -40,8 +40,8 @@ def engine_for(model: str, options: dict[str, Any], share: int = 1) -> "Engine":
     """An engine for `model` as the options ask for it; of memory without a budget it gets one part in `share`."""
     from flexref.backend.registry import create
     from flexref.cli.generate import policies
-    from flexref.engine import load
     from flexref.engine.scoring import check_computes
+    from flexref.loading import load
 
     # Attention on the host is for decode, of which there is none.
     policy, keep = policies({"attention_on": "device", **options})

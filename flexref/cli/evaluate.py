@@ -8,10 +8,10 @@ import click
 from flexref.cli.engine_options import counting, engine_for, engine_options
 
 if TYPE_CHECKING:
-    from flexref.engine import Engine
-    from flexref.engine.choices import Judged
-    from flexref.engine.evaluate import Perplexity
+    from flexref.engine.engine import Engine
     from flexref.engine.scoring import Scores
+    from flexref.quality.multiple_choice import Judged
+    from flexref.quality.perplexity import Perplexity
 
 WINDOW_HELP = "Tokens of a window; default: the model's positions."
 STRIDE_HELP = "From one window to the next; default: half a window."
@@ -47,7 +47,7 @@ def command(model: str, text_file: str | None, choices_file: str | None, as_json
 
 
 def _perplexity(model: str, text_file: str, options: dict[str, Any], as_json: bool) -> None:
-    from flexref.engine.evaluate import perplexity, read_text, sample_text
+    from flexref.quality.perplexity import perplexity, read_text, sample_text
 
     text = read_text(text_file)
     with engine_for(model, options) as engine:
@@ -60,8 +60,8 @@ def _perplexity(model: str, text_file: str, options: dict[str, Any], as_json: bo
 
 
 def _choices(model: str, choices_file: str, options: dict[str, Any], as_json: bool) -> None:
-    from flexref.engine.choices import judge
-    from flexref.engine.questions import read_questions
+    from flexref.quality.multiple_choice import judge
+    from flexref.quality.questions import read_questions
 
     questions = read_questions(choices_file)
     with engine_for(model, options) as engine:
@@ -76,7 +76,7 @@ def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: 
     """All figures as JSON on stdout, or the tables of tiers and links on stderr."""
     from rich.console import Console
 
-    from flexref.cli.report import print_tables
+    from flexref.cli.show.report import print_tables
 
     if as_json:
         about = {"model": engine.file.path, "weights_scheme": engine.file.scheme}

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.outputs import check_writable
+from flexref.cli.show.outputs import check_writable
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from flexref.engine import Engine
-    from flexref.engine.foresight import Foresight
-    from flexref.engine.job import Request
+    from flexref.engine.engine import Engine
+    from flexref.engine.generation import Request
     from flexref.engine.results import Generation, StreamedToken
     from flexref.policy import Policy
+    from flexref.simulator.prediction_error import Foresight
     from flexref.text.prompts import Prompt
 
 LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before temperature, top-k and top-p."
@@ -60,9 +60,9 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
     Text goes to stdout, progress and the tables of tiers and links to stderr, with what was predicted beside what was
     measured.
     """
-    from flexref.engine import load
-    from flexref.engine.machines import Given, machine_named
-    from flexref.engine.trace import Trace
+    from flexref.block.trace import Trace
+    from flexref.loading import load
+    from flexref.profile.kept_machines import Given, machine_named
 
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs belongs to --json")
@@ -113,7 +113,7 @@ def policies(options: dict[str, Any]) -> "tuple[Policy | None, dict[str, Any]]":
 
 def request_of(options: dict[str, Any]) -> "Request":
     """What to do with every prompt."""
-    from flexref.engine.job import Request
+    from flexref.engine.generation import Request
     from flexref.sampling.settings import SamplingSettings
 
     sampling = SamplingSettings(options["temperature"], options["top_k"], options["top_p"], options["seed"])
@@ -178,7 +178,7 @@ def _progress(engine: "Engine", tokens: int | None) -> "Iterator[Progress]":
 def _print(generation: "Generation", foresight: "Foresight | None", as_json: bool, streamed: bool) -> None:
     from rich.console import Console
 
-    from flexref.cli.report import print_foresight, print_stats
+    from flexref.cli.show.report import print_foresight, print_stats
 
     if as_json:
         predicted = None if foresight is None else foresight.to_json()

@@ -11,8 +11,8 @@ from flexref.cli.planner_options import Amount, planner_options, wanted_of
 from flexref.errors import StorageError
 
 if TYPE_CHECKING:
-    from flexref.engine.planning import Plan
-    from flexref.planner.machine import Machine
+    from flexref.machine.machine import Machine
+    from flexref.planner.plan import Plan
 
 MACHINE_HELP = "A machine's file, or the name of a known one; default: this machine, measured once and kept."
 
@@ -36,9 +36,9 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     Every way of storing things that is allowed is searched: all rows per group and groups up to a stated bound, and for
     each the shares that a linear program finds best. Those that come near the best are simulated, pass by pass.
     """
-    from flexref.cli.progress import working
-    from flexref.engine.planning import plan
-    from flexref.engine.trace import Trace
+    from flexref.block.trace import Trace
+    from flexref.cli.show.progress import working
+    from flexref.planner.plan import plan
 
     price = price_per_hour(options)
     check_outputs(options)
@@ -54,8 +54,8 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     if options["output_file"]:
         _write(options["output_file"], report)
     if options["pareto_file"]:
-        from flexref.cli.plots import draw_pareto
-        from flexref.engine.front import pareto
+        from flexref.cli.show.plots import draw_pareto
+        from flexref.planner.pareto import pareto
 
         with working("looking for the best policy under several bounds on latency"):
             points = pareto(model, machine, wanted, found.best)
@@ -66,7 +66,7 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     from rich.console import Console
 
     from flexref.cli.bench import PIPED_WIDTH
-    from flexref.cli.plan_report import print_plan
+    from flexref.cli.show.plan_report import print_plan
 
     console = Console()
     print_plan(console if console.is_terminal else Console(width=PIPED_WIDTH), found, wanted.machine(machine), report)
@@ -74,8 +74,8 @@ def command(model: str, as_json: bool, **options: Any) -> None:
 
 def check_outputs(options: dict[str, Any]) -> None:
     """Complain before anything is planned of files that could not be written, or of plots that could not be drawn."""
-    from flexref.cli.outputs import check_writable
-    from flexref.cli.plots import check_plot
+    from flexref.cli.show.outputs import check_writable
+    from flexref.cli.show.plots import check_plot
 
     if options["pareto_file"]:
         check_plot(options["pareto_file"], "--pareto")
@@ -87,7 +87,7 @@ def check_outputs(options: dict[str, Any]) -> None:
 def machine_of(name: str | None, backend: str) -> "Machine":
     """The machine of that name or file; without one, this machine with its port, measured once."""
     from flexref.backend.registry import create
-    from flexref.engine.machines import machine_named, measured_machine
+    from flexref.profile.kept_machines import machine_named, measured_machine
 
     if name is not None:
         return machine_named(name)
@@ -102,7 +102,7 @@ def machine_of(name: str | None, backend: str) -> "Machine":
 
 def price_per_hour(options: dict[str, Any]) -> float | None:
     """The price of an hour, given as such or by power; None if neither was."""
-    from flexref.planner.price import price_per_hour_of_power
+    from flexref.machine.price import price_per_hour_of_power
 
     watts, per_kwh = options["watts"], options["price_per_kwh"]
     if (watts is None) != (per_kwh is None):
@@ -116,7 +116,7 @@ def price_per_hour(options: dict[str, Any]) -> float | None:
 
 def costs(found: "Plan", price: float | None, disk_tbw: float | None) -> dict[str, float | None]:
     """What a million generated tokens cost and write, and how long the drive lasts, as far as prices are known."""
-    from flexref.planner.price import cost_per_million_tokens, disk_life_days, written_bytes_per_million_tokens
+    from flexref.machine.price import cost_per_million_tokens, disk_life_days, written_bytes_per_million_tokens
 
     prediction = found.best.prediction
     assert prediction is not None

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from flexref.engine.candidates import Candidate
-    from flexref.engine.wanted import Wanted
+    from flexref.planner.candidates import Candidate
+    from flexref.planner.plan_request import Wanted
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -71,7 +71,7 @@ def planner_options(command: Command) -> Command:
 
 def wanted_of(options: dict[str, Any]) -> "Wanted":
     """What the options ask of the planner. Without a wish for its weights, a file keeps its own scheme."""
-    from flexref.engine.wanted import Wanted
+    from flexref.planner.plan_request import Wanted
 
     def some(name: str) -> tuple[str, ...] | None:
         return None if options[name] == "any" else (options[name],)

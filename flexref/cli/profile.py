@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import click
 
-from flexref.cli.outputs import check_writable
+from flexref.cli.show.outputs import check_writable
 
 PIPED_WIDTH = 120
 """Columns of tables that go to a file or a pipe."""
@@ -29,7 +29,7 @@ def command(backend: str, disk_dir: str | None, quick: bool, output: str | None,
     meanwhile is measured too.
     """
     from flexref.backend.registry import create
-    from flexref.engine.profile import measure_machine
+    from flexref.profile.measure import measure_machine
 
     if output is not None:
         check_writable(output)
@@ -44,7 +44,7 @@ def command(backend: str, disk_dir: str | None, quick: bool, output: str | None,
         return
     from rich.console import Console
 
-    from flexref.cli.profile_report import print_machine
+    from flexref.cli.show.profile_report import print_machine
 
     console = Console()
     print_machine(console if console.is_terminal else Console(width=PIPED_WIDTH), machine)

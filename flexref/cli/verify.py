@@ -5,7 +5,7 @@ import time
 
 import click
 
-from flexref.cli.progress import byte_bar
+from flexref.cli.show.progress import byte_bar
 from flexref.errors import in_gib
 
 

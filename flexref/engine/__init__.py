@@ -1,6 +1,1 @@
-"""Where all parts meet: a weight file, a port, budgets and prompts in, tokens and their account out."""
-
-from flexref.engine.engine import Engine
-from flexref.engine.loading import load
-
-__all__ = ["Engine", "load"]
+"""A session on a port, the jobs that run on it, and their account; nothing is imported from here."""

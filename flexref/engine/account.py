@@ -5,14 +5,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from flexref.engine.plan import BlockPlan, totals
+from flexref.block.memory_plan import BlockPlan, totals
 from flexref.engine.results import Stats
 from flexref.tiers.transfer import LINKS, Flow, Tier
 from flexref.tiers.weights_plan import WeightsPlan
 
 if TYPE_CHECKING:
+    from flexref.block.walk import Walk
     from flexref.engine.engine import Engine
-    from flexref.engine.walk import Walk
 
 
 @contextmanager

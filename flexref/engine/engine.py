@@ -8,28 +8,21 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from flexref.backend.protocol import Backend
-from flexref.engine.choose import Choice, choose_policy
-from flexref.engine.foresight import Foresight, foresee
+from flexref.block.memory_plan import BlockPlan, Lengths, backend_budgets, engine_needs, fitting_block, slots_of
+from flexref.block.trace import Trace
+from flexref.block.watch import OnLogits, OnVisit
 from flexref.engine.gate import Gate
+from flexref.engine.generation import AnyPrompt, Job, Request
 from flexref.engine.interrupts import Interrupts
-from flexref.engine.job import AnyPrompt, Job, Request
-from flexref.engine.plan import (
-    BlockPlan,
-    Lengths,
-    backend_budgets,
-    engine_needs,
-    fitting_block,
-    slots_of,
-)
-from flexref.engine.random_weights import RandomFile, RandomWeights
 from flexref.engine.results import Generation, StreamedToken
 from flexref.engine.scoring import Listener, ScoredRow, Scores, ScoringJob
-from flexref.engine.simulate import RowLengths
-from flexref.engine.trace import Trace
-from flexref.engine.watch import OnLogits, OnVisit
 from flexref.errors import PolicyError
-from flexref.planner.machine import Machine
+from flexref.machine.machine import Machine
+from flexref.planner.choose import Choice, choose_policy
 from flexref.policy import WEIGHT_SCHEMES, Policy
+from flexref.simulator.prediction_error import Foresight, foresee
+from flexref.simulator.simulate import RowLengths
+from flexref.storage.random_weights import RandomFile, RandomWeights
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
 from flexref.tiers.disk import SpillFile, WeightsOnDisk

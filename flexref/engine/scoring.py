@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from flexref.architecture.spec import is_integer
 from flexref.backend.protocol import Backend
-from flexref.engine import account, executor
+from flexref.block import executor
+from flexref.block.memory_plan import BlockPlan, Lengths, blocks_of, slots_of
+from flexref.block.rows import Group, Row
+from flexref.block.score_block import OnTile, ScoreBlock
+from flexref.block.watch import OnHidden, Watch
+from flexref.engine import account
 from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
-from flexref.engine.plan import BlockPlan, Lengths, blocks_of, slots_of
 from flexref.engine.results import Stats
-from flexref.engine.rows import Group, Row
-from flexref.engine.score_block import OnTile, ScoreBlock
-from flexref.engine.simulate import RowLengths
-from flexref.engine.watch import OnHidden, Watch
 from flexref.errors import PolicyError, PromptError
 from flexref.schedule.zigzag import Shape
-from flexref.spec import is_integer
+from flexref.simulator.simulate import RowLengths
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
 

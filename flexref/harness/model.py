@@ -18,14 +18,14 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from flexref import __version__
-from flexref.engine import load
-from flexref.engine.evaluate import tokenizer_of
-from flexref.engine.job import Request
+from flexref.architecture.spec import is_integer
+from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow, check_computes
 from flexref.errors import PolicyError, PromptError
+from flexref.loading import load
 from flexref.policy import Policy
+from flexref.quality.perplexity import tokenizer_of
 from flexref.sampling.settings import SamplingSettings
-from flexref.spec import is_integer
 
 CHUNK_ROWS = 1024
 """Rows of one job: what has been answered is kept by the harness's cache (`--use_cache`) chunk by chunk."""

@@ -1,9 +1,9 @@
 """The blocks of a decoder layer with their residuals, as functions of a port (Zhang et al. 2022, section 2)."""
 
+from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
 from flexref.backend.protocol import Array, Backend
 from flexref.model.cache import LayerCache
 from flexref.model.weights import LayerWeights, Norm
-from flexref.spec import LAYER_NORM_EPSILON, ModelSpec
 
 
 def normalize(be: Backend, x: Array, norm: Norm, out: Array | None = None) -> Array:

@@ -1,10 +1,10 @@
 """The stages of an OPT model as functions of a port: embedding, decoder layer, and the tiles of the head."""
 
+from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import Array, Backend
 from flexref.model.cache import LayerCache
 from flexref.model.layers import attention_block, feed_forward_block, normalize
 from flexref.model.weights import EmbedWeights, HeadWeights, LayerWeights
-from flexref.spec import ModelSpec
 
 
 def embed(be: Backend, w: EmbedWeights, token_rows: Array, position_ids: Array, x: Array) -> None:

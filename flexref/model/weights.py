@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import Array, Matrix
-from flexref.spec import ModelSpec
 
 
 @dataclass(frozen=True, slots=True)

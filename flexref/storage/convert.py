@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexref.spec import ModelSpec
-from flexref.storage.checkpoint_rows import checkpoint_origin
+from flexref.architecture.spec import ModelSpec
+from flexref.storage.checkpoint.rows import checkpoint_origin
 from flexref.storage.file_rows import file_origin
 from flexref.storage.origin import Origin, Rows
 from flexref.storage.quant import Array

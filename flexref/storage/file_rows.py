@@ -4,8 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexref.architecture.spec import TensorSpec
 from flexref.errors import WeightFileError
-from flexref.spec import TensorSpec
 from flexref.storage.origin import Origin, Plan
 from flexref.storage.quant import Array
 from flexref.storage.weightfile import Part, WeightFile, read_part_rows, verify

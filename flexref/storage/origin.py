@@ -6,7 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
-from flexref.spec import ModelSpec, TensorSpec
+from flexref.architecture.spec import ModelSpec, TensorSpec
 from flexref.storage.quant import Array
 
 

@@ -1,7 +1,8 @@
 """The layout of a weight file: its header, which datasets it holds, their shapes and types; it opens no file.
 
-README.md in this folder says the same in MUST and MAY. Datasets lie in the order of `flexref.spec.all_tensors`, the
-tokenizer last; each starts at a multiple of `ALIGNMENT`, and only the gaps that this needs lie inside a stage.
+README.md in this folder says the same in MUST and MAY. Datasets lie in the order of
+`flexref.architecture.spec.all_tensors`, the tokenizer last; each starts at a multiple of `ALIGNMENT`, and only the gaps
+that this needs lie inside a stage.
 """
 
 import json
@@ -12,9 +13,16 @@ from typing import Any
 
 import numpy as np
 
+from flexref.architecture.spec import (
+    ModelSpec,
+    TensorSpec,
+    all_tensors,
+    check_token_ids,
+    default_tile_rows,
+    layer_stage,
+)
 from flexref.errors import CheckpointError, WeightFileError
 from flexref.policy import WEIGHT_SCHEMES
-from flexref.spec import ModelSpec, TensorSpec, all_tensors, check_token_ids, default_tile_rows, layer_stage
 from flexref.storage.quant import group_count, packed_width
 
 FORMAT_NAME = "flexref-weights"

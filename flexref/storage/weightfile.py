@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from flexref.architecture.spec import ModelSpec
 from flexref.errors import StorageError, WeightFileError
 from flexref.policy import WEIGHT_SCHEMES
-from flexref.spec import ModelSpec
 from flexref.storage.hdf5 import FoundPart, read_metadata
 from flexref.storage.quant import Array, Quantized
 from flexref.storage.schema import BITS, TOKENIZER, FileHeader

@@ -16,8 +16,8 @@ from types import TracebackType
 import h5py
 import numpy as np
 
+from flexref.architecture.spec import ModelSpec, TensorSpec
 from flexref.errors import CheckpointError, StorageError, in_gib
-from flexref.spec import ModelSpec, TensorSpec
 from flexref.storage.quant import Array, Quantized
 from flexref.storage.schema import (
     ALIGNMENT,

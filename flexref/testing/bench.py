@@ -10,8 +10,8 @@ import numpy.typing as npt
 from flexref.backend.protocol import Array, Backend, Buffer, Matrix, Move, QuantizedMatrix, Span
 from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES
+from flexref.check.tolerances import Arithmetic, Operand, arithmetic, converted, expanded
 from flexref.storage.quant import quantize
-from flexref.testing.tolerances import Arithmetic, Operand, arithmetic, converted, expanded
 
 Values = npt.NDArray[Any]
 

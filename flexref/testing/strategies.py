@@ -6,9 +6,9 @@ import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
 
+from flexref.architecture.spec import ACTIVATIONS, ModelSpec
 from flexref.backend.records import RecordLayout
 from flexref.policy import Policy, Shares
-from flexref.spec import ACTIVATIONS, ModelSpec
 
 Values = npt.NDArray[Any]
 

@@ -2,14 +2,14 @@
 
 from hypothesis import strategies as st
 
-from flexref.planner.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks
-from flexref.planner.cost import Costs
-from flexref.planner.linear import KINDS, SHARES, Share
-from flexref.planner.machine import LINKS, RESOURCES, Machine
-from flexref.planner.task import Task
+from flexref.architecture.spec import ModelSpec, Stage, stages, token_tiles
+from flexref.machine.machine import LINKS, RESOURCES, Machine
+from flexref.machine.plain import plain_machine
+from flexref.planner.program.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks
+from flexref.planner.program.cost import Costs
+from flexref.planner.program.linear import KINDS, SHARES, Share
+from flexref.planner.program.task import Task
 from flexref.policy import Shares
-from flexref.spec import ModelSpec, Stage, stages, token_tiles
-from flexref.testing.machines import plain_machine
 
 EVERYTHING = Shares()
 """All on the device."""

@@ -3,10 +3,10 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from flexref.architecture.spec import Stage, stages, token_tiles
 from flexref.backend.protocol import ALIGNMENT_BYTES
 from flexref.backend.records import aligned
 from flexref.policy import Shares
-from flexref.spec import Stage, stages, token_tiles
 from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.disk import CHUNK_BYTES
 from flexref.tiers.placement import place_stages

@@ -16,14 +16,15 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import LANES, HostWork, Move, QuantizedMatrix, Span
 from flexref.backend.records import RecordLayout
+from flexref.check import reference
+from flexref.check.tolerances import assert_within, attention_bound, exact
 from flexref.storage.quant import quantize
-from flexref.testing import clause_name, reference
+from flexref.testing import clause_name
 from flexref.testing.bench import Bench
 from flexref.testing.clauses import attention, pointwise, products
 from flexref.testing.clauses.cache import CacheBench
 from flexref.testing.contract import CONTRACT, Clause
 from flexref.testing.strategies import layouts, numbers, seeds
-from flexref.testing.tolerances import assert_within, attention_bound, exact
 
 TILED = [clause for clause in CONTRACT if clause.__module__ in (m.__name__ for m in (attention, pointwise, products))]
 

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
 
+from flexref.architecture.spec import ModelSpec
+from flexref.bench import benchmark, rates
+from flexref.bench.suites import read_suites
+from flexref.check.models import write_model
 from flexref.cli.main import COMMANDS, INTERRUPTED, command_group, run
-from flexref.engine import benchmark, rates
-from flexref.engine.suites import read_suites
 from flexref.policy import Policy, Shares
-from flexref.spec import ModelSpec
-from flexref.testing.models import write_model
 
 SMALL = ("--model", "tiny", "--prompt-len", "12", "--gen-len", "4", "--rows", "4", "--rows-per-group", "2")
 

@@ -9,14 +9,14 @@ import pytest
 from flexref_numpy import NumpyBackend
 
 import flexref.backend.registry
+import flexref.check.portcheck
 import flexref.cli.check
-import flexref.testing.portcheck
-from flexref.cli.check_report import DECIDED, UNDECIDED
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
+from flexref.check.portcheck import PROMPT_TOKENS
+from flexref.check.tokencheck import Difference, Tokens
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.spec import ModelSpec
-from flexref.testing.models import write_model
-from flexref.testing.portcheck import PROMPT_TOKENS
-from flexref.testing.tokencheck import Difference, Tokens
+from flexref.cli.show.check_report import DECIDED, UNDECIDED
 
 SPEC = ModelSpec("tiny", 61, 40, 32, 32, 3, 2, 64, activation="gelu")
 
@@ -178,7 +178,7 @@ def test_a_token_that_differs_is_a_fault_only_if_rounding_cannot_explain_it(
 ) -> None:
     difference = Difference(1, 2, 7, 9, 4.0, 3.9, 3.95, 4.0, permitted_gap=gap)
     tokens = Tokens("another model", [[5], [7]], [difference], 0.1)
-    monkeypatch.setattr(flexref.testing.portcheck, "compare_tokens", lambda *_: tokens)
+    monkeypatch.setattr(flexref.check.portcheck, "compare_tokens", lambda *_: tokens)
     assert check("--model", model, "--no-contract", "--max-new-tokens", "1") == code
     shown = capsys.readouterr()
     assert "1 of 2 rows have the tokens of the reference, another model" in shown.out

@@ -96,6 +96,6 @@ def test_bad_input_gets_one_clear_line(
 def test_a_plot_without_matplotlib_is_refused_before_anything_is_computed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("flexref.cli.plots.find_spec", lambda name: None)
+    monkeypatch.setattr("flexref.cli.show.plots.find_spec", lambda name: None)
     assert compare_models("demo", "/nowhere.h5", "--text", "/nowhere", "--plot", "errors.png") == 1
     assert "--plot needs matplotlib" in capsys.readouterr().err

@@ -9,8 +9,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 
+from flexref.architecture.spec import ModelSpec
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.spec import ModelSpec
 from flexref.storage.weightfile import open_weight_file, read_tensor, resolve
 
 ROOT = Path(__file__).parents[2]

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
 from flexref.cli.main import INTERRUPTED
-from flexref.spec import ModelSpec
-from flexref.testing.models import write_model
 
 SLOW = ModelSpec("slow", 2048, 2048, 128, 512, 8, 4, 128)
 """Takes seconds for the tokens that are asked for here."""

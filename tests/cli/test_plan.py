@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from flexref.cli import plots
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.engine import planning
-from flexref.engine.wanted import Wanted
+from flexref.cli.show import plots
+from flexref.machine.plain import plain_machine
+from flexref.planner import plan as planning
+from flexref.planner.plan_request import Wanted
 from flexref.policy import Policy
-from flexref.testing.machines import plain_machine
 
 JOB = ("--model", "125m", "--prompt-len", "32", "--gen-len", "4")
 PAIR = ("--rows-per-group", "4", "--groups", "2")
@@ -149,7 +149,7 @@ def test_the_same_plans_are_drawn_the_same_every_time_and_in_any_style(
 def test_without_a_machine_this_one_is_measured_with_the_port_that_is_named(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flexref.engine import machines
+    from flexref.profile import kept_machines as machines
 
     ports = []
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.engine.profile_meter import Meter
-from flexref.engine.profile_sizes import Sizes
-from flexref.planner.machine import Machine
+from flexref.machine.machine import Machine
+from flexref.profile.meter import Meter
+from flexref.profile.sizes import Sizes
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flexref.architecture.spec import ModelSpec
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.spec import ModelSpec
 from flexref.storage.weightfile import open_weight_file
 from flexref.storage.writer import WeightFileWriter
 

@@ -10,16 +10,17 @@ from flexref_numpy import NumpyBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.engine import Engine, load
-from flexref.engine.job import Request
-from flexref.engine.plan import Lengths, engine_needs, slots_of, totals
+from flexref.architecture.spec import ModelSpec
+from flexref.block.memory_plan import Lengths, engine_needs, slots_of, totals
+from flexref.check.models import write_model
+from flexref.engine.engine import Engine
+from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import CapacityError
+from flexref.loading import load
 from flexref.policy import Policy, Shares
-from flexref.spec import ModelSpec
 from flexref.storage.weightfile import open_weight_file
 from flexref.testing import strategies as own
-from flexref.testing.models import write_model
 from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
 

@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from flexref.engine import load
-from flexref.engine.job import Request
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
+from flexref.engine.generation import Request
 from flexref.errors import CapacityError, PolicyError, StorageError, WeightFileError
+from flexref.loading import load
 from flexref.policy import Policy, Shares
-from flexref.spec import ModelSpec
 from flexref.storage.weightfile import open_weight_file
-from flexref.testing.models import write_model
 from flexref.tiers.disk import WeightsOnDisk
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 4, 2, 32)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from flexref.engine import Engine, load
-from flexref.engine.job import Request
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
+from flexref.engine.engine import Engine
+from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import EngineError
+from flexref.loading import load
 from flexref.policy import Policy, Shares
-from flexref.spec import ModelSpec
-from flexref.testing.models import write_model
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 2, 2, 32)
 POLICY = Policy(Shares(0, 1, 0), Shares(0, 1, 0), Shares(0, 1, 0), rows_per_group=2)

@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.engine import load
-from flexref.engine.job import Request
-from flexref.engine.trace import Trace
+from flexref.architecture.spec import ModelSpec, stages
+from flexref.block.trace import Trace
+from flexref.engine.generation import Request
 from flexref.errors import CapacityError, FlexrefError, PolicyError, PromptError, StorageError, WeightFileError
+from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.sampling.settings import SamplingSettings
-from flexref.spec import ModelSpec, stages
 from flexref.storage.weightfile import open_weight_file
 from flexref.testing import strategies as own
 from flexref.tiers.disk import SpillFile

@@ -17,14 +17,17 @@ import pytest
 from flexref_numpy import NumpyBackend
 
 import flexref
-from flexref.engine import Engine, interrupts, load, loading
+from flexref import loading
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
+from flexref.engine import interrupts
+from flexref.engine.engine import Engine
+from flexref.engine.generation import Request
 from flexref.engine.interrupts import FORCED, Interrupts
-from flexref.engine.job import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import EngineError
+from flexref.loading import load
 from flexref.policy import Policy, Shares
-from flexref.spec import ModelSpec
-from flexref.testing.models import write_model
 from flexref.tiers.transfer import Tier
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 2, 2, 32)
@@ -35,7 +38,7 @@ OTHER = POLICY.changed(weights=Shares(0.5, 0.5, 0))
 ON_HOST = POLICY.changed(weights=Shares(0, 1, 0), cache=Shares(0, 1, 0), activations=Shares(0, 1, 0))
 PROMPTS = [[1, 2, 3, 4], [5, 6, 7], [8, 9]]
 REQUEST = Request(3, ignore_eos=True)
-WORK = tuple(str(Path(flexref.__file__).parent / part) for part in ("engine", "tiers"))
+WORK = tuple(str(Path(flexref.__file__).parent / part) for part in ("block", "engine", "tiers"))
 """Where an interrupt comes between any two lines."""
 ANY: frozenset[str] = frozenset()
 DELICATE = frozenset(("take", "give_back", "_take", "allocate", "release", "submit", "settle", "run"))

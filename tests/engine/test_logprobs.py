@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.engine import load
-from flexref.engine.job import Request
+from flexref.architecture.spec import ModelSpec
+from flexref.engine.generation import Request
 from flexref.errors import PromptError
+from flexref.loading import load
 from flexref.policy import Policy
 from flexref.sampling.settings import SamplingSettings
-from flexref.spec import ModelSpec
 from flexref.testing import strategies as own
 
 

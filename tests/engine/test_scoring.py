@@ -10,19 +10,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
-from flexref.engine import load
-from flexref.engine.job import Request
+from flexref.check.forward import model_logits_bound
+from flexref.check.models import stored_tensors
+from flexref.check.tolerances import assert_within
+from flexref.engine.generation import Request
 from flexref.engine.next_tokens import NextTokens
 from flexref.engine.scoring import Listener, ScoredRow, Scores
 from flexref.errors import BackendUnavailable, CapacityError, FlexrefError, PolicyError, PromptError
+from flexref.loading import load
 from flexref.policy import Policy
-from flexref.spec import ModelSpec
 from flexref.storage.weightfile import open_weight_file
 from flexref.testing import strategies as own
-from flexref.testing.forward import model_logits_bound
-from flexref.testing.models import stored_tensors
-from flexref.testing.tolerances import assert_within
 
 GIB = 1 << 30
 STORED = st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16"), ("int4", "float32")])

@@ -12,10 +12,10 @@ import pytest
 
 import flexref
 from flexref.cli.lm_eval import with_model
-from flexref.engine.choices import judge
-from flexref.engine.evaluate import perplexity, sample_text
-from flexref.engine.job import Request
-from flexref.engine.questions import read_questions
+from flexref.engine.generation import Request
+from flexref.quality.multiple_choice import judge
+from flexref.quality.perplexity import perplexity, sample_text
+from flexref.quality.questions import read_questions
 
 HELD = Path(__file__).parents[1] / "data" / "heldout"
 

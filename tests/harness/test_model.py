@@ -9,12 +9,12 @@ import pytest
 from lm_eval.api.registry import get_model
 
 import flexref
-from flexref.engine.evaluate import perplexity, sample_text
-from flexref.engine.job import Request
+from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import PolicyError, PromptError
 from flexref.harness import model as harness
 from flexref.harness.model import FlexrefLM, request_of
+from flexref.quality.perplexity import perplexity, sample_text
 
 TEXT = "It was a fine morning, and the two ladies walked out together; the king was not to be seen."
 PLACED = {"rows_per_group": 4, "groups": 1}

@@ -13,13 +13,13 @@ from flexref_cupy import CupyBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.engine import load
-from flexref.engine.job import Request
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
+from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
+from flexref.loading import load
 from flexref.policy import Policy
-from flexref.spec import ModelSpec
 from flexref.testing import strategies as own
-from flexref.testing.models import write_model
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
 

@@ -13,14 +13,14 @@ from flexref_cupy.pointwise import NORM_HELD, NORM_MOST_THREADS, RUN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexref.spec import ACTIVATIONS, LAYER_NORM_EPSILON
-from flexref.testing import reference
+from flexref.architecture.spec import ACTIVATIONS, LAYER_NORM_EPSILON
+from flexref.check import reference
+from flexref.check.tolerances import activation_bound, assert_within, layer_norm_bound
 from flexref.testing.bench import Bench, Values, assert_same_bits
 from flexref.testing.clauses import pointwise as clauses
 from flexref.testing.clauses import products
 from flexref.testing.contract import Clause, clause_name
 from flexref.testing.strategies import numbers, seeds
-from flexref.testing.tolerances import activation_bound, assert_within, layer_norm_bound
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason="no C++ compiler to run the kernels of cupy on a CPU")
 

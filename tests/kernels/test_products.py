@@ -15,12 +15,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import QuantizedMatrix
-from flexref.testing import laws
+from flexref.check import laws
+from flexref.check.tolerances import Operand, assert_within
 from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits
 from flexref.testing.clauses import products as clauses
 from flexref.testing.contract import Clause, clause_name
 from flexref.testing.strategies import numbers, seeds
-from flexref.testing.tolerances import Operand, assert_within
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason="no C++ compiler to run the kernels of cupy on a CPU")
 

@@ -7,9 +7,9 @@ from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend
 
-from flexref.engine.profile import measure_machine
-from flexref.engine.profile_sizes import Sizes
-from flexref.planner.machine import Machine
+from flexref.machine.machine import Machine
+from flexref.profile.measure import measure_machine
+from flexref.profile.sizes import Sizes
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
 

@@ -11,12 +11,12 @@ from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend, device
 from flexref_cupy.device import SMALL_ALIGNMENT_BYTES, SmallArrays
 
-from flexref.engine import load
-from flexref.engine.job import Request
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
+from flexref.engine.generation import Request
 from flexref.errors import CapacityError
+from flexref.loading import load
 from flexref.policy import Policy, Shares
-from flexref.spec import ModelSpec
-from flexref.testing.models import write_model
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
 

@@ -31,54 +31,89 @@ class Rule:
 
 
 def rule(modules: str, libraries: str = "") -> Rule:
-    return Rule(frozenset(f"flexref.{name}" for name in modules.split()), frozenset(libraries.split()))
+    names = frozenset(f"flexref.{name.replace('/', '.')}" for name in modules.split())
+    return Rule(names, frozenset(libraries.split()))
 
 
-RANK_0 = "errors spec config policy"
-RANK_1 = "backend storage planner schedule text"
-RANK_2 = "tiers model sampling"
-BELOW_ENGINE = f"{RANK_0} {RANK_1} {RANK_2}"
 COMPUTING = " ".join(dependencies() - {"click", "rich"})
+
+RANKS = (
+    "errors units files version policy architecture",
+    "backend schedule text machine storage",
+    "model sampling tiers planner/program",
+    "block calibration",
+    "engine",
+    "simulator profile quality",
+    "planner",
+    "loading",
+    "bench check harness",
+    "testing",
+    "cli",
+)
+"""Every part in its rank: it may see the parts of the ranks above its own line, and none of its own rank."""
+
+
+def below(rank: int, *without: str) -> str:
+    """The parts of all ranks before number `rank`, but for those named."""
+    return " ".join(part for line in RANKS[:rank] for part in line.split() if part not in without)
+
+
+GROUND = below(1)
 
 RULES = {
     "errors": rule(""),
-    "data": rule(""),
-    "spec": rule("errors"),
-    "config": rule("errors spec"),
-    "policy": rule("errors"),
-    "backend": rule(RANK_0, "numpy"),
-    "storage": rule(RANK_0, "numpy h5py safetensors ml_dtypes xxhash"),
-    "planner": rule(RANK_0, "numpy scipy"),
-    "schedule": rule(RANK_0),
-    "text": rule(RANK_0, "tokenizers"),
-    "tiers": rule(f"{RANK_0} backend storage", "numpy psutil"),
-    "model": rule(f"{RANK_0} backend"),
-    "sampling": rule(f"{RANK_0} backend", "numpy"),
-    "engine": rule(f"{BELOW_ENGINE} data", COMPUTING),
-    "testing": rule(f"{BELOW_ENGINE} data engine", f"{COMPUTING} hypothesis"),
+    "units": rule("errors"),
+    "files": rule("errors"),
+    "version": rule(""),
+    "policy": rule("errors units files"),
+    "architecture": rule("errors units"),
+    "backend": rule(GROUND, "numpy"),
+    "schedule": rule(GROUND),
+    "text": rule(GROUND, "tokenizers"),
+    "machine": rule(GROUND, "numpy"),
+    "storage": rule(GROUND, "numpy h5py safetensors ml_dtypes xxhash"),
+    "model": rule(f"{GROUND} backend"),
+    "sampling": rule(f"{GROUND} backend", "numpy"),
+    "tiers": rule(f"{GROUND} backend storage", "numpy psutil"),
+    "planner/program": rule(f"{GROUND} machine", "numpy scipy"),
+    # What runs a job knows neither a machine's speed nor who chose the policy.
+    "block": rule(below(3, "machine", "planner/program"), "numpy"),
+    "calibration": rule(below(3, "machine", "planner/program"), "numpy scipy"),
+    "engine": rule(below(4, "machine", "planner/program", "calibration"), "numpy scipy"),
+    "simulator": rule(below(5), "numpy"),
+    "profile": rule(below(5), COMPUTING),
+    "quality": rule(below(5), "numpy scipy"),
+    "planner": rule(below(6), "numpy scipy"),
+    "loading": rule(below(7)),
+    "bench": rule(below(8), COMPUTING),
+    "check": rule(below(8), COMPUTING),
     # The lm-evaluation-harness is an extra; nothing but its own command imports what is here.
-    "harness": rule(f"{BELOW_ENGINE} data engine", f"{COMPUTING} lm_eval tqdm"),
-    # Commands check ports with what `testing` ships; what is imported there loads no hypothesis until it is asked for.
+    "harness": rule(below(8), f"{COMPUTING} lm_eval tqdm"),
+    "testing": rule(below(9), f"{COMPUTING} hypothesis"),
     # Plots are drawn by matplotlib where it is installed: an option, not a dependency.
-    "cli": rule(f"{BELOW_ENGINE} data engine testing harness", f"{COMPUTING} click rich matplotlib lm_eval"),
+    "cli": rule(below(10), f"{COMPUTING} click rich matplotlib lm_eval"),
+    "data": rule(""),
     "__main__": rule("cli"),
-    "__init__": rule(f"{BELOW_ENGINE} engine"),
+    "__init__": rule(below(8)),
 }
-"""Every part of flexref; a part always sees itself and `flexref.__version__`."""
+"""Every part of flexref, and what it may see beside itself; `planner/program` is a part of its own inside a folder."""
 
 PORT = Rule(
     frozenset(
         {
             "flexref.errors",
+            "flexref.units",
             "flexref.backend",
             "flexref.storage.quant",
-            "flexref.planner.machine",
-            "flexref.planner.durations",
+            "flexref.machine",
         }
     ),
     None,
 )
-"""A port knows operators, bytes and the law of quantization: no model, no schedule, and no other port."""
+"""A port knows operators, bytes, clocks and the law of quantization: no model, no schedule, and no other port."""
+
+
+PARTS = frozenset(f"flexref.{part.replace('/', '.')}" for part in RULES)
 
 
 @dataclass(frozen=True)
@@ -119,7 +154,9 @@ def complaint(name: str, importer: Importer, ports: frozenset[str]) -> str | Non
         return f"the part {importer.part!r} has no place in the table of ranks"
     if library == "flexref" or library in ports:
         seen = {*importer.rule.modules, importer.part, "flexref.__version__"}
-        return None if any(is_within(name, module) for module in seen) else f"{importer.part} must not see {name}"
+        # The innermost part that holds it decides: to see a folder is not to see a part inside it.
+        holder = max((module for module in {*PARTS, *seen} if is_within(name, module)), key=len, default=None)
+        return None if holder in seen else f"{importer.part} must not see {name}"
     if library in sys.stdlib_module_names or importer.rule.libraries is None or library in importer.rule.libraries:
         return None
     return f"{importer.part} must not use {library}"
@@ -135,8 +172,8 @@ def importers(root: Path) -> Iterator[tuple[Path, Importer]]:
             if top.name == "backends":
                 yield path, Importer(module, is_package, names[0], PORT)
             else:
-                part = f"flexref.{names[1]}"
-                yield path, Importer(module, is_package, part, RULES.get(names[1]))
+                part = "/".join(names[1:3]) if "/".join(names[1:3]) in RULES else names[1]
+                yield path, Importer(module, is_package, f"flexref.{part.replace('/', '.')}", RULES.get(part))
 
 
 def violations(root: Path) -> list[str]:
@@ -174,7 +211,7 @@ def plant(root: Path, where: str, source: str) -> list[str]:
     [
         ("flexref/errors.py", "import numpy", "must not use numpy"),
         ("flexref/spec.py", "from flexref.policy import Policy", "must not see flexref.policy"),
-        ("flexref/policy.py", "from . import spec", "must not see flexref.spec"),
+        ("flexref/policy.py", "from . import spec", "must not see flexref.architecture.spec"),
         ("flexref/storage/hf.py", "from flexref.backend import protocol", "must not see flexref.backend"),
         ("flexref/storage/hf.py", "from ..text.stop import Stop", "must not see flexref.text"),
         ("flexref/storage/__init__.py", "from ..text import Stop", "must not see flexref.text"),
@@ -195,7 +232,11 @@ def plant(root: Path, where: str, source: str) -> list[str]:
         ("flexref/backend/a.py", "if TYPE_CHECKING:\n    from flexref.model import x", "must not see flexref.model"),
         ("flexref/backend/a.py", "importlib.import_module('flexref.engine')", "must not see flexref.engine"),
         ("backends/flexref_dry/a.py", "from flexref_numpy.backend import x", "must not see flexref_numpy"),
-        ("backends/flexref_dry/a.py", "from flexref.spec import ModelSpec", "must not see flexref.spec"),
+        (
+            "backends/flexref_dry/a.py",
+            "from flexref.architecture.spec import ModelSpec",
+            "must not see flexref.architecture.spec",
+        ),
         (
             "backends/flexref_dry/a.py",
             "from flexref.storage import weightfile",

@@ -7,9 +7,9 @@ from oracle_kit import torch
 from oracle_kit.checkpoints import SMALL_125M
 from transformers.activations import ACT2CLS, ACT2FN
 
-from flexref.config import from_config
+from flexref.architecture.opt import from_config
+from flexref.check.tolerances import activation_bound, arithmetic, assert_within
 from flexref.errors import CheckpointError
-from flexref.testing.tolerances import activation_bound, arithmetic, assert_within
 
 GELU_BY_ERF = ("gelu", "gelu_python")
 GELU_BY_TANH = ("gelu_accurate", "gelu_fast", "gelu_new", "gelu_python_tanh", "gelu_pytorch_tanh")

@@ -18,14 +18,14 @@ from threadpoolctl import threadpool_limits
 from tokenizers import decoders, models, pre_tokenizers, processors
 from transformers import OPTForCausalLM, PreTrainedTokenizerFast
 
-from flexref.engine import load
-from flexref.engine.evaluate import perplexity, sample_text
+from flexref.check.forward import model_logits_bound
+from flexref.check.models import stored_tensors
 from flexref.engine.scoring import ScoredRow
+from flexref.loading import load
 from flexref.policy import Policy
+from flexref.quality.perplexity import perplexity, sample_text
 from flexref.storage.convert import convert
 from flexref.storage.weightfile import DEMO, open_weight_file, resolve
-from flexref.testing.forward import model_logits_bound
-from flexref.testing.models import stored_tensors
 from flexref.text.tokenizer import tokenizer_json_from_files
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune must want a wife."

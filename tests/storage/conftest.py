@@ -14,8 +14,8 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from flexref.spec import ACTIVATIONS, ModelSpec, all_tensors
-from flexref.storage.checkpoint_rows import source_names
+from flexref.architecture.spec import ACTIVATIONS, ModelSpec, all_tensors
+from flexref.storage.checkpoint.rows import source_names
 from flexref.storage.quant import Array, Quantized
 from flexref.storage.schemes import quantize_as
 from flexref.storage.trailer import seal

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexref.architecture.spec import ModelSpec
 from flexref.errors import CheckpointError, QuantizationError, WeightFileError
-from flexref.spec import ModelSpec
-from flexref.storage import checkpoint_rows
 from flexref.storage import writer as writer_module
-from flexref.storage.checkpoint_rows import source_names
+from flexref.storage.checkpoint import rows as checkpoint_rows
+from flexref.storage.checkpoint.rows import source_names
 from flexref.storage.convert import convert
 from flexref.storage.quant import Quantized, quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor

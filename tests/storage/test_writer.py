@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexref.architecture.spec import ModelSpec, all_tensors
 from flexref.errors import CheckpointError, FlexrefError, QuantizationError, StorageError
-from flexref.spec import ModelSpec, all_tensors
 from flexref.storage import writer as writer_module
 from flexref.storage.quant import quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor, verify
@@ -236,7 +236,7 @@ WRITE_IN_PROCESS = """
 import os, resource, signal, sys
 import numpy as np
 from flexref.errors import FlexrefError
-from flexref.spec import ModelSpec
+from flexref.architecture.spec import ModelSpec
 from flexref.storage.writer import WeightFileWriter
 path, what = sys.argv[1:]
 if what == "full":

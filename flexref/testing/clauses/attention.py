@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import Backend
 from flexref.backend.records import RecordLayout
-from flexref.testing import laws
+from flexref.check import laws
+from flexref.check.tolerances import PRECISIONS, assert_within
 from flexref.testing.bench import Bench, Values, assert_same_bits, guard_values
 from flexref.testing.clauses.cache import CacheBench, drawn_tokens, margins
 from flexref.testing.strategies import layouts, ragged
-from flexref.testing.tolerances import PRECISIONS, assert_within
 
 POISON = 3e38
 """What a key that no query may see is set to: its products overflow, and its share of anything must be none at all."""

@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import Array, Backend
 from flexref.backend.records import RecordLayout
-from flexref.testing import laws
+from flexref.check import laws
+from flexref.check.tolerances import Operand, assert_within
 from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape, guard_values
 from flexref.testing.strategies import arrays, layouts, ragged
-from flexref.testing.tolerances import Operand, assert_within
 
 STALE = 255
 """What memory holds before its first record: as a float, no number; as scale and zero of a group, no numbers either."""

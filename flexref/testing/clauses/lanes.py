@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import LANES, Backend, HostWork, LaneStep, Span, Ticket
+from flexref.check.tolerances import assert_within, exact, linear_bound
 from flexref.errors import StorageError
 from flexref.testing.bench import Bench, Values, assert_raises, assert_same_bits, move, whole
 from flexref.testing.strategies import numbers, seeds
-from flexref.testing.tolerances import assert_within, exact, linear_bound
 
 LATE_S = 0.01
 """A step that sleeps so long is overtaken by every copy that does not wait for it."""

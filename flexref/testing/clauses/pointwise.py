@@ -3,12 +3,12 @@
 import numpy as np
 from hypothesis import strategies as st
 
+from flexref.architecture.spec import ACTIVATIONS, LAYER_NORM_EPSILON
 from flexref.backend.protocol import Backend
-from flexref.spec import ACTIVATIONS, LAYER_NORM_EPSILON
-from flexref.testing import laws
+from flexref.check import laws
+from flexref.check.tolerances import PRECISIONS, assert_within
 from flexref.testing.bench import Bench, Values, assert_same_bits, assert_shape
 from flexref.testing.strategies import arrays, numbers, seeds
-from flexref.testing.tolerances import PRECISIONS, assert_within
 
 tokens = st.integers(1, 9)
 widths = st.sampled_from((1, 2, 7, 16, 33, 64, 130))

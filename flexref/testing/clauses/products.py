@@ -4,10 +4,10 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import Array, Backend
-from flexref.testing import laws
+from flexref.check import laws
+from flexref.check.tolerances import assert_within
 from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape
 from flexref.testing.strategies import arrays, numbers, seeds
-from flexref.testing.tolerances import assert_within
 
 FORMS = ("float32", "float16", "int4 float16", "int4 float32", "int8 float16", "int8 float32")
 """How a file may hold a matrix: dense, or in groups of 4-bit or 8-bit codes whose scales have the file's type."""

@@ -5,9 +5,9 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import Backend
+from flexref.check.laws import possible_tokens
 from flexref.errors import FlexrefError
 from flexref.testing.bench import Bench, Values, assert_raises
-from flexref.testing.laws import possible_tokens
 from flexref.testing.strategies import numbers, seeds
 
 rows = st.integers(1, 5)

@@ -1,7 +1,7 @@
 """Runs flexref and the oracle on one folder and compares them step by step; it knows no variant and no tolerance.
 
 Both compute in float32 and must lie within a bound of what the oracle computes in float64. The bound comes from
-`flexref.testing.forward`, which computes it from the weights and the arithmetic; its own float64 logits must agree too.
+`flexref.check.forward`, which computes it from the weights and the arithmetic; its own float64 logits must agree too.
 """
 
 from copy import deepcopy
@@ -16,14 +16,14 @@ import torch
 from threadpoolctl import threadpool_limits
 from transformers import OPTForCausalLM
 
-from flexref.engine import load
-from flexref.engine.job import Request
+from flexref.check.forward import model_logits_bound
+from flexref.check.models import stored_tensors
+from flexref.check.tolerances import FLOAT32, FLOAT64, Numbers, assert_within
+from flexref.engine.generation import Request
+from flexref.loading import load
 from flexref.policy import Policy
 from flexref.storage.convert import convert
 from flexref.storage.weightfile import open_weight_file
-from flexref.testing.forward import model_logits_bound
-from flexref.testing.models import stored_tensors
-from flexref.testing.tolerances import FLOAT32, FLOAT64, Numbers, assert_within
 
 Logits = npt.NDArray[np.float32]
 

@@ -1,0 +1,285 @@
+"""Times jobs on an engine, every one whole, and holds the figures against the floor of the machine they ran on."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from flexref.backend.protocol import Backend
+from flexref.backend.registry import create
+from flexref.bench.floor import PhaseFloor, Workload, decode_link_bytes, floors
+from flexref.bench.rates import Rates, measure, spill_rates, weights_rate
+from flexref.bench.suites import SIZES, Arguments, size_named
+from flexref.block.memory_plan import Lengths, slots_of
+from flexref.block.trace import Trace
+from flexref.engine.generation import Job, Request
+from flexref.engine.interrupts import Interrupts
+from flexref.engine.results import Stats
+from flexref.errors import PolicyError, PromptError, StorageError
+from flexref.loading import load
+from flexref.policy import Policy
+from flexref.profile.environment import machine, versions
+from flexref.profile.kept_machines import Given, machine_named
+from flexref.simulator.prediction_error import Foresight, foresee
+from flexref.simulator.simulate import RowLengths
+from flexref.storage.random_weights import RandomFile, random_file
+from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
+from flexref.tiers.weights_plan import WeightsPlan
+
+ACCOUNT = (
+    *("policy", "rows", "blocks", "generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
+    *("peak_bytes", "budget_bytes", "placement", "tier_bytes"),
+)
+"""What a report repeats of the last run's account: it is the same in every run."""
+
+WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
+"""Tokens of the rows that warm a port up: few, so that it costs no more than the fetches of some passes."""
+
+
+def weights_of(arguments: Arguments) -> WeightFile:
+    """The weight file that `model` names, or the layout of random weights for a size, or for a file's architecture.
+
+    A file wins over a size of the same name. `StorageError` if there is neither; `PolicyError` if a file's own weights
+    are to be quantized.
+    """
+    spec = None if Path(arguments.model).is_file() else size_named(arguments.model)
+    asked, dtype = arguments.quantize_weights, arguments.dtype
+    scheme = asked or "none"
+    if spec is None:
+        if arguments.model != DEMO and not Path(arguments.model).exists():
+            raise StorageError(
+                f"{arguments.model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}"
+            )
+        file = open_weight_file(resolve(arguments.model))
+        if not arguments.random_weights:
+            if asked not in (None, file.layout):
+                raise PolicyError(
+                    f"{file.path} holds {file.stored} weights: convert the model again with --quantize {asked}"
+                )
+            return file
+        spec, dtype = file.spec, file.dtype
+        scheme = asked or file.scheme
+    return random_file(spec, scheme=scheme, dtype=dtype, seed=arguments.seed)
+
+
+def policy_of(arguments: Arguments) -> tuple[Policy | None, dict[str, Any]]:
+    """The policy that is asked for, None if one is to be chosen, and the fields that a chosen one must keep."""
+    named = {
+        "rows_per_group": arguments.rows_per_group,
+        "groups_per_block": arguments.groups,
+        "attention_on": arguments.attention_on,
+        "overlap": arguments.overlap,
+        "cache_scheme": "int4" if arguments.quantize_cache else None,
+    }
+    given = {name: value for name, value in named.items() if value is not None}
+    if arguments.policy is not None:
+        return Policy.read(arguments.policy).changed(**given), {}
+    if arguments.percent is not None:
+        return Policy.from_percent(arguments.percent, **given), {}
+    return None, given
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What was found: the account of every run that ended, the floors, and the rates that those are computed from.
+
+    `cut_short` says what was interrupted, if anything was: no figure contains any of it.
+    """
+
+    arguments: Arguments
+    file: WeightFile
+    workload: Workload
+    rates: Rates
+    runs: tuple[Stats, ...]
+    floors: tuple[PhaseFloor, PhaseFloor] | None
+    foresight: Foresight | None
+    cut_short: str | None
+    trace: Trace | None
+
+    @property
+    def prefill_s(self) -> float:
+        """Median over the runs."""
+        return median(run.prefill_s for run in self.runs)
+
+    @property
+    def decode_s(self) -> float:
+        """Median over the runs."""
+        return median(run.decode_s for run in self.runs)
+
+    @property
+    def steps(self) -> int:
+        """Decode passes of a run: each gives one token to every row of a block."""
+        return self.runs[0].blocks * (self.workload.new_tokens - 1)
+
+    def figures(self, prefill_s: float, decode_s: float) -> dict[str, float | None]:
+        """The figures that follow from the seconds of the two phases."""
+        return {
+            "prefill_s": prefill_s,
+            "decode_s": decode_s,
+            "decode_step_s": decode_s / self.steps if self.steps else None,
+            "tokens_per_s": self.workload.generated_tokens / (prefill_s + decode_s),
+        }
+
+    def floor_figures(self) -> dict[str, Any]:
+        """The floors, what sets them, and the ratio of the median run to them."""
+        assert self.floors is not None
+        prefill, decode = self.floors
+        floor_s = prefill.seconds + decode.seconds
+        return {
+            "floor_s": floor_s,
+            "floor_ratio": (self.prefill_s + self.decode_s) / floor_s,
+            "prefill_floor_s": prefill.seconds,
+            "prefill_floor_terms_s": dict(prefill.terms_s),
+            "decode_floor_s": decode.seconds,
+            "decode_floor_terms_s": dict(decode.terms_s),
+            "decode_step_floor_s": decode.seconds / self.steps if self.steps else None,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure by its name, fit for `json.dumps`; without a run that ended there are no figures."""
+        about = {
+            "arguments": self.arguments.to_json(),
+            "model": self.file.spec.name,
+            "weights": "random" if isinstance(self.file, RandomFile) else self.file.path,
+            "weights_scheme": self.file.scheme,
+            "weights_dtype": self.file.dtype,
+            "cut_short": self.cut_short,
+            "rates": asdict(self.rates),
+            "versions": versions(),
+            "machine": machine(),
+        }
+        runs = [{**self.figures(run.prefill_s, run.decode_s), "lane_busy": run.lane_busy} for run in self.runs]
+        if not self.runs:
+            return {**about, "runs": runs}
+        last = self.runs[-1].to_json()
+        account = {name: last[name] for name in ACCOUNT}
+        account["decode_link_bytes"] = decode_link_bytes(self.runs[-1])
+        account["allocate_s"] = median(run.allocate_s for run in self.runs)
+        figures = {**self.figures(self.prefill_s, self.decode_s), **self.floor_figures()}
+        predicted = None if self.foresight is None else self.foresight.to_json()
+        return {**figures, **account, "predicted": predicted, **about, "runs": runs}
+
+
+class Benchmark:
+    """One benchmark, ready to run; a context manager. Its policy is settled, and fits, when it is made."""
+
+    def __init__(self, arguments: Arguments, make_backend: Callable[[], Backend] | None = None) -> None:
+        """`make_backend` takes the place of the port that is named.
+
+        Raises what `load` raises, `PromptError` if the model has too few positions, and `CapacityError`.
+        """
+        self.arguments = arguments
+        self.file = weights_of(arguments)
+        self.workload = Workload(arguments.rows, arguments.prompt_len, arguments.gen_len)
+        needed, positions = arguments.prompt_len + arguments.gen_len, self.file.spec.positions
+        if needed > positions:
+            raise PromptError(
+                f"{arguments.prompt_len} + {arguments.gen_len} tokens: the model has {positions} positions"
+            )
+        policy, keep = policy_of(arguments)
+        self.make_backend = make_backend or (lambda: create(arguments.backend))
+        self.engine = load(
+            self.file,
+            policy=policy,
+            keep=keep,
+            backend=self.make_backend(),
+            device_mem_gib=arguments.device_mem_gib,
+            host_mem_gib=arguments.host_mem_gib,
+            disk_dir=arguments.disk_dir,
+        )
+        if arguments.machine is not None:
+            self.engine.machines = Given(machine_named(arguments.machine))
+        draw = np.random.default_rng(arguments.seed)
+        shape = (arguments.rows, arguments.prompt_len)
+        self._prompts = draw.integers(0, self.file.spec.vocabulary, shape).tolist()
+        self._request = Request(arguments.gen_len, ignore_eos=True)
+        try:
+            self.policy = self._settle()
+        except BaseException:
+            self.engine.close()
+            raise
+
+    def _settle(self) -> Policy:
+        """Choose the policy, if none is given, once for all runs; find out before anything else whether it fits."""
+        engine = self.engine
+        policy = engine.policy = Job(engine, self._prompts, self._request).policy
+        lengths = Lengths(self.arguments.prompt_len, self.arguments.prompt_len + self.arguments.gen_len)
+        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        engine.plan_for(policy, weights, [lengths] * min(self.arguments.rows, policy.rows_per_block))
+        return policy
+
+    def __enter__(self) -> "Benchmark":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.engine.close()
+
+    def run(
+        self, *, traced: bool = False, on_loaded: Callable[[int], None] | None = None, on_run: Callable[[int], None]
+    ) -> Report:
+        """Measure the machine, bring the weights home, and run the job as often as asked; `on_run` is told which comes.
+
+        An interrupt ends it: what has ended by then is reported. Traces cost marks between visits; the last is kept.
+        """
+        engine, runs, trace = self.engine, [], None
+        tokens = 0
+
+        def count(_: object) -> None:
+            nonlocal tokens
+            tokens += 1
+
+        with Interrupts():  # its copies have ended when one acts, and nothing frees their memory before
+            rates = measure(engine.backend)
+        doing = "loading the weights"
+        cut_short = None
+        try:
+            engine.on_loaded = on_loaded
+            engine.weights_for(self.policy)
+            doing = "warming up"
+            self._warm_up()
+            for number in range(1, self.arguments.repeat + 1):
+                doing, tokens = f"run {number} of {self.arguments.repeat}", 0
+                on_run(number)
+                trace = Trace(perf_counter()) if traced else None
+                generation = engine.generate(self._prompts, self._request, trace=trace, on_token=count)
+                runs.append(generation.stats)
+        except KeyboardInterrupt:
+            cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
+        rates = self._with_disk(rates, runs)
+        file, dtype = self.file, engine.backend.caps.compute_dtype
+        both = floors(file, self.workload, runs[-1], rates, dtype) if runs else None
+        foresight = self._foresee(runs) if runs else None
+        return Report(self.arguments, file, self.workload, rates, tuple(runs), both, foresight, cut_short, trace)
+
+    def _foresee(self, runs: list[Stats]) -> Foresight | None:
+        """What the machine was to take, beside the median run; None if no machine is known without measuring."""
+        engine = self.engine
+        machine = None if engine.machines is None else engine.machines.kept(engine.backend, engine.disk_dir)
+        if machine is None:
+            return None
+        middle = {name: median(getattr(run, name) for run in runs) for name in ("prefill_s", "decode_s")}
+        rows = [RowLengths(self.arguments.prompt_len, self.arguments.gen_len)] * self.arguments.rows
+        return foresee(self.file, machine, replace(runs[-1], **middle), rows, engine.budgets)
+
+    def _warm_up(self) -> None:
+        """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it."""
+        rows = self._prompts[: self.policy.rows_per_group]
+        self.engine.generate([row[:WARM_UP_PROMPT] for row in rows], replace(self._request, max_new_tokens=WARM_UP_NEW))
+
+    def _with_disk(self, rates: Rates, runs: list[Stats]) -> Rates:
+        """The rates with those of the disk, as far as runs have used it."""
+        links = runs[-1].link_bytes if runs else {}
+        if any(links.get("host->disk", {}).values()):  # what comes back was written before
+            found = spill_rates(self.engine.disk_dir)
+            rates = replace(rates, from_spill_bytes_per_s=found[0], to_spill_bytes_per_s=found[1])
+        if links.get("disk->host", {}).get("weights"):
+            rate = weights_rate(self.engine.backend, self.file.path, self.file.file_bytes)
+            rates = replace(rates, from_disk_bytes_per_s=rate)
+        return rates

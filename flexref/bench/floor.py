@@ -1,0 +1,111 @@
+"""The least time that a job could take: its bytes over what each link carries, its FLOPs over what products reach."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flexref.architecture.spec import ModelSpec, stages
+from flexref.bench.rates import Rates
+from flexref.block.memory_plan import record_layout
+from flexref.engine.results import Stats
+from flexref.policy import Policy
+from flexref.storage.weightfile import WeightFile
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is to be timed: `rows` prompts of equal length, and so many new tokens for each."""
+
+    rows: int
+    prompt_tokens: int
+    new_tokens: int
+
+    @property
+    def generated_tokens(self) -> int:
+        """New tokens of all rows."""
+        return self.rows * self.new_tokens
+
+    def flops(self, spec: ModelSpec) -> tuple[int, int]:
+        """FLOPs of all rows' (prefill, decode)."""
+        contexts = range(self.prompt_tokens + 1, self.prompt_tokens + self.new_tokens)
+        decode = sum(spec.decode_flops(context) for context in contexts)
+        return self.rows * spec.prefill_flops(self.prompt_tokens), self.rows * decode
+
+    def past_tokens(self) -> int:
+        """Records that all decode passes together find in one layer's caches."""
+        return self.rows * sum(range(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1))
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseFloor:
+    """The least seconds of one phase by what they are needed for; the phase takes at least the greatest of them."""
+
+    terms_s: Mapping[str, float]
+
+    @property
+    def seconds(self) -> float:
+        """The floor."""
+        return max(self.terms_s.values())
+
+    @property
+    def limit(self) -> str:
+        """What the floor is set by."""
+        return max(self.terms_s, key=lambda term: self.terms_s[term])
+
+
+def floors(
+    file: WeightFile, workload: Workload, stats: Stats, rates: Rates, compute_dtype: str
+) -> tuple[PhaseFloor, PhaseFloor]:
+    """The floors of (prefill, decode) of the job that `stats` is the account of, on a machine of these rates.
+
+    Bytes over links are those that the placement moved. Device memory is read once per pass and block for the weights
+    as they are stored, and once per decode pass for the cache records that are attended to there.
+    """
+    policy, blocks = stats.policy, stats.blocks
+    passes = (blocks, blocks * (workload.new_tokens - 1))
+    cache = cache_bytes_read(file.spec, policy, workload, compute_dtype)
+    if policy.attention_on == "host":
+        cache *= stats.placement["cache"]["real"]["device"]
+    device_bytes = (passes[0] * weight_bytes_read(file), passes[1] * weight_bytes_read(file) + cache)
+    links = (stats.prefill_link_bytes, decode_link_bytes(stats))
+    phases = zip(links, workload.flops(file.spec), device_bytes, strict=True)
+    prefill, decode = (_phase(moved, flops, nbytes, rates) for moved, flops, nbytes in phases)
+    return prefill, decode
+
+
+def decode_link_bytes(stats: Stats) -> dict[str, dict[str, int]]:
+    """Bytes per link and kind that were moved after the prefill."""
+    return {
+        link: {kind: nbytes - stats.prefill_link_bytes.get(link, {}).get(kind, 0) for kind, nbytes in kinds.items()}
+        for link, kinds in stats.link_bytes.items()
+    }
+
+
+def weight_bytes_read(file: WeightFile) -> int:
+    """Bytes of the weights that every pass needs whole: all layers and the head, as they are stored.
+
+    Of the tables of tokens and positions a pass reads some rows.
+    """
+    walk = [stage for stage in stages(file.spec, file.tile_rows) if stage.kind != "embed"]
+    return sum(file.tensors[tensor.name].nbytes for stage in walk for tensor in stage.tensors)
+
+
+def cache_bytes_read(spec: ModelSpec, policy: Policy, workload: Workload, compute_dtype: str) -> float:
+    """Bytes of cache records that all decode passes together attend to, those of the same pass left out."""
+    return spec.layers * workload.past_tokens() * record_layout(spec, policy, compute_dtype).record_bytes
+
+
+def _phase(link_bytes: Mapping[str, Mapping[str, int]], flops: int, device_bytes: float, rates: Rates) -> PhaseFloor:
+    """What each link, the products and device memory need; what has no measured rate was not used."""
+    sums = {link: sum(kinds.values()) for link, kinds in link_bytes.items()}
+    weights_read = link_bytes.get("disk->host", {}).get("weights", 0)
+    moved = (
+        ("host->device", sums.get("host->device", 0), rates.to_device_bytes_per_s),
+        ("device->host", sums.get("device->host", 0), rates.from_device_bytes_per_s),
+        ("weight file", weights_read, rates.from_disk_bytes_per_s),
+        ("disk->host", sums.get("disk->host", 0) - weights_read, rates.from_spill_bytes_per_s),
+        ("host->disk", sums.get("host->disk", 0), rates.to_spill_bytes_per_s),
+    )
+    terms = {name: nbytes / rate for name, nbytes, rate in moved if nbytes and rate is not None}
+    terms["products"] = flops / rates.product_flops_per_s
+    terms["device memory"] = device_bytes / rates.device_memory_bytes_per_s
+    return PhaseFloor(terms)

@@ -1,0 +1,61 @@
+"""One block that generates: what the head's logits become, and whose tokens they are."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from flexref.architecture.spec import Stage
+from flexref.backend.protocol import Array
+from flexref.block.memory_plan import LOGITS_DTYPE
+from flexref.block.rows import Group, Judge, TokenEvent
+from flexref.block.visits import hidden_visit
+from flexref.block.walk import Walk
+from flexref.model import opt
+from flexref.model.weights import head_weights
+from flexref.sampling.sampler import Sampler
+from flexref.schedule.zigzag import Visit
+from flexref.tiers.transfer import view
+
+
+@dataclass(eq=False)
+class Block(Walk):
+    """The `executor.Work` of one block. `events` collects new tokens until they are taken."""
+
+    sampler: Sampler
+    judge: Judge
+    events: list[TokenEvent] = field(init=False, default_factory=list)
+
+    def take_events(self) -> list[TokenEvent]:
+        """The tokens that are new since the last call."""
+        events, self.events = self.events, []
+        return events
+
+    def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
+        be, spec = self.backend, self.weights.plan.file.spec
+        rows = len(group.alive)
+        start = visit.group * (self.plan.logits_bytes + self.plan.hidden_bytes)
+        region = self._regions["logits"]
+        logits: Any = view(be, region, (rows, spec.vocabulary), LOGITS_DTYPE, start)
+        hidden: Any = view(be, region, (rows, spec.embed_width), be.caps.compute_dtype, start + self.plan.logits_bytes)
+        weights = head_weights(spec, self._stage_operands(visit, rows), stage.index)
+        if stage.index == 0:
+            hidden_visit(be, spec, weights, self._x(visit, group), group.last_tokens(), hidden)
+        opt.head_tile(be, weights, hidden, self._first_rows[stage.index], logits)
+        if visit.stage == len(self._stages) - 1:
+            self._choose(visit, group, logits)
+
+    def _choose(self, visit: Visit, group: Group, logits: Array) -> None:
+        alive = [row for _, row in group.alive]
+        numbers = np.array([row.number for row in alive], np.int64)
+        watch = self.watch
+        seen = self.backend.download(logits) if watch.on_logits is not None or watch.on_choice is not None else None
+        if watch.on_logits is not None and seen is not None:
+            watch.on_logits(numbers, visit.turn, seen)
+        chosen = self.sampler.choose(self.backend, logits, numbers, visit.turn)
+        if watch.on_choice is not None and seen is not None:
+            watch.on_choice(numbers, seen, chosen)
+        events = group.accept(chosen, self.judge)
+        if any(event.finish_reason for event in events):
+            self._cache.forget(visit.group)
+        self.events += events

@@ -1,0 +1,299 @@
+"""Every byte that a block will hold, before it holds any: the plans of all stores, the logits and the workspace."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from flexref.architecture.spec import ModelSpec, TensorSpec, layer_stage, stages
+from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Capabilities
+from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
+from flexref.backend.registry import create
+from flexref.block.visits import embed_visit, hidden_visit
+from flexref.errors import CapacityError
+from flexref.model import opt
+from flexref.model.cache import LayerCache
+from flexref.model.weights import EmbedWeights, HeadWeights, Norm, layer_weights
+from flexref.policy import Policy, Shares
+from flexref.storage.weightfile import StoredTensor, WeightFile
+from flexref.tiers.activations import ActivationsPlan, GroupPlan
+from flexref.tiers.cache_plan import CachePlan, RowPlan
+from flexref.tiers.placement import place_in_order, place_items
+from flexref.tiers.transfer import Tier
+from flexref.tiers.weights_plan import WeightsPlan
+
+LOGITS_DTYPE = "float32"
+"""Logits are never rounded to a narrower type: sampling compares them."""
+
+SCORED_AT_ONCE = 256
+"""Of so many scored tokens there are logits at a time, by one tile of the head: enough for a product to be worth the
+reading of its tile. It is the same for every placement, since a product's rounding may depend on its shape."""
+
+LOGITS_SLOTS = 2
+"""Logits of scored tokens under way at a time: those that the host sums up, and those that the port computes."""
+
+SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
+"""Streamed data under way at a time: one in use and one arriving, or just the one."""
+
+Need = tuple[Tier, str, int]
+"""(tier, holder, bytes)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """One row's prompt and the most tokens that its cache will hold."""
+
+    prompt_tokens: int
+    capacity_tokens: int
+    scored_tokens: int = 0
+    """Of how many of the prompt's last tokens the next one is scored; where any is, no row of the block generates."""
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """One block's memory.
+
+    `tile_logits_bytes` are those of the logits of some scored tokens by one tile of the head, of which two are under
+    way: 0 where tokens are generated, and then `logits_bytes` and `hidden_bytes` are what a group needs.
+    """
+
+    cache: CachePlan
+    activations: ActivationsPlan
+    rows_most: int
+    logits_bytes: int
+    hidden_bytes: int
+    workspace_bytes: int
+    expanded_bytes: int
+    far_bytes: int
+    tile_logits_bytes: int = 0
+
+    def moving(self, weights: WeightsPlan) -> frozenset[str]:
+        """The kinds of data of which anything travels between the tiers (see `schedule.Shape`)."""
+        moves = {
+            "weights": weights.slot_bytes,
+            "cache": any(row.home is not Tier.DEVICE for group in self.cache.groups for row in group),
+            "activations": self.activations.token_rows_bytes
+            or any(group.home is not Tier.DEVICE for group in self.activations.groups),
+        }
+        return frozenset(kind for kind, anything in moves.items() if anything)
+
+    def needs(self) -> Iterator[Need]:
+        """Everything that a block takes, in the order in which it is taken."""
+        yield from self.cache.needs()
+        yield from self.activations.needs()
+        yield from self.own_needs()
+
+    def own_needs(self) -> Iterator[Need]:
+        """What belongs to no store."""
+        groups = len(self.cache.groups)
+        if self.tile_logits_bytes:
+            yield Tier.DEVICE, "logits", LOGITS_SLOTS * self.tile_logits_bytes
+            yield Tier.HOST, "logits on host", LOGITS_SLOTS * self.tile_logits_bytes
+        else:
+            yield Tier.DEVICE, "logits", groups * (self.logits_bytes + self.hidden_bytes)
+        yield Tier.DEVICE, "workspace", self.workspace_bytes
+        if self.expanded_bytes:
+            yield Tier.DEVICE, "expanded weights", self.expanded_bytes
+        if self.far_bytes:
+            yield Tier.HOST, "attention on host", self.far_bytes
+
+
+def blocks_of(rows: Sequence[Any], policy: Policy) -> list[Sequence[Any]]:
+    """The rows of each block in order."""
+    return [rows[first : first + policy.rows_per_block] for first in range(0, len(rows), policy.rows_per_block)]
+
+
+def slots_of(policy: Policy) -> int:
+    """How many stages' or visits' streamed data may be under way under this policy."""
+    return SLOTS_OVERLAPPED if policy.overlap else SLOTS_SERIAL
+
+
+def record_layout(spec: ModelSpec, policy: Policy, compute_dtype: str) -> RecordLayout:
+    """How the policy lays out a token's record."""
+    return RecordLayout(spec.heads, spec.head_width, compute_dtype, policy.cache_scheme, policy.cache_group_size)
+
+
+def plan_block(
+    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: Sequence[Lengths], *, expand: bool
+) -> BlockPlan:
+    """The memory of a block of `rows` in order, `policy.rows_per_group` to a group.
+
+    With `expand`, a stage's weights are expanded once for all groups where that pays and `linear` would not read the
+    codes directly.
+    """
+    file = weights.file
+    spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
+    step = policy.rows_per_group
+    groups = [rows[first : first + step] for first in range(0, len(rows), step)]
+    scored = [sum(row.scored_tokens for row in group) for group in groups]
+    cache = _cache_plan(spec, caps, policy, groups)
+    tokens = [sum(row.prompt_tokens for row in group) for group in groups]
+    # What the head makes of the scored tokens takes the place of the hidden states.
+    widest = [max(count * spec.width, few * spec.embed_width) for count, few in zip(tokens, scored, strict=True)]
+    most_bytes = [aligned(values * width, ALIGNMENT_BYTES) for values in widest]
+    waiting = place_items(most_bytes, policy.activations)
+    table_bytes = DTYPE_BYTES[file.dtype]
+    staged = 0 if table_on_device(weights) else aligned(max(tokens) * spec.embed_width * table_bytes, ALIGNMENT_BYTES)
+    activations = ActivationsPlan(
+        tuple(GroupPlan(size, home) for size, home in zip(most_bytes, waiting, strict=True)), staged, slots_of(policy)
+    )
+    rows_most = max(len(group) for group in groups)
+    far_rows = max(sum(row.home is not Tier.DEVICE for row in group) for group in cache.groups) if cache.far else 0
+    ends_most = max(scored) or rows_most
+    logits_at_once = min(max(scored), SCORED_AT_ONCE) * min(file.tile_rows, spec.vocabulary)
+    return BlockPlan(
+        cache=cache,
+        activations=activations,
+        rows_most=rows_most,
+        logits_bytes=aligned(rows_most * spec.vocabulary * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
+        hidden_bytes=aligned(rows_most * spec.embed_width * width, ALIGNMENT_BYTES),
+        workspace_bytes=workspace_bytes(spec, caps.compute_dtype, file.dtype, max(tokens), ends_most, not staged),
+        expanded_bytes=expanded_bytes(file, caps) if expand and len(groups) > 1 else 0,
+        far_bytes=aligned(far_rows * 4 * spec.width * width, ALIGNMENT_BYTES),
+        tile_logits_bytes=aligned(logits_at_once * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
+    )
+
+
+def _cache_plan(spec: ModelSpec, caps: Capabilities, policy: Policy, groups: Sequence[Sequence[Lengths]]) -> CachePlan:
+    """The caches of a block. Where tokens are scored no pass reads them again: they last a visit, on the device."""
+    passing = any(row.scored_tokens for group in groups for row in group)
+    capacities = [[row.capacity_tokens for row in group] for group in groups]
+    homes = place_in_order(capacities, Shares() if passing else policy.cache)
+    plans = tuple(
+        tuple(RowPlan(row.capacity_tokens, row.prompt_tokens, home) for row, home in zip(group, tiers, strict=True))
+        for group, tiers in zip(groups, homes, strict=True)
+    )
+    layout = record_layout(spec, policy, caps.compute_dtype)
+    layers, far = (1, False) if passing else (spec.layers, policy.attention_on == "host")
+    return CachePlan(layout, layers, plans, far, slots_of(policy), passing)
+
+
+def table_on_device(weights: WeightsPlan) -> bool:
+    """Whether every tile of the token table is at home on the device."""
+    if weights.gathered:
+        return all(tier is Tier.DEVICE for _, tier in weights.gathered)
+    heads = [plan for plan in weights.stages if plan.stage.kind == "head"]
+    tables = [tensor.name for plan in heads for run in plan.homes[Tier.DEVICE].runs for tensor in run.tensors]
+    return sum(name.startswith("tokens/") for name in tables) == len(heads)
+
+
+@lru_cache(maxsize=256)
+def workspace_bytes(spec: ModelSpec, dtype: str, stored: str, tokens: int, rows: int, gathers: bool) -> int:
+    """The most that results take in any visit: the visits themselves run on the port that only counts.
+
+    `dtype` is the compute type, `stored` the file's; `gathers` says that token rows are gathered on the device.
+    """
+    dry = create("dry", compute_dtype=dtype)
+
+    def array(shape: tuple[int, ...], kind: str = dtype) -> Any:
+        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[kind]
+        return dry.view(dry.allocate("device", size), 0, shape, kind)
+
+    x, ids = array((tokens, spec.width)), np.zeros(tokens, np.int32)
+    project_in = array((spec.width, spec.embed_width), stored) if spec.projected else None
+    embedding = EmbedWeights(array((spec.positions + 2, spec.width), stored), project_in)
+    with dry.frame():
+        gathered = dry.empty if gathers else array
+        # Some tiles of the table may be on the device even where the others' rows are gathered on the host.
+        tables = [(0, array((spec.vocabulary, spec.embed_width), stored))]
+        embed_visit(dry, embedding, tables, gathered((tokens, spec.embed_width), stored), (ids, ids), x)
+    layer = layer_weights({tensor.name: array(tensor.shape, stored) for tensor in layer_stage(spec, 0).tensors}, 0)
+    layout = RecordLayout(spec.heads, spec.head_width, dtype)
+    caches = dry.cache_rows([array((tokens * layout.record_bytes,), "uint8")], layout)
+    opt.decoder_layer(dry, spec, layer, x, LayerCache(caches, dry.segments([0], [tokens]), tokens))
+    project_out = array((spec.embed_width, spec.width), stored) if spec.projected else None
+    head = HeadWeights(Norm(None, None) if spec.final_norm else None, project_out, array((1, spec.embed_width)))
+    hidden_visit(dry, spec, head, x, np.zeros(rows, np.int32), array((rows, spec.embed_width)))
+    return max(ALIGNMENT_BYTES, aligned(dry.workspace_peak_bytes(), ALIGNMENT_BYTES))
+
+
+def expandable(tensor: TensorSpec, stored: StoredTensor, compute_dtype: str) -> bool:
+    """Whether the tensor is the matrix of a product and is stored in another form than products compute in."""
+    is_table = tensor.name.startswith(("tokens/", "head/table/"))
+    is_matrix = tensor.quantizable or is_table or tensor.name == "head/project_out"
+    return is_matrix and (stored.scheme != "none" or stored.parts[0].dtype.name != compute_dtype)
+
+
+def expanded_bytes(file: WeightFile, caps: Capabilities) -> int:
+    """Device bytes that the largest stage's matrices take once they are expanded."""
+    most = 0
+    for stage in stages(file.spec, file.tile_rows):
+        names = (
+            tensor for tensor in stage.tensors if expandable(tensor, file.tensors[tensor.name], caps.compute_dtype)
+        )
+        size = DTYPE_BYTES[caps.compute_dtype]
+        most = max(most, sum(aligned(tensor.elements * size, ALIGNMENT_BYTES) for tensor in names))
+    return most
+
+
+def engine_needs(caps: Capabilities) -> Iterator[Need]:
+    """What a port holds whatever it computes."""
+    if caps.scratch_bytes:
+        yield Tier.DEVICE, "scratch", aligned(caps.scratch_bytes, ALIGNMENT_BYTES)
+
+
+def totals(needs: Iterator[Need]) -> dict[Tier, int]:
+    """Bytes per tier, each need with its alignment, as the arenas count them."""
+    sums = dict.fromkeys(Tier, 0)
+    for tier, _, nbytes in needs:
+        sums[tier] += aligned(nbytes, ALIGNMENT_BYTES)
+    return sums
+
+
+def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> None:
+    """`CapacityError` for the first tier whose budget the needs exceed: its largest holders, what would help."""
+    sums = totals(iter(needs))
+    for tier, budget in budgets.items():
+        if budget is None or sums[tier] <= budget:
+            continue
+        holders: dict[str, int] = {}
+        for at, holder, nbytes in needs:
+            if at is tier:
+                holders[holder] = holders.get(holder, 0) + aligned(nbytes, ALIGNMENT_BYTES)
+        gib = sums[tier] / (1 << 30)
+        option = {Tier.DEVICE: "--device-mem-gib", Tier.HOST: "--host-mem-gib", Tier.DISK: "--disk-dir"}[tier]
+        hint = f"give {option} at least {gib:.4f}, place less on {tier.value}, or take fewer rows per group"
+        raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)
+
+
+def fit(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> bool:
+    """Whether they exceed no budget."""
+    sums = totals(iter(needs))
+    return all(budget is None or sums[tier] <= budget for tier, budget in budgets.items())
+
+
+def fitting_block(
+    weights: WeightsPlan,
+    caps: Capabilities,
+    policy: Policy,
+    rows: Sequence[Lengths],
+    budgets: Mapping[Tier, int | None],
+) -> BlockPlan:
+    """The memory of a block within budgets; weights are expanded once for all its groups where there is room for that.
+
+    Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
+    `CapacityError` naming the tier, what is missing and what would help.
+    """
+    whole = [*engine_needs(caps), *weights.needs()]
+    loading = [*whole, (Tier.HOST, "loading", weights.loading_bytes)]
+    loads = fit(loading, budgets)
+    for expand in (True, False):
+        plan = plan_block(weights, caps, policy, rows, expand=expand)
+        needs = [*whole, *plan.needs()]
+        if loads and fit(needs, budgets):
+            return plan
+    # What asks for more of the host comes first: who gives that has given the other's.
+    for each in sorted((needs, loading), key=lambda needs: -totals(iter(needs))[Tier.HOST]):
+        check_fits(each, budgets)
+    raise AssertionError("a plan that exceeds a budget passed its check")
+
+
+def backend_budgets(backend: Backend, device_bytes: int | None, host_bytes: int | None) -> dict[Tier, int | None]:
+    """The budgets that were asked for, and what is free where none was."""
+    return {
+        Tier.DEVICE: backend.free_bytes("device") if device_bytes is None else device_bytes,
+        Tier.HOST: backend.free_bytes("host") if host_bytes is None else host_bytes,
+        Tier.DISK: None,
+    }

@@ -1,0 +1,116 @@
+"""The rows of a block while they generate: what each has, what it still may, and when it retires."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.architecture.spec import POSITION_OFFSET
+from flexref.tiers.cache import RowTurn
+
+
+@dataclass(slots=True)
+class Row:
+    """One prompt and what it has generated so far. `number` is its place in the input."""
+
+    number: int
+    prompt: tuple[int, ...]
+    limit: int
+    """New tokens that it may have at most."""
+    tokens: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    scored: int = 0
+    """Of how many of the prompt's last tokens the next one is scored, where none is generated."""
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens whose K and V are ever needed: all but the last one generated."""
+        return len(self.prompt) + self.limit - 1
+
+    def turn(self, place: int) -> RowTurn:
+        """What the next pass has of this row, the row number `place` of its group."""
+        if not self.tokens:
+            return RowTurn(place, 0, len(self.prompt))
+        return RowTurn(place, len(self.prompt) + len(self.tokens) - 1, 1)
+
+    @property
+    def fresh(self) -> tuple[int, ...]:
+        """The token ids that the next pass feeds."""
+        return self.prompt if not self.tokens else (self.tokens[-1],)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEvent:
+    """One new token of one row; `finish_reason` (`stop`, `length`) with its last one."""
+
+    row: int
+    token_id: int
+    finish_reason: str | None
+
+
+Judge = Callable[[Row], str | None]
+"""Told of a row's newest token, says why the row is to stop, or None."""
+
+
+class Group:
+    """The rows that are computed together, and what the next pass feeds of those that are alive.
+
+    `alive`: (place in the group, row) of those that go on. `turns`: what the next pass has of each of them. `tokens`:
+    T of the next pass. All three are worked out once per pass, for every stage asks for them.
+    """
+
+    __slots__ = ("alive", "rows", "tokens", "turns")
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = rows
+        self._look()
+
+    def _look(self) -> None:
+        self.alive = [(place, row) for place, row in enumerate(self.rows) if row.finish_reason is None]
+        self.turns = tuple(row.turn(place) for place, row in self.alive)
+        self.tokens = sum(turn.new for turn in self.turns)
+
+    def token_ids(self) -> npt.NDArray[np.int32]:
+        """(T,) ids that the next pass feeds, row after row."""
+        return np.array([token for _, row in self.alive for token in row.fresh], np.int32)
+
+    def position_ids(self) -> npt.NDArray[np.int32]:
+        """(T,) rows of the position table: OPT counts positions from 0 and stores them behind an offset."""
+        past = np.array([turn.past for turn in self.turns], np.int32)
+        new = np.array([turn.new for turn in self.turns], np.int32)
+        before = np.cumsum(new, dtype=np.int32) - new
+        positions = np.repeat(past - before, new) + np.arange(self.tokens, dtype=np.int32)
+        return (positions + POSITION_OFFSET).astype(np.int32)
+
+    def last_tokens(self) -> npt.NDArray[np.int32]:
+        """(B,) which of the T tokens is each row's last."""
+        return (np.cumsum([turn.new for turn in self.turns]) - 1).astype(np.int32)
+
+    def scored_tokens(self) -> npt.NDArray[np.int32]:
+        """(N,) behind which of the T tokens of a prefill the next one is scored."""
+        ends = np.cumsum([turn.new for turn in self.turns])
+        parts = [np.arange(end - row.scored, end) for end, (_, row) in zip(ends, self.alive, strict=True)]
+        return np.concatenate(parts).astype(np.int32)
+
+    def row_numbers(self) -> npt.NDArray[np.int64]:
+        """(T,) whose each of the T tokens is, by the row's number in the input."""
+        numbers = [row.number for _, row in self.alive]
+        return np.repeat(np.array(numbers, np.int64), [turn.new for turn in self.turns])
+
+    def accept(self, token_ids: npt.NDArray[np.int64], judge: Judge) -> list[TokenEvent]:
+        """Give every live row its next token; rows that may have no more, or that `judge` stops, retire."""
+        events = []
+        for (_, row), token_id in zip(self.alive, token_ids.tolist(), strict=True):
+            row.tokens.append(token_id)
+            row.finish_reason = judge(row) or ("length" if len(row.tokens) >= row.limit else None)
+            events.append(TokenEvent(row.number, token_id, row.finish_reason))
+        self._look()
+        return events
+
+    def skip(self, tokens: int) -> None:
+        """Let every live row have `tokens` more, whatever they are, as if so many passes were behind it."""
+        if tokens:
+            for _, row in self.alive:
+                row.tokens.extend([0] * tokens)
+            self._look()

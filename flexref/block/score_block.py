@@ -1,0 +1,101 @@
+"""One block that scores: one pass, and of every token that is asked for the logits of all that may come next.
+
+They exist for some tokens and one tile of the head at a time, and go to the host, where they are summed up.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.architecture.spec import Stage
+from flexref.backend.protocol import Array, Ticket
+from flexref.backend.records import DTYPE_BYTES
+from flexref.block.memory_plan import LOGITS_DTYPE, LOGITS_SLOTS, SCORED_AT_ONCE
+from flexref.block.rows import Group
+from flexref.block.visits import hidden_visit
+from flexref.block.walk import Walk
+from flexref.model import opt
+from flexref.model.weights import HeadWeights, head_weights
+from flexref.schedule.zigzag import Operation, Visit
+from flexref.tiers.transfer import Crossing, Region, Transfer, host_bytes, view
+
+OnTile = Callable[[int, int, npt.NDArray[np.float32]], None]
+"""Lent logits (C, N) of the scored tokens from number `first` of all on, for the token ids from `first_id` on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """Logits on their way to the host, and the tokens and ids that they are of."""
+
+    ticket: Ticket
+    region: Region
+    shape: tuple[int, int]
+    first: int
+    first_id: int
+
+
+@dataclass(eq=False)
+class ScoreBlock(Walk):
+    """The `executor.Work` of one block. `first_scored` is the number of each group's first scored token."""
+
+    first_scored: tuple[int, ...]
+    on_tile: OnTile
+    _sent: int = field(init=False, default=0)
+    _under_way: Sent | None = field(init=False, default=None)
+
+    def _activation_transfers(self, operation: Operation) -> list[Transfer]:
+        """In the head, the first tile makes scored tokens of hidden states, in their place; the others find them."""
+        visit, stage = operation.visit, self._stages[operation.visit.stage]
+        if stage.kind != "head" or (stage.index == 0 and operation.move in ("fetch", "load")):
+            return list(super()._activation_transfers(operation))
+        tiles = len(self._first_rows)
+        if operation.move in ("store", "spill") and (stage.index > 0 or tiles == 1):
+            return []
+        nbytes = self._hidden_bytes(len(self.groups[visit.group].scored_tokens()))
+        move: Callable[..., list[Transfer]] = getattr(self._activations, operation.move)
+        return move(visit.group, nbytes, self.shape.data_slot(visit))
+
+    def _hidden_bytes(self, scored: int) -> int:
+        """Bytes of what the head's table is multiplied with."""
+        return scored * self.weights.plan.file.spec.embed_width * DTYPE_BYTES[self.backend.caps.compute_dtype]
+
+    def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
+        be, spec = self.backend, self.weights.plan.file.spec
+        scored = group.scored_tokens()
+        region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
+        region = region.part(0, self._hidden_bytes(len(scored)))
+        hidden: Any = view(be, region, (len(scored), spec.embed_width), be.caps.compute_dtype)
+        weights = head_weights(spec, self._stage_operands(visit, len(scored)), stage.index)
+        if stage.index == 0:
+            hidden_visit(be, spec, weights, self._x(visit, group), scored, hidden)
+        for first in range(0, len(scored), SCORED_AT_ONCE):
+            place = self.first_scored[visit.group] + first, self._first_rows[stage.index]
+            self._send(weights, hidden[first : first + SCORED_AT_ONCE], *place)
+        if visit.stage == len(self._stages) - 1 and visit.group == len(self.groups) - 1:
+            self._deliver()
+
+    def _send(self, weights: HeadWeights, hidden: Array, first: int, first_id: int) -> None:
+        """Compute logits and start them on their way to the host, which meanwhile takes those before them."""
+        shape = (hidden.shape[0], weights.table.shape[0])
+        start = self._sent % LOGITS_SLOTS * self.plan.tile_logits_bytes
+        nbytes = shape[0] * shape[1] * DTYPE_BYTES[LOGITS_DTYPE]
+        logits: Any = view(self.backend, self._regions["logits"], shape, LOGITS_DTYPE, start)
+        opt.head_tile(self.backend, weights, hidden, 0, logits)
+        region = self._regions["logits on host"].part(start, nbytes)
+        target: Any = view(self.backend, region, shape, LOGITS_DTYPE)
+        self.mover.carry(Crossing("activations", "logits", nbytes, "device->host"), logits, target)
+        on_its_way = Sent(self.backend.mark(), region, shape, first, first_id)
+        self._deliver()
+        self._under_way = on_its_way
+        self._sent += 1
+
+    def _deliver(self) -> None:
+        """Wait for the logits that are on their way and hand them over."""
+        sent, self._under_way = self._under_way, None
+        if sent is not None:
+            sent.ticket.wait()
+            logits = host_bytes(self.backend, sent.region).view(np.float32).reshape(sent.shape)
+            self.on_tile(sent.first, sent.first_id, logits)

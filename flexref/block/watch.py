@@ -1,0 +1,37 @@
+"""Who may look on while a block works: what they are told, and when; it knows no block."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.architecture.spec import Stage
+
+OnComputed = Callable[[Stage, int, float, float], None]
+"""Told of every computed visit: stage, group, start and end in seconds of `time.perf_counter`."""
+
+OnVisit = Callable[[Stage, int, int], None]
+"""Told before a visit's operators are called: stage, group, number of the pass."""
+
+OnLogits = Callable[[npt.NDArray[np.int64], int, npt.NDArray[np.float32]], None]
+"""Given a copy of the logits that each token is chosen from: row numbers (B,), number of the pass, logits (B, V)."""
+
+OnChoice = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]], None]
+"""Given a copy of the logits and what was chosen from them: row numbers (B,), logits (B, V), token ids (B,)."""
+
+OnHidden = Callable[[Stage, npt.NDArray[np.int64], npt.NDArray[Any]], None]
+"""Given a copy of a group's hidden states behind the embedding and every layer: stage, row number of each token (T,),
+hidden states (T, E) in the port's type, a row's tokens in their order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Who wants to see a block at work. What they are given a copy of is theirs, and no budget counts it."""
+
+    on_computed: OnComputed | None = None
+    on_logits: OnLogits | None = None
+    on_visit: OnVisit | None = None
+    on_choice: OnChoice | None = None
+    on_hidden: OnHidden | None = None

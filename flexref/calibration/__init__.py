@@ -1,0 +1,1 @@
+"""Conversions that look at a sample of text."""

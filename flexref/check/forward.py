@@ -1,0 +1,280 @@
+"""A whole OPT model in float64, and how far float32 logits may be from it: for one row of tokens, from dense tensors.
+
+The bound is a forward error bound to first order (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002,
+sections 1.6 and 3.3): rounding moves every operator's result, a *site*, by at most the local bound of `tolerances`, its
+operands being exact; a logit then moves by at most
+
+    sum over all sites of |d logit / d site| * local bound of the site.
+
+Derivatives are carried backward along all ways at once, so what cancels between ways cancels here. Products of two
+rounding errors are left out: they are smaller by the relative error of an activation, some 1e-5, while all signs at
+their worst, which the sum assumes, are met by no computation. The kink of relu is of first order and is counted.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.architecture.spec import LAYER_NORM_EPSILON, POSITION_OFFSET, ModelSpec
+from flexref.check import reference
+from flexref.check.tolerances import (
+    FLOAT32,
+    Arithmetic,
+    Numbers,
+    Operand,
+    activation_bound,
+    attention_bound,
+    exact,
+    layer_norm_bound,
+    linear_bound,
+)
+
+Adjoint = npt.NDArray[Any]
+"""Derivatives of R quantities by a site (S, ...): (R, S', ...), zero by the tokens behind the first S'.
+
+They may be float32: their own rounding times a local bound is a product of two rounding errors.
+"""
+
+Pull = Callable[[Adjoint], Sequence[Adjoint]]
+"""From derivatives by an operator's result to those by each of its operands."""
+
+SINGLE = Arithmetic(FLOAT32, FLOAT32)
+
+KINK_MARGIN = 4
+"""Relus are looked at whose argument is closer to 0 than so many times the greatest bound of those looked at."""
+
+SEEDS_AT_ONCE = 256
+"""Bounds the memory of derivatives: so many copies of the widest sites."""
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """An operator's result, its local bound, the sites of its operands, and the way back to them."""
+
+    value: Numbers
+    local: Numbers
+    operands: tuple[int, ...] = ()
+    pull: Pull = lambda adjoint: ()
+
+
+def _beside(adjoint: Adjoint, values: Numbers) -> Adjoint:
+    """Values (S, ...) of a site for the tokens of an adjoint (R, S', ...), in its type."""
+    return values[: adjoint.shape[1]].astype(adjoint.dtype, copy=False)
+
+
+@dataclass(slots=True)
+class Tape:
+    """The sites of a computation in their order."""
+
+    how: Arithmetic = SINGLE
+    sites: list[Site] = field(default_factory=list)
+
+    def add(self, value: Numbers, local: Numbers, operands: tuple[int, ...] = (), pull: Pull = lambda _: ()) -> int:
+        """Put a site behind the others; its number."""
+        self.sites.append(Site(value, local, operands, pull))
+        return len(self.sites) - 1
+
+    def bound(self, site: int, seeds: Adjoint) -> Numbers:
+        """R quantities with derivatives `seeds` (R, S', ...) by a site -> the bound of each, (R,)."""
+        total = np.zeros(len(seeds))
+        adjoints: dict[int, Adjoint] = {site: seeds}
+        for place in range(site, -1, -1):
+            if (adjoint := adjoints.pop(place, None)) is None:
+                continue
+            this = self.sites[place]
+            total += np.abs(adjoint).reshape(len(seeds), -1) @ _beside(adjoint, this.local).reshape(-1)
+            for operand, part in zip(this.operands, this.pull(adjoint), strict=True):
+                adjoints[operand] = adjoints[operand] + part if operand in adjoints else part
+        return total
+
+    def linear(self, x: int, w: Numbers | Operand, b: Numbers | None) -> int:
+        """The site of x w^T + b; a port's copy of an `Operand` may be off by its error."""
+        value, operand = self.sites[x].value, w if isinstance(w, Operand) else exact(w)
+        weights = operand.values
+        addends = np.zeros(len(weights)) if b is None else np.abs(b)
+        local = linear_bound(exact(value), operand, addends, int(b is not None), self.how)
+        result = reference.linear(value, weights, b)
+        return self.add(result, local, (x,), lambda adjoint: (adjoint @ weights.astype(adjoint.dtype, copy=False),))
+
+    def total(self, x: int, y: int) -> int:
+        """The site of x + y."""
+        value = self.sites[x].value + self.sites[y].value
+        return self.add(value, self.how.storing(value), (x, y), lambda adjoint: (adjoint, adjoint))
+
+    def layer_norm(self, x: int, w: Numbers, b: Numbers) -> int:
+        """The site of the norm of x."""
+        value = self.sites[x].value
+        centred = value - value.mean(-1, keepdims=True)
+        root = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
+        normal = centred * root
+
+        def pull(adjoint: Adjoint) -> Sequence[Adjoint]:
+            inner = adjoint * w.astype(adjoint.dtype, copy=False)
+            unit = _beside(adjoint, normal)
+            inner = _beside(adjoint, root) * (inner - unit * (inner * unit).mean(-1, keepdims=True))
+            return (inner - inner.mean(-1, keepdims=True),)
+
+        local = layer_norm_bound(value, w, b, LAYER_NORM_EPSILON, self.how)
+        return self.add(normal * w + b, local, (x,), pull)
+
+    def activate(self, x: int, activation: str) -> int:
+        """The site of an activation; near the kink of relu its derivative may be that of the other side."""
+        value = self.sites[x].value
+        result = reference.activate(value, activation)
+        local = activation_bound(value, result, activation, self.how)
+        if activation == "relu":
+            local = local + self._beyond_the_kink(x)
+        slope = reference.slope(value, activation)
+        return self.add(result, local, (x,), lambda adjoint: (adjoint * _beside(adjoint, slope),))
+
+    def _beyond_the_kink(self, x: int) -> Numbers:
+        """How far an argument that rounding carries over 0 may come on the other side: its bound less its distance.
+
+        Arguments are looked at up to a distance well beyond the greatest bound found so far, for these are much alike.
+        """
+        value = self.sites[x].value
+        distance = np.abs(value)
+        beyond, reach = np.zeros_like(value), FLOAT32.unit * distance.max()
+        looked_at = np.zeros(value.shape, np.bool_)
+        while (near := (distance <= reach) & ~looked_at).any() or not looked_at.any():
+            near = near if near.any() else distance == distance.min()
+            bounds = self._bounds_at(x, near)
+            beyond[near] = np.maximum(bounds - distance[near], 0)
+            looked_at |= near
+            reach = max(reach, KINK_MARGIN * float(bounds.max()))
+        return beyond
+
+    def _bounds_at(self, site: int, where: npt.NDArray[np.bool_]) -> Numbers:
+        """The bounds of chosen elements of a site."""
+        places = np.nonzero(where)
+        found = np.empty(len(places[0]))
+        for first in range(0, len(found), SEEDS_AT_ONCE):
+            some = slice(first, first + SEEDS_AT_ONCE)
+            count = len(found[some])
+            seeds = np.zeros((count, *where.shape))
+            chosen = (np.arange(count), *(axis[some] for axis in places))
+            seeds[chosen] = 1
+            found[some] = self.bound(site, seeds)
+        return found
+
+    def attend(self, qkv: int, heads: int) -> int:
+        """The site of causal attention, from that of its fused operands (S, 3E)."""
+        tokens, width = self.sites[qkv].value.shape
+        scale = (width // 3 // heads) ** -0.5
+        q, k, v = np.moveaxis(self.sites[qkv].value.reshape(tokens, 3, heads, -1), 1, 0)
+        shares = reference.probabilities(q, k, 0, scale)
+
+        def pull(adjoint: Adjoint) -> Sequence[Adjoint]:
+            # (R, H, S, ...) throughout: heads before tokens, so that every product is one of matrices.
+            seen = adjoint.shape[1]
+            queries, keys, values = (_beside(adjoint, part).transpose(1, 0, 2) for part in (q, k, v))
+            share = shares[:, :seen, :seen].astype(adjoint.dtype, copy=False)
+            by_context = np.swapaxes(adjoint.reshape(-1, seen, heads, q.shape[-1]), 1, 2)
+            by_share = by_context @ np.swapaxes(values, -1, -2)
+            by_score = scale * share * (by_share - (by_share * share).sum(-1, keepdims=True))
+            by_q, by_k = by_score @ keys, np.swapaxes(by_score, -1, -2) @ queries
+            by_v = np.swapaxes(share, -1, -2) @ by_context
+            parts = np.stack((by_q, by_k, by_v), axis=1)  # (R, 3, H, S', D)
+            return (parts.transpose(0, 3, 1, 2, 4).reshape(-1, seen, width),)
+
+        local = attention_bound(exact(q), exact(k), exact(v), 0, scale, self.how).reshape(tokens, -1)
+        return self.add(reference.attend(q, k, v, 0, scale).reshape(tokens, -1), local, (qkv,), pull)
+
+
+class Model:
+    """A model's tensors by role, in float64."""
+
+    def __init__(self, spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any] | Operand]) -> None:
+        self._spec = spec
+        self._operands = {name: values for name, values in tensors.items() if isinstance(values, Operand)}
+        self._tensors = {
+            name: values.astype(np.float64) for name, values in tensors.items() if not isinstance(values, Operand)
+        }
+
+    def table(self, name: str) -> Numbers:
+        """A table (V, W), of however many tiles."""
+        tiles = [self._tensors[key] for key in sorted(self._tensors) if key.startswith(f"{name}/")]
+        return np.concatenate(tiles)
+
+    def get(self, name: str) -> Numbers | None:
+        """A tensor, or None where the variant has none."""
+        return self._tensors.get(name)
+
+    def linear(self, tape: Tape, x: int, prefix: str) -> int:
+        """The site of a linear map."""
+        weight = f"{prefix}/weight"
+        w = self._operands[weight] if weight in self._operands else self._tensors[weight]
+        return tape.linear(x, w, self.get(f"{prefix}/bias"))
+
+    def norm(self, tape: Tape, x: int, prefix: str) -> int:
+        """The site of a norm, affine or not."""
+        w, b = self.get(f"{prefix}/weight"), self.get(f"{prefix}/bias")
+        width = self._spec.width
+        return tape.layer_norm(x, np.ones(width) if w is None else w, np.zeros(width) if b is None else b)
+
+    def embed(self, tape: Tape, token_ids: Sequence[int]) -> int:
+        """The site of the hidden states (S, E) before the first layer."""
+        rows, positions = self.table("tokens")[list(token_ids)], self.get("embed/positions")
+        assert positions is not None
+        places = positions[POSITION_OFFSET : POSITION_OFFSET + len(token_ids)]
+        x = tape.add(rows, np.zeros_like(rows))
+        project = self.get("embed/project_in")
+        if project is not None:
+            x = tape.linear(x, project, None)
+        return tape.total(x, tape.add(places, np.zeros_like(places)))
+
+    def layer(self, tape: Tape, layer: int, x: int) -> int:
+        """The site of the hidden states behind a decoder layer."""
+        prefix, spec = f"layers/{layer:03d}", self._spec
+        h = self.norm(tape, x, f"{prefix}/attention_norm") if spec.pre_norm else x
+        h = tape.attend(self.linear(tape, h, f"{prefix}/attention_qkv"), spec.heads)
+        x = tape.total(x, self.linear(tape, h, f"{prefix}/attention_out"))
+        x = x if spec.pre_norm else self.norm(tape, x, f"{prefix}/attention_norm")
+        h = self.norm(tape, x, f"{prefix}/ffn_norm") if spec.pre_norm else x
+        h = tape.activate(self.linear(tape, h, f"{prefix}/ffn_up"), spec.activation)
+        x = tape.total(x, self.linear(tape, h, f"{prefix}/ffn_down"))
+        return x if spec.pre_norm else self.norm(tape, x, f"{prefix}/ffn_norm")
+
+    def final(self, tape: Tape, x: int) -> int:
+        """The site of what the head's table is multiplied with (S, W), from the hidden states behind the last layer."""
+        if self._spec.final_norm:
+            x = self.norm(tape, x, "head/norm")
+        project = self.get("head/project_out")
+        return x if project is None else tape.linear(x, project, None)
+
+    def hidden(self, tape: Tape, token_ids: Sequence[int]) -> int:
+        """The same, from the tokens."""
+        x = self.embed(tape, token_ids)
+        for layer in range(self._spec.layers):
+            x = self.layer(tape, layer, x)
+        return self.final(tape, x)
+
+
+def model_logits_bound(
+    spec: ModelSpec,
+    tensors: Mapping[str, npt.NDArray[Any] | Operand],
+    token_ids: Sequence[int],
+    tape: Tape | None = None,
+    *,
+    first: int = 0,
+) -> tuple[Numbers, Numbers]:
+    """Logits (S, V) of every token of one row, exact, and how far any float32 evaluation may be from each.
+
+    `tensors` are dense, by the names of `spec.all_tensors`, their tables in any number of tiles; they must be the very
+    numbers that the evaluation uses (dequantized, where it stores 4-bit groups), or, for the matrices of layers,
+    operands that say how far its copy may be off. The order of sums is free. An empty `tape` of another arithmetic, or
+    one that adds errors of its own, takes the place of float32's. Both are given from the token `first` on.
+    """
+    model, tape = Model(spec, tensors), Tape() if tape is None else tape
+    x = model.hidden(tape, token_ids)
+    head = model.table("tokens" if spec.tied_head else "head/table")
+    hidden = tape.sites[x].value[first:]
+    bound = linear_bound(exact(hidden), exact(head), np.zeros(len(head)), 0, tape.how)
+    for token in range(first, len(token_ids)):
+        seeds = np.zeros((len(head), token + 1, hidden.shape[1]), np.float32)  # no later token matters
+        seeds[:, token] = head
+        bound[token - first] += tape.bound(x, seeds)
+    return hidden @ head.T, bound

@@ -1,0 +1,139 @@
+"""What a model of any size gives in float64, layer by layer, and where rounding may choose another token; no port."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec, Stage, stages, token_tiles
+from flexref.check import laws, reference
+from flexref.check.forward import Model, Tape
+from flexref.check.probable import ProbableTape
+from flexref.check.tolerances import Arithmetic, Numbers, Operand, exact, linear_bound
+from flexref.storage.weightfile import WeightFile, read_tensor
+
+LAYER_WORK_MOST = 1 << 22
+"""Weights of all layers, times tokens: up to here the bound of a whole model takes seconds. Every argument of a relu
+near its kink asks for derivatives by all layers before it."""
+
+NOTHING = np.zeros(0)
+
+
+class ValueTape(Tape):
+    """A tape that computes values alone: no bounds, no way back."""
+
+    def _value(self, value: Numbers) -> int:
+        return self.add(value, NOTHING)
+
+    def linear(self, x: int, w: Numbers | Operand, b: Numbers | None) -> int:
+        """See `Tape.linear`."""
+        return self._value(reference.linear(self.sites[x].value, w.values if isinstance(w, Operand) else w, b))
+
+    def total(self, x: int, y: int) -> int:
+        """See `Tape.total`."""
+        return self._value(self.sites[x].value + self.sites[y].value)
+
+    def layer_norm(self, x: int, w: Numbers, b: Numbers) -> int:
+        """See `Tape.layer_norm`."""
+        return self._value(reference.layer_norm(self.sites[x].value, w, b, LAYER_NORM_EPSILON))
+
+    def activate(self, x: int, activation: str) -> int:
+        """See `Tape.activate`."""
+        return self._value(reference.activate(self.sites[x].value, activation))
+
+    def attend(self, qkv: int, heads: int) -> int:
+        """See `Tape.attend`."""
+        tokens, width = self.sites[qkv].value.shape
+        q, k, v = np.moveaxis(self.sites[qkv].value.reshape(tokens, 3, heads, -1), 1, 0)
+        return self._value(reference.attend(q, k, v, 0, (width // 3 // heads) ** -0.5).reshape(tokens, -1))
+
+
+def exact_logits(file: WeightFile, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[Numbers]:
+    """Every row's logits (S, V) behind its tokens from number `first` on, in float64.
+
+    One stage's weights are held at a time. A cache is taken to hold keys and values as they are.
+    """
+    spec, walk = file.spec, stages(file.spec, file.tile_rows)
+    ids = np.unique(np.concatenate([np.asarray(row, np.int64) for row in rows]))
+    table = {"tokens/0000": _table_rows(file, ids), **_dense(file, walk[0])}
+    states = [_embedded(spec, table, np.searchsorted(ids, row).tolist()) for row in rows]
+    for stage in walk:
+        if stage.kind == "layer":
+            model = Model(spec, _dense(file, stage))
+            states = [_through(model, stage.index, x) for x in states]
+    heads = [stage for stage in walk if stage.kind == "head"]
+    model = Model(spec, {name: values for name, values in _dense(file, heads[0]).items() if name.startswith("head/")})
+    hidden = [_projected(model, x[first:]) for x, first in zip(states, firsts, strict=True)]
+    parts: list[list[Numbers]] = [[] for _ in rows]
+    for stage in heads:
+        tile = laws.dense(read_tensor(file.tensors[stage.tensors[-1].name]))
+        for part, x in zip(parts, hidden, strict=True):
+            part.append(x @ tile.T)
+    return [np.concatenate(part, -1) for part in parts]
+
+
+def bounded(spec: ModelSpec, tokens: int, coarse: bool) -> bool:
+    """Whether `permitted_gap` can say something: the model is small enough, and its bound is one of first order.
+
+    `coarse`: half precision or a 4-bit cache, whose errors carry many arguments of a relu over its kink.
+    """
+    if coarse and spec.activation == "relu":
+        return False
+    weights = spec.layers * (4 * spec.width**2 + 2 * spec.width * spec.ffn_width)
+    return weights * tokens <= LAYER_WORK_MOST
+
+
+def permitted_gap(
+    file: WeightFile, token_ids: Sequence[int], pair: tuple[int, int], how: Arithmetic, group_size: int | None
+) -> float:
+    """How far the difference of two tokens' logits behind `token_ids` may be from float64, and probably is not.
+
+    For a port that computes as `how` says and keeps its cache in 4-bit groups of `group_size` if any; see `forward`
+    and `probable`.
+    """
+    tensors: dict[str, Numbers | Operand] = {}
+    for name, stored in file.tensors.items():
+        operand = laws.matrix(read_tensor(stored), how)
+        of_layer = name.startswith("layers/") and len(stored.shape) == 2
+        tensors[name] = operand if of_layer and operand.error.any() else operand.values
+    tape, model = ProbableTape.of(how, group_size), Model(file.spec, tensors)
+    x = model.hidden(tape, token_ids)
+    table = laws.matrix(_table_rows(file, np.array(pair), head=True), how)
+    seeds = np.zeros((1, len(token_ids), table.values.shape[1]))
+    seeds[0, -1] = table.values[0] - table.values[1]
+    own = linear_bound(exact(tape.sites[x].value[-1:]), table, np.zeros((1, 2)), 0, how)
+    return float(tape.bound(x, seeds)[0] + own.sum())
+
+
+def _dense(file: WeightFile, stage: Stage) -> Mapping[str, Numbers]:
+    """A stage's tensors in float64, but for the tiles of the head."""
+    names = [tensor.name for tensor in stage.tensors if not tensor.name.startswith(("tokens/", "head/table/"))]
+    return {name: laws.dense(read_tensor(file.tensors[name])) for name in names}
+
+
+def _table_rows(
+    file: WeightFile, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", head: bool = False
+) -> Numbers:
+    """Rows (T, W) of the token table, or of the head's."""
+    prefix = "head/table" if head and not file.spec.tied_head else "tokens"
+    rows = np.empty((len(ids), file.spec.embed_width))
+    for number, tile in enumerate(token_tiles(file.spec, file.tile_rows)):
+        first = number * file.tile_rows
+        here = (ids >= first) & (ids < first + tile.shape[0])
+        if here.any():
+            rows[here] = laws.dense(read_tensor(file.tensors[f"{prefix}/{number:04d}"]))[ids[here] - first]
+    return rows
+
+
+def _embedded(spec: ModelSpec, tensors: Mapping[str, Numbers], token_ids: Sequence[int]) -> Numbers:
+    tape = ValueTape()
+    return tape.sites[Model(spec, tensors).embed(tape, token_ids)].value
+
+
+def _through(model: Model, layer: int, x: Numbers) -> Numbers:
+    tape = ValueTape()
+    return tape.sites[model.layer(tape, layer, tape.add(x, NOTHING))].value
+
+
+def _projected(model: Model, x: Numbers) -> Numbers:
+    tape = ValueTape()
+    return tape.sites[model.final(tape, tape.add(x, NOTHING))].value

@@ -1,0 +1,109 @@
+"""How far a model's logits may probably be from float64 where values are stored in half precision or in 4-bit groups.
+
+At its worst in every value at once such rounding would permit almost anything. So what is stored is taken to be off by
+independent errors of mean 0 (Higham and Mary, *A New Approach to Probabilistic Rounding Error Analysis*, 2019). By
+Hoeffding's inequality a sum of errors of at most a_n exceeds t sqrt(sum a_n^2) with a probability below
+2 exp(-t^2 / 2); errors that are uniform in [-a, a], as those of codes are, have a / sqrt(3) in place of a. Sums in
+float32 stay at their worst, as in `forward`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from flexref.check import reference
+from flexref.check.forward import SINGLE, Adjoint, Pull, Tape
+from flexref.check.tolerances import FLOAT16, FLOAT32, Arithmetic, Numbers, Operand, Precision, gamma
+from flexref.storage.quant import LEVELS
+
+DEVIATIONS = 7
+"""t above: 2 exp(-7^2 / 2) is 5e-11 per logit."""
+
+ROUNDINGS = 2
+"""Times that an operator may round a result where it stores it: a product, then its sum with what was there."""
+
+
+@dataclass(slots=True)
+class ProbableTape(Tape):
+    """A tape on which every result is stored as `stored`, keys and values in 4-bit groups of `group_size` if any."""
+
+    stored: Precision = FLOAT32
+    group_size: int | None = None
+    _squares: Numbers = field(default_factory=lambda: np.zeros(0))
+
+    @classmethod
+    def of(cls, how: Arithmetic, group_size: int | None) -> "ProbableTape":
+        """For a port of this arithmetic."""
+        return cls(SINGLE, stored=how.stored, group_size=group_size)
+
+    def add(
+        self, value: Numbers, local: Numbers, operands: tuple[int, ...] = (), pull: Pull = lambda adjoint: ()
+    ) -> int:
+        """See `Tape.add`; storing a result in a narrower type moves it as well."""
+        if self.stored == FLOAT32:
+            return Tape.add(self, value, local, operands, pull)
+        most = gamma(ROUNDINGS, self.stored) * np.abs(value) + ROUNDINGS * self.stored.tiny
+        return self._add_noisy(value, local, operands, pull, most)
+
+    def linear(self, x: int, w: Numbers | Operand, b: Numbers | None) -> int:
+        """See `Tape.linear`; one error of the port's copy of a weight moves the results of all tokens together."""
+        if not isinstance(w, Operand):
+            return Tape.linear(self, x, w, b)
+        site = Tape.linear(self, x, w.values, b)
+        inputs, squares, pull = self.sites[x].value, np.square(w.error).ravel(), self.sites[site].pull
+
+        def noted(adjoint: Adjoint) -> Sequence[Adjoint]:
+            seen = inputs[: adjoint.shape[1]].astype(adjoint.dtype)
+            by_weight = np.swapaxes(adjoint, 1, 2) @ seen
+            self._squares += np.square(by_weight, dtype=np.float64).reshape(len(adjoint), -1) @ squares
+            return pull(adjoint)
+
+        self.sites[site] = replace(self.sites[site], pull=noted)
+        return site
+
+    def attend(self, qkv: int, heads: int) -> int:
+        """See `Tape.attend`; keys and values may be stored in 4-bit groups, and probabilities like all results."""
+        tokens, width = self.sites[qkv].value.shape
+        if self.group_size is not None:
+            value = self.sites[qkv].value
+            local, most = _moved_by_codes(value.reshape(tokens, 3, heads, -1), self.group_size)
+            qkv = self._add_noisy(value, local, (qkv,), lambda adjoint: (adjoint,), most)
+        site = Tape.attend(self, qkv, heads)
+        if self.stored == FLOAT32:
+            return site
+        q, k, v = np.moveaxis(self.sites[qkv].value.reshape(tokens, 3, heads, -1), 1, 0)
+        mixed = reference.attend(q, k, np.abs(v), 0, (width // 3 // heads) ** -0.5)
+        most = (self.stored.unit * mixed).reshape(tokens, -1) + tokens * self.stored.tiny
+        return self._add_noisy(self.sites[site].value, np.zeros_like(most), (site,), lambda adjoint: (adjoint,), most)
+
+    def bound(self, site: int, seeds: Adjoint) -> Numbers:
+        """See `Tape.bound`: at its worst in float32, and probable in what was stored."""
+        self._squares = np.zeros(len(seeds))
+        worst = Tape.bound(self, site, seeds)
+        total: Numbers = worst + DEVIATIONS * np.sqrt(self._squares)
+        return total
+
+    def _add_noisy(self, value: Numbers, local: Numbers, operands: tuple[int, ...], pull: Pull, most: Numbers) -> int:
+        """A site whose elements are off by independent errors of at most `most`, besides `local`."""
+
+        def noted(adjoint: Adjoint) -> Sequence[Adjoint]:
+            squares = np.square(most[: adjoint.shape[1]]).ravel()
+            self._squares += np.square(adjoint, dtype=np.float64).reshape(len(adjoint), -1) @ squares
+            return pull(adjoint)
+
+        return Tape.add(self, value, local, operands, noted)
+
+
+def _moved_by_codes(qkv: Numbers, group_size: int) -> tuple[Numbers, Numbers]:
+    """qkv (S, 3, H, D) -> (S, 3E) twice: how far the rounding of scale and zero moves each, and (see above) its code.
+
+    A group runs from its least to its greatest value in `LEVELS` steps. Queries are not stored.
+    """
+    local, most = np.zeros_like(qkv), np.zeros_like(qkv)
+    for first in range(0, qkv.shape[-1], group_size):
+        group = (slice(None), slice(1, None), slice(None), slice(first, first + group_size))
+        low, high = qkv[group].min(-1, keepdims=True), qkv[group].max(-1, keepdims=True)
+        local[group] = FLOAT16.unit * (np.abs(low) + high - low) + (LEVELS + 1) * FLOAT16.tiny
+        most[group] = (high - low) / LEVELS / 2 / 3**0.5
+    return local.reshape(len(qkv), -1), most.reshape(len(qkv), -1)

@@ -1,0 +1,175 @@
+"""The tokens and logits of a run on any port beside a reference's, row by row; it knows no operator."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.architecture.spec import Stage
+from flexref.backend.protocol import Backend
+from flexref.backend.registry import create
+from flexref.check.greedy import bounded, exact_logits, permitted_gap
+from flexref.check.tolerances import arithmetic
+from flexref.engine.generation import Request
+from flexref.loading import load
+from flexref.machine.plain import machine_for
+from flexref.policy import Policy
+from flexref.profile.kept_machines import Given
+from flexref.storage.weightfile import WeightFile
+
+EXACT = "the model in float64 on the host"
+NUMPY = "the numpy port through the engine with the same policy"
+"""Where the tokens come from that a port's are compared with; for a 4-bit cache numpy's, since one rounding more or
+less before a code is rounded too makes another cache."""
+
+OnVisit = Callable[[Stage, int, int], None]
+Ids = Sequence[int]
+Logits = npt.NDArray[Any]
+
+
+@dataclass(slots=True)
+class Run:
+    """What one run gave of every row: tokens, and the logits (V,) that each was chosen from."""
+
+    compute_dtype: str
+    policy: Policy
+    tokens: list[list[int]]
+    logits: list[list[Logits]]
+
+
+def run_engine(
+    file: WeightFile,
+    port: Backend,
+    prompts: Sequence[Ids],
+    max_new_tokens: int,
+    options: Mapping[str, Any],
+    on_visit: OnVisit | None = None,
+) -> Run:
+    """Generate greedily on `port`, which is closed behind it; `options` are those of `engine.load`.
+
+    A policy that is to be chosen is chosen for a plain machine: a port that is checked is not measured first.
+    """
+    logits: list[list[Logits]] = [[] for _ in prompts]
+
+    def keep(rows: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
+        for row, step in zip(rows.tolist(), values, strict=True):
+            logits[row].append(step)
+
+    request = Request(max_new_tokens, ignore_eos=True)
+    with load(file, backend=port, **options) as engine:
+        engine.machines = Given(machine_for(port))
+        generation = engine.generate(prompts, request, on_logits=keep, on_visit=on_visit)
+    tokens = [output.token_ids for output in generation.outputs]
+    return Run(port.caps.compute_dtype, generation.stats.policy, tokens, logits)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first token of a row that is not the reference's, chosen in pass `turn`.
+
+    `logit` is that of the port's token, `needed_logit` that of the reference's token, on the port and in the reference.
+    `permitted_gap`: how far the reference's two may be apart for rounding to exchange them; None where no bound is
+    known.
+    """
+
+    row: int
+    turn: int
+    token_id: int
+    needed_token_id: int
+    logit: float
+    needed_logit: float
+    reference_logit: float
+    reference_needed_logit: float
+    permitted_gap: float | None
+
+    @property
+    def gap(self) -> float:
+        """By how much the reference prefers its token."""
+        return self.reference_needed_logit - self.reference_logit
+
+    @property
+    def tie(self) -> bool | None:
+        """Whether rounding may have decided; None if that cannot be said."""
+        return None if self.permitted_gap is None else self.gap <= self.permitted_gap
+
+    def __str__(self) -> str:
+        verdict = "no bound is known"
+        if self.permitted_gap is not None:
+            kind = "a tie" if self.tie else "not a tie"
+            verdict = f"{kind}: rounding permits {self.permitted_gap:.3g}"
+        return (
+            f"row {self.row}, pass {self.turn}: token {self.token_id} with logit {self.logit:.7g} (reference "
+            f"{self.reference_logit:.7g}), needed {self.needed_token_id} with logit {self.needed_logit:.7g} (reference "
+            f"{self.reference_needed_logit:.7g}), {self.gap:.3g} apart; {verdict}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure by its name."""
+        return {**asdict(self), "gap": self.gap, "tie": self.tie}
+
+
+@dataclass(slots=True)
+class Tokens:
+    """A port's tokens beside those of `reference`; of each row its first difference, if there is one.
+
+    `largest_error`: the greatest |logit - the reference's| of all logits up to there.
+    """
+
+    reference: str
+    token_ids: list[list[int]]
+    differences: list[Difference] = field(default_factory=list)
+    largest_error: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure by its name."""
+        return {**asdict(self), "differences": [difference.to_json() for difference in self.differences]}
+
+
+def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: Run, disk_dir: str | None = None) -> Tokens:
+    """The tokens of a run beside the reference's: each step behind the tokens that the port chose itself."""
+    quantized = run.policy.cache_scheme != "none"
+    if quantized:
+        most = max(map(len, run.tokens))
+        options = {"policy": run.policy, "disk_dir": disk_dir}
+        reference: Sequence[Sequence[Logits]] = run_engine(file, create("numpy"), prompts, most, options).logits
+    else:
+        rows = [[*prompt, *tokens[:-1]] for prompt, tokens in zip(prompts, run.tokens, strict=True)]
+        reference = [list(steps) for steps in exact_logits(file, rows, [len(prompt) - 1 for prompt in prompts])]
+    found = Tokens(NUMPY if quantized else EXACT, run.tokens)
+    for row, steps in enumerate(reference):
+        for turn, (ours, needed) in enumerate(zip(run.logits[row], steps, strict=True)):
+            found.largest_error = max(found.largest_error, float(np.abs(ours.astype(np.float64) - needed).max()))
+            pair = run.tokens[row][turn], int(needed.argmax())
+            if pair[0] != pair[1]:
+                behind = [*prompts[row], *run.tokens[row][:turn]]
+                permitted = _permitted(file, behind, pair, run)
+                four = [float(logits[token]) for logits in (ours, needed) for token in pair]
+                found.differences.append(
+                    Difference(row, turn, *pair, four[0], four[1], four[2], four[3], permitted_gap=permitted)
+                )
+                break
+    return found
+
+
+def _permitted(file: WeightFile, token_ids: Ids, pair: tuple[int, int], run: Run) -> float | None:
+    """How far apart the reference's two logits may be, None where that cannot be said.
+
+    Numpy's logits may be off as well: its own bound comes on top.
+    """
+    group_size = None if run.policy.cache_scheme == "none" else run.policy.cache_group_size
+    if not bounded(file.spec, len(token_ids), run.compute_dtype != "float32" or group_size is not None):
+        return None
+    ports = [run.compute_dtype] if group_size is None else [run.compute_dtype, "float32"]
+    return sum(permitted_gap(file, token_ids, pair, arithmetic(dtype), group_size) for dtype in ports)
+
+
+def differing_bits(checked: Run, plain: Run) -> str | None:
+    """Where two runs of one port differ, which must not be in a single bit; None if they do not."""
+    for row, both in enumerate(zip(checked.logits, plain.logits, strict=True)):
+        for turn, (one, other) in enumerate(zip(*both, strict=True)):
+            if not np.array_equal(one, other):
+                error = float(np.abs(one.astype(np.float64) - other).max())
+                return f"row {row}, pass {turn}: logits differ by up to {error:.3g}"
+    return None

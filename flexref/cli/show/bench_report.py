@@ -1,0 +1,92 @@
+"""A benchmark's report as tables for people: seconds beside their floors, every run, the machine it was."""
+
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from flexref.cli.show.report import print_foresight, print_stats
+from flexref.errors import in_gib
+from flexref.profile.environment import machine, versions
+
+if TYPE_CHECKING:
+    from flexref.bench.benchmark import Report
+    from flexref.check.smoke import Passed
+
+
+def print_benchmark(console: Console, report: "Report", passed: "Passed") -> None:
+    """Print what was timed, on what, and how far from the floor it is."""
+    file, workload = report.file, report.workload
+    stored = file.dtype if file.scheme == "none" else file.scheme
+    console.print(
+        f"{file.spec.name}, {stored} weights, on {report.arguments.backend}: "
+        f"{workload.rows} rows of {workload.prompt_tokens} tokens, {workload.new_tokens} new tokens each",
+        highlight=False,
+    )
+    console.print(
+        f"checked first: {passed.logits} logits of a tiny model lie within their bound "
+        f"(the worst error is {passed.worst_share:.2g} of it)",
+        highlight=False,
+    )
+    if report.cut_short is not None:
+        console.print(f"CUT SHORT: {report.cut_short}; no figure contains any of it", highlight=False)
+    if report.runs:
+        print_stats(console, report.runs[-1])
+        console.print(_phases(report))
+        print_foresight(console, report.foresight)
+        if len(report.runs) > 1:
+            console.print(_runs(report))
+    _print_machine(console, report)
+
+
+def _phases(report: "Report") -> Table:
+    """Prefill, decode, one decode step and the whole: seconds, floor, ratio, and what sets the floor."""
+    count = len(report.runs)
+    title = "Seconds and their floor" if count == 1 else f"Seconds (median of {count} runs) and their floor"
+    table = Table(title=title, title_justify="left")
+    for heading in ("", "seconds", "floor", "ratio", "floor set by"):
+        table.add_column(heading, justify="right" if heading in ("seconds", "floor", "ratio") else "left")
+    assert report.floors is not None
+    prefill, decode = report.floors
+    rows = [("prefill", report.prefill_s, prefill.seconds, prefill.limit)]
+    if report.steps:
+        rows.append(("decode", report.decode_s, decode.seconds, decode.limit))
+        rows.append(("decode step", report.decode_s / report.steps, decode.seconds / report.steps, decode.limit))
+    rows.append(("both", report.prefill_s + report.decode_s, prefill.seconds + decode.seconds, ""))
+    for name, seconds, floor, limit in rows:
+        table.add_row(name, f"{seconds:.4f}", f"{floor:.4f}", f"{seconds / floor:.2f}", limit)
+    rate = report.figures(report.prefill_s, report.decode_s)["tokens_per_s"]
+    table.caption = f"{rate:.3f} tokens/s over prefill and decode"
+    return table
+
+
+def _runs(report: "Report") -> Table:
+    table = Table(title="Every run", title_justify="left")
+    for heading in ("run", "prefill s", "decode s", "tokens/s"):
+        table.add_column(heading, justify="right")
+    for number, run in enumerate(report.runs, start=1):
+        table.add_row(str(number), f"{run.prefill_s:.4f}", f"{run.decode_s:.4f}", f"{run.tokens_per_s:.3f}")
+    return table
+
+
+def _print_machine(console: Console, report: "Report") -> None:
+    rates, here = report.rates, machine()
+    disk = ""
+    if rates.from_disk_bytes_per_s is not None:
+        disk = f", the weight file {_per_s(rates.from_disk_bytes_per_s)}"
+    if rates.from_spill_bytes_per_s is not None and rates.to_spill_bytes_per_s is not None:
+        disk += f", a spill file {_per_s(rates.from_spill_bytes_per_s)} in, {_per_s(rates.to_spill_bytes_per_s)} out"
+    lines = (
+        f"measured: to the device {_per_s(rates.to_device_bytes_per_s)}, from it "
+        f"{_per_s(rates.from_device_bytes_per_s)}, its memory {_per_s(rates.device_memory_bytes_per_s)}, products "
+        f"{rates.product_flops_per_s / 1e12:.3g} TFLOP/s{disk}",
+        f"machine: {', '.join(here['gpu']) or 'no CUDA device in use'}; {here['cpu']}, {here['cpu_cores']} cores, "
+        f"{in_gib(here['memory_bytes'])}",
+        "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()),
+    )
+    for line in lines:
+        console.print(line, highlight=False)
+
+
+def _per_s(rate: float) -> str:
+    return f"{in_gib(int(rate))}/s"

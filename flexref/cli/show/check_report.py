@@ -1,0 +1,102 @@
+"""What a check of a port found as tables for people: operators, tokens, clauses; it computes nothing."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from flexref.check.findings import MOVED
+
+if TYPE_CHECKING:
+    from flexref.check.findings import Entry
+    from flexref.check.portcheck import PortReport
+    from flexref.testing.verdicts import Verdict
+
+PIPED_WIDTH = 180
+"""Columns of tables that go to a file or a pipe."""
+
+DECIDED = (
+    "rounding decided: every operator was right on its own operands, and these were what the weight file holds and "
+    "what was written before"
+)
+UNDECIDED = "whether rounding decided cannot be said, since some layers were not checked"
+"""Of tokens that differ where no bound of the model is known."""
+
+COLUMNS = ("operator", "stage", "times its bound", "error", "bound", "pass", "group", "element", "operands", "calls")
+
+RIGHT = ("times its bound", "error", "bound", "pass", "group", "calls")
+
+
+def print_report(console: Console, report: "PortReport", every_layer: bool) -> None:
+    """Print the operators, each with its worst stage or, with `every_layer`, with all of them, then the tokens."""
+    findings, layers = report.findings, report.checked_layers
+    which = "all layers" if len(layers) == report.spec.layers else f"layers {', '.join(map(str, layers))}"
+    lengths = ", ".join(map(str, report.prompt_tokens))
+    console.print(
+        f"{report.spec.name} on backend {report.backend} ({report.compute_dtype}), rows of {lengths} tokens: "
+        f"{findings.calls} calls of operators checked, {which}",
+        soft_wrap=True,
+    )
+    table = Table(title="How far each operator is from float64 on its own operands, at worst", title_justify="left")
+    for column in COLUMNS:
+        table.add_column(column, justify="right" if column in RIGHT else "left")
+    operators = sorted(findings.by_operator().values(), key=lambda entries: entries[0].worst.operator == MOVED)
+    for entries in operators:
+        worst = max(entries, key=lambda entry: (entry.worst.ratio, entry.worst.fault is not None, entry.worst.error))
+        for entry in entries if every_layer else [worst]:
+            calls = entry.calls if every_layer else sum(other.calls for other in entries)
+            table.add_row(*_cells(entry, calls, every_layer), style=None if entry.worst.within else "bold red")
+    console.print(table)
+    unjudged = sum(entry.unjudged for entry in findings.entries.values())
+    if unjudged:
+        console.print(f"{unjudged} elements were not judged: their operands or bounds are not finite, or they overflow")
+    _print_tokens(console, report)
+
+
+def _cells(entry: "Entry", calls: int, every_layer: bool) -> list[Text]:
+    worst = entry.worst
+    if worst.ratio == 0 and not every_layer:  # exact everywhere: no stage is worse than another
+        cells = [worst.label, "", "0", "0", *[""] * 5, str(calls)]
+    else:
+        numbers = [f"{worst.ratio:.3g}", f"{worst.error:.3g}", f"{worst.bound:.3g}", str(worst.turn), str(worst.group)]
+        element = worst.place if worst.fault is None else worst.fault
+        cells = [worst.label, worst.stage, *numbers, element, worst.inputs, str(calls)]
+    return [Text(cell) for cell in cells]
+
+
+def _print_tokens(console: Console, report: "PortReport") -> None:
+    """Each row's first token that is not the reference's; what a run without checks gave."""
+    if report.ended is not None:
+        console.print(Text(f"the run ended there: {report.ended}"), soft_wrap=True)
+    tokens = report.tokens
+    if tokens is None:
+        return
+    same = len(tokens.token_ids) - len(tokens.differences)
+    console.print(
+        f"{same} of {len(tokens.token_ids)} rows have the tokens of the reference, {tokens.reference}; until then "
+        f"logits differ by up to {tokens.largest_error:.3g}",
+        soft_wrap=True,
+    )
+    for difference in tokens.differences:
+        console.print(Text(str(difference)), soft_wrap=True)
+    if any(difference.tie is None for difference in tokens.differences) and report.fault is None:
+        whole = len(report.checked_layers) == report.spec.layers
+        console.print(DECIDED if whole else UNDECIDED, soft_wrap=True)
+    unsteady = "the same logits to the bit" if report.unsteady is None else f"other logits: {report.unsteady}"
+    console.print(f"a run without checks gives {unsteady}", soft_wrap=True)
+
+
+def print_contract(console: Console, verdicts: Sequence["Verdict"]) -> None:
+    """Print how many clauses hold, and each that does not."""
+    applied = [verdict for verdict in verdicts if verdict.applies]
+    failed = [verdict for verdict in applied if verdict.error is not None]
+    console.print(
+        f"contract: {len(applied) - len(failed)} of {len(applied)} clauses passed, "
+        f"{len(verdicts) - len(applied)} do not apply to this port",
+        soft_wrap=True,
+    )
+    for verdict in applied:
+        outcome = "passed" if verdict.error is None else f"FAILED: {verdict.error}"
+        console.print(Text(f"  {verdict.clause}: {outcome}"), soft_wrap=True)

@@ -1,0 +1,121 @@
+"""A plan as text and tables for people; it computes nothing."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from flexref.cli.planner_options import in_short
+from flexref.errors import in_gib
+from flexref.machine.machine import TIERS
+
+if TYPE_CHECKING:
+    from flexref.machine.machine import Machine
+    from flexref.planner.plan import Plan
+
+
+SHOWN_GAIN = 5e-5
+"""Tokens per second below which a gain is shown as 0."""
+
+DAYS_PER_YEAR = 365.25
+
+
+def print_plan(console: Console, found: "Plan", machine: "Machine", report: Mapping[str, Any]) -> None:
+    """Print the best policy, what it will take, what binds it, what more would bring, and what it was chosen from."""
+    best, wanted = found.best, found.wanted
+    prediction = best.prediction
+    assert prediction is not None
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(f"{found.model} on {found.machine}: prompts of {wanted.prompt_tokens} tokens, {wanted.new_tokens} new tokens")
+    say(f"best: {in_short(best)}")
+    blocks = "1 block" if prediction.blocks == 1 else f"{prediction.blocks} blocks"
+    say(
+        f"predicted: {prediction.tokens_per_s:.4g} tokens/s for {prediction.rows} rows in {blocks}: "
+        f"prefill {prediction.prefill_s:.4g} s, decode {prediction.decode_s:.4g} s; "
+        f"loading the weights takes {prediction.load_s:.4g} s before"
+    )
+    say(f"what binds: {', '.join(found.binding) or 'nothing'}")
+    busy = ", ".join(f"{lane} {share:.0%}" for lane, share in prediction.lane_busy.items())
+    say(f"busy share of each lane: {busy}")
+    console.print(_places(found, machine))
+    console.print(_one_more(found))
+    console.print(_candidates(found))
+    for line in _costs(report):
+        say(line)
+    searched = found.searched
+    say(
+        f"searched {searched['solved'] + searched['pruned']} pairs of rows per group and groups: {searched['solved']} "
+        f"solved, {searched['pruned']} ruled out by their bounds; {report['plan_s']:.1f} s"
+    )
+    for warning in machine.warnings:
+        say(f"assumed, or unstable: {warning}")
+
+
+def _places(found: "Plan", machine: "Machine") -> Table:
+    """The share of each kind of data on each tier, the most that a tier holds at once, and what it has."""
+    policy, prediction = found.best.policy, found.best.prediction
+    assert policy is not None
+    assert prediction is not None
+    table = Table(title="What lies where", title_justify="left")
+    for heading in ("", *TIERS):
+        table.add_column(heading, justify="left" if not heading else "right")
+    for kind, shares in (("weights", policy.weights), ("KV cache", policy.cache), ("activations", policy.activations)):
+        table.add_row(kind, *(f"{share:.1%}" if (share := getattr(shares, tier)) else "" for tier in TIERS))
+    table.add_section()
+    table.add_row("peak", *(in_gib(prediction.peak_bytes[tier]) for tier in TIERS))
+    table.add_row("there is", *(in_gib(machine.capacity_bytes[tier]) for tier in TIERS))
+    return table
+
+
+def _one_more(found: "Plan") -> Table:
+    table = Table(title="Tokens/s that one more would bring", title_justify="left")
+    table.caption, table.caption_justify = "with the same rows and groups", "left"
+    for heading in ("one more", "by the duals", "solved again"):
+        table.add_column(heading, justify="left" if heading == "one more" else "right")
+    for entry in found.one_more:
+        table.add_row(entry.what, _gain(entry.from_duals), _gain(entry.solved_again))
+    return table
+
+
+def _gain(tokens_per_s: float) -> str:
+    """A gain to three digits; what is none, up to the linear program's own rounding, as 0."""
+    return f"{tokens_per_s:+.3g}" if abs(tokens_per_s) >= SHOWN_GAIN else "0"
+
+
+def _candidates(found: "Plan") -> Table:
+    """All ways of storing things, the best one marked; what was only estimated says so, what does not fit says why."""
+    table = Table(title="Candidates", title_justify="left")
+    for heading in ("", "tokens/s", "prefill s", "decode s", "rows x groups", "or why not"):
+        table.add_column(heading, justify="right" if heading in ("tokens/s", "prefill s", "decode s") else "left")
+    for candidate in found.candidates:
+        prediction, policy = candidate.prediction, candidate.policy
+        if prediction is None or policy is None:
+            table.add_row(candidate.label, "", "", "", "", candidate.problem or "")
+            continue
+        about = "" if prediction.simulated else "about "
+        rows = f"{policy.rows_per_group} x {policy.groups_per_block}"
+        seconds = (f"{prediction.prefill_s:.4g}", f"{prediction.decode_s:.4g}")
+        style = "bold" if candidate is found.best else None
+        table.add_row(candidate.label, f"{about}{prediction.tokens_per_s:.4g}", *seconds, rows, "", style=style)
+    return table
+
+
+def _costs(report: Mapping[str, Any]) -> list[str]:
+    """Lines on money and the drive, as far as prices and ratings were given."""
+    lines = []
+    if "cost_per_million_tokens" in report:
+        cost = report["cost_per_million_tokens"]
+        lines.append(f"a million generated tokens cost {cost:.4g} (in the currency of the price)")
+    written = report["disk_written_bytes_per_million_tokens"]
+    if written:
+        lines.append(f"a million generated tokens write {in_gib(int(written))} to disk")
+    if "disk_life_days" in report:
+        days = report["disk_life_days"]
+        lines.append("the drive is not written to" if days is None else f"at that rate the drive lasts {_life(days)}")
+    return lines
+
+
+def _life(days: float) -> str:
+    return f"{days:.3g} days" if days < DAYS_PER_YEAR else f"{days / DAYS_PER_YEAR:.3g} years ({days:.0f} days)"

@@ -1,0 +1,129 @@
+"""A measured machine as tables for people: rates at sizes, with their units; it measures nothing."""
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from flexref.errors import in_gib
+from flexref.machine.curves import Curve
+from flexref.machine.machine import RESOURCES, TIERS, Machine
+
+COLUMNS_MOST = 8
+"""Bounds the sizes that a table shows; the file holds all of them."""
+
+ALIKE = 1.15
+"""Sizes that differ by less share a column."""
+
+
+def print_machine(console: Console, machine: Machine) -> None:
+    """Print what was measured, of what, and what is unstable."""
+    console.print(machine.name, highlight=False)
+    free = ", ".join(f"{tier} {in_gib(machine.capacity_bytes[tier])}" for tier in TIERS)
+    how = "asynchronous" if machine.port.asynchronous else "not asynchronous"
+    console.print(f"free: {free}; computes in {machine.port.compute_dtype}, {how}", highlight=False)
+    for table in (_links(machine), _beside(machine), _products(machine), _memory_rates(machine), _prefill(machine)):
+        console.print(table)
+    host = machine.host_s
+    console.print(
+        f"the host's own work: an operator's call {_us(host.call)}, a submission {_us(host.submission)}, a visit "
+        f"{_us(host.visit)}, a choice {_us(host.choice)} and {_us(host.choice_row)} per row",
+        highlight=False,
+    )
+    for about, text in machine.sources.items():
+        console.print(f"{about}: {text}", highlight=False)
+    count = len(machine.warnings)
+    if count:
+        console.print(f"{count} figure(s) are unstable, see above: what else ran meanwhile?", highlight=False)
+
+
+def _links(machine: Machine) -> Table:
+    """GB/s of every link, at sizes of one copy."""
+    return _rates("Links, GB/s by bytes of a copy", "link", machine.copies, 1e9)
+
+
+def _rates(title: str, kind: str, curves: Mapping[str, Curve], unit: float) -> Table:
+    """Size per second over sizes, for curves that need not have the same points: a column is a size of any."""
+    sizes = _some(sorted({size for curve in curves.values() for size, _ in curve.points}))
+    table = _table(title, [kind, *(_size(size) for size in sizes)])
+    for name, curve in curves.items():
+        cells = []
+        for size in sizes:
+            inside = curve.points[0][0] / ALIKE <= size <= curve.points[-1][0] * ALIKE
+            cells.append(_number(curve.per_s(size) / unit) if inside else "")
+        table.add_row(name, *cells)
+    return table
+
+
+def _beside(machine: Machine) -> Table:
+    """How many times as long a resource takes while another works."""
+    table = _table("Times as long while another works", ["", *(f"{name} works" for name in RESOURCES)])
+    for name in RESOURCES:
+        factors = [machine.slowdown(name, other) for other in RESOURCES]
+        table.add_row(name, *("" if factor == 1 else f"{factor:.2f}" for factor in factors))
+    return table
+
+
+def _products(machine: Machine) -> Table:
+    """TFLOP/s of products, by how the matrix is stored and its width, over tokens."""
+    surfaces = machine.products.items()
+    tokens = _some(sorted({size for _, surface in surfaces for _, curve in surface.curves for size, _ in curve.points}))
+    table = _table("Products, TFLOP/s by tokens", ["matrices", "width", *(f"{count:g}" for count in tokens)])
+    for stored, surface in surfaces:
+        for elements, curve in surface.curves:
+            cells = []
+            for count in tokens:
+                known = count <= curve.points[-1][0]
+                cells.append(_number(2 * elements * count / curve.seconds(count) / 1e12) if known else "")
+            table.add_row(stored, f"{elements**0.5:.0f}", *cells)
+    return table
+
+
+def _memory_rates(machine: Machine) -> Table:
+    """GB/s of operators by their bytes, and of decode attention by those of the records that it reads."""
+    expansions = {
+        f"expand {stored}": Curve(tuple((2 * elements, seconds) for elements, seconds in curve.points))
+        for stored, curve in machine.expansions.items()
+    }
+    decode = {f"decode attention, {key}": curve for key, curve in machine.decode_attention.items()}
+    title = "Operators, GB/s by bytes (expand: 2 per element; attention: of the records)"
+    return _rates(title, "operator", {**machine.operators, **expansions, **decode}, 1e9)
+
+
+def _prefill(machine: Machine) -> Table:
+    """TFLOP/s of prefill attention by FLOPs."""
+    return _rates("Prefill attention, TFLOP/s by FLOPs", "attention", machine.prefill_attention, 1e12)
+
+
+def _table(title: str, headings: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == headings[0] else "right")
+    return table
+
+
+def _some(sizes: list[float]) -> list[float]:
+    """Those that differ, at most `COLUMNS_MOST` of them, evenly, the first among them."""
+    differing = sizes[:1]
+    for size in sizes:
+        if size > differing[-1] * ALIKE:
+            differing.append(size)
+    if len(differing) <= COLUMNS_MOST:
+        return differing
+    return [differing[round(place * (len(differing) - 1) / (COLUMNS_MOST - 1))] for place in range(COLUMNS_MOST)]
+
+
+def _size(size: float) -> str:
+    """A size with a decimal prefix, short enough for a column: 65.5k, 16.8M, 4.3G."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= unit:
+            return f"{size / unit:.3g}{name}"
+    return f"{size:g}"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
+def _us(seconds: float) -> str:
+    return f"{seconds * 1e6:.2f} us"

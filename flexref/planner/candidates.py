@@ -1,0 +1,192 @@
+"""The ways of storing things that a plan is chosen from, and what is asked of each; it searches for nothing."""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from flexref.architecture.spec import ModelSpec
+from flexref.bench.suites import SIZES, size_named
+from flexref.block.trace import Trace
+from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
+from flexref.machine.machine import Machine
+from flexref.planner.fitting import Situation, fitted
+from flexref.planner.plan_request import Wanted
+from flexref.planner.program.lp import Solution, solve
+from flexref.planner.program.task import Limits
+from flexref.policy import Policy
+from flexref.simulator.simulate import Prediction, RowLengths, simulate
+from flexref.storage.random_weights import random_file
+from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
+
+TIGHTENING_ROUNDS = 3
+"""How often a bound on latency or disk writes is tightened by what the simulator says beyond the linear program."""
+
+SIZES_SCHEMES = ("none", "int4")
+"""What a size's weights are tried in, where nothing is wished for."""
+
+SCHEME_NAMES = {"none": "fp16", "int4": "4-bit", "int8": "8-bit"}
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One way of storing things, with its best policy and what that will take; or `problem`, why there is none."""
+
+    weights_scheme: str
+    cache_scheme: str
+    attention_on: str
+    policy: Policy | None
+    prediction: Prediction | None
+    solution: Solution | None
+    problem: str | None
+
+    @property
+    def label(self) -> str:
+        """How it stores things, in words."""
+        weights, cache = (SCHEME_NAMES.get(scheme, scheme) for scheme in (self.weights_scheme, self.cache_scheme))
+        return f"{weights} weights, {cache} cache, attention on {self.attention_on}"
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure by its name, fit for `json.dumps`."""
+        return {
+            "label": self.label,
+            "weights_scheme": self.weights_scheme,
+            "cache_scheme": self.cache_scheme,
+            "attention_on": self.attention_on,
+            "policy": None if self.policy is None else asdict(self.policy),
+            "predicted": None if self.prediction is None else self.prediction.to_json(),
+            "problem": self.problem,
+        }
+
+
+Answer = tuple[Policy, Prediction, Solution]
+"""A policy that fits and keeps the bounds, what it will take, and the solution that it comes from."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One candidate's situation, with the bounds that its policies must keep.
+
+    `known`: what was simulated before, under whichever bounds.
+    """
+
+    situation: Situation
+    limits: Limits
+    weights_scheme: str
+    known: dict[Policy, Prediction] = field(default_factory=dict, compare=False, repr=False)
+
+    def candidate(self, answer: Answer | None, problem: str | None) -> Candidate:
+        """The candidate with its answer, or the problem in place of one."""
+        base = self.situation.base
+        policy, prediction, solution = answer or (None, None, None)
+        schemes = (self.weights_scheme, base.cache_scheme, base.attention_on)
+        return Candidate(*schemes, policy, prediction, solution, problem)
+
+    def fitted(self, solution: Solution, limits: Limits | None = None) -> tuple[Policy, Solution] | None:
+        """See `proposals.fitted`; the policy says for which weights it was made."""
+        found = fitted(self.situation, solution, limits or self.limits)
+        return None if found is None else (found[0].changed(weights_scheme=self.weights_scheme), found[1])
+
+    def simulated(self, solution: Solution, limits: Limits) -> tuple[Answer | None, Limits]:
+        """A policy near the solution, and what it will take, or None; and the limits, tightened by what was seen.
+
+        `limits` are the question's own, or tighter ones. Where simulated policies exceed the question's, another
+        solution within the tightened ones may do.
+        """
+        for _ in range(TIGHTENING_ROUNDS):
+            found = self.fitted(solution, limits)
+            if found is None:
+                break
+            policy, settled = found
+            prediction = self.predict(policy)
+            tighter = self._tightened(limits, prediction)
+            if tighter is None:
+                return (policy, prediction, settled), limits
+            limits = tighter
+            try:
+                task, pair = self.situation.task, (solution.rows_per_group, solution.groups)
+                solution = solve(self.situation.machine, task, *pair, limits)
+            except (CapacityError, PolicyError):
+                break
+        return None, limits
+
+    def rows(self, policy: Policy) -> list[RowLengths]:
+        """The job's rows, or those of one block."""
+        rows = self.situation.rows
+        return [rows[0]] * policy.rows_per_block if self.situation.steady else list(rows)
+
+    def predict(self, policy: Policy, trace: Trace | None = None) -> Prediction:
+        """What the policy will take."""
+        if trace is not None or policy not in self.known:
+            found = simulate(self.situation.file, self.situation.machine, policy, self.rows(policy), trace=trace)
+            self.known[policy] = found
+        return self.known[policy]
+
+    def estimate(self, policy: Policy, solution: Solution) -> Prediction:
+        """What the linear program says that the policy will take; what it holds is exact."""
+        rows = self.rows(policy)
+        blocks = len(rows) / policy.rows_per_block
+        held = self.situation.held_bytes(policy)
+        return Prediction(
+            rows=len(rows),
+            blocks=-(-len(rows) // policy.rows_per_block),
+            generated_tokens=sum(row.new_tokens for row in rows),
+            load_s=0.0,
+            prefill_s=solution.prefill_s * blocks,
+            decode_s=solution.decode_s * blocks,
+            peak_bytes={tier.value: nbytes for tier, nbytes in held.items()},
+            link_bytes={},
+            link_s={},
+            lane_busy={},
+            simulated=False,
+        )
+
+    def _tightened(self, limits: Limits, prediction: Prediction) -> Limits | None:
+        """The program's bounds, lowered by as much as the simulator exceeds those that were asked for; None if none."""
+        changes: dict[str, float] = {}
+        asked = self.limits
+        block_s = (prediction.prefill_s + prediction.decode_s) / prediction.blocks
+        if asked.max_block_s is not None and limits.max_block_s is not None and block_s > asked.max_block_s:
+            changes["max_block_s"] = limits.max_block_s * asked.max_block_s / block_s
+        written, most = prediction.disk_write_bytes, asked.max_disk_write_bytes
+        if most is not None and limits.max_disk_write_bytes is not None and written > most:
+            changes["max_disk_write_bytes"] = limits.max_disk_write_bytes * most / written
+        return replace(limits, **changes) if changes else None  # type: ignore[arg-type]
+
+
+def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, WeightFile]]:
+    """(scheme, layout of the weights) of a size in each scheme, or of a weight file in its own; None: see `Wanted`.
+
+    Nothing is allocated, and of a file nothing but its table of contents is read. `StorageError` if `model` is neither,
+    `PolicyError` if a file holds its weights otherwise.
+    """
+    spec: ModelSpec | None = None if Path(model).is_file() else size_named(model)
+    if spec is not None:
+        for scheme in schemes or SIZES_SCHEMES:
+            yield scheme, random_file(spec, scheme=scheme)
+        return
+    if model != DEMO and not Path(model).exists():
+        raise StorageError(f"{model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}")
+    file = open_weight_file(resolve(model))
+    if schemes is not None and file.layout not in schemes:
+        raise PolicyError(f"{file.path} holds {file.stored} weights, asked for: {', '.join(schemes)}")
+    yield file.layout, file
+
+
+def questions(model: str, machine: Machine, wanted: Wanted) -> Iterator[Question]:
+    """Every way of storing things that is allowed and that the port can do."""
+    places = [place for place in wanted.attention_on if place == "device" or machine.port.attends_on_host]
+    if not places:
+        raise PolicyError(f"port {machine.port.name} of machine {machine.name!r} cannot compute attention on the host")
+    rows = [RowLengths(wanted.prompt_tokens, wanted.new_tokens)] * (wanted.rows or 1)
+    for scheme, file in layouts(model, wanted.weights_schemes):
+        needed = wanted.prompt_tokens + wanted.new_tokens
+        if needed > file.spec.positions:
+            raise PromptError(f"{needed} tokens: the model has {file.spec.positions} positions")
+        for cache_scheme, place in product(wanted.cache_schemes, places):
+            base = Policy(cache_scheme=cache_scheme, attention_on=place, overlap=wanted.overlap)
+            situation = Situation(file, machine, rows, base, steady=wanted.rows is None)
+            keep = {"rows_per_group": wanted.rows_per_group, "groups_per_block": wanted.groups}
+            limits = situation.limits(keep, wanted.max_latency_s, wanted.max_disk_write_bytes)
+            yield Question(situation, limits, scheme)

@@ -1,0 +1,100 @@
+"""The policy of a job for which none was given: the planner's best for its machine, of which every block fits."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from flexref.block.memory_plan import check_fits, engine_needs, plan_block, slots_of
+from flexref.errors import CapacityError, PolicyError
+from flexref.machine.machine import Machine
+from flexref.planner.fitting import Situation, fitted, solutions_of
+from flexref.planner.program.lp import Solution
+from flexref.policy import Policy, Shares
+from flexref.simulator.simulate import RowLengths, simulate
+from flexref.storage.weightfile import WeightFile
+from flexref.tiers.transfer import Tier
+from flexref.tiers.weights_plan import WeightsPlan
+
+NO_BUDGET_BYTES = 1 << 50
+"""Stands for a tier without a budget: more than any machine holds."""
+
+SIMULATED_FROM_S = 2.0
+"""A job that is to take longer is simulated under every solution: that costs about a tenth of a second each."""
+
+ON_DISK = Shares(0, 0, 1)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What there is to choose from: a file, a machine, budgets, and the rows of the whole job in order."""
+
+    file: WeightFile
+    machine: Machine
+    budgets: Mapping[Tier, int | None]
+    rows: Sequence[RowLengths]
+    keep: Mapping[str, Any]
+    """Fields of `Policy` that were asked for and are not chosen."""
+
+    @cached_property
+    def situations(self) -> list[Situation]:
+        """The job with attention wherever it may be, on the device first; each with all tiers and without the disk.
+
+        Where tokens are scored no pass decodes, and there is nothing to attend to on the host.
+        """
+        decodes = not any(row.scored_tokens for row in self.rows)
+        places = ["device", "host"] if self.machine.port.attends_on_host and decodes else ["device"]
+        if "attention_on" in self.keep:
+            places = [self.keep["attention_on"]]
+        held = {tier.value: NO_BUDGET_BYTES if budget is None else budget for tier, budget in self.budgets.items()}
+        machine = self.machine.changed(capacity_bytes=held)
+        bases = [Policy(**{**self.keep, "attention_on": place}) for place in places]
+        with_disk = [Situation(self.file, machine, self.rows, base) for base in bases]
+        return [each for situation in with_disk for each in (situation, situation.without_disk())]
+
+
+def choose_policy(choice: Choice) -> Policy:
+    """The policy that takes the least time; `CapacityError` says by how much the most frugal one does not fit."""
+    found = [answer for situation in choice.situations for answer in _answers(choice, situation)]
+    if not found:
+        return _most_frugal(choice)
+    found.sort(key=lambda answer: answer[1].block_s / answer[0].rows_per_block)
+    if _job_s(choice, *found[0]) < SIMULATED_FROM_S:
+        return found[0][0]
+    machine = choice.situations[0].machine
+
+    def simulated_s(policy: Policy) -> float:
+        prediction = simulate(choice.file, machine, policy, choice.rows)
+        return prediction.prefill_s + prediction.decode_s
+
+    return min((policy for policy, _ in found), key=simulated_s)
+
+
+def _answers(choice: Choice, situation: Situation) -> list[tuple[Policy, Solution]]:
+    """Policies that fit, with the solutions that they come from; none if nothing fits."""
+    limits = situation.limits(choice.keep, None, None)
+    try:
+        solutions, _ = solutions_of(situation, limits)
+    except (CapacityError, PolicyError):
+        return []  # what is missing is said by `_most_frugal`, to the byte
+    answers = (fitted(situation, solution, limits) for solution in solutions)
+    return [answer for answer in answers if answer is not None]
+
+
+def _job_s(choice: Choice, policy: Policy, solution: Solution) -> float:
+    return solution.block_s * len(choice.rows) / policy.rows_per_block
+
+
+def _most_frugal(choice: Choice) -> Policy:
+    """The policy that holds least on device and host, if it fits although the planner's estimate of it does not."""
+    situation = choice.situations[0]
+    fewest = {name: 1 for name in ("rows_per_group", "groups_per_block") if name not in choice.keep}
+    frugal = situation.base.changed(weights=ON_DISK, cache=ON_DISK, activations=ON_DISK, **fewest)
+    weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal))
+    whole = [*engine_needs(situation.caps), *weights.needs()]
+    for rows in situation.blocks(frugal):
+        lengths = [row.held for row in rows]
+        block = plan_block(weights, situation.caps, frugal, lengths, expand=False)
+        check_fits([*whole, *block.needs()], choice.budgets)
+    check_fits([*whole, (Tier.HOST, "loading", weights.loading_bytes)], choice.budgets)
+    return frugal

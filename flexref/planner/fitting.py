@@ -1,0 +1,243 @@
+"""What the planner proposes, made real: tasks from weight files, and shares that fit to the byte.
+
+The linear program counts with rates and fractions; here its solutions become policies of which every block fits.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import fmean
+
+from flexref.backend.protocol import Capabilities
+from flexref.block.memory_plan import (
+    LOGITS_SLOTS,
+    SCORED_AT_ONCE,
+    blocks_of,
+    engine_needs,
+    expanded_bytes,
+    plan_block,
+    record_layout,
+    slots_of,
+    totals,
+    workspace_bytes,
+)
+from flexref.errors import CapacityError, PolicyError
+from flexref.machine.machine import Machine
+from flexref.planner.program.lp import Solution, solve
+from flexref.planner.program.search import Found, search
+from flexref.planner.program.task import Limits, Scoring, Task
+from flexref.policy import Policy, Shares
+from flexref.simulator.simulate import RowLengths
+from flexref.storage.weightfile import WeightFile
+from flexref.tiers.transfer import Tier
+from flexref.tiers.weights_plan import WeightsPlan
+
+ROWS_PER_GROUP_MOST, GROUPS_MOST = 512, 20
+"""The bound of the search: what lies beyond is not looked at. FlexGen stays below 20 groups too (section 4.3)."""
+
+WORKSPACE_TOKENS = (512, 4096)
+"""Tokens of a group at which the workspace is measured, for the line through both."""
+
+SEARCHED, SOLUTIONS = 24, 3
+"""Solutions that a search keeps, and those of them that are looked at."""
+
+FLAT_SHARE = 0.02
+"""Solutions that differ by less than this share of tokens per second are about the same to the linear program."""
+
+FITTING_ROUNDS = 14
+"""How often a solution is solved again with what the tensors' sizes took from it, or left it."""
+
+EXCESS_FACTOR = 1.5
+"""What a policy holds too much is taken from a capacity, and each time so many times more: rows and tensors are steps,
+and a little less of a tier may change nothing."""
+
+SPARE_SHARE = 0.01
+"""A solution that leaves less than this of every capacity that binds is not solved again."""
+
+SHARE_DIGITS = 6
+"""Digits of a share: finer ones than any tensor can follow."""
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What is planned for: a file's layout, a machine whose capacities are the budgets, rows in order.
+
+    `base` is the policy of which all but shares, rows and groups is settled. `steady`: the rows are alike and there are
+    as many as a block wants; only the first is looked at.
+    """
+
+    file: WeightFile
+    machine: Machine
+    rows: Sequence[RowLengths]
+    base: Policy
+    steady: bool = False
+
+    def without_disk(self) -> "Situation":
+        """The same with nothing on disk."""
+        return replace(self, machine=self.machine.with_capacity("disk", 0))
+
+    @cached_property
+    def caps(self) -> Capabilities:
+        """Those of the machine's port."""
+        port = self.machine.port
+        return Capabilities(
+            port.compute_dtype, True, port.overlaps_copies, port.attends_on_host, port.scratch_bytes, port.fused_rows
+        )
+
+    @cached_property
+    def task(self) -> Task:
+        """The job as the planner's numbers."""
+        file, caps, spec = self.file, self.caps, self.file.spec
+        walk = WeightsPlan.of(file, Shares(0, 1, 0), slots_of(self.base))
+        least, most = WORKSPACE_TOKENS
+        scored = self.scored_share
+        held = [
+            workspace_bytes(spec, caps.compute_dtype, file.dtype, tokens, max(1, round(scored * tokens)), True)
+            for tokens in WORKSPACE_TOKENS
+        ]
+        per_token = (held[1] - held[0]) / (most - least)
+        longest = max(row.new_tokens for row in self.rows)
+        return Task(
+            spec=spec,
+            stored=file.stored,
+            dense=file.dtype,
+            stage_bytes=tuple(plan.streamed_bytes for plan in walk.stages),
+            stage_kinds=tuple(plan.stage.kind for plan in walk.stages),
+            gathered_bytes=sum(tensor.nbytes for tensor, _ in walk.gathered),
+            cache_scheme=self.base.cache_scheme,
+            record_bytes=record_layout(spec, self.base, caps.compute_dtype).record_bytes,
+            prompt_tokens=fmean(row.prompt_tokens for row in self.rows),
+            prompt_tokens_most=max(row.prompt_tokens for row in self.rows),
+            new_tokens=longest,
+            attention_on=self.base.attention_on,
+            overlap=self.base.overlap,
+            workspace_bytes_fixed=max(0, round(held[0] - per_token * least)),
+            workspace_bytes_per_token=per_token,
+            expanded_bytes=expanded_bytes(file, caps),
+            scoring=self.scoring,
+        )
+
+    @property
+    def scored_share(self) -> float:
+        """The most of a row's tokens that are scored."""
+        return max(row.scored_tokens / row.prompt_tokens for row in self.rows)
+
+    @property
+    def scoring(self) -> Scoring | None:
+        """What is scored, if that is the job."""
+        scored = [row.scored_tokens for row in self.rows]
+        if not any(scored):
+            return None
+        return Scoring(fmean(scored), max(scored), SCORED_AT_ONCE, self.file.tile_rows, LOGITS_SLOTS)
+
+    def limits(
+        self, keep: Mapping[str, int | None], max_block_s: float | None, max_disk_write_bytes: float | None
+    ) -> Limits:
+        """The bound of the search; `keep` fixes rows per group or groups."""
+        rows = None if self.steady else len(self.rows)
+        return Limits(
+            rows_per_group_most=min(ROWS_PER_GROUP_MOST, rows or ROWS_PER_GROUP_MOST),
+            groups_most=min(GROUPS_MOST, rows or GROUPS_MOST),
+            rows=rows,
+            rows_per_group=keep.get("rows_per_group"),
+            groups=keep.get("groups_per_block"),
+            max_block_s=max_block_s,
+            max_disk_write_bytes=max_disk_write_bytes,
+        )
+
+    def policy(self, solution: Solution) -> Policy:
+        """The solution's policy, its shares rounded."""
+        return self.base.changed(
+            weights=rounded(solution.weights),
+            cache=rounded(solution.cache),
+            activations=rounded(solution.activations),
+            rows_per_group=solution.rows_per_group,
+            groups_per_block=solution.groups,
+        )
+
+    def blocks(self, policy: Policy) -> Iterable[Sequence[RowLengths]]:
+        """Every kind of block of the job, once."""
+        if self.steady:
+            return [[self.rows[0]] * policy.rows_per_block]
+        return dict.fromkeys(tuple(block) for block in blocks_of(self.rows, policy))
+
+    def held_bytes(self, policy: Policy) -> dict[Tier, int]:
+        """The most that each tier must hold, to the byte; weights are loaded before there is a block."""
+        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        always = totals(iter([*engine_needs(self.caps), *weights.needs()]))
+        most = {**always, Tier.HOST: always[Tier.HOST] + weights.loading_bytes}
+        for rows in self.blocks(policy):
+            lengths = [row.held for row in rows]
+            block = totals(plan_block(weights, self.caps, policy, lengths, expand=False).needs())
+            most = {tier: max(nbytes, always[tier] + block[tier]) for tier, nbytes in most.items()}
+        return most
+
+
+def rounded(shares: Shares) -> Shares:
+    """Shares with few digits that still sum to one."""
+    device, host = round(shares.device, SHARE_DIGITS), round(shares.host, SHARE_DIGITS)
+    return Shares.of(device, min(host, 1 - device))
+
+
+def solutions_of(situation: Situation, limits: Limits) -> tuple[list[Solution], Found]:
+    """Solutions to look at, the first first, and the search that found them; raises what `search` raises.
+
+    Of those that the linear program can hardly tell apart the ones with the fewest groups come first: all that it does
+    not count, a visit's own work and what a schedule cannot hide, is by the visit.
+    """
+    found = search(situation.machine, situation.task, limits, keep=SEARCHED)
+    flat_from = (1 - FLAT_SHARE) * found.ranked[0].tokens_per_s
+    flat = sorted((each for each in found.ranked if each.tokens_per_s >= flat_from), key=lambda each: each.groups)
+    rest = [each for each in found.ranked if each.tokens_per_s < flat_from]
+    return [each.solution for each in (flat + rest)[:SOLUTIONS]], found
+
+
+def fitted(situation: Situation, solution: Solution, limits: Limits) -> tuple[Policy, Solution] | None:
+    """A policy near `solution`, with the same rows and groups, of which every block fits; None if there is none.
+
+    Tensors cannot be cut and the linear program's count of slots and staging is an estimate: what a policy holds too
+    much is taken from the capacities, what it leaves is given to them, and the program is solved again.
+    """
+    machine = situation.machine
+    counted = dict(machine.capacity_bytes)
+    best: tuple[Policy, Solution] | None = None
+    for attempt in range(FITTING_ROUNDS):
+        policy = situation.policy(solution)
+        held = situation.held_bytes(policy)
+        spare = {tier: machine.capacity_bytes[tier.value] - held[tier] for tier in Tier}
+        fits = min(spare.values()) >= 0
+        if fits and (best is None or solution.block_s < best[1].block_s):
+            best = policy, solution
+        bound = [tier for tier in Tier if f"{tier.value} memory" in solution.binding]
+        if fits and all(spare[tier] <= SPARE_SHARE * machine.capacity_bytes[tier.value] for tier in bound):
+            break
+        for tier in Tier:
+            if spare[tier] < 0:
+                excess = round(EXCESS_FACTOR**attempt * spare[tier])
+                counted[tier.value] = max(0, counted[tier.value] + excess)
+            elif tier in bound:
+                counted[tier.value] += spare[tier]
+        try:
+            program = machine.changed(capacity_bytes=counted)
+            solution = solve(program, situation.task, solution.rows_per_group, solution.groups, limits)
+        except (CapacityError, PolicyError):
+            break
+    return best or _nudged(situation, solution)
+
+
+def _nudged(situation: Situation, solution: Solution) -> tuple[Policy, Solution] | None:
+    """The solution with some of its weights moved a tier down until it fits; None if it does not."""
+    policy = situation.policy(solution)
+    for _ in range(FITTING_ROUNDS):
+        held = situation.held_bytes(policy)
+        over = {tier: held[tier] - situation.machine.capacity_bytes[tier.value] for tier in Tier}
+        if max(over.values()) <= 0:
+            return policy, solution
+        total, weights = sum(situation.task.stage_bytes), policy.weights
+        off_device = min(weights.device, EXCESS_FACTOR * max(0, over[Tier.DEVICE]) / total)
+        off_host = min(weights.host, EXCESS_FACTOR * max(0, over[Tier.HOST]) / total)
+        moved = Shares.of(weights.device - off_device, weights.host + off_device - off_host)
+        if moved == weights:
+            return None
+        policy = policy.changed(weights=rounded(moved))
+    return None

@@ -1,0 +1,130 @@
+"""Plans: for a model, a machine and a wish the best policy, what it will take, and what binds it."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+from flexref.block.trace import Trace
+from flexref.errors import CapacityError, PolicyError
+from flexref.machine.machine import LINKS, TIERS, WEIGHT_FILE, Machine
+from flexref.planner.candidates import Candidate, Question, questions
+from flexref.planner.plan_request import Wanted
+from flexref.planner.program.lp import Solution, solve
+from flexref.planner.ranking import NO_ROUNDING, propose, simulated, tokens_per_s
+
+GIB, GIGA = 1 << 30, 1e9
+
+
+@dataclass(frozen=True, slots=True)
+class OneMore:
+    """Tokens per second that one more of something brings with the same rows and groups.
+
+    `from_duals`: what the linear program's duals say of a little more; `solved_again`: what one whole unit brings.
+    """
+
+    what: str
+    from_duals: float
+    solved_again: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure by its name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The answer: the best candidate, what binds it, what more of anything would bring, and all candidates."""
+
+    model: str
+    machine: str
+    wanted: Wanted
+    best: Candidate
+    candidates: tuple[Candidate, ...]
+    binding: tuple[str, ...]
+    one_more: tuple[OneMore, ...]
+    searched: Mapping[str, int]
+
+    def to_json(self) -> dict[str, Any]:
+        """A policy file with its reasons: `Policy.read` takes `policy` from it."""
+        best = self.best.to_json()
+        return {
+            "policy": best["policy"],
+            "predicted": {**(best["predicted"] or {}), "binding": list(self.binding)},
+            "binding": list(self.binding),
+            "one_more": [entry.to_json() for entry in self.one_more],
+            "candidates": [candidate.to_json() for candidate in self.candidates],
+            "model": self.model,
+            "machine": self.machine,
+            "wanted": asdict(self.wanted),
+            "searched": dict(self.searched),
+        }
+
+
+def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = None) -> Plan:
+    """The best policy for `model` on `machine`, of all the ways of storing things that are allowed.
+
+    Every candidate has an estimate; those that may be the best are simulated. `trace` is given the simulation of the
+    best one's first block. Raises `CapacityError` (or `PolicyError`, for a bound on latency or disk writes) if no
+    candidate fits, `PromptError` if the model has too few positions, and what `layouts` raises.
+    """
+    machine = wanted.machine(machine)
+    proposals = [propose(question) for question in questions(model, machine, wanted)]
+    looked_at = simulated(proposals)
+    candidates = [looked_at.get(at) or proposal.estimated() for at, proposal in enumerate(proposals)]
+    place = max(looked_at, key=lambda at: tokens_per_s(candidates[at]), default=0)
+    best, question = candidates[place], proposals[place].question
+    if best.policy is None or best.solution is None:
+        failures = [proposal.failure for proposal in proposals if proposal.failure is not None]
+        raise min(failures, key=_missing_bytes, default=PolicyError(NO_ROUNDING))
+    if trace is not None:
+        question.predict(best.policy, trace)
+    return Plan(
+        model=model,
+        machine=machine.name,
+        wanted=wanted,
+        best=best,
+        candidates=tuple(candidates),
+        binding=_binding(best, machine),
+        one_more=tuple(_one_more(question, best.solution)),
+        searched={
+            "solved": sum(proposal.solved for proposal in proposals),
+            "pruned": sum(proposal.pruned for proposal in proposals),
+        },
+    )
+
+
+def _missing_bytes(failure: CapacityError | PolicyError) -> float:
+    """By how much a tier is too small; a bound that cannot be kept comes after all that do not fit."""
+    return failure.needed_bytes - failure.free_bytes if isinstance(failure, CapacityError) else float("inf")
+
+
+def _binding(best: Candidate, machine: Machine) -> tuple[str, ...]:
+    """What binds the best; a disk that it leaves alone does not, though it was found by looking without one."""
+    assert best.solution is not None
+    assert best.prediction is not None
+    left_alone = machine.capacity_bytes["disk"] and not best.prediction.peak_bytes["disk"]
+    return tuple(name for name in best.solution.binding if not (left_alone and name == "disk memory"))
+
+
+def _one_more(question: Question, solution: Solution) -> Iterator[OneMore]:
+    """What one more GiB of each tier and one more GB/s of each link would bring."""
+    situation, limits = question.situation, question.limits
+    machine = situation.machine
+    again = partial(
+        solve,
+        task=situation.task,
+        rows_per_group=solution.rows_per_group,
+        groups=solution.groups,
+        limits=limits,
+    )
+    now = again(machine).tokens_per_s
+    for tier in TIERS:
+        more = machine.with_capacity(tier, machine.capacity_bytes[tier] + GIB)
+        known = tier != "disk" or machine.capacity_bytes[tier] == 0 or solution.held_bytes[tier] > 0
+        by_duals = solution.gain_per_gib.get(tier, 0.0) if known else 0.0  # of a machine without a disk
+        yield OneMore(f"GiB of {tier} memory", by_duals, again(more).tokens_per_s - now)
+    for link in (*LINKS, WEIGHT_FILE):
+        faster = machine.with_faster_link(link, GIGA)
+        gain = solution.gain_per_gb_per_s.get(link, 0.0)
+        yield OneMore(f"GB/s of {link}", gain, again(faster).tokens_per_s - now)

@@ -1,0 +1,48 @@
+"""What a user asks of the planner; it plans nothing."""
+
+from dataclasses import dataclass
+
+from flexref.errors import PolicyError
+from flexref.machine.machine import TIERS, Machine
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a user asks of the planner; every row has the same lengths, in tokens.
+
+    Schemes and places are those that may be chosen from; without a wish for weights a file's are as it holds them, a
+    size's as they are or in 4 bits. `rows` None: as many as fill one block. Capacities that are given take the place of
+    the machine's.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    rows: int | None = None
+    weights_schemes: tuple[str, ...] | None = None
+    cache_schemes: tuple[str, ...] = ("none", "int4")
+    attention_on: tuple[str, ...] = ("device", "host")
+    rows_per_group: int | None = None
+    groups: int | None = None
+    overlap: bool = True
+    max_latency_s: float | None = None
+    max_disk_writes_gib: float | None = None
+    device_mem_gib: float | None = None
+    host_mem_gib: float | None = None
+    disk_gib: float | None = None
+
+    def machine(self, machine: Machine) -> Machine:
+        """The machine with the capacities that were given."""
+        given = dict(zip(TIERS, (self.device_mem_gib, self.host_mem_gib, self.disk_gib), strict=True))
+        for tier, gib in given.items():
+            if gib is not None:
+                if not 0 <= gib < 1 << 30:
+                    raise PolicyError(f"{tier} memory must be a number of GiB of at least 0, found {gib}")
+                machine = machine.with_capacity(tier, int(gib * GIB))
+        return machine
+
+    @property
+    def max_disk_write_bytes(self) -> float | None:
+        """The bound on what a job, or a block, writes to disk."""
+        return None if self.max_disk_writes_gib is None else self.max_disk_writes_gib * GIB

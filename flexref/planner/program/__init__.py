@@ -1,0 +1,1 @@
+"""The pure linear program and its search: numbers in, shares out."""

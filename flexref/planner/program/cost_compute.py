@@ -1,0 +1,156 @@
+"""Seconds of a phase's operators, visit by visit as the model calls them; it knows no copy between tiers.
+
+FlexGen, appendix A.3 counts FLOPs; here every call has its own curve.
+"""
+
+import numpy as np
+
+from flexref.machine.arrays import ELEMENT_BYTES, ArrayDurations
+from flexref.machine.machine import Machine
+from flexref.planner.program.blocks import Blocks, Phase
+from flexref.planner.program.linear import Linear, Numbers, numbers
+from flexref.planner.program.task import Task
+
+LAYER_CALLS = 9
+"""Operators of a decoder layer: norm, product, append, attend, product, norm, product, activation, product."""
+
+FAR_CALLS = 4
+"""Operators that attention on the host adds to them: two crossings, append, attend."""
+
+LOGITS_BYTES = 4
+"""Logits are float32."""
+
+
+def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, far: bool) -> Linear:
+    """All operators of a phase: every stage once per group and pass, expansions once per stage and pass.
+
+    With `far`, the rows whose cache is off the device are attended to on the host while the device waits.
+    """
+    durations, rows, port = ArrayDurations(machine), blocks.sizes, machine.port
+    times = phase.passes * blocks.groups
+    visits = {expanded: blocks.spread(_visits(durations, task, phase, rows, expanded)) for expanded in (False, True)}
+    once = blocks.spread(phase.passes * _expansions(durations, task, phase, rows, port.fused_rows))
+    each = np.where(blocks.expanded, visits[True], visits[False])
+    seconds = Linear.fixed(times * each + np.where(blocks.expanded, once, 0.0))
+    near = task.spec.layers * times * blocks.spread(_attention(durations, task, phase, rows, "device"))
+    if not far:
+        return seconds + Linear.fixed(near)
+    return seconds + Linear.of(near, "cache", "device") + far_attention(machine, task, blocks, phase)
+
+
+def far_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Linear:
+    """Append and attend on the host, for as much of the cache as is off the device."""
+    each = blocks.spread(_attention(ArrayDurations(machine), task, phase, blocks.sizes, "host"))
+    return Linear.of(task.spec.layers * phase.passes * blocks.groups * each, "cache", "host", "disk")
+
+
+def operator_calls(task: Task, far: bool) -> Linear:
+    """Operators that a group's pass calls."""
+    spec, tiles = task.spec, task.stage_kinds.count("head")
+    embed = tiles + 2 + spec.projected
+    head = 2 + spec.final_norm + tiles + 1
+    calls = Linear.fixed(LAYER_CALLS * spec.layers + embed + head)
+    return calls + Linear.of(FAR_CALLS * spec.layers, "cache", "host", "disk") if far else calls
+
+
+def _visits(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> Numbers:
+    """A group's visits of all stages, attention left out."""
+    port, spec = durations.machine.port, task.spec
+    tokens, ends = rows * phase.new_tokens, _ends(task, rows)
+    layer, head = (_layer(durations, task, tokens, task.stored), _tiles(durations, task, ends, task.dense))
+    if expanded:
+        # A stage with few tokens has its matrices read as they are stored.
+        layer = np.where(tokens > port.fused_rows, _layer(durations, task, tokens, port.compute_dtype), layer)
+        head = np.where(ends > port.fused_rows, _tiles(durations, task, ends, port.compute_dtype), head)
+    return spec.layers * layer + _embed(durations, task, tokens) + _hidden(durations, task, ends) + head
+
+
+def _ends(task: Task, rows: Numbers) -> Numbers:
+    """Tokens of a group that have logits: the last one of every row, or those that are scored."""
+    return rows if task.scoring is None else rows * task.scoring.tokens
+
+
+def matrices(task: Task) -> tuple[tuple[int, int], ...]:
+    """(outputs, inputs) of a layer's products in their order."""
+    width, ffn = task.spec.width, task.spec.ffn_width
+    return (3 * width, width), (width, width), (ffn, width), (width, ffn)
+
+
+def _layer(durations: ArrayDurations, task: Task, tokens: Numbers, stored: str) -> Numbers:
+    """A decoder layer without append and attend."""
+    item = ELEMENT_BYTES[durations.machine.port.compute_dtype]
+    norms = 2 * durations.operator("layer_norm", tokens * task.spec.width * item)
+    products = sum(durations.linear(tokens, *matrix, stored) for matrix in matrices(task))
+    return norms + products + durations.operator("activate", tokens * task.spec.ffn_width * item)
+
+
+def _attention(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, place: str) -> Numbers:
+    """Append and attend of a layer: in decode by the records that are read, in a prefill 4 E FLOPs a visible pair."""
+    spec = task.spec
+    where = (place, task.cache_scheme, spec.head_width)
+    append = durations.append(place, task.cache_scheme, rows * phase.new_tokens * task.record_bytes)
+    if phase.decoding:
+        return append + durations.attend_records(where, rows * (phase.past_tokens + 1) * task.record_bytes)
+    pairs = phase.new_tokens * (phase.new_tokens + 1) / 2
+    return append + durations.attend_pairs(where, rows * 4 * spec.width * pairs)
+
+
+def _embed(durations: ArrayDurations, task: Task, tokens: Numbers) -> Numbers:
+    """Token rows gathered from every tile of the table, made the compute type, and positions added."""
+    spec, dtype = task.spec, durations.machine.port.compute_dtype
+    tiles = task.stage_kinds.count("head")
+    gathered = tiles * durations.operator("gather", tokens * spec.embed_width * ELEMENT_BYTES[task.dense])
+    seconds = gathered + durations.expand(tokens * spec.embed_width, task.dense, dtype)
+    if spec.projected:
+        seconds = seconds + durations.linear(tokens, spec.width, spec.embed_width, task.dense)
+    return seconds + durations.operator("add_rows", tokens * spec.width * ELEMENT_BYTES[dtype])
+
+
+def _hidden(durations: ArrayDurations, task: Task, ends: Numbers) -> Numbers:
+    """Hidden states that get logits gathered, normed and projected; and the choice from logits, if there is one."""
+    spec, dtype = task.spec, durations.machine.port.compute_dtype
+    nbytes = ends * spec.width * ELEMENT_BYTES[dtype]
+    seconds = durations.operator("gather", nbytes)
+    if spec.final_norm:
+        seconds = seconds + durations.operator("layer_norm", nbytes)
+    if spec.projected:
+        seconds = seconds + durations.linear(ends, spec.embed_width, spec.width, task.dense)
+    else:
+        seconds = seconds + durations.expand(ends * spec.width, dtype, dtype)
+    if task.scoring is not None:
+        return seconds
+    return seconds + durations.operator("sample", ends * spec.vocabulary * LOGITS_BYTES)
+
+
+def _tile_rows(task: Task) -> list[float]:
+    """Vocabulary rows of every tile of the head, as its stages' bytes divide them."""
+    sizes = [nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind == "head"]
+    return [task.spec.vocabulary * nbytes / sum(sizes) for nbytes in sizes]
+
+
+def _tiles(durations: ArrayDurations, task: Task, ends: Numbers, stored: str) -> Numbers:
+    """The products with all tiles of the head; scored tokens come some at once."""
+    width, pieces = task.spec.embed_width, logits_pieces(task, ends)
+    return pieces * numbers(
+        sum(durations.linear(ends / pieces, outputs, width, stored) for outputs in _tile_rows(task))
+    )
+
+
+def logits_pieces(task: Task, ends: Numbers) -> Numbers:
+    """In how many pieces a group's tokens that get logits are multiplied with a tile of the head."""
+    return np.ones_like(ends) if task.scoring is None else np.maximum(1.0, np.ceil(ends / task.scoring.at_once))
+
+
+def _expansions(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, fused_rows: int) -> Numbers:
+    """Every stage's matrices expanded once, where they are stored in another form than products compute in."""
+    dtype, spec = durations.machine.port.compute_dtype, task.spec
+    layer = head = numbers(0.0)
+    if task.stored != dtype:
+        layer = numbers(
+            sum(durations.expand(outputs * inputs, task.stored, dtype) for outputs, inputs in matrices(task))
+        )
+    if task.dense != dtype:
+        tiles = sum(durations.expand(outputs * spec.embed_width, task.dense, dtype) for outputs in _tile_rows(task))
+        head = numbers(tiles)
+    layers = np.where(rows * phase.new_tokens > fused_rows, spec.layers * layer, 0.0)
+    return layers + np.where(_ends(task, rows) > fused_rows, head, 0.0)

@@ -1,0 +1,76 @@
+"""A job on a model, and the bound of a search, as plain numbers: what the cost model needs; it knows no file."""
+
+from dataclasses import dataclass
+
+from flexref.architecture.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What a job scores in place of generating: `tokens` of a row, the mean, and `tokens_most`.
+
+    There are logits of `at_once` tokens by one tile of the head of `tile_rows` vocabulary rows at a time; those of
+    `slots` such pieces are under way, on the device and on the host.
+    """
+
+    tokens: float
+    tokens_most: int
+    at_once: int
+    tile_rows: int
+    slots: int
+
+
+@dataclass(frozen=True)
+class Task:
+    """One job on one model; what may be chosen are shares, rows per group and groups.
+
+    `stored` is how layer matrices are stored (a key of `Machine.products`: "float16", "float32", "int4"), `dense` the
+    type of tables, biases and norms. `stage_bytes` are the weight bytes of every stage of a pass in order, which is
+    what streams, and `stage_kinds` what each is: "embed", "layer" or "head". `gathered_bytes` is a token table of no
+    stage (an untied one): it has a home, and never streams.
+
+    `record_bytes` is one token of one layer in the cache. Times follow from `prompt_tokens`, the mean over the rows,
+    memory from `prompt_tokens_most`; every row gets `new_tokens`. `attention_on` is where decode attention over caches
+    off the device is computed.
+
+    `workspace_bytes_fixed` and `workspace_bytes_per_token` (of a group's prefill) are device bytes beside the stores;
+    `expanded_bytes` those that a stage's expanded matrices take where several groups share them, 0 if there are none.
+
+    `scoring`: a job of one pass in which no cache outlasts a visit of a layer; `new_tokens` are 1 then, and none comes.
+    """
+
+    spec: ModelSpec
+    stored: str
+    dense: str
+    stage_bytes: tuple[int, ...]
+    stage_kinds: tuple[str, ...]
+    gathered_bytes: int
+    cache_scheme: str
+    record_bytes: int
+    prompt_tokens: float
+    prompt_tokens_most: int
+    new_tokens: int
+    attention_on: str
+    overlap: bool
+    workspace_bytes_fixed: int
+    workspace_bytes_per_token: float
+    expanded_bytes: int
+    scoring: Scoring | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The stated bound of a search, and what its answers must keep.
+
+    `rows` are those of the whole job; None: as many as fill blocks. `rows_per_group` and `groups` are kept where they
+    are not None. `max_block_s` bounds the prefill and decode of a block together; `max_disk_write_bytes` what is
+    spilled to disk by the whole job, or by a block where `rows` is None.
+    """
+
+    rows_per_group_most: int
+    groups_most: int
+    rows: int | None
+    rows_per_group: int | None = None
+    groups: int | None = None
+    max_block_s: float | None = None
+    max_disk_write_bytes: float | None = None

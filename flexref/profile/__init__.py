@@ -1,0 +1,1 @@
+"""Measures a machine through a port, and keeps what it measured."""

@@ -1,0 +1,157 @@
+"""Finds machines: those that ship, those in files, and this one, measured once and kept; it measures nothing itself."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from importlib.resources import as_file, files
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import platformdirs
+from threadpoolctl import threadpool_info
+
+from flexref.backend.protocol import Backend
+from flexref.errors import FlexrefError, PolicyError, StorageError
+from flexref.machine.machine import FORMAT, Machine
+from flexref.machine.nominal import read_machine
+from flexref.profile.environment import machine as describe
+from flexref.profile.environment import versions
+from flexref.profile.measure import capacities, measure_machine
+
+CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
+"""Names the folder in which measured machines are kept, in place of the user's own for caches."""
+
+PROFILE_VERSION = 2
+"""Rises when a profile measures something else than before: what is kept of an older one is measured again."""
+
+
+def known_machines() -> tuple[str, ...]:
+    """Names of the machines that ship, sorted."""
+    folder = files("flexref.data").joinpath("machines")
+    if not folder.is_dir():
+        return ()
+    names = (entry.name for entry in folder.iterdir())
+    return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
+
+
+def machine_named(name_or_path: str) -> Machine:
+    """The machine in the file of that path, or the one that ships by that name.
+
+    `StorageError` lists the known names if it is neither; `PolicyError` says what is wrong in a file.
+    """
+    known = known_machines()
+    if Path(name_or_path).is_file() or name_or_path not in known:
+        if not Path(name_or_path).exists():
+            raise StorageError(
+                f"{name_or_path!r} is neither a machine's file nor a known machine; known: {', '.join(known) or 'none'}"
+            )
+        return read_machine(name_or_path)
+    with as_file(files("flexref.data").joinpath("machines", f"{name_or_path}.json")) as path:
+        return read_machine(path)
+
+
+def measured_machine(
+    backend: Backend,
+    disk_dir: str | Path,
+    *,
+    tell: Callable[[str], None] | None = None,
+    measure: Callable[..., Machine] = measure_machine,
+) -> Machine:
+    """This machine with this port: as it was measured before, or measured quickly (about ten seconds) and kept.
+
+    Capacities are what is free now. Where nothing can be kept, `tell` hears of it and the next call measures again.
+    `measure` is called as `measure_machine` is. Raises what that raises.
+    """
+    said = tell or (lambda _: None)
+    path = cache_folder() / f"{cache_name(backend, disk_dir)}.json"
+    if path.exists():
+        try:
+            kept = Machine.read(path)
+        except FlexrefError as error:
+            said(f"{error}; this machine is measured again")
+        else:
+            return kept.changed(capacity_bytes=capacities(backend, disk_dir))
+    else:
+        said("this machine is measured once, which takes about ten seconds")
+    machine = measure(backend, disk_dir, quick=True)
+    try:
+        _keep(machine, path)
+    except OSError as error:
+        said(f"the measured machine cannot be kept in {path.parent}: {error.strerror}")
+    return machine
+
+
+class MeasuredOnce:
+    """This machine, measured when it is first asked for, and kept: see `measured_machine` (an `engine.Machines`)."""
+
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+        """The machine as it is kept, or measured now."""
+        return measured_machine(backend, disk_dir, tell=tell)
+
+    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
+        """The machine as far as what is kept of it can be read; None if nothing is."""
+        path = cache_folder() / f"{cache_name(backend, disk_dir)}.json"
+        try:
+            return Machine.read(path) if path.exists() else None
+        except FlexrefError:
+            return None  # `measured_machine` says what is wrong with it, and measures again
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A machine that somebody has measured, or knows of (an `engine.Machines`)."""
+
+    machine: Machine
+
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+        """It; `PolicyError` if it was measured with another port."""
+        if self.machine.port.name != backend.name:
+            raise PolicyError(
+                f"machine {self.machine.name!r} was measured with port {self.machine.port.name}, not {backend.name}"
+            )
+        return self.machine
+
+    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
+        """It."""
+        return self.measured(backend, disk_dir, None)
+
+
+def cache_folder() -> Path:
+    """Where measured machines are kept."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given or platformdirs.user_cache_path("flexref")) / "machines"
+
+
+def cache_name(backend: Backend, disk_dir: str | Path) -> str:
+    """A name that changes with all that a measurement depends on: port, machine, threads, versions, disk, what is
+    measured. The machine is its processor, how many cores this process may use, memory, and devices that it sees.
+    """
+    folder = Path(disk_dir).absolute()
+    while not folder.exists():
+        folder = folder.parent
+    ours = [asdict(backend.caps), describe(), product_threads(), versions()]
+    depends = [FORMAT, PROFILE_VERSION, *ours, os.stat(folder).st_dev]
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    return f"{backend.name}-{digest[:16]}"
+
+
+def product_threads() -> list[int]:
+    """In how many threads products are computed by the libraries that numpy (and maybe scipy) has loaded."""
+    return sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
+
+
+def _keep(machine: Machine, path: Path) -> None:
+    """Write the file at once or not at all; `OSError` if it cannot be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with NamedTemporaryFile("w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False) as part:
+        try:
+            json.dump(machine.to_mapping(), part)
+            part.close()
+            os.replace(part.name, path)
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(part.name)
+            raise

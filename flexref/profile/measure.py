@@ -1,0 +1,113 @@
+"""Measures a machine through a port's protocol: every curve and capacity that a plan needs, and nothing else."""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import datetime, timezone
+from pathlib import Path
+
+from flexref.backend.protocol import Backend
+from flexref.errors import PolicyError
+from flexref.machine.machine import Machine, Port
+from flexref.profile.attention import attention_curves
+from flexref.profile.environment import machine as describe
+from flexref.profile.environment import versions
+from flexref.profile.host import host_seconds
+from flexref.profile.links import copy_curves, files
+from flexref.profile.meter import Meter
+from flexref.profile.pointwise import operator_curves
+from flexref.profile.products import expansion_curves, product_surfaces
+from flexref.profile.sizes import Sizes
+from flexref.profile.slowdowns import slowdowns
+from flexref.tiers.disk import made_folder
+
+SPILL_NOTE = (
+    "what a spill file takes and gives back may stay in the page cache, as it may in a job; the disk itself is slower"
+)
+
+
+def measure_machine(
+    backend: Backend,
+    disk_dir: str | Path,
+    *,
+    quick: bool = False,
+    tell: Callable[[str], None] | None = None,
+    sizes: Sizes | None = None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Machine:
+    """What this machine does and holds with the port `backend`, and with `disk_dir` as its disk.
+
+    About a minute, `quick` ten seconds; a quarter of the free memory at most. Everything is given back, however it
+    ends. `tell` hears what is measured now; `sizes` take the place of those of a full or quick profile; `clock` tells
+    the host's seconds. Raises `PolicyError` for a port that computes nothing, `StorageError` if `disk_dir` refuses.
+    """
+    if not backend.caps.computes:
+        raise PolicyError(f"backend {backend.name} computes nothing: there is nothing to measure")
+    directory = made_folder(disk_dir)
+    chosen = sizes or (Sizes.quick() if quick else Sizes.full())
+    capacity_bytes = capacities(backend, directory)
+    with Meter(backend, chosen, tell, clock) as meter:
+        with files(meter, directory) as found:
+            copies = copy_curves(meter, found)
+            beside = slowdowns(meter, found)
+            direct = found.weights.direct
+        products, expansions = product_surfaces(meter), expansion_curves(meter)
+        attention, operators = attention_curves(meter), operator_curves(meter)
+        host_s = host_seconds(meter, directory)
+        return Machine(
+            name=_name(backend),
+            port=port_of(backend, meter.asynchronous),
+            capacity_bytes=capacity_bytes,
+            copies=copies,
+            beside=beside,
+            products=products,
+            expansions=expansions,
+            decode_attention=attention.decode,
+            prefill_attention=attention.prefill,
+            operators={**operators, **attention.appends},
+            host_s=host_s,
+            sources=_sources(backend, quick, direct),
+            warnings=meter.warnings,
+        )
+
+
+def capacities(backend: Backend, disk_dir: str | Path) -> dict[str, int]:
+    """What is free now, in bytes: of the device, of the host, of the disk of `disk_dir`."""
+    status = os.statvfs(made_folder(disk_dir))
+    return {
+        "device": backend.free_bytes("device"),
+        "host": backend.free_bytes("host"),
+        "disk": status.f_bavail * status.f_frsize,
+    }
+
+
+def port_of(backend: Backend, asynchronous: bool) -> Port:
+    """What a plan must know of the port."""
+    caps = backend.caps
+    return Port(
+        name=backend.name,
+        compute_dtype=caps.compute_dtype,
+        asynchronous=asynchronous,
+        overlaps_copies=caps.overlaps_copies,
+        attends_on_host=caps.attends_on_host,
+        scratch_bytes=caps.scratch_bytes,
+        fused_rows=caps.fused_rows,
+    )
+
+
+def _name(backend: Backend) -> str:
+    here = describe()
+    devices = [device.partition(",")[0] for device in here["gpu"]]
+    return f"{backend.name} on {' and '.join([here['cpu'], *devices])}"
+
+
+def _sources(backend: Backend, quick: bool, direct: bool) -> dict[str, str]:
+    here = describe()
+    about = ", ".join(f"{name} {version}" for name, version in versions().items())
+    when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    cache = "past the page cache" if direct else "through the page cache: the file system refuses direct reads"
+    return {
+        "measured": f"{when}, {'quickly, ' if quick else ''}with backend {backend.name}; {about}",
+        "machine": f"{here['cpu']}, {here['cpu_cores']} cores, {', '.join(here['gpu']) or 'no CUDA device'}",
+        "copies": f"{SPILL_NOTE}; the weight file is read {cache}",
+    }

@@ -1,0 +1,255 @@
+"""Times calls on a port: medians of repeats in the device's own time, and which are unstable; it knows no model.
+
+Where a port is asynchronous, operators are called while a product keeps the device busy: they then run one behind
+the other as in a long job, and what it costs the host to call them is not in their time. Where it is not, a product
+comes before each short one: as in a job, a processor has forgotten what it last needed for it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field
+from itertools import cycle
+from statistics import median, quantiles
+from types import TracebackType
+from typing import Any
+
+from flexref.backend.protocol import Backend, Ticket
+from flexref.machine.curves import Curve
+from flexref.profile.operands import WEIGHT_DEVIATION, Memory
+from flexref.profile.sizes import Sizes
+
+Call = Callable[[], object]
+
+UNSTABLE_SPREAD = 0.15
+"""Where the interquartile range of repeats exceeds this share of their median, the figure is said to be unstable."""
+
+FORGOTTEN_S = 0.005
+"""Longer operators take about the same time whatever the processor's caches hold when they begin."""
+
+UNSTABLE_S = 1e-6
+"""A figure that spreads over less changes no prediction."""
+
+LEAST_S = 1e-9
+"""Stands for what took no time by the port's clock."""
+
+CALLS_MOST = 64
+"""Bounds the calls of a window: a device's queue holds them all."""
+
+LEAST_REPEATS = 3
+"""Even what takes long is repeated so often: fewer have no median to speak of."""
+
+PRODUCT_WIDTHS = (64, 256, 512, 1024, 2048, 4096)
+"""The product that keeps a device busy grows until it takes long enough."""
+
+BUSY_MOST = 64
+"""Bounds how many of those products are called at once."""
+
+ISSUE_S = 50e-6
+"""More than any call of an operator takes the host: how long a device is kept busy before a call has been timed."""
+
+ASYNCHRONOUS_SHARE = 0.5
+"""A port is asynchronous if a call of a product returns before so much of the product's time has passed."""
+
+FAR_TOO_LONG = 8.0
+"""A point is not tried if, growing in proportion, it would take so many times as long as a curve's longest: most grow
+less at first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One size of a curve, the calls that are timed in turn, what to call it, and whether a call waits for its end."""
+
+    size: float
+    label: str
+    calls: Sequence[Call]
+    blocking: bool = False
+
+
+@dataclass(slots=True)
+class Timed:
+    """A point while it is timed: calls of a window, windows that are wanted, how long the host calls, the seconds."""
+
+    point: Point
+    turns: Iterator[Call]
+    single_s: float
+    count: int
+    repeats: int
+    issue_s: float
+    values: list[float] = field(default_factory=list)
+
+
+class Meter:
+    """Measures on one port; a context manager, for the product that keeps the device busy takes memory."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        sizes: Sizes,
+        tell: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.backend, self.sizes, self.clock = backend, sizes, clock
+        self.asynchronous = False
+        self.product: Call = lambda: None
+        self.product_s = LEAST_S
+        self._tell = tell
+        self._unstable: dict[str, tuple[float, str]] = {}
+        self._stack = ExitStack()
+        tiers = ("device", "host")
+        self._most_bytes = {tier: min(backend.free_bytes(tier) // 4, sizes.most_bytes) for tier in tiers}
+
+    def __enter__(self) -> "Meter":
+        try:
+            memory = self._stack.enter_context(self.memory())
+            self._find_product(memory)
+            self._most_bytes["device"] = memory.room_bytes("device")
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def tell(self, what: str) -> None:
+        """Say what is measured now."""
+        if self._tell is not None:
+            self._tell(what)
+
+    def memory(self) -> Memory:
+        """Memory for one measurement, given back at its end."""
+        return Memory(self.backend, self._most_bytes)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Which curves are unstable, by how much, and where most."""
+        return tuple(
+            f"{curve}: the middle half of the repeats spreads over {spread:.0%} of their median at {label}"
+            for curve, (spread, label) in sorted(self._unstable.items())
+        )
+
+    def curve(self, name: str, points: Generator[Point, None, None]) -> Curve:
+        """The curve through points of rising size; it ends where a call takes longer than it may."""
+        longest_s, found = self.sizes.longest_s, list[tuple[float, float]]()
+        with closing(points):  # whoever yields a point may hold memory for it
+            for point in points:
+                if found:
+                    size, seconds = found[-1]
+                    if seconds > longest_s or seconds * point.size / size > FAR_TOO_LONG * longest_s:
+                        break
+                found.append((point.size, self.operator(name, point)))
+        return Curve(tuple(found))
+
+    def operator(self, name: str, point: Point) -> float:
+        """Seconds of one of the calls in the device's time: the median over windows of them, after a warm-up."""
+        timed = self.timed(point, self.settled(point.calls[0]))
+        for _ in range(timed.repeats):
+            self.window(timed)
+        return self.median(name, point.label, timed.values)
+
+    def timed(self, point: Point, single_s: float) -> "Timed":
+        """A point ready to be timed in windows; one of its calls takes about `single_s`."""
+        alone = point.blocking or not self.asynchronous
+        count = 1 if alone else max(1, min(CALLS_MOST, int(self.sizes.window_s / single_s)))
+        repeats = self.sizes.repeats if single_s * count < 2 * self.sizes.window_s else LEAST_REPEATS
+        return Timed(point, cycle(point.calls), single_s, count, repeats, ISSUE_S * count)
+
+    def window(self, timed: "Timed") -> None:
+        """Call a point's calls once more, and keep the seconds of one."""
+        if self.asynchronous:
+            self.keep_busy(timed.issue_s)
+        elif timed.single_s < FORGOTTEN_S:
+            self.product()
+        start, issued = self.backend.mark(), self.clock()
+        for _ in range(timed.count):
+            next(timed.turns)()
+        if not timed.point.blocking:
+            timed.issue_s = self.clock() - issued
+        timed.values.append(between(start, self.backend.mark()) / timed.count)
+
+    def once(self, call: Call) -> float:
+        """Seconds of one call by the host's clock, with all that it starts."""
+        begin = self.clock()
+        call()
+        self.backend.mark().wait()
+        return max(self.clock() - begin, LEAST_S)
+
+    def settled(self, call: Call) -> float:
+        """Seconds of a call by the host's clock once it has been made: the first compiles kernels and wakes memory."""
+        self.once(call)
+        return self.once(call)
+
+    def host(self, name: str, label: str, call: Call) -> float:
+        """Seconds of something that the host does, as the median over windows of it."""
+        count = max(1, min(CALLS_MOST, int(self.sizes.window_s / self.settled(call))))
+        values = []
+        for _ in range(self.sizes.repeats):
+            begin = self.clock()
+            for _ in range(count):
+                call()
+            values.append((self.clock() - begin) / count)
+        return self.median(name, label, values)
+
+    def median(self, name: str, label: str, values: Sequence[float]) -> float:
+        """Their median, at least `LEAST_S`; what spreads widely is noted."""
+        middle = max(median(values), LEAST_S)
+        if len(values) >= LEAST_REPEATS:
+            low, _, high = quantiles(values, n=4, method="inclusive")
+            spread = (high - low) / middle
+            if spread > UNSTABLE_SPREAD and high - low > UNSTABLE_S:
+                self._unstable[name] = max(self._unstable.get(name, (0.0, "")), (spread, label))
+        return middle
+
+    def keep_busy(self, seconds: float) -> None:
+        """Give an asynchronous device products to do for as long as that; the call returns at once."""
+        if self.asynchronous:
+            for _ in range(min(BUSY_MOST, math.ceil(seconds / self.product_s))):
+                self.product()
+
+    def heat(self, call: Call, seconds: float) -> None:
+        """Call it back to back for so long."""
+        begin = self.clock()
+        while self.clock() - begin < seconds:
+            call()
+            self.backend.mark().wait()
+
+    def _find_product(self, memory: Memory) -> None:
+        """A product of some milliseconds, its seconds, and whether its call returns long before it is done."""
+        dtype, backend = backend_dtype(self.backend), self.backend
+        for width in PRODUCT_WIDTHS:
+            if 3 * width * width * 4 > memory.room_bytes() // 2:
+                break
+            x, w = memory.array((width, width), dtype), memory.array((width, width), dtype, WEIGHT_DEVIATION)
+            out = memory.array((width, width), dtype)
+
+            def product(x: Any = x, w: Any = w, out: Any = out) -> None:
+                backend.linear(x, w, None, out=out)
+
+            self.product, self.product_s = product, self.settled(product)
+            if self.product_s > self.sizes.busy_s:
+                break
+        shares = []
+        for _ in range(self.sizes.repeats):
+            begin = self.clock()
+            self.product()
+            returned = self.clock()
+            backend.mark().wait()
+            shares.append((returned - begin) / max(self.clock() - begin, LEAST_S))
+        self.asynchronous = median(shares) < ASYNCHRONOUS_SHARE
+        # How long it takes alone, without the host's wait for it: what is measured beside it is held against this.
+        self.product_s = self.operator("product", Point(1, f"width {width}", [self.product]))
+
+
+def between(start: Ticket, end: Ticket) -> float:
+    """Seconds from one mark to another, once both are passed."""
+    end.wait()
+    return max(end.times()[0][0] - start.times()[0][0], LEAST_S)
+
+
+def backend_dtype(backend: Backend) -> str:
+    """The type of activations."""
+    return backend.caps.compute_dtype

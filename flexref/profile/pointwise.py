@@ -1,0 +1,119 @@
+"""Times a port's other operators over the bytes of their results, and the host's gathering of table rows."""
+
+from collections.abc import Callable, Generator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from flexref.architecture.spec import LAYER_NORM_EPSILON
+from flexref.backend.records import DTYPE_BYTES
+from flexref.machine.curves import Curve
+from flexref.profile.meter import Call, Meter, Point, backend_dtype
+from flexref.profile.operands import TABLE_DTYPE, WEIGHT_DEVIATION, Memory, fill_bytes
+
+TABLE_ROWS = 1024
+"""Of a small table; of a larger one rows are taken in no other time."""
+
+LOGITS_DTYPE = "float32"
+
+LOGITS_DEVIATION = 3.0
+"""About that of a model's logits."""
+
+MakeCall = Callable[["Operands"], Call]
+
+
+class Operands:
+    """What the operators of one size work on: x and y (T, E), tables of at least as many rows, ids (T,)."""
+
+    def __init__(self, memory: Memory, tokens: int, width: int) -> None:
+        self.backend = memory.backend
+        dtype = backend_dtype(memory.backend)
+        self.x, self.y = (memory.array((tokens, width), dtype) for _ in range(2))
+        self.gain, self.shift = (memory.array((width,), TABLE_DTYPE, WEIGHT_DEVIATION) for _ in range(2))
+        rows = max(tokens, TABLE_ROWS)
+        self.table = memory.array((rows, width), dtype)
+        self.added = memory.array((rows, width), TABLE_DTYPE, WEIGHT_DEVIATION)
+        self.ids = memory.ids(rows, tokens)
+
+
+OPERANDS = 6
+"""Operands take about so many times as many bytes as a result, at most."""
+
+OPERATORS: dict[str, MakeCall] = {
+    "layer_norm": lambda on: partial(on.backend.layer_norm, on.x, on.gain, on.shift, LAYER_NORM_EPSILON, on.y),
+    "activate": lambda on: partial(on.backend.activate, on.x, "relu"),
+    "gather": lambda on: partial(on.backend.gather, on.table, on.ids, 0, on.y),
+    "add_rows": lambda on: partial(on.backend.add_rows, on.x, on.added, on.ids),
+    "assign": lambda on: partial(on.backend.assign, on.y, on.x),
+}
+"""The calls that are timed; results go where they went before."""
+
+
+def operator_curves(meter: Meter) -> dict[str, Curve]:
+    """Seconds by operator, over the bytes of its result in the compute type; of `sample`, over those of the logits."""
+    curves = _pointwise(meter)
+    curves["sample"] = meter.curve("sample", _samples(meter))
+    curves["token rows"] = _gathers(meter)
+    return curves
+
+
+def _pointwise(meter: Meter) -> dict[str, Curve]:
+    """The operators, at one size after another: each curve ends where a call takes longer than it may.
+
+    Always on the same operands: in a job, too, they were written by the operator before.
+    """
+    sizes = meter.sizes
+    row_bytes = sizes.pointwise_width * DTYPE_BYTES[backend_dtype(meter.backend)]
+    points: dict[str, list[tuple[float, float]]] = {name: [] for name in OPERATORS}
+    for tokens in sizes.pointwise_tokens:
+        nbytes = tokens * row_bytes
+        meter.tell(f"operators, {tokens} tokens of width {sizes.pointwise_width}")
+        with meter.memory() as memory:
+            if tokens > sizes.pointwise_tokens[0] and OPERANDS * nbytes > memory.room_bytes():
+                break
+            on = Operands(memory, tokens, sizes.pointwise_width)
+            for name, found in points.items():
+                if not found or found[-1][1] <= sizes.longest_s:
+                    point = Point(nbytes, f"{nbytes} bytes", [OPERATORS[name](on)])
+                    found.append((nbytes, meter.operator(name, point)))
+    return {name: Curve(tuple(found)) for name, found in points.items()}
+
+
+def _samples(meter: Meter) -> Generator[Point, None, None]:
+    """Greedy; the call returns with the tokens, so it is timed one by one."""
+    meter.tell("operator sample")
+    vocabulary = meter.sizes.vocabulary
+    for rows in meter.sizes.sampled_rows:
+        with meter.memory() as memory:
+            logits = memory.array((rows, vocabulary), LOGITS_DTYPE, LOGITS_DEVIATION)
+            call = partial(meter.backend.sample, logits, 0.0, 0, 1.0, np.zeros(rows))
+            yield Point(rows * vocabulary * DTYPE_BYTES[LOGITS_DTYPE], f"{rows} rows", [call], blocking=True)
+
+
+def _gathers(meter: Meter) -> Curve:
+    """Random rows of a table on the host, gathered as a job gathers those of its tokens: over their bytes."""
+    meter.tell("token rows")
+    sizes, draw = meter.sizes, np.random.default_rng(0)
+    row_bytes = sizes.pointwise_width * DTYPE_BYTES[TABLE_DTYPE]
+    points = []
+    with meter.memory() as memory:
+        rows = max(1, min(sizes.rotated_bytes, memory.room_bytes("host") // 2) // row_bytes)
+        table: Any = meter.backend.host_memory(_random_host(memory, rows * row_bytes)).reshape(rows, row_bytes)
+        for tokens in sizes.pointwise_tokens:
+            if tokens * row_bytes > memory.room_bytes("host"):
+                break
+            target = meter.backend.host_memory(memory.buffer("host", tokens * row_bytes)).reshape(tokens, row_bytes)
+            places = np.arange(tokens)
+
+            def gather(target: Any = target, places: Any = places, count: int = tokens) -> None:
+                target[places] = table[draw.integers(0, rows, count)]
+
+            points.append((float(target.nbytes), meter.host("token rows", f"{tokens} rows", gather)))
+    return Curve(tuple(points))
+
+
+def _random_host(memory: Memory, nbytes: int) -> Any:
+    buffer = memory.buffer("host", nbytes)
+    fill_bytes(memory.backend.host_memory(buffer))
+    return buffer

@@ -1,0 +1,176 @@
+"""Questions with choices, as they are distributed in JSON lines; it knows neither tokens nor models.
+
+Three layouts, told apart by their keys; keys that are not named are ignored.
+
+- `last_word` (LAMBADA): {"text"}: its last word is to be predicted from all before it, greedily.
+- `ending` (HellaSwag): {"ctx" or "ctx_a" with "ctx_b", "endings", "label"}, and "activity_label" where it is there.
+- `letter` (MMLU): {"question", "choices", "answer"}, the answer as a letter from A on or as a number from 0 on.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexref.architecture.spec import is_integer
+from flexref.errors import PromptError, StorageError
+
+MOST_CHOICES = 26
+"""Choices are named by letters."""
+
+LONGEST_SHOWN = 60
+"""Characters of a bad line that its complaint repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A context and what may follow it, of which number `answer` is right.
+
+    With one choice alone the question is whether that is what the model would say. `place` names its file and line.
+    `labels` are the choices without what joins them to the context: by them lengths are counted.
+    """
+
+    place: str
+    layout: str
+    context: str
+    choices: tuple[str, ...]
+    labels: tuple[str, ...]
+    answer: int
+
+
+def read_questions(path: Path | str) -> list[Question]:
+    """The questions of a file in JSON lines, all of one layout; lines that are blank are skipped.
+
+    Raises `StorageError` if it cannot be read; `PromptError` naming the line, what was found there and what was needed.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    questions: list[Question] = []
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if not line.strip():
+            continue
+        place = f"{path}, line {number}"
+        question = _question(_record(line, place), place)
+        first = questions[0] if questions else question
+        if question.layout != first.layout:
+            raise PromptError(f"{place}: found the layout {question.layout}, needed {first.layout} as in {first.place}")
+        questions.append(question)
+    if not questions:
+        raise PromptError(f"{path}: holds no question")
+    return questions
+
+
+def _record(line: bytes, place: str) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise PromptError(f"{place}: not UTF-8: {error.reason}") from error
+    except (ValueError, RecursionError) as error:
+        raise PromptError(f"{place}: not JSON: {error}") from error
+    if not isinstance(record, dict):
+        raise PromptError(f"{place}: needed a JSON object, found {_shown(record)}")
+    return record
+
+
+def _question(record: Mapping[str, Any], place: str) -> Question:
+    if "endings" in record:
+        return _ending(record, place)
+    if "choices" in record:
+        return _letter(record, place)
+    if "text" in record:
+        return _last_word(record, place)
+    raise PromptError(
+        f"{place}: needed `text` (LAMBADA), `endings` (HellaSwag) or `choices` (MMLU), found the keys "
+        f"{_shown(sorted(record))}"
+    )
+
+
+def _last_word(record: Mapping[str, Any], place: str) -> Question:
+    text = _text(record, "text", place).rstrip()
+    context, _, word = text.rpartition(" ")
+    if not context.strip() or not word:
+        raise PromptError(f"{place}: `text` must be words of which the last is predicted, found {_shown(text)}")
+    return Question(place, "last_word", context, (f" {word}",), (word,), 0)
+
+
+def _ending(record: Mapping[str, Any], place: str) -> Question:
+    if "ctx_a" in record and "ctx_b" in record:
+        context = f"{_text(record, 'ctx_a', place)} {_text(record, 'ctx_b', place).capitalize()}"
+    else:
+        context = _text(record, "ctx", place)
+    if "activity_label" in record:
+        context = f"{_text(record, 'activity_label', place)}: {context}"
+    endings = tuple(_cleaned(ending) for ending in _texts(record, "endings", place))
+    if not all(endings):
+        raise PromptError(f"{place}: every text of `endings` must hold a word, found {_shown(record['endings'])}")
+    answer = _answer(record, "label", len(endings), place)
+    return Question(place, "ending", _cleaned(context), tuple(f" {ending}" for ending in endings), endings, answer)
+
+
+def _letter(record: Mapping[str, Any], place: str) -> Question:
+    choices = _texts(record, "choices", place)
+    letters = [chr(ord("A") + place) for place in range(len(choices))]
+    lines = [
+        _text(record, "question", place).strip(),
+        *(f"{name}. {text}" for name, text in zip(letters, choices, strict=True)),
+    ]
+    opening = ""
+    if isinstance(record.get("subject"), str) and record["subject"]:
+        about = _text(record, "subject", place).replace("_", " ")
+        opening = f"The following are multiple choice questions (with answers) about {about}.\n\n"
+    context = opening + "\n".join([*lines, "Answer:"])
+    answer = _answer(record, "answer", len(choices), place)
+    return Question(place, "letter", context, tuple(f" {name}" for name in letters), tuple(letters), answer)
+
+
+def _cleaned(text: str) -> str:
+    """HellaSwag's texts without the marks of their source, WikiHow: `[title]`, `[step]`, `[header]`."""
+    return re.sub(r" {2,}", " ", re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))).strip()
+
+
+def _text(record: Mapping[str, Any], key: str, place: str) -> str:
+    value = record.get(key)
+    if not isinstance(value, str):
+        raise PromptError(f"{place}: `{key}` must be text, found {_found(record, key)}")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{place}: `{key}` is not valid Unicode: {error.reason}") from error
+    return value
+
+
+def _texts(record: Mapping[str, Any], key: str, place: str) -> list[str]:
+    values = record.get(key)
+    if not isinstance(values, list) or not 2 <= len(values) <= MOST_CHOICES:
+        raise PromptError(f"{place}: `{key}` must be a list of 2 to {MOST_CHOICES} texts, found {_found(record, key)}")
+    return [_text({key: value}, key, place) for value in values]
+
+
+def _answer(record: Mapping[str, Any], key: str, choices: int, place: str) -> int:
+    """The number of the right choice from 0 on: as such, in digits, or as a letter."""
+    value = record.get(key)
+    last = chr(ord("A") + choices - 1)
+    if isinstance(value, str):
+        name = value.strip()
+        if re.fullmatch(r"[0-9]{1,2}", name):
+            value = int(name)
+        elif re.fullmatch(r"[A-Za-z]", name):
+            value = ord(name.upper()) - ord("A")
+    if not is_integer(value) or not 0 <= value < choices:  # type: ignore[operator]
+        found, needed = _found(record, key), f"a number from 0 to {choices - 1} or a letter to {last}"
+        raise PromptError(f"{place}: `{key}` must be {needed}, found {found}")
+    return int(value)  # type: ignore[arg-type]
+
+
+def _found(record: Mapping[str, Any], key: str) -> str:
+    return _shown(record[key]) if key in record else "none"
+
+
+def _shown(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."

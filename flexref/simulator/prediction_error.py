@@ -1,0 +1,115 @@
+"""What was foreseen beside what was measured, and the term that missed; it measures nothing itself."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flexref.engine.results import Stats
+from flexref.machine.machine import Machine
+from flexref.simulator.simulate import Prediction, RowLengths, simulate
+from flexref.storage.weightfile import WeightFile
+from flexref.tiers.transfer import Tier
+
+SAID_ALOUD = 0.2
+"""A phase whose prediction is further off than this share of what was measured is said aloud."""
+
+DIFFERENT_BLOCKS_MOST = 32
+"""Bounds the blocks of different lengths that are simulated behind a run: each takes about a tenth of a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Miss:
+    """A phase that was predicted badly, and the term whose seconds differ most."""
+
+    phase: str
+    predicted_s: float
+    measured_s: float
+    term: str
+    term_predicted_s: float
+    term_measured_s: float
+
+    def __str__(self) -> str:
+        off = self.predicted_s / self.measured_s - 1
+        return (
+            f"the prediction missed: {self.phase} {self.predicted_s:.3g} s, measured {self.measured_s:.3g} s "
+            f"({off:+.0%}); most of it in {self.term}: {self.term_predicted_s:.3g} s, "
+            f"measured {self.term_measured_s:.3g} s"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Foresight:
+    """The prediction of a job, with the lengths that its rows turned out to have, and what was measured."""
+
+    machine: str
+    prediction: Prediction
+    stats: Stats
+
+    def errors(self) -> dict[str, float]:
+        """How far off each phase is, as a share of what was measured: 0.1 is a tenth too slow."""
+        prediction, stats = self.prediction, self.stats
+        phases = {
+            "prefill": (prediction.prefill_s, stats.prefill_s),
+            "decode": (prediction.decode_s, stats.decode_s),
+            "both": (prediction.prefill_s + prediction.decode_s, stats.prefill_s + stats.decode_s),
+        }
+        return {phase: told / took - 1 for phase, (told, took) in phases.items() if took}
+
+    def misses(self) -> list[Miss]:
+        """The phases that are further off than `SAID_ALOUD`."""
+        errors, prediction, stats = self.errors(), self.prediction, self.stats
+        seconds = {
+            "prefill": (prediction.prefill_s, stats.prefill_s),
+            "decode": (prediction.decode_s, stats.decode_s),
+        }
+        term, told_s, took_s = self._worst_term()
+        return [
+            Miss(phase, both[0], both[1], term, told_s, took_s)
+            for phase, both in seconds.items()
+            if phase in errors and abs(errors[phase]) > SAID_ALOUD
+        ]
+
+    def _worst_term(self) -> tuple[str, float, float]:
+        """(term, predicted, measured) seconds of the link whose copies differ most; or the operators, where the links
+        explain less than half of what is missing."""
+        told, took = (_by_term(table) for table in (self.prediction.link_s, self.stats.link_s))
+        terms = {name: (told.get(name, 0.0), took.get(name, 0.0)) for name in {*told, *took}}
+        whole = (
+            self.prediction.prefill_s + self.prediction.decode_s,
+            self.stats.prefill_s + self.stats.decode_s,
+        )
+        missing = abs(whole[0] - whole[1])
+        if terms:
+            worst = max(sorted(terms), key=lambda name: abs(terms[name][0] - terms[name][1]))
+            if abs(terms[worst][0] - terms[worst][1]) >= missing / 2:
+                return (worst, *terms[worst])
+        linked = tuple(max((pair[side] for pair in terms.values()), default=0.0) for side in (0, 1))
+        return ("operators and the host's own work", whole[0] - linked[0], whole[1] - linked[1])
+
+    def to_json(self) -> dict[str, Any]:
+        """The prediction, how far off it was, and what missed; fit for `json.dumps`."""
+        return {
+            **self.prediction.to_json(),
+            "machine": self.machine,
+            "errors": self.errors(),
+            "missed": [str(miss) for miss in self.misses()],
+        }
+
+
+def _by_term(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Seconds by link and kind, the names joined."""
+    return {f"{link} of {kind}": seconds for link, kinds in table.items() for kind, seconds in kinds.items() if seconds}
+
+
+def foresee(
+    file: WeightFile, machine: Machine, stats: Stats, rows: Sequence[RowLengths], budgets: Mapping[Tier, int | None]
+) -> Foresight | None:
+    """What `machine` would have taken for the job that `stats` is the account of, its rows' lengths given in order.
+
+    None if its blocks are of more different lengths than are worth simulating.
+    """
+    size = stats.policy.rows_per_block
+    blocks = {tuple(rows[first : first + size]) for first in range(0, len(rows), size)}
+    if len(blocks) > DIFFERENT_BLOCKS_MOST:
+        return None
+    return Foresight(machine.name, simulate(file, machine, stats.policy, rows, budgets), stats)

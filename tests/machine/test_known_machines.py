@@ -1,0 +1,67 @@
+"""The machines that are shipped: every file reads, every figure says where it is from, and names are theirs alone."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+import flexref.data
+from flexref.machine.machine import FORMAT, TIERS
+from flexref.machine.nominal import read_machine
+from flexref.machine.nominal_facts import FIGURES, NOMINAL_FORMAT, NominalFacts, read_json
+
+FOLDER = Path(flexref.data.__file__).parent / "machines"
+FILES = sorted(FOLDER.glob("*.json"))
+NOMINAL = [path for path in FILES if json.loads(path.read_text())["format"] == NOMINAL_FORMAT]
+PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def test_the_machines_that_people_ask_for_are_there() -> None:
+    assert {"t4-gcp", "l4", "a10g", "rtx4090", "a100-40g"} <= {path.stem for path in FILES}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_every_file_is_a_machine_of_its_own_name(path: Path) -> None:
+    machine = read_machine(path)
+    assert machine.name == path.stem
+    assert all(machine.capacity_bytes[tier] > 1 << 30 for tier in TIERS)
+    assert machine.sources
+
+
+def test_names_are_unique_and_formats_known() -> None:
+    values = [read_json(path) for path in FILES]
+    assert len({value["name"] for value in values}) == len(FILES)
+    assert {value["format"] for value in values} <= {FORMAT, NOMINAL_FORMAT}
+
+
+@pytest.mark.parametrize("path", NOMINAL, ids=lambda path: path.stem)
+def test_every_figure_has_a_unit_and_a_source(path: Path) -> None:
+    facts = NominalFacts.from_mapping(read_json(path), path.name)
+    assert list(facts.figures) == list(FIGURES)
+    for name, figure in facts.figures.items():
+        assert figure.unit == FIGURES[name].unit
+        assert len(figure.source) > 10, name
+    machine = read_machine(path)
+    assert set(FIGURES) <= set(machine.sources)
+    assert machine.warnings == (f"assumed, not measured: {', '.join(facts.assumed())}",)
+
+
+@pytest.mark.parametrize("path", NOMINAL, ids=lambda path: path.stem)
+def test_what_decides_a_plan_is_not_assumed(path: Path) -> None:
+    facts = NominalFacts.from_mapping(read_json(path), path.name)
+    assumed = set(facts.assumed())
+    assert not assumed & {"device_memory", "device_memory_peak", "matrix_peak", "matrix_sustained"}
+    assert path.stem == "l4" or "link_in" not in assumed
+
+
+def test_the_t4_is_the_one_that_flexgen_measured_with() -> None:
+    facts = NominalFacts.from_mapping(read_json(FOLDER / "t4-gcp.json"), "t4-gcp.json")
+    assert (facts["host_memory"], facts["disk"]) == (208 << 30, 1500 << 30)
+    assert (facts["disk_read"], facts["disk_write"]) == (2e9, 1e9)
+    assert 20e12 < facts["matrix_peak"] * facts["matrix_sustained"] < 30e12
+
+
+def test_machines_and_what_is_said_about_them_are_shipped() -> None:
+    assert '"machines/*.json"' in PYPROJECT
+    assert (FOLDER / "README.md").exists()
+    assert all(f"`{name}`" in (FOLDER / "README.md").read_text(encoding="utf-8") for name in FIGURES)

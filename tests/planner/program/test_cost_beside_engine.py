@@ -1,0 +1,192 @@
+"""The cost model beside the engine: the bytes that it moves and holds, and the seconds that its simulation takes."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.architecture.spec import ModelSpec
+from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
+from flexref.block.memory_plan import (
+    Lengths,
+    engine_needs,
+    expanded_bytes,
+    plan_block,
+    record_layout,
+    slots_of,
+    totals,
+    workspace_bytes,
+)
+from flexref.check.models import write_model
+from flexref.engine.generation import Request
+from flexref.loading import load
+from flexref.machine.machine import Machine
+from flexref.machine.plain import plain_machine
+from flexref.planner.fitting import Situation
+from flexref.planner.program.linear import total
+from flexref.planner.program.task import Task
+from flexref.policy import Policy, Shares
+from flexref.simulator.simulate import RowLengths, simulate
+from flexref.storage.random_weights import random_file
+from flexref.storage.weightfile import WeightFile
+from flexref.testing.tasks import block_costs, moved_bytes, nine_shares
+from flexref.tiers.transfer import Tier
+from flexref.tiers.weights_plan import WeightsPlan
+
+MACHINE = plain_machine()
+DEVICE, HOST_SHARES, DISK = Shares(1, 0, 0), Shares(0, 1, 0), Shares(0, 0, 1)
+CORNERS = (DEVICE, HOST_SHARES, DISK)
+
+corners = st.sampled_from(CORNERS)
+
+
+def task_of(file: WeightFile, machine: Machine, row: RowLengths, policy: Policy) -> Task:
+    """The task of rows that are all alike, from the engine's own plans."""
+    port, spec = machine.port, file.spec
+    caps = Capabilities(port.compute_dtype, True, True, True, port.scratch_bytes, port.fused_rows)
+    walk = WeightsPlan.of(file, HOST_SHARES, slots_of(policy))
+    held = [workspace_bytes(spec, caps.compute_dtype, file.dtype, tokens, 1, True) for tokens in (512, 1024)]
+    per_token = (held[1] - held[0]) / 512
+    return Task(
+        spec=spec,
+        stored=file.dtype if file.scheme == "none" else file.scheme,
+        dense=file.dtype,
+        stage_bytes=tuple(plan.streamed_bytes for plan in walk.stages),
+        stage_kinds=tuple(plan.stage.kind for plan in walk.stages),
+        gathered_bytes=sum(tensor.nbytes for tensor, _ in walk.gathered),
+        cache_scheme=policy.cache_scheme,
+        record_bytes=record_layout(spec, policy, caps.compute_dtype).record_bytes,
+        prompt_tokens=row.prompt_tokens,
+        prompt_tokens_most=row.prompt_tokens,
+        new_tokens=row.new_tokens,
+        attention_on=policy.attention_on,
+        overlap=policy.overlap,
+        workspace_bytes_fixed=max(0, round(held[0] - per_token * 512)),
+        workspace_bytes_per_token=per_token,
+        expanded_bytes=expanded_bytes(file, caps),
+    )
+
+
+@given(
+    policy=st.builds(
+        Policy,
+        weights=corners,
+        cache=corners,
+        activations=corners,
+        rows_per_group=st.integers(1, 3),
+        groups_per_block=st.integers(1, 3),
+        overlap=st.booleans(),
+        attention_on=st.sampled_from(("device", "host")),
+        cache_scheme=st.sampled_from(("none", "int4")),
+        cache_group_size=st.just(16),
+    ),
+    stored=st.sampled_from(("none", "int4")),
+    prompt=st.integers(2, 9),
+    new=st.integers(1, 7),
+)
+def test_bytes_per_link_are_those_that_the_engine_moves(
+    tmp_path_factory: pytest.TempPathFactory, policy: Policy, stored: str, prompt: int, new: int
+) -> None:
+    """On the numpy port, everything of a kind on one tier; rows of the token table are not counted."""
+    spec, rows, groups = ModelSpec("tiny", 90, 48, 32, 32, 3, 4, 64), policy.rows_per_group, policy.groups_per_block
+    path = tmp_path_factory.getbasetemp() / f"{stored}.h5"
+    if not path.exists():
+        write_model(path, spec, scheme=stored, dtype="float16")
+    prompts = [[token % spec.vocabulary for token in range(prompt)]] * (rows * groups)
+    with load(str(path), policy=policy, scratch_bytes=1 << 16) as engine:
+        stats = engine.generate(prompts, Request(new, ignore_eos=True)).stats
+        task = task_of(engine.file, MACHINE, RowLengths(prompt, new), policy)
+    found = block_costs(task, MACHINE, rows, groups, policy.activations)
+    counted = Counter(moved_bytes(found, nine_shares(policy.weights, policy.cache, policy.activations)))
+    table_rows = rows * groups * spec.embed_width * 2 * (prompt + new - 1)
+    if policy.weights != DEVICE:
+        counted["host->device", "weights"] += table_rows  # type: ignore[assignment]
+    if policy.weights == DISK:
+        counted["disk->host", "weights"] += table_rows  # type: ignore[assignment]
+    real = Counter({(link, kind): size for link, kinds in stats.link_bytes.items() for kind, size in kinds.items()})
+    # From the file come the bytes of tensors, to the device those of whole pages.
+    unread = counted["disk->host", "weights"] - real["disk->host", "weights"]
+    assert 0 <= unread <= new * len(task.stage_bytes) * ALIGNMENT_BYTES
+    counted["disk->host", "weights"] -= unread
+    assert +counted == pytest.approx(+real)
+
+
+@given(weights=corners, cache=corners, activations=corners, attention_on=st.sampled_from(("device", "host")))
+def test_peak_bytes_are_what_the_engine_plans_or_a_little_more(
+    weights: Shares, cache: Shares, activations: Shares, attention_on: str
+) -> None:
+    spec = ModelSpec("medium", 8192, 512, 512, 512, 6, 8, 2048)
+    file, rows, groups, row = random_file(spec), 6, 3, RowLengths(200, 20)
+    policy = Policy(weights, cache, activations, rows, groups, attention_on=attention_on)
+    port = MACHINE.port
+    caps = Capabilities(port.compute_dtype, True, True, True, port.scratch_bytes, port.fused_rows)
+    plan = WeightsPlan.of(file, policy.weights, slots_of(policy))
+    block = plan_block(plan, caps, policy, [Lengths(200, 219)] * (rows * groups), expand=True)
+    real = totals(iter([*engine_needs(caps), *plan.needs(), *block.needs()]))
+    found = block_costs(task_of(file, MACHINE, row, policy), MACHINE, rows, groups, activations)
+    for tier in Tier:
+        held = found.value(total(found.held[tier.value].values()), nine_shares(weights, cache, activations), 0)
+        assert real[tier] <= held + 2**17  # a few alignments
+        assert held <= 1.1 * real[tier] + 2**17
+
+
+CORNERS_OF_ALL = tuple((corner,) * 3 for corner in CORNERS)
+
+SIMULATED = ModelSpec("medium", 8192, 512, 512, 512, 6, 8, 2048)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("attention_on", ["device", "host"])
+@pytest.mark.parametrize("scheme", ["none", "int4"])
+@pytest.mark.parametrize("asynchronous", [True, False])
+def test_seconds_are_nearly_those_of_the_simulator(
+    overlap: bool, attention_on: str, scheme: str, asynchronous: bool
+) -> None:
+    """What the first load and gathered token rows add, and what does not hide, is little in so long a job."""
+    file, row = random_file(SIMULATED, scheme=scheme), RowLengths(200, 20)
+    machine = plain_machine(asynchronous=asynchronous, link_per_s=2e9)
+    for weights, cache, activations in (CORNERS, (DEVICE,) * 3, (HOST_SHARES,) * 3, (HOST_SHARES, DEVICE, DEVICE)):
+        policy = Policy(weights, cache, activations, 6, 4, overlap, attention_on)
+        real = simulate(file, machine, policy, [row] * 24, dict.fromkeys(Tier))
+        found = block_costs(task_of(file, machine, row, policy), machine, 6, 4, activations)
+        shares = nine_shares(weights, cache, activations)
+        told = [max(found.value(term, shares, 0) for _, term in found.rows(phase)) for phase in ("prefill", "decode")]
+        assert told[0] == pytest.approx(real.prefill_s, rel=0.1)
+        assert told[1] == pytest.approx(real.decode_s, rel=0.1)
+
+
+SCORED = ModelSpec("scored", 40000, 512, 512, 256, 8, 8, 1024)
+"""Several tiles of the head, and a table that is narrower than the hidden states."""
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize("rows", [3, 12])
+def test_a_job_that_scores_is_counted_as_the_simulator_runs_it(overlap: bool, asynchronous: bool, rows: int) -> None:
+    """Bytes of every link, bytes held, seconds; no cache is moved, none outlasts a layer, and logits come in pieces."""
+    machine = plain_machine(asynchronous=asynchronous, link_per_s=2e9)
+    file, row, groups = random_file(SCORED), RowLengths(400, 1, 300), 3
+    job = [row] * (rows * groups)
+    for weights, cache, activations in (
+        *CORNERS_OF_ALL,
+        (HOST_SHARES, DISK, DEVICE),
+        (DEVICE, HOST_SHARES, HOST_SHARES),
+    ):
+        policy = Policy(weights, cache, activations, rows, groups, overlap)
+        task = Situation(file, machine, job, policy).task
+        assert task.scoring is not None
+        assert task.stage_kinds.count("head") > 1
+        real = simulate(file, machine, policy, job, dict.fromkeys(Tier))
+        found, shares = block_costs(task, machine, rows, groups, activations), nine_shares(weights, cache, activations)
+        moved = {key: size for key, size in moved_bytes(found, shares).items() if size and key[1] != "weights"}
+        told = {(link, kind): size for link, kinds in real.link_bytes.items() for kind, size in kinds.items()}
+        assert moved == pytest.approx({key: size for key, size in told.items() if key[1] != "weights"})
+        for tier in Tier:
+            held = found.value(total(found.held[tier.value].values()), shares, 0)
+            assert real.peak_bytes[tier.value] <= held + 2**17
+            assert held <= 1.1 * real.peak_bytes[tier.value] + 2**17
+        told_s = max(found.value(term, shares, 0) for _, term in found.rows("prefill"))
+        assert told_s == pytest.approx(real.prefill_s, rel=0.15)
+        assert real.decode_s == 0
+        assert all(found.value(term, shares, 0) == 0 for _, term in found.rows("decode"))

@@ -1,0 +1,185 @@
+"""Machines by name, by path, and this one: measured once, kept, and measured again when what is kept is no use."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flexref_numpy import NumpyBackend
+
+from flexref.errors import PolicyError, StorageError
+from flexref.machine.machine import Machine
+from flexref.machine.plain import plain_machine
+from flexref.profile import kept_machines as machines
+from flexref.profile.kept_machines import CACHE_VARIABLE, cache_folder, known_machines, machine_named, measured_machine
+from flexref.profile.measure import capacities
+
+
+class Measuring:
+    """Stands for a measurement: counts how often it is asked for."""
+
+    def __init__(self) -> None:
+        self.asked: list[dict[str, Any]] = []
+
+    def __call__(self, backend: Any, disk_dir: Any, **options: Any) -> Machine:
+        self.asked.append(options)
+        return plain_machine()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    return tmp_path / "cache" / "machines"
+
+
+@pytest.fixture
+def measured(tmp_path: Path) -> Any:
+    """Asks for this machine, and hears what is told: (machine, lines)."""
+
+    def ask(measure: Measuring, backend: Any = None) -> tuple[Machine, list[str]]:
+        lines: list[str] = []
+        found = measured_machine(backend or NumpyBackend(), tmp_path, tell=lines.append, measure=measure)
+        return found, lines
+
+    return ask
+
+
+def test_a_machine_that_ships_is_found_by_its_name() -> None:
+    assert known_machines()
+    assert list(known_machines()) == sorted(known_machines())
+    for name in known_machines():
+        assert machine_named(name).capacity_bytes["device"] > 0
+
+
+def test_a_file_is_found_by_its_path_and_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain_machine().write(tmp_path / "mine.json")
+    assert machine_named(str(tmp_path / "mine.json")) == plain_machine()
+    name = known_machines()[0]
+    plain_machine().write(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    assert machine_named(name).name == "plain"
+
+
+def test_what_is_neither_is_an_error_that_lists_the_names(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=known_machines()[0]) as caught:
+        machine_named("abacus")
+    assert "'abacus' is neither a machine's file nor a known machine" in str(caught.value)
+    (tmp_path / "text").write_text("no JSON")
+    with pytest.raises(PolicyError, match="is not JSON"):
+        machine_named(str(tmp_path / "text"))
+    with pytest.raises(StorageError, match="cannot read machine"):
+        machine_named(str(tmp_path))
+
+
+def test_this_machine_is_measured_once(measured: Any, cache: Path) -> None:
+    measure = Measuring()
+    first, lines = measured(measure)
+    assert [options["quick"] for options in measure.asked] == [True]
+    assert lines == ["this machine is measured once, which takes about ten seconds"]
+    second, lines = measured(measure)
+    assert len(measure.asked) == 1
+    assert lines == []
+    assert second.changed(capacity_bytes=first.capacity_bytes) == first
+    assert [path.suffix for path in cache.iterdir()] == [".json"]
+
+
+def test_what_is_free_is_asked_for_every_time(measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured(Measuring())
+    monkeypatch.setattr(NumpyBackend, "free_bytes", lambda self, tier: 4321)
+    found, _ = measured(Measuring())
+    assert found.capacity_bytes == capacities(NumpyBackend(), tmp_path)
+    assert found.capacity_bytes["device"] == 4321
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"format": "flexref machine 0"}', "\x00"])
+def test_a_damaged_file_is_said_and_measured_again(measured: Any, cache: Path, damage: str) -> None:
+    measured(Measuring())
+    (path,) = cache.iterdir()
+    path.write_text(damage)
+    measure = Measuring()
+    _, lines = measured(measure)
+    assert len(measure.asked) == 1
+    assert len(lines) == 1
+    assert lines[0].endswith("this machine is measured again")
+    measured(measure)
+    assert len(measure.asked) == 1
+
+
+def test_another_port_or_version_is_another_machine(measured: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Measuring()
+    measured(measure)
+    measured(measure, NumpyBackend(scratch_bytes=1 << 20))
+    assert len(measure.asked) == 2
+    monkeypatch.setattr(machines, "versions", lambda: {"flexref": "another"})
+    measured(measure)
+    monkeypatch.setattr(machines, "describe", lambda: {"cpu": "another"})
+    measured(measure)
+    assert len(measure.asked) == 4
+
+
+def test_other_threads_of_products_are_another_machine(tmp_path: Path) -> None:
+    """In processes of their own: a library reads how many threads it may use when it is loaded."""
+    code = """if True:
+        from flexref_numpy import NumpyBackend
+        from flexref.profile.kept_machines import cache_name, product_threads
+        print(cache_name(NumpyBackend(), "."))
+        import scipy.linalg  # which brings a library of its own
+        print(cache_name(NumpyBackend(), "."), *product_threads())
+    """
+    told = []
+    for threads in ("1", "2"):
+        given = {**os.environ, "OPENBLAS_NUM_THREADS": threads, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, env=given, cwd=tmp_path, capture_output=True, text=True, check=True)
+        told.append(done.stdout.split())
+        assert told[-1][0] == told[-1][1]
+    assert (told[0][0] == told[1][0]) == (told[0][2:] == told[1][2:])
+    assert told[0][2:] == ["1"]
+    assert told[1][2:] == ["2"] or len(os.sched_getaffinity(0)) < 2
+
+
+def test_where_nothing_can_be_kept_it_is_said_and_it_goes_on(measured: Any, cache: Path) -> None:
+    cache.parent.mkdir(parents=True)
+    cache.write_text("a file where the folder should be")
+    measure = Measuring()
+    found, lines = measured(measure)
+    assert found == plain_machine()
+    assert lines[-1].startswith("the measured machine cannot be kept in ")
+    measured(measure)
+    assert len(measure.asked) == 2
+
+
+def test_a_file_is_whole_or_not_there(measured: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(machines.os, "replace", full)
+        _, lines = measured(Measuring())
+    assert "No space left on device" in lines[-1]
+    assert list(cache.iterdir()) == []
+
+
+def test_the_cache_is_the_users_own_unless_a_variable_names_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(CACHE_VARIABLE)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
+    assert cache_folder() == Path("/somewhere/flexref/machines")
+
+
+def test_the_disks_folder_need_not_exist_yet(tmp_path: Path) -> None:
+    measure = Measuring()
+    for folder in (tmp_path / "a" / "b", tmp_path / "c"):
+        measured_machine(NumpyBackend(), folder, tell=None, measure=measure)
+    assert len(measure.asked) == 1
+
+
+def test_a_file_in_the_folders_place_is_said_and_nothing_is_measured_again(measured: Any, tmp_path: Path) -> None:
+    measured(Measuring())
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    measure = Measuring()
+    with pytest.raises(StorageError, match=r"cannot write in .*file: it is no folder"):
+        measured_machine(NumpyBackend(), tmp_path / "file", tell=said.append, measure=measure)
+    assert (said, measure.asked) == ([], [])

@@ -1,0 +1,248 @@
+"""Profiles of a port that makes its times up, by a clock that nothing else moves: every curve must be those times."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flexref_numpy import NumpyBackend
+
+from flexref.backend.protocol import HostWork, LaneStep, QuantizedMatrix
+from flexref.machine.machine import LINKS, WEIGHT_FILE, Machine, attention_key
+from flexref.profile.host import host_seconds
+from flexref.profile.links import copy_curves, files
+from flexref.profile.measure import measure_machine
+from flexref.profile.meter import Meter, Point
+from flexref.profile.sizes import MIB, Sizes
+from flexref.profile.slowdowns import slowdowns
+
+TINY = Sizes.tiny()
+
+LANES_OF = {LINKS[0]: "weights_in", LINKS[1]: "cache_out", LINKS[2]: "disk_in", LINKS[3]: "disk_out"}
+
+
+class FakeTicket:
+    """Over at times that were known from the start."""
+
+    def __init__(self, port: "FakePort", times: Sequence[tuple[float, float]]) -> None:
+        self._port, self._times = port, list(times)
+
+    def wait(self) -> None:
+        self._port.now = max(self._port.now, self._times[-1][1])
+
+    def done(self) -> bool:
+        return self._port.now >= self._times[-1][1]
+
+    def times(self) -> Sequence[tuple[float, float]]:
+        return self._times
+
+
+class FakePort(NumpyBackend):
+    """A port whose operators and copies take times that it makes up, by a clock that nothing else moves.
+
+    An asynchronous one's calls take the host `call_s`, and the device works them off behind that.
+    """
+
+    def __init__(self, asynchronous: bool, call_s: float = 0.0, mark_s: float = 0.0, segments_s: float = 0.0) -> None:
+        super().__init__()
+        self.asynchronous, self.call_s, self.mark_s, self.segments_s = asynchronous, call_s, mark_s, segments_s
+        self.now = self.device_end = 0.0
+        self.lane_end: dict[str, float] = {}
+        self.disk_bytes: Counter[str] = Counter()
+
+    def clock(self) -> float:
+        return self.now
+
+    @staticmethod
+    def step_s(lane: str, nbytes: int) -> float:
+        """Of one step on a lane; a different line for each."""
+        return 1e-6 + nbytes * {"weights_in": 1e-9, "cache_out": 2e-9, "disk_in": 3e-11, "disk_out": 7e-11}[lane]
+
+    @staticmethod
+    def linear_s(stored: str, elements: int, tokens: int) -> float:
+        return 1e-6 + elements * {"float32": 4e-9, "float16": 2e-9, "int4": 1e-9}[stored] * (1 + tokens / 3)
+
+    @staticmethod
+    def bytes_s(operator: str, nbytes: int) -> float:
+        """Of operators whose time follows from bytes: another rate for every name."""
+        return 2e-6 + nbytes * 1e-10 * (1 + len(operator))
+
+    def _run(self, seconds: float) -> None:
+        self.now += self.call_s
+        self.device_end = max(self.device_end, self.now) + seconds
+        if not self.asynchronous:
+            self.now = self.device_end
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Any]) -> Any:
+        begin = max([self.now, self.lane_end.get(lane, 0.0), *(ticket.times()[-1][1] for ticket in after)])
+        times = []
+        for step in steps:
+            times.append((begin, begin + self.step_s(lane, step.nbytes)))
+            begin = times[-1][1]
+            if isinstance(step, HostWork):
+                self.disk_bytes[lane] += step.nbytes
+        self.lane_end[lane] = begin
+        return FakeTicket(self, times)
+
+    def mark(self) -> Any:
+        at = max(self.now, self.device_end)
+        self.now += self.mark_s
+        return FakeTicket(self, [(at, at)])
+
+    def wait(self, ticket: Any) -> None:
+        self.device_end = max(self.device_end, ticket.times()[-1][1])
+
+    def linear(self, x: Any, w: Any, b: Any, *, out: Any = None, add: bool = False) -> Any:
+        stored = "int4" if isinstance(w, QuantizedMatrix) else str(w.dtype)
+        self._run(self.linear_s(stored, w.shape[0] * w.shape[1], x.shape[0]))
+        return super().empty((x.shape[0], w.shape[0]), "float32") if out is None else out
+
+    def expand(self, w: Any, out: Any) -> Any:
+        self._run(self.bytes_s("expand", out.size))
+        return out
+
+    def gather(self, table: Any, ids: Any, first: int, out: Any) -> Any:
+        self._run(self.bytes_s("gather", out.nbytes))
+        return out
+
+    def add_rows(self, x: Any, table: Any, ids: Any) -> Any:
+        self._run(self.bytes_s("add_rows", x.nbytes))
+        return x
+
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
+        self._run(self.bytes_s("layer_norm", x.nbytes))
+        return super().empty(x.shape, "float32") if out is None else out
+
+    def activate(self, x: Any, activation: str) -> Any:
+        self._run(self.bytes_s("activate", x.nbytes))
+        return x
+
+    def assign(self, target: Any, source: Any) -> None:
+        self._run(self.bytes_s("assign", target.nbytes))
+
+    def sample(self, logits: Any, *settings: Any) -> Any:
+        self._run(self.bytes_s("sample", logits.nbytes))
+        self.now = max(self.now, self.device_end)
+        return np.zeros(logits.shape[0], np.int64)
+
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
+        self.now += self.segments_s
+        return super().segments(past, new)
+
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        self._run(self.bytes_s(f"append {rows.layout.scheme}", sum(segments.new) * rows.layout.record_bytes))
+
+    @staticmethod
+    def attend_s(scheme: str, head_width: int, amount: int) -> float:
+        return 3e-6 + amount * (1e-10 if scheme == "none" else 3e-10) * head_width
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        pairs = list(zip(segments.past, segments.new, strict=True))
+        if all(new == 1 for _, new in pairs):
+            amount = sum(past + new for past, new in pairs) * rows.layout.record_bytes
+        else:
+            amount = 4 * q.shape[1] * sum(past * new + new * (new + 1) // 2 for past, new in pairs)
+        self._run(self.attend_s(rows.layout.scheme, rows.layout.head_width, amount))
+        return out
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["synchronous", "asynchronous"])
+def fake(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """What a profile says of a port that makes its times up."""
+    port = FakePort(request.param, call_s=5e-6 if request.param else 0.0)
+    disk = tmp_path_factory.mktemp("disk")
+    machine = measure_machine(port, disk, sizes=TINY, clock=port.clock)
+    assert machine.port.asynchronous == request.param
+    return machine
+
+
+def same(curve: Any, expected: Callable[[int], float]) -> None:
+    """Every point of a curve is what the port took."""
+    assert len(curve.points) > 1
+    for size, seconds in curve.points:
+        assert seconds == pytest.approx(expected(round(size)), rel=1e-6), size
+
+
+def test_copies_take_what_the_lanes_took(fake: Machine) -> None:
+    for link in LINKS:
+        same(fake.copies[link], lambda nbytes, link=link: FakePort.step_s(LANES_OF[link], nbytes))
+    same(fake.copies[WEIGHT_FILE], lambda nbytes: FakePort.step_s("disk_in", nbytes))
+
+
+def test_products_take_what_the_port_took(fake: Machine) -> None:
+    assert set(fake.products) == {"float32", "float16", "int4"}
+    for stored, surface in fake.products.items():
+        assert [elements for elements, _ in surface.curves] == [width**2 for width in TINY.widths]
+        for elements, curve in surface.curves:
+            assert [tokens for tokens, _ in curve.points] == list(TINY.tokens)
+            same(curve, lambda tokens, at=elements, stored=stored: FakePort.linear_s(stored, at, tokens))
+
+
+def test_operators_take_what_the_port_took(fake: Machine) -> None:
+    for name in ("layer_norm", "activate", "gather", "add_rows", "assign", "append none", "append int4"):
+        same(fake.operators[name], lambda nbytes, name=name: FakePort.bytes_s(name, nbytes))
+    assert set(fake.expansions) == {"float16", "int4", "int8"}
+    for curve in fake.expansions.values():
+        same(curve, lambda elements: FakePort.bytes_s("expand", elements))
+
+
+def test_attention_takes_what_the_port_took(fake: Machine) -> None:
+    for place, scheme, width in product(("device", "host"), ("none", "int4"), TINY.head_widths):
+        key = attention_key(place, scheme, width)
+        for curves in (fake.decode_attention, fake.prefill_attention):
+            same(curves[key], lambda amount, scheme=scheme, width=width: FakePort.attend_s(scheme, width, amount))
+
+
+def test_a_sample_is_timed_with_its_end(fake: Machine) -> None:
+    """Its call waits: of an asynchronous port it contains at most one call's time on the host."""
+    for nbytes, seconds in fake.operators["sample"].points:
+        own_s = FakePort.bytes_s("sample", round(nbytes))
+        assert own_s * (1 - 1e-6) <= seconds <= own_s + 6e-6
+
+
+def test_the_hosts_own_work_is_told_apart_by_visits_and_choices(tmp_path: Path) -> None:
+    for port in (FakePort(False, 0.0, 3e-5, 2e-4), FakePort(True, 5e-6, 3e-5, 2e-4)):
+        with Meter(port, TINY, None, port.clock) as meter:
+            found = host_seconds(meter, tmp_path)
+        assert found.call == pytest.approx(5e-6 if port.asynchronous else 1e-9, rel=1e-6)
+        assert found.visit == pytest.approx(3e-5, rel=0.02)  # one mark per visit
+        assert found.choice == pytest.approx(2e-4, rel=0.02)  # segments are made once per group and pass
+        assert found.choice_row == pytest.approx(0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "most"), [(Sizes.full(), 1024 * MIB), (Sizes.quick(), 128 * MIB)], ids=["full", "quick"]
+)
+def test_the_traffic_of_the_disk_is_bounded(sizes: Sizes, most: int, tmp_path: Path) -> None:
+    port = FakePort(asynchronous=False)
+    with Meter(port, sizes, None, port.clock) as meter, files(meter, tmp_path) as found:
+        copy_curves(meter, found)
+        slowdowns(meter, found)
+    assert sizes.file_bytes < port.disk_bytes["disk_in"] <= most
+    before = found.spill_bytes + sizes.file_bytes  # what is written without being timed
+    assert sizes.file_bytes < port.disk_bytes["disk_out"] + before <= most
+
+
+def test_what_spreads_widely_is_named_with_its_spread() -> None:
+    with Meter(FakePort(asynchronous=False), TINY) as meter:
+        assert meter.median("steady", "4 bytes", [1.0, 1.01, 1.02, 1.0, 9.0]) == 1.01
+        meter.median("shaky", "4 bytes", [1.0, 1.3, 1.0, 1.3, 1.1])
+        meter.median("shaky", "8 bytes", [1.0, 2.0, 1.0, 2.0, 1.5])
+        (warning,) = meter.warnings
+    assert warning.startswith("shaky: ")
+    assert warning.endswith("spreads over 67% of their median at 8 bytes")
+
+
+def test_a_curve_ends_where_a_call_takes_too_long(tmp_path: Path) -> None:
+    port = FakePort(asynchronous=False)
+
+    def points() -> Any:
+        for power in range(20):
+            yield Point(2.0**power, str(power), [lambda power=power: port._run(0.001 * 2**power)])
+
+    with Meter(port, TINY, None, port.clock) as meter:
+        curve = meter.curve("slow", points())
+    assert curve.points[-2][1] <= TINY.longest_s < curve.points[-1][1]
