@@ -1,4 +1,7 @@
-"""The engine's front door: a file by its name, a port by its name, budgets in GiB; it holds nothing itself."""
+"""The front door: from names and budgets to an engine; here all parts are wired, and nothing is held.
+
+`load` does it all; `advisor` and `open_engine` are its two halves, for whoever wants to hear of predictions.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,44 +11,86 @@ from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.block.memory_plan import backend_budgets
 from flexref.engine.engine import Engine
+from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
+from flexref.engine.session import Session, check_policy
 from flexref.errors import PolicyError
+from flexref.machine.machine import Machine
+from flexref.planner.advisor import Advisor
 from flexref.policy import Policy
-from flexref.profile.kept_machines import MeasuredOnce
+from flexref.profile.kept_machines import Given, MeasuredOnce, machine_named
 from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
 
 GIB = 1 << 30
 
 
-def load(
+def load(  # noqa: PLR0913 - a front door names all that can be asked for
     path: str | Path | WeightFile,
     *,
     policy: Policy | None = None,
+    machine: str | Machine | None = None,
     backend: str | Backend = "numpy",
     device_mem_gib: float | None = None,
     host_mem_gib: float | None = None,
     disk_dir: str | Path | None = None,
     keep: Mapping[str, Any] | None = None,
+    on_event: OnEvent = no_listener,
     **backend_options: Any,
 ) -> Engine:
     """An engine for the weight file `path` (`demo`: the built-in model), or for one that is open already.
 
-    Without budgets, what is free is the budget; without a policy, one is chosen per job that has the fields in `keep`
-    as they are. Raises `StorageError`,
-    `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
+    Without budgets, what is free is the budget. Without a `policy`, one is chosen per job that has the fields in `keep`
+    as they are, for `machine`: a file, the name of a known one, or None for this machine, measured once. `on_event`
+    hears of what is loaded and measured (`engine.events`). Raises `StorageError`, `WeightFileError`, `UnknownBackend`,
+    `BackendUnavailable` or `PolicyError`.
     """
+    return open_engine(
+        path,
+        advisor(policy, machine, keep),
+        backend=backend,
+        device_mem_gib=device_mem_gib,
+        host_mem_gib=host_mem_gib,
+        disk_dir=disk_dir,
+        on_event=on_event,
+        **backend_options,
+    )
+
+
+def advisor(
+    policy: Policy | None = None, machine: str | Machine | None = None, keep: Mapping[str, Any] | None = None
+) -> Advisor:
+    """Who settles the policies of an engine's jobs, and later says how far its predictions were off; see `load`."""
+    if machine is None:
+        return Advisor(MeasuredOnce(), policy, keep)
+    return Advisor(Given(machine if isinstance(machine, Machine) else machine_named(machine)), policy, keep)
+
+
+def open_engine(
+    path: str | Path | WeightFile,
+    settling: Advisor,
+    *,
+    backend: str | Backend = "numpy",
+    device_mem_gib: float | None = None,
+    host_mem_gib: float | None = None,
+    disk_dir: str | Path | None = None,
+    on_event: OnEvent = no_listener,
+    **backend_options: Any,
+) -> Engine:
+    """An engine whose jobs `settling` settles; see `load`."""
     file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
     asked = _bytes("device", device_mem_gib), _bytes("host", host_mem_gib)
     port: Backend | None = None
-    engine: Engine | None = None
+    session: Session | None = None
     try:
         with Interrupts():  # what is open is known by the time they act
             port = create(backend, **backend_options) if isinstance(backend, str) else backend
+            if settling.policy is not None:
+                check_policy(settling.policy, file, port)  # before anything is open
             budgets = backend_budgets(port, *asked)
-            engine = Engine(file, port, policy, budgets, disk_dir, keep, MeasuredOnce())
-        return engine
+            session = Session(file, port, settling, budgets, disk_dir=disk_dir, on_event=on_event)
+        return Engine(session)
     except BaseException:
-        for opened in (engine, port):
+        for opened in (session, port):
             if opened is not None:
                 opened.close()
         raise

@@ -15,18 +15,18 @@ from flexref.backend.registry import create
 from flexref.bench.floor import PhaseFloor, Workload, decode_link_bytes, floors
 from flexref.bench.rates import Rates, measure, spill_rates, weights_rate
 from flexref.bench.suites import SIZES, Arguments, size_named
-from flexref.block.memory_plan import Lengths, slots_of
+from flexref.block.memory_plan import slots_of
+from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
-from flexref.engine.generation import Job, Request
+from flexref.engine.events import OnEvent, no_listener
+from flexref.engine.generation import GenerationJob, Request
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
 from flexref.errors import PolicyError, PromptError, StorageError
-from flexref.loading import load
+from flexref.loading import advisor, open_engine
 from flexref.policy import Policy
 from flexref.profile.environment import machine, versions
-from flexref.profile.kept_machines import Given, machine_named
-from flexref.simulator.prediction_error import Foresight, foresee
-from flexref.simulator.simulate import RowLengths
+from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.random_weights import RandomFile, random_file
 from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
 from flexref.tiers.weights_plan import WeightsPlan
@@ -97,7 +97,7 @@ class Report:
     rates: Rates
     runs: tuple[Stats, ...]
     floors: tuple[PhaseFloor, PhaseFloor] | None
-    foresight: Foresight | None
+    prediction_error: PredictionError | None
     cut_short: str | None
     trace: Trace | None
 
@@ -161,15 +161,20 @@ class Report:
         account["decode_link_bytes"] = decode_link_bytes(self.runs[-1])
         account["allocate_s"] = median(run.allocate_s for run in self.runs)
         figures = {**self.figures(self.prefill_s, self.decode_s), **self.floor_figures()}
-        predicted = None if self.foresight is None else self.foresight.to_json()
+        predicted = None if self.prediction_error is None else self.prediction_error.to_json()
         return {**figures, **account, "predicted": predicted, **about, "runs": runs}
 
 
 class Benchmark:
     """One benchmark, ready to run; a context manager. Its policy is settled, and fits, when it is made."""
 
-    def __init__(self, arguments: Arguments, make_backend: Callable[[], Backend] | None = None) -> None:
-        """`make_backend` takes the place of the port that is named.
+    def __init__(
+        self,
+        arguments: Arguments,
+        make_backend: Callable[[], Backend] | None = None,
+        on_event: OnEvent = no_listener,
+    ) -> None:
+        """`make_backend` takes the place of the port that is named; `on_event` hears what `load`'s does.
 
         Raises what `load` raises, `PromptError` if the model has too few positions, and `CapacityError`.
         """
@@ -183,17 +188,16 @@ class Benchmark:
             )
         policy, keep = policy_of(arguments)
         self.make_backend = make_backend or (lambda: create(arguments.backend))
-        self.engine = load(
+        self._advisor = advisor(policy, arguments.machine, keep)
+        self.engine = open_engine(
             self.file,
-            policy=policy,
-            keep=keep,
+            self._advisor,
             backend=self.make_backend(),
             device_mem_gib=arguments.device_mem_gib,
             host_mem_gib=arguments.host_mem_gib,
             disk_dir=arguments.disk_dir,
+            on_event=on_event,
         )
-        if arguments.machine is not None:
-            self.engine.machines = Given(machine_named(arguments.machine))
         draw = np.random.default_rng(arguments.seed)
         shape = (arguments.rows, arguments.prompt_len)
         self._prompts = draw.integers(0, self.file.spec.vocabulary, shape).tolist()
@@ -206,11 +210,11 @@ class Benchmark:
 
     def _settle(self) -> Policy:
         """Choose the policy, if none is given, once for all runs; find out before anything else whether it fits."""
-        engine = self.engine
-        policy = engine.policy = Job(engine, self._prompts, self._request).policy
-        lengths = Lengths(self.arguments.prompt_len, self.arguments.prompt_len + self.arguments.gen_len)
+        session, arguments = self.engine.session, self.arguments
+        policy = GenerationJob(session, self._prompts, self._request).policy
         weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
-        engine.plan_for(policy, weights, [lengths] * min(self.arguments.rows, policy.rows_per_block))
+        lengths = RowLengths(arguments.prompt_len, arguments.gen_len)
+        session.memory_plan(policy, weights, [lengths] * min(arguments.rows, policy.rows_per_block))
         return policy
 
     def __enter__(self) -> "Benchmark":
@@ -221,10 +225,8 @@ class Benchmark:
     ) -> None:
         self.engine.close()
 
-    def run(
-        self, *, traced: bool = False, on_loaded: Callable[[int], None] | None = None, on_run: Callable[[int], None]
-    ) -> Report:
-        """Measure the machine, bring the weights home, and run the job as often as asked; `on_run` is told which comes.
+    def run(self, *, traced: bool = False, on_run: Callable[[int], None]) -> Report:
+        """Measure the machine, load the weights, and run the job as often as asked; `on_run` is told which comes.
 
         An interrupt ends it: what has ended by then is reported. Traces cost marks between visits; the last is kept.
         """
@@ -240,44 +242,42 @@ class Benchmark:
         doing = "loading the weights"
         cut_short = None
         try:
-            engine.on_loaded = on_loaded
-            engine.weights_for(self.policy)
+            engine.session.weights_for(self.policy)
             doing = "warming up"
             self._warm_up()
             for number in range(1, self.arguments.repeat + 1):
                 doing, tokens = f"run {number} of {self.arguments.repeat}", 0
                 on_run(number)
                 trace = Trace(perf_counter()) if traced else None
-                generation = engine.generate(self._prompts, self._request, trace=trace, on_token=count)
+                generation = engine.generate(
+                    self._prompts, self._request, policy=self.policy, trace=trace, on_token=count
+                )
                 runs.append(generation.stats)
         except KeyboardInterrupt:
             cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
         rates = self._with_disk(rates, runs)
         file, dtype = self.file, engine.backend.caps.compute_dtype
         both = floors(file, self.workload, runs[-1], rates, dtype) if runs else None
-        foresight = self._foresee(runs) if runs else None
-        return Report(self.arguments, file, self.workload, rates, tuple(runs), both, foresight, cut_short, trace)
+        prediction_error = self._judged(runs) if runs else None
+        return Report(self.arguments, file, self.workload, rates, tuple(runs), both, prediction_error, cut_short, trace)
 
-    def _foresee(self, runs: list[Stats]) -> Foresight | None:
+    def _judged(self, runs: list[Stats]) -> PredictionError | None:
         """What the machine was to take, beside the median run; None if no machine is known without measuring."""
-        engine = self.engine
-        machine = None if engine.machines is None else engine.machines.kept(engine.backend, engine.disk_dir)
-        if machine is None:
-            return None
         middle = {name: median(getattr(run, name) for run in runs) for name in ("prefill_s", "decode_s")}
         rows = [RowLengths(self.arguments.prompt_len, self.arguments.gen_len)] * self.arguments.rows
-        return foresee(self.file, machine, replace(runs[-1], **middle), rows, engine.budgets)
+        return self._advisor.judge_stats(self.engine.session, replace(runs[-1], **middle), rows)
 
     def _warm_up(self) -> None:
         """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it."""
         rows = self._prompts[: self.policy.rows_per_group]
-        self.engine.generate([row[:WARM_UP_PROMPT] for row in rows], replace(self._request, max_new_tokens=WARM_UP_NEW))
+        request = replace(self._request, max_new_tokens=WARM_UP_NEW)
+        self.engine.generate([row[:WARM_UP_PROMPT] for row in rows], request, policy=self.policy)
 
     def _with_disk(self, rates: Rates, runs: list[Stats]) -> Rates:
         """The rates with those of the disk, as far as runs have used it."""
         links = runs[-1].link_bytes if runs else {}
         if any(links.get("host->disk", {}).values()):  # what comes back was written before
-            found = spill_rates(self.engine.disk_dir)
+            found = spill_rates(self.engine.session.disk_dir)
             rates = replace(rates, from_spill_bytes_per_s=found[0], to_spill_bytes_per_s=found[1])
         if links.get("disk->host", {}).get("weights"):
             rate = weights_rate(self.engine.backend, self.file.path, self.file.file_bytes)

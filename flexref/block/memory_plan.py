@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -11,6 +11,7 @@ from flexref.architecture.spec import ModelSpec, TensorSpec, layer_stage, stages
 from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Capabilities
 from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
 from flexref.backend.registry import create
+from flexref.block.rows import RowLengths
 from flexref.block.visits import embed_visit, hidden_visit
 from flexref.errors import CapacityError
 from flexref.model import opt
@@ -40,15 +41,7 @@ SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
 Need = tuple[Tier, str, int]
 """(tier, holder, bytes)."""
 
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """One row's prompt and the most tokens that its cache will hold."""
-
-    prompt_tokens: int
-    capacity_tokens: int
-    scored_tokens: int = 0
-    """Of how many of the prompt's last tokens the next one is scored; where any is, no row of the block generates."""
+AnyRow = TypeVar("AnyRow")
 
 
 @dataclass(frozen=True)
@@ -100,9 +93,18 @@ class BlockPlan:
             yield Tier.HOST, "attention on host", self.far_bytes
 
 
-def blocks_of(rows: Sequence[Any], policy: Policy) -> list[Sequence[Any]]:
+def blocks_of(rows: Sequence[AnyRow], policy: Policy) -> list[Sequence[AnyRow]]:
     """The rows of each block in order."""
-    return [rows[first : first + policy.rows_per_block] for first in range(0, len(rows), policy.rows_per_block)]
+    return _cut(rows, policy.rows_per_block)
+
+
+def groups_of(rows: Sequence[AnyRow], policy: Policy) -> list[Sequence[AnyRow]]:
+    """The rows of each group of a block in order."""
+    return _cut(rows, policy.rows_per_group)
+
+
+def _cut(rows: Sequence[AnyRow], size: int) -> list[Sequence[AnyRow]]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
 def slots_of(policy: Policy) -> int:
@@ -116,7 +118,7 @@ def record_layout(spec: ModelSpec, policy: Policy, compute_dtype: str) -> Record
 
 
 def plan_block(
-    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: Sequence[Lengths], *, expand: bool
+    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: Sequence[RowLengths], *, expand: bool
 ) -> BlockPlan:
     """The memory of a block of `rows` in order, `policy.rows_per_group` to a group.
 
@@ -125,8 +127,7 @@ def plan_block(
     """
     file = weights.file
     spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
-    step = policy.rows_per_group
-    groups = [rows[first : first + step] for first in range(0, len(rows), step)]
+    groups = groups_of(rows, policy)
     scored = [sum(row.scored_tokens for row in group) for group in groups]
     cache = _cache_plan(spec, caps, policy, groups)
     tokens = [sum(row.prompt_tokens for row in group) for group in groups]
@@ -156,7 +157,9 @@ def plan_block(
     )
 
 
-def _cache_plan(spec: ModelSpec, caps: Capabilities, policy: Policy, groups: Sequence[Sequence[Lengths]]) -> CachePlan:
+def _cache_plan(
+    spec: ModelSpec, caps: Capabilities, policy: Policy, groups: Sequence[Sequence[RowLengths]]
+) -> CachePlan:
     """The caches of a block. Where tokens are scored no pass reads them again: they last a visit, on the device."""
     passing = any(row.scored_tokens for group in groups for row in group)
     capacities = [[row.capacity_tokens for row in group] for group in groups]
@@ -268,7 +271,7 @@ def fitting_block(
     weights: WeightsPlan,
     caps: Capabilities,
     policy: Policy,
-    rows: Sequence[Lengths],
+    rows: Sequence[RowLengths],
     budgets: Mapping[Tier, int | None],
 ) -> BlockPlan:
     """The memory of a block within budgets; weights are expanded once for all its groups where there is room for that.

@@ -10,6 +10,23 @@ from flexref.architecture.spec import POSITION_OFFSET
 from flexref.tiers.cache import RowTurn
 
 
+@dataclass(frozen=True, slots=True)
+class RowLengths:
+    """One row of a job in numbers: the tokens of its prompt, those that it may generate, those that are scored instead.
+
+    Where any are scored, `scored_tokens` of the prompt's last tokens have their next one scored, and no row generates.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    scored_tokens: int = 0
+
+    @property
+    def capacity_tokens(self) -> int:
+        """Tokens whose K and V are ever needed: all but the last one generated."""
+        return self.prompt_tokens + self.new_tokens - 1
+
+
 @dataclass(slots=True)
 class Row:
     """One prompt and what it has generated so far. `number` is its place in the input."""
@@ -24,9 +41,9 @@ class Row:
     """Of how many of the prompt's last tokens the next one is scored, where none is generated."""
 
     @property
-    def capacity_tokens(self) -> int:
-        """Tokens whose K and V are ever needed: all but the last one generated."""
-        return len(self.prompt) + self.limit - 1
+    def lengths(self) -> RowLengths:
+        """The row in numbers, as long as it may become."""
+        return RowLengths(len(self.prompt), self.limit, self.scored)
 
     def turn(self, place: int) -> RowTurn:
         """What the next pass has of this row, the row number `place` of its group."""

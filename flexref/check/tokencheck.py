@@ -16,7 +16,6 @@ from flexref.engine.generation import Request
 from flexref.loading import load
 from flexref.machine.plain import machine_for
 from flexref.policy import Policy
-from flexref.profile.kept_machines import Given
 from flexref.storage.weightfile import WeightFile
 
 EXACT = "the model in float64 on the host"
@@ -47,7 +46,7 @@ def run_engine(
     options: Mapping[str, Any],
     on_visit: OnVisit | None = None,
 ) -> Run:
-    """Generate greedily on `port`, which is closed behind it; `options` are those of `engine.load`.
+    """Generate greedily on `port`, which is closed after it; `options` are those of `flexref.load`.
 
     A policy that is to be chosen is chosen for a plain machine: a port that is checked is not measured first.
     """
@@ -58,8 +57,7 @@ def run_engine(
             logits[row].append(step)
 
     request = Request(max_new_tokens, ignore_eos=True)
-    with load(file, backend=port, **options) as engine:
-        engine.machines = Given(machine_for(port))
+    with load(file, backend=port, machine=machine_for(port), **options) as engine:
         generation = engine.generate(prompts, request, on_logits=keep, on_visit=on_visit)
     tokens = [output.token_ids for output in generation.outputs]
     return Run(port.caps.compute_dtype, generation.stats.policy, tokens, logits)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flexref.bench.benchmark import Benchmark, Report
     from flexref.bench.suites import Arguments
     from flexref.check.smoke import Passed
+    from flexref.cli.show.progress import EventDisplay
 
 MODEL_HELP = "A size (6.7b, opt-175b, tiny ...), whose weights are random, or a weight file."
 
@@ -110,11 +111,13 @@ def _list() -> None:
 
 def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, as_json: bool) -> "Report":
     from flexref.bench.benchmark import Benchmark
+    from flexref.cli.show.progress import EventDisplay
 
-    with Benchmark(arguments) as benchmark:
+    display = EventDisplay()
+    with Benchmark(arguments, on_event=display) as benchmark:
         passed = _check(benchmark)
-        with _loading(benchmark) as on_loaded:
-            report = benchmark.run(traced=trace_file is not None, on_loaded=on_loaded, on_run=_tell(arguments.repeat))
+        with _loading(benchmark, display):
+            report = benchmark.run(traced=trace_file is not None, on_run=_tell(arguments.repeat))
     if report.trace is not None and trace_file is not None:
         report.trace.write(trace_file)
     if as_json:
@@ -140,19 +143,20 @@ def _tell(runs: int) -> Any:
 
 
 @contextmanager
-def _loading(benchmark: "Benchmark") -> "Iterator[Any]":
-    """A bar on stderr while weights are brought home."""
+def _loading(benchmark: "Benchmark", display: "EventDisplay") -> "Iterator[None]":
+    """A bar on stderr while weights are loaded."""
     from flexref.cli.show.progress import byte_bar
 
     done, total = 0, benchmark.file.nbytes
-    with byte_bar("bringing weights home") as show:
+    with byte_bar("loading weights") as show:
 
         def on_loaded(nbytes: int) -> None:
             nonlocal done
             done += nbytes
             show(done, total)
 
-        yield on_loaded
+        with display.loading(on_loaded):
+            yield
 
 
 def _print(report: "Report", passed: "Passed") -> None:

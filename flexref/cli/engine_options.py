@@ -40,6 +40,7 @@ def engine_for(model: str, options: dict[str, Any], share: int = 1) -> "Engine":
     """An engine for `model` as the options ask for it; of memory without a budget it gets one part in `share`."""
     from flexref.backend.registry import create
     from flexref.cli.generate import policies
+    from flexref.cli.show.progress import EventDisplay
     from flexref.engine.scoring import check_computes
     from flexref.loading import load
 
@@ -51,9 +52,8 @@ def engine_for(model: str, options: dict[str, Any], share: int = 1) -> "Engine":
     if share > 1:
         free = {f"{tier}_mem_gib": port.free_bytes(tier) / share / GIB for tier in ("device", "host")}
         budgets = {name: free[name] if given is None else given for name, given in budgets.items()}
-    engine = load(model, policy=policy, keep=keep, backend=port, disk_dir=options["disk_dir"], **budgets)
-    engine.on_measuring = lambda text: click.echo(text, err=True)
-    return engine
+    disk_dir = options["disk_dir"]
+    return load(model, policy=policy, keep=keep, backend=port, disk_dir=disk_dir, on_event=EventDisplay(), **budgets)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,11 +15,13 @@ from flexref.cli.show.outputs import check_writable
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from flexref.block.trace import Trace
+    from flexref.cli.show.progress import EventDisplay
     from flexref.engine.engine import Engine
     from flexref.engine.generation import Request
     from flexref.engine.results import Generation, StreamedToken
     from flexref.policy import Policy
-    from flexref.simulator.prediction_error import Foresight
+    from flexref.simulator.prediction_error import PredictionError
     from flexref.text.prompts import Prompt
 
 LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before temperature, top-k and top-p."
@@ -61,34 +64,33 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
     measured.
     """
     from flexref.block.trace import Trace
-    from flexref.loading import load
-    from flexref.profile.kept_machines import Given, machine_named
+    from flexref.cli.show.progress import EventDisplay
+    from flexref.loading import advisor, open_engine
 
     if options["logprobs"] and not as_json:
         raise click.UsageError("--logprobs belongs to --json")
     if trace_file is not None:
         check_writable(trace_file)
     policy, keep = policies(options)
-    request = request_of(options)
-    with load(
+    request, display = request_of(options), EventDisplay()
+    settling = advisor(policy, options["machine"], keep)
+    engine = open_engine(
         model,
-        policy=policy,
-        keep=keep,
+        settling,
         backend=options["backend"],
         device_mem_gib=options["device_mem_gib"],
         host_mem_gib=options["host_mem_gib"],
         disk_dir=options["disk_dir"],
-    ) as engine:
-        if options["machine"] is not None:
-            engine.machines = Given(machine_named(options["machine"]))
-        engine.on_measuring = lambda what: click.echo(what, err=True)
+        on_event=display,
+    )
+    with engine:
         prompts = prompts_of(options["prompts"], options["input_file"], engine.file.spec.vocabulary)
         trace = Trace(time.perf_counter()) if trace_file else None
-        generation = _run(engine, prompts, request, trace, as_json)
-        foresight = engine.foresee(generation)
+        generation = _run(engine, prompts, request, _Shown(display, trace, as_json))
+        prediction_error = settling.judge(engine.session, generation)
     if trace is not None and trace_file is not None:
         trace.write(trace_file)
-    _print(generation, foresight, as_json, streamed=len(prompts) == 1)
+    _print(generation, prediction_error, as_json, streamed=len(prompts) == 1)
 
 
 def policies(options: dict[str, Any]) -> "tuple[Policy | None, dict[str, Any]]":
@@ -130,11 +132,21 @@ def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) 
     return prompts + (read_prompts(input_file, vocabulary) if input_file is not None else [])
 
 
-def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", trace: Any, as_json: bool) -> "Generation":
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """How a run is shown: who hears of its events, the trace if one is kept, and whether a reader wants JSON."""
+
+    display: "EventDisplay"
+    trace: "Trace | None"
+    as_json: bool
+
+
+def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", shown: _Shown) -> "Generation":
     """Generate with progress on stderr; a single prompt's text is streamed to stdout as it comes."""
-    streamed = len(prompts) == 1 and not as_json
+    streamed = len(prompts) == 1 and not shown.as_json
     opening = [prompts[0].text or ""]
-    with _progress(engine, None if streamed else len(prompts) * request.max_new_tokens) as progress:
+    tokens = None if streamed else len(prompts) * request.max_new_tokens
+    with _progress(engine, shown.display, tokens) as progress:
 
         def show(token: "StreamedToken") -> None:
             if not streamed:
@@ -146,14 +158,14 @@ def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", trace: A
             click.echo(token.text if engine.tokenizer is not None else f"{token.token_id} ", nl=False)
             sys.stdout.flush()
 
-        generation = engine.generate(prompts, request, trace=trace, on_token=show)
+        generation = engine.generate(prompts, request, trace=shown.trace, on_token=show)
     if streamed:
         click.echo()
     return generation
 
 
 @contextmanager
-def _progress(engine: "Engine", tokens: int | None) -> "Iterator[Progress]":
+def _progress(engine: "Engine", display: "EventDisplay", tokens: int | None) -> "Iterator[Progress]":
     """Bars on stderr, where that is a terminal: MiB of weights that were loaded, and `tokens` if they are counted."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -171,17 +183,17 @@ def _progress(engine: "Engine", tokens: int | None) -> "Iterator[Progress]":
             loaded_bytes += nbytes
             progress.update(loading, completed=loaded_bytes >> 20)
 
-        engine.on_loaded = on_loaded
-        yield progress
+        with display.loading(on_loaded):
+            yield progress
 
 
-def _print(generation: "Generation", foresight: "Foresight | None", as_json: bool, streamed: bool) -> None:
+def _print(generation: "Generation", prediction_error: "PredictionError | None", as_json: bool, streamed: bool) -> None:
     from rich.console import Console
 
-    from flexref.cli.show.report import print_foresight, print_stats
+    from flexref.cli.show.report import print_prediction_error, print_stats
 
     if as_json:
-        predicted = None if foresight is None else foresight.to_json()
+        predicted = None if prediction_error is None else prediction_error.to_json()
         click.echo(json.dumps({**generation.to_json(), "predicted": predicted}))
         return
     if not streamed:
@@ -191,4 +203,4 @@ def _print(generation: "Generation", foresight: "Foresight | None", as_json: boo
             click.echo(f"--- {number} ({output.finish_reason})\n{prompt}{body}")
     console = Console(stderr=True)
     print_stats(console, generation.stats)
-    print_foresight(console, foresight)
+    print_prediction_error(console, prediction_error)

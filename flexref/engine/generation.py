@@ -1,33 +1,27 @@
-"""One job on an engine: its rows, their text, the blocks they run in, and the account of it all."""
+"""Generation on a session: prompts in, tokens and their text out, block by block; it knows no file and no device."""
 
 import time
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from flexref.architecture.spec import is_integer
 from flexref.block import executor
 from flexref.block.generate_block import Block
-from flexref.block.memory_plan import BlockPlan, Lengths, blocks_of, slots_of
-from flexref.block.rows import Group, Row
+from flexref.block.planned_block import PlannedBlock
+from flexref.block.rows import Row
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit, Watch
-from flexref.engine import account
+from flexref.engine.account import Account
 from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.results import Generation, Output, Stats, StreamedToken
 from flexref.engine.row_text import RowText
+from flexref.engine.session import Session
 from flexref.errors import PromptError
+from flexref.policy import Policy
 from flexref.sampling.sampler import Sampler
 from flexref.sampling.settings import SamplingSettings
-from flexref.schedule.zigzag import Shape
-from flexref.simulator.simulate import RowLengths
 from flexref.text.prompts import Prompt, all_token_ids, new_token_room
-from flexref.tiers.weights import WeightStore
-from flexref.tiers.weights_plan import WeightsPlan
-
-if TYPE_CHECKING:
-    from flexref.engine.engine import Engine
 
 AnyPrompt = str | Sequence[int] | Prompt
 """Text, token ids, or either as a `Prompt`."""
@@ -58,24 +52,25 @@ class Request:
             raise PromptError(f"logprobs must be a number of tokens from 0 (none) on, found {self.logprobs!r}")
 
 
-class Job:
+class GenerationJob:
     """One call of `generate`: its rows, their text, and the blocks they run in."""
 
     def __init__(
         self,
-        engine: "Engine",
+        session: Session,
         prompts: Sequence[AnyPrompt],
         request: Request,
+        policy: Policy | None = None,
         trace: Trace | None = None,
         on_logits: OnLogits | None = None,
         on_visit: OnVisit | None = None,
     ) -> None:
         if not prompts:
             raise PromptError("there is no prompt")
-        spec, tokenizer = engine.file.spec, engine.tokenizer
+        spec, tokenizer = session.file.spec, session.tokenizer
         if request.stops and tokenizer is None:
             raise PromptError("stop strings need a tokenizer, and the model has none")
-        self.engine, self.request, self.trace = engine, request, trace
+        self.session, self.request, self.trace = session, request, trace
         self.prompts = [_as_prompt(prompt) for prompt in prompts]
         most = request.max_new_tokens
         ids = all_token_ids(self.prompts, tokenizer, spec.vocabulary, spec.positions, most)
@@ -85,68 +80,49 @@ class Job:
         self.recorder = LogprobRecorder(len(self.rows), request.logprobs, tokenizer) if request.logprobs else None
         on_choice = None if self.recorder is None else self.recorder.on_choice
         self.watch = Watch(None if trace is None else trace.on_computed, on_logits, on_visit, on_choice)
-        self.policy = engine.policy_for([RowLengths(len(row.prompt), row.limit) for row in self.rows])
-        engine.check_policy(self.policy)
-        self.stats = Stats(engine.backend.name, self.policy, rows=len(self.rows))
+        self.policy = session.settled([row.lengths for row in self.rows], policy)
+        self.stats = Stats(session.backend.name, self.policy, rows=len(self.rows))
 
     def run(self) -> Generator[StreamedToken, None, None]:
         """Every block in order; the account is complete when the last token has come.
 
         Raises `EngineError` if the engine cannot take it, and `KeyboardInterrupt` where nothing is half done.
         """
-        return self.engine.gate.stream(self._steps())
+        return self.session.gate.stream(self._passes())
 
-    def _steps(self) -> Generator[list[StreamedToken], None, None]:
-        engine, stats = self.engine, self.stats
-        blocks = blocks_of(self.rows, self.policy)
-        weights_plan = WeightsPlan.of(engine.file, self.policy.weights, slots_of(self.policy))
-        # Every block is checked before the first token of any, and before weights are read.
-        plans = [engine.plan_for(self.policy, weights_plan, [_lengths(row) for row in block]) for block in blocks]
-        weights = engine.begin_job(self.policy)
-        engine.listen(self.trace)
-        try:
-            for rows, plan in zip(blocks, plans, strict=True):
-                yield from self._block(rows, plan, weights)
-        finally:
-            engine.listen(None)
-            account.fill(stats, engine, engine.take_traffic().flows, plans, weights.plan)
-            if self.trace is not None:
-                stats.lane_busy = self.trace.busy_shares()
-        stats.load_s = engine.load_s
+    def _passes(self) -> Generator[list[StreamedToken], None, None]:
+        with self.session.job(self.stats, self.rows, self.trace) as account:
+            for planned in account.blocks:
+                yield from self._block(planned, account)
 
     def result(self) -> Generation:
         """Outputs in the order of the prompts."""
         outputs = []
         for prompt, row, text in zip(self.prompts, self.rows, self.texts, strict=True):
             given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
-            shown = None if self.engine.tokenizer is None else text.text
+            shown = None if self.session.tokenizer is None else text.text
             known = None if self.recorder is None else self.recorder.tokens[row.number]
             outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length", len(row.prompt), known))
         return Generation(outputs, self.stats)
 
-    def _block(
-        self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore
-    ) -> Generator[list[StreamedToken], None, None]:
-        engine, stats = self.engine, self.stats
-        step = self.policy.rows_per_group
-        groups = [Group(rows[first : first + step]) for first in range(0, len(rows), step)]
-        turns = max(row.limit for row in rows)
-        kinds = plan.moving(weights.plan)
-        shape = Shape(turns, len(weights.plan.stages), len(groups), weights.plan.slots, kinds)
+    def _block(self, planned: PlannedBlock, account: Account) -> Generator[list[StreamedToken], None, None]:
+        mover, stats, rows = self.session.mover, self.stats, planned.rows
+        shape = planned.shape(passes=max(row.limit for row in rows))
+        sampler = Sampler(self.request.sampling)
         block = Block(
-            plan, weights, engine.mover, groups, shape, Sampler(self.request.sampling), self._judge, watch=self.watch
+            planned.memory, account.weights, mover, planned.groups, shape, sampler, self._judge, watch=self.watch
         )
-        with account.memory_of(block, engine, stats):
-            before = engine.mover.traffic.snapshot()
+        with account.memory_of(block):
+            before = mover.traffic.snapshot()
             start = time.perf_counter()
             prefill_end = None
             told_at = min(EVENTS_BEHIND_STAGES, shape.stages - 1)
-            with closing(executor.run(engine.mover, block, shape, overlap=self.policy.overlap)) as visits:
+            with closing(executor.run(mover, block, shape, overlap=self.policy.overlap)) as visits:
                 for visit in visits:
                     if visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
                         if visit.turn == 0:
                             prefill_end = time.perf_counter()
-                            add_bytes(stats.prefill_link_bytes, engine.mover.traffic.since(before))
+                            add_bytes(stats.prefill_link_bytes, mover.traffic.since(before))
                         block.tell_watch()
                     if visit.stage == told_at and visit.group == 0:
                         yield self._streamed(block)
@@ -178,10 +154,6 @@ def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]])
     for link, kinds in more.items():
         for kind, nbytes in kinds.items():
             total.setdefault(link, {})[kind] = total.get(link, {}).get(kind, 0) + nbytes
-
-
-def _lengths(row: Row) -> Lengths:
-    return Lengths(len(row.prompt), row.capacity_tokens)
 
 
 def _as_prompt(prompt: AnyPrompt) -> Prompt:

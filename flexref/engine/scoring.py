@@ -1,9 +1,9 @@
-"""Scoring on an engine: rows of tokens in, log-probabilities of the tokens that are asked for out; one pass a block."""
+"""Scoring on a session: rows of tokens in, log-probabilities of the tokens that are asked for out; one pass a block."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,21 +11,15 @@ import numpy.typing as npt
 from flexref.architecture.spec import is_integer
 from flexref.backend.protocol import Backend
 from flexref.block import executor
-from flexref.block.memory_plan import BlockPlan, Lengths, blocks_of, slots_of
-from flexref.block.rows import Group, Row
+from flexref.block.planned_block import PlannedBlock
+from flexref.block.rows import Row
 from flexref.block.score_block import OnTile, ScoreBlock
 from flexref.block.watch import OnHidden, Watch
-from flexref.engine import account
+from flexref.engine.account import Account
 from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
 from flexref.engine.results import Stats
+from flexref.engine.session import Session
 from flexref.errors import PolicyError, PromptError
-from flexref.schedule.zigzag import Shape
-from flexref.simulator.simulate import RowLengths
-from flexref.tiers.weights import WeightStore
-from flexref.tiers.weights_plan import WeightsPlan
-
-if TYPE_CHECKING:
-    from flexref.engine.engine import Engine
 
 GENERATION_KEYS = ("generated_tokens", "decode_s", "tokens_per_s")
 """What the account of a job says of tokens that were generated, of which there are none here."""
@@ -108,61 +102,57 @@ class ScoringJob:
     """One call of `Engine.score`."""
 
     def __init__(
-        self, engine: "Engine", rows: Sequence[ScoredRow], top: int, keep_logits: bool, listener: Listener
+        self,
+        session: Session,
+        rows: Sequence[ScoredRow],
+        top: int,
+        keep_logits: bool,
+        listener: Listener,
     ) -> None:
-        check_computes(engine.backend)
+        check_computes(session.backend)
         if not rows:
             raise PromptError("there is no row to score")
+        spec = session.file.spec
         for number, row in enumerate(rows, start=1):
-            _check(row, number, engine.file.spec.vocabulary, engine.file.spec.positions)
-        self.engine, self.listener = engine, listener
+            _check(row, number, spec.vocabulary, spec.positions)
+        self.session, self.listener = session, listener
         self.counts = np.array([row.scored for row in rows], np.int64)
         self.starts = np.cumsum(self.counts) - self.counts
         targets = np.concatenate([np.array(row.token_ids[row.first :], np.int64) for row in rows])
-        self.next_tokens = NextTokens(targets, min(top, engine.file.spec.vocabulary))
-        shape = (len(targets), engine.file.spec.vocabulary)
-        self.logits = np.empty(shape, np.float32) if keep_logits else None
+        self.next_tokens = NextTokens(targets, min(top, spec.vocabulary))
+        self.logits = np.empty((len(targets), spec.vocabulary), np.float32) if keep_logits else None
         # The last token is predicted and never fed.
         self.rows = [Row(number, row.token_ids[:-1], 1, scored=row.scored) for number, row in enumerate(rows)]
-        self.policy = engine.policy_for([RowLengths(len(row.prompt), row.limit, row.scored) for row in self.rows])
-        engine.check_policy(self.policy)
-        self.stats = Stats(engine.backend.name, self.policy, rows=len(rows))
+        self.policy = session.settled([row.lengths for row in self.rows])
+        self.stats = Stats(session.backend.name, self.policy, rows=len(rows))
 
     def run(self) -> Scores:
-        """Score every block in order; raises what `Job.run` raises."""
-        with self.engine.gate.work():
+        """Score every block in order; raises what `GenerationJob.run` raises."""
+        with self.session.gate.work():
             return self._run()
 
     def _run(self) -> Scores:
-        engine, stats = self.engine, self.stats
-        blocks = blocks_of(self.rows, self.policy)
-        weights_plan = WeightsPlan.of(engine.file, self.policy.weights, slots_of(self.policy))
-        # Every block is checked before the first is scored, and before weights are read.
-        plans = [engine.plan_for(self.policy, weights_plan, [_lengths(row) for row in block]) for block in blocks]
-        weights = engine.begin_job(self.policy)
-        for rows, plan in zip(blocks, plans, strict=True):
-            self._block(rows, plan, weights)
-            if self.listener.on_rows is not None:
-                self.listener.on_rows(len(rows))
-        account.fill(stats, engine, engine.take_traffic().flows, plans, weights.plan)
-        stats.prefill_link_bytes = stats.link_bytes
-        stats.load_s = engine.load_s
-        return Scores(self._results(), stats, len(self.next_tokens.targets))
+        with self.session.job(self.stats, self.rows) as account:
+            for planned in account.blocks:
+                self._block(planned, account)
+                if self.listener.on_rows is not None:
+                    self.listener.on_rows(len(planned.rows))
+        self.stats.prefill_link_bytes = self.stats.link_bytes
+        return Scores(self._results(), self.stats, len(self.next_tokens.targets))
 
-    def _block(self, rows: Sequence[Row], plan: BlockPlan, weights: WeightStore) -> None:
-        engine, stats, step = self.engine, self.stats, self.policy.rows_per_group
-        groups = [Group(rows[first : first + step]) for first in range(0, len(rows), step)]
-        shape = Shape(1, len(weights.plan.stages), len(groups), weights.plan.slots, plan.moving(weights.plan))
+    def _block(self, planned: PlannedBlock, account: Account) -> None:
+        mover, stats, groups = self.session.mover, self.stats, planned.groups
+        shape = planned.shape(passes=1)
         firsts = tuple(int(self.starts[group.rows[0].number]) for group in groups)
         watch = Watch(on_hidden=self.listener.on_hidden)
-        block = ScoreBlock(plan, weights, engine.mover, groups, shape, firsts, self._take, watch=watch)
-        with account.memory_of(block, engine, stats):
+        block = ScoreBlock(planned.memory, account.weights, mover, groups, shape, firsts, self._take, watch=watch)
+        with account.memory_of(block):
             start = time.perf_counter()
-            for _ in executor.run(engine.mover, block, shape, overlap=self.policy.overlap):
+            for _ in executor.run(mover, block, shape, overlap=self.policy.overlap):
                 pass
             stats.prefill_s += time.perf_counter() - start
             stats.blocks += 1
-            stats.prompt_tokens += sum(len(row.prompt) for row in rows)
+            stats.prompt_tokens += sum(len(row.prompt) for row in planned.rows)
 
     def _take(self, first: int, first_id: int, logits: npt.NDArray[np.float32]) -> None:
         """Logits have come."""
@@ -180,10 +170,6 @@ class ScoringJob:
         if self.logits is not None:
             columns.append(self.logits)
         return [RowScores(*parts) for parts in zip(*(spread(column, self.counts) for column in columns), strict=True)]
-
-
-def _lengths(row: Row) -> Lengths:
-    return Lengths(len(row.prompt), row.capacity_tokens, row.scored)
 
 
 def _check(row: ScoredRow, number: int, vocabulary: int, positions: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from flexref.architecture.spec import ModelSpec
 from flexref.bench.suites import SIZES, size_named
+from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.machine.machine import Machine
@@ -16,7 +17,8 @@ from flexref.planner.plan_request import Wanted
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.task import Limits
 from flexref.policy import Policy
-from flexref.simulator.simulate import Prediction, RowLengths, simulate
+from flexref.simulator.prediction import Prediction
+from flexref.simulator.simulate import simulate
 from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
 

@@ -6,12 +6,13 @@ from functools import cached_property
 from typing import Any
 
 from flexref.block.memory_plan import check_fits, engine_needs, plan_block, slots_of
+from flexref.block.rows import RowLengths
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import Situation, fitted, solutions_of
 from flexref.planner.program.lp import Solution
 from flexref.policy import Policy, Shares
-from flexref.simulator.simulate import RowLengths, simulate
+from flexref.simulator.simulate import simulate
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
@@ -93,8 +94,7 @@ def _most_frugal(choice: Choice) -> Policy:
     weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal))
     whole = [*engine_needs(situation.caps), *weights.needs()]
     for rows in situation.blocks(frugal):
-        lengths = [row.held for row in rows]
-        block = plan_block(weights, situation.caps, frugal, lengths, expand=False)
+        block = plan_block(weights, situation.caps, frugal, rows, expand=False)
         check_fits([*whole, *block.needs()], choice.budgets)
     check_fits([*whole, (Tier.HOST, "loading", weights.loading_bytes)], choice.budgets)
     return frugal

@@ -21,13 +21,13 @@ from flexref.block.memory_plan import (
     totals,
     workspace_bytes,
 )
+from flexref.block.rows import RowLengths
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.search import Found, search
 from flexref.planner.program.task import Limits, Scoring, Task
 from flexref.policy import Policy, Shares
-from flexref.simulator.simulate import RowLengths
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
@@ -167,8 +167,7 @@ class Situation:
         always = totals(iter([*engine_needs(self.caps), *weights.needs()]))
         most = {**always, Tier.HOST: always[Tier.HOST] + weights.loading_bytes}
         for rows in self.blocks(policy):
-            lengths = [row.held for row in rows]
-            block = totals(plan_block(weights, self.caps, policy, lengths, expand=False).needs())
+            block = totals(plan_block(weights, self.caps, policy, rows, expand=False).needs())
             most = {tier: max(nbytes, always[tier] + block[tier]) for tier, nbytes in most.items()}
         return most
 

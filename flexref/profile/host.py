@@ -19,6 +19,7 @@ from flexref.architecture.spec import stages as stages_of
 from flexref.backend.protocol import Backend, Move, Span
 from flexref.engine.engine import Engine
 from flexref.engine.generation import Request
+from flexref.engine.session import Session, always
 from flexref.machine.machine import HostSeconds
 from flexref.policy import Policy
 from flexref.profile.meter import Meter, backend_dtype
@@ -181,7 +182,8 @@ def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], 
     counted = Counted(meter.backend, meter.clock, meter.asynchronous)
     policy = Policy(rows_per_group=rows, groups_per_block=groups)
     file = random_file(spec)
-    with Engine(file, cast(Backend, counted), policy, disk_dir=disk_dir) as engine:
+    session = Session(file, cast(Backend, counted), always(policy), disk_dir=disk_dir)
+    with Engine(session) as engine:
         request = Request(meter.sizes.passes + 1, ignore_eos=True)
         engine.generate([list(PROMPT)] * (rows * groups), request)
     left = []

@@ -1,20 +1,22 @@
-"""What was foreseen beside what was measured, and the term that missed; it measures nothing itself."""
+"""What was predicted beside what was measured, and the term that missed; it measures nothing itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flexref.block.rows import RowLengths
 from flexref.engine.results import Stats
 from flexref.machine.machine import Machine
-from flexref.simulator.simulate import Prediction, RowLengths, simulate
+from flexref.simulator.prediction import Prediction
+from flexref.simulator.simulate import simulate
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.transfer import Tier
 
-SAID_ALOUD = 0.2
-"""A phase whose prediction is further off than this share of what was measured is said aloud."""
+TOLD_FROM = 0.2
+"""A phase whose prediction is further off than this share of what was measured is told to the user."""
 
 DIFFERENT_BLOCKS_MOST = 32
-"""Bounds the blocks of different lengths that are simulated behind a run: each takes about a tenth of a second."""
+"""Bounds the blocks of different lengths that are simulated after a run: each takes about a tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +40,7 @@ class Miss:
 
 
 @dataclass(frozen=True, slots=True)
-class Foresight:
+class PredictionError:
     """The prediction of a job, with the lengths that its rows turned out to have, and what was measured."""
 
     machine: str
@@ -56,7 +58,7 @@ class Foresight:
         return {phase: told / took - 1 for phase, (told, took) in phases.items() if took}
 
     def misses(self) -> list[Miss]:
-        """The phases that are further off than `SAID_ALOUD`."""
+        """The phases that are further off than `TOLD_FROM`."""
         errors, prediction, stats = self.errors(), self.prediction, self.stats
         seconds = {
             "prefill": (prediction.prefill_s, stats.prefill_s),
@@ -66,7 +68,7 @@ class Foresight:
         return [
             Miss(phase, both[0], both[1], term, told_s, took_s)
             for phase, both in seconds.items()
-            if phase in errors and abs(errors[phase]) > SAID_ALOUD
+            if phase in errors and abs(errors[phase]) > TOLD_FROM
         ]
 
     def _worst_term(self) -> tuple[str, float, float]:
@@ -101,9 +103,9 @@ def _by_term(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
     return {f"{link} of {kind}": seconds for link, kinds in table.items() for kind, seconds in kinds.items() if seconds}
 
 
-def foresee(
+def prediction_error(
     file: WeightFile, machine: Machine, stats: Stats, rows: Sequence[RowLengths], budgets: Mapping[Tier, int | None]
-) -> Foresight | None:
+) -> PredictionError | None:
     """What `machine` would have taken for the job that `stats` is the account of, its rows' lengths given in order.
 
     None if its blocks are of more different lengths than are worth simulating.
@@ -112,4 +114,4 @@ def foresee(
     blocks = {tuple(rows[first : first + size]) for first in range(0, len(rows), size)}
     if len(blocks) > DIFFERENT_BLOCKS_MOST:
         return None
-    return Foresight(machine.name, simulate(file, machine, stats.policy, rows, budgets), stats)
+    return PredictionError(machine.name, simulate(file, machine, stats.policy, rows, budgets), stats)

@@ -1,4 +1,4 @@
-"""A job foreseen: the engine's own stores, block and beats, on the port that only counts and a machine's clock.
+"""A job simulated: the engine's own stores, block and beats, on the port that only counts and a machine's clock.
 
 Decode passes differ only in how much cache they find, so between passes in which a row retires some are simulated and
 the others lie on the line between them: their bytes exactly, their seconds as nearly as seconds follow bytes.
@@ -6,30 +6,29 @@ the others lie on the line between them: their bytes exactly, their seconds as n
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.block import executor
-from flexref.block.memory_plan import BlockPlan, Lengths, blocks_of, engine_needs, fitting_block, slots_of
-from flexref.block.rows import Group, Row
+from flexref.block.memory_plan import blocks_of
+from flexref.block.rows import Row, RowLengths
 from flexref.block.trace import Trace
 from flexref.block.walk import Walk
 from flexref.block.watch import Watch
+from flexref.engine.session import Session, always
 from flexref.machine.machine import Machine
 from flexref.policy import Policy
 from flexref.schedule.zigzag import Shape
-from flexref.simulator.simulated_block import foreseen_block
+from flexref.simulator.prediction import Prediction
+from flexref.simulator.simulated_block import simulated_block
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.mover import Mover
-from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import LINKS, Tier, Traffic
-from flexref.tiers.weights import WeightStore
-from flexref.tiers.weights_plan import WeightsPlan
+from flexref.tiers.transfer import LINKS, Tier
+from flexref.tiers.weights import WeightSource
 
 Flows = Counter[tuple[str, str]]
 """Bytes by (link, kind)."""
@@ -39,58 +38,8 @@ ENDS = 2
 another pass's there."""
 
 
-@dataclass(frozen=True, slots=True)
-class RowLengths:
-    """One row of a job: the tokens of its prompt, those that it will generate, and those that are scored instead."""
-
-    prompt_tokens: int
-    new_tokens: int
-    scored_tokens: int = 0
-
-    @property
-    def held(self) -> Lengths:
-        """What its cache must hold."""
-        return Lengths(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1, self.scored_tokens)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a job will take: seconds, bytes that are held at most, bytes and busy seconds of links and lanes.
-
-    `load_s` is that of weights from their file. `link_s` are the seconds that copies take, by link and kind, as
-    `Stats.link_s`; `lane_busy` is the share of prefill and decode in which each lane is busy.
-    """
-
-    rows: int
-    blocks: int
-    generated_tokens: int
-    load_s: float
-    prefill_s: float
-    decode_s: float
-    peak_bytes: Mapping[str, int]
-    link_bytes: Mapping[str, Mapping[str, int]]
-    link_s: Mapping[str, Mapping[str, float]]
-    lane_busy: Mapping[str, float]
-    simulated: bool = True
-    """False: seconds are the linear program's estimate, and nothing is said of links and lanes."""
-
-    @property
-    def tokens_per_s(self) -> float:
-        """Generated tokens over prefill and decode together."""
-        return self.generated_tokens / (self.prefill_s + self.decode_s)
-
-    @property
-    def disk_write_bytes(self) -> int:
-        """Bytes of cache and activations that are spilled."""
-        return sum(self.link_bytes.get("host->disk", {}).values())
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure by its name, fit for `json.dumps`."""
-        return {**asdict(self), "tokens_per_s": self.tokens_per_s, "disk_write_bytes": self.disk_write_bytes}
-
-
 @dataclass
-class Account:
+class SimulatedAccount:
     """What a block, or a pass of it, took: sums that can be added and weighed."""
 
     seconds: float
@@ -99,11 +48,11 @@ class Account:
     busy_s: Counter[str]
 
     @classmethod
-    def nothing(cls) -> "Account":
+    def nothing(cls) -> "SimulatedAccount":
         """The account of no pass."""
         return cls(0.0, Counter(), Counter(), Counter())
 
-    def add(self, other: "Account", times: float = 1) -> None:
+    def add(self, other: "SimulatedAccount", times: float = 1) -> None:
         """Add `times` times another account."""
         self.seconds += times * other.seconds
         for mine, theirs in ((self.flows, other.flows), (self.flow_s, other.flow_s), (self.busy_s, other.busy_s)):
@@ -129,61 +78,64 @@ class NoBytes:
         """There is nothing open."""
 
 
+class NoDisk:
+    """The disk of a machine that is not there (an `engine.session.Disk`): places are counted like the port's."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.source: WeightSource = NoBytes()
+        self._backend = backend
+
+    def allocate(self, nbytes: int) -> Any:
+        """A place without bytes."""
+        return self._backend.allocate("disk", nbytes)
+
+    def release(self, place: Any) -> None:
+        """Give it back."""
+        self._backend.release(place)
+
+
 class Simulation:
-    """A model's weights at home on a machine that is not there, and blocks that run on it."""
+    """A session on a machine that is not there: a model's weights at home, and blocks that run on it."""
 
     def __init__(self, file: WeightFile, machine: Machine, policy: Policy, budgets: Mapping[Tier, int | None]) -> None:
         """Raises `CapacityError` if the weights alone exceed a budget."""
-        self.file, self.machine, self.policy, self.budgets = file, machine, policy, budgets
+        self.machine, self.policy = machine, policy
         self.backend = cast(Any, create("dry", machine=machine))
-        self._traffic = Traffic()
-        self._mover = Mover(self.backend, self._traffic)
-        self.arenas = {
-            tier: Arena(tier, budget, partial(self.backend.allocate, tier.value), self.backend.release)
-            for tier, budget in budgets.items()
-        }
-        for tier, holder, nbytes in engine_needs(self.backend.caps):
-            self.arenas[tier].count(holder, nbytes)
-        plan = WeightsPlan.of(file, policy.weights, slots_of(policy))
-        self._weights = WeightStore(plan, self._mover, NoBytes())
-        self._weights.allocate(self.arenas)
-        self._weights.load(self.arenas)
+        self._session = Session(file, self.backend, always(policy), budgets, disk=NoDisk(self.backend))
+        self._weights = self._session.weights_for(policy)
         self.load_s: float = self.backend.timing.now_s
 
-    def plan(self, rows: Sequence[RowLengths]) -> BlockPlan:
-        """The memory of a block of `rows`; raises `CapacityError`."""
-        lengths = [row.held for row in rows]
-        return fitting_block(self._weights.plan, self.backend.caps, self.policy, lengths, self.budgets)
+    def run(self, rows: Sequence[RowLengths], trace: Trace | None = None) -> tuple[SimulatedAccount, SimulatedAccount]:
+        """The accounts of (prefill, decode) of a block; with `trace` every pass is simulated.
 
-    def run(self, rows: Sequence[RowLengths], trace: Trace | None = None) -> tuple[Account, Account]:
-        """The accounts of (prefill, decode) of a block; with `trace` every pass is simulated."""
-        plan, step = self.plan(rows), self.policy.rows_per_group
+        Raises `CapacityError` if the block does not fit.
+        """
+        session = self._session
         made = [
             Row(number, (0,) * row.prompt_tokens, row.new_tokens, scored=row.scored_tokens)
             for number, row in enumerate(rows)
         ]
-        groups = [Group(made[first : first + step]) for first in range(0, len(made), step)]
+        (planned,) = session.planned(self.policy, made)
         limits = sorted({row.new_tokens for row in rows})
         passes = list(range(limits[-1])) if trace is not None else simulated_passes(limits)
-        weights = self._weights.plan
-        shape = Shape(len(passes), len(weights.stages), len(groups), weights.slots, plan.moving(weights))
+        shape = planned.shape(len(passes))
         watch = Watch(
             on_computed=None if trace is None else trace.on_computed,
             on_visit=lambda stage, group, turn: self.backend.timing.spend(self.machine.host_s.visit),
         )
-        block = foreseen_block(plan, self._weights, self._mover, groups, shape, watch)
-        self._traffic.on_done = None if trace is None else trace.on_done
-        block.allocate(self.arenas)
+        block = simulated_block(planned, self._weights, session.mover, shape, watch)
+        session.mover.traffic.on_done = None if trace is None else trace.on_done
+        block.allocate(session.arenas)
         try:
             accounts = list(self._passes(block, shape, passes))
         finally:
             block.release()
         return accounts[0], interpolated(dict(zip(passes[1:], accounts[1:], strict=True)))
 
-    def _passes(self, block: Walk, shape: Shape, passes: Sequence[int]) -> Iterator[Account]:
+    def _passes(self, block: Walk, shape: Shape, passes: Sequence[int]) -> Iterator[SimulatedAccount]:
         """The account of every pass that is simulated, the last one's with what is still under way at its end."""
         before = self._seen()
-        for visit in executor.run(self._mover, block, shape, overlap=self.policy.overlap):
+        for visit in executor.run(self._session.mover, block, shape, overlap=self.policy.overlap):
             if visit.stage != shape.stages - 1 or visit.group != shape.groups - 1:
                 continue
             block.tell_watch()
@@ -196,19 +148,20 @@ class Simulation:
                     group.skip(skipped)
         yield _difference(self._seen(), before)
 
-    def _seen(self) -> Account:
+    def _seen(self) -> SimulatedAccount:
         """The clock, the traffic and the lanes until now."""
         now_s = self.backend.timing.now_s
-        flows, flow_s = self._traffic.snapshot(), {key: flow.seconds for key, flow in self._traffic.flows.items()}
-        return Account(now_s, flows, Counter(flow_s), Counter(self.backend.timing.clock.busy_s))  # type: ignore[arg-type]
+        traffic = self._session.mover.traffic
+        flows, flow_s = traffic.snapshot(), {key: flow.seconds for key, flow in traffic.flows.items()}
+        return SimulatedAccount(now_s, flows, Counter(flow_s), Counter(self.backend.timing.clock.busy_s))  # type: ignore[arg-type]
 
     def peak_bytes(self) -> dict[str, int]:
         """The most that each tier held."""
-        return {tier.value: arena.peak_bytes for tier, arena in self.arenas.items()}
+        return {tier.value: arena.peak_bytes for tier, arena in self._session.arenas.items()}
 
 
-def _difference(now: Account, before: Account) -> Account:
-    made = Account.nothing()
+def _difference(now: SimulatedAccount, before: SimulatedAccount) -> SimulatedAccount:
+    made = SimulatedAccount.nothing()
     made.add(now)
     made.add(before, -1)
     return made
@@ -230,9 +183,9 @@ def simulated_passes(limits: Sequence[int]) -> list[int]:
     return chosen
 
 
-def interpolated(accounts: Mapping[int, Account]) -> Account:
+def interpolated(accounts: Mapping[int, SimulatedAccount]) -> SimulatedAccount:
     """The sum over all passes from the first to the last, those left out on the line between their neighbours."""
-    total = Account.nothing()
+    total = SimulatedAccount.nothing()
     known = sorted(accounts)
     for number, account in accounts.items():
         total.add(account)
@@ -261,13 +214,13 @@ def simulate(
     simulation = Simulation(file, machine, policy, limits)
     blocks = blocks_of(rows, policy)
     alike = Counter(tuple(block) for block in blocks)
-    prefill, decode = Account.nothing(), Account.nothing()
+    prefill, decode = SimulatedAccount.nothing(), SimulatedAccount.nothing()
     for block, count in alike.items():
         parts = simulation.run(block, trace)
         trace = None
         prefill.add(parts[0], count)
         decode.add(parts[1], count)
-    whole = Account.nothing()
+    whole = SimulatedAccount.nothing()
     for part in (prefill, decode):
         whole.add(part)
     return Prediction(

@@ -1,12 +1,10 @@
 """The block of a job that is simulated: one that generates, or one that scores and reads nothing of its logits."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 from flexref.block.generate_block import Block
-from flexref.block.memory_plan import BlockPlan
-from flexref.block.rows import Group
+from flexref.block.planned_block import PlannedBlock
 from flexref.block.score_block import ScoreBlock
 from flexref.block.walk import Walk
 from flexref.block.watch import Watch
@@ -27,13 +25,12 @@ class UnreadScores(ScoreBlock):
             sent.ticket.wait()
 
 
-def foreseen_block(
-    plan: BlockPlan, weights: WeightStore, mover: Mover, groups: Sequence[Group], shape: Shape, watch: Watch
-) -> Walk:
-    """The block of these groups, as the job that it stands for would make it."""
+def simulated_block(planned: PlannedBlock, weights: WeightStore, mover: Mover, shape: Shape, watch: Watch) -> Walk:
+    """The planned block, as the job that it stands for would make it."""
+    memory, groups = planned.memory, planned.groups
     scored = [sum(row.scored for row in group.rows) for group in groups]
     if any(scored):
         firsts = tuple(accumulate(scored, initial=0))[:-1]
-        return UnreadScores(plan, weights, mover, groups, shape, firsts, lambda *_: None, watch=watch)
+        return UnreadScores(memory, weights, mover, groups, shape, firsts, lambda *_: None, watch=watch)
     sampler = Sampler(SamplingSettings())
-    return Block(plan, weights, mover, groups, shape, sampler, lambda row: None, watch=watch)
+    return Block(memory, weights, mover, groups, shape, sampler, lambda row: None, watch=watch)

@@ -186,6 +186,11 @@ class Traffic:
         if self.on_done is not None:
             self.on_done(Done(lane, copy.what, copy.link, copy.nbytes, start_s, end_s))
 
+    def restart(self, on_done: Callable[[Done], None] | None = None) -> dict[tuple[str, str], Flow]:
+        """Begin a new account, of which `on_done` hears; the one until now."""
+        flows, self.flows, self.on_done = self.flows, {}, on_done
+        return flows
+
     def link_bytes(self) -> dict[str, dict[str, int]]:
         """Bytes per link and kind."""
         table: dict[str, dict[str, int]] = {link: {} for link in LINKS.values()}

@@ -16,6 +16,7 @@ from flexref.bench.floor import Workload, cache_bytes_read, floors, weight_bytes
 from flexref.bench.rates import Rates
 from flexref.bench.suites import Arguments, read_suites, size_named
 from flexref.check.models import write_model
+from flexref.engine.events import Event, WeightsLoaded
 from flexref.engine.results import Stats
 from flexref.errors import CapacityError, FlexrefError, PolicyError, PromptError, StorageError
 from flexref.policy import Policy, Shares
@@ -278,11 +279,16 @@ def test_every_run_is_a_full_one_on_weights_that_were_brought_home_once(monkeypa
     loaded: list[int] = []
     before: list[int] = []
     arguments = Arguments.from_mapping({**STREAMED, "repeat": 2}, "the test")
-    with Benchmark(arguments, lambda: NumpyBackend(1 << 16)) as benchmark:
-        report = benchmark.run(on_loaded=loaded.append, on_run=lambda number: before.append(sum(loaded)))
+
+    def count(event: Event) -> None:
+        assert isinstance(event, WeightsLoaded)
+        loaded.append(event.nbytes)
+
+    with Benchmark(arguments, lambda: NumpyBackend(1 << 16), count) as benchmark:
+        report = benchmark.run(on_run=lambda number: before.append(sum(loaded)))
         assert before == [sum(loaded), sum(loaded)]
         assert sum(loaded) >= benchmark.file.nbytes
-        assert "weights" in benchmark.engine.arenas[Tier.HOST].holders
+        assert "weights" in benchmark.engine.session.arenas[Tier.HOST].holders
     assert [stats.generated_tokens for stats in report.runs] == [24, 24]
     assert sum(loaded) < 1.1 * benchmark.file.nbytes
 

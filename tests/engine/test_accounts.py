@@ -11,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.block.memory_plan import Lengths, engine_needs, slots_of, totals
+from flexref.block.memory_plan import engine_needs, slots_of, totals
+from flexref.block.rows import RowLengths
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
+from flexref.engine.events import Event
 from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import CapacityError
@@ -86,14 +88,15 @@ def test_the_seconds_of_taking_and_returning_memory_are_in_the_account(
 
 @pytest.mark.parametrize("job", JOBS)
 def test_a_peak_is_that_of_its_own_job(path: str, job: Callable[..., Any]) -> None:
-    with load(path, policy=Policy(cache=Shares(0, 1, 0), activations=Shares(0, 1, 0), rows_per_group=4)) as engine:
-        engine.weights_for(engine.policy)  # type: ignore[arg-type]
+    policy = Policy(cache=Shares(0, 1, 0), activations=Shares(0, 1, 0), rows_per_group=4)
+    with load(path, policy=policy) as engine:
+        engine.session.weights_for(policy)
         small = job(engine, [[1, 2, 3]]).peak_bytes
         large = job(engine, [[1] * 20] * 4).peak_bytes
         assert large["device"] > small["device"]
         assert large["host"] > small["host"] or job is scored
         assert job(engine, [[1, 2, 3]]).peak_bytes == small
-        held = {tier.value: arena.held_bytes for tier, arena in engine.arenas.items()}
+        held = {tier.value: arena.held_bytes for tier, arena in engine.session.arenas.items()}
     assert all(held[tier] <= small[tier] for tier in held)
 
 
@@ -110,11 +113,11 @@ def test_the_plan_counts_what_loading_needs_to_the_byte(
         return
     with load(path, policy=policy, scratch_bytes=1 << 16, host_mem_gib=peak / GIB) as engine:
         assert generated(engine, prompts, new).peak_bytes["host"] == peak
-    loaded: list[int] = []
-    with load(path, policy=policy, scratch_bytes=1 << 16, host_mem_gib=(peak - 1) / GIB) as engine:
-        engine.on_loaded = loaded.append
-        with pytest.raises(CapacityError, match="host memory is too small by"):
-            generated(engine, prompts, new)
+    loaded: list[Event] = []
+    options: dict[str, Any] = {"scratch_bytes": 1 << 16, "host_mem_gib": (peak - 1) / GIB, "on_event": loaded.append}
+    refused = pytest.raises(CapacityError, match="host memory is too small by")
+    with load(path, policy=policy, **options) as engine, refused:
+        generated(engine, prompts, new)
     assert not loaded
 
 
@@ -123,9 +126,9 @@ def test_a_policy_that_fits_but_for_its_loading_is_refused_by_the_plan(path: str
     weights = WeightsPlan.of(open_weight_file(path), policy.weights, slots_of(policy))
     assert weights.loading_bytes
     with load(path, policy=policy) as engine:
-        plan = engine.plan_for(policy, weights, [Lengths(3, 8)])
+        plan = engine.session.memory_plan(policy, weights, [RowLengths(3, 6)])
         need = totals(iter([*engine_needs(engine.backend.caps), *weights.needs(), *plan.needs()]))[Tier.HOST]
     with load(path, policy=policy, host_mem_gib=need / GIB) as engine:
         with pytest.raises(CapacityError, match="loading") as error:
-            engine.plan_for(policy, weights, [Lengths(3, 8)])
+            engine.session.memory_plan(policy, weights, [RowLengths(3, 6)])
         assert error.value.needed_bytes == need + weights.loading_bytes

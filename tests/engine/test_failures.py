@@ -73,9 +73,9 @@ def test_a_policy_that_is_refused_opens_nothing(path: str) -> None:
 def test_a_tier_without_room_for_weights_is_left_as_it_was(path: str) -> None:
     halves = Policy(weights=Shares(0.5, 0, 0.5))
     with load(path, policy=halves, device_mem_gib=70_000 / (1 << 30), scratch_bytes=1 << 16) as engine:
-        arenas: dict[Any, Any] = engine.arenas
+        arenas: dict[Any, Any] = engine.session.arenas
         before = {tier: arena.held_bytes for tier, arena in arenas.items()}
         for _ in range(2):
             with pytest.raises(CapacityError, match="device memory is too small"):
-                engine.weights_for(halves)
+                engine.session.weights_for(halves)
             assert {tier: arena.held_bytes for tier, arena in arenas.items()} == before

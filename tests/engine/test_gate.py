@@ -27,7 +27,7 @@ CALLS: tuple[Callable[[Engine], Any], ...] = (
     lambda engine: engine.generate([[7]], REQUEST),
     lambda engine: next(engine.stream([[7]], REQUEST)),
     lambda engine: engine.score([ScoredRow((1, 2, 3))]),
-    lambda engine: engine.weights_for(OTHER),
+    lambda engine: engine.session.weights_for(OTHER),
 )
 """All that needs an engine for itself."""
 
@@ -97,7 +97,7 @@ def test_a_job_of_another_thread_is_refused(engine: Engine) -> None:
 @pytest.mark.parametrize("end", ["closed", "dropped", "failed"])
 def test_a_stream_that_its_user_leaves_frees_the_engine(engine: Engine, end: str) -> None:
     expected = tokens(engine)
-    base = {tier: arena.held_bytes for tier, arena in engine.arenas.items()}
+    base = {tier: arena.held_bytes for tier, arena in engine.session.arenas.items()}
     stream = engine.stream(PROMPTS, REQUEST)
     for _ in range(4):
         next(stream)
@@ -108,7 +108,7 @@ def test_a_stream_that_its_user_leaves_frees_the_engine(engine: Engine, end: str
             stream.throw(ZeroDivisionError)  # type: ignore[attr-defined]
     del stream
     gc.collect()
-    assert {tier: arena.held_bytes for tier, arena in engine.arenas.items()} == base
+    assert {tier: arena.held_bytes for tier, arena in engine.session.arenas.items()} == base
     assert tokens(engine) == expected
 
 
@@ -121,12 +121,12 @@ def test_a_closed_engine_says_so_at_every_call_and_closes_again(engine: Engine) 
     assert next(stream, None) is None
     engine.close()
     refused(engine, "closed")
-    assert all(not arena.holders.keys() - {"scratch"} for arena in engine.arenas.values())
+    assert all(not arena.holders.keys() - {"scratch"} for arena in engine.session.arenas.values())
 
 
 def test_closing_while_a_stream_is_suspended_gives_its_memory_back(engine: Engine) -> None:
     stream = engine.stream(PROMPTS, REQUEST)
     next(stream)
     engine.close()
-    assert all(not arena.holders.keys() - {"scratch"} for arena in engine.arenas.values())
+    assert all(not arena.holders.keys() - {"scratch"} for arena in engine.session.arenas.values())
     del stream

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec, stages
 from flexref.block.trace import Trace
+from flexref.engine.events import Event
 from flexref.engine.generation import Request
 from flexref.errors import CapacityError, FlexrefError, PolicyError, PromptError, StorageError, WeightFileError
 from flexref.loading import load
@@ -82,7 +83,7 @@ def test_a_prompt_that_cannot_be_served_is_refused_before_anything_is_loaded(
     with load(model_file(SPEC), scratch_bytes=1 << 16) as engine:
         with pytest.raises(PromptError, match=complaint):
             engine.generate(rows)
-        assert engine.arenas[Tier.DEVICE].held_bytes == 1 << 16
+        assert engine.session.arenas[Tier.DEVICE].held_bytes == 1 << 16
 
 
 def test_a_policy_for_another_scheme_is_refused(model_file: Any) -> None:
@@ -139,10 +140,10 @@ def test_a_full_disk_is_one_line_and_nothing_stays_allocated(
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     with load(model_file(SPEC), policy=STREAMED, disk_dir=tmp_path, scratch_bytes=1 << 16) as engine:
-        before = {tier: arena.held_bytes for tier, arena in engine.arenas.items()}
+        before = {tier: arena.held_bytes for tier, arena in engine.session.arenas.items()}
         with pytest.raises(StorageError, match=f"the disk of {tmp_path} is full: .* are needed, .* are free"):
             engine.generate([[5]])
-        weights = {tier: arena.holders for tier, arena in engine.arenas.items()}
+        weights = {tier: arena.holders for tier, arena in engine.session.arenas.items()}
         assert all(set(held) <= {"weights", "weight slots", "weight staging", "scratch"} for held in weights.values())
         assert before.keys() == weights.keys()
 
@@ -168,7 +169,7 @@ def test_an_error_in_the_middle_ends_every_lane_and_frees_the_block(
     with load(model_file(SPEC), policy=STREAMED, scratch_bytes=1 << 16) as engine:
         with pytest.raises(StorageError, match="the disk has gone"):
             engine.generate([[5], [6], [7]])
-        assert "KV cache" not in engine.arenas[Tier.DEVICE].holders
+        assert "KV cache" not in engine.session.arenas[Tier.DEVICE].holders
         monkeypatch.undo()
         assert len(engine.generate([[5], [6], [7]]).outputs) == 3
     assert set(threading.enumerate()) <= before
@@ -180,14 +181,15 @@ def test_a_stream_that_is_dropped_frees_its_block(model_file: Any) -> None:
         assert next(tokens).row in (0, 1)
         del tokens
         gc.collect()
-        assert "logits" not in engine.arenas[Tier.DEVICE].holders
+        assert "logits" not in engine.session.arenas[Tier.DEVICE].holders
 
 
 def test_weights_stay_loaded_between_jobs(model_file: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    with load(model_file(SPEC), policy=Policy(), scratch_bytes=1 << 16) as engine:
+    loaded: list[Event] = []
+    with load(model_file(SPEC), policy=Policy(), scratch_bytes=1 << 16, on_event=loaded.append) as engine:
         first = engine.generate([[5]]).outputs
-        loaded: list[int] = []
-        engine.on_loaded = loaded.append
+        assert loaded
+        loaded.clear()
         assert engine.generate([[5]]).outputs == first
         assert loaded == []
 

@@ -119,7 +119,7 @@ INTERRUPTS = str(Path(flexref.__file__).parent / "engine" / "interrupts.py")
 
 
 def held(engine: Engine) -> dict[Tier, int]:
-    return {tier: arena.held_bytes for tier, arena in engine.arenas.items()}
+    return {tier: arena.held_bytes for tier, arena in engine.session.arenas.items()}
 
 
 def lane_threads() -> list[str]:
@@ -136,8 +136,8 @@ def score(engine: Engine) -> Any:
 
 def reload(engine: Engine) -> Any:
     """Give the weights another place."""
-    engine.weights_for(OTHER)
-    engine.weights_for(POLICY)
+    engine.session.weights_for(OTHER)
+    engine.session.weights_for(POLICY)
 
 
 @pytest.mark.parametrize("presses", [1, 2])
@@ -162,7 +162,7 @@ def test_an_interrupt_at_any_line_leaves_nothing_behind(
             except KeyboardInterrupt:
                 interrupted += 1
             if job is reload:
-                engine.weights_for(POLICY)
+                engine.session.weights_for(POLICY)
             assert held(engine) == base, f"interrupted before line {place} of {lines}"
             port.released.clear()
             assert job(engine) == expected
@@ -190,7 +190,7 @@ def test_interrupts_while_lanes_are_waited_for_free_nothing_that_they_use(
             engine.generate(PROMPTS, REQUEST)
         time.sleep(0.5)
         assert not port.late
-        assert engine.arenas[Tier.HOST].holders.keys() == {"weights"}
+        assert engine.session.arenas[Tier.HOST].holders.keys() == {"weights"}
 
 
 @contextmanager
@@ -225,7 +225,7 @@ def test_a_lane_that_hangs_makes_no_program_that_cannot_be_ended(
     with stuck(monkeypatch, at=9):
         engine = load(path, policy=ON_HOST, backend=port)
         thread, start = threading.Thread(target=keep_pressing), time.perf_counter()
-        engine.weights_for(ON_HOST)
+        engine.session.weights_for(ON_HOST)
         port.released.clear()
         try:
             thread.start()
@@ -244,7 +244,7 @@ def test_a_lane_that_hangs_makes_no_program_that_cannot_be_ended(
     with pytest.raises(EngineError, match="closed"):
         engine.generate(PROMPTS, REQUEST)
     port.close()  # the lane goes on now
-    engine._source.close()
+    engine.session._disk.source.close()
 
 
 def test_a_key_that_is_held_down_does_not_break_an_engine(path: str, port: Watched) -> None:
@@ -257,7 +257,7 @@ def test_a_key_that_is_held_down_does_not_break_an_engine(path: str, port: Watch
 
         with pytest.raises(KeyboardInterrupt):
             engine.generate(PROMPTS, REQUEST, on_logits=hold)
-        assert not engine.arenas[Tier.HOST].holders.keys() & {"KV cache", "activations"}
+        assert not engine.session.arenas[Tier.HOST].holders.keys() & {"KV cache", "activations"}
         assert generate(engine) == expected
 
 

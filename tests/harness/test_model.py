@@ -14,6 +14,7 @@ from flexref.engine.scoring import ScoredRow
 from flexref.errors import PolicyError, PromptError
 from flexref.harness import model as harness
 from flexref.harness.model import FlexrefLM, request_of
+from flexref.planner.advisor import Advisor
 from flexref.quality.perplexity import perplexity, sample_text
 
 TEXT = "It was a fine morning, and the two ladies walked out together; the king was not to be seen."
@@ -151,13 +152,20 @@ def test_an_argument_that_there_is_not_is_refused_in_one_line(arguments: dict[st
         FlexrefLM("demo", **arguments)
 
 
+def settled_fields(made: FlexrefLM) -> dict[str, Any]:
+    """The fields of `Policy` that a policy which is chosen for the model must keep."""
+    settle = made.engine.session.settle
+    assert isinstance(settle, Advisor)
+    return settle.keep
+
+
 def test_a_batch_size_is_rows_per_group() -> None:
     made = FlexrefLM("demo", batch_size="6")
-    assert made.engine.keep == {"rows_per_group": 6}
+    assert settled_fields(made) == {"rows_per_group": 6}
     made.engine.close()
     for value in (1, "1", "auto", None):
         made = FlexrefLM("demo", batch_size=value, groups=2, quantize_cache=True, overlap=False)
-        assert made.engine.keep == {"groups_per_block": 2, "cache_scheme": "int4", "overlap": False}
+        assert settled_fields(made) == {"groups_per_block": 2, "cache_scheme": "int4", "overlap": False}
         made.engine.close()
 
 

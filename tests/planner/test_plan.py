@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.generation import Request
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
@@ -21,7 +22,7 @@ from flexref.planner.pareto import pareto
 from flexref.planner.plan import plan
 from flexref.planner.plan_request import Wanted
 from flexref.policy import WEIGHT_SCHEMES, Policy, Shares
-from flexref.simulator.simulate import RowLengths, simulate
+from flexref.simulator.simulate import simulate
 from flexref.testing import strategies as own
 from flexref.tiers.transfer import Tier
 

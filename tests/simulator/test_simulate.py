@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
@@ -15,7 +16,7 @@ from flexref.loading import load
 from flexref.machine.machine import HostSeconds, Machine
 from flexref.machine.plain import plain_machine
 from flexref.policy import Policy, Shares
-from flexref.simulator.simulate import Account, RowLengths, interpolated, simulate, simulated_passes
+from flexref.simulator.simulate import SimulatedAccount, interpolated, simulate, simulated_passes
 from flexref.storage.random_weights import random_file
 from flexref.testing import strategies as own
 from flexref.tiers.transfer import Tier
@@ -120,8 +121,8 @@ def test_the_simulated_passes_are_both_ends_of_every_stretch_and_its_middle() ->
 
 @given(first=st.integers(0, 1000), step=st.integers(-9, 9), passes=st.integers(6, 60))
 def test_what_grows_evenly_is_interpolated_exactly(first: int, step: int, passes: int) -> None:
-    def account(number: int) -> Account:
-        found = Account.nothing()
+    def account(number: int) -> SimulatedAccount:
+        found = SimulatedAccount.nothing()
         found.seconds, found.flows["host->device", "cache"] = float(number), first + step * number
         return found
 

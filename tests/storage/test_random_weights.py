@@ -184,7 +184,7 @@ def test_random_weights_cannot_be_at_home_on_disk() -> None:
         with pytest.raises(PolicyError, match=r"^random weights of tiny: .* would be at home on disk") as refused:
             engine.generate(ROWS)
         assert "\n" not in str(refused.value)
-        assert not any("weights" in arena.holders for arena in engine.arenas.values())
+        assert not any("weights" in arena.holders for arena in engine.session.arenas.values())
 
 
 def test_the_largest_model_is_laid_out_without_any_memory() -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from flexref.cli.show.report import print_foresight, print_stats
+from flexref.cli.show.report import print_prediction_error, print_stats
 from flexref.errors import in_gib
 from flexref.profile.environment import machine, versions
 
@@ -33,7 +33,7 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     if report.runs:
         print_stats(console, report.runs[-1])
         console.print(_phases(report))
-        print_foresight(console, report.foresight)
+        print_prediction_error(console, report.prediction_error)
         if len(report.runs) > 1:
             console.print(_runs(report))
     _print_machine(console, report)

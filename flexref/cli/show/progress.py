@@ -2,6 +2,36 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from flexref.engine.events import Event
+
+
+class EventDisplay:
+    """Shows what a session tells (an `engine.events.OnEvent`): notices as lines on stderr, loaded bytes on a bar."""
+
+    def __init__(self) -> None:
+        self._on_loaded: Callable[[int], None] | None = None
+
+    def __call__(self, event: "Event") -> None:
+        from flexref.engine.events import Notice
+
+        if isinstance(event, Notice):
+            click.echo(event.text, err=True)
+        elif self._on_loaded is not None:
+            self._on_loaded(event.nbytes)
+
+    @contextmanager
+    def loading(self, on_loaded: Callable[[int], None]) -> Iterator[None]:
+        """Meanwhile `on_loaded` is told how many more bytes of weights have come."""
+        self._on_loaded = on_loaded
+        try:
+            yield
+        finally:
+            self._on_loaded = None
 
 
 @contextmanager

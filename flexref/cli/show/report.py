@@ -9,7 +9,7 @@ from flexref.errors import in_gib
 
 if TYPE_CHECKING:
     from flexref.engine.results import Stats
-    from flexref.simulator.prediction_error import Foresight
+    from flexref.simulator.prediction_error import PredictionError
 
 TIERS = ("device", "host", "disk")
 
@@ -37,20 +37,20 @@ def print_tables(console: Console, stats: "Stats") -> None:
     console.print(_links(stats))
 
 
-def print_foresight(console: Console, foresight: "Foresight | None") -> None:
+def print_prediction_error(console: Console, prediction_error: "PredictionError | None") -> None:
     """Print what was predicted beside what was measured; what is far off, with the term that missed."""
-    if foresight is None:
+    if prediction_error is None:
         console.print("not predicted: no machine is known, or its blocks are too many; --machine names one")
         return
-    prediction, stats, errors = foresight.prediction, foresight.stats, foresight.errors()
+    prediction, stats, errors = prediction_error.prediction, prediction_error.stats, prediction_error.errors()
     phases = (("prefill", prediction.prefill_s, stats.prefill_s), ("decode", prediction.decode_s, stats.decode_s))
     parts = [
         f"{name} {told:.3g} s (measured {took:.3g}, {errors[name]:+.0%})"
         for name, told, took in phases
         if name in errors
     ]
-    console.print(f"predicted for {foresight.machine}: {', '.join(parts)}", highlight=False)
-    for miss in foresight.misses():
+    console.print(f"predicted for {prediction_error.machine}: {', '.join(parts)}", highlight=False)
+    for miss in prediction_error.misses():
         console.print(str(miss), highlight=False)
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
 from flexref.block.memory_plan import (
-    Lengths,
     engine_needs,
     expanded_bytes,
     plan_block,
@@ -18,6 +17,7 @@ from flexref.block.memory_plan import (
     totals,
     workspace_bytes,
 )
+from flexref.block.rows import RowLengths
 from flexref.check.models import write_model
 from flexref.engine.generation import Request
 from flexref.loading import load
@@ -27,7 +27,7 @@ from flexref.planner.fitting import Situation
 from flexref.planner.program.linear import total
 from flexref.planner.program.task import Task
 from flexref.policy import Policy, Shares
-from flexref.simulator.simulate import RowLengths, simulate
+from flexref.simulator.simulate import simulate
 from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import WeightFile
 from flexref.testing.tasks import block_costs, moved_bytes, nine_shares
@@ -122,7 +122,7 @@ def test_peak_bytes_are_what_the_engine_plans_or_a_little_more(
     port = MACHINE.port
     caps = Capabilities(port.compute_dtype, True, True, True, port.scratch_bytes, port.fused_rows)
     plan = WeightsPlan.of(file, policy.weights, slots_of(policy))
-    block = plan_block(plan, caps, policy, [Lengths(200, 219)] * (rows * groups), expand=True)
+    block = plan_block(plan, caps, policy, [row] * (rows * groups), expand=True)
     real = totals(iter([*engine_needs(caps), *plan.needs(), *block.needs()]))
     found = block_costs(task_of(file, MACHINE, row, policy), MACHINE, rows, groups, activations)
     for tier in Tier:

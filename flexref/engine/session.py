@@ -1,0 +1,212 @@
+"""A weight file on a port under budgets: arenas, lanes, weights, and the gate that every job passes.
+
+It knows no prompt, no token and no planner: who made it says which policy a job runs under (`Settle`).
+"""
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from flexref.backend.protocol import Backend
+from flexref.block.memory_plan import BlockPlan, backend_budgets, blocks_of, engine_needs, fitting_block, slots_of
+from flexref.block.planned_block import PlannedBlock
+from flexref.block.rows import Row, RowLengths
+from flexref.block.trace import Trace
+from flexref.engine.account import Account
+from flexref.engine.events import OnEvent, WeightsLoaded, no_listener
+from flexref.engine.gate import Gate
+from flexref.engine.interrupts import Interrupts
+from flexref.engine.results import Stats
+from flexref.errors import PolicyError
+from flexref.policy import WEIGHT_SCHEMES, Policy
+from flexref.storage.random_weights import RandomFile, RandomWeights
+from flexref.storage.weightfile import WeightFile
+from flexref.text.tokenizer import Tokenizer
+from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.tiers.mover import Mover
+from flexref.tiers.pool import Arena
+from flexref.tiers.transfer import Tier, Traffic
+from flexref.tiers.weights import WeightSource, WeightStore, check_homes
+from flexref.tiers.weights_plan import WeightsPlan
+
+
+class Settle(Protocol):
+    """Says under which policy a job runs."""
+
+    def __call__(self, session: "Session", rows: Sequence[RowLengths], /) -> Policy:
+        """The policy for a job of `rows` on `session`; may raise any `FlexrefError`."""
+
+
+def always(policy: Policy) -> Settle:
+    """Every job runs under `policy`."""
+    return lambda session, rows: policy
+
+
+class Disk(Protocol):
+    """The disk of a session: where its weights are read from, and where what it spills lies."""
+
+    source: WeightSource
+
+    def allocate(self, nbytes: int) -> Any:
+        """A place for so many bytes."""
+
+    def release(self, place: Any) -> None:
+        """Give it back."""
+
+
+class RealDisk:
+    """Weights come from their file, or are random; what is spilled lies in files below `folder`."""
+
+    def __init__(self, file: WeightFile, folder: Path) -> None:
+        self.folder = folder
+        # Random weights are filled in place.
+        self.source: WeightSource = RandomWeights(file) if isinstance(file, RandomFile) else WeightsOnDisk(file.path)
+
+    def allocate(self, nbytes: int) -> SpillFile:
+        """An unnamed file."""
+        return SpillFile(self.folder, nbytes)
+
+    def release(self, place: SpillFile) -> None:
+        """Close it, which removes it."""
+        place.close()
+
+
+class Session:
+    """What jobs on one engine share. One job at a time has it: all of them pass `gate`.
+
+    While a job works Ctrl-C acts where nothing is half done (`engine.interrupts`). Weights stay where they are as long
+    as the policies of the jobs let them.
+    """
+
+    def __init__(
+        self,
+        file: WeightFile,
+        backend: Backend,
+        settle: Settle,
+        budgets: Mapping[Tier, int | None] | None = None,
+        *,
+        disk_dir: str | Path | None = None,
+        disk: Disk | None = None,
+        on_event: OnEvent = no_listener,
+    ) -> None:
+        """Without `budgets` what is free is the budget; without `disk` weights come from the file itself."""
+        self.file, self.backend, self.settle, self.on_event = file, backend, settle, on_event
+        self.budgets = dict(budgets or backend_budgets(backend, None, None))
+        self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
+        self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
+        self.interrupts = Interrupts()
+        self._traffic = Traffic()
+        self.mover = Mover(backend, self._traffic, self.interrupts.check)
+        self.gate = Gate(self.interrupts, lambda: self.interrupts.forced or self.mover.abandoned)
+        self._left_alone: list[Any] = []
+        self._disk = disk or RealDisk(file, self.disk_dir)
+        self.arenas = {tier: self._arena(tier) for tier in Tier}
+        self._weights: WeightStore | None = None
+        self._load_s = 0.0
+        for tier, holder, nbytes in engine_needs(backend.caps):
+            self.arenas[tier].count(holder, nbytes)
+
+    def close(self) -> None:
+        """End the stream that is under way, if there is one, give all memory back and end the lanes; once is enough.
+
+        After a job that was broken off while its lanes were at work nothing is waited for: all of it goes with the
+        process. Raises `EngineError` if a job is at work just now.
+        """
+        with self.interrupts:
+            if not self.gate.close() or self.mover.abandoned:
+                return
+            if not self.interrupts.forced:
+                self._unload()
+            self.backend.close()
+            self._disk.source.close()
+
+    def settled(self, rows: Sequence[RowLengths], policy: Policy | None = None) -> Policy:
+        """The policy of a job of `rows`: the one given, or what `settle` says; raises what `check_policy` raises."""
+        policy = self.settle(self, rows) if policy is None else policy
+        check_policy(policy, self.file, self.backend)
+        return policy
+
+    def weights_for(self, policy: Policy) -> WeightStore:
+        """The weights as the policy places them; loaded on the first use, and again when the shares change.
+
+        `EngineError` while a job is under way.
+        """
+        with self.gate.work():
+            return self._weights_for(policy)
+
+    def memory_plan(self, policy: Policy, weights: WeightsPlan, rows: Sequence[RowLengths]) -> BlockPlan:
+        """The memory of a block; raises what `fitting_block` and `check_homes` raise."""
+        check_homes(weights, self._disk.source)
+        return fitting_block(weights, self.backend.caps, policy, rows, self.budgets)
+
+    def planned(self, policy: Policy, rows: Sequence[Row]) -> list[PlannedBlock]:
+        """The blocks of `rows` in order; raises what `memory_plan` raises."""
+        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        return [
+            PlannedBlock.of(block, policy, self.memory_plan(policy, weights, [row.lengths for row in block]), weights)
+            for block in blocks_of(rows, policy)
+        ]
+
+    @contextmanager
+    def job(self, stats: Stats, rows: Sequence[Row], trace: Trace | None = None) -> Iterator[Account]:
+        """A job of `rows` under `stats.policy`, which has passed the gate; its account is written when it ends.
+
+        Every block is planned before weights are read, and so before the first token of any. Finished copies are sent
+        to `trace`.
+        """
+        blocks = self.planned(stats.policy, rows)
+        for arena in self.arenas.values():
+            arena.restart_peak()
+        account = Account(stats, blocks, self._weights_for(stats.policy), self.arenas)
+        self._traffic.restart(None if trace is None else trace.on_done)
+        try:
+            yield account
+        finally:
+            stats.budget_bytes = {tier.value: budget for tier, budget in self.budgets.items()}
+            stats.direct_disk_reads, stats.load_s = self._disk.source.direct, self._load_s
+            account.close(self._traffic.restart())
+            if trace is not None:
+                stats.lane_busy = trace.busy_shares()
+
+    def _weights_for(self, policy: Policy) -> WeightStore:
+        plan = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        if self._weights is not None and self._weights.plan == plan:
+            return self._weights
+        self._unload()
+        start = time.perf_counter()
+        store = WeightStore(plan, self.mover, self._disk.source, lambda nbytes: self.on_event(WeightsLoaded(nbytes)))
+        self._weights = store
+        try:
+            store.allocate(self.arenas)
+            store.load(self.arenas)
+        except BaseException:
+            self._unload()
+            raise
+        self._load_s = time.perf_counter() - start
+        return store
+
+    def _unload(self) -> None:
+        if self._weights is not None:
+            self._weights.release(self.arenas)
+            self._weights = None
+
+    def _arena(self, tier: Tier) -> Arena:
+        if tier is Tier.DISK:
+            return Arena(tier, self.budgets[tier], self._disk.allocate, self._releasing(self._disk.release))
+        name, release = tier.value, self._releasing(self.backend.release)
+        return Arena(tier, self.budgets[tier], lambda nbytes: self.backend.allocate(name, nbytes), release)
+
+    def _releasing(self, release: Callable[[Any], None]) -> Callable[[Any], None]:
+        """Gives places back, but none that a lane may still write to."""
+        return lambda place: self._left_alone.append(place) if self.mover.abandoned else release(place)
+
+
+def check_policy(policy: Policy, file: WeightFile, backend: Backend) -> None:
+    """`PolicyError` if the policy was made for another scheme than the file's, or asks what the port cannot do."""
+    if policy.weights_scheme is not None and WEIGHT_SCHEMES[policy.weights_scheme] != file.layout:
+        raise PolicyError(f"the policy was made for {policy.weights_scheme} weights, {file.path} holds {file.stored}")
+    if policy.attention_on == "host" and not backend.caps.attends_on_host:
+        raise PolicyError(f"backend {backend.name} cannot compute attention on the host")

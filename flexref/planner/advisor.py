@@ -1,0 +1,62 @@
+"""Chooses the policies of a session's jobs for its machine, and holds what they took against what was predicted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from flexref.backend.protocol import Backend
+from flexref.block.rows import RowLengths
+from flexref.engine.events import Notice
+from flexref.engine.results import Generation, Stats
+from flexref.engine.session import Session
+from flexref.machine.machine import Machine
+from flexref.planner.choose import Choice, choose_policy
+from flexref.policy import Policy
+from flexref.simulator.prediction_error import PredictionError, prediction_error
+
+
+class Machines(Protocol):
+    """Knows the machine that a port runs on."""
+
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+        """The machine; it may be measured first, which `tell` hears of."""
+
+    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
+        """The machine, if it is known without measuring."""
+
+
+class Advisor:
+    """Settles policies (it is an `engine.session.Settle`): the one given, or the best for each job."""
+
+    def __init__(self, machines: Machines, policy: Policy | None = None, keep: Mapping[str, Any] | None = None) -> None:
+        """`keep` names fields of `Policy` that a chosen one must have so: rows per group, overlap, cache scheme."""
+        self.machines, self.policy, self.keep = machines, policy, dict(keep or {})
+
+    def __call__(self, session: Session, rows: Sequence[RowLengths], /) -> Policy:
+        """The policy that was given, or the one that takes the least time for a job of `rows`.
+
+        The machine is measured for it if it is not known; the session's listener hears of that. Raises `CapacityError`
+        if no policy fits, `EngineError` while a job is under way.
+        """
+        if self.policy is not None:
+            return self.policy
+        session.gate.check()
+        machine = self.machines.measured(session.backend, session.disk_dir, lambda text: session.on_event(Notice(text)))
+        return choose_policy(Choice(session.file, machine, session.budgets, rows, self.keep))
+
+    def judge(self, session: Session, generation: Generation) -> PredictionError | None:
+        """What the machine was to take for a generation, beside what it took: see `judge_stats`.
+
+        Rows have the lengths that they turned out to have.
+        """
+        rows = [RowLengths(output.prompt_tokens, len(output.token_ids)) for output in generation.outputs]
+        return self.judge_stats(session, generation.stats, rows)
+
+    def judge_stats(self, session: Session, stats: Stats, rows: Sequence[RowLengths]) -> PredictionError | None:
+        """The same for rows of given lengths; None if no machine is known without measuring, or see
+        `prediction_error`.
+        """
+        machine = self.machines.kept(session.backend, session.disk_dir)
+        if machine is None:
+            return None
+        return prediction_error(session.file, machine, stats, rows, session.budgets)
