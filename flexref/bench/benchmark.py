@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from flexref.architecture.published import SIZES, size_named
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.bench.floor import PhaseFloor, Workload, decode_link_bytes, floors
 from flexref.bench.rates import Rates, measure, spill_rates, weights_rate
-from flexref.bench.suites import SIZES, Arguments, size_named
+from flexref.bench.suites import Arguments
 from flexref.block.memory_plan import slots_of
 from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace

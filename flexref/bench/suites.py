@@ -6,17 +6,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from flexref.architecture.spec import PUBLISHED, ModelSpec
 from flexref.errors import PolicyError, StorageError
 from flexref.storage.schema import BITS
 
 SUITES_FILE = Path(__file__).parents[1] / "data" / "suites.json"
-
-TINY = ModelSpec("tiny", 512, 256, 128, 128, 4, 4, 512)
-"""A model for trying the benchmark itself, anywhere and in seconds."""
-
-SIZES: Mapping[str, ModelSpec] = {TINY.name: TINY, **PUBLISHED}
-"""Models that need no file: their weights are random."""
 
 REPEAT_MOST = 1000
 
@@ -148,9 +141,3 @@ def _suite(where: str, name: str, value: object) -> Suite:
             raise PolicyError(f"{where}, run {number}: must be an object, found {type(run).__name__}")
         Arguments.from_mapping(run, f"{where}, run {number}")
     return Suite(name, about, tuple(runs))
-
-
-def size_named(name: str) -> ModelSpec | None:
-    """The model of a size such as `6.7b`, `OPT-6.7B` or `tiny`; None if that is no size."""
-    key = name.lower()
-    return SIZES.get(key) or SIZES.get(f"opt-{key}")

@@ -12,9 +12,9 @@ import xxhash
 
 from flexref.backend.records import RecordLayout
 from flexref.check.findings import MOVED, Call, Findings, Visit
+from flexref.check.tolerances import Values
 from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import WeightFile, read_tensor
-from flexref.testing.bench import Values
 
 Rows = slice | npt.NDArray[np.integer]
 """Which rows of a tensor."""

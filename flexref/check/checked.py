@@ -17,9 +17,8 @@ from flexref.check import laws
 from flexref.check.checked_rows import BLOCK_ELEMENTS, CheckedRows, blocks, quietly
 from flexref.check.findings import Call, PortFailure
 from flexref.check.placed import Placed, PlacedRows, PlacedSegments, bare
-from flexref.check.tolerances import Operand
+from flexref.check.tolerances import Operand, Values
 from flexref.errors import FlexrefError, QuantizationError
-from flexref.testing.bench import Values
 
 TOKENS_NAMED = 4
 """Of the tokens that might be sampled, a fault names so many."""

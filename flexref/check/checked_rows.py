@@ -14,9 +14,8 @@ from flexref.check import laws
 from flexref.check.carried import Carried
 from flexref.check.findings import POSITIONS, Call, Findings, role_of
 from flexref.check.placed import Placed, PlacedBackend, bare
-from flexref.check.tolerances import arithmetic
+from flexref.check.tolerances import Values, arithmetic
 from flexref.storage.quant import Quantized
-from flexref.testing.bench import Values
 
 BLOCK_ELEMENTS = 1 << 17
 """Numbers that the reference works on at a time: 1 MiB of float64, which stays near the core. Beside an operator's own

@@ -19,6 +19,7 @@ from flexref.check.tolerances import (
     Arithmetic,
     Numbers,
     Operand,
+    Values,
     activation_bound,
     attention_bound,
     converted,
@@ -29,10 +30,30 @@ from flexref.check.tolerances import (
     linear_bound,
 )
 from flexref.storage.quant import Quantized, dequantize, quantize
-from flexref.testing.bench import Values, coded
 
 Law = tuple[Numbers, Numbers]
 """(value, bound); the bound is infinite where sums may overflow, for then nothing can be asked."""
+
+
+def coded(
+    codes: Values, scale: Values, zero: Values, width: int, group_size: int, bits: int = 4
+) -> tuple[Values, Values]:
+    """(code * scale, zero) of every value (..., I), in float64, unpacked one value at a time as the law's text says."""
+    products = np.zeros((*codes.shape[:-1], width))
+    zeros = np.zeros_like(products)
+    half = (group_size + 1) // 2
+    for place in range(width):
+        group, within = divmod(place, group_size)
+        size = min(group_size, width - group * group_size)
+        low = within < (size + 1) // 2
+        if bits == 8:
+            code = codes[..., place]
+        else:
+            packed = codes[..., group * half + (within if low else within - (size + 1) // 2)]
+            code = packed & 15 if low else packed >> 4
+        products[..., place] = code.astype(np.float64) * scale[..., group].astype(np.float64)
+        zeros[..., place] = zero[..., group]
+    return products, zeros
 
 
 def _unless(overflows: npt.NDArray[np.bool_], bound: Numbers) -> Numbers:

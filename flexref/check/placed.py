@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, Buffer, LaneStep, QuantizedMatrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
-from flexref.testing.bench import Values
+from flexref.check.tolerances import Values
 
 
 class Placed:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import Backend
 from flexref.check.forward import model_logits_bound
+from flexref.check.laws import coded
 from flexref.check.models import random_tensor
 from flexref.check.probable import ProbableTape
 from flexref.check.tolerances import Arithmetic, Numbers, Operand, arithmetic, expanded
@@ -22,7 +23,6 @@ from flexref.policy import Policy
 from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import WeightFile, open_weight_file, read_tensor
 from flexref.storage.writer import WeightFileWriter
-from flexref.testing.bench import coded
 
 SPEC = ModelSpec("smoke", 96, 64, 128, 128, 2, 2, 256, activation="gelu")
 """Heads and groups of 64, as in the large models, and small enough to be computed in float64 in a second. No relu: the

@@ -14,7 +14,8 @@ from flexref.check.greedy import bounded, exact_logits, permitted_gap
 from flexref.check.tolerances import arithmetic
 from flexref.engine.generation import Request
 from flexref.loading import load
-from flexref.machine.plain import machine_for
+from flexref.machine.machine import Machine, Port
+from flexref.machine.plain import plain_machine
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
 
@@ -57,7 +58,7 @@ def run_engine(
             logits[row].append(step)
 
     request = Request(max_new_tokens, ignore_eos=True)
-    with load(file, backend=port, machine=machine_for(port), **options) as engine:
+    with load(file, backend=port, machine=_plain_machine(port), **options) as engine:
         generation = engine.generate(prompts, request, on_logits=keep, on_visit=on_visit)
     tokens = [output.token_ids for output in generation.outputs]
     return Run(port.caps.compute_dtype, generation.stats.policy, tokens, logits)
@@ -171,3 +172,18 @@ def differing_bits(checked: Run, plain: Run) -> str | None:
                 error = float(np.abs(one.astype(np.float64) - other).max())
                 return f"row {row}, pass {turn}: logits differ by up to {error:.3g}"
     return None
+
+
+def _plain_machine(backend: Backend) -> Machine:
+    """A plain machine for a port that nobody has measured: one that is to be checked, say."""
+    caps = backend.caps
+    port = Port(
+        name=backend.name,
+        compute_dtype=caps.compute_dtype,
+        asynchronous=False,
+        overlaps_copies=caps.overlaps_copies,
+        attends_on_host=caps.attends_on_host,
+        scratch_bytes=caps.scratch_bytes,
+        fused_rows=caps.fused_rows,
+    )
+    return plain_machine().changed(port=port)

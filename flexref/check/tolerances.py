@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Values = npt.NDArray[Any]
+
 Numbers = npt.NDArray[np.float64]
 
 FUNCTION_ULPS = 4

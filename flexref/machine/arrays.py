@@ -3,15 +3,23 @@
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from flexref.errors import PolicyError
 from flexref.machine.curves import Curve, Surface
 from flexref.machine.durations import EXPANDED_FIRST
 from flexref.machine.machine import Machine, nearest_attention
-from flexref.planner.program.linear import Numbers, numbers
+
+Numbers = npt.NDArray[np.float64]
+"""One number per candidate (N,), or one for all of them ()."""
 
 ELEMENT_BYTES = {"float16": 2, "float32": 4}
 """Bytes of an element of every type in which a port computes."""
+
+
+def numbers(value: object) -> Numbers:
+    """`value` as numbers."""
+    return np.asarray(value, np.float64)
 
 
 def curve_seconds(curve: Curve, sizes: object) -> Numbers:

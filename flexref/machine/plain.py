@@ -1,6 +1,5 @@
-"""Machines for tests: from a few rates to a whole `Machine`, so that a test says only what it is about."""
+"""A machine made of a few rates, for ports that nobody has measured and for tests; it measures nothing."""
 
-from flexref.backend.protocol import Backend
 from flexref.machine.curves import Curve, Surface
 from flexref.machine.machine import COPIES, HostSeconds, Machine, Port, attention_key
 
@@ -68,18 +67,3 @@ def plain_machine(
         operators=dict.fromkeys(OPERATORS, memory),
         host_s=HostSeconds(call=1e-6, submission=1e-5, visit=1e-5, choice=1e-4, choice_row=1e-6),
     )
-
-
-def machine_for(backend: Backend) -> Machine:
-    """A plain machine for a port that nobody has measured: one that is to be checked, say."""
-    caps = backend.caps
-    port = Port(
-        name=backend.name,
-        compute_dtype=caps.compute_dtype,
-        asynchronous=False,
-        overlaps_copies=caps.overlaps_copies,
-        attends_on_host=caps.attends_on_host,
-        scratch_bytes=caps.scratch_bytes,
-        fused_rows=caps.fused_rows,
-    )
-    return plain_machine().changed(port=port)

@@ -6,8 +6,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from flexref.architecture.published import SIZES, size_named
 from flexref.architecture.spec import ModelSpec
-from flexref.bench.suites import SIZES, size_named
 from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,10 +9,9 @@ import numpy.typing as npt
 from flexref.backend.protocol import Array, Backend, Buffer, Matrix, Move, QuantizedMatrix, Span
 from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES
-from flexref.check.tolerances import Arithmetic, Operand, arithmetic, converted, expanded
+from flexref.check.laws import coded
+from flexref.check.tolerances import Arithmetic, Operand, Values, arithmetic, converted, expanded
 from flexref.storage.quant import quantize
-
-Values = npt.NDArray[Any]
 
 EDGE_BYTES = RESULT_ALIGNMENT_BYTES
 """Guard bytes before and behind an array; the array is aligned like any result."""
@@ -156,27 +154,6 @@ def guard_values(shape: tuple[int, ...], dtype: str) -> Values:
     """An array of guard bytes."""
     count = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
     return np.full(count, GUARD, np.uint8).view(dtype).reshape(shape)
-
-
-def coded(
-    codes: Values, scale: Values, zero: Values, width: int, group_size: int, bits: int = 4
-) -> tuple[Values, Values]:
-    """(code * scale, zero) of every value (..., I), in float64, unpacked one value at a time as the law's text says."""
-    products = np.zeros((*codes.shape[:-1], width))
-    zeros = np.zeros_like(products)
-    half = (group_size + 1) // 2
-    for place in range(width):
-        group, within = divmod(place, group_size)
-        size = min(group_size, width - group * group_size)
-        low = within < (size + 1) // 2
-        if bits == 8:
-            code = codes[..., place]
-        else:
-            packed = codes[..., group * half + (within if low else within - (size + 1) // 2)]
-            code = packed & 15 if low else packed >> 4
-        products[..., place] = code.astype(np.float64) * scale[..., group].astype(np.float64)
-        zeros[..., place] = zero[..., group]
-    return products, zeros
 
 
 def whole(buffer: Buffer) -> Span:

@@ -9,12 +9,12 @@ import pytest
 from flexref_dry import DryBackend
 from flexref_numpy import NumpyBackend
 
-from flexref.architecture.spec import PUBLISHED
+from flexref.architecture.published import PUBLISHED, size_named
 from flexref.bench import rates
 from flexref.bench.benchmark import Benchmark, Report, weights_of
 from flexref.bench.floor import Workload, cache_bytes_read, floors, weight_bytes_read
 from flexref.bench.rates import Rates
-from flexref.bench.suites import Arguments, read_suites, size_named
+from flexref.bench.suites import Arguments, read_suites
 from flexref.check.models import write_model
 from flexref.engine.events import Event, WeightsLoaded
 from flexref.engine.results import Stats

@@ -15,6 +15,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.check import laws, tokencheck
 from flexref.check.forward import model_logits_bound
 from flexref.check.greedy import bounded, exact_logits, permitted_gap
+from flexref.check.laws import coded
 from flexref.check.models import stored_tensors, write_model
 from flexref.check.tokencheck import EXACT, NUMPY, Difference, compare_tokens, run_engine
 from flexref.check.tolerances import arithmetic, expanded
@@ -22,7 +23,6 @@ from flexref.policy import Policy
 from flexref.storage.quant import quantize
 from flexref.storage.weightfile import open_weight_file
 from flexref.testing import strategies as own
-from flexref.testing.bench import coded
 
 SPEC = ModelSpec("tiny", 61, 40, 32, 32, 2, 2, 64, activation="gelu")
 ROWS = [[5, 6, 7, 44, 9], [10], [3, 60]]

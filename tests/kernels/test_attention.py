@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from flexref.backend.records import RecordLayout
 from flexref.check import reference
-from flexref.check.tolerances import assert_within, attention_bound, exact
+from flexref.check.tolerances import Values, assert_within, attention_bound, exact
 from flexref.errors import PolicyError
-from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, guard_values
+from flexref.testing.bench import Bench, Guarded, assert_same_bits, guard_values
 from flexref.testing.clauses import attention as clauses
 from flexref.testing.clauses import cache as cache_clauses
 from flexref.testing.clauses.cache import CacheBench

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ACTIVATIONS, LAYER_NORM_EPSILON
 from flexref.check import reference
-from flexref.check.tolerances import activation_bound, assert_within, layer_norm_bound
-from flexref.testing.bench import Bench, Values, assert_same_bits
+from flexref.check.tolerances import Values, activation_bound, assert_within, layer_norm_bound
+from flexref.testing.bench import Bench, assert_same_bits
 from flexref.testing.clauses import pointwise as clauses
 from flexref.testing.clauses import products
 from flexref.testing.contract import Clause, clause_name

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import QuantizedMatrix
 from flexref.check import laws
-from flexref.check.tolerances import Operand, assert_within
-from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits
+from flexref.check.tolerances import Operand, Values, assert_within
+from flexref.testing.bench import Bench, Guarded, assert_same_bits
 from flexref.testing.clauses import products as clauses
 from flexref.testing.contract import Clause, clause_name
 from flexref.testing.strategies import numbers, seeds

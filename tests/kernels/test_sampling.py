@@ -13,8 +13,9 @@ from flexref_numpy.sampling import sample as law
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexref.check.tolerances import Values
 from flexref.errors import FlexrefError
-from flexref.testing.bench import Bench, Values
+from flexref.testing.bench import Bench
 from flexref.testing.clauses import sampling as clauses
 from flexref.testing.contract import Clause, clause_name
 from flexref.testing.strategies import seeds

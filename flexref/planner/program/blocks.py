@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from flexref.planner.program.linear import Numbers, numbers
+from flexref.machine.arrays import Numbers, numbers
 from flexref.planner.program.task import Task
 
 ON_DEVICE, ON_HOST, ANYWHERE = 0, 1, 2

@@ -13,12 +13,12 @@ from functools import cached_property
 
 import numpy as np
 
-from flexref.machine.arrays import ELEMENT_BYTES, ArrayDurations
+from flexref.machine.arrays import ELEMENT_BYTES, ArrayDurations, Numbers, numbers
 from flexref.machine.machine import LINKS, RESOURCES, TIERS, WEIGHT_FILE, Machine
 from flexref.planner.program.blocks import Blocks, Phase, phases
 from flexref.planner.program.cost_compute import LOGITS_BYTES, device_seconds, logits_pieces, operator_calls
 from flexref.planner.program.cost_memory import held_bytes
-from flexref.planner.program.linear import Linear, Numbers, Share, numbers, total
+from flexref.planner.program.linear import Linear, Share, total
 from flexref.planner.program.task import Scoring, Task
 
 HOST = "host"

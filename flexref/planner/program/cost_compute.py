@@ -5,10 +5,10 @@ FlexGen, appendix A.3 counts FLOPs; here every call has its own curve.
 
 import numpy as np
 
-from flexref.machine.arrays import ELEMENT_BYTES, ArrayDurations
+from flexref.machine.arrays import ELEMENT_BYTES, ArrayDurations, Numbers, numbers
 from flexref.machine.machine import Machine
 from flexref.planner.program.blocks import Blocks, Phase
-from flexref.planner.program.linear import Linear, Numbers, numbers
+from flexref.planner.program.linear import Linear
 from flexref.planner.program.task import Task
 
 LAYER_CALLS = 9

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from flexref.machine.arrays import ELEMENT_BYTES
+from flexref.machine.arrays import ELEMENT_BYTES, Numbers
 from flexref.machine.machine import TIERS
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST, Blocks
-from flexref.planner.program.linear import Linear, Numbers
+from flexref.planner.program.linear import Linear
 from flexref.planner.program.task import Task
 
 LOGITS_BYTES = 4

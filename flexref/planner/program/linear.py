@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from flexref.machine.arrays import Numbers, numbers
 from flexref.machine.machine import TIERS
 
 KINDS = ("weights", "cache", "activations")
@@ -16,16 +17,8 @@ SHARES = tuple((kind, tier) for kind in KINDS for tier in TIERS)
 Share = tuple[str, str]
 """(kind of data, tier)."""
 
-Numbers = npt.NDArray[np.float64]
-"""One number per candidate (N,), or one for all of them ()."""
-
 Places = npt.NDArray[np.int64] | npt.NDArray[np.bool_]
 """Some of the candidates: their places, or a mask."""
-
-
-def numbers(value: object) -> Numbers:
-    """`value` as numbers."""
-    return np.asarray(value, np.float64)
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import numpy as np
 from scipy.optimize import linprog
 
 from flexref.errors import PolicyError
+from flexref.machine.arrays import Numbers
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST
-from flexref.planner.program.linear import KINDS, SHARES, Linear, Numbers, Share
+from flexref.planner.program.linear import KINDS, SHARES, Linear, Share
 from flexref.planner.program.table import LATENCY, PHASES, Duals, Table
 
 OPTIMAL, INFEASIBLE = 0, 2

@@ -11,9 +11,9 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from flexref.machine.arrays import Numbers
 from flexref.machine.machine import Machine
 from flexref.planner.program.blocks import Blocks
-from flexref.planner.program.linear import Numbers
 from flexref.planner.program.lp import Question, Solution, best_variant, solution
 from flexref.planner.program.program import NEGLIGIBLE_EXCESS, Optimum, Program
 from flexref.planner.program.table import Duals, Table, tabulated

@@ -10,10 +10,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
+from flexref.machine.arrays import Numbers, numbers
 from flexref.machine.machine import TIERS, Machine
 from flexref.planner.program.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import KINDS, Linear, Numbers, Places, numbers, total
+from flexref.planner.program.linear import KINDS, Linear, Places, total
 from flexref.planner.program.task import Limits, Task
 
 PHASES = ("prefill", "decode")

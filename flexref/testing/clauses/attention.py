@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from flexref.backend.protocol import Backend
 from flexref.backend.records import RecordLayout
 from flexref.check import laws
-from flexref.check.tolerances import PRECISIONS, assert_within
-from flexref.testing.bench import Bench, Values, assert_same_bits, guard_values
+from flexref.check.tolerances import PRECISIONS, Values, assert_within
+from flexref.testing.bench import Bench, assert_same_bits, guard_values
 from flexref.testing.clauses.cache import CacheBench, drawn_tokens, margins
 from flexref.testing.strategies import layouts, ragged
 

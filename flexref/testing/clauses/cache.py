@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from flexref.backend.protocol import Array, Backend
 from flexref.backend.records import RecordLayout
 from flexref.check import laws
-from flexref.check.tolerances import Operand, assert_within
-from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape, guard_values
+from flexref.check.tolerances import Operand, Values, assert_within
+from flexref.testing.bench import Bench, Guarded, assert_same_bits, assert_shape, guard_values
 from flexref.testing.strategies import arrays, layouts, ragged
 
 STALE = 255

@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import LANES, Backend, HostWork, LaneStep, Span, Ticket
-from flexref.check.tolerances import assert_within, exact, linear_bound
+from flexref.check.tolerances import Values, assert_within, exact, linear_bound
 from flexref.errors import StorageError
-from flexref.testing.bench import Bench, Values, assert_raises, assert_same_bits, move, whole
+from flexref.testing.bench import Bench, assert_raises, assert_same_bits, move, whole
 from flexref.testing.strategies import numbers, seeds
 
 LATE_S = 0.01

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ACTIVATIONS, LAYER_NORM_EPSILON
 from flexref.backend.protocol import Backend
 from flexref.check import laws
-from flexref.check.tolerances import PRECISIONS, assert_within
-from flexref.testing.bench import Bench, Values, assert_same_bits, assert_shape
+from flexref.check.tolerances import PRECISIONS, Values, assert_within
+from flexref.testing.bench import Bench, assert_same_bits, assert_shape
 from flexref.testing.strategies import arrays, numbers, seeds
 
 tokens = st.integers(1, 9)

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import Array, Backend
 from flexref.check import laws
-from flexref.check.tolerances import assert_within
-from flexref.testing.bench import Bench, Guarded, Values, assert_same_bits, assert_shape
+from flexref.check.tolerances import Values, assert_within
+from flexref.testing.bench import Bench, Guarded, assert_same_bits, assert_shape
 from flexref.testing.strategies import arrays, numbers, seeds
 
 FORMS = ("float32", "float16", "int4 float16", "int4 float32", "int8 float16", "int8 float32")

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from flexref.backend.protocol import Backend
 from flexref.check.laws import possible_tokens
+from flexref.check.tolerances import Values
 from flexref.errors import FlexrefError
-from flexref.testing.bench import Bench, Values, assert_raises
+from flexref.testing.bench import Bench, assert_raises
 from flexref.testing.strategies import numbers, seeds
 
 rows = st.integers(1, 5)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flexref.architecture.spec import published
+from flexref.architecture.published import published
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
