@@ -7,17 +7,33 @@ from typing import TYPE_CHECKING, Any
 from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
+    from flexref.engine.engine import Engine
+    from flexref.engine.generation import Request
+    from flexref.engine.scoring import ScoredRow
     from flexref.loading import load
     from flexref.policy import Policy, Shares
     from flexref.sampling.settings import SamplingSettings
 
 __version__ = "0.1.0"
 
-__all__ = ["FlexrefError", "Policy", "SamplingSettings", "Shares", "__version__", "load"]
+__all__ = [
+    "Engine",
+    "FlexrefError",
+    "Policy",
+    "Request",
+    "SamplingSettings",
+    "ScoredRow",
+    "Shares",
+    "__version__",
+    "load",
+]
 
 _HOMES = MappingProxyType(
     {
         "load": "flexref.loading",
+        "Engine": "flexref.engine.engine",
+        "Request": "flexref.engine.generation",
+        "ScoredRow": "flexref.engine.scoring",
         "Policy": "flexref.policy",
         "Shares": "flexref.policy",
         "SamplingSettings": "flexref.sampling.settings",

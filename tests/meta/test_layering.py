@@ -196,6 +196,15 @@ def test_the_checker_reads_the_whole_package() -> None:
     assert {"flexref", "flexref.errors", "flexref.cli.main", "flexref.backend.registry", "flexref_numpy"} <= modules
 
 
+def test_the_top_readme_shows_the_ranks_and_what_a_port_sees() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| (\d+) \| `([\w/]+)` \|", readme, re.MULTILINE)
+    assert shown == [(str(rank), part) for rank, line in enumerate(RANKS) for part in line.split()]
+    port = re.search(r"A port sees\s(.*?)\.\s", readme, re.DOTALL)
+    assert port is not None
+    assert {f"flexref.{name}" for name in re.findall(r"`([\w.]+)`", port[1])} == PORT.modules
+
+
 def plant(root: Path, where: str, source: str) -> list[str]:
     """What the checker says of a tree with two ports and one file, `where`, that holds `source`."""
     for port in ("flexref_numpy", "flexref_dry"):

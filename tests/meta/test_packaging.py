@@ -31,6 +31,13 @@ def test_every_package_ships_its_types(top: Path) -> None:
     assert re.search(rf'^{top.name} = \[.*"py\.typed".*\]$', PYPROJECT, re.MULTILINE)
 
 
+@pytest.mark.parametrize("top", [ROOT / "flexref", *PORTS], ids=lambda path: path.name)
+def test_every_readme_of_a_package_is_shipped_with_it(top: Path) -> None:
+    assert re.search(r'^"\*" = \["README\.md"\]$', PYPROJECT, re.MULTILINE)  # of every package
+    inside = {path.parent for path in top.rglob("README.md") if not (path.parent / "__init__.py").exists()}
+    assert inside <= {ROOT / "flexref" / "data" / "machines"}  # no package: its own line ships it
+
+
 def test_every_port_is_registered_under_its_folders_name() -> None:
     registered = {entry.name: entry.module for entry in entry_points(group=registry.GROUP)}
     assert {port.name.removeprefix("flexref_"): port.name for port in PORTS}.items() <= registered.items()

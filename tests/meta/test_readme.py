@@ -1,11 +1,14 @@
-"""README.md tells the truth: its commands parse, its Python is Python, and every file and name in it exists."""
+"""Every README tells the truth: its commands parse, its Python is Python, its files, names, links and anchors exist."""
 
 import ast
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from typing import NamedTuple
 
 import click
@@ -14,16 +17,25 @@ import pytest
 from flexref.cli.main import COMMANDS, LazyCommand
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+TOP = ROOT / "README.md"
+READMES = [
+    TOP,
+    *sorted(path for top in ("backends", "flexref", "tests", "tools") for path in (ROOT / top).rglob("README.md")),
+]
 
 SHELL = {"", "sh", "bash", "shell", "console"}
 PYTHON = {"python", "py"}
 FENCE = re.compile(
-    r"^(?P<fence>```+|~~~+) *(?P<language>[\w-]*)[^\n]*\n(?P<body>.*?)^(?P=fence) *$", re.MULTILINE | re.DOTALL
+    r"^(?P<indent> *)(?P<fence>```+|~~~+) *(?P<language>[\w-]*)[^\n]*\n(?P<body>.*?)^(?P=indent)(?P=fence) *$",
+    re.MULTILINE | re.DOTALL,
 )
 INLINE = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 OURS = re.compile(r"(flexref|backends|tests|tools|\.ci)/[\w./-]+|(pyproject\.toml|LICENSE|\.gitignore)")
 DOTTED = re.compile(r"flexref(\.\w+)+")
+SOURCE = re.compile(r"[\w./-]+\.(py|cu|cuh)|(?!/)[\w./-]*\w/")
+"""A file of code, or a folder, named as it is seen from the folder that a README describes."""
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ +(.+?)\s*$", re.MULTILINE)
 
 
 class Shown(NamedTuple):
@@ -37,7 +49,7 @@ def blocks(readme: str, languages: set[str]) -> Iterator[Shown]:
     """The code blocks in one of `languages`; "" stands for a block that names none."""
     for block in FENCE.finditer(readme):
         if block["language"].lower() in languages:
-            yield Shown(readme.count("\n", 0, block.start("body")) + 1, block["body"])
+            yield Shown(readme.count("\n", 0, block.start("body")) + 1, dedent(block["body"]))
 
 
 def prose(readme: str) -> str:
@@ -127,17 +139,50 @@ def resolves(dotted: str) -> bool:
     return True
 
 
-def name_faults(readme: str) -> list[str]:
-    """One line per path of this repository and dotted name of flexref, in backticks or a link, that is not there."""
+def name_faults(readme: str, folder: Path = ROOT) -> list[str]:
+    """One line per path and dotted name of flexref, in backticks, that is not there.
+
+    A path is one of this repository or, from `folder`, one of the README's own neighbours.
+    """
     found = []
     for number, text in enumerate(prose(readme).split("\n"), start=1):
-        spans = [*INLINE.findall(text), *(target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text))]
-        for span in spans:
+        for span in INLINE.findall(text):
             word = span.split()[0] if span.split() else ""
-            if OURS.fullmatch(word) and not list(ROOT.glob(word.rstrip("/"))):
-                found.append(f"line {number}: {word}: no such file")
+            if OURS.fullmatch(word):
+                if not list(ROOT.glob(word.rstrip("/"))):
+                    found.append(f"line {number}: {word}: no such file")
+            elif SOURCE.fullmatch(word):
+                if not list(folder.glob(word.rstrip("/"))) and not list(ROOT.glob(word.rstrip("/"))):
+                    found.append(f"line {number}: {word}: no such file")
             elif DOTTED.fullmatch(word) and not (resolves(word) or word == "flexref.backends"):
                 found.append(f"line {number}: {word}: no such name")
+    return found
+
+
+def anchors(markdown: str) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them; those that are alike are numbered."""
+    found: list[str] = []
+    for heading in HEADING.findall(prose(markdown)):
+        found.append(re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-"))
+    numbered = {
+        f"{anchor}-{found[:place].count(anchor)}" for place, anchor in enumerate(found) if anchor in found[:place]
+    }
+    return {*found, *numbered}
+
+
+def link_faults(readme: Path) -> list[str]:
+    """One line per link from a README to a file, or an anchor on a page, that is not there."""
+    found = []
+    for number, text in enumerate(prose(readme.read_text(encoding="utf-8")).split("\n"), start=1):
+        for link in LINK.findall(text):
+            if re.match(r"https?://", link):
+                continue
+            target, _, anchor = link.partition("#")
+            page = readme.parent / target if target else readme
+            if not page.exists():
+                found.append(f"line {number}: {link}: no such file")
+            elif anchor and anchor not in anchors(page.read_text(encoding="utf-8")):
+                found.append(f"line {number}: {link}: no such anchor")
     return found
 
 
@@ -163,16 +208,45 @@ def python_faults(readme: str) -> list[str]:
     return found
 
 
-def test_every_command_in_the_readme_parses() -> None:
-    assert command_faults(README) == []
+@pytest.fixture(params=READMES, ids=lambda path: str(path.parent.relative_to(ROOT)))
+def readme(request: pytest.FixtureRequest) -> Path:
+    """Each README in turn."""
+    path: Path = request.param
+    return path
 
 
-def test_every_file_and_every_name_in_the_readme_exists() -> None:
-    assert name_faults(README) == []
+def test_every_command_in_a_readme_parses(readme: Path) -> None:
+    assert command_faults(readme.read_text(encoding="utf-8")) == []
 
 
-def test_the_python_in_the_readme_is_python_and_imports_what_is_there() -> None:
-    assert python_faults(README) == []
+def test_every_file_and_every_name_in_a_readme_exists(readme: Path) -> None:
+    assert name_faults(readme.read_text(encoding="utf-8"), readme.parent) == []
+
+
+def test_the_python_in_a_readme_is_python_and_imports_what_is_there(readme: Path) -> None:
+    assert python_faults(readme.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(body, id=f"{page.parent.relative_to(ROOT)}:{line}")
+        for page in READMES
+        for line, body in blocks(page.read_text(encoding="utf-8"), PYTHON)
+        if "pytest" not in body  # tests/testing/test_recipe.py runs the one that is a test file
+    ],
+)
+def test_the_python_in_a_readme_runs(block: str) -> None:
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_link_in_a_readme_leads_somewhere(readme: Path) -> None:
+    assert link_faults(readme) == []
+
+
+def test_the_top_readme_is_short_enough_to_be_read() -> None:
+    assert TOP.stat().st_size <= 12 * 1024
 
 
 @pytest.fixture
@@ -232,8 +306,9 @@ def test_the_check_of_commands_reads_prose_and_every_block_but_not_other_languag
     [
         ("`tools/demo` and `flexref/cli/main.py` and `flexref/*.py` and `backends/`", 0),
         ("`tools/dmeo`", 1),
-        ("[it](tools/dmeo#part)", 1),
-        ("[it](https://example.org/tools/dmeo)", 0),
+        ("`meta/` and `meta/test_readme.py` and `kernels/<operator>.cu` and `*.py` and `a/b`", 0),
+        ("`mtea/`", 1),
+        ("`meta/test_raedme.py`", 1),
         ("`flexref.errors.FlexrefError` and `flexref.cli.main.run`", 0),
         ("`flexref.errors.FlexerfError`", 1),
         ("`flexref.no_such_part`", 1),
@@ -241,12 +316,37 @@ def test_the_check_of_commands_reads_prose_and_every_block_but_not_other_languag
         ("```python\nfrom flexref.errors import FlexerfError\n```", 1),
         ("```python\nflexref.lode('x')\n```", 1),
         ("```python\nfor in\n```", 1),
+        ("1. One:\n\n   ```python\n   for in\n   ```", 1),
+        ("1. One:\n\n   ```python\n   import flexref.cli.main\n   ```", 0),
     ],
 )
 def test_the_checks_of_names_and_python_catch_what_is_wrong_and_only_that(readme: str, faults: int) -> None:
-    assert len(name_faults(readme) + python_faults(readme)) == faults
+    assert len(name_faults(readme, ROOT / "tests") + python_faults(readme)) == faults
 
 
-def test_a_readme_that_shows_commands_shows_each_of_them() -> None:
-    shown = {words[1] for _, text in commands(README) if len(words := text.split()) > 1}
-    assert not shown or set(COMMANDS) <= shown
+@pytest.mark.parametrize(
+    ("link", "why"),
+    [
+        ("tools/demo", None),
+        ("tools/dmeo", "no such file"),
+        ("tools/dmeo#part", "no such file"),
+        ("https://example.org/tools/dmeo", None),
+        ("#part-2s-a_b", None),
+        ("#part-2s-a_b-1", None),
+        ("#part-2s-a_b-2", "no such anchor"),
+        ("other.md#the-page", None),
+        ("other.md#no-page", "no such anchor"),
+    ],
+)
+def test_the_check_of_links_catches_what_is_wrong_and_only_that(link: str, why: str | None, tmp_path: Path) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "demo").touch()
+    (tmp_path / "other.md").write_text("# The page\n```sh\n# no page\n```\n", encoding="utf-8")
+    page = tmp_path / "README.md"
+    page.write_text(f"## Part 2's `a_b`\n\n[it]({link})\n\n## Part 2's a_b\n", encoding="utf-8")
+    assert link_faults(page) == ([] if why is None else [f"line 3: {link}: {why}"])
+
+
+def test_the_top_readme_shows_each_command() -> None:
+    shown = {words[1] for _, text in commands(TOP.read_text(encoding="utf-8")) if len(words := text.split()) > 1}
+    assert set(COMMANDS) <= shown
