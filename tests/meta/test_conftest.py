@@ -1,6 +1,7 @@
-"""The test-suite's own rules: profiles are chosen by name, skips are told aloud, and `--require` lets none pass."""
+"""The suite's own rules: profiles have names, skips are listed, `--require` lets none pass, our warnings are errors."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-CONFTEST = Path(__file__).parents[1] / "conftest.py"
+TESTS_FOLDER = Path(__file__).parents[1]
+ROOT = TESTS_FOLDER.parent
+CONFTEST = TESTS_FOLDER / "conftest.py"
 
 STOPPED, REFUSED, NOTHING_RAN = (
     pytest.ExitCode.INTERRUPTED,
@@ -37,11 +40,15 @@ def test_known():
 """
 
 
-def pytest_on(folder: Path, source: str, *options: str, profile: str | None = None) -> subprocess.CompletedProcess[str]:
-    """A run of pytest, in a process of its own, on `source` under a copy of the suite's conftest."""
+def pytest_on(
+    folder: Path, source: str, *options: str, profile: str | None = None, modules: Path | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A run of pytest, in a process of its own, on `source` under a copy of the conftest; it can import `modules`."""
     shutil.copy(CONFTEST, folder / "conftest.py")
     (folder / "test_planted.py").write_text(source, encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("FLEXREF_")}
+    if modules is not None:
+        environment["PYTHONPATH"] = os.pathsep.join([str(modules), *filter(None, [environment.get("PYTHONPATH")])])
     if profile is not None:
         environment["FLEXREF_HYPOTHESIS_PROFILE"] = profile
     command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *options, "."]
@@ -91,3 +98,82 @@ def test_an_unknown_backend_or_profile_is_refused(
     done = pytest_on(tmp_path, TESTS, *options, profile=profile)
     assert done.returncode == REFUSED
     assert told in done.stderr
+
+
+WARNS_HIMSELF = """
+import warnings
+
+def tells(category, level):
+    warnings.warn("planted", category, stacklevel=level)
+"""
+
+CALLS_OTHERS = """
+import numpy as np
+import planted_library
+
+def tells(category, level):
+    planted_library.tells(category, level)
+
+def divides():
+    return np.float32(1) / np.zeros(1, np.float32)
+
+def averages_nothing():
+    return np.mean(np.zeros(0))
+"""
+
+WARNS_IN_TESTS = """
+import flexref_planted
+import oracle_kit
+import planted_library
+import pytest
+
+def test_in_a_test(): planted_library.tells(UserWarning, 2)
+def test_in_our_code(): flexref_planted.tells(UserWarning, 2)
+def test_deprecated_for_our_code(): flexref_planted.tells(DeprecationWarning, 2)
+def test_pending_for_our_code(): flexref_planted.tells(PendingDeprecationWarning, 2)
+def test_future_for_our_code(): flexref_planted.tells(FutureWarning, 2)
+def test_our_arithmetic(): flexref_planted.divides()
+def test_our_arithmetic_inside_numpy(): flexref_planted.averages_nothing()
+def test_deprecated_for_the_oracles_caller(): oracle_kit.tells(DeprecationWarning, 2)
+def test_arithmetic_of_the_oracles_caller(): oracle_kit.divides()
+
+def test_a_thread_that_dies():
+    import threading
+    thread = threading.Thread(target=divmod, args=(1, 0))
+    thread.start()
+    thread.join()
+
+def test_others_in_others(): planted_library.tells(UserWarning, 1)
+def test_others_deprecated_in_others(): planted_library.tells(DeprecationWarning, 1)
+def test_others_future_in_others(): planted_library.tells(FutureWarning, 1)
+def test_others_arithmetic(): planted_library.tells(RuntimeWarning, 1)
+def test_others_future_for_the_oracles_caller(): oracle_kit.tells(FutureWarning, 2)
+def test_others_word_for_the_oracles_caller(): oracle_kit.tells(UserWarning, 2)
+"""
+
+
+def test_our_warnings_are_errors_and_those_of_others_are_not(tmp_path: Path) -> None:
+    """Planted modules have the names of ours, and their tests lie where ours do: a warning is told by its module."""
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "planted_library.py").write_text(WARNS_HIMSELF, encoding="utf-8")
+    for name in ("flexref_planted", "oracle_kit"):
+        (tmp_path / f"{name}.py").write_text(CALLS_OTHERS, encoding="utf-8")
+    options = ("-c", str(ROOT / "pyproject.toml"), f"--rootdir={tmp_path}", "-rA")
+    done = pytest_on(tmp_path / "tests", WARNS_IN_TESTS, *options, modules=tmp_path)
+    found = re.findall(r"^(PASSED|FAILED) \S*::test_(\w+)", done.stdout, re.MULTILINE)
+    assert len(found) == WARNS_IN_TESTS.count("def test_")
+    assert sorted(name for outcome, name in found if outcome == "PASSED") == sorted(
+        name for _, name in found if name.startswith("others_")
+    )
+
+
+def test_every_helper_of_the_tests_has_a_name_of_which_warnings_are_errors() -> None:
+    """What a test imports beside the packages has a module's name of its own; a new one must be in the list too."""
+    pattern = re.search(r"error:::(\(flexref.*\))'", (ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    assert pattern
+    helpers = [path for path in TESTS_FOLDER.rglob("*.py") if not path.name.startswith("test_")]
+    packages = [path.parent if path.name == "__init__.py" else path for path in helpers]
+    inner = [path for path in packages if not (path.parent / "__init__.py").exists()]
+    names = {path.stem for path in inner} | {path.name for path in (ROOT / "tools").iterdir() if any(path.glob("*.py"))}
+    assert {"oracle_kit", "check_kit", "builtin"} <= names
+    assert sorted(name for name in names if not re.match(pattern[1], name)) == []

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
-from transformers import OPTForCausalLM
+from transformers import DynamicCache, OPTForCausalLM
 
 from flexref.check.forward import model_logits_bound
 from flexref.check.models import stored_tensors
@@ -78,10 +78,10 @@ def follow(oracle: OPTForCausalLM, prompt: list[int], generated: list[int]) -> L
 
     While its greedy choices are these tokens this is its greedy generation.
     """
-    steps, cache = [], None
+    steps, cache, no_mask = [], DynamicCache(), None
     for fresh in ([*prompt], *([token] for token in generated[:-1])):
-        output = oracle(torch.tensor([fresh]), past_key_values=cache, use_cache=True)
-        cache = output.past_key_values
+        # By place: versions of `transformers` differ in what they call the cache.
+        output = oracle(torch.tensor([fresh]), no_mask, cache, use_cache=True)
         steps.append(output.logits[0, -1].numpy())
     return np.stack(steps)
 
