@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from flexref.errors import PolicyError, StorageError
 
@@ -152,3 +152,46 @@ def _shares(kind: str, value: object) -> Shares:
     if not isinstance(value, dict) or not set(value) <= {"device", "host", "disk"}:
         raise PolicyError(f"{kind} must be an object with device, host and disk, found {value!r}")
     return Shares(**{"device": 0.0, **value})
+
+
+class Asked(NamedTuple):
+    """What a user asks of a run: `policy`, None if one is to be chosen, which must `keep` some fields; `budgets`.
+
+    Budgets are named as `flexref.load` names them.
+    """
+
+    policy: Policy | None
+    keep: dict[str, Any]
+    budgets: dict[str, Any]
+
+
+FIELDS = MappingProxyType(
+    {
+        "rows_per_group": "rows_per_group",
+        "groups": "groups_per_block",
+        "attention_on": "attention_on",
+        "overlap": "overlap",
+    }
+)
+"""The fields of a policy by the names of the options that set them."""
+
+BUDGETS = ("device_mem_gib", "host_mem_gib", "disk_dir")
+
+
+def asked(options: Mapping[str, Any]) -> Asked:
+    """What options ask for, by their names; one that is missing, or None, asks for nothing.
+
+    `policy` is a file and `percent` six numbers, of which one may be given. Raises `PolicyError` for what no policy
+    allows, before a file is read, and what `Policy.read` and `Policy.from_percent` raise.
+    """
+    named = {field: options.get(option) for option, field in FIELDS.items()}
+    given = {field: value for field, value in named.items() if value is not None}
+    if options.get("quantize_cache"):
+        given["cache_scheme"] = "int4"
+    Policy().changed(**given)
+    budgets = {name: options.get(name) for name in BUDGETS}
+    if options.get("policy"):
+        return Asked(Policy.read(options["policy"]).changed(**given), {}, budgets)
+    if options.get("percent"):
+        return Asked(Policy.from_percent(options["percent"], **given), {}, budgets)
+    return Asked(None, given, budgets)

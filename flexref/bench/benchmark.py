@@ -25,7 +25,7 @@ from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
 from flexref.errors import PolicyError, PromptError, StorageError
 from flexref.loading import advisor, open_engine
-from flexref.policy import Policy
+from flexref.policy import Policy, asked
 from flexref.profile.environment import machine, versions
 from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.random_weights import RandomFile, random_file
@@ -66,23 +66,6 @@ def weights_of(arguments: Arguments) -> WeightFile:
         spec, dtype = file.spec, file.dtype
         scheme = asked or file.scheme
     return random_file(spec, scheme=scheme, dtype=dtype, seed=arguments.seed)
-
-
-def policy_of(arguments: Arguments) -> tuple[Policy | None, dict[str, Any]]:
-    """The policy that is asked for, None if one is to be chosen, and the fields that a chosen one must keep."""
-    named = {
-        "rows_per_group": arguments.rows_per_group,
-        "groups_per_block": arguments.groups,
-        "attention_on": arguments.attention_on,
-        "overlap": arguments.overlap,
-        "cache_scheme": "int4" if arguments.quantize_cache else None,
-    }
-    given = {name: value for name, value in named.items() if value is not None}
-    if arguments.policy is not None:
-        return Policy.read(arguments.policy).changed(**given), {}
-    if arguments.percent is not None:
-        return Policy.from_percent(arguments.percent, **given), {}
-    return None, given
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +170,14 @@ class Benchmark:
             raise PromptError(
                 f"{arguments.prompt_len} + {arguments.gen_len} tokens: the model has {positions} positions"
             )
-        policy, keep = policy_of(arguments)
+        wanted = asked(arguments.to_json())
         self.make_backend = make_backend or (lambda: create(arguments.backend))
-        self._advisor = advisor(policy, arguments.machine, keep)
+        self._advisor = advisor(wanted.policy, arguments.machine, wanted.keep)
         self.engine = open_engine(
             self.file,
             self._advisor,
             backend=self.make_backend(),
-            device_mem_gib=arguments.device_mem_gib,
-            host_mem_gib=arguments.host_mem_gib,
-            disk_dir=arguments.disk_dir,
+            **wanted.budgets,
             on_event=on_event,
         )
         draw = np.random.default_rng(arguments.seed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from flexref.cli.generate import MACHINE_HELP, PERCENT_HELP
+from flexref.cli.options import BUDGETS, option, options
 from flexref.cli.show.outputs import check_writable
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 MODEL_HELP = "A size (6.7b, opt-175b, tiny ...), whose weights are random, or a weight file."
 
-PIPED_WIDTH = 120
-"""Columns of tables that go to a file or a pipe."""
-
 PLACES = ("percent", "policy")
 """Either of them takes the place of both."""
 
@@ -29,9 +26,9 @@ PLACES = ("percent", "policy")
 @click.command("bench")
 @click.option("--suite", metavar="NAME", help="A named suite; other options given beside it change its benchmarks.")
 @click.option("--list", "list_suites", is_flag=True, help="List the suites and leave.")
-@click.option("--model", metavar="SIZE|FILE", help=MODEL_HELP)
+@option("--model", required=False, metavar="SIZE|FILE", help=MODEL_HELP)
 @click.option("--random-weights", is_flag=True, help="Random weights in place of a file's own.")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Of random weights; default: float16.")
+@option("--dtype", help="Of random weights; default: float16.")
 @click.option(
     "--quantize-weights",
     is_flag=False,
@@ -40,26 +37,17 @@ PLACES = ("percent", "policy")
     type=click.Choice(["int4", "int8"]),
     help="Random weights in groups of 4-bit codes (int4, or nothing after the option) or of 8-bit ones.",
 )
-@click.option("--prompt-len", type=click.IntRange(min=1), help="Tokens of every prompt; default: 512.")
-@click.option("--gen-len", type=click.IntRange(min=1), help="New tokens for every row; default: 32.")
-@click.option("--rows", type=click.IntRange(min=1), help="Rows in all; default: 8.")
-@click.option("--rows-per-group", type=click.IntRange(min=1), help="Rows that are computed together.")
-@click.option("--groups", type=click.IntRange(min=1), help="Groups that share a fetched layer.")
-@click.option("--percent", nargs=6, type=float, metavar="W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST", help=PERCENT_HELP)
-@click.option("--policy", metavar="FILE", help="A policy as JSON; default: chosen from the budgets.")
-@click.option("--machine", metavar="FILE|NAME", help=MACHINE_HELP)
-@click.option("--quantize-cache", is_flag=True, help="Keep the KV cache in 4-bit groups.")
-@click.option("--attention-on", type=click.Choice(["device", "host"]), help="Where an offloaded cache is attended to.")
-@click.option("--overlap/--no-overlap", default=None, help="Move beside computing, or one thing after another.")
-@click.option("--device-mem-gib", type=float, help="Budget of the device; default: what is free.")
-@click.option("--host-mem-gib", type=float, help="Budget of the host; default: what is free.")
-@click.option("--disk-dir", metavar="DIR", help="Where cache and activations may spill; default: the temporary folder.")
-@click.option("--backend", help="The port to run on; default: numpy.")
+@option("--prompt-len", help="Tokens of every prompt; default: 512.")
+@option("--gen-len", help="New tokens for every row; default: 32.")
+@option("--rows", help="Rows in all; default: 8.")
+@options("--rows-per-group", "--groups", "--percent", "--policy", "--machine", "--quantize-cache", "--attention-on")
+@options("--overlap", *BUDGETS)
+@option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
 @click.option("--repeat", type=click.IntRange(min=1), help="Runs; every one is shown, and the median.")
-@click.option("--seed", type=click.IntRange(min=0), help="Of random weights and prompts; default: 0.")
-@click.option("--trace", "trace_file", metavar="FILE", help="Write a Chrome trace of the last run; costs a little.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per benchmark, each on a line.")
-def command(suite: str | None, list_suites: bool, trace_file: str | None, as_json: bool, **options: Any) -> None:
+@option("--seed", type=click.IntRange(min=0), help="Of random weights and prompts; default: 0.")
+@option("--trace", help="Write a Chrome trace of the last run; costs a little.")
+@option("--json", help="Print one JSON object per benchmark, each on a line.")
+def command(suite: str | None, list_suites: bool, trace_file: str | None, as_json: bool, **values: Any) -> None:
     """Time prefill and decode of whole jobs, beside the least time that this machine allows (the floor).
 
     First a tiny model runs on the same port with the same options and must give the right logits; if it does not,
@@ -67,7 +55,7 @@ def command(suite: str | None, list_suites: bool, trace_file: str | None, as_jso
     run is a full one: an interrupted run is reported as such and gives no figures.
     """
     context = click.get_current_context()
-    given = {name: value for name, value in options.items() if _was_given(context, name)}
+    given = {name: value for name, value in values.items() if _was_given(context, name)}
     if list_suites:
         _list()
         return
@@ -160,9 +148,7 @@ def _loading(benchmark: "Benchmark", display: "EventDisplay") -> "Iterator[None]
 
 
 def _print(report: "Report", passed: "Passed") -> None:
-    from rich.console import Console
-
     from flexref.cli.show.bench_report import print_benchmark
+    from flexref.cli.show.console import table_console
 
-    console = Console()
-    print_benchmark(console if console.is_terminal else Console(width=PIPED_WIDTH), report, passed)
+    print_benchmark(table_console(), report, passed)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.generate import PERCENT_HELP, policies, prompts_of
+from flexref.cli.options import asked_of, option, options, prompts_of
 from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
@@ -21,27 +21,21 @@ MISSING = "the contract needs hypothesis, which is not installed: pip install 'f
 
 
 @click.command("check")
-@click.option("--backend", required=True, metavar="NAME", help="The port to check.")
-@click.option("--model", required=True, metavar="FILE|demo", help="A weight file, or the built-in model.")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; default: rows of random tokens.")
-@click.option("--input", "input_file", metavar="FILE", help="Prompts, one a line, or JSON lines with `prompt`.")
-@click.option("--max-new-tokens", default=8, show_default=True, type=click.IntRange(min=1), help="Per prompt, greedy.")
+@option("--backend", default=None, show_default=None, required=True, metavar="NAME", help="The port to check.")
+@option("--model")
+@option("--prompt", help="A prompt; default: rows of random tokens.")
+@option("--input")
+@option("--max-new-tokens", default=8, help="Per prompt, greedy.")
 @click.option("--layers-checked", metavar="N", type=click.IntRange(min=1), help="Check N layers only, evenly spread.")
 @click.option("--layers", "every_layer", is_flag=True, help="Show every layer and not just the worst.")
 @click.option("--contract/--no-contract", default=None, help=CONTRACT_HELP)
 @click.option("--examples", default=50, show_default=True, type=click.IntRange(min=1), help="For every clause.")
-@click.option("--device-mem-gib", type=float, help="Budget of the device; default: what is free.")
-@click.option("--host-mem-gib", type=float, help="Budget of the host, checks not counted; default: what is free.")
-@click.option("--disk-dir", metavar="DIR", help="Where cache and activations may spill; default: the temporary folder.")
-@click.option("--policy", "policy_file", metavar="FILE", help="A policy as JSON; default: chosen from the budgets.")
-@click.option("--percent", nargs=6, type=float, metavar="W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST", help=PERCENT_HELP)
-@click.option("--rows-per-group", type=click.IntRange(min=1), help="Rows that are computed together.")
-@click.option("--groups", "groups_per_block", type=click.IntRange(min=1), help="Groups that share a fetched layer.")
-@click.option("--attention-on", type=click.Choice(["device", "host"]), help="Where an offloaded cache is attended to.")
-@click.option("--quantize-cache", is_flag=True, help="Keep the KV cache in 4-bit groups.")
-@click.option("--overlap/--no-overlap", default=None, help="Move beside computing, or one thing after another.")
-@click.option("--json", "as_json", is_flag=True, help="Print all of it as one JSON object.")
-def command(as_json: bool, every_layer: bool, contract: bool | None, examples: int, **options: Any) -> None:
+@option("--device-mem-gib")
+@option("--host-mem-gib", help="Budget of the host, checks not counted; default: what is free.")
+@options("--disk-dir", "--policy", "--percent", "--rows-per-group", "--groups")
+@options("--attention-on", "--quantize-cache", "--overlap")
+@option("--json", help="Print all of it as one JSON object.")
+def command(as_json: bool, every_layer: bool, contract: bool | None, examples: int, **given: Any) -> None:
     """Run a model on a port and hold every operator against float64 on the very operands that it was given.
 
     Errors are multiples of the bound that follows from the arithmetic: up to 1 they are rounding. If anything is beyond
@@ -50,8 +44,8 @@ def command(as_json: bool, every_layer: bool, contract: bool | None, examples: i
     found = find_spec("hypothesis") is not None
     if contract and not found:
         raise FlexrefError(MISSING)
-    report = _check(options)
-    verdicts = None if contract is False or not found else _verdicts(options["backend"], examples)
+    report = _check(given)
+    verdicts = None if contract is False or not found else _verdicts(given["backend"], examples)
     fault = report.fault or _broken(verdicts)
     if as_json:
         clauses = None if verdicts is None else {"examples": examples, "clauses": [part.to_json() for part in verdicts]}
@@ -69,33 +63,29 @@ def command(as_json: bool, every_layer: bool, contract: bool | None, examples: i
         raise click.exceptions.Exit(1)
 
 
-def _job(options: dict[str, Any]) -> "PortCheck":
+def _job(given: dict[str, Any]) -> "PortCheck":
     """What the options ask for."""
     from flexref.backend.registry import create
     from flexref.check.portcheck import PortCheck
     from flexref.storage.weightfile import read_layout, resolve
 
-    policy, keep = policies(options)
-    texts, path = options["prompts"], options["input_file"]
-    vocabulary = read_layout(resolve(options["model"])).spec.vocabulary
+    asked = asked_of(given)
+    texts, path = given["prompts"], given["input_file"]
+    vocabulary = read_layout(resolve(given["model"])).spec.vocabulary
     return PortCheck(
-        options["model"],
-        lambda: create(options["backend"]),
+        given["model"],
+        lambda: create(given["backend"]),
         prompts_of(texts, path, vocabulary) if texts or path is not None else (),
-        options["max_new_tokens"],
-        {
-            "policy": policy,
-            "keep": keep,
-            **{name: options[name] for name in ("device_mem_gib", "host_mem_gib", "disk_dir")},
-        },
-        options["layers_checked"],
+        given["max_new_tokens"],
+        {"policy": asked.policy, "keep": asked.keep, **asked.budgets},
+        given["layers_checked"],
     )
 
 
-def _check(options: dict[str, Any]) -> "PortReport":
+def _check(given: dict[str, Any]) -> "PortReport":
     from flexref.check.portcheck import check_port
 
-    job = _job(options)
+    job = _job(given)
     with _told("loading") as tell:
         return check_port(job, lambda stage, group, turn: tell(f"pass {turn}, {stage.name}, group {group}"))
 
@@ -136,12 +126,10 @@ def _broken(verdicts: "list[Verdict] | None") -> str | None:
 
 
 def _print(report: "PortReport", verdicts: "list[Verdict] | None", every_layer: bool) -> None:
-    from rich.console import Console
+    from flexref.cli.show.check_report import print_contract, print_report
+    from flexref.cli.show.console import PIPED_WIDTH_OF_OPERATORS, table_console
 
-    from flexref.cli.show.check_report import PIPED_WIDTH, print_contract, print_report
-
-    console = Console(highlight=False)
-    console = console if console.is_terminal else Console(width=PIPED_WIDTH, highlight=False)
+    console = table_console(PIPED_WIDTH_OF_OPERATORS, highlight=False)
     print_report(console, report, every_layer)
     if verdicts is not None:
         print_contract(console, verdicts)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.planner_options import in_short, planner_options, wanted_of
+from flexref.cli.options import option
+from flexref.cli.plan_options import plan_options, wanted_of
 from flexref.errors import CapacityError, PolicyError
 
 if TYPE_CHECKING:
@@ -19,16 +20,14 @@ if TYPE_CHECKING:
 FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_million_tokens", "policy", "in_short")
 """What is known of a machine that can run a model; the cost only if its price is."""
 
-HEADINGS = ("model", "machine", "tokens/s", "cost of 1 M tokens", "written for 1 M tokens", "policy, or why not")
-
 
 @click.command("compare-machines")
-@click.option("--machine", "machines", multiple=True, metavar="FILE|NAME", help="Repeatable; default: all known ones.")
-@click.option("--model", "models", multiple=True, required=True, metavar="SIZE|FILE", help="Repeatable.")
-@planner_options
+@option("--machine", names=("machines",), multiple=True, help="Repeatable; default: all known ones.")
+@option("--model", names=("models",), multiple=True, metavar="SIZE|FILE", help="Repeatable.")
+@plan_options
 @click.option("--price-per-hour", "prices", multiple=True, metavar="MACHINE=PRICE", help="Repeatable.")
-@click.option("--plot", "plot_file", metavar="FILE.png", help="Draw tokens per second, or with prices their cost.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--plot", metavar="FILE.png", help="Draw tokens per second, or with prices their cost.")
+@option("--json")
 def command(
     machines: tuple[str, ...],
     models: tuple[str, ...],
@@ -43,8 +42,10 @@ def command(
     cannot run a model come last and say why. Every pair takes some seconds, and as many are planned at once as there
     are cores: a line on stderr says which is waited for.
     """
+    from flexref.cli.show.compare_machines_report import print_machines
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.plots import check_plot
-    from flexref.cli.show.side_by_side import side_by_side
+    from flexref.cli.side_by_side import side_by_side
     from flexref.planner.candidates import layouts
     from flexref.profile.kept_machines import known_machines, machine_named
 
@@ -71,7 +72,7 @@ def command(
     if as_json:
         click.echo(json.dumps({"rows": rows}))
     else:
-        _print(rows)
+        print_machines(table_console(), rows)
 
 
 def prices_of(texts: Sequence[str]) -> dict[str, float]:
@@ -91,6 +92,7 @@ def prices_of(texts: Sequence[str]) -> dict[str, float]:
 
 def row(model: str, named: "tuple[str, Machine]", wanted: "Wanted", price: float | None) -> dict[str, Any]:
     """What one machine makes of one model: figures by name; where nothing fits all are None but `problem`."""
+    from flexref.cli.show.plan_report import in_short
     from flexref.machine.price import cost_per_million_tokens, written_bytes_per_million_tokens
     from flexref.planner.plan import plan
 
@@ -134,30 +136,3 @@ def _draw(rows: Sequence[dict[str, Any]], path: str, by_cost: bool) -> None:
 def _tick(machine: str) -> str:
     """A machine's name as it stands below its bars: of a file its own name."""
     return Path(machine).stem if machine.endswith(".json") else machine
-
-
-def _print(rows: Sequence[dict[str, Any]]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from flexref.cli.bench import PIPED_WIDTH
-    from flexref.errors import in_gib
-
-    table = Table(title="What each machine makes of each model (predicted)", title_justify="left")
-    for heading in HEADINGS:
-        table.add_column(heading, justify="right" if "tokens" in heading else "left")
-    for found in rows:
-        if found["problem"] is not None:
-            table.add_row(found["model"], found["machine"], "", "", "", found["problem"])
-            continue
-        cost = found["cost_per_million_tokens"]
-        table.add_row(
-            found["model"],
-            found["machine"],
-            f"{found['tokens_per_s']:.4g}",
-            "" if cost is None else f"{cost:.2f}",
-            in_gib(int(found["disk_written_bytes_per_million_tokens"])),
-            found["in_short"],
-        )
-    console = Console()
-    (console if console.is_terminal else Console(width=PIPED_WIDTH)).print(table)

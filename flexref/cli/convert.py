@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flexref.cli.options import option
 from flexref.cli.show.progress import byte_bar
 from flexref.errors import PromptError, in_gib
 
@@ -38,14 +39,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Neighbours that share scale and zero; the kernels are fastest for 32, 64 and 128.",
 )
-@click.option(
+@option(
     "--dtype",
-    type=click.Choice(["float16", "float32"]),
     default="float16",
     show_default=True,
     help="Type of what is not quantized, and of scales and zeros.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--json")
 def command(
     source: str, out: str, scheme: str, calibrate: str | None, group_size: int, dtype: str, as_json: bool
 ) -> None:

@@ -5,30 +5,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.engine_options import counting, engine_for, engine_options
+from flexref.cli.options import engine_for, option, options, scoring_options
+from flexref.cli.show.progress import counting
 
 if TYPE_CHECKING:
     from flexref.engine.engine import Engine
     from flexref.engine.scoring import Scores
-    from flexref.quality.multiple_choice import Judged
-    from flexref.quality.perplexity import Perplexity
 
-WINDOW_HELP = "Tokens of a window; default: the model's positions."
-STRIDE_HELP = "From one window to the next; default: half a window."
-BOS_HELP = "The token that begins a text: before the first token of all, or before every window."
 CHOICES_HELP = "Questions in JSON lines, as LAMBADA, HellaSwag and MMLU are distributed."
 
 
 @click.command("eval")
-@click.option("--model", required=True, metavar="FILE|demo", help="A weight file, or the built-in model.")
-@click.option("--text", "text_file", metavar="FILE", help="A text in UTF-8, one document: its perplexity.")
+@option("--model")
+@option("--text", help="A text in UTF-8, one document: its perplexity.")
 @click.option("--choices", "choices_file", metavar="FILE", help=CHOICES_HELP)
-@click.option("--window", type=click.IntRange(min=1), help=WINDOW_HELP)
-@click.option("--stride", type=click.IntRange(min=1), help=STRIDE_HELP)
-@click.option("--bos", type=click.Choice(["first", "every"]), default="first", show_default=True, help=BOS_HELP)
-@engine_options
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
-def command(model: str, text_file: str | None, choices_file: str | None, as_json: bool, **options: Any) -> None:
+@options("--window", "--stride", "--bos")
+@scoring_options
+@option("--json")
+def command(model: str, text_file: str | None, choices_file: str | None, as_json: bool, **given: Any) -> None:
     """Measure a model: perplexity of a text, or how many questions it answers by log-likelihood.
 
     A text is cut into sliding windows, and every token is scored once, behind all that stands before it in its window;
@@ -38,38 +32,40 @@ def command(model: str, text_file: str | None, choices_file: str | None, as_json
     """
     if (text_file is None) == (choices_file is None):
         raise click.UsageError("give either --text or --choices")
-    if choices_file is not None and (options["window"] or options["stride"] or options["bos"] != "first"):
+    if choices_file is not None and (given["window"] or given["stride"] or given["bos"] != "first"):
         raise click.UsageError("--window, --stride and --bos belong to --text")
     if text_file is not None:
-        _perplexity(model, text_file, options, as_json)
+        _perplexity(model, text_file, given, as_json)
     elif choices_file is not None:
-        _choices(model, choices_file, options, as_json)
+        _choices(model, choices_file, given, as_json)
 
 
-def _perplexity(model: str, text_file: str, options: dict[str, Any], as_json: bool) -> None:
+def _perplexity(model: str, text_file: str, given: dict[str, Any], as_json: bool) -> None:
+    from flexref.cli.show.evaluate_report import print_perplexity
     from flexref.quality.perplexity import perplexity, read_text, sample_text
 
     text = read_text(text_file)
-    with engine_for(model, options) as engine:
-        sample = sample_text(engine, text, options["window"], options["stride"], options["bos"])
+    with engine_for(model, given) as engine:
+        sample = sample_text(engine, text, given["window"], given["stride"], given["bos"])
         with counting("windows", len(sample.rows)) as on_rows:
             found = perplexity(engine, sample, on_rows)
         _show(found.to_json(), found.scores, engine, as_json)
     if not as_json:
-        _print_perplexity(found)
+        print_perplexity(found)
 
 
-def _choices(model: str, choices_file: str, options: dict[str, Any], as_json: bool) -> None:
+def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool) -> None:
+    from flexref.cli.show.evaluate_report import print_judged
     from flexref.quality.multiple_choice import judge
     from flexref.quality.questions import read_questions
 
     questions = read_questions(choices_file)
-    with engine_for(model, options) as engine:
+    with engine_for(model, given) as engine:
         with counting("choices", sum(len(question.choices) for question in questions)) as on_rows:
             found = judge(engine, questions, on_rows)
         _show(found.to_json(), found.scores, engine, as_json)
     if not as_json:
-        _print_judged(found)
+        print_judged(found)
 
 
 def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: bool) -> None:
@@ -83,27 +79,3 @@ def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: 
         click.echo(json.dumps({**figures, **about, "stats": scores.stats_to_json()}))
         return
     print_tables(Console(stderr=True), scores.stats)
-
-
-def _print_perplexity(found: "Perplexity") -> None:
-    figures = found.to_json()
-    for name, key in (
-        ("perplexity", "perplexity"),
-        ("bits per byte", "bits_per_byte"),
-        ("per word", "word_perplexity"),
-    ):
-        value = figures[key]
-        click.echo(f"{name:14} {'none' if value is None else f'{value:.4f}'}")
-    click.echo(f"{'protocol':14} {found.sample.protocol}")
-
-
-def _print_judged(found: "Judged") -> None:
-    figures = found.to_json()
-    for name, key in (("accuracy", "accuracy"), ("per character", "normalized_accuracy")):
-        if key in figures:
-            low, high = figures[f"{key}_ci95"]
-            click.echo(f"{name:14} {figures[key]:.4f}  (95 %: {low:.4f} to {high:.4f})")
-    click.echo(
-        f"{'protocol':14} {figures['questions']} questions of the layout {found.layout}, no shots, judged by "
-        f"{figures['protocol']['criterion']}; {found.cut} row(s) cut to the model's positions"
-    )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.options import BUDGETS, asked_of, option, options, prompts_of
 from flexref.cli.show.outputs import check_writable
 
 if TYPE_CHECKING:
@@ -20,44 +21,29 @@ if TYPE_CHECKING:
     from flexref.engine.engine import Engine
     from flexref.engine.generation import Request
     from flexref.engine.results import Generation, StreamedToken
-    from flexref.policy import Policy
     from flexref.simulator.prediction_error import PredictionError
     from flexref.text.prompts import Prompt
 
 LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before temperature, top-k and top-p."
 
-MACHINE_HELP = "A machine's file, or the name of a known one, to choose a policy for; default: this one, measured once."
-
-PERCENT_HELP = "Shares in percent, the rest on disk: weights, cache, activations, each on device and on host."
-
 
 @click.command("generate")
-@click.option("--model", required=True, metavar="FILE|demo", help="A weight file, or the built-in model.")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="A prompt; may be given several times.")
-@click.option("--input", "input_file", metavar="FILE", help="Prompts, one a line, or JSON lines with `prompt`.")
-@click.option("--max-new-tokens", default=32, show_default=True, type=click.IntRange(min=1), help="Per prompt.")
+@option("--model")
+@option("--prompt", help="A prompt; may be given several times.")
+@option("--input")
+@option("--max-new-tokens", default=32)
 @click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-sequence token.")
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End a row before this text; repeatable.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-k", default=0, show_default=True, help="Keep the k most probable tokens; 0: all.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most probable tokens up to this probability.")
 @click.option("--logprobs", default=0, type=click.IntRange(min=0), metavar="N", help=LOGPROBS_HELP)
-@click.option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
-@click.option("--backend", default="numpy", show_default=True, help="The port to run on.")
-@click.option("--device-mem-gib", type=float, help="Budget of the device; default: what is free.")
-@click.option("--host-mem-gib", type=float, help="Budget of the host; default: what is free.")
-@click.option("--disk-dir", metavar="DIR", help="Where cache and activations may spill; default: the temporary folder.")
-@click.option("--policy", "policy_file", metavar="FILE", help="A policy as JSON; default: chosen from the budgets.")
-@click.option("--percent", nargs=6, type=float, metavar="W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST", help=PERCENT_HELP)
-@click.option("--machine", metavar="FILE|NAME", help=MACHINE_HELP)
-@click.option("--rows-per-group", type=click.IntRange(min=1), help="Rows that are computed together.")
-@click.option("--groups", "groups_per_block", type=click.IntRange(min=1), help="Groups that share a fetched layer.")
-@click.option("--attention-on", type=click.Choice(["device", "host"]), help="Where an offloaded cache is attended to.")
-@click.option("--quantize-cache", is_flag=True, help="Keep the KV cache in 4-bit groups.")
-@click.option("--overlap/--no-overlap", default=None, help="Move beside computing, or one thing after another.")
-@click.option("--trace", "trace_file", metavar="FILE", help="Write a Chrome trace of every copy and computation.")
-@click.option("--json", "as_json", is_flag=True, help="Print outputs and stats as one JSON object.")
-def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -> None:
+@option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
+@options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups")
+@options("--attention-on", "--quantize-cache", "--overlap")
+@option("--trace", help="Write a Chrome trace of every copy and computation.")
+@option("--json", help="Print outputs and stats as one JSON object.")
+def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> None:
     """Continue prompts with an OPT model whose weights, KV cache and activations lie on device, host and disk.
 
     Text goes to stdout, progress and the tables of tiers and links to stderr, with what was predicted beside what was
@@ -67,24 +53,16 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
     from flexref.cli.show.progress import EventDisplay
     from flexref.loading import advisor, open_engine
 
-    if options["logprobs"] and not as_json:
+    if given["logprobs"] and not as_json:
         raise click.UsageError("--logprobs belongs to --json")
     if trace_file is not None:
         check_writable(trace_file)
-    policy, keep = policies(options)
-    request, display = request_of(options), EventDisplay()
-    settling = advisor(policy, options["machine"], keep)
-    engine = open_engine(
-        model,
-        settling,
-        backend=options["backend"],
-        device_mem_gib=options["device_mem_gib"],
-        host_mem_gib=options["host_mem_gib"],
-        disk_dir=options["disk_dir"],
-        on_event=display,
-    )
+    asked = asked_of(given)
+    request, display = request_of(given), EventDisplay()
+    settling = advisor(asked.policy, given["machine"], asked.keep)
+    engine = open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=display)
     with engine:
-        prompts = prompts_of(options["prompts"], options["input_file"], engine.file.spec.vocabulary)
+        prompts = prompts_of(given["prompts"], given["input_file"], engine.file.spec.vocabulary)
         trace = Trace(time.perf_counter()) if trace_file else None
         generation = _run(engine, prompts, request, _Shown(display, trace, as_json))
         prediction_error = settling.judge(engine.session, generation)
@@ -93,43 +71,13 @@ def command(model: str, as_json: bool, trace_file: str | None, **options: Any) -
     _print(generation, prediction_error, as_json, streamed=len(prompts) == 1)
 
 
-def policies(options: dict[str, Any]) -> "tuple[Policy | None, dict[str, Any]]":
-    """The policy that the options describe, None if one is to be chosen, and the fields that a chosen one must keep."""
-    from flexref.policy import Policy
-
-    given: dict[str, Any] = {
-        name: options[name]
-        for name in ("rows_per_group", "groups_per_block", "attention_on", "overlap")
-        if options[name] is not None
-    }
-    if options["quantize_cache"]:
-        given["cache_scheme"] = "int4"
-    if options["policy_file"] and options["percent"]:
-        raise click.UsageError("--policy and --percent exclude each other")
-    if options["policy_file"]:
-        return Policy.read(options["policy_file"]).changed(**given), {}
-    if options["percent"]:
-        return Policy.from_percent(options["percent"], **given), {}
-    return None, given
-
-
-def request_of(options: dict[str, Any]) -> "Request":
+def request_of(given: dict[str, Any]) -> "Request":
     """What to do with every prompt."""
     from flexref.engine.generation import Request
     from flexref.sampling.settings import SamplingSettings
 
-    sampling = SamplingSettings(options["temperature"], options["top_k"], options["top_p"], options["seed"])
-    return Request(options["max_new_tokens"], sampling, options["stops"], options["ignore_eos"], options["logprobs"])
-
-
-def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) -> "list[Prompt]":
-    """The prompts of the command line, then those of the file."""
-    from flexref.text.prompts import Prompt, read_prompts
-
-    if not texts and input_file is None:
-        raise click.UsageError("give --prompt or --input")
-    prompts = [Prompt(text=text) for text in texts]
-    return prompts + (read_prompts(input_file, vocabulary) if input_file is not None else [])
+    sampling = SamplingSettings(given["temperature"], given["top_k"], given["top_p"], given["seed"])
+    return Request(given["max_new_tokens"], sampling, given["stops"], given["ignore_eos"], given["logprobs"])
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.planner_options import Amount, planner_options, wanted_of
+from flexref.cli.options import option
+from flexref.cli.plan_options import Amount, plan_options, wanted_of
 from flexref.errors import StorageError
 
 if TYPE_CHECKING:
@@ -18,18 +19,18 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
 
 
 @click.command("plan")
-@click.option("--model", required=True, metavar="SIZE|FILE", help="A size (30b, opt-175b ...) or a weight file.")
-@click.option("--machine", "machine_name", metavar="FILE|NAME", help=MACHINE_HELP)
-@click.option("--backend", default="numpy", show_default=True, help="The port of this machine, where it is meant.")
-@planner_options
+@option("--model", metavar="SIZE|FILE", help="A size (30b, opt-175b ...) or a weight file.")
+@option("--machine", help=MACHINE_HELP)
+@option("--backend", help="The port of this machine, where it is meant.")
+@plan_options
 @click.option("--price-per-hour", type=Amount(), help="What the machine costs in an hour.")
 @click.option("--watts", type=Amount(), help="Its power, in place of a price; with --price-per-kwh.")
 @click.option("--price-per-kwh", type=Amount(), help="What a kWh costs.")
 @click.option("--disk-tbw", type=Amount(above=True), help="Terabytes that may be written to the drive in its life.")
 @click.option("--pareto", "pareto_file", metavar="PLOT.png", help="Draw throughput against the latency of a block.")
-@click.option("--trace", "trace_file", metavar="FILE", help="Write the simulated block as a Chrome trace.")
-@click.option("-o", "--output", "output_file", metavar="FILE", help="Write the policy, with its reasons, as JSON.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@option("--trace", help="Write the simulated block as a Chrome trace.")
+@option("--output", help="Write the policy, with its reasons, as JSON.")
+@option("--json")
 def command(model: str, as_json: bool, **options: Any) -> None:
     """Choose what of a model lies on which tier, and say what a job will take; needs no GPU and no weights.
 
@@ -42,7 +43,7 @@ def command(model: str, as_json: bool, **options: Any) -> None:
 
     price = price_per_hour(options)
     check_outputs(options)
-    machine, wanted = machine_of(options["machine_name"], options["backend"]), wanted_of(options)
+    machine, wanted = machine_of(options["machine"], options["backend"]), wanted_of(options)
     trace = Trace(0.0) if options["trace_file"] else None
     start = perf_counter()
     with working(f"planning {model} on {machine.name}"):
@@ -63,13 +64,10 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     if as_json:
         click.echo(json.dumps(report))
         return
-    from rich.console import Console
-
-    from flexref.cli.bench import PIPED_WIDTH
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.plan_report import print_plan
 
-    console = Console()
-    print_plan(console if console.is_terminal else Console(width=PIPED_WIDTH), found, wanted.machine(machine), report)
+    print_plan(table_console(), found, wanted.machine(machine), report)
 
 
 def check_outputs(options: dict[str, Any]) -> None:

@@ -7,21 +7,19 @@ from contextlib import closing, contextmanager
 
 import click
 
+from flexref.cli.options import option
 from flexref.cli.show.outputs import check_writable
-
-PIPED_WIDTH = 120
-"""Columns of tables that go to a file or a pipe."""
 
 
 @click.command("profile")
-@click.option("--backend", default="numpy", show_default=True, help="The port to measure with.")
-@click.option("--disk-dir", metavar="DIR", help="The folder whose disk is measured; default: the temporary folder.")
+@option("--backend", help="The port to measure with.")
+@option("--disk-dir", help="The folder whose disk is measured; default: the temporary folder.")
 @click.option(
     "--quick", is_flag=True, help="About ten seconds in place of a minute or two: fewer sizes, fewer repeats."
 )
-@click.option("-o", "--output", metavar="FILE", help="Write the machine as JSON, for `flexref plan --machine FILE`.")
-@click.option("--json", "as_json", is_flag=True, help="Print the machine as one JSON object.")
-def command(backend: str, disk_dir: str | None, quick: bool, output: str | None, as_json: bool) -> None:
+@option("--output", help="Write the machine as JSON, for `flexref plan --machine FILE`.")
+@option("--json", help="Print the machine as one JSON object.")
+def command(backend: str, disk_dir: str | None, quick: bool, output_file: str | None, as_json: bool) -> None:
     """Measure this machine with a port, for the planner: links, products, attention, the host's own work.
 
     Figures are medians of repeats, on random data; those whose repeats spread widely are named on stderr. It takes a
@@ -31,23 +29,21 @@ def command(backend: str, disk_dir: str | None, quick: bool, output: str | None,
     from flexref.backend.registry import create
     from flexref.profile.measure import measure_machine
 
-    if output is not None:
-        check_writable(output)
+    if output_file is not None:
+        check_writable(output_file)
     with closing(create(backend)) as port, _telling() as tell:
         machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=tell)
-    if output is not None:
-        machine.write(output)
+    if output_file is not None:
+        machine.write(output_file)
     for warning in machine.warnings:
         click.echo(f"unstable: {warning}", err=True)
     if as_json:
         click.echo(json.dumps(machine.to_mapping()))
         return
-    from rich.console import Console
-
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.profile_report import print_machine
 
-    console = Console()
-    print_machine(console if console.is_terminal else Console(width=PIPED_WIDTH), machine)
+    print_machine(table_console(), machine)
 
 
 @contextmanager

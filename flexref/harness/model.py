@@ -23,7 +23,7 @@ from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow, check_computes
 from flexref.errors import PolicyError, PromptError
 from flexref.loading import load
-from flexref.policy import Policy
+from flexref.policy import asked
 from flexref.quality.perplexity import tokenizer_of
 from flexref.sampling.settings import SamplingSettings
 
@@ -75,10 +75,8 @@ class FlexrefLM(TemplateLM):  # type: ignore[misc]
         super().__init__()
         if path is None:
             raise PolicyError("--model_args must name a weight file, or the built-in model: path=demo")
-        placed = {name: options.pop(name, None) for name in ("device_mem_gib", "host_mem_gib", "disk_dir")}
-        policy_file, kept = options.pop("policy", None), _kept(options)
-        policy = None if policy_file is None else Policy.read(policy_file).changed(**kept)
-        self.engine = load(str(path), policy=policy, backend=backend, keep=kept, **placed)
+        wanted = asked(_checked(options))
+        self.engine = load(str(path), policy=wanted.policy, backend=backend, keep=wanted.keep, **wanted.budgets)
         weakref.finalize(self, self.engine.close)
         check_computes(self.engine.backend)
         self._tokens = tokenizer_of(self.engine)
@@ -225,24 +223,21 @@ def request_of(settings: dict[str, Any]) -> Request:
     return Request(most, SamplingSettings(**sampling), tuple(stop for stop in stops if stop))
 
 
-def _kept(options: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a policy that the arguments ask for."""
-    if options.pop("device", None) not in (None, DEVICE_OF_NOBODY) or options.pop("max_batch_size", None) is not None:
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """The arguments that `flexref.policy.asked` takes, with the harness's `batch_size` as rows per group."""
+    given = dict(options)
+    if given.pop("device", None) not in (None, DEVICE_OF_NOBODY) or given.pop("max_batch_size", None) is not None:
         raise PolicyError("device and max_batch_size have no meaning here: backend= names a port, rows_per_group= rows")
-    batch_size = options.pop("batch_size", None)
-    fields = {"rows_per_group": "rows_per_group", "groups": "groups_per_block", "overlap": "overlap"}
-    given = {name: options.pop(name, None) for name in fields}
-    kept = {field: given[name] for name, field in fields.items() if given[name] is not None}
-    if options.pop("quantize_cache", False):
-        kept["cache_scheme"] = "int4"
-    if options:
-        raise PolicyError(f"unknown model argument {', '.join(sorted(options))}; known: {', '.join(ARGUMENTS)}")
+    batch_size = given.pop("batch_size", None)
+    unknown = sorted(set(given) - set(ARGUMENTS))
+    if unknown:
+        raise PolicyError(f"unknown model argument {', '.join(unknown)}; known: {', '.join(ARGUMENTS)}")
     if batch_size not in (None, "auto", "1", 1):
         if not str(batch_size).isdecimal():
             raise PolicyError(f"batch_size must be a number of rows or auto, found {batch_size!r}")
-        kept.setdefault("rows_per_group", int(batch_size))
-    Policy().changed(**kept)  # what no policy allows is told before anything is opened
-    return kept
+        if given.get("rows_per_group") is None:
+            given["rows_per_group"] = int(batch_size)
+    return given
 
 
 def _chunks(items: Sequence[Item], key: Any) -> Iterator[list[int]]:

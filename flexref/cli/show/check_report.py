@@ -14,9 +14,6 @@ if TYPE_CHECKING:
     from flexref.check.portcheck import PortReport
     from flexref.testing.verdicts import Verdict
 
-PIPED_WIDTH = 180
-"""Columns of tables that go to a file or a pipe."""
-
 DECIDED = (
     "rounding decided: every operator was right on its own operands, and these were what the weight file holds and "
     "what was written before"

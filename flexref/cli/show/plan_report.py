@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from flexref.cli.planner_options import in_short
 from flexref.errors import in_gib
 from flexref.machine.machine import TIERS
 
 if TYPE_CHECKING:
     from flexref.machine.machine import Machine
+    from flexref.planner.candidates import Candidate
     from flexref.planner.plan import Plan
 
 
@@ -119,3 +119,16 @@ def _costs(report: Mapping[str, Any]) -> list[str]:
 
 def _life(days: float) -> str:
     return f"{days:.3g} days" if days < DAYS_PER_YEAR else f"{days / DAYS_PER_YEAR:.3g} years ({days:.0f} days)"
+
+
+def in_short(candidate: "Candidate") -> str:
+    """A candidate's policy in a line: schemes, rows, and what of weights, cache and activations is off the device."""
+    policy = candidate.policy
+    assert policy is not None
+    parts = [candidate.label, f"{policy.rows_per_group} x {policy.groups_per_block} rows"]
+    for kind in ("weights", "cache", "activations"):
+        shares = getattr(policy, kind)
+        off = [f"{getattr(shares, tier):.0%} on {tier}" for tier in ("host", "disk") if getattr(shares, tier) >= 0.005]
+        if off:
+            parts.append(f"{kind} {' and '.join(off)}")
+    return "; ".join(parts)

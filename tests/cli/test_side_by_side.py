@@ -11,10 +11,10 @@ import time
 import psutil
 import pytest
 
-from flexref.cli.show.side_by_side import side_by_side
+from flexref.cli.side_by_side import side_by_side
 from flexref.errors import FlexrefError
 
-SLEEPERS = "from flexref.cli.show.side_by_side import side_by_side; import time; print('on', flush=True); "
+SLEEPERS = "from flexref.cli.side_by_side import side_by_side; import time; print('on', flush=True); "
 
 
 def several(calls: list[tuple[object, ...]]) -> bool:

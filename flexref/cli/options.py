@@ -1,0 +1,157 @@
+"""Options that more than one command has, each declared once, and what they ask of an engine; it runs nothing."""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from flexref.engine.engine import Engine
+    from flexref.policy import Asked
+    from flexref.text.prompts import Prompt
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+GIB = 1 << 30
+
+AT_LEAST_ONE = click.IntRange(min=1)
+
+DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
+    {
+        "--model": {"required": True, "metavar": "FILE|demo", "help": "A weight file, or the built-in model."},
+        "--prompt": {"names": ("prompts",), "multiple": True, "metavar": "TEXT"},
+        "--input": {
+            "names": ("input_file",),
+            "metavar": "FILE",
+            "help": "Prompts, one a line, or JSON lines with `prompt`.",
+        },
+        "--max-new-tokens": {"type": AT_LEAST_ONE, "show_default": True, "help": "Per prompt."},
+        "--seed": {},
+        "--dtype": {"type": click.Choice(["float16", "float32"])},
+        "--backend": {"default": "numpy", "show_default": True, "help": "The port to run on."},
+        "--device-mem-gib": {"type": float, "help": "Budget of the device; default: what is free."},
+        "--host-mem-gib": {"type": float, "help": "Budget of the host; default: what is free."},
+        "--disk-dir": {
+            "metavar": "DIR",
+            "help": "Where cache and activations may spill; default: the temporary folder.",
+        },
+        "--policy": {"metavar": "FILE", "help": "A policy as JSON; default: chosen from the budgets."},
+        "--percent": {
+            "nargs": 6,
+            "type": float,
+            "metavar": "W_DEV W_HOST C_DEV C_HOST A_DEV A_HOST",
+            "help": "Shares in percent, the rest on disk: weights, cache, activations, each on device and on host.",
+        },
+        "--machine": {
+            "metavar": "FILE|NAME",
+            "help": "A machine's file, or the name of a known one, to choose a policy for; default: this one, measured "
+            "once.",
+        },
+        "--rows-per-group": {"type": AT_LEAST_ONE, "help": "Rows that are computed together."},
+        "--groups": {"type": AT_LEAST_ONE, "help": "Groups that share a fetched layer."},
+        "--attention-on": {
+            "type": click.Choice(["device", "host"]),
+            "help": "Where an offloaded cache is attended to.",
+        },
+        "--quantize-cache": {"is_flag": True, "help": "Keep the KV cache in 4-bit groups."},
+        "--overlap": {
+            "names": ("--overlap/--no-overlap",),
+            "default": None,
+            "help": "Move beside computing, or one thing after another.",
+        },
+        "--prompt-len": {"type": AT_LEAST_ONE},
+        "--gen-len": {"type": AT_LEAST_ONE},
+        "--rows": {"type": AT_LEAST_ONE},
+        "--text": {"names": ("text_file",), "metavar": "FILE"},
+        "--window": {"type": AT_LEAST_ONE, "help": "Tokens of a window; default: the model's positions."},
+        "--stride": {"type": AT_LEAST_ONE, "help": "From one window to the next; default: half a window."},
+        "--bos": {
+            "type": click.Choice(["first", "every"]),
+            "default": "first",
+            "show_default": True,
+            "help": "The token that begins a text: before the first token of all, or before every window.",
+        },
+        "--plot": {"names": ("plot_file",), "metavar": "FILE"},
+        "--trace": {"names": ("trace_file",), "metavar": "FILE"},
+        "--output": {"names": ("-o", "output_file"), "metavar": "FILE"},
+        "--json": {"names": ("as_json",), "is_flag": True, "help": "Print one JSON object."},
+    }
+)
+"""What `click.option` is told of an option; `names`: what it is called beside its own name."""
+
+BUDGETS = ("--device-mem-gib", "--host-mem-gib", "--disk-dir")
+"""How much memory there is, and where what does not fit goes."""
+
+
+def option(flag: str, **differs: Any) -> Callable[[Command], Command]:
+    """The declared option `flag`, on a command; `differs` is what this command says otherwise, None: nothing."""
+    settings = {**DECLARED[flag], **differs}
+    settings = {name: value for name, value in settings.items() if value is not None or name not in differs}
+    names = settings.pop("names", ())
+    own = () if any(name.startswith(f"{flag}/") for name in names) else (flag,)
+    return click.option(*names, *own, **settings)
+
+
+def options(*flags: str) -> Callable[[Command], Command]:
+    """The declared options `flags`, on a command, in this order."""
+
+    def decorated(command: Command) -> Command:
+        for flag in reversed(flags):
+            command = option(flag)(command)
+        return command
+
+    return decorated
+
+
+def scoring_options(command: Command) -> Command:
+    """Where things lie and on which port, on a command that scores and takes them as `engine_for` needs them."""
+    for decorated in reversed(
+        (
+            options("--backend", "--device-mem-gib", "--host-mem-gib"),
+            option("--disk-dir", help="Where activations may spill; default: the temporary folder."),
+            options("--policy", "--percent", "--rows-per-group", "--groups"),
+            option("--quantize-cache", help="Keys and values pass through 4-bit groups, as in a cache."),
+            option("--overlap"),
+        )
+    ):
+        command = decorated(command)
+    return command
+
+
+def asked_of(given: Mapping[str, Any]) -> "Asked":
+    """The policy, the fields to keep and the budgets that options ask for, by their names."""
+    from flexref.policy import asked
+
+    if given["policy"] and given["percent"]:
+        raise click.UsageError("--policy and --percent exclude each other")
+    return asked(given)
+
+
+def engine_for(model: str, given: Mapping[str, Any], share: int = 1) -> "Engine":
+    """An engine for `model` as scoring options ask for it; of memory without a budget it gets one part in `share`."""
+    from flexref.backend.registry import create
+    from flexref.cli.show.progress import EventDisplay
+    from flexref.engine.scoring import check_computes
+    from flexref.loading import load
+
+    # Attention on the host is for decode, of which there is none.
+    asked = asked_of({"attention_on": "device", **given})
+    port = create(given["backend"])
+    check_computes(port)
+    budgets = dict(asked.budgets)
+    if share > 1:
+        for tier in ("device", "host"):
+            if budgets[f"{tier}_mem_gib"] is None:
+                budgets[f"{tier}_mem_gib"] = port.free_bytes(tier) / share / GIB
+    return load(model, policy=asked.policy, keep=asked.keep, backend=port, **budgets, on_event=EventDisplay())
+
+
+def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) -> "list[Prompt]":
+    """The prompts of the command line, then those of the file."""
+    from flexref.text.prompts import Prompt, read_prompts
+
+    if not texts and input_file is None:
+        raise click.UsageError("give --prompt or --input")
+    prompts = [Prompt(text=text) for text in texts]
+    return prompts + (read_prompts(input_file, vocabulary) if input_file is not None else [])

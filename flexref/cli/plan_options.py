@@ -1,0 +1,80 @@
+"""Options of the commands that plan, and what they ask of the planner; it computes nothing."""
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flexref.cli.options import Command, option, options
+
+if TYPE_CHECKING:
+    from flexref.planner.plan_request import Wanted
+
+WEIGHTS_CHOICE = click.Choice(["none", "int4", "int8", "any"])
+CACHE_CHOICE = click.Choice(["none", "int4", "any"])
+WEIGHTS_HELP = "How weights are stored; any: a file's as they are, a size's as none or int4, whichever is faster."
+PLACE_CHOICE = click.Choice(["device", "host", "any"])
+CAPACITY_HELP = "In place of the machine's."
+
+
+class Amount(click.FloatRange):
+    """A finite number of at least 0; nan and infinity, which a range lets through, are no amounts."""
+
+    def __init__(self, *, above: bool = False) -> None:
+        """With `above`, 0 is no amount either."""
+        super().__init__(min=0, min_open=above)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """The number; a usage error if it is none."""
+        number: float = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
+
+
+OPTIONS = (
+    option("--prompt-len", default=512, show_default=True, help="In tokens."),
+    option("--gen-len", default=32, show_default=True, help="New tokens of a row."),
+    option("--rows", help="Rows of the job; default: as many as fill a block."),
+    click.option("--quantize-weights", type=WEIGHTS_CHOICE, default="any", show_default=True, help=WEIGHTS_HELP),
+    click.option("--quantize-cache", type=CACHE_CHOICE, default="any", show_default=True, help="Of the KV cache."),
+    option("--attention-on", type=PLACE_CHOICE, default="any", show_default=True, help="To a cache off the device."),
+    options("--rows-per-group", "--groups"),
+    option("--overlap", default=True, show_default=True),
+    click.option(
+        "--max-latency-s", type=Amount(above=True), help="The most that a block may take, prefill and decode."
+    ),
+    click.option("--max-disk-writes-gib", type=Amount(), help="The most that a job (or a block) may write to disk."),
+    option("--device-mem-gib", type=Amount(), help=CAPACITY_HELP),
+    option("--host-mem-gib", type=Amount(), help=CAPACITY_HELP),
+    click.option("--disk-gib", type=Amount(), help=CAPACITY_HELP),
+)
+
+ALL_SCHEMES, ALL_PLACES = ("none", "int4"), ("device", "host")
+
+
+def plan_options(command: Command) -> Command:
+    """The options, on a command that takes them as keyword arguments for `wanted_of`."""
+    for decorated in reversed(OPTIONS):
+        command = decorated(command)
+    return command
+
+
+def wanted_of(given: Mapping[str, Any]) -> "Wanted":
+    """What the options ask of the planner. Without a wish for its weights, a file keeps its own scheme."""
+    from flexref.planner.plan_request import Wanted
+
+    def some(name: str) -> tuple[str, ...] | None:
+        return None if given[name] == "any" else (given[name],)
+
+    same = ("rows", "rows_per_group", "groups", "overlap", "max_latency_s", "max_disk_writes_gib")
+    capacities = ("device_mem_gib", "host_mem_gib", "disk_gib")
+    return Wanted(
+        given["prompt_len"],
+        given["gen_len"],
+        weights_schemes=some("quantize_weights"),
+        cache_schemes=some("quantize_cache") or ALL_SCHEMES,
+        attention_on=some("attention_on") or ALL_PLACES,
+        **{name: given[name] for name in (*same, *capacities)},
+    )
