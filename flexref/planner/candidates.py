@@ -1,4 +1,4 @@
-"""The ways of storing things that a plan is chosen from, and what is asked of each; it searches for nothing."""
+"""The candidates that a plan is chosen from: schemes for weights and cache, a place for attention; no search."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -23,17 +23,17 @@ from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
 
 TIGHTENING_ROUNDS = 3
-"""How often a bound on latency or disk writes is tightened by what the simulator says beyond the linear program."""
+"""How often a bound on latency or disk writes is tightened, where the simulator finds more than the linear program."""
 
 SIZES_SCHEMES = ("none", "int4")
-"""What a size's weights are tried in, where nothing is wished for."""
+"""Schemes that are tried for the weights of a published size, by default."""
 
 SCHEME_NAMES = {"none": "fp16", "int4": "4-bit", "int8": "8-bit"}
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way of storing things, with its best policy and what that will take; or `problem`, why there is none."""
+    """One combination of schemes and a place for attention, with its best policy and prediction; or the `problem`."""
 
     weights_scheme: str
     cache_scheme: str
@@ -45,7 +45,7 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """How it stores things, in words."""
+        """Its schemes and place in words."""
         weights, cache = (SCHEME_NAMES.get(scheme, scheme) for scheme in (self.weights_scheme, self.cache_scheme))
         return f"{weights} weights, {cache} cache, attention on {self.attention_on}"
 
@@ -63,14 +63,14 @@ class Candidate:
 
 
 Answer = tuple[Policy, Prediction, Solution]
-"""A policy that fits and keeps the bounds, what it will take, and the solution that it comes from."""
+"""A policy that fits and keeps the bounds, its prediction, and the solution that it was rounded from."""
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """One candidate's situation, with the bounds that its policies must keep.
 
-    `known`: what was simulated before, under whichever bounds.
+    `known`: policies that were simulated before, so that none is simulated twice.
     """
 
     situation: Situation
@@ -86,15 +86,14 @@ class Question:
         return Candidate(*schemes, policy, prediction, solution, problem)
 
     def fitted(self, solution: Solution, limits: Limits | None = None) -> tuple[Policy, Solution] | None:
-        """See `proposals.fitted`; the policy says for which weights it was made."""
+        """See `fitting.fitted`; the policy also says for which weights it was made."""
         found = fitted(self.situation, solution, limits or self.limits)
         return None if found is None else (found[0].changed(weights_scheme=self.weights_scheme), found[1])
 
     def simulated(self, solution: Solution, limits: Limits) -> tuple[Answer | None, Limits]:
-        """A policy near the solution, and what it will take, or None; and the limits, tightened by what was seen.
+        """(answer near the solution or None, limits): simulate; where a bound is exceeded, tighten it and solve again.
 
-        `limits` are the question's own, or tighter ones. Where simulated policies exceed the question's, another
-        solution within the tightened ones may do.
+        `limits` are the question's own, or tighter ones; those that are returned are at least as tight.
         """
         for _ in range(TIGHTENING_ROUNDS):
             found = self.fitted(solution, limits)
@@ -114,19 +113,19 @@ class Question:
         return None, limits
 
     def rows(self, policy: Policy) -> list[RowLengths]:
-        """The job's rows, or those of one block."""
+        """The rows of the job; where the job has no number of rows, those of one block."""
         rows = self.situation.rows
         return [rows[0]] * policy.rows_per_block if self.situation.steady else list(rows)
 
     def predict(self, policy: Policy, trace: Trace | None = None) -> Prediction:
-        """What the policy will take."""
+        """The simulator's prediction for the policy; it is simulated once."""
         if trace is not None or policy not in self.known:
             found = simulate(self.situation.file, self.situation.machine, policy, self.rows(policy), trace=trace)
             self.known[policy] = found
         return self.known[policy]
 
     def estimate(self, policy: Policy, solution: Solution) -> Prediction:
-        """What the linear program says that the policy will take; what it holds is exact."""
+        """A prediction with the linear program's seconds; its peak bytes are exact."""
         rows = self.rows(policy)
         blocks = len(rows) / policy.rows_per_block
         held = self.situation.held_bytes(policy)
@@ -145,7 +144,7 @@ class Question:
         )
 
     def _tightened(self, limits: Limits, prediction: Prediction) -> Limits | None:
-        """The program's bounds, lowered by as much as the simulator exceeds those that were asked for; None if none."""
+        """`limits` with each bound lowered by the factor by which the simulator exceeds it; None if it exceeds none."""
         changes: dict[str, float] = {}
         asked = self.limits
         block_s = (prediction.prefill_s + prediction.decode_s) / prediction.blocks
@@ -177,7 +176,7 @@ def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, 
 
 
 def questions(model: str, machine: Machine, wanted: Wanted) -> Iterator[Question]:
-    """Every way of storing things that is allowed and that the port can do."""
+    """A question for every combination that is allowed and that the port can do."""
     places = [place for place in wanted.attention_on if place == "device" or machine.port.attends_on_host]
     if not places:
         raise PolicyError(f"port {machine.port.name} of machine {machine.name!r} cannot compute attention on the host")

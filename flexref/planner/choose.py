@@ -1,4 +1,4 @@
-"""The policy of a job for which none was given: the planner's best for its machine, of which every block fits."""
+"""The policy of a job for which none was given: the planner's best for its machine, checked to fit; it runs nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ NO_BUDGET_BYTES = 1 << 50
 """Stands for a tier without a budget: more than any machine holds."""
 
 SIMULATED_FROM_S = 2.0
-"""A job that is to take longer is simulated under every solution: that costs about a tenth of a second each."""
+"""A job that is predicted to take longer has every solution simulated, which takes about a tenth of a second each."""
 
 ON_DISK = Shares(0, 0, 1)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What there is to choose from: a file, a machine, budgets, and the rows of the whole job in order."""
+    """What a policy is chosen for: a file, a machine, budgets, and the rows of the whole job in order."""
 
     file: WeightFile
     machine: Machine
@@ -39,9 +39,9 @@ class Choice:
 
     @cached_property
     def situations(self) -> list[Situation]:
-        """The job with attention wherever it may be, on the device first; each with all tiers and without the disk.
+        """The job with attention on the device, then on the host if it may be there; each with and without the disk.
 
-        Where tokens are scored no pass decodes, and there is nothing to attend to on the host.
+        A job that scores tokens has no decode pass, and so no attention on the host.
         """
         decodes = not any(row.scored_tokens for row in self.rows)
         places = ["device", "host"] if self.machine.port.attends_on_host and decodes else ["device"]
@@ -72,7 +72,7 @@ def choose_policy(choice: Choice) -> Policy:
 
 
 def _answers(choice: Choice, situation: Situation) -> list[tuple[Policy, Solution]]:
-    """Policies that fit, with the solutions that they come from; none if nothing fits."""
+    """Policies that fit, each with the solution that it was rounded from; empty if none fits."""
     limits = situation.limits(choice.keep, None, None)
     try:
         solutions, _ = solutions_of(situation, limits)
@@ -87,7 +87,10 @@ def _job_s(choice: Choice, policy: Policy, solution: Solution) -> float:
 
 
 def _most_frugal(choice: Choice) -> Policy:
-    """The policy that holds least on device and host, if it fits although the planner's estimate of it does not."""
+    """The policy that holds least on device and host: its exact plan may fit where the planner's estimate does not.
+
+    Raises `CapacityError` if it does not fit either.
+    """
     situation = choice.situations[0]
     fewest = {name: 1 for name in ("rows_per_group", "groups_per_block") if name not in choice.keep}
     frugal = situation.base.changed(weights=ON_DISK, cache=ON_DISK, activations=ON_DISK, **fewest)

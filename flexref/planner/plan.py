@@ -1,4 +1,4 @@
-"""Plans: for a model, a machine and a wish the best policy, what it will take, and what binds it."""
+"""The plan for a request: the best policy of a model on a machine, its prediction, what binds it; it runs nothing."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -34,7 +34,7 @@ class OneMore:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer: the best candidate, what binds it, what more of anything would bring, and all candidates."""
+    """The answer: the best candidate, what binds it, what one more unit of a resource brings, and all candidates."""
 
     model: str
     machine: str
@@ -62,9 +62,9 @@ class Plan:
 
 
 def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = None) -> Plan:
-    """The best policy for `model` on `machine`, of all the ways of storing things that are allowed.
+    """The best policy for `model` on `machine`, over all candidates that the request allows.
 
-    Every candidate has an estimate; those that may be the best are simulated. `trace` is given the simulation of the
+    Every candidate is estimated; those that may be the best are simulated. `trace` receives the simulation of the
     best one's first block. Raises `CapacityError` (or `PolicyError`, for a bound on latency or disk writes) if no
     candidate fits, `PromptError` if the model has too few positions, and what `layouts` raises.
     """
@@ -95,12 +95,14 @@ def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = 
 
 
 def _missing_bytes(failure: CapacityError | PolicyError) -> float:
-    """By how much a tier is too small; a bound that cannot be kept comes after all that do not fit."""
+    """Sort key of failures: bytes by which a tier is too small; a bound that cannot be kept sorts last."""
     return failure.needed_bytes - failure.free_bytes if isinstance(failure, CapacityError) else float("inf")
 
 
 def _binding(best: Candidate, machine: Machine) -> tuple[str, ...]:
-    """What binds the best; a disk that it leaves alone does not, though it was found by looking without one."""
+    """What binds the best candidate. Disk memory does not where nothing is on disk: the search without
+    a disk sets its capacity to 0, which then binds.
+    """
     assert best.solution is not None
     assert best.prediction is not None
     left_alone = machine.capacity_bytes["disk"] and not best.prediction.peak_bytes["disk"]

@@ -1,4 +1,4 @@
-"""What a user asks of the planner; it plans nothing."""
+"""The plan request: what a user asks of the planner; it plans nothing."""
 
 from dataclasses import dataclass
 
@@ -12,9 +12,9 @@ GIB = 1 << 30
 class Wanted:
     """What a user asks of the planner; every row has the same lengths, in tokens.
 
-    Schemes and places are those that may be chosen from; without a wish for weights a file's are as it holds them, a
-    size's as they are or in 4 bits. `rows` None: as many as fill one block. Capacities that are given take the place of
-    the machine's.
+    `weights_schemes`, `cache_schemes`, `attention_on`: what may be chosen from. `weights_schemes` None: the scheme of a
+    weight file; for a published size, none or 4 bits. `rows` None: as many as fill one block. A capacity that is given
+    replaces the machine's.
     """
 
     prompt_tokens: int
@@ -44,5 +44,5 @@ class Wanted:
 
     @property
     def max_disk_write_bytes(self) -> float | None:
-        """The bound on what a job, or a block, writes to disk."""
+        """The bound on the bytes that a job (or, with `rows` None, a block) writes to disk."""
         return None if self.max_disk_writes_gib is None else self.max_disk_writes_gib * GIB

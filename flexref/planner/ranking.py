@@ -1,4 +1,4 @@
-"""What is proposed for each way of storing things: searched for, and simulated where that can change the answer."""
+"""What the search finds for each candidate, and which are simulated: only those that may win; it knows no file."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,25 +10,26 @@ from flexref.planner.program.lp import Solution
 from flexref.planner.program.task import Limits
 
 SIMULATED_VISITS = 300
-"""Visits of a pass up to which all solutions of a candidate are simulated, and not its first alone: a visit takes some
-tenths of a millisecond."""
+"""A candidate whose passes have at most so many visits has all its solutions simulated; else the first one that keeps
+the bounds must do. Simulating a visit takes some tenths of a millisecond."""
 
 UNDERRATED_MOST = 1.05
-"""The simulator finds at most so many times what the linear program does, which hides all that can be hidden: of 351
-policies of known machines it found 1.000 times as much or less. What cannot win even so is not simulated."""
+"""The simulator's tokens per second are taken to be at most so many times the linear program's, which assumes perfect
+overlap: for 351 policies of known machines the ratio was 1.000 or less. What cannot win even so is not simulated."""
 
 NARROWING_ROUNDS = 3
-"""How often is searched within bounds that were tightened by what the simulator found beyond them."""
+"""How often the search is repeated with tighter bounds, where the simulator found that its policies exceed them."""
 
 NO_ROUNDING = "its shares fit, but no rounding of them to whole tensors does: a little more of any tier would help"
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """What the search found for one way of storing things, with all tiers and, beside that, without the disk.
+    """What the search found for one candidate: with all tiers and, as a second question, without the disk.
 
-    `found`: questions with their solutions, the best first. `failure`: why there is none. To the linear program a cache
-    that comes from disk hides behind computation as well as one on the host does; to the simulator it does not.
+    `found`: each question with its solutions, best first. `failure`: why there is none. The second question is needed
+    because the linear program overlaps a cache on disk with computation as well as one on the host; the simulator does
+    not.
     """
 
     question: Question
@@ -39,11 +40,11 @@ class Proposal:
 
     @property
     def estimate_tokens_per_s(self) -> float:
-        """The best solution's, by the linear program; 0 if there is none."""
+        """Tokens per second of the best solution by the linear program; 0 if there is none."""
         return max((solution.tokens_per_s for _, some in self.found for solution in some), default=0.0)
 
     def estimated(self) -> Candidate:
-        """The first solution that can be rounded, as the linear program sees it."""
+        """A candidate of the first solution that can be rounded to whole tensors, with the linear program's figures."""
         for question, solutions in self.found:
             for solution in solutions:
                 fits = question.fitted(solution)
@@ -52,7 +53,7 @@ class Proposal:
         return self._nothing()
 
     def simulated(self, least: float = 0.0) -> Candidate:
-        """The best of the solutions by the simulator, of those that may have more than `least` tokens per second."""
+        """The best solution by the simulator. Those that cannot exceed `least` tokens per second are left out."""
         best: Answer | None = None
         for question, solutions in self.found:
             for answer in _simulated(question, solutions, least if best is None else best[1].tokens_per_s):
@@ -65,12 +66,13 @@ class Proposal:
 
 
 def tokens_per_s(candidate: Candidate) -> float:
-    """What is predicted of it, by whichever means; 0 where nothing fits."""
+    """Its predicted tokens per second, simulated or estimated; 0 where nothing fits."""
     return 0.0 if candidate.prediction is None else candidate.prediction.tokens_per_s
 
 
 def simulated(proposals: Sequence[Proposal], least: float = 0.0) -> dict[int, Candidate]:
-    """By place the candidates of all proposals that may have the most tokens per second, if more than `least`."""
+    """Simulated candidates, by the place of their proposal: of those that may have the most tokens per second, and more
+    than `least`."""
     candidates: dict[int, Candidate] = {}
     most = least
     for place in sorted(range(len(proposals)), key=lambda at: -proposals[at].estimate_tokens_per_s):
@@ -86,8 +88,9 @@ def can_win(solution: Solution, tokens_per_s: float) -> bool:
 
 
 def _simulated(question: Question, solutions: tuple[Solution, ...], tokens_per_s: float) -> Iterator[Answer]:
-    """The solutions that can be rounded and may find more than `tokens_per_s`, simulated; where that takes long the
-    first of them. Where none keeps the bounds, what is found within tighter ones.
+    """Simulate the solutions that can be rounded and may exceed `tokens_per_s`; where that is slow, the first one only.
+
+    Where none keeps the bounds by the simulator, search again within tighter bounds.
     """
     limits = question.limits
     for _ in range(NARROWING_ROUNDS):
@@ -117,7 +120,7 @@ def _solutions_within(question: Question, limits: Limits) -> tuple[Solution, ...
 
 
 def propose(question: Question) -> Proposal:
-    """Search; what does not fit is kept as the proposal's failure."""
+    """Search with and without the disk; an error is kept as the proposal's `failure`, not raised."""
     situation = question.situation
     found: list[tuple[Question, tuple[Solution, ...]]] = []
     solved = pruned = 0

@@ -10,12 +10,13 @@ from flexref.machine.arrays import Numbers, numbers
 from flexref.planner.program.task import Task
 
 ON_DEVICE, ON_HOST, ANYWHERE = 0, 1, 2
-"""Where hidden states may wait between stages: slots and staging are taken whole, however few groups need them."""
+"""The slowest tier on which hidden states may wait between stages. It is part of a variant because slots and staging
+are taken as soon as one group needs them."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Passes that are alike: a row brings `new_tokens`, with `past_tokens` in its cache, the mean over the passes."""
+    """`passes` passes that are alike: each feeds `new_tokens` of a row, whose cache holds `past_tokens` (a mean)."""
 
     name: str
     passes: float
@@ -24,19 +25,19 @@ class Phase:
 
     @property
     def decoding(self) -> bool:
-        """Whether a row brings one token, and attention reads its cache once (see `durations.DECODE_TOKENS`)."""
+        """Whether a pass feeds one token of a row, and attention reads its cache once (`durations.DECODE_TOKENS`)."""
         return self.new_tokens == 1
 
 
 def phases(task: Task) -> tuple[Phase, Phase]:
-    """(prefill, decode). Pass p of decode finds prompt + p - 1 tokens, p from 1 to new - 1: prompt + (new - 2) / 2."""
+    """(prefill, decode). Decode pass p, from 1 to new - 1, has prompt + p - 1 past tokens: their mean is taken."""
     prompt, new = task.prompt_tokens, task.new_tokens
     return Phase("prefill", 1, prompt, 0.0), Phase("decode", new - 1, 1, prompt + max(0, new - 2) / 2)
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """N candidates: `rows` in all, in `groups`, the largest of `rows_most`; (N,) each.
+    """N candidates: blocks of `rows` rows in `groups` groups, the largest of `rows_most` rows; (N,) each.
 
     `expanded`: matrices are expanded once for all groups. `waiting`: where hidden states may wait.
     """
@@ -65,11 +66,11 @@ class Blocks:
 
     @property
     def sizes(self) -> Numbers:
-        """Every number of rows per group (their mean in a block), once: what curves are asked for."""
+        """The distinct mean sizes of groups, (M,): curves are evaluated once for each of them."""
         return self._sizes[0]
 
     def spread(self, values: Numbers) -> Numbers:
-        """Values by size, as one per candidate."""
+        """Values for every size (M,) -> values for every candidate (N,)."""
         return values[self._sizes[1]] if values.ndim else values
 
     def taken(self, place: int) -> "Blocks":

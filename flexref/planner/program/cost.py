@@ -1,9 +1,10 @@
-"""What a block takes, as named linear terms over nine shares: seconds per link and compute unit, bytes per tier.
+"""What a block takes, as linear terms over nine shares: seconds of each link and of the operators, bytes on each tier.
 
-FlexGen, section 4.3 and appendix A.3, with what this engine does otherwise: copies have a size and so a rate, the cache
-is stored by row, new records alone are written back, and the host's own work counts. Left out: the rows of the token
-table that a pass gathers (a layer's hidden states at most, of as many layers as there are), the first load, which
-nothing hides, and that tensors cannot be cut. The simulator has all of them.
+The nine shares say how much of weights, cache and activations is on device, host and disk. The terms are those of
+FlexGen, section 4.3 and appendix A.3, except that a copy's rate depends on its size, the cache is stored by row, only
+new records are written back, and the host's own work counts. Three things are left out, which the simulator has: the
+rows of the token table that a pass gathers (at most the hidden states of one layer), the first load of a block, which
+overlaps with nothing, and that tensors cannot be cut.
 """
 
 from collections import Counter
@@ -22,7 +23,7 @@ from flexref.planner.program.linear import Linear, Share, total
 from flexref.planner.program.task import Scoring, Task
 
 HOST = "host"
-"""The resource of the host's own work, where operators are called ahead of their execution."""
+"""The host's own work as a resource: on an asynchronous port operators run later than they are called."""
 
 AWAY = ("host", "disk")
 """Tiers from which data must come to the device."""
@@ -30,10 +31,10 @@ AWAY = ("host", "disk")
 
 @dataclass(frozen=True)
 class Flow:
-    """Copies of a phase that are alike: `times` of `nbytes` each, for as much of `share` as is on `tiers`.
+    """Copies of a phase that are alike: `times` copies of `nbytes` each if all of `share` is on `tiers`, else its part.
 
-    `kind` is what the engine counts them as; `curve` names their curve among a machine's `copies`. A `crossing` is no
-    submission to a lane: operators wait for it.
+    `kind` is what the engine counts them as; `curve` names their curve among a machine's `copies`. A `crossing` is
+    called in line with the operators, which wait for it; all others are submitted to a lane.
     """
 
     phase: str
@@ -48,16 +49,16 @@ class Flow:
     crossing: bool = False
 
     def seconds(self, machine: Machine, blocks: Blocks) -> Linear:
-        """times * seconds of one copy; nbytes is by size (see `Blocks.sizes`)."""
+        """`times` times the seconds of one copy; `nbytes` are those of every size of group (see `Blocks.sizes`)."""
         each = blocks.spread(ArrayDurations(machine).copy(self.curve, self.nbytes))
         return Linear.of(self.times * each, self.share, *self.tiers)
 
     def moved_bytes(self, blocks: Blocks) -> Linear:
-        """times * nbytes."""
+        """`times` times `nbytes`."""
         return Linear.of(self.times * blocks.spread(self.nbytes), self.share, *self.tiers)
 
     def submissions(self) -> Linear:
-        """Hand-overs to a lane."""
+        """How often the host submits to a lane."""
         return Linear() if self.crossing else Linear.of(self.times, self.share, *self.tiers)
 
 
@@ -78,14 +79,14 @@ def flows(task: Task, blocks: Blocks, compute_dtype: str) -> list[Flow]:
 
 
 def attends_far(task: Task, phase: Phase) -> bool:
-    """Whether caches off the device are attended to on the host: in decode alone."""
+    """Whether attention runs on the host, for caches that are not on the device; in decode alone."""
     return task.attention_on == "host" and phase.name == "decode"
 
 
 def weight_flows(task: Task, phase: Phase) -> list[Flow]:
     """Every pass fetches every stage once, for all groups (FlexGen, 4.3: w_c and w_d over both links).
 
-    As if a stage's bytes came at the rate of one copy of them.
+    A stage's bytes are taken to move at the rate of one copy of that size.
     """
     found = []
     for nbytes, count in sorted(Counter(task.stage_bytes).items()):
@@ -98,9 +99,10 @@ def weight_flows(task: Task, phase: Phase) -> list[Flow]:
 
 
 def cache_flows(task: Task, blocks: Blocks, phase: Phase) -> list[Flow]:
-    """A visit of a layer loads what its group's rows hold, and stores their new records (FlexGen, 4.3: c_c and c_d).
+    """A visit of a layer loads its rows' records and stores their new ones (FlexGen, 4.3: c_c and c_d).
 
-    The prefill finds nothing. Attention on the host leaves them there; from disk they come all the same, and go back.
+    In the prefill there is nothing to load. With attention on the host, records do not cross to the device; those on
+    disk are still read to the host and written back.
     """
     times = numbers(phase.passes * task.spec.layers) * blocks.groups
     records = blocks.sizes * task.record_bytes
@@ -117,7 +119,10 @@ def cache_flows(task: Task, blocks: Blocks, phase: Phase) -> list[Flow]:
 
 
 def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
-    """Hidden states leave the embedding and all layers and come to all layers and the head (FlexGen, 4.3: h_c, h_d)."""
+    """Hidden states are stored after the embedding and every layer, and loaded for every layer and the head.
+
+    FlexGen, 4.3: h_c, h_d.
+    """
     times = numbers(phase.passes * (task.spec.layers + 1)) * blocks.groups
     nbytes = blocks.sizes * phase.new_tokens * task.spec.width * ELEMENT_BYTES[compute_dtype]
     return [
@@ -129,8 +134,8 @@ def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: st
 
 
 def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
-    """Scored tokens leave the head's first tile, which made them of hidden states, and come to all others; their logits
-    cross to the host, piece by piece: 4 V bytes a token."""
+    """Scoring: the head's first tile makes the hidden states of the scored tokens, which are stored and then loaded for
+    every other tile; logits cross to the host piece by piece, 4 V bytes a token."""
     spec, tiles = task.spec, task.stage_kinds.count("head")
     ends = blocks.sizes * scoring.tokens
     pieces, nbytes = logits_pieces(task, ends), ends * spec.embed_width * ELEMENT_BYTES[compute_dtype]
@@ -148,7 +153,7 @@ def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, com
 
 
 def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
-    """Queries, keys and values (3 E) cross to the host and contexts (E) back, for rows that are attended to there."""
+    """Attention on the host: queries, keys and values (3 E a token) cross to the host, contexts (E) come back."""
     times = numbers(phase.passes * task.spec.layers) * blocks.groups
     width = blocks.sizes * task.spec.width * ELEMENT_BYTES[compute_dtype]
     return [
@@ -164,12 +169,13 @@ def _plain(
 
 
 Terms = Mapping[str, Linear]
-"""Seconds by resource: the links, "compute", and the host where it calls operators ahead."""
+"""Seconds by resource: the links, "compute", and `HOST` on an asynchronous port."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Everything that N candidates take, as linear terms; `known_operators` are those of another machine's links."""
+    """What N candidates take, as linear terms. `known_operators`: seconds of operators that were computed before, since
+    they do not depend on the links."""
 
     machine: Machine
     task: Task
@@ -185,7 +191,7 @@ class Costs:
         return {phase.name: device_seconds(*every, phase, attends_far(self.task, phase)) for phase in phases(self.task)}
 
     def with_links_of(self, machine: Machine) -> "Costs":
-        """The same on a machine that differs in its links alone."""
+        """The same on a machine that differs only in its links; seconds of operators are kept."""
         return Costs(machine, self.task, self.blocks, self.operators)
 
     @cached_property
@@ -200,23 +206,24 @@ class Costs:
 
     @cached_property
     def disk_write_bytes(self) -> Linear:
-        """What is spilled in both phases."""
+        """Bytes written to disk in both phases."""
         return total(flow.moved_bytes(self.blocks) for flow in self.flows if flow.link == "host->disk")
 
     @cached_property
     def overlapped(self) -> bool:
-        """Whether links and compute unit work at the same time."""
+        """Whether copies and operators run at the same time."""
         return self.task.overlap and self.machine.port.overlaps_copies
 
     @cached_property
     def seconds(self) -> Mapping[str, Terms]:
-        """By phase, then by resource: busy seconds, slowed down by what works beside it."""
+        """By phase, then by resource: the seconds for which it is busy, slowed down by the others at work."""
         return {phase.name: self._slowed(self._alone(phase)) for phase in phases(self.task)}
 
     def rows(self, phase: str) -> list[tuple[tuple[str, ...], Linear]]:
-        """(resources, seconds) that a phase takes at least: each resource's alone, or without overlap the sum.
+        """(resources, seconds), each a lower bound on the phase: one per resource or, without overlap, their sum.
 
-        FlexGen, 4.3: T = max(...) over links and compute. What the host does ahead hides behind the device in any case.
+        FlexGen, 4.3: T = max(...) over links and compute. On an asynchronous port the host's own work overlaps with the
+        device in any case, so it is a bound of its own.
         """
         terms = self.seconds[phase]
         if self.overlapped:
@@ -235,22 +242,25 @@ class Costs:
         own = total(flow.submissions() for flow in mine).times(host.submission) + Linear.fixed(visits * host.visit)
         compute = self.operators[phase.name] + Linear.fixed(choice)
         if self.overlapped:
-            # Without overlap they are in the sum already, as the links' seconds.
+            # Without overlap the sum already has them, as seconds of the links.
             compute = compute + total(seconds for flow, seconds in took if flow.crossing) + self._waited(took)
         if machine.port.asynchronous:
             calls = operator_calls(task, attends_far(task, phase)).times(blocks.groups * phase.passes * host.call)
             terms[HOST] = own + calls + Linear.fixed(choice)
         if machine.port.asynchronous and self.overlapped:
-            own = Linear()  # it hides behind the device; without overlap the device waits for every hand-over
+            own = Linear()  # it overlaps with the device; without overlap the device waits for every submission
         return {**terms, "compute": compute + own}
 
     def _waited(self, took: Sequence[tuple[Flow, Linear]]) -> Linear:
-        """A single group's hidden states come to a stage when they have left the last one: operators wait for both."""
+        """With a single group, hidden states are loaded only after the last stage has stored them: operators wait."""
         single = np.asarray(self.blocks.groups == 1, np.float64)
         return total(seconds for flow, seconds in took if flow.share == "activations").times(single)
 
     def _slowed(self, alone: Mapping[str, Linear]) -> Terms:
-        """t + (slowdown - 1) * t of each other resource that works beside it: ours, for equal times exact."""
+        """Each resource's own seconds, plus (slowdown - 1) times the seconds of every other one that slows it down.
+
+        Our own formula: exact where both are busy for the same time.
+        """
         if not self.overlapped:
             return alone
         slowed = dict(alone)
@@ -262,5 +272,5 @@ class Costs:
         return slowed
 
     def value(self, term: Linear, shares: Mapping[Share, float], place: int) -> float:
-        """A term of the candidate at `place`, at these shares."""
+        """The value of a term for the candidate at `place`, at these shares."""
         return float(np.broadcast_to(term.at(shares), self.blocks.rows.shape)[place])

@@ -1,6 +1,6 @@
-"""Seconds of a phase's operators, visit by visit as the model calls them; it knows no copy between tiers.
+"""Seconds of a phase's operators, in the order in which a visit calls them; it knows no copy between tiers.
 
-FlexGen, appendix A.3 counts FLOPs; here every call has its own curve.
+FlexGen, appendix A.3, divides FLOPs by one rate; here every operator has a measured curve of its own.
 """
 
 import numpy as np

@@ -1,4 +1,8 @@
-"""The shares that take least for given rows per group and groups: FlexGen's linear program (section 4.3)."""
+"""The best shares for given rows per group and groups, by FlexGen's linear program (section 4.3); no search over pairs.
+
+A pair of rows per group and groups has several variants (hidden states may wait on device, host or disk; matrices are
+expanded once for all groups or not). Each is a linear program; the fastest one is the pair's solution.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,24 +21,26 @@ from flexref.policy import Shares
 GIB, GIGA = 1 << 30, 1e9
 
 BINDING_SHARE = 1e-5
-"""A constraint binds if its dual moves a block's seconds by more than this share; ties are broken with less."""
+"""A constraint counts as binding if, by its dual, it decides more than this share of a block's seconds. The solver
+breaks ties with smaller amounts, which say nothing."""
 
 FASTER_BYTES_PER_S = 1e6
-"""A link's gain is that of so much more, extended to a GB/s."""
+"""The gain of one GB/s more is computed for this much more and scaled up: duals hold only nearby."""
 
 SAME_SHARE = 1e-9
-"""A variant is better only if it is so by more than this share: of equal ones the simplest is taken."""
+"""A variant must be better by more than this share to be taken: of equal ones the first, simplest, stays."""
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The best shares of rows per group and groups, and why no others are better.
+    """The best shares for a pair of rows per group and groups, and what keeps them from being better.
 
-    Seconds and tokens per second are those of a full block; `terms_s` says by phase and resource ("compute", links,
-    "host" where operators are called ahead) what it is busy for, what works beside it included. `held_bytes` are the
-    linear program's own count. `binding` names the constraints whose duals are not zero: "device memory",
-    "host->device in decode", "latency", "disk writes". `gain_per_gib` (by tier) and `gain_per_gb_per_s` (by link, and
-    "weight file") are the tokens per second that one more would bring, as far as the duals hold.
+    Seconds and tokens per second are those of a full block. `terms_s`: by phase, then by resource ("compute", the
+    links, and "host" on an asynchronous port), the seconds for which it is busy, slowed down by the others.
+    `held_bytes`: peak bytes by tier, as the linear program counts them. `binding`: names of the constraints whose duals
+    are not zero, such as "device memory", "host->device in decode", "latency", "disk writes". `gain_per_gib` (by tier)
+    and `gain_per_gb_per_s` (by link, and "weight file"): tokens per second gained by one more GiB or GB/s, by the
+    duals, so exact only for small changes.
     """
 
     rows_per_group: int
@@ -64,17 +70,16 @@ class Question:
     groups: int
 
     def tabulated(self) -> tuple[Table, Costs]:
-        """Its variants, and what they are made of."""
+        """Its variants as a table, and their costs."""
         pair = np.array([float(self.rows_per_group)]), np.array([float(self.groups)])
         return tabulated(self.machine, self.task, self.limits, *pair)
 
 
 def solve(machine: Machine, task: Task, rows_per_group: int, groups: int, limits: Limits) -> Solution:
-    """The shares that take the least seconds for a block; or, where the job's rows are known and its last block is a
-    partial one, for all its blocks.
+    """The shares of the fastest block; where the job's rows are known, of the fastest job with its last, partial block.
 
-    Raises `CapacityError` if it does not fit however it is placed, naming the tier, what is missing and who holds what;
-    `PolicyError` with the least that is possible if a bound on latency or disk writes cannot be kept.
+    Raises `CapacityError` if no placement fits, naming the tier, what is missing and who holds what; `PolicyError` with
+    the least that is possible if a bound on latency or disk writes cannot be kept.
     """
     question = Question(machine, task, limits, rows_per_group, groups)
     _, costs, place, optimum = best_variant(question)
@@ -82,7 +87,10 @@ def solve(machine: Machine, task: Task, rows_per_group: int, groups: int, limits
 
 
 def best_variant(question: Question) -> tuple[Table, Costs, int, Optimum]:
-    """A pair's variants, what they are made of, and of the best one the place and the optimum; see `solve`."""
+    """(table of the pair's variants, their costs, place of the best one, its optimum); raises what `solve` raises.
+
+    A variant is not solved if its lower bound, from the duals of those before it, is no better than the best.
+    """
     table, costs = question.tabulated()
     best: tuple[int, Optimum] | None = None
     bounds = np.zeros(len(table.pairs))
@@ -102,7 +110,7 @@ def best_variant(question: Question) -> tuple[Table, Costs, int, Optimum]:
 
 
 def solution(question: Question, costs: Costs, place: int, optimum: Optimum) -> Solution:
-    """What is to be said of an optimum: that of the candidate at `place` of the question's table."""
+    """The `Solution` of an optimum, which is that of the candidate at `place` in the question's table."""
     shares, duals, rows = optimum.shares, optimum.duals, float(costs.blocks.rows[place])
     tokens_per_s = rows * question.task.new_tokens / optimum.block_s
 
@@ -133,13 +141,13 @@ def solution(question: Question, costs: Costs, place: int, optimum: Optimum) -> 
 
 
 def _phase_rows(costs: Costs, duals: Duals) -> list[tuple[str, tuple[str, ...], Linear, float]]:
-    """(phase, resources, seconds, multiplier) of every row."""
+    """(phase, resources, seconds, dual) of every row of the linear program that bounds a phase's time."""
     rows = [(phase, *row) for phase in PHASES for row in costs.rows(phase)]
     return [(*row, weight) for row, weight in zip(rows, duals.rows, strict=True)]
 
 
 def _binding(costs: Costs, place: int, optimum: Optimum) -> tuple[str, ...]:
-    """Names of the constraints that hold a block back: bounds, then what sets each phase's time."""
+    """Names of the constraints that bind: first bounds on bytes and latency, then what sets each phase's time."""
     shares, duals, names = optimum.shares, optimum.duals, []
     sizes = {f"{tier} memory": total(costs.held[tier].values()) for tier in TIERS}
     sizes[DISK_WRITES] = costs.disk_write_bytes
@@ -158,7 +166,8 @@ def _binding(costs: Costs, place: int, optimum: Optimum) -> tuple[str, ...]:
 def _saved_s(costs: Costs, place: int, optimum: Optimum) -> dict[str, float]:
     """Seconds of a block that one more GB/s of each link (or of the weight file) saves.
 
-    The rows' seconds at the same shares on a machine whose link is a little faster, weighted by their duals.
+    At the same shares, the rows' seconds are computed again on a machine whose link is a little faster; the duals weigh
+    how much each row counts.
     """
     shares, saved = optimum.shares, dict.fromkeys(COPIES, 0.0)
 

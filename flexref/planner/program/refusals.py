@@ -18,16 +18,16 @@ NO_TIER_WEIGHT = 3.0
 """What a byte counts that is missing on a tier of no capacity: one that is there is named before it."""
 
 OPTIONS = {"device": "--device-mem-gib", "host": "--host-mem-gib", "disk": "--disk-gib"}
-"""What gives a tier more room in the commands that plan; engines say themselves what theirs is."""
+"""The options that give a tier more room in commands that plan; an engine names its own."""
 
 GIB_STEPS = 10_000
-"""Parts of a GiB in which hints count, rounded up: a hint that is followed to the letter is enough."""
+"""Hints are rounded up to this fraction of a GiB, so that following one to the letter is enough."""
 
 
 def refusal(table: Table, costs: Costs, limits: Limits, pair: str) -> CapacityError | PolicyError:
     """The error for a table of one pair's variants, none of which keeps all bounds.
 
-    Capacities come first, then disk writes, then latency: each is told of if those before it can be kept.
+    Capacities come first, then disk writes, then latency: each is reported only if those before it can be kept.
     """
     programs = [Program(table, place) for place in range(len(table.pairs))]
     capacities = costs.machine.capacity_bytes
@@ -56,7 +56,7 @@ def refusal(table: Table, costs: Costs, limits: Limits, pair: str) -> CapacityEr
 
 
 def _misses(program: Program, shortage: Shortage) -> bool:
-    """Whether any excess is more than the solver's arithmetic."""
+    """Whether any excess is more than the solver's rounding."""
     return any(over > NEGLIGIBLE_EXCESS * program.scale(name) for name, over in shortage.excess.items())
 
 
@@ -65,7 +65,7 @@ def _least(values: Iterable[float | None]) -> float | None:
 
 
 def _capacity_error(costs: Costs, place: int, shortage: Shortage, pair: str) -> CapacityError:
-    """The tier that misses most, and what it holds in the placement that misses least; what others miss, too."""
+    """The error names the tier that is exceeded most, with its holders, in the placement that exceeds tiers least."""
     name = max(shortage.excess, key=lambda known: shortage.excess[known])
     tier = name.removesuffix(" memory")
     held = {holder: costs.value(nbytes, shortage.shares, place) for holder, nbytes in costs.held[tier].items()}

@@ -1,8 +1,8 @@
-"""The best rows per group and groups up to a stated bound: complete, by branch and bound over all pairs.
+"""The best rows per group and groups up to a stated bound, by branch and bound over all pairs; it knows no engine.
 
-Every linear program that is solved gives, by weak duality, a lower bound for all pairs that are left; where none of its
-placements fits, it says which others do not fit either. The pair of the least bound comes next, until no bound is left
-below the best that was found.
+A linear program that is solved gives, by weak duality, a lower bound on the seconds of every other candidate. If it has
+no solution, it also shows which others have none. The candidate with the least bound is solved next, until no bound
+that is left is below the best that was found. So the search is complete although few programs are solved.
 """
 
 from dataclasses import dataclass, field
@@ -20,21 +20,22 @@ from flexref.planner.program.table import Duals, Table, tabulated
 from flexref.planner.program.task import Limits, Task
 
 TOLERANCE = 0.005
-"""No pair within the bound is better than the best that is returned by more than this share of its seconds."""
+"""The best that is returned may be worse than the best pair there is by at most this share of its seconds."""
 
 KEPT = 8
-"""Solutions that are returned where nothing else is asked for."""
+"""Solutions that are returned by default."""
 
 SURE_EXCESS = 10 * NEGLIGIBLE_EXCESS
-"""A candidate is ruled out without being solved if it exceeds its bounds by more than this share of what they bound."""
+"""A candidate is ruled out unsolved only if it exceeds its bounds by more than this share: well above the solver's own
+tolerance."""
 
 SHRINK_SHARE = 0.7
-"""A table is copied without its settled candidates when so many of them are left or fewer."""
+"""When at most this share of a table's candidates is still open, the others are dropped from it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A candidate's optimum, and which variant of its pair it is."""
+    """A candidate's optimum, and which variant of its pair it is. `score`: seconds per generated token of the job."""
 
     score: float
     optimum: Optimum
@@ -43,14 +44,14 @@ class Answer:
 
     @classmethod
     def of(cls, table: Table, place: int, optimum: Optimum) -> "Answer":
-        """That of the candidate at `place`."""
+        """The answer for the candidate at `place`."""
         score = float(optimum.job_s / table.tokens[place])
         return cls(score, optimum, bool(table.expanded[place]), int(table.waiting[place]))
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A pair that was found, and its answer; the whole solution is made when it is asked for."""
+    """A pair and its best answer; the whole `Solution` is computed when it is asked for."""
 
     question: Question
     answer: Answer
@@ -62,14 +63,14 @@ class Ranked:
 
     @property
     def tokens_per_s(self) -> float:
-        """Generated tokens per second of a full block, as the solution's."""
+        """Generated tokens per second of a full block: the same figure as the solution's."""
         rows = self.question.rows_per_group * self.question.groups
         held = min(rows, self.question.limits.rows or rows)
         return held * self.question.task.new_tokens / self.answer.optimum.block_s
 
     @cached_property
     def solution(self) -> Solution:
-        """All that is to be said of the pair's best variant."""
+        """The `Solution` of the pair's best variant."""
         _, costs = self.question.tabulated()
         blocks: Blocks = costs.blocks
         mine = (blocks.expanded == self.answer.expanded) & (blocks.waiting == self.answer.waiting)
@@ -78,10 +79,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found, the best first, of different pairs; pairs that were `solved`, and those that were `pruned`.
+    """The result of a search: the best pairs, best first; how many pairs were `solved`, and how many `pruned` unsolved.
 
-    No pair that was pruned takes less than (1 - tolerance) of the seconds per token of the last one, if as many
-    were found as asked for, and so none of the first.
+    No pruned pair takes less than (1 - tolerance) times the seconds per token of the first pair in `ranked`; nor, if
+    as many were found as were asked for, of the last.
     """
 
     ranked: tuple[Ranked, ...]
@@ -91,15 +92,15 @@ class Found:
 
     @property
     def solutions(self) -> tuple[Solution, ...]:
-        """All that was found."""
+        """Their solutions, in that order."""
         return tuple(each.solution for each in self.ranked)
 
 
 def search(machine: Machine, task: Task, limits: Limits, *, keep: int = KEPT) -> Found:
     """The best `keep` pairs within the limits, by seconds per generated token of the whole job.
 
-    A last, partial block is counted with its own rows. Raises what `solve` raises for the
-    pair that holds least if no pair is possible.
+    A last, partial block counts with the rows that it has. If no pair is possible, raises what `solve` raises for the
+    smallest one.
     """
     rows_per_group, groups = pairs_within(limits)
     table, _ = tabulated(machine, task, limits, rows_per_group, groups)
@@ -114,14 +115,14 @@ def search(machine: Machine, task: Task, limits: Limits, *, keep: int = KEPT) ->
     ranked = tuple(Ranked(asked(pair), frontier.found[pair]) for pair in frontier.best())
     if not ranked:
         least = int(np.lexsort((rows_per_group, groups))[0])
-        # It raises; or it fits so tightly that the solver's arithmetic decides.
+        # The smallest pair: either this raises, or it fits so tightly that it was lost to the solver's rounding.
         variants, _, place, optimum = best_variant(asked(least))
         ranked = (Ranked(asked(least), Answer.of(variants, place, optimum)),)
     return Found(ranked, solved, pruned, TOLERANCE)
 
 
 def pairs_within(limits: Limits) -> tuple[Numbers, Numbers]:
-    """(rows per group, groups) of every pair: no group without rows, where the job's rows are known."""
+    """(rows per group, groups) of every pair; where the job's rows are known, none that would have an empty group."""
 
     def choices(kept: int | None, most: int) -> Numbers:
         return np.arange(1, most + 1, dtype=np.float64) if kept is None else np.array([float(kept)])
@@ -142,12 +143,12 @@ def pairs_within(limits: Limits) -> tuple[Numbers, Numbers]:
 
 @dataclass
 class Frontier:
-    """What is left of a table: candidates with lower bounds of their seconds per token."""
+    """The state of a search: the candidates that are still open, with lower bounds on their seconds per token."""
 
     table: Table
     keep: int
     found: dict[int, Answer] = field(default_factory=dict)
-    """By pair the best of its variants."""
+    """For each pair the best of its variants so far."""
     solved: set[int] = field(default_factory=set)
     """Pairs of which any variant was solved."""
     _scores: Numbers = field(init=False)
@@ -161,7 +162,7 @@ class Frontier:
         self._raise_bounds(compute_alone(self.table))
 
     def run(self) -> None:
-        """Solve the candidate of the least bound until none is left."""
+        """Solve the open candidate with the least bound, until none is open."""
         while self._open.any():
             self._shrink()
             place = int(np.argmin(np.where(self._open, self._bounds, np.inf)))
@@ -178,7 +179,7 @@ class Frontier:
             self._prune()
 
     def best(self) -> list[int]:
-        """The best pairs, the best first; of equal ones the smaller."""
+        """The best pairs, best first; of equal ones the one with the lower number."""
         return sorted(self.found, key=lambda pair: (self.found[pair].score, pair))[: self.keep]
 
     def _note(self, place: int, optimum: Optimum) -> None:
@@ -191,21 +192,21 @@ class Frontier:
         self._bounds = np.maximum(self._bounds, self.table.least_s(duals) / self.table.tokens)
 
     def _prune(self) -> None:
-        """Close what cannot be among the best, and variants that cannot be better than another of their pair."""
+        """Close candidates that cannot be among the best, and those that cannot beat a solved variant of their pair."""
         best = self.best()
         if len(best) == self.keep:
             self._open &= self._bounds < self.found[best[-1]].score * (1 - TOLERANCE)
         self._open &= self._bounds < self._scores[self.table.pairs]
 
     def _shrink(self) -> None:
-        """Leave settled candidates behind when there are many."""
+        """Drop closed candidates from the table when they are many: bounds are computed for all in it."""
         if self._open.sum() <= SHRINK_SHARE * len(self._open):
             self.table, self._bounds = self.table.taken(self._open), self._bounds[self._open]
             self._open = np.ones(len(self._bounds), np.bool_)
 
 
 def compute_alone(table: Table) -> Duals:
-    """Multipliers of which each phase's seconds are those of its operators: a bound before anything is solved."""
+    """Multipliers that count each phase's operators alone: a lower bound to start with, before anything is solved."""
     rows, seen = [], set()
     for row in table.rows:
         first = "compute" in row.resources and row.phase not in seen

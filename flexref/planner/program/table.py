@@ -1,7 +1,8 @@
-"""Candidates of a search side by side, and lower bounds for all of them from the duals of one; it solves nothing.
+"""All candidates of a search as arrays, and lower bounds for all of them from the duals of one; it solves nothing.
 
-Weak duality: whatever multipliers the rows of a linear program are given, the least of the weighted sum over the shares
-is no more than the program's optimum. Multipliers that are optimal for one candidate are good ones for its neighbours.
+Weak duality: take any multipliers (none below 0) for the rows of a linear program. The weighted sum of the rows, at the
+shares that make it least, is never more than the program's optimum, so it is a lower bound. Multipliers that are
+optimal for one candidate give good bounds for similar ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,10 @@ DISK_WRITES, LATENCY = "disk writes", "latency"
 
 @dataclass(frozen=True)
 class Row:
-    """That a phase takes at least so many seconds: of a full block, and of the job's last, partial one."""
+    """A row of the linear programs: phase number `phase` takes at least `full_s` seconds in a full block.
+
+    `rest_s`: the same in the job's last, partial block. `resources` are those whose seconds are summed up.
+    """
 
     phase: int
     resources: tuple[str, ...]
@@ -34,8 +38,8 @@ class Row:
 
 @dataclass(frozen=True)
 class Duals:
-    """Multipliers, none below 0, of a job's seconds: of the rows of full blocks, and of its last one, each of which
-    count for as many blocks as there are; of bytes that must not be exceeded, in seconds of a block; of latency."""
+    """Multipliers, none below 0: for the rows of a full block (`rows`) and of the last, partial one (`rest_rows`); for
+    each bound on bytes (`over`, by name), in seconds of a block per byte; and for the bound on a block's latency."""
 
     rows: Sequence[float]
     rest_rows: Sequence[float]
@@ -45,10 +49,11 @@ class Duals:
 
 @dataclass(frozen=True)
 class Table:
-    """N candidates. `over`: bytes by which each may exceed its bound, at most 0: "device memory", "disk writes".
+    """N candidates: every variant of every pair of rows per group and groups.
 
-    `pairs` numbers pairs of rows per group and groups, of which there are variants; a job is `full_blocks` and, maybe,
-    a partial one, as many rows as `blocks` have, and generates `tokens`.
+    `over`: by name ("device memory", "disk writes"), bytes above the bound; a placement must keep them at most 0.
+    `pairs`: (N,) the number of each candidate's pair. Its job takes `full_blocks` blocks and, maybe, a partial one;
+    `blocks` counts that one as the share of rows it has. The job generates `tokens`.
     """
 
     rows: tuple[Row, ...]
@@ -62,7 +67,7 @@ class Table:
     tokens: Numbers
 
     def taken(self, places: Places) -> "Table":
-        """The candidates at some places."""
+        """A table of the candidates at `places` alone."""
         return replace(
             self,
             rows=tuple(
@@ -78,9 +83,9 @@ class Table:
         )
 
     def least_s(self, duals: Duals) -> Numbers:
-        """(N,) seconds that every candidate's job takes at least.
+        """(N,) a lower bound on the seconds of every candidate's job.
 
-        The multipliers of each phase's rows sum to 1 and latency's, those of its rows of the last block to 1.
+        In each phase the multipliers of `rows` must sum to 1 plus latency's, those of `rest_rows` to 1.
         """
         job = self._seconds(duals).times(self.full_blocks) + self._excess(duals).times(self.blocks)
         for row, weight in zip(self.rows, duals.rest_rows, strict=True):
@@ -89,7 +94,7 @@ class Table:
         return self._least(job)
 
     def least_excess(self, duals: Duals) -> Numbers:
-        """(N,) if above 0, a candidate cannot keep all bounds: multipliers of rows sum to latency's."""
+        """(N,) above 0 where not all bounds can be kept; in each phase `rows` must sum to latency's multiplier."""
         return self._least(self._seconds(duals) + self._excess(duals))
 
     def _excess(self, duals: Duals) -> Linear:
@@ -102,7 +107,7 @@ class Table:
         return total(terms)
 
     def _least(self, sum_of: Linear) -> Numbers:
-        """The least value over all shares that are allowed: each kind is all on its cheapest tier."""
+        """(N,) the least value over all shares that are allowed: put each kind of data on its cheapest tier."""
         value = np.broadcast_to(sum_of.constant, self.waiting.shape)
         for kind in KINDS:
             costs = [sum_of.by_share.get((kind, tier), numbers(0.0)) for tier in TIERS]
@@ -116,13 +121,16 @@ class Table:
 
 
 PER_CANDIDATE = ("waiting", "expanded", "pairs", "full_blocks", "blocks", "tokens")
-"""Fields of a table with one value per candidate."""
+"""Fields of `Table` with one value per candidate."""
 
 
 def sized(
     rows_per_group: Numbers, groups: Numbers, rows: int | None
 ) -> tuple[Numbers, Numbers, Numbers, Numbers, Numbers]:
-    """(rows of a full block, its groups, its largest group, full blocks, rows of the last block or 0) of pairs."""
+    """For each pair (rows of a full block, its groups, rows of its largest group, full blocks, rows of the last block).
+
+    The last one is 0 where there is no partial block. `rows`: of the job; None: one full block.
+    """
     whole = rows_per_group * groups
     if rows is None:
         return whole, groups, rows_per_group, np.ones_like(whole), np.zeros_like(whole)
@@ -139,13 +147,13 @@ def sized(
 def tabulated(
     machine: Machine, task: Task, limits: Limits, rows_per_group: Numbers, groups: Numbers
 ) -> tuple[Table, Costs]:
-    """All variants of pairs (P,) as a table, and the costs that it is made of."""
+    """All variants of P pairs as a table, and the costs of their full blocks."""
     held, blocks, most, full_blocks, rest = sized(rows_per_group, groups, limits.rows)
     pairs, expanded, waiting = _variants(task, blocks)
     full = Costs(machine, task, Blocks.of(held[pairs], blocks[pairs], most[pairs], expanded, waiting))
     partial = None
     if rest.any():
-        # Where there is no partial block its seconds are those of a row, times nothing.
+        # Pairs without a partial block are computed with one row, and `is_rest` multiplies the result by 0.
         counted = np.where(rest > 0, rest, 1.0)
         last_groups = np.ceil(counted / rows_per_group)
         last_most = np.minimum(counted, rows_per_group)
@@ -169,7 +177,7 @@ def tabulated(
 def _variants(
     task: Task, blocks: Numbers
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.int64]]:
-    """(pair, whether matrices are expanded once, where hidden states may wait) of every candidate."""
+    """(number of its pair, whether matrices are expanded once, where hidden states may wait) of every candidate."""
     every = np.arange(len(blocks), dtype=np.int64)
     several = every[blocks > 1] if task.expanded_bytes else every[:0]
     pairs, expanded, waiting = [], [], []
@@ -193,7 +201,7 @@ def _rows(full: Costs, partial: Costs | None, is_rest: Numbers) -> list[Row]:
 def _over(
     machine: Machine, limits: Limits, full: Costs, partial: Costs | None, counts: tuple[Numbers, Numbers]
 ) -> dict[str, Linear]:
-    """What must not exceed 0: held bytes less the capacity, by tier; spilled bytes less their bound."""
+    """What must stay at or below 0: by tier, bytes held less its capacity; bytes written to disk less their bound."""
     over = {
         f"{tier} memory": total(full.held[tier].values()) + Linear.fixed(-float(machine.capacity_bytes[tier]))
         for tier in TIERS

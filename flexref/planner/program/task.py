@@ -1,4 +1,4 @@
-"""A job on a model, and the bound of a search, as plain numbers: what the cost model needs; it knows no file."""
+"""A job on a model, and the limits of a search, as plain numbers; it knows no file."""
 
 from dataclasses import dataclass
 
@@ -22,12 +22,12 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Task:
-    """One job on one model; what may be chosen are shares, rows per group and groups.
+    """One job on one model, before shares, rows per group and groups are chosen.
 
     `stored` is how layer matrices are stored (a key of `Machine.products`: "float16", "float32", "int4"), `dense` the
     type of tables, biases and norms. `stage_bytes` are the weight bytes of every stage of a pass in order, which is
-    what streams, and `stage_kinds` what each is: "embed", "layer" or "head". `gathered_bytes` is a token table of no
-    stage (an untied one): it has a home, and never streams.
+    what streams, and `stage_kinds` what each is: "embed", "layer" or "head". `gathered_bytes` are those of a
+    token table that no stage streams (an untied one): it only has a home.
 
     `record_bytes` is one token of one layer in the cache. Times follow from `prompt_tokens`, the mean over the rows,
     memory from `prompt_tokens_most`; every row gets `new_tokens`. `attention_on` is where decode attention over caches
@@ -36,7 +36,8 @@ class Task:
     `workspace_bytes_fixed` and `workspace_bytes_per_token` (of a group's prefill) are device bytes beside the stores;
     `expanded_bytes` those that a stage's expanded matrices take where several groups share them, 0 if there are none.
 
-    `scoring`: a job of one pass in which no cache outlasts a visit of a layer; `new_tokens` are 1 then, and none comes.
+    `scoring`: set for a job of one pass that scores and generates nothing; a cache lasts for one visit of a layer.
+    `new_tokens` is 1 then.
     """
 
     spec: ModelSpec
@@ -60,7 +61,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Limits:
-    """The stated bound of a search, and what its answers must keep.
+    """How far a search goes, and the bounds that its answers must keep.
 
     `rows` are those of the whole job; None: as many as fill blocks. `rows_per_group` and `groups` are kept where they
     are not None. `max_block_s` bounds the prefill and decode of a block together; `max_disk_write_bytes` what is
