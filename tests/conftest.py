@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
@@ -176,3 +177,18 @@ class CountingBackend(NumpyBackend):
 def counting() -> type[CountingBackend]:
     """The class of ports that count."""
     return CountingBackend
+
+
+@pytest.fixture(scope="session")
+def caught() -> Callable[[type[RuleBasedStateMachine]], BaseException | None]:
+    """What a state machine finds wrong, None if it finds nothing: for tests of the machines themselves."""
+    looking = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate])
+
+    def run(machine: type[RuleBasedStateMachine]) -> BaseException | None:
+        try:
+            run_state_machine_as_test(machine, settings=looking)  # type: ignore[no-untyped-call]
+        except BaseException as error:
+            return error
+        return None
+
+    return run

@@ -48,12 +48,13 @@ class Arena:
 
     def take(self, holder: str, nbytes: int) -> Region:
         """A region of `nbytes`, counted with its alignment; `CapacityError` names the tier and who holds the rest."""
-        whole = aligned(nbytes, ALIGNMENT_BYTES)
+        whole, peak_bytes = aligned(nbytes, ALIGNMENT_BYTES), self.peak_bytes
         self.count(holder, whole)
         try:
             place = self._allocate(whole)
         except BaseException:
             self._holders[holder] -= whole
+            self.peak_bytes = peak_bytes
             raise
         return Region(self.tier, place, 0, whole)
 
