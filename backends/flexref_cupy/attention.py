@@ -16,7 +16,7 @@ import numpy.typing as npt
 from flexref.backend.records import SECTION_BYTES, RecordLayout
 from flexref.errors import PolicyError
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
-from flexref_cupy.kernels import Kernel
+from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
 from flexref_cupy.variants import VARIANTS
 

@@ -4,7 +4,7 @@ import ctypes
 from typing import Any
 
 from flexref.errors import BackendUnavailable, CapacityError
-from flexref_cupy.kernels import Source
+from flexref_cupy.kernel_source import Source
 
 Handle = int
 """A stream, an event, a function: what CUDA gives out, as an integer."""

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flexref.errors import CapacityError
 from flexref_cupy.cuda import Cuda
-from flexref_cupy.kernels import Kernels
+from flexref_cupy.launching import Kernels
 from flexref_cupy.memory import Buffer, Tensor, device_buffer, release
 
 WEIGHTS_BYTES = 128 << 20

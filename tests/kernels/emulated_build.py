@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flexref_cupy.kernels import Source
+from flexref_cupy.kernel_source import Source
 
 FOLDER = Path(__file__).parent
 COMPILER = os.environ.get("CXX", "g++")
@@ -30,7 +30,7 @@ KERNEL_FLAGS = (
 )
 
 KERNELS_START = '\n#line 1 "'
-"""Behind what all kernels share, this stands before an operator's own text (see `kernels.source`)."""
+"""Behind what all kernels share, this stands before an operator's own text (see `kernel_source.source`)."""
 
 FRAME = """#include "emulated_calls.h"
 namespace kernels {{ namespace {{

@@ -30,7 +30,7 @@ import numpy.typing as npt
 from emulated_build import EmulationError, Launch, Module, build, compiler_is_here, runtime
 from emulated_pages import Pages
 from emulated_streams import Streams
-from flexref_cupy.kernels import Source
+from flexref_cupy.kernel_source import Source
 
 from flexref.errors import CapacityError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from flexref_cupy import kernels
-from flexref_cupy.kernels import Source
+from flexref_cupy import kernel_source
+from flexref_cupy.kernel_source import Source
 from flexref_cupy.variants import VARIANTS
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "compile_kernels"
@@ -55,7 +55,7 @@ needs_nvrtc = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
 
 
 def test_every_operator_with_kernels_has_variants() -> None:
-    assert set(kernels.operators()) == set(VARIANTS)
+    assert set(kernel_source.operators()) == set(VARIANTS)
     assert len(TOOL.sources()) == sum(map(len, VARIANTS.values()))
 
 

@@ -1,7 +1,7 @@
 // What the kernels share: half precision, tensor-core products, warp sums. It stands before the text of every kernel,
 // so that none includes a header: NVRTC from a bare installation, without CUDA's headers, compiles them all.
 //
-// Every argument of a kernel is 8 bytes wide: a pointer, a `long long`, or a `double` (see kernels.py).
+// Every argument of a kernel is 8 bytes wide: a pointer, a `long long`, or a `double` (see kernel_source.py).
 
 typedef long long integer;
 typedef unsigned int pair;  // two halves: the first in the low 16 bits
