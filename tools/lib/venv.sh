@@ -17,10 +17,11 @@ find_python() {
 }
 
 # make_venv EXTRAS: .venv with this repository installed in it, editable, with `.[EXTRAS]` (EXTRAS may be empty).
-# What was installed, and for which pyproject.toml, stands in .venv/installed: a second call is done at once.
+# Every version is the one that tools/constraints.txt names: what is green today is so next month. What was installed, for
+# which pyproject.toml and versions, stands in .venv/installed: a second call is done at once.
 make_venv() {
     local extras=$1 venv=.venv python wanted
-    wanted="$PWD $(sha256sum <pyproject.toml)"
+    wanted="$PWD $(cat pyproject.toml tools/constraints.txt | sha256sum)"
     if ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then  # none yet, half made, or its Python is gone
         python=$(find_python) || return 1
         if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
@@ -32,9 +33,12 @@ make_venv() {
     fi
     if ! grep -qsxF "$wanted [$extras]" "$venv/installed"; then
         echo "$0: installing flexref${extras:+ with its extras $extras} into $PWD/$venv (minutes, the first time)" >&2
-        "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
+        # The build's own environment reads its constraints from variables, of one name in old pips and another in new.
+        PIP_CONSTRAINT="tools/constraints.txt${PIP_CONSTRAINT:+ $PIP_CONSTRAINT}" \
+            PIP_BUILD_CONSTRAINT="tools/constraints.txt${PIP_BUILD_CONSTRAINT:+ $PIP_BUILD_CONSTRAINT}" \
+            "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
             --editable ".${extras:+[$extras]}" || return 1
-        # What was installed for another pyproject.toml is void; and whoever has extras has what goes without them.
+        # What was installed for other versions is void; and whoever has extras has what goes without them.
         {
             grep -sF "$wanted [" "$venv/installed" || true
             printf '%s\n' "$wanted []" "$wanted [$extras]"
