@@ -122,7 +122,7 @@ class Starts:
 
 
 class CacheRows:
-    """The caches of B rows of one layout: where the first one's records are, and the others' behind it."""
+    """The caches of B rows of one layout: where the first one's records are, and how far from there the others' are."""
 
     __slots__ = ("_starts", "kernels", "records")
 

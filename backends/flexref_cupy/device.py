@@ -43,7 +43,7 @@ class Scratch:
 
     @classmethod
     def at(cls, address: int) -> "Scratch":
-        """The parts one behind the other."""
+        """The parts one after the other."""
         sizes = (WEIGHTS_BYTES, PRODUCTS_BYTES, PARTIALS_BYTES, COUNTERS_BYTES)
         starts = [address]
         for size in sizes:
@@ -131,7 +131,7 @@ class SmallArray:
 class SmallArrays:
     """First-fit places in a piece of device memory.
 
-    A place may be taken again at once: its next content comes on the stream of operators, behind all who read the last.
+    A place may be taken again at once: its next content comes on the stream of operators, after all that read the last.
     """
 
     def __init__(self, cuda: Cuda, address: int, nbytes: int) -> None:

@@ -103,7 +103,7 @@ class Lane:
         self._cuda.destroy_stream(self._stream)
 
     def _queue(self, moves: Sequence[Move], after: Sequence[Ticket]) -> DeviceTicket:
-        """Give moves to the device behind `after`, which it knows."""
+        """Queue moves on the device, after `after`, which it knows."""
         for earlier in after:
             wait_on_device(self._cuda, self._stream, earlier)
         start, end = self._events.take(), self._events.take()

@@ -72,7 +72,7 @@ class Tensor:
 
     @property
     def contiguous(self) -> bool:
-        """Whether its rows lie one behind the other."""
+        """Whether its rows lie one after the other."""
         return self.pitch == self.shape[-1] or self.rows == 1
 
 
@@ -104,7 +104,7 @@ def device_buffer(cuda: Cuda, nbytes: int) -> Buffer:
 def host_buffer(cuda: Cuda, nbytes: int) -> Buffer:
     """`nbytes` of pinned host memory.
 
-    Pages are made present by many threads and pinned behind that: `cudaHostAlloc` does both on one core, at half the
+    Pages are made present by many threads and pinned after that: `cudaHostAlloc` does both on one core, at half the
     speed. Transparent huge pages leave a 512th of the pages to pin.
     """
     size = max(ALIGNMENT_BYTES, -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)

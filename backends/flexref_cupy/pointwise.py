@@ -16,7 +16,7 @@ RUN = 8
 RUN_BYTES = 16
 
 MOST_ROWS = 65535
-"""CUDA's bound on a grid's second side; the kernels go on with the rows behind it."""
+"""CUDA's bound on a grid's second side; the kernels go on with the rows beyond it."""
 
 WARP = 32
 

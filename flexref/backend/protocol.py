@@ -1,6 +1,6 @@
 """The whole surface of a port: memory, lanes, and a dozen operators; it knows no model, no file and no device.
 
-Axis alphabet: B rows, T tokens of all rows of a group one behind the other (no padding), E width, H heads, D head
+Axis alphabet: B rows, T tokens of all rows of a group one after the other (no padding), E width, H heads, D head
 width, I inputs, O outputs, V vocabulary, W width of an embedding table.
 """
 
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from flexref.backend.records import RecordLayout
 
 ALIGNMENT_BYTES = 4096
-"""Every region starts at a multiple of it: what direct disk reads need, and more than any vector load does."""
+"""Every region starts at a multiple of it: direct disk reads need that, vector loads need less."""
 
 LANES = ("disk_in", "weights_in", "cache_in", "cache_out", "disk_out")
 """The lanes that run beside the operators: disk reads; weights to the device; cache and activations to the device, and
@@ -34,7 +34,7 @@ class Array(Protocol):
 
 
 class Buffer(Protocol):
-    """A piece of memory of one tier, as a port hands it out."""
+    """A piece of memory of one tier that a port has allocated."""
 
     @property
     def nbytes(self) -> int:
@@ -57,7 +57,7 @@ class QuantizedMatrix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(O, I) of the matrix that it stands for."""
+        """(O, I) of the matrix that it encodes."""
         return (self.codes.shape[0], self.width)
 
 
@@ -66,12 +66,12 @@ Matrix = Array | QuantizedMatrix
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a port can do; the engine asks for these and never for a name.
+    """What a port can do; the engine asks for these and never for a port's name.
 
     compute_dtype: type of activations and of an unquantized cache. computes: False for a port that only counts.
-    overlaps_copies: whether lanes run beside operators. attends_on_host: whether `append` and `attend` also work on
-    host memory. scratch_bytes: device memory that operators use inside themselves, whatever their shapes.
-    fused_rows: up to so many tokens `linear` reads 4-bit codes directly, and expanding first would be slower.
+    overlaps_copies: whether lanes run while operators do. attends_on_host: whether `append` and `attend` also work on
+    host memory. scratch_bytes: device memory that operators use internally, whatever their shapes. fused_rows: for at
+    most so many tokens `linear` reads 4-bit codes directly; for more it is faster to `expand` first.
     """
 
     compute_dtype: str
@@ -84,7 +84,7 @@ class Capabilities:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """`count` pieces of `nbytes` bytes of a buffer: the first from `offset` on, each next `stride` bytes further."""
+    """`count` pieces of `nbytes` bytes of a buffer: the first at `offset`, each next one `stride` bytes further on."""
 
     buffer: Buffer
     offset: int
@@ -94,13 +94,13 @@ class Span:
 
     @property
     def end(self) -> int:
-        """The offset behind its last byte."""
+        """The offset after its last byte."""
         return self.offset + (self.count - 1) * self.stride + self.nbytes
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy `source` to `target`: as many pieces, as long, in device or host memory both."""
+    """Copy `source` to `target`, which has as many pieces of the same length; each is in device or host memory."""
 
     what: str
     source: Span
@@ -114,9 +114,9 @@ class Move:
 
 @dataclass(frozen=True, slots=True)
 class HostWork:
-    """A call that the lane makes on the host, in its place among the moves: a disk read, say.
+    """A call that a lane makes on the host, in order with its moves: a disk read, for example.
 
-    What it is, for ports that only count: `nbytes` of a kind of data over a link, and `gathered_bytes` of scattered
+    A port that only counts reads from it: `nbytes` of a `kind` of data over a `link`, and `gathered_bytes` of scattered
     rows that the host copies.
     """
 
@@ -132,7 +132,7 @@ LaneStep = Move | HostWork
 
 
 class Ticket(Protocol):
-    """What a lane owes: the steps of one submission."""
+    """A promise of a lane: the steps of one submission, or of a mark: the operators called before it."""
 
     def wait(self) -> None:
         """Block the host until the steps are done; raises what they raised."""
@@ -141,7 +141,7 @@ class Ticket(Protocol):
         """Whether `wait` would return (or raise) at once."""
 
     def times(self) -> Sequence[tuple[float, float]]:
-        """(start, end) of every step in seconds of `time.perf_counter`, once done; of a mark, when it was passed."""
+        """Once done, (start, end) of every step in seconds of `time.perf_counter`; of a mark, when it was reached."""
 
 
 class Backend(Protocol):
@@ -156,10 +156,10 @@ class Backend(Protocol):
     # Memory
 
     def free_bytes(self, tier: str) -> int:
-        """What is free on `device` or `host` now; where both are one memory, each may take half of it."""
+        """Bytes that are free on `device` or `host` now; half of them each where both are one memory."""
 
     def allocate(self, tier: str, nbytes: int) -> Buffer:
-        """`nbytes` of uninitialized memory on `device` or `host`, aligned; the caller has counted them."""
+        """`nbytes` of uninitialized, aligned memory on `device` or `host`. Budgets are the caller's task."""
 
     def release(self, buffer: Buffer) -> None:
         """Give a buffer back; nothing may still read or write it."""
@@ -171,22 +171,22 @@ class Backend(Protocol):
         """A host buffer as writable bytes, for the disk and for checks."""
 
     def upload(self, values: npt.NDArray[Any], out: Array | None = None) -> Array:
-        """Host values on the device, in order with the operators: token ids and the like, not weights."""
+        """Copy small host values (token ids, for example; not weights) to the device, in order with the operators."""
 
     def download(self, x: Array) -> npt.NDArray[Any]:
-        """A copy of a device array on the host, when the operators so far are done."""
+        """A copy of a device array on the host; waits for the operators called so far."""
 
     def assign(self, target: Array, source: Array) -> None:
-        """target = source, of one shape and type, between device and host too, in order with the operators."""
+        """target = source, of equal shape and type, also between device and host, in order with the operators."""
 
     def workspace(self, buffer: Buffer | None) -> None:
-        """Let results of operators come from `buffer`; None (the start): from fresh, uncounted memory."""
+        """Results of operators take memory from `buffer`; with None, as at first, fresh memory that nobody counts."""
 
     def frame(self) -> AbstractContextManager[None]:
-        """While it is open, results are taken from the workspace behind those that exist; it gives them back."""
+        """A context: results that are made in it take workspace after those that exist; its end gives theirs back."""
 
     def workspace_peak_bytes(self) -> int:
-        """The most that results held of the workspace since it was set."""
+        """The most bytes of the workspace that results held at once since it was set."""
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Array:
         """An uninitialized array in the workspace; `CapacityError` if the workspace is too small."""
@@ -194,9 +194,9 @@ class Backend(Protocol):
     # Lanes
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
-        """Run `steps` one after another on `lane`, when `after` and the lane's earlier submissions are done.
+        """Run `steps` in order on `lane`, once `after` and the lane's earlier submissions are done.
 
-        `RuntimeError` once the port is closed: whoever waits for the ticket would wait for ever.
+        Raises `RuntimeError` once the port is closed, since its ticket would never be done.
         """
 
     def mark(self) -> Ticket:
@@ -206,7 +206,7 @@ class Backend(Protocol):
         """Operators called from now on start when `ticket` is done."""
 
     def close(self) -> None:
-        """End the lanes, when what was submitted is done. The port can only give memory back any more.
+        """Wait for what was submitted, and end the lanes. After that the port can only release memory.
 
         Closing again does nothing.
         """
@@ -239,10 +239,10 @@ class Backend(Protocol):
         """Handle of the caches of B rows: per row its records, uint8 (capacity * layout.record_bytes,)."""
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
-        """Handle of one pass over B rows: `past` tokens in each cache, `new` tokens of each among the T."""
+        """Handle of the lengths of B rows in one pass: `past` tokens in each cache, `new` ones of each among the T."""
 
     def append(self, rows: Any, segments: Any, k: Array, v: Array) -> None:
-        """k, v (T, E): write the records of every row's new tokens behind its past ones (quantized, if so laid out)."""
+        """k, v (T, E): write the records of every row's new tokens after its past ones (quantized, if so laid out)."""
 
     def attend(self, rows: Any, segments: Any, q: Array, scale: float, out: Array) -> Array:
         """q (T, E) over the caches, causal: softmax(q k^T * scale) v per row and head, out (T, E).

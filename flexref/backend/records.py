@@ -21,7 +21,7 @@ class RecordLayout:
     """A record holds K and V of one token: `K codes | K pairs | V codes | V pairs` or, unquantized, `K | V`.
 
     Quantized in groups along the head axis (D), codes uint8 (H, packed head width) and pairs float16 (H, groups, 2):
-    scale, then zero. Unquantized: `dtype` (H, D). A row's cache is its records one behind the other.
+    scale, then zero. Unquantized: `dtype` (H, D). A row's cache is its records one after the other.
     """
 
     heads: int
@@ -64,7 +64,7 @@ class RecordLayout:
 
     @property
     def pairs_offset(self) -> int:
-        """Where the pairs start behind the codes."""
+        """Where the pairs of scale and zero start, after the codes."""
         return aligned(self.codes_bytes, SECTION_BYTES)
 
     @property

@@ -1,7 +1,7 @@
 """4-bit groups chosen by how a matrix's inputs spread: what counts is the error of its products; it knows no model.
 
 With inputs x of covariance C, an output's row of errors e costs e C e^T, the variance of its error. The rounding of one
-weight can be made up for by those behind it (Frantar et al., *GPTQ*, 2023; as feedback through a factor of C itself:
+weight can be made up for by those after it (Frantar et al., *GPTQ*, 2023; as feedback through a factor of C itself:
 Chee et al., *QuIP*, 2023, section 3):
 
     C + damping = U D U^T, U upper triangular with ones
@@ -116,7 +116,7 @@ class _Search:
         self.errors: Array = np.zeros_like(self._values)
 
     def feed_back(self, weights: Array) -> None:
-        """Choose groups and codes from the first input to the last; errors are fed forward to the inputs behind."""
+        """Choose groups and codes from the first input to the last; errors are fed forward to later inputs."""
         feedback = _feedback(self._cost)
         for group, (first, last) in enumerate(self._groups):
             aims = self._values[first:last] + feedback[:first, first:last].T @ self.errors[:first]

@@ -73,7 +73,7 @@ class Carried:
         visit = self._findings.visit
         if not visit.known:
             visit.known = self._records.pop((visit.name, visit.group), [])
-        if visit.turn == 0 or len(visit.known) != visit.tokens:  # a row that has retired moves all behind it
+        if visit.turn == 0 or len(visit.known) != visit.tokens:  # a row that has retired moves all after it
             return
         call = self._findings.begin(MOVED, "cache", rows=(len(contents),))
         if call is not None:

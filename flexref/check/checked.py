@@ -25,7 +25,7 @@ TOKENS_NAMED = 4
 
 
 class CheckedBackend(CheckedRows):
-    """`port` behind the same protocol; what its operators do wrong goes to `findings`, and the run goes on with it."""
+    """`port` under the same protocol; what its operators do wrong goes to `findings`, and the run goes on with it."""
 
     def append(self, rows: PlacedRows, segments: PlacedSegments, k: Any, v: Any) -> None:
         """See `Backend.append`; the law: new records by the law of `storage.quant`, every other byte as it was."""

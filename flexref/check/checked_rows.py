@@ -1,7 +1,7 @@
 """The operators on rows of any port, each call checked against float64 on its own operands; it knows no cache.
 
 The reference works on the host in blocks of bounded size. What an operator reads is downloaded before it runs, what it
-gave behind it: so operators run one after another, and no error carries over from one to the next.
+gave after it: so operators run one after another, and no error carries over from one to the next.
 """
 
 from collections.abc import Callable, Iterator

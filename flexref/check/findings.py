@@ -170,7 +170,7 @@ class Call:
             raise self.stop(f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
     def stop(self, text: str) -> PortFailure:
-        """Note a fault behind which the run cannot go on; the error to raise."""
+        """Note a fault after which the run cannot go on; the error to raise."""
         self.fault(text)
         return PortFailure(str(replace(self.base, ratio=math.inf, fault=text)))
 

@@ -33,7 +33,7 @@ from flexref.check.tolerances import (
 )
 
 Adjoint = npt.NDArray[Any]
-"""Derivatives of R quantities by a site (S, ...): (R, S', ...), zero by the tokens behind the first S'.
+"""Derivatives of R quantities by a site (S, ...): (R, S', ...), zero by the tokens after the first S'.
 
 They may be float32: their own rounding times a local bound is a product of two rounding errors.
 """
@@ -73,7 +73,7 @@ class Tape:
     sites: list[Site] = field(default_factory=list)
 
     def add(self, value: Numbers, local: Numbers, operands: tuple[int, ...] = (), pull: Pull = lambda _: ()) -> int:
-        """Put a site behind the others; its number."""
+        """Append a site; its number."""
         self.sites.append(Site(value, local, operands, pull))
         return len(self.sites) - 1
 
@@ -227,7 +227,7 @@ class Model:
         return tape.total(x, tape.add(places, np.zeros_like(places)))
 
     def layer(self, tape: Tape, layer: int, x: int) -> int:
-        """The site of the hidden states behind a decoder layer."""
+        """The site of the hidden states after a decoder layer."""
         prefix, spec = f"layers/{layer:03d}", self._spec
         h = self.norm(tape, x, f"{prefix}/attention_norm") if spec.pre_norm else x
         h = tape.attend(self.linear(tape, h, f"{prefix}/attention_qkv"), spec.heads)
@@ -239,7 +239,7 @@ class Model:
         return x if spec.pre_norm else self.norm(tape, x, f"{prefix}/ffn_norm")
 
     def final(self, tape: Tape, x: int) -> int:
-        """The site of what the head's table is multiplied with (S, W), from the hidden states behind the last layer."""
+        """The site of what the head's table is multiplied with (S, W), from the hidden states after the last layer."""
         if self._spec.final_norm:
             x = self.norm(tape, x, "head/norm")
         project = self.get("head/project_out")

@@ -48,7 +48,7 @@ class ValueTape(Tape):
 
 
 def exact_logits(file: WeightFile, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[Numbers]:
-    """Every row's logits (S, V) behind its tokens from number `first` on, in float64.
+    """Every row's logits (S, V) after its tokens from number `first` on, in float64.
 
     One stage's weights are held at a time. A cache is taken to hold keys and values as they are.
     """
@@ -85,7 +85,7 @@ def bounded(spec: ModelSpec, tokens: int, coarse: bool) -> bool:
 def permitted_gap(
     file: WeightFile, token_ids: Sequence[int], pair: tuple[int, int], how: Arithmetic, group_size: int | None
 ) -> float:
-    """How far the difference of two tokens' logits behind `token_ids` may be from float64, and probably is not.
+    """How far the difference of two tokens' logits after `token_ids` may be from float64, and probably is not.
 
     For a port that computes as `how` says and keeps its cache in 4-bit groups of `group_size` if any; see `forward`
     and `probable`.

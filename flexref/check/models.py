@@ -20,7 +20,7 @@ def random_tensor(tensor: TensorSpec, seed: int) -> Tensor:
 
     Norm gains lie around 1 and biases around 0. Matrices enlarge what passes through them, which default
     initializations do not: there every context gives the same next token. Positions outweigh tokens, for where the head
-    is tied a token that stayed visible to the end would be followed by itself. Rows behind an activation sum to 0, for
+    is tied a token that stayed visible to the end would be followed by itself. Rows after an activation sum to 0, for
     what all contexts have in common, its mean, would else decide.
     """
     draw = np.random.default_rng([seed, *tensor.name.encode()])

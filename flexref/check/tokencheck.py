@@ -127,7 +127,7 @@ class Tokens:
 
 
 def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: Run, disk_dir: str | None = None) -> Tokens:
-    """The tokens of a run beside the reference's: each step behind the tokens that the port chose itself."""
+    """The tokens of a run beside the reference's: each step after the tokens that the port chose itself."""
     quantized = run.policy.cache_scheme != "none"
     if quantized:
         most = max(map(len, run.tokens))
@@ -142,8 +142,8 @@ def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: Run, disk_dir:
             found.largest_error = max(found.largest_error, float(np.abs(ours.astype(np.float64) - needed).max()))
             pair = run.tokens[row][turn], int(needed.argmax())
             if pair[0] != pair[1]:
-                behind = [*prompts[row], *run.tokens[row][:turn]]
-                permitted = _permitted(file, behind, pair, run)
+                before = [*prompts[row], *run.tokens[row][:turn]]
+                permitted = _permitted(file, before, pair, run)
                 four = [float(logits[token]) for logits in (ours, needed) for token in pair]
                 found.differences.append(
                     Difference(row, turn, *pair, four[0], four[1], four[2], four[3], permitted_gap=permitted)

@@ -99,7 +99,7 @@ class FlexrefLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that begins a text, behind which its first token is scored."""
+        """The token that begins a text, after which its first token is scored."""
         return self._prefix
 
     @property

@@ -33,7 +33,7 @@ RESOURCES = (*LINKS, "compute")
 class Port:
     """What a plan must know of the port that the machine was measured with (see `backend.protocol.Capabilities`).
 
-    `asynchronous`: operators are called ahead of their execution, so that the host's own time hides behind it.
+    `asynchronous`: operators run later than they are called, so that the host's own time overlaps with theirs.
     """
 
     name: str

@@ -56,8 +56,8 @@ FUSED_READ = 0.53
 """4-bit codes, one token: 113 MB in 86 us, 3 us each of four products fixed: 1.53 of 2.9 TB/s."""
 
 FUSED_MATRIX = 0.457
-"""4-bit codes, 64 tokens: 160 us; what is left after reading is 348 of 762 TFLOP/s. The kernel hides neither behind the
-other, so they add up: 118 us at 32 tokens (124 by the sum), 316 at 128."""
+"""4-bit codes, 64 tokens: 160 us; what is left after reading is 348 of 762 TFLOP/s. The kernel overlaps neither with
+the other, so they add up: 118 us at 32 tokens (124 by the sum), 316 at 128."""
 
 EXPAND = 0.945
 """Expansion writes float16: 2.74 of 2.9 TB/s."""

@@ -12,7 +12,7 @@ def normalize(be: Backend, x: Array, norm: Norm, out: Array | None = None) -> Ar
 
 
 def attention_block(be: Backend, spec: ModelSpec, w: LayerWeights, x: Array, cache: LayerCache) -> None:
-    """x (T, E) += attention over each row's own cache, causal; the norm comes before or, in OPT-350m, behind."""
+    """x (T, E) += attention over each row's own cache, causal; the norm comes before or, in OPT-350m, after."""
     width, near = spec.width, cache.near_tokens
     with be.frame():
         h = normalize(be, x, w.attention_norm) if spec.pre_norm else x
@@ -30,7 +30,7 @@ def attention_block(be: Backend, spec: ModelSpec, w: LayerWeights, x: Array, cac
 
 
 def feed_forward_block(be: Backend, spec: ModelSpec, w: LayerWeights, x: Array) -> None:
-    """x (T, E) += down(activation(up(x))); the norm comes before or, in OPT-350m, behind."""
+    """x (T, E) += down(activation(up(x))); the norm comes before or, in OPT-350m, after."""
     with be.frame():
         h = normalize(be, x, w.ffn_norm) if spec.pre_norm else x
         h = be.activate(be.linear(h, w.ffn_up.weight, w.ffn_up.bias), spec.activation)

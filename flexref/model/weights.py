@@ -45,7 +45,7 @@ class EmbedWeights:
 
 @dataclass(frozen=True, slots=True)
 class HeadWeights:
-    """The norm behind the last layer, the projection (W, E) before the head; both only in the head's first tile."""
+    """The norm after the last layer, the projection (W, E) before the head; both only in the head's first tile."""
 
     norm: Norm | None
     project_out: Array | None

@@ -71,7 +71,7 @@ def _first_line(path: Path) -> str:
 
 
 def _after(path: Path, key: str, separator: str) -> str:
-    """What stands behind `separator` on the first line of a file that starts with `key`, or nothing."""
+    """What stands after `separator` on the first line of a file that starts with `key`, or nothing."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,6 +1,6 @@
 """Times what a job costs the host beside operators and copies: calls, submissions, and the engine's own work.
 
-Small jobs run on the real engine, on the port behind a watch that adds up the seconds inside of operators; what is
+Small jobs run on the real engine, on the port inside a wrapper that adds up the seconds spent in operators; what is
 left of a pass is the engine's, and follows from its visits, groups and rows.
 """
 
@@ -187,7 +187,7 @@ def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], 
         request = Request(meter.sizes.passes + 1, ignore_eos=True)
         engine.generate([list(PROMPT)] * (rows * groups), request)
     left = []
-    # From one sample of a group to its next, behind the first decode pass: the prefill is over for every group.
+    # From one sample of a group to its next, after the first decode pass: the prefill is over for every group.
     for before, after in zip(counted.sampled[groups:], counted.sampled[2 * groups :], strict=False):
         calls = after.calls - before.calls - groups
         operators = calls * call_s if meter.asynchronous else after.inside_s - before.inside_s

@@ -1,6 +1,6 @@
 """Times calls on a port: medians of repeats in the device's own time, and which are unstable; it knows no model.
 
-Where a port is asynchronous, operators are called while a product keeps the device busy: they then run one behind
+Where a port is asynchronous, operators are called while a product keeps the device busy: they then run one after
 the other as in a long job, and what it costs the host to call them is not in their time. Where it is not, a product
 comes before each short one: as in a job, a processor has forgotten what it last needed for it.
 """

@@ -39,7 +39,7 @@ Values = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """How far hidden states behind a stage are apart, relative to the first model's.
+    """How far hidden states after a stage are apart, relative to the first model's.
 
     overall: the root of summed squares over all sampled tokens; median_token: the median of the tokens' own.
     """

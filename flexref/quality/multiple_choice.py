@@ -68,7 +68,7 @@ class Judged:
 
 
 def judge(engine: "Engine", questions: Sequence[Question], on_rows: Callable[[int], None] | None = None) -> Judged:
-    """Score every choice of every question behind its context, and count what is right.
+    """Score every choice of every question after its context, and count what is right.
 
     A single choice is right if every token of it is the most probable one. Of several, the one with the greatest
     log-likelihood is the answer, of equals the first; or, length-normalized, the greatest per character.
@@ -115,7 +115,7 @@ def _row(
     too_many = len(whole) - 1 - positions
     if too_many <= 0:
         return ScoredRow(tuple(whole), first), False
-    # What begins a text stays; what stands behind it goes.
+    # What begins a text stays; what stands after it goes.
     kept = 1 if whole[0] == begin else 0
     if first - too_many < max(1, kept):
         raise PromptError(f"{place}: a choice of {len(whole) - first} tokens is too long for {positions} positions")

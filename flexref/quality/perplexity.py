@@ -51,7 +51,7 @@ class Protocol:
     """How a text was scored: without it a perplexity says nothing.
 
     tokens: scored ones, each once; windows: rows of at most `window` tokens of the text, `stride` apart. context:
-    tokens before a scored one, the least (behind the first window) and the mean. begin_token: what the model takes to
+    tokens before a scored one, the least (after the first window) and the mean. begin_token: what the model takes to
     begin a text, None if it has none; `bos` says where it stands. unscored_tokens: those without any context.
     """
 

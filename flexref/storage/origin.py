@@ -26,7 +26,7 @@ class Rows(Protocol):
 
 
 Plan = Mapping[str, Sequence[Rows]]
-"""For each tensor of a weight file, in its order, the rows that make it, one behind the other."""
+"""For each tensor of a weight file, in its order, the rows that make it, one after the other."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 HDF5 libraries trust what they parse: damaged metadata can crash or hang them, or mislead them in silence. So the
 trailer holds a checksum of everything before the first dataset, and it is checked by plain reads before HDF5 sees the
-file. It lies behind the end that HDF5 itself knows, where other programs neither look nor mind. It guards against
+file. It lies after the end that HDF5 itself knows, where other programs neither look nor mind. It guards against
 damage, not against someone who computes a fitting checksum.
 
 Layout, little-endian: magic (8 bytes), version (4), zero (4), bytes of the whole file (8), bytes of metadata (8),

@@ -39,7 +39,7 @@ class Extent:
 
     @property
     def stop(self) -> int:
-        """The offset behind the last byte."""
+        """The offset after the last byte."""
         return self.offset + self.nbytes
 
 

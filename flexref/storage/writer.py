@@ -2,7 +2,7 @@
 
 HDF5 allocates a contiguous dataset when it is first written. So all objects and attributes are made first and lie in
 one run at the start of the file; the file is then opened again with alignment, and each dataset's first write places it
-behind the one before. Slabs of rows bound the memory, whatever a tensor's size.
+after the one before. Slabs of rows bound the memory, whatever a tensor's size.
 """
 
 import os

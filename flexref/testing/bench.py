@@ -14,7 +14,7 @@ from flexref.check.tolerances import Arithmetic, Operand, Values, arithmetic, co
 from flexref.storage.quant import quantize
 
 EDGE_BYTES = RESULT_ALIGNMENT_BYTES
-"""Guard bytes before and behind an array; the array is aligned like any result."""
+"""Guard bytes before and after an array; the array is aligned like any result."""
 
 GUARD = 66
 """Every byte around an array of a test, and of a result before it is written: as a float 48.6 (3.13 as float16), which

@@ -146,7 +146,7 @@ def gloss(line: str) -> tuple[str, str] | None:
 def osis_chapters(markup: str) -> Iterator[tuple[str, list[str]]]:
     """(book, paragraphs) of each chapter of a Bible in OSIS markup; notes, titles and verse marks left out."""
     markup = re.sub(r"<(note|title|reference)\b[^>]*(?<!/)>.*?</\1>", " ", markup, flags=re.DOTALL)
-    markup = re.sub(r"</?w\b[^>]*>", "", markup)  # a word's own mark, which may stand right behind an opening quote
+    markup = re.sub(r"</?w\b[^>]*>", "", markup)  # a word's own mark, which may stand right after an opening quote
     for chapter in re.split(r"<chapter\b(?=[^>]*\bsID=)", markup)[1:]:
         name = re.search(r'osisID="([^".]+)', chapter)
         end = re.search(r"<chapter\b[^>]*\beID=", chapter)

@@ -24,7 +24,7 @@ PROMPTS = (
 def perplexities(folder: Path, held: Path) -> dict[str, dict[str, float]]:
     """Per held-out file: tokens, perplexity per token and bits per byte, in float32 arithmetic.
 
-    A text is cut into runs as long as the positions allow, each behind </s>; every token of the text is predicted once.
+    A text is cut into runs as long as the positions allow, each after </s>; every token of the text is predicted once.
     """
     model = OPTForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder)

@@ -143,7 +143,7 @@ class Run:
         print(f"{seconds:6.1f} s  epoch {epochs:6.2f}  train {train_loss:.4f}  held {mean:.4f}  {shown}", flush=True)
 
     def train(self) -> None:
-        """Trains to the end of the clock or of the epochs; the clock starts behind the first step (compilation)."""
+        """Trains to the end of the clock or of the epochs; the clock starts after the first step (compilation)."""
         step_loss = torch.compile(self._loss) if self.settings.compiled else self._loss
         begun, last = 0.0, 0.0
         losses: list[torch.Tensor] = []

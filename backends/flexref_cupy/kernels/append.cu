@@ -1,4 +1,4 @@
-// k, v (T, H D) halves -> the records of every row's new tokens, behind its past ones.
+// k, v (T, H D) halves -> the records of every row's new tokens, after its past ones.
 //
 // Law: `append_values`: the halves themselves. `append_codes`: 4-bit groups along D as storage/quant.py has them, in
 // float32: zero is the least value; scale = (greatest - zero) / 15, at least 0, rounded to half; code = (value - zero)

@@ -71,7 +71,7 @@ struct alignas(8) Item {
 struct Source {
     const unsigned char *numbers, *pairs;
     unsigned record_bytes;
-    int last_key;  // of the row; keys behind it are read as this one, and count for nothing
+    int last_key;  // of the row; keys after it are read as this one, and count for nothing
 };
 
 template <int words> struct alignas(4 * words) Words {
@@ -203,7 +203,7 @@ struct Queries {
 // The lane's values as left operands, a unit in four tiles: of each tile two numbers, of four keys.
 __device__ __forceinline__ void expand(const Values& share, int unit, pair (&tiles)[4][4]) {
 #pragma unroll
-    for (int both = 0; both < 2; ++both) {  // keys 2 r and 2 r + 1, then the two that lie 8 behind
+    for (int both = 0; both < 2; ++both) {  // keys 2 r and 2 r + 1, then the two that lie 8 further on
         const unsigned *a = share.words[2 * both] + unit * UNIT_WORDS, *b = share.words[2 * both + 1] + unit * UNIT_WORDS;
         const unsigned first = share.pairs[2 * both][0], second = share.pairs[2 * both + 1][0];
         const pair scale = low_halves(first, second), zero = high_halves(first, second);

@@ -2,7 +2,7 @@
 //
 // Law: scores, their exponentials' sum and the weighted sum of values are float32, products are those of the tensor
 // cores: of halves; an exponential is rounded to half where it multiplies a value, and a number in a 4-bit group is
-// the half nearest to code * scale + zero. A key after a query has no part in it; records behind the last are not read.
+// the half nearest to code * scale + zero. A key after a query has no part in it; records after the last are not read.
 // Forms: VALUES and CODES, halves or 4-bit groups of widths and group sizes known here (both multiples of 16);
 // LOOSE_VALUES and LOOSE_CODES, any width up to WIDTH and any group size, number by number.
 // Block: one head of one tile, up to 64 new tokens of a row, 16 a warp; it takes the keys KEYS at a time. A query's
@@ -243,7 +243,7 @@ struct Warp {
     }
 };
 
-// The tile's queries as halves in shared memory; zeros behind the last one, and behind a head's width.
+// The tile's queries as halves in shared memory; zeros after the last one, and beyond a head's width.
 __device__ __forceinline__ void stage(const half* q, integer pitch, int count, int width, bool aligned,
                                       unsigned char* target) {
     for (int index = threadIdx.x; index < QUERIES * WIDTH / 8; index += THREADS) {

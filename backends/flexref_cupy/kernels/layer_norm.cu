@@ -29,7 +29,7 @@ template <typename Number> __device__ __forceinline__ bool moves_whole(const Num
     return room >= RUN && reinterpret_cast<unsigned long long>(place) % 16 == 0;
 }
 
-// The first RUN of `room` numbers; `missing` behind the last, and for all of them where there is no place.
+// The first RUN of `room` numbers; `missing` after the last, and for all of them where there is no place.
 template <typename Number>
 __device__ __forceinline__ Run read(const Number* place, int room, float missing) {
     Run run;

@@ -115,7 +115,7 @@ class Program:
     def _with_rest(
         self, matrix: Numbers, right: Numbers, constants: Numbers, coefficients: Numbers
     ) -> tuple[Numbers, Numbers]:
-        """The rows with those of the last block behind them, and its seconds as more variables."""
+        """The rows, followed by those of the last block, whose seconds are two more variables."""
         wider = np.hstack([matrix, np.zeros((len(matrix), len(PHASES)))])
         nothing = np.zeros((len(constants), len(PHASES)))
         more = np.hstack([coefficients / self._unit_s, nothing, self._phases])

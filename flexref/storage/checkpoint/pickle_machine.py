@@ -88,7 +88,7 @@ class _Machine:
         self._stack.append(value)
 
     def text(self, form: str) -> None:
-        """A text behind its length of the given form."""
+        """A text that follows its length, which has the given form."""
         self.push(self._take(self._unpack(form)).decode("utf-8"))
 
     def number(self, form: str) -> None:
@@ -96,7 +96,7 @@ class _Machine:
         self.push(self._unpack(form))
 
     def long(self) -> None:
-        """An integer behind its length of one byte."""
+        """An integer that follows its length of one byte."""
         self.push(int.from_bytes(self._take(self._unpack("<B")), "little", signed=True))
 
     def real(self) -> None:

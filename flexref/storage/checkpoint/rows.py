@@ -90,7 +90,7 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
 
 
 def source_names(name: str) -> tuple[str, ...]:
-    """The names in a checkpoint whose rows, one behind the other, make (the table of) our tensor `name`."""
+    """The names in a checkpoint whose rows, one after the other, make (the table of) our tensor `name`."""
     place = name.split("/")
     if place[0] == "layers":
         modules = _LAYER_SOURCES[place[2]]

@@ -1,6 +1,6 @@
 """Lists the tensors of a safetensors file; it reads none of them and knows no model.
 
-The safetensors library checks the header: that tensors lie one behind the other without gap or overlap and fill the
+The safetensors library checks the header: that tensors lie one after the other without gap or overlap and fill the
 file. Its own reads map the file, and mapped pages count as the process's memory; so only the header is read through it,
 and each tensor's offset follows from the lengths of those before it.
 """

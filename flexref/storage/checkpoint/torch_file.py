@@ -83,7 +83,7 @@ class _Archive:
         return self._archive.read(entry)
 
     def _data_offset(self, entry: zipfile.ZipInfo) -> int:
-        """Where an entry's bytes begin: behind a local header whose name and extra field have lengths of their own."""
+        """Where an entry's bytes begin: after a local header whose name and extra field have lengths of their own."""
         raw = os.pread(self._file, _LOCAL_HEADER.size, entry.header_offset)
         signature, name_bytes, extra_bytes = _LOCAL_HEADER.unpack(raw)
         offset = int(entry.header_offset + _LOCAL_HEADER.size + name_bytes + extra_bytes)

@@ -132,7 +132,7 @@ def later_tokens_have_no_effect(backend: Backend, data: st.DataObject) -> None:
 
 
 def stale_records_have_no_effect(backend: Backend, data: st.DataObject) -> None:
-    """What lies behind a row's last record changes no bit of any result."""
+    """What lies after a row's last record changes no bit of any result."""
     with Bench(backend) as bench:
         this = _Pass(bench, data)
         clean = this.run(stale=0)

@@ -120,7 +120,7 @@ def _append_to_some(backend: Backend, data: st.DataObject, schemes: tuple[str, .
 
 
 def append_writes_the_records(backend: Backend, data: st.DataObject) -> None:
-    """Unquantized: `K | V` of every new token, byte for byte, behind the past ones; no other byte changes."""
+    """Unquantized: `K | V` of every new token, byte for byte, after the past ones; no other byte changes."""
     _append_to_some(backend, data, ("none",), "device")
 
 

@@ -5,24 +5,24 @@ from collections.abc import Callable
 from flexref.backend.protocol import LANES, Backend, HostWork
 from flexref.testing.bench import assert_raises
 
-BEHIND = 20
+SUBMITTED = 20
 """Submissions that wait on a lane when the port is closed."""
 
 
 def a_closed_port_is_done_and_takes_no_work(make: Callable[[], Backend]) -> None:
-    """`close` ends what was submitted; `submit` behind it raises on every lane, used before or not, for whoever waited
+    """`close` ends what was submitted; `submit` after it raises on every lane, used before or not, for whoever waited
     for it would wait for ever. Closing again does nothing, and memory can still be given back."""
     port, ran = make(), list[str]()
     buffer = port.allocate("host", 64)
     work = HostWork("host work of a test", lambda: ran.append("before"))
-    tickets = [port.submit(LANES[0], [work], ()) for _ in range(BEHIND)]
+    tickets = [port.submit(LANES[0], [work], ()) for _ in range(SUBMITTED)]
     port.close()
     assert all(ticket.done() for ticket in tickets), "work is still owed by a port that was closed"
     if port.caps.computes:
-        assert len(ran) == BEHIND, f"{len(ran)} of {BEHIND} pieces of host work ran before the port was closed"
-    late = [HostWork("host work of a test", lambda: ran.append("behind"))]
+        assert len(ran) == SUBMITTED, f"{len(ran)} of {SUBMITTED} pieces of host work ran before the port was closed"
+    late = [HostWork("host work of a test", lambda: ran.append("too late"))]
     for lane in LANES:
         assert_raises(RuntimeError, lambda lane=lane: port.submit(lane, late, ()), f"{lane} of a closed port")  # type: ignore[misc]
-    assert "behind" not in ran, "a closed port ran host work"
+    assert "too late" not in ran, "a closed port ran host work"
     port.close()
     port.release(buffer)

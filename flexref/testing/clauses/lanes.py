@@ -29,7 +29,7 @@ LARGE_BYTES = 1 << 18
 """A move of so many bytes takes far longer than that resolution."""
 
 LONG_BYTES = 8 << 20
-"""Some moves of so many bytes take longer than a port takes to start an operator behind them."""
+"""Some moves of so many bytes take longer than a port takes to start an operator after them."""
 
 lanes = st.sampled_from(LANES)
 
@@ -206,10 +206,10 @@ def failures_reach_all_who_wait(backend: Backend, data: st.DataObject) -> None:
         ran.append("first")
         raise StorageError(message)
 
-    steps = [_host_work(fail), _host_work(lambda: ran.append("behind the failure"))]
+    steps = [_host_work(fail), _host_work(lambda: ran.append("after the failure"))]
     failed = backend.submit(lane, steps, ())
     dependent = backend.submit(other, [_host_work(lambda: ran.append("after the failure"))], [failed])
-    last = backend.submit(lane, [_host_work(lambda: ran.append("two behind"))], [dependent])
+    last = backend.submit(lane, [_host_work(lambda: ran.append("two after"))], [dependent])
     for ticket in (failed, failed, dependent, last):
         error = assert_raises(StorageError, ticket.wait, "wait for a ticket of failed work")
         assert str(error) == message, f"the failure says {error}, needed {message}"
@@ -261,14 +261,14 @@ def lanes_do_not_hold_each_other_up(backend: Backend, data: st.DataObject) -> No
         copy = move(whole(source), whole(target))
         stuck = backend.submit(blocked, [_host_work(lambda: opened.append(gate.wait(HANG_S))), copy], ())
         try:
-            behind = backend.submit(others[0], (), [stuck])
+            later = backend.submit(others[0], (), [stuck])
             for free in others[1:]:
                 backend.submit(free, [_host_work(lambda: None), copy], ()).wait()
             x = bench.array(np.ones((1, 4), bench.dtype))
             bench.read(backend.activate(x, "relu"))
             assert not stuck.done(), "a ticket is done while its host work still waits"
-            assert not behind.done(), "a ticket is done before the one that it comes after"
+            assert not later.done(), "a ticket is done before the one that it comes after"
         finally:
             gate.set()
-        behind.wait()
+        later.wait()
         assert opened == [True], "host work that blocks was waited for before anything else ran"
