@@ -45,7 +45,7 @@ class CupyBackend:
         )
         self.device = Device(self.cuda)
         self._events = Events(self.cuda)
-        self._lanes = {lane: Lane(lane, self._events) for lane in LANES}
+        self._lanes: dict[str, Lane] = {lane: Lane(lane, self._events) for lane in LANES}
         self._closed = False
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None

@@ -49,7 +49,7 @@ class NumpyBackend:
             fused_rows=0,
         )
         self._scratch = operators.Scratch(scratch_bytes)
-        self._lanes = {lane: Lane(lane) for lane in LANES}
+        self._lanes: dict[str, Lane] = {lane: Lane(lane) for lane in LANES}
         self._workspace: Workspace | None = None
         self._results = np.empty(0, np.uint8)
 

@@ -7,6 +7,7 @@ width, I inputs, O outputs, V vocabulary, W width of an embedding table.
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,9 +18,22 @@ from flexref.backend.records import RecordLayout
 ALIGNMENT_BYTES = 4096
 """Every region starts at a multiple of it: direct disk reads need that, vector loads need less."""
 
-LANES = ("disk_in", "weights_in", "cache_in", "cache_out", "disk_out")
-"""The lanes that run beside the operators: disk reads; weights to the device; cache and activations to the device, and
-from it; disk writes."""
+
+class Lane(str, Enum):
+    """A lane that runs beside the operators, by what it moves; a port may use it as its name, a string."""
+
+    DISK_IN = "disk_in"
+    WEIGHTS_IN = "weights_in"
+    """To the device; the next two are for cache and activations, to the device and from it."""
+    CACHE_IN = "cache_in"
+    CACHE_OUT = "cache_out"
+    DISK_OUT = "disk_out"
+
+    __str__ = str.__str__
+
+
+LANES = tuple(Lane)
+"""All lanes of a port."""
 
 
 class Array(Protocol):
@@ -193,7 +207,7 @@ class Backend(Protocol):
 
     # Lanes
 
-    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+    def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
         """Run `steps` in order on `lane`, once `after` and the lane's earlier submissions are done.
 
         Raises `RuntimeError` once the port is closed, since its ticket would never be done.

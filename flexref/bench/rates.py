@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Backend, Buffer, Move, Span
+from flexref.backend.protocol import Backend, Buffer, Lane, Move, Span
 from flexref.backend.records import DTYPE_BYTES
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
 
@@ -74,14 +74,14 @@ def _copy_seconds(backend: Backend, nbytes: int) -> list[float]:
     host, first, second = (backend.allocate(tier, nbytes) for tier in ("host", "device", "device"))
     try:
         backend.host_memory(host)[:] = np.resize(_random_bytes(), nbytes)
-        ways = (("weights_in", host, first), ("cache_out", first, host), ("cache_in", first, second))
+        ways = ((Lane.WEIGHTS_IN, host, first), (Lane.CACHE_OUT, first, host), (Lane.CACHE_IN, first, second))
         return [min(_move(backend, lane, source, target) for _ in range(REPEATS)) for lane, source, target in ways]
     finally:
         for buffer in (host, first, second):
             backend.release(buffer)
 
 
-def _move(backend: Backend, lane: str, source: Buffer, target: Buffer) -> float:
+def _move(backend: Backend, lane: Lane, source: Buffer, target: Buffer) -> float:
     nbytes = source.nbytes
     ticket = backend.submit(lane, [Move("measuring", Span(source, 0, nbytes), Span(target, 0, nbytes))], ())
     ticket.wait()

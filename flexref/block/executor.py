@@ -8,35 +8,31 @@ from dataclasses import dataclass
 from itertools import count
 from typing import Protocol
 
-from flexref.backend.protocol import Ticket
+from flexref.backend.protocol import Lane, Ticket
 from flexref.schedule.hazards import requirements
-from flexref.schedule.zigzag import Operation, Shape, Visit, beats
+from flexref.schedule.zigzag import Hop, Kind, Movement, Operation, Shape, Visit, beats
 from flexref.tiers.mover import Mover
 from flexref.tiers.transfer import Transfer
 
 LANE_OF = {
-    ("fetch", "weights"): "disk_in",
-    ("fetch", "cache"): "disk_in",
-    ("fetch", "activations"): "disk_in",
-    ("load", "weights"): "weights_in",
-    ("load", "cache"): "cache_in",
-    ("load", "activations"): "cache_in",
-    ("store", "cache"): "cache_out",
-    ("store", "activations"): "cache_out",
-    ("spill", "cache"): "disk_out",
-    ("spill", "activations"): "disk_out",
+    (Hop.FETCH, Kind.WEIGHTS): Lane.DISK_IN,
+    (Hop.FETCH, Kind.CACHE): Lane.DISK_IN,
+    (Hop.FETCH, Kind.ACTIVATIONS): Lane.DISK_IN,
+    (Hop.LOAD, Kind.WEIGHTS): Lane.WEIGHTS_IN,
+    (Hop.LOAD, Kind.CACHE): Lane.CACHE_IN,
+    (Hop.LOAD, Kind.ACTIVATIONS): Lane.CACHE_IN,
+    (Hop.STORE, Kind.CACHE): Lane.CACHE_OUT,
+    (Hop.STORE, Kind.ACTIVATIONS): Lane.CACHE_OUT,
+    (Hop.SPILL, Kind.CACHE): Lane.DISK_OUT,
+    (Hop.SPILL, Kind.ACTIVATIONS): Lane.DISK_OUT,
 }
-"""Each kind of move has its lane, so that a layer's weights never wait behind a row's cache."""
-
-
-OPERATORS = "operators"
-"""Stands for a lane: operators end in the order of their calls, too."""
+"""Each kind of move has its lane, so that a layer's weights never wait for a row's cache."""
 
 
 class Work(Protocol):
     """What the executor's operations mean."""
 
-    def transfers(self, operation: Operation) -> Sequence[Transfer]:
+    def transfers(self, movement: Movement) -> Sequence[Transfer]:
         """What a move has to move now; nothing, if all of it is at home where it is needed."""
 
     def compute(self, visit: Visit) -> None:
@@ -48,9 +44,9 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """A ticket on the lane (or of the operators) that it is number `number` of."""
+    """A ticket, number `number` of all, on a lane, or (None) of the operators: they end in the order of their calls."""
 
-    lane: str
+    lane: Lane | None
     number: int
     ticket: Ticket
 
@@ -66,12 +62,12 @@ class Ledger:
     def __init__(self, shape: Shape) -> None:
         self._shape = shape
         self._own: dict[Operation, Owed] = {}
-        self._passed_on: dict[Operation, tuple[Owed, ...]] = {}
+        self._handed_on: dict[Operation, tuple[Owed, ...]] = {}
         self._numbers = count()
 
     def awaited(self, operation: Operation) -> list[Owed]:
         """What is still owed of all that `operation` requires; raises if some of it has failed."""
-        latest: dict[str, Owed] = {}
+        latest: dict[Lane | None, Owed] = {}
         found: list[Owed] = []
         for other in requirements(operation, self._shape):
             own = self._own.get(other)
@@ -79,28 +75,28 @@ class Ledger:
                 if _is_open(own):
                     found.append(own)
                 continue
-            for owed in self._passed_on.get(other, ()):
+            for owed in self._handed_on.get(other, ()):
                 known = latest.get(owed.lane)
                 if (known is None or known.number < owed.number) and _is_open(owed):
                     latest[owed.lane] = owed
         direct = {owed.number for owed in found}
         return found + [owed for owed in latest.values() if owed.number not in direct]
 
-    def owes(self, operation: Operation, lane: str, ticket: Ticket) -> None:
+    def owes(self, operation: Operation, lane: Lane | None, ticket: Ticket) -> None:
         """The operation has a ticket of its own."""
         self._own[operation] = Owed(lane, next(self._numbers), ticket)
 
-    def passes_on(self, operation: Operation, awaited: Sequence[Owed]) -> None:
+    def hands_on(self, operation: Operation, awaited: Sequence[Owed]) -> None:
         """The operation moves nothing."""
-        latest: dict[str, Owed] = {}
+        latest: dict[Lane | None, Owed] = {}
         for owed in sorted(awaited, key=lambda owed: owed.number):
             latest[owed.lane] = owed
-        self._passed_on[operation] = tuple(latest.values())
+        self._handed_on[operation] = tuple(latest.values())
 
-    def forget(self, turn: int) -> None:
-        """Drop what passes before `turn` owe: nothing that is still to come requires them."""
-        for table in (self._own, self._passed_on):
-            for operation in [operation for operation in table if operation.visit.turn < turn]:
+    def forget(self, pass_number: int) -> None:
+        """Drop what passes before that one owe: nothing that is still to come requires them."""
+        for table in (self._own, self._handed_on):
+            for operation in [operation for operation in table if operation.visit.pass_number < pass_number]:
                 del table[operation]  # type: ignore[attr-defined]
 
 
@@ -116,38 +112,38 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
     """Run the block; yields every visit when its operators have been called.
 
     Without `overlap` every move ends before the next operation starts. However it ends, nothing is under way any more
-    when it has ended; the first failure of any lane is raised. Behind every beat the mover's `check` may end it.
+    when it has ended; the first failure of any lane is raised. After every beat the mover's `check` may end it.
     """
     backend, ledger = mover.backend, Ledger(shape)
 
-    def start(operation: Operation) -> None:
-        transfers, awaited = work.transfers(operation), ledger.awaited(operation)
+    def start(movement: Movement) -> None:
+        transfers, awaited = work.transfers(movement), ledger.awaited(movement)
         if not transfers:
-            ledger.passes_on(operation, awaited)
+            ledger.hands_on(movement, awaited)
             return
-        lane = LANE_OF[operation.move, operation.kind]
+        lane = LANE_OF[movement.hop, movement.kind]
         ticket = mover.submit(lane, transfers, [owed.ticket for owed in awaited])
-        ledger.owes(operation, lane, ticket)
+        ledger.owes(movement, lane, ticket)
         if not overlap:
             ticket.wait()
 
     try:
         for beat in beats(shape, overlap=overlap):
-            computation = beat.compute
-            if computation is not None and _starts_turn(computation.visit):
+            computation = beat.computation
+            if computation is not None and _starts_pass(computation.visit):
                 if not work.alive():
                     break
                 mover.harvest()
-                ledger.forget(computation.visit.turn - 1)
-            for operation in beat.ahead:
-                start(operation)
+                ledger.forget(computation.visit.pass_number - 1)
+            for movement in beat.ahead:
+                start(movement)
             if computation is not None:
                 for owed in ledger.awaited(computation):
                     backend.wait(owed.ticket)
                 work.compute(computation.visit)
-                ledger.owes(computation, OPERATORS, backend.mark())
-            for operation in beat.behind:
-                start(operation)
+                ledger.owes(computation, None, backend.mark())
+            for movement in beat.after:
+                start(movement)
             mover.check()
             if computation is not None:
                 yield computation.visit
@@ -155,5 +151,5 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
         mover.settle()
 
 
-def _starts_turn(visit: Visit) -> bool:
-    return visit.stage == 0 and visit.group == 0 and visit.turn > 0
+def _starts_pass(visit: Visit) -> bool:
+    return visit.stage == 0 and visit.group == 0

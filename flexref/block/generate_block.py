@@ -51,8 +51,8 @@ class Block(Walk):
         watch = self.watch
         seen = self.backend.download(logits) if watch.on_logits is not None or watch.on_choice is not None else None
         if watch.on_logits is not None and seen is not None:
-            watch.on_logits(numbers, visit.turn, seen)
-        chosen = self.sampler.choose(self.backend, logits, numbers, visit.turn)
+            watch.on_logits(numbers, visit.pass_number, seen)
+        chosen = self.sampler.choose(self.backend, logits, numbers, visit.pass_number)
         if watch.on_choice is not None and seen is not None:
             watch.on_choice(numbers, seen, chosen)
         events = group.accept(chosen, self.judge)

@@ -18,6 +18,7 @@ from flexref.model import opt
 from flexref.model.cache import LayerCache
 from flexref.model.weights import EmbedWeights, HeadWeights, Norm, layer_weights
 from flexref.policy import Policy, Shares
+from flexref.schedule.zigzag import Kind
 from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
 from flexref.tiers.cache_plan import CachePlan, RowPlan
@@ -62,12 +63,12 @@ class BlockPlan:
     far_bytes: int
     tile_logits_bytes: int = 0
 
-    def moving(self, weights: WeightsPlan) -> frozenset[str]:
+    def moving(self, weights: WeightsPlan) -> frozenset[Kind]:
         """The kinds of data of which anything travels between the tiers (see `schedule.Shape`)."""
         moves = {
-            "weights": weights.slot_bytes,
-            "cache": any(row.home is not Tier.DEVICE for group in self.cache.groups for row in group),
-            "activations": self.activations.token_rows_bytes
+            Kind.WEIGHTS: weights.slot_bytes,
+            Kind.CACHE: any(row.home is not Tier.DEVICE for group in self.cache.groups for row in group),
+            Kind.ACTIVATIONS: self.activations.token_rows_bytes
             or any(group.home is not Tier.DEVICE for group in self.activations.groups),
         }
         return frozenset(kind for kind, anything in moves.items() if anything)

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.architecture.spec import POSITION_OFFSET
-from flexref.tiers.cache import RowTurn
+from flexref.tiers.cache import RowPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +45,11 @@ class Row:
         """The row in numbers, as long as it may become."""
         return RowLengths(len(self.prompt), self.limit, self.scored)
 
-    def turn(self, place: int) -> RowTurn:
+    def in_pass(self, place: int) -> RowPass:
         """What the next pass has of this row, the row number `place` of its group."""
         if not self.tokens:
-            return RowTurn(place, 0, len(self.prompt))
-        return RowTurn(place, len(self.prompt) + len(self.tokens) - 1, 1)
+            return RowPass(place, 0, len(self.prompt))
+        return RowPass(place, len(self.prompt) + len(self.tokens) - 1, 1)
 
     @property
     def fresh(self) -> tuple[int, ...]:
@@ -73,11 +73,11 @@ Judge = Callable[[Row], str | None]
 class Group:
     """The rows that are computed together, and what the next pass feeds of those that are alive.
 
-    `alive`: (place in the group, row) of those that go on. `turns`: what the next pass has of each of them. `tokens`:
-    T of the next pass. All three are worked out once per pass, for every stage asks for them.
+    `alive`: (place in the group, row) of those that go on. `in_pass`: what the next pass has of each of them.
+    `tokens`: T of the next pass. All three are worked out once per pass, for every stage asks for them.
     """
 
-    __slots__ = ("alive", "rows", "tokens", "turns")
+    __slots__ = ("alive", "in_pass", "rows", "tokens")
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = rows
@@ -85,8 +85,8 @@ class Group:
 
     def _look(self) -> None:
         self.alive = [(place, row) for place, row in enumerate(self.rows) if row.finish_reason is None]
-        self.turns = tuple(row.turn(place) for place, row in self.alive)
-        self.tokens = sum(turn.new for turn in self.turns)
+        self.in_pass = tuple(row.in_pass(place) for place, row in self.alive)
+        self.tokens = sum(row.new for row in self.in_pass)
 
     def token_ids(self) -> npt.NDArray[np.int32]:
         """(T,) ids that the next pass feeds, row after row."""
@@ -94,26 +94,26 @@ class Group:
 
     def position_ids(self) -> npt.NDArray[np.int32]:
         """(T,) rows of the position table: OPT counts positions from 0 and stores them behind an offset."""
-        past = np.array([turn.past for turn in self.turns], np.int32)
-        new = np.array([turn.new for turn in self.turns], np.int32)
+        past = np.array([row.past for row in self.in_pass], np.int32)
+        new = np.array([row.new for row in self.in_pass], np.int32)
         before = np.cumsum(new, dtype=np.int32) - new
         positions = np.repeat(past - before, new) + np.arange(self.tokens, dtype=np.int32)
         return (positions + POSITION_OFFSET).astype(np.int32)
 
     def last_tokens(self) -> npt.NDArray[np.int32]:
         """(B,) which of the T tokens is each row's last."""
-        return (np.cumsum([turn.new for turn in self.turns]) - 1).astype(np.int32)
+        return (np.cumsum([row.new for row in self.in_pass]) - 1).astype(np.int32)
 
     def scored_tokens(self) -> npt.NDArray[np.int32]:
         """(N,) behind which of the T tokens of a prefill the next one is scored."""
-        ends = np.cumsum([turn.new for turn in self.turns])
+        ends = np.cumsum([row.new for row in self.in_pass])
         parts = [np.arange(end - row.scored, end) for end, (_, row) in zip(ends, self.alive, strict=True)]
         return np.concatenate(parts).astype(np.int32)
 
     def row_numbers(self) -> npt.NDArray[np.int64]:
         """(T,) whose each of the T tokens is, by the row's number in the input."""
         numbers = [row.number for _, row in self.alive]
-        return np.repeat(np.array(numbers, np.int64), [turn.new for turn in self.turns])
+        return np.repeat(np.array(numbers, np.int64), [row.new for row in self.in_pass])
 
     def accept(self, token_ids: npt.NDArray[np.int64], judge: Judge) -> list[TokenEvent]:
         """Give every live row its next token; rows that may have no more, or that `judge` stops, retire."""

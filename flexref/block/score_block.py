@@ -3,7 +3,7 @@
 They exist for some tokens and one tile of the head at a time, and go to the host, where they are summed up.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +16,10 @@ from flexref.backend.records import DTYPE_BYTES
 from flexref.block.memory_plan import LOGITS_DTYPE, LOGITS_SLOTS, SCORED_AT_ONCE
 from flexref.block.rows import Group
 from flexref.block.visits import hidden_visit
-from flexref.block.walk import Walk
+from flexref.block.walk import ACTIVATION_MOVES, INWARD, Walk
 from flexref.model import opt
 from flexref.model.weights import HeadWeights, head_weights
-from flexref.schedule.zigzag import Operation, Visit
+from flexref.schedule.zigzag import Movement, Visit
 from flexref.tiers.transfer import Crossing, Region, Transfer, host_bytes, view
 
 OnTile = Callable[[int, int, npt.NDArray[np.float32]], None]
@@ -46,17 +46,18 @@ class ScoreBlock(Walk):
     _sent: int = field(init=False, default=0)
     _under_way: Sent | None = field(init=False, default=None)
 
-    def _activation_transfers(self, operation: Operation) -> list[Transfer]:
+    def _activation_transfers(self, movement: Movement) -> Sequence[Transfer]:
         """In the head, the first tile makes scored tokens of hidden states, in their place; the others find them."""
-        visit, stage = operation.visit, self._stages[operation.visit.stage]
-        if stage.kind != "head" or (stage.index == 0 and operation.move in ("fetch", "load")):
-            return list(super()._activation_transfers(operation))
+        visit, stage = movement.visit, self._stages[movement.visit.stage]
+        inward = movement.hop in INWARD
+        if stage.kind != "head" or (stage.index == 0 and inward):
+            return super()._activation_transfers(movement)
         tiles = len(self._first_rows)
-        if operation.move in ("store", "spill") and (stage.index > 0 or tiles == 1):
+        if not inward and (stage.index > 0 or tiles == 1):
             return []
         nbytes = self._hidden_bytes(len(self.groups[visit.group].scored_tokens()))
-        move: Callable[..., list[Transfer]] = getattr(self._activations, operation.move)
-        return move(visit.group, nbytes, self.shape.data_slot(visit))
+        slot = self.shape.data_slot(visit)
+        return ACTIVATION_MOVES[movement.hop](self._activations, visit.group, nbytes, slot)
 
     def _hidden_bytes(self, scored: int) -> int:
         """Bytes of what the head's table is multiplied with."""

@@ -18,13 +18,32 @@ from flexref.block.watch import Watch
 from flexref.model import opt
 from flexref.model.cache import LayerCache
 from flexref.model.weights import LayerWeights, embed_weights, layer_weights
-from flexref.schedule.zigzag import Operation, Shape, Visit
+from flexref.schedule.zigzag import Hop, Kind, Movement, Shape, Visit
 from flexref.tiers.activations import ActivationStore
-from flexref.tiers.cache import CacheStore, RowTurn
+from flexref.tiers.cache import CacheStore, RowPass
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Tier, Transfer, host_bytes, view
 from flexref.tiers.weights import WeightStore
+
+CACHE_MOVES: Mapping[Hop, Callable[[CacheStore, int, int, Sequence[RowPass], int], list[Copy]]] = {
+    Hop.FETCH: CacheStore.fetch,
+    Hop.LOAD: CacheStore.load,
+    Hop.STORE: CacheStore.store,
+    Hop.SPILL: CacheStore.spill,
+}
+"""What a store of caches is asked for each hop."""
+
+ACTIVATION_MOVES: Mapping[Hop, Callable[[ActivationStore, int, int, int], list[Copy]]] = {
+    Hop.FETCH: ActivationStore.fetch,
+    Hop.LOAD: ActivationStore.load,
+    Hop.STORE: ActivationStore.store,
+    Hop.SPILL: ActivationStore.spill,
+}
+"""What a store of activations is asked for each hop."""
+
+INWARD = (Hop.FETCH, Hop.LOAD)
+"""The hops that bring what a visit computes on; the others take its results away."""
 
 
 @dataclass(eq=False)
@@ -47,7 +66,7 @@ class Walk:
     _operands: dict[tuple[int, int], dict[str, Matrix]] = field(init=False, default_factory=dict)
     _layers: dict[tuple[int, int], tuple[dict[str, Matrix], LayerWeights]] = field(init=False, default_factory=dict)
     _expanded: tuple[int, dict[str, Matrix]] = field(init=False, default=(-1, {}))
-    _segments: dict[int, tuple[int, Any, Any, int]] = field(init=False, default_factory=dict)
+    _segments: dict[int, tuple[Sequence[RowPass], Any, Any, int]] = field(init=False, default_factory=dict)
     _spans: list[tuple[Stage, int, Ticket, Ticket]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
@@ -91,52 +110,51 @@ class Walk:
 
     # Moves
 
-    def transfers(self, operation: Operation) -> Sequence[Transfer]:
-        """What the operation has to move now (see `executor.Work`).
+    def transfers(self, movement: Movement) -> Sequence[Transfer]:
+        """What the movement has to move now (see `executor.Work`).
 
-        Asked once per operation, when it is started, in the order of the beats. It looks at rows as they are at that
+        Asked once per movement, when it is started, in the order of the beats. It looks at rows as they are at that
         time: a group without a live row moves nothing, a cache's length is that before the visit. So a load that is
         started a visit ahead finds the same rows as its visit will: tokens are chosen in the head's last visit of a
         pass, and what is started ahead of it into the next pass are weights, which belong to no row, and moves whose
         group's tokens have been chosen. Nothing here starts, waits or changes what is at home anywhere.
         """
-        visit = operation.visit
-        if operation.kind == "weights":
+        visit = movement.visit
+        if movement.kind is Kind.WEIGHTS:
             slot = self.shape.weights_slot(visit)
-            move = self.weights.fetch if operation.move == "fetch" else self.weights.load_slot
+            move = self.weights.fetch if movement.hop is Hop.FETCH else self.weights.load_slot
             return move(visit.stage, slot)
         if not self.groups[visit.group].alive:
             return []
-        if operation.kind == "cache":
-            return self._cache_transfers(operation)
-        return self._activation_transfers(operation)
+        if movement.kind is Kind.CACHE:
+            return self._cache_transfers(movement)
+        return self._activation_transfers(movement)
 
-    def _cache_transfers(self, operation: Operation) -> Sequence[Transfer]:
-        visit, stage = operation.visit, self._stages[operation.visit.stage]
+    def _cache_transfers(self, movement: Movement) -> Sequence[Transfer]:
+        visit, stage = movement.visit, self._stages[movement.visit.stage]
         if stage.kind != "layer":
             return []
-        move: Callable[..., list[Copy]] = getattr(self._cache, operation.move)
-        return move(stage.index, visit.group, self.groups[visit.group].turns, self.shape.data_slot(visit))
+        rows, slot = self.groups[visit.group].in_pass, self.shape.data_slot(visit)
+        return CACHE_MOVES[movement.hop](self._cache, stage.index, visit.group, rows, slot)
 
-    def _activation_transfers(self, operation: Operation) -> Sequence[Transfer]:
-        visit, stage = operation.visit, self._stages[operation.visit.stage]
+    def _activation_transfers(self, movement: Movement) -> Sequence[Transfer]:
+        visit, stage = movement.visit, self._stages[movement.visit.stage]
         group, slot = self.groups[visit.group], self.shape.data_slot(visit)
-        inward = operation.move in ("fetch", "load")
+        inward = movement.hop in INWARD
         if stage.kind == "embed" and inward:
-            return self._token_row_transfers(operation.move, group, slot)
+            return self._token_row_transfers(movement.hop, group, slot)
         if stage.kind == "head" and not (inward and stage.index == 0):
             return []
-        move: Callable[..., list[Copy]] = getattr(self._activations, operation.move)
-        return move(visit.group, self._x_bytes(group), slot)
+        return ACTIVATION_MOVES[movement.hop](self._activations, visit.group, self._x_bytes(group), slot)
 
     def _x_bytes(self, group: Group) -> int:
         return group.tokens * self.weights.plan.file.spec.width * DTYPE_BYTES[self.backend.caps.compute_dtype]
 
-    def _token_row_transfers(self, move: str, group: Group, slot: int) -> Sequence[Transfer]:
+    def _token_row_transfers(self, hop: Hop, group: Group, slot: int) -> Sequence[Transfer]:
         if not self.plan.activations.token_rows_bytes:
             return []
         row_bytes = self.weights.plan.file.spec.embed_width * DTYPE_BYTES[self.weights.plan.file.dtype]
-        if move == "load":
+        if hop is Hop.LOAD:
             return self._activations.load_token_rows(group.tokens * row_bytes, slot)
         target = self._activations.token_rows(Tier.HOST, slot).part(0, group.tokens * row_bytes)
         reads = self.weights.table_reads(group.token_ids(), self._first_rows)
@@ -158,7 +176,7 @@ class Walk:
         if not group.alive:
             return
         if self.watch.on_visit is not None:
-            self.watch.on_visit(stage, visit.group, visit.turn)
+            self.watch.on_visit(stage, visit.group, visit.pass_number)
         # Marks are passed when the operators before them are done: where a port is asynchronous, the host's clock says
         # when they were called.
         begin = self.backend.mark() if self.watch.on_computed is not None else None
@@ -194,8 +212,8 @@ class Walk:
         stored = self._operands[key]
         if "expanded weights" not in self._regions or tokens <= self.backend.caps.fused_rows:
             return stored
-        if self._expanded[0] != self.shape.walk(visit):
-            self._expanded = (self.shape.walk(visit), self._expand(self._stages[visit.stage], stored))
+        if self._expanded[0] != self.shape.stage_number(visit):
+            self._expanded = (self.shape.stage_number(visit), self._expand(self._stages[visit.stage], stored))
         return self._expanded[1]
 
     def _layer_weights(self, visit: Visit, stage: Stage, tokens: int) -> LayerWeights:
@@ -231,21 +249,21 @@ class Walk:
             embed_visit(be, weights, self._tables, rows, inputs, self._x(visit, group))
 
     def _layer(self, visit: Visit, stage: Stage, group: Group) -> None:
-        turns, slot = group.turns, self.shape.data_slot(visit)
-        near, away, near_rows = self._cache.handles(stage.index, visit.group, turns, slot)
+        rows, slot = group.in_pass, self.shape.data_slot(visit)
+        near, away, near_rows = self._cache.handles(stage.index, visit.group, rows, slot)
         known = self._segments.get(visit.group)
-        if known is None or known[0] != visit.turn:
-            near_part, away_part = turns[:near_rows], turns[near_rows:]
+        if known is None or known[0] is not rows:
+            near_part, away_part = rows[:near_rows], rows[near_rows:]
             handles = (self._segments_handle(near_part), self._segments_handle(away_part))
-            known = self._segments[visit.group] = (visit.turn, *handles, sum(turn.new for turn in near_part))
+            known = self._segments[visit.group] = (rows, *handles, sum(row.new for row in near_part))
         _, segments, away_segments, near_tokens = known
         far = partial(self._attend_far, away, away_segments) if away is not None else None
         weights = self._layer_weights(visit, stage, group.tokens)
         cache = LayerCache(near, segments, near_tokens, far)
         opt.decoder_layer(self.backend, self.weights.plan.file.spec, weights, self._x(visit, group), cache)
 
-    def _segments_handle(self, turns: Sequence[RowTurn]) -> Any:
-        return self.backend.segments([turn.past for turn in turns], [turn.new for turn in turns]) if turns else None
+    def _segments_handle(self, rows: Sequence[RowPass]) -> Any:
+        return self.backend.segments([row.past for row in rows], [row.new for row in rows]) if rows else None
 
     def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
         """Queries, keys and values cross to the host, attention runs where the cache is, its result crosses back."""

@@ -22,7 +22,7 @@ OnChoice = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray
 """Given a copy of the logits and what was chosen from them: row numbers (B,), logits (B, V), token ids (B,)."""
 
 OnHidden = Callable[[Stage, npt.NDArray[np.int64], npt.NDArray[Any]], None]
-"""Given a copy of a group's hidden states behind the embedding and every layer: stage, row number of each token (T,),
+"""Given a copy of a group's hidden states after the embedding and every layer: stage, row number of each token (T,),
 hidden states (T, E) in the port's type, a row's tokens in their order."""
 
 

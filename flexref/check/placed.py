@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Array, Backend, Buffer, LaneStep, QuantizedMatrix, Ticket
+from flexref.backend.protocol import Array, Backend, Buffer, Lane, LaneStep, QuantizedMatrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
 from flexref.check.tolerances import Values
 
@@ -143,7 +143,7 @@ class PlacedBackend:
         """See `Backend.empty`."""
         return Placed(self._port.empty(shape, dtype))
 
-    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+    def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
         """See `Backend.submit`."""
         return self._port.submit(lane, steps, after)
 

@@ -119,8 +119,8 @@ class GenerationJob:
             told_at = min(EVENTS_BEHIND_STAGES, shape.stages - 1)
             with closing(executor.run(mover, block, shape, overlap=self.policy.overlap)) as visits:
                 for visit in visits:
-                    if visit.stage == shape.stages - 1 and visit.group == shape.groups - 1:
-                        if visit.turn == 0:
+                    if shape.ends_pass(visit):
+                        if visit.pass_number == 0:
                             prefill_end = time.perf_counter()
                             add_bytes(stats.prefill_link_bytes, mover.traffic.since(before))
                         block.tell_watch()

@@ -16,7 +16,7 @@ from scipy.optimize import nnls
 
 from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
 from flexref.architecture.spec import stages as stages_of
-from flexref.backend.protocol import Backend, Move, Span
+from flexref.backend.protocol import Backend, Lane, Move, Span
 from flexref.engine.engine import Engine
 from flexref.engine.generation import Request
 from flexref.engine.session import Session, always
@@ -95,11 +95,11 @@ def _submission(meter: Meter, memory: Memory) -> float:
     host, device = memory.buffer("host", MOVED_BYTES), memory.buffer("device", MOVED_BYTES)
     meter.backend.host_memory(host)[:] = np.arange(MOVED_BYTES, dtype=np.uint8)
     step = Move("measuring", Span(host, 0, MOVED_BYTES), Span(device, 0, MOVED_BYTES))
-    memory.submit("weights_in", [step]).wait()
+    memory.submit(Lane.WEIGHTS_IN, [step]).wait()
     values = []
     for _ in range(meter.sizes.repeats):
         begin = meter.clock()
-        tickets = [meter.backend.submit("weights_in", [step], ()) for _ in range(SUBMISSIONS)]
+        tickets = [meter.backend.submit(Lane.WEIGHTS_IN, [step], ()) for _ in range(SUBMISSIONS)]
         values.append((meter.clock() - begin) / SUBMISSIONS)
         tickets[-1].wait()
     return meter.median("one submission", "the host", values)

@@ -11,7 +11,7 @@ from statistics import fmean
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Buffer, HostWork, LaneStep, Move, Span, Ticket
+from flexref.backend.protocol import Buffer, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.errors import StorageError
 from flexref.machine.curves import Curve
 from flexref.machine.machine import LINKS, WEIGHT_FILE
@@ -41,7 +41,7 @@ DISK_REPEATS = 4
 class Link:
     """One link at work: the lane it is on, and `count` steps of `nbytes` each."""
 
-    lane: str
+    lane: Lane
     steps: Callable[[int, int], Sequence[LaneStep]]
 
 
@@ -107,7 +107,7 @@ def links_of(memory: Memory, found: Files, most_bytes: int) -> dict[str, Link]:
     content = memory.backend.host_memory(host)
     fill_bytes(content)
     everything = Move("measuring", Span(host, 0, most_bytes), Span(device, 0, most_bytes))
-    memory.submit("weights_in", [everything]).wait()
+    memory.submit(Lane.WEIGHTS_IN, [everything]).wait()
     spilling, reading = Places(found.spill_bytes), Places(found.weights_bytes)
 
     def read_back(nbytes: int) -> LaneStep:
@@ -129,11 +129,11 @@ def links_of(memory: Memory, found: Files, most_bytes: int) -> dict[str, Link]:
 
     unspilling, staging = Places(0), Places(most_bytes)
     return {
-        LINKS[0]: Link("weights_in", _moves(host, device)),
-        LINKS[1]: Link("cache_out", _moves(device, host)),
-        LINKS[3]: Link("disk_out", _each(spill)),
-        LINKS[2]: Link("disk_in", _each(read_back)),
-        WEIGHT_FILE: Link("disk_in", _each(read)),
+        LINKS[0]: Link(Lane.WEIGHTS_IN, _moves(host, device)),
+        LINKS[1]: Link(Lane.CACHE_OUT, _moves(device, host)),
+        LINKS[3]: Link(Lane.DISK_OUT, _each(spill)),
+        LINKS[2]: Link(Lane.DISK_IN, _each(read_back)),
+        WEIGHT_FILE: Link(Lane.DISK_IN, _each(read)),
     }
 
 
@@ -177,7 +177,7 @@ def copy_curves(meter: Meter, found: Files) -> dict[str, Curve]:
         for name, link in links.items():
             meter.tell(f"{name} copies" if name != WEIGHT_FILE else "reads of a weight file")
             wanted = {LINKS[2]: sizes.spills, LINKS[3]: sizes.spills, WEIGHT_FILE: sizes.reads}.get(name, copies)
-            on_disk = "disk" in link.lane
+            on_disk = link.lane in (Lane.DISK_IN, Lane.DISK_OUT)
             if name == LINKS[3]:
                 _write_another(found)
             points: list[tuple[float, float]] = []

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Buffer, LaneStep, Matrix, QuantizedMatrix, Ticket
+from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Buffer, Lane, LaneStep, Matrix, QuantizedMatrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.errors import CapacityError
 from flexref.storage.quant import group_count, packed_width
@@ -59,7 +59,7 @@ class Memory:
         """What is left of a tier."""
         return self._left[tier]
 
-    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket] = ()) -> Ticket:
+    def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket] = ()) -> Ticket:
         """Put steps that use this memory on a lane."""
         ticket = self.backend.submit(lane, steps, after)
         self._tickets.append(ticket)

@@ -19,7 +19,7 @@ that chose the group's tokens.
 
 from collections.abc import Iterable, Iterator
 
-from flexref.schedule.zigzag import Beat, Operation, Shape, Visit
+from flexref.schedule.zigzag import Beat, Computation, Hop, Kind, Movement, Operation, Shape, Visit
 
 
 def requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
@@ -29,95 +29,102 @@ def requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
     left out.
     """
     for needed in _requirements(operation, shape):
-        if needed.move == "compute" or needed.kind in shape.kinds:
+        if isinstance(needed, Computation) or needed.kind in shape.kinds:
             yield needed
 
 
 def _requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
-    if operation.kind == "weights":
+    if isinstance(operation, Computation):
+        yield from _computation(operation.visit)
+    elif operation.kind is Kind.WEIGHTS:
         yield from _weights(operation, shape)
-    elif operation.kind == "cache":
+    elif operation.hop in (Hop.STORE, Hop.SPILL):
+        yield from _results(operation, shape)
+    elif operation.kind is Kind.CACHE:
         yield from _cache(operation, shape)
-    elif operation.kind == "activations":
+    else:
         yield from _activations(operation, shape)
-    else:
-        visit = operation.visit
-        yield Operation("load", "weights", Visit(visit.turn, visit.stage, 0))
-        for kind in ("cache", "activations"):
-            yield Operation("fetch", kind, visit)  # attention on the host reads what was fetched, not what was loaded
-            yield Operation("load", kind, visit)
 
 
-def _weights(operation: Operation, shape: Shape) -> Iterator[Operation]:
+def _computation(visit: Visit) -> Iterator[Operation]:
+    yield Movement(Hop.LOAD, Kind.WEIGHTS, Visit(visit.pass_number, visit.stage, 0))
+    for kind in (Kind.CACHE, Kind.ACTIVATIONS):
+        yield Movement(Hop.FETCH, kind, visit)  # attention on the host reads what was fetched, not what was loaded
+        yield Movement(Hop.LOAD, kind, visit)
+
+
+def _weights(operation: Movement, shape: Shape) -> Iterator[Operation]:
     visit = operation.visit
-    if operation.move == "load":
-        yield Operation("fetch", "weights", visit)
-    earlier = shape.walk(visit) - shape.slots
-    if earlier < 0:
+    if operation.hop is Hop.LOAD:
+        yield Movement(Hop.FETCH, Kind.WEIGHTS, visit)
+    before = shape.first_visit(shape.stage_number(visit) - shape.slots)
+    if before is None:
         return
-    before = Visit(*divmod(earlier, shape.stages), 0)
-    if operation.move == "fetch":
-        yield Operation("load", "weights", before)  # it empties the staging slot on the host
+    if operation.hop is Hop.FETCH:
+        yield Movement(Hop.LOAD, Kind.WEIGHTS, before)  # it empties the staging slot on the host
     else:
-        yield Operation("compute", "", Visit(before.turn, before.stage, shape.groups - 1))
+        yield Computation(Visit(before.pass_number, before.stage, shape.groups - 1))
 
 
-def _cache(operation: Operation, shape: Shape) -> Iterator[Operation]:
-    visit, move = operation.visit, operation.move
-    before = shape.visit(shape.number(visit) - shape.slots)
-    last_turn = Visit(visit.turn - 1, visit.stage, visit.group) if visit.turn else None
-    if move == "fetch":
-        if last_turn is not None:
-            yield Operation("spill", "cache", last_turn)
+def _cache(operation: Movement, shape: Shape) -> Iterator[Operation]:
+    """What a fetch or a load of cache needs."""
+    visit, kind = operation.visit, operation.kind
+    before, earlier = _slot_before(visit, shape), shape.visit(shape.number(visit) - shape.stages * shape.groups)
+    if operation.hop is Hop.FETCH:
+        if earlier is not None:
+            yield Movement(Hop.SPILL, kind, earlier)
         if before is not None:
-            yield Operation("load", "cache", before)
-            yield Operation("compute", "", before)
-            yield Operation("spill", "cache", before)  # attention on the host appends to what was fetched
-    elif move == "load":
-        yield Operation("fetch", "cache", visit)
-        if last_turn is not None:
-            yield Operation("store", "cache", last_turn)
-        if before is not None:
-            yield Operation("compute", "", before)
-            yield Operation("store", "cache", before)
+            yield Movement(Hop.LOAD, kind, before)
+            yield Computation(before)
+            yield Movement(Hop.SPILL, kind, before)  # attention on the host appends to what was fetched
     else:
-        yield from _results(operation, shape, before)
+        yield Movement(Hop.FETCH, kind, visit)
+        if earlier is not None:
+            yield Movement(Hop.STORE, kind, earlier)
+        if before is not None:
+            yield Computation(before)
+            yield Movement(Hop.STORE, kind, before)
 
 
-def _activations(operation: Operation, shape: Shape) -> Iterator[Operation]:
-    visit, move = operation.visit, operation.move
-    before = shape.visit(shape.number(visit) - shape.slots)
-    if move == "fetch":
-        yield from _made_by(visit, shape, "spill")
+def _activations(operation: Movement, shape: Shape) -> Iterator[Operation]:
+    """What a fetch or a load of activations needs."""
+    visit, kind, before = operation.visit, operation.kind, _slot_before(operation.visit, shape)
+    if operation.hop is Hop.FETCH:
+        yield from _made_by(visit, shape, Hop.SPILL)
         if before is not None:
-            yield Operation("load", "activations", before)
-    elif move == "load":
-        yield Operation("fetch", "activations", visit)
-        yield from _made_by(visit, shape, "store")
-        if before is not None:
-            yield Operation("compute", "", before)
-            yield Operation("store", "activations", before)
+            yield Movement(Hop.LOAD, kind, before)
     else:
-        yield from _results(operation, shape, before)
+        yield Movement(Hop.FETCH, kind, visit)
+        yield from _made_by(visit, shape, Hop.STORE)
+        if before is not None:
+            yield Computation(before)
+            yield Movement(Hop.STORE, kind, before)
 
 
-def _made_by(visit: Visit, shape: Shape, move: str) -> Iterator[Operation]:
+def _made_by(visit: Visit, shape: Shape, hop: Hop) -> Iterator[Operation]:
     """What leaves the group's previous stage; in the first stage, the tokens that the last pass chose."""
-    if visit.stage:
-        yield Operation(move, "activations", Visit(visit.turn, visit.stage - 1, visit.group))
-    elif visit.turn:
-        yield Operation("compute", "", Visit(visit.turn - 1, shape.stages - 1, visit.group))
+    previous = shape.visit(shape.number(visit) - shape.groups)
+    if previous is None:
+        return
+    yield Movement(hop, Kind.ACTIVATIONS, previous) if visit.stage else Computation(previous)
 
 
-def _results(operation: Operation, shape: Shape, before: Visit | None) -> Iterator[Operation]:
+def _results(operation: Movement, shape: Shape) -> Iterator[Operation]:
     """A store needs the computation and an empty staging slot on the host; a spill needs the store."""
-    if operation.move == "store":
-        yield Operation("compute", "", operation.visit)
+    visit, kind = operation.visit, operation.kind
+    if operation.hop is Hop.STORE:
+        yield Computation(visit)
+        before = _slot_before(visit, shape)
         if before is not None:
-            yield Operation("spill", operation.kind, before)
+            yield Movement(Hop.SPILL, kind, before)
     else:
-        yield Operation("store", operation.kind, operation.visit)
-        yield Operation("compute", "", operation.visit)  # a spill straight from what attention on the host appended to
+        yield Movement(Hop.STORE, kind, visit)
+        yield Computation(visit)  # a spill straight from what attention on the host appended to
+
+
+def _slot_before(visit: Visit, shape: Shape) -> Visit | None:
+    """The visit that had the same slot last."""
+    return shape.visit(shape.number(visit) - shape.slots)
 
 
 def first_violation(order: Iterable[Beat], shape: Shape) -> tuple[Operation, Operation] | None:

@@ -1,77 +1,110 @@
 """Visits and beats: the order of loads, computation and stores of one block; it knows no device, no size and no clock.
 
-A pass walks all stages of the model once; the first is the prefill, each later one decodes a token per row. In a pass
-every stage is visited once per group, groups innermost, so that one fetch of a stage's weights serves the whole block
-(FlexGen, section 4.2, algorithm 1).
+A pass walks all stages of the model once; what it feeds of each row is the rows' own matter. In a pass every stage is
+visited once per group, groups innermost, so that one fetch of a stage's weights serves the whole block (FlexGen,
+section 4.2, algorithm 1).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
+
+
+class Kind(str, Enum):
+    """What a block moves between the tiers."""
+
+    WEIGHTS = "weights"
+    CACHE = "cache"
+    ACTIVATIONS = "activations"
+
+
+class Hop(str, Enum):
+    """One way from a tier to its neighbour."""
+
+    FETCH = "fetch"
+    """disk -> host"""
+    LOAD = "load"
+    """host -> device"""
+    STORE = "store"
+    """device -> host"""
+    SPILL = "spill"
+    """host -> disk"""
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
     """One stage computed for one group in one pass."""
 
-    turn: int
-    """Number of the pass; 0 is the prefill."""
+    pass_number: int
     stage: int
     group: int
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How much a block's schedule has of everything: at most `turns` passes over `stages` for `groups`.
+    """How much a block's schedule has of everything: at most `passes` over `stages` for `groups`.
 
     `slots` is how many stages' (or visits') streamed data may be on their way or in use at a time: 2 to work on one
     while the next arrives, 1 to do one thing after another. `kinds` are the kinds of data of which anything ever moves:
     what is all at home on the device needs no operations, no slot, and so no order.
     """
 
-    turns: int
+    passes: int
     stages: int
     groups: int
     slots: int
-    kinds: frozenset[str] = frozenset(("weights", "cache", "activations"))
+    kinds: frozenset[Kind] = frozenset(Kind)
 
     def number(self, visit: Visit) -> int:
         """Visits before `visit`."""
-        return (visit.turn * self.stages + visit.stage) * self.groups + visit.group
+        return self.stage_number(visit) * self.groups + visit.group
 
     def visit(self, number: int) -> Visit | None:
         """The visit with that number, None beyond either end."""
-        if not 0 <= number < self.turns * self.stages * self.groups:
+        if not 0 <= number < self.passes * self.stages * self.groups:
             return None
-        walk, group = divmod(number, self.groups)
-        return Visit(*divmod(walk, self.stages), group)
+        stage_number, group = divmod(number, self.groups)
+        return Visit(*divmod(stage_number, self.stages), group)
 
-    def walk(self, visit: Visit) -> int:
-        """Stages walked before the visit's, over all passes."""
-        return visit.turn * self.stages + visit.stage
+    def stage_number(self, visit: Visit) -> int:
+        """Stages before the visit's, over all passes."""
+        return visit.pass_number * self.stages + visit.stage
+
+    def first_visit(self, stage_number: int) -> Visit | None:
+        """The visit of group 0 in the stage with that number over all passes, None beyond either end."""
+        return self.visit(stage_number * self.groups)
+
+    def ends_pass(self, visit: Visit) -> bool:
+        """Whether the visit is the last one of its pass."""
+        return visit.stage == self.stages - 1 and visit.group == self.groups - 1
 
     def weights_slot(self, visit: Visit) -> int:
         """Which slot holds the streamed weights of the visit's stage."""
-        return self.walk(visit) % self.slots
+        return self.stage_number(visit) % self.slots
 
     def data_slot(self, visit: Visit) -> int:
         """Which slot holds the visit's streamed cache and activations."""
         return self.number(visit) % self.slots
 
 
-MOVES = ("fetch", "load", "store", "spill")
-"""disk -> host, host -> device, device -> host, host -> disk."""
+@dataclass(frozen=True, slots=True)
+class Movement:
+    """One kind of a visit's data goes one hop. Weights belong to a stage: theirs name the visit of group 0."""
+
+    hop: Hop
+    kind: Kind
+    visit: Visit
 
 
 @dataclass(frozen=True, slots=True)
-class Operation:
-    """One thing to do for a visit: a move of a kind of data, or `compute` (kind empty).
+class Computation:
+    """A visit's operators are called."""
 
-    Weights belong to a stage, so their operations name the visit of group 0.
-    """
-
-    move: str
-    kind: str
     visit: Visit
+
+
+Operation = Movement | Computation
+"""One thing to do for a visit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,84 +114,83 @@ class Beat:
     Prologue and epilogue are beats whose computation, or whose moves, are idle.
     """
 
-    ahead: tuple[Operation, ...]
-    compute: Operation | None
-    behind: tuple[Operation, ...]
+    ahead: tuple[Movement, ...]
+    computation: Computation | None
+    after: tuple[Movement, ...]
 
     def operations(self) -> Iterator[Operation]:
         """All of them in the order in which they are started."""
         yield from self.ahead
-        if self.compute is not None:
-            yield self.compute
-        yield from self.behind
+        if self.computation is not None:
+            yield self.computation
+        yield from self.after
 
 
-def zigzag(turns: int, stages: int, groups: int) -> Iterator[Visit]:
+def zigzag(passes: int, stages: int, groups: int) -> Iterator[Visit]:
     """Groups innermost, so that one fetch of a stage serves the whole block (FlexGen, section 4.2)."""
-    for turn in range(turns):
+    for pass_number in range(passes):
         for stage in range(stages):
             for group in range(groups):
-                yield Visit(turn, stage, group)
+                yield Visit(pass_number, stage, group)
 
 
-def _inward(kind: str, visit: Visit | None) -> tuple[Operation, ...]:
+def _inward(kind: Kind, visit: Visit | None) -> tuple[Movement, ...]:
     if visit is None:
         return ()
-    return Operation("fetch", kind, visit), Operation("load", kind, visit)
+    return Movement(Hop.FETCH, kind, visit), Movement(Hop.LOAD, kind, visit)
 
 
-def _outward(visit: Visit) -> tuple[Operation, ...]:
-    return tuple(Operation(move, kind, visit) for kind in ("cache", "activations") for move in ("store", "spill"))
+def _outward(visit: Visit) -> tuple[Movement, ...]:
+    return tuple(
+        Movement(hop, kind, visit) for kind in (Kind.CACHE, Kind.ACTIVATIONS) for hop in (Hop.STORE, Hop.SPILL)
+    )
 
 
 def serial(shape: Shape) -> Iterator[Beat]:
     """Everything for one visit in one beat: the same visits with nothing ahead of its need."""
-    for visit in zigzag(shape.turns, shape.stages, shape.groups):
-        weights = _inward("weights", visit) if visit.group == 0 else ()
-        ahead = (*weights, *_inward("cache", visit), *_inward("activations", visit))
-        yield Beat(ahead, Operation("compute", "", visit), _outward(visit))
+    for visit in zigzag(shape.passes, shape.stages, shape.groups):
+        weights = _inward(Kind.WEIGHTS, visit) if visit.group == 0 else ()
+        ahead = (*weights, *_inward(Kind.CACHE, visit), *_inward(Kind.ACTIVATIONS, visit))
+        yield Beat(ahead, Computation(visit), _outward(visit))
 
 
 def overlapped(shape: Shape) -> Iterator[Beat]:
-    """Loads one visit ahead (weights one stage, disk reads of weights two), stores right behind the computation."""
+    """Loads one visit ahead (weights one stage, disk reads of weights two), stores right after the computation."""
     first = Visit(0, 0, 0)
     start = (
-        *_inward("weights", first),
-        *_fetch_weights(shape, 1),
-        *_inward("cache", first),
-        *_inward("activations", first),
+        *_inward(Kind.WEIGHTS, first),
+        *_weights(Hop.FETCH, shape, 1),
+        *_inward(Kind.CACHE, first),
+        *_inward(Kind.ACTIVATIONS, first),
     )
     yield Beat(start, None, ())
-    for visit in zigzag(shape.turns, shape.stages, shape.groups):
+    for visit in zigzag(shape.passes, shape.stages, shape.groups):
         following = shape.visit(shape.number(visit) + 1)
-        ahead: list[Operation] = []
+        ahead: list[Movement] = []
         if visit.group == 0:
-            ahead += [
-                Operation("load", "weights", operation.visit)
-                for operation in _fetch_weights(shape, shape.walk(visit) + 1)
-            ]
-            ahead += _fetch_weights(shape, shape.walk(visit) + 2)
-        ahead += _inward("cache", following)
+            stage_number = shape.stage_number(visit)
+            ahead += _weights(Hop.LOAD, shape, stage_number + 1)
+            ahead += _weights(Hop.FETCH, shape, stage_number + 2)
+        ahead += _inward(Kind.CACHE, following)
         # A group's activations leave one stage for the next: with a single group they cannot arrive before this
         # visit's results have left, and with several they can.
-        arriving = _inward("activations", following)
-        behind = _outward(visit)
+        arriving = _inward(Kind.ACTIVATIONS, following)
+        after = _outward(visit)
         if shape.groups == 1:
-            behind += arriving
+            after += arriving
         else:
             ahead += arriving
-        yield Beat(tuple(ahead), Operation("compute", "", visit), behind)
+        yield Beat(tuple(ahead), Computation(visit), after)
 
 
-def _fetch_weights(shape: Shape, walk: int) -> tuple[Operation, ...]:
-    """The disk read of the weights of stage number `walk` over all passes, if there is one."""
-    if walk >= shape.turns * shape.stages:
-        return ()
-    return (Operation("fetch", "weights", Visit(*divmod(walk, shape.stages), 0)),)
+def _weights(hop: Hop, shape: Shape, stage_number: int) -> tuple[Movement, ...]:
+    """One hop of the weights of the stage with that number over all passes, if there is one."""
+    visit = shape.first_visit(stage_number)
+    return () if visit is None else (Movement(hop, Kind.WEIGHTS, visit),)
 
 
 def beats(shape: Shape, *, overlap: bool) -> Iterator[Beat]:
     """The block's beats: two ways of pipelining the same visits."""
     for beat in overlapped(shape) if overlap else serial(shape):
-        ahead, behind = (tuple(each for each in part if each.kind in shape.kinds) for part in (beat.ahead, beat.behind))
-        yield Beat(ahead, beat.compute, behind)
+        ahead, after = (tuple(each for each in part if each.kind in shape.kinds) for part in (beat.ahead, beat.after))
+        yield Beat(ahead, beat.computation, after)

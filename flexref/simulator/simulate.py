@@ -121,7 +121,7 @@ class Simulation:
         shape = planned.shape(len(passes))
         watch = Watch(
             on_computed=None if trace is None else trace.on_computed,
-            on_visit=lambda stage, group, turn: self.backend.timing.spend(self.machine.host_s.visit),
+            on_visit=lambda stage, group, pass_number: self.backend.timing.spend(self.machine.host_s.visit),
         )
         block = simulated_block(planned, self._weights, session.mover, shape, watch)
         session.mover.traffic.on_done = None if trace is None else trace.on_done
@@ -136,14 +136,14 @@ class Simulation:
         """The account of every pass that is simulated, the last one's with what is still under way at its end."""
         before = self._seen()
         for visit in executor.run(self._session.mover, block, shape, overlap=self.policy.overlap):
-            if visit.stage != shape.stages - 1 or visit.group != shape.groups - 1:
+            if not shape.ends_pass(visit):
                 continue
             block.tell_watch()
-            if visit.turn < shape.turns - 1:
+            if visit.pass_number < shape.passes - 1:
                 now = self._seen()
                 yield _difference(now, before)
                 before = now
-                skipped = passes[visit.turn + 1] - passes[visit.turn] - 1
+                skipped = passes[visit.pass_number + 1] - passes[visit.pass_number] - 1
                 for group in block.groups:
                     group.skip(skipped)
         yield _difference(self._seen(), before)

@@ -2,12 +2,24 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from flexref.backend.protocol import Backend
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Copy, Region, Tier
 
-KIND = "activations"
+
+class ActivationRoom(str, Enum):
+    """What a block's hidden states and token rows take memory for, by the name that it is counted under."""
+
+    HOME = "activations"
+    SLOTS = "activation slots"
+    STAGING_IN = "activation staging in"
+    STAGING_OUT = "activation staging out"
+    TOKEN_ROW_SLOTS = "token row slots"
+    TOKEN_ROW_STAGING = "token row staging"
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +49,19 @@ class ActivationsPlan:
     def _largest(self, tiers: Sequence[Tier]) -> int:
         return max((group.most_bytes for group in self.groups if group.home in tiers), default=0)
 
-    def needs(self) -> Iterator[tuple[Tier, str, int]]:
-        """(tier, holder, bytes) of everything that `ActivationStore` will take."""
+    def needs(self) -> Iterator[tuple[Tier, ActivationRoom, int]]:
+        """(tier, room, bytes) of everything that `ActivationStore` will take."""
         for tier in Tier:
             if self.bytes_at_home(tier):
-                yield tier, "activations", self.bytes_at_home(tier)
+                yield tier, ActivationRoom.HOME, self.bytes_at_home(tier)
         if self._largest((Tier.HOST, Tier.DISK)):
-            yield Tier.DEVICE, "activation slots", self.slots * self._largest((Tier.HOST, Tier.DISK))
+            yield Tier.DEVICE, ActivationRoom.SLOTS, self.slots * self._largest((Tier.HOST, Tier.DISK))
         if self._largest((Tier.DISK,)):
-            yield Tier.HOST, "activation staging in", self.slots * self._largest((Tier.DISK,))
-            yield Tier.HOST, "activation staging out", self.slots * self._largest((Tier.DISK,))
+            yield Tier.HOST, ActivationRoom.STAGING_IN, self.slots * self._largest((Tier.DISK,))
+            yield Tier.HOST, ActivationRoom.STAGING_OUT, self.slots * self._largest((Tier.DISK,))
         if self.token_rows_bytes:
-            yield Tier.DEVICE, "token row slots", self.slots * self.token_rows_bytes
-            yield Tier.HOST, "token row staging", self.slots * self.token_rows_bytes
+            yield Tier.DEVICE, ActivationRoom.TOKEN_ROW_SLOTS, self.slots * self.token_rows_bytes
+            yield Tier.HOST, ActivationRoom.TOKEN_ROW_STAGING, self.slots * self.token_rows_bytes
 
 
 @dataclass(slots=True)
@@ -59,20 +71,20 @@ class ActivationStore:
     plan: ActivationsPlan
     backend: Backend
     _homes: list[Region] = field(default_factory=list)
-    _regions: dict[tuple[Tier, str], list[Region]] = field(default_factory=dict)
+    _slots: dict[ActivationRoom, list[Region]] = field(default_factory=dict)
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
 
     def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
         """Take all memory that the plan names."""
         homes: dict[Tier, Region] = {}
-        for tier, holder, nbytes in self.plan.needs():
-            region = arenas[tier].take(holder, nbytes)
-            self._taken.append((arenas[tier], holder, region))
-            if holder == KIND:
+        for tier, room, nbytes in self.plan.needs():
+            region = arenas[tier].take(room, nbytes)
+            self._taken.append((arenas[tier], room, region))
+            if room is ActivationRoom.HOME:
                 homes[tier] = region
             else:
                 size = nbytes // self.plan.slots
-                self._regions[tier, holder] = [region.part(slot * size, size) for slot in range(self.plan.slots)]
+                self._slots[room] = [region.part(slot * size, size) for slot in range(self.plan.slots)]
         used = dict.fromkeys(Tier, 0)
         for group in self.plan.groups:
             self._homes.append(homes[group.home].part(used[group.home], group.most_bytes))
@@ -88,13 +100,13 @@ class ActivationStore:
         """Where the group's hidden states are while a visit computes on them."""
         if self.plan.groups[group].home is Tier.DEVICE:
             return self._homes[group]
-        return self._regions[Tier.DEVICE, "activation slots"][slot]
+        return self._slots[ActivationRoom.SLOTS][slot]
 
     def fetch(self, group: int, nbytes: int, slot: int) -> list[Copy]:
         """disk -> host."""
         if self.plan.groups[group].home is not Tier.DISK:
             return []
-        return [self._copy(group, self._homes[group], self._regions[Tier.HOST, "activation staging in"][slot], nbytes)]
+        return [self._copy(group, self._homes[group], self._slots[ActivationRoom.STAGING_IN][slot], nbytes)]
 
     def load(self, group: int, nbytes: int, slot: int) -> list[Copy]:
         """host -> device."""
@@ -103,8 +115,8 @@ class ActivationStore:
             return []
         source = self._homes[group]
         if home is Tier.DISK:
-            source = self._regions[Tier.HOST, "activation staging in"][slot]
-        return [self._copy(group, source, self._regions[Tier.DEVICE, "activation slots"][slot], nbytes)]
+            source = self._slots[ActivationRoom.STAGING_IN][slot]
+        return [self._copy(group, source, self._slots[ActivationRoom.SLOTS][slot], nbytes)]
 
     def store(self, group: int, nbytes: int, slot: int) -> list[Copy]:
         """device -> host."""
@@ -113,19 +125,19 @@ class ActivationStore:
             return []
         target = self._homes[group]
         if home is Tier.DISK:
-            target = self._regions[Tier.HOST, "activation staging out"][slot]
-        return [self._copy(group, self._regions[Tier.DEVICE, "activation slots"][slot], target, nbytes)]
+            target = self._slots[ActivationRoom.STAGING_OUT][slot]
+        return [self._copy(group, self._slots[ActivationRoom.SLOTS][slot], target, nbytes)]
 
     def spill(self, group: int, nbytes: int, slot: int) -> list[Copy]:
         """host -> disk."""
         if self.plan.groups[group].home is not Tier.DISK:
             return []
-        return [self._copy(group, self._regions[Tier.HOST, "activation staging out"][slot], self._homes[group], nbytes)]
+        return [self._copy(group, self._slots[ActivationRoom.STAGING_OUT][slot], self._homes[group], nbytes)]
 
     def token_rows(self, tier: Tier, slot: int) -> Region:
         """Where the gathered rows of the token table are on host or device."""
-        holder = "token row staging" if tier is Tier.HOST else "token row slots"
-        return self._regions[tier, holder][slot]
+        room = ActivationRoom.TOKEN_ROW_STAGING if tier is Tier.HOST else ActivationRoom.TOKEN_ROW_SLOTS
+        return self._slots[room][slot]
 
     def load_token_rows(self, nbytes: int, slot: int) -> list[Copy]:
         """host -> device of what was gathered; the rows are weights."""
@@ -133,4 +145,4 @@ class ActivationStore:
         return [Copy("weights", "token rows", source.part(0, nbytes), target.part(0, nbytes))]
 
     def _copy(self, group: int, source: Region, target: Region, nbytes: int) -> Copy:
-        return Copy(KIND, f"group {group} activations", source.part(0, nbytes), target.part(0, nbytes))
+        return Copy("activations", f"group {group} activations", source.part(0, nbytes), target.part(0, nbytes))

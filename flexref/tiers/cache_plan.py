@@ -1,11 +1,23 @@
 """Where the KV caches of a block are to lie, row by row: homes, slots and staging in bytes; it moves nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import cached_property
 
 from flexref.backend.records import RecordLayout
 from flexref.tiers.transfer import Tier
+
+
+class CacheRoom(str, Enum):
+    """What a block's caches take memory for, by the name that it is counted under."""
+
+    HOME = "KV cache"
+    SLOTS = "KV cache slots"
+    STAGING_IN = "KV cache staging in"
+    STAGING_OUT = "KV cache staging out"
+
+    __str__ = str.__str__
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,34 +93,33 @@ class CachePlan:
             for tier in Tier
         }
 
-    def _largest(self, tokens: Mapping[Tier, str]) -> int:
-        """Bytes of the largest group, counting for each home tier the named tokens of its rows."""
-        sums = (sum(getattr(row, tokens[row.home]) for row in group if row.home in tokens) for group in self.groups)
+    def _largest(self, tokens: Callable[[RowPlan], int], homes: tuple[Tier, ...]) -> int:
+        """Bytes of the most tokens that a group has, counting so many of each row that is at home on one of `homes`."""
+        sums = (sum(tokens(row) for row in group if row.home in homes) for group in self.groups)
         return max(sums, default=0) * self.layout.record_bytes
 
     @property
     def slot_bytes(self) -> int:
         """Device bytes of one slot: the caches of one group's rows that are at home elsewhere."""
-        tokens = "prompt_tokens" if self.far else "capacity_tokens"  # see `slot_tokens`
-        return self._largest({Tier.HOST: tokens, Tier.DISK: tokens})
+        return self._largest(self.slot_tokens, (Tier.HOST, Tier.DISK))
 
     @property
     def staging_in_bytes(self) -> int:
         """Host bytes of one slot for caches that come from disk."""
-        return self._largest({Tier.DISK: "capacity_tokens"})
+        return self._largest(lambda row: row.capacity_tokens, (Tier.DISK,))
 
     @property
     def staging_out_bytes(self) -> int:
         """Host bytes of one slot for new records on their way to disk: at most a prompt's."""
-        return self._largest({Tier.DISK: "prompt_tokens"})
+        return self._largest(lambda row: row.prompt_tokens, (Tier.DISK,))
 
-    def needs(self) -> Iterator[tuple[Tier, str, int]]:
-        """(tier, holder, bytes) of everything that `CacheStore` will take."""
+    def needs(self) -> Iterator[tuple[Tier, CacheRoom, int]]:
+        """(tier, room, bytes) of everything that `CacheStore` will take."""
         for tier in Tier:
             if self.layer_bytes(tier):
-                yield tier, "KV cache", self.layers * self.layer_bytes(tier)
+                yield tier, CacheRoom.HOME, self.layers * self.layer_bytes(tier)
         if self.slot_bytes:
-            yield Tier.DEVICE, "KV cache slots", self.slots * self.slot_bytes
+            yield Tier.DEVICE, CacheRoom.SLOTS, self.slots * self.slot_bytes
         if self.staging_in_bytes:
-            yield Tier.HOST, "KV cache staging in", self.slots * self.staging_in_bytes
-            yield Tier.HOST, "KV cache staging out", self.slots * self.staging_out_bytes
+            yield Tier.HOST, CacheRoom.STAGING_IN, self.slots * self.staging_in_bytes
+            yield Tier.HOST, CacheRoom.STAGING_OUT, self.slots * self.staging_out_bytes

@@ -7,7 +7,7 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Array, Backend, HostWork, LaneStep, Move, Span, Ticket
+from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Tier, Traffic, Transfer, host_bytes
 
 
@@ -31,10 +31,10 @@ class Mover:
     def __init__(self, backend: Backend, traffic: Traffic, check: Callable[[], None] = _nothing) -> None:
         self.backend, self.traffic, self.check = backend, traffic, check
         self.abandoned = False
-        self._open: list[tuple[str, Sequence[Transfer], Ticket]] = []
-        self._unsure: set[str] = set()
+        self._open: list[tuple[Lane, Sequence[Transfer], Ticket]] = []
+        self._unsure: set[Lane] = set()
 
-    def submit(self, lane: str, copies: Sequence[Transfer], after: Sequence[Ticket]) -> Ticket:
+    def submit(self, lane: Lane, copies: Sequence[Transfer], after: Sequence[Ticket]) -> Ticket:
         """Run `copies` one after another on `lane` when `after` is done."""
         for copy in copies:
             self.traffic.started(copy)
@@ -44,7 +44,7 @@ class Mover:
         self._unsure.discard(lane)
         return ticket
 
-    def run(self, lane: str, copies: Sequence[Transfer]) -> None:
+    def run(self, lane: Lane, copies: Sequence[Transfer]) -> None:
         """Run `copies` now; however it ends, nothing is under way any more, and nothing is left to be raised later."""
         try:
             self.submit(lane, copies, ()).wait()

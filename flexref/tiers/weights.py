@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Matrix, QuantizedMatrix
+from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Lane, Matrix, QuantizedMatrix
 from flexref.backend.records import aligned
 from flexref.errors import PolicyError, in_gib
 from flexref.storage.checks import PartChecker
@@ -257,7 +257,7 @@ class WeightStore:
         target = located.region.part(0, run.nbytes)
         check = partial(_check_run, run) if self.source.checked else None
         copy = Copy("weights", "loading", self._on_disk(run), target, check)
-        self.mover.run("weights_in", [copy])
+        self.mover.run(Lane.WEIGHTS_IN, [copy])
         self._progress(run.nbytes)
 
     def _through(self, run: Run, bounce: Region, home: Located | None) -> None:
@@ -270,7 +270,7 @@ class WeightStore:
             copies = [Copy("weights", "loading", self._on_disk(run, start, size), piece, check)]
             if home is not None:
                 copies.append(Copy("weights", "loading", piece, home.region.part(start, size)))
-            self.mover.run("weights_in", copies)
+            self.mover.run(Lane.WEIGHTS_IN, copies)
             self._progress(size)
 
     def _progress(self, nbytes: int) -> None:

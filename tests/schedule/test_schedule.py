@@ -8,15 +8,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.schedule.hazards import first_violation, requirements
-from flexref.schedule.zigzag import Beat, Operation, Shape, Visit, beats, zigzag
+from flexref.schedule.zigzag import (
+    Beat,
+    Computation,
+    Hop,
+    Kind,
+    Movement,
+    Operation,
+    Shape,
+    Visit,
+    beats,
+    zigzag,
+)
 
 SHAPES = st.builds(Shape, st.integers(1, 4), st.integers(3, 6), st.integers(1, 4), st.just(2))
 
-KINDS = ("weights", "cache", "activations")
-
 
 def test_groups_are_innermost_so_that_a_stage_is_fetched_once_per_pass() -> None:
-    order = list(zigzag(turns=1, stages=2, groups=2))
+    order = list(zigzag(passes=1, stages=2, groups=2))
     assert order == [Visit(0, 0, 0), Visit(0, 0, 1), Visit(0, 1, 0), Visit(0, 1, 1)]
 
 
@@ -26,39 +35,41 @@ def test_every_operation_starts_once_and_after_all_that_it_requires(shape: Shape
     assert first_violation(order, shape) is None
     counts = Counter(operation for beat in order for operation in beat.operations())
     assert set(counts.values()) == {1}
-    visits = shape.turns * shape.stages * shape.groups
-    weights = 2 * shape.turns * shape.stages
+    visits = shape.passes * shape.stages * shape.groups
+    weights = 2 * shape.passes * shape.stages
     assert len(counts) == weights + visits * (1 + 4 * 2)
 
 
-@given(SHAPES, st.sets(st.sampled_from(KINDS)), st.booleans())
+@given(SHAPES, st.sets(st.sampled_from(Kind)), st.booleans())
 def test_kinds_that_never_move_take_nothing_from_the_order_of_the_others(
-    shape: Shape, kinds: set[str], overlap: bool
+    shape: Shape, kinds: set[Kind], overlap: bool
 ) -> None:
     fewer = replace(shape, kinds=frozenset(kinds))
     left = [operation for beat in beats(fewer, overlap=overlap) for operation in beat.operations()]
     whole = [operation for beat in beats(shape, overlap=overlap) for operation in beat.operations()]
-    assert left == [operation for operation in whole if operation.move == "compute" or operation.kind in kinds]
+    assert left == [operation for operation in whole if isinstance(operation, Computation) or operation.kind in kinds]
     assert first_violation(beats(fewer, overlap=overlap), fewer) is None
     for operation in left:
         needed = set(requirements(operation, shape))
         assert set(requirements(operation, fewer)) == needed & set(left)
         # What one kind's moves wait for is of that kind, or computed: so nothing is lost with another kind.
-        assert operation.move == "compute" or all(each.kind in ("", operation.kind) for each in needed)
+        assert isinstance(operation, Computation) or all(
+            isinstance(each, Computation) or each.kind is operation.kind for each in needed
+        )
 
 
 @given(SHAPES)
 def test_serial_order_needs_one_slot_only(shape: Shape) -> None:
-    single = Shape(shape.turns, shape.stages, shape.groups, slots=1)
+    single = Shape(shape.passes, shape.stages, shape.groups, slots=1)
     assert first_violation(beats(single, overlap=False), single) is None
 
 
 @given(SHAPES)
 def test_overlap_computes_the_same_visits_in_the_same_order(shape: Shape) -> None:
     def computed(overlap: bool) -> list[Visit]:
-        return [beat.compute.visit for beat in beats(shape, overlap=overlap) if beat.compute]
+        return [beat.computation.visit for beat in beats(shape, overlap=overlap) if beat.computation]
 
-    assert computed(True) == computed(False) == list(zigzag(shape.turns, shape.stages, shape.groups))
+    assert computed(True) == computed(False) == list(zigzag(shape.passes, shape.stages, shape.groups))
 
 
 @given(SHAPES, st.booleans())
@@ -67,14 +78,14 @@ def test_no_slot_is_refilled_while_what_it_holds_is_still_to_be_used(shape: Shap
     computed: set[Visit] = set()
     for beat in beats(shape, overlap=overlap):
         for operation in beat.operations():
-            if operation.move == "load" and operation.kind == "weights":
+            if isinstance(operation, Movement) and (operation.hop, operation.kind) == (Hop.LOAD, Kind.WEIGHTS):
                 slot = shape.weights_slot(operation.visit)
                 if slot in holds:
                     old = holds[slot].visit
-                    assert all(Visit(old.turn, old.stage, group) in computed for group in range(shape.groups))
+                    assert all(Visit(old.pass_number, old.stage, group) in computed for group in range(shape.groups))
                 holds[slot] = operation
-            elif operation.move == "compute":
-                expected = Visit(operation.visit.turn, operation.visit.stage, 0)
+            elif isinstance(operation, Computation):
+                expected = Visit(operation.visit.pass_number, operation.visit.stage, 0)
                 assert holds[shape.weights_slot(operation.visit)].visit == expected
                 computed.add(operation.visit)
 
@@ -83,11 +94,10 @@ def test_no_slot_is_refilled_while_what_it_holds_is_still_to_be_used(shape: Shap
 def test_weights_arrive_one_stage_ahead_of_their_use(shape: Shape) -> None:
     started: set[Operation] = set()
     for beat in beats(shape, overlap=True):
-        if beat.compute is not None:
-            walk = shape.walk(beat.compute.visit) + 1
-            following = Visit(*divmod(walk, shape.stages), 0)
-            if following.turn < shape.turns:
-                assert Operation("load", "weights", following) in started | set(beat.ahead)
+        if beat.computation is not None:
+            following = shape.first_visit(shape.stage_number(beat.computation.visit) + 1)
+            if following is not None:
+                assert Movement(Hop.LOAD, Kind.WEIGHTS, following) in started | set(beat.ahead)
         started.update(beat.operations())
 
 
