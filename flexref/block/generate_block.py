@@ -7,10 +7,11 @@ import numpy as np
 
 from flexref.architecture.spec import Stage
 from flexref.backend.protocol import Array
-from flexref.block.memory_plan import LOGITS_DTYPE
+from flexref.block.compute import BlockComputation
+from flexref.block.memory_plan import LOGITS_DTYPE, BlockRoom
+from flexref.block.moves import BlockMoves
 from flexref.block.rows import Group, Judge, TokenEvent
 from flexref.block.visits import hidden_visit
-from flexref.block.walk import Walk
 from flexref.model import opt
 from flexref.model.weights import head_weights
 from flexref.sampling.sampler import Sampler
@@ -19,7 +20,7 @@ from flexref.tiers.transfer import view
 
 
 @dataclass(eq=False)
-class Block(Walk):
+class GenerateBlock(BlockMoves, BlockComputation):
     """The `executor.Work` of one block. `events` collects new tokens until they are taken."""
 
     sampler: Sampler
@@ -35,7 +36,7 @@ class Block(Walk):
         be, spec = self.backend, self.weights.plan.file.spec
         rows = len(group.alive)
         start = visit.group * (self.plan.logits_bytes + self.plan.hidden_bytes)
-        region = self._regions["logits"]
+        region = self._regions[BlockRoom.LOGITS]
         logits: Any = view(be, region, (rows, spec.vocabulary), LOGITS_DTYPE, start)
         hidden: Any = view(be, region, (rows, spec.embed_width), be.caps.compute_dtype, start + self.plan.logits_bytes)
         weights = head_weights(spec, self._stage_operands(visit, rows), stage.index)
@@ -47,12 +48,14 @@ class Block(Walk):
 
     def _choose(self, visit: Visit, group: Group, logits: Array) -> None:
         alive = [row for _, row in group.alive]
-        numbers = np.array([row.number for row in alive], np.int64)
+        numbers, steps = (
+            np.array(values, np.int64) for values in zip(*((row.number, len(row.tokens)) for row in alive), strict=True)
+        )
         watch = self.watch
         seen = self.backend.download(logits) if watch.on_logits is not None or watch.on_choice is not None else None
         if watch.on_logits is not None and seen is not None:
-            watch.on_logits(numbers, visit.pass_number, seen)
-        chosen = self.sampler.choose(self.backend, logits, numbers, visit.pass_number)
+            watch.on_logits(numbers, steps, seen)
+        chosen = self.sampler.choose(self.backend, logits, numbers, steps)
         if watch.on_choice is not None and seen is not None:
             watch.on_choice(numbers, seen, chosen)
         events = group.accept(chosen, self.judge)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -45,6 +46,18 @@ Need = tuple[Tier, str, int]
 AnyRow = TypeVar("AnyRow")
 
 
+class BlockRoom(str, Enum):
+    """What a block takes memory for beside its stores, by the name that it is counted under."""
+
+    LOGITS = "logits"
+    LOGITS_ON_HOST = "logits on host"
+    WORKSPACE = "workspace"
+    EXPANDED = "expanded weights"
+    ATTENTION_ON_HOST = "attention on host"
+
+    __str__ = str.__str__
+
+
 @dataclass(frozen=True)
 class BlockPlan:
     """One block's memory.
@@ -79,19 +92,19 @@ class BlockPlan:
         yield from self.activations.needs()
         yield from self.own_needs()
 
-    def own_needs(self) -> Iterator[Need]:
+    def own_needs(self) -> Iterator[tuple[Tier, BlockRoom, int]]:
         """What belongs to no store."""
         groups = len(self.cache.groups)
         if self.tile_logits_bytes:
-            yield Tier.DEVICE, "logits", LOGITS_SLOTS * self.tile_logits_bytes
-            yield Tier.HOST, "logits on host", LOGITS_SLOTS * self.tile_logits_bytes
+            yield Tier.DEVICE, BlockRoom.LOGITS, LOGITS_SLOTS * self.tile_logits_bytes
+            yield Tier.HOST, BlockRoom.LOGITS_ON_HOST, LOGITS_SLOTS * self.tile_logits_bytes
         else:
-            yield Tier.DEVICE, "logits", groups * (self.logits_bytes + self.hidden_bytes)
-        yield Tier.DEVICE, "workspace", self.workspace_bytes
+            yield Tier.DEVICE, BlockRoom.LOGITS, groups * (self.logits_bytes + self.hidden_bytes)
+        yield Tier.DEVICE, BlockRoom.WORKSPACE, self.workspace_bytes
         if self.expanded_bytes:
-            yield Tier.DEVICE, "expanded weights", self.expanded_bytes
+            yield Tier.DEVICE, BlockRoom.EXPANDED, self.expanded_bytes
         if self.far_bytes:
-            yield Tier.HOST, "attention on host", self.far_bytes
+            yield Tier.HOST, BlockRoom.ATTENTION_ON_HOST, self.far_bytes
 
 
 def blocks_of(rows: Sequence[AnyRow], policy: Policy) -> list[Sequence[AnyRow]]:

@@ -39,22 +39,44 @@ class Row:
     finish_reason: str | None = None
     scored: int = 0
     """Of how many of the prompt's last tokens the next one is scored, where none is generated."""
+    seen: int = 0
+    """How many of its tokens the model has seen, the prompt's first: their K and V are in the cache."""
 
     @property
     def lengths(self) -> RowLengths:
         """The row in numbers, as long as it may become."""
         return RowLengths(len(self.prompt), self.limit, self.scored)
 
-    def in_pass(self, place: int) -> RowPass:
-        """What the next pass has of this row, the row number `place` of its group."""
-        if not self.tokens:
-            return RowPass(place, 0, len(self.prompt))
-        return RowPass(place, len(self.prompt) + len(self.tokens) - 1, 1)
+    @property
+    def due(self) -> tuple[int, ...]:
+        """The token ids that the next pass feeds: all that are known and have not been seen."""
+        unseen_from = self.seen - len(self.prompt)
+        return tuple(self.tokens[unseen_from:]) if unseen_from >= 0 else (*self.prompt[self.seen :], *self.tokens)
 
     @property
-    def fresh(self) -> tuple[int, ...]:
-        """The token ids that the next pass feeds."""
-        return self.prompt if not self.tokens else (self.tokens[-1],)
+    def due_prompt_tokens(self) -> int:
+        """How many of those are the prompt's."""
+        return max(0, len(self.prompt) - self.seen)
+
+    def in_pass(self, place: int) -> RowPass:
+        """What the next pass has of this row, whose place in its group that is."""
+        return RowPass(place, self.seen, len(self.prompt) + len(self.tokens) - self.seen)
+
+    def push(self, token_id: int) -> None:
+        """All that was due has been seen, and this token has been chosen to come next."""
+        self.seen = len(self.prompt) + len(self.tokens)
+        self.tokens.append(token_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Fed:
+    """Tokens that went through the model: of prompts, and of those that were generated."""
+
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+    def __add__(self, other: "Fed") -> "Fed":
+        return Fed(self.prompt_tokens + other.prompt_tokens, self.generated_tokens + other.generated_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +112,7 @@ class Group:
 
     def token_ids(self) -> npt.NDArray[np.int32]:
         """(T,) ids that the next pass feeds, row after row."""
-        return np.array([token for _, row in self.alive for token in row.fresh], np.int32)
+        return np.array([token for _, row in self.alive for token in row.due], np.int32)
 
     def position_ids(self) -> npt.NDArray[np.int32]:
         """(T,) rows of the position table: OPT counts positions from 0 and stores them behind an offset."""
@@ -105,7 +127,7 @@ class Group:
         return (np.cumsum([row.new for row in self.in_pass]) - 1).astype(np.int32)
 
     def scored_tokens(self) -> npt.NDArray[np.int32]:
-        """(N,) behind which of the T tokens of a prefill the next one is scored."""
+        """(N,) after which of the T tokens of a pass that feeds whole prompts the next one is scored."""
         ends = np.cumsum([row.new for row in self.in_pass])
         parts = [np.arange(end - row.scored, end) for end, (_, row) in zip(ends, self.alive, strict=True)]
         return np.concatenate(parts).astype(np.int32)
@@ -115,19 +137,26 @@ class Group:
         numbers = [row.number for _, row in self.alive]
         return np.repeat(np.array(numbers, np.int64), [row.new for row in self.in_pass])
 
+    @property
+    def fed(self) -> Fed:
+        """What the next pass feeds."""
+        of_prompts = sum(row.due_prompt_tokens for _, row in self.alive)
+        return Fed(of_prompts, self.tokens - of_prompts)
+
     def accept(self, token_ids: npt.NDArray[np.int64], judge: Judge) -> list[TokenEvent]:
         """Give every live row its next token; rows that may have no more, or that `judge` stops, retire."""
         events = []
         for (_, row), token_id in zip(self.alive, token_ids.tolist(), strict=True):
-            row.tokens.append(token_id)
+            row.push(token_id)
             row.finish_reason = judge(row) or ("length" if len(row.tokens) >= row.limit else None)
             events.append(TokenEvent(row.number, token_id, row.finish_reason))
         self._look()
         return events
 
     def skip(self, tokens: int) -> None:
-        """Let every live row have `tokens` more, whatever they are, as if so many passes were behind it."""
+        """Let every live row have `tokens` more, whatever they are, as if it had gone through so many passes."""
         if tokens:
             for _, row in self.alive:
-                row.tokens.extend([0] * tokens)
+                for _ in range(tokens):
+                    row.push(0)
             self._look()

@@ -13,10 +13,11 @@ import numpy.typing as npt
 from flexref.architecture.spec import Stage
 from flexref.backend.protocol import Array, Ticket
 from flexref.backend.records import DTYPE_BYTES
-from flexref.block.memory_plan import LOGITS_DTYPE, LOGITS_SLOTS, SCORED_AT_ONCE
+from flexref.block.compute import BlockComputation
+from flexref.block.memory_plan import LOGITS_DTYPE, LOGITS_SLOTS, SCORED_AT_ONCE, BlockRoom
+from flexref.block.moves import ACTIVATION_MOVES, INWARD, BlockMoves
 from flexref.block.rows import Group
 from flexref.block.visits import hidden_visit
-from flexref.block.walk import ACTIVATION_MOVES, INWARD, Walk
 from flexref.model import opt
 from flexref.model.weights import HeadWeights, head_weights
 from flexref.schedule.zigzag import Movement, Visit
@@ -38,7 +39,7 @@ class Sent:
 
 
 @dataclass(eq=False)
-class ScoreBlock(Walk):
+class ScoreBlock(BlockMoves, BlockComputation):
     """The `executor.Work` of one block. `first_scored` is the number of each group's first scored token."""
 
     first_scored: tuple[int, ...]
@@ -61,7 +62,7 @@ class ScoreBlock(Walk):
 
     def _hidden_bytes(self, scored: int) -> int:
         """Bytes of what the head's table is multiplied with."""
-        return scored * self.weights.plan.file.spec.embed_width * DTYPE_BYTES[self.backend.caps.compute_dtype]
+        return self._values_bytes(scored * self.weights.plan.file.spec.embed_width)
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         be, spec = self.backend, self.weights.plan.file.spec
@@ -83,9 +84,9 @@ class ScoreBlock(Walk):
         shape = (hidden.shape[0], weights.table.shape[0])
         start = self._sent % LOGITS_SLOTS * self.plan.tile_logits_bytes
         nbytes = shape[0] * shape[1] * DTYPE_BYTES[LOGITS_DTYPE]
-        logits: Any = view(self.backend, self._regions["logits"], shape, LOGITS_DTYPE, start)
+        logits: Any = view(self.backend, self._regions[BlockRoom.LOGITS], shape, LOGITS_DTYPE, start)
         opt.head_tile(self.backend, weights, hidden, 0, logits)
-        region = self._regions["logits on host"].part(start, nbytes)
+        region = self._regions[BlockRoom.LOGITS_ON_HOST].part(start, nbytes)
         target: Any = view(self.backend, region, shape, LOGITS_DTYPE)
         self.mover.carry(Crossing("activations", "logits", nbytes, "device->host"), logits, target)
         on_its_way = Sent(self.backend.mark(), region, shape, first, first_id)

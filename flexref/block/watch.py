@@ -15,8 +15,11 @@ OnComputed = Callable[[Stage, int, float, float], None]
 OnVisit = Callable[[Stage, int, int], None]
 """Told before a visit's operators are called: stage, group, number of the pass."""
 
-OnLogits = Callable[[npt.NDArray[np.int64], int, npt.NDArray[np.float32]], None]
-"""Given a copy of the logits that each token is chosen from: row numbers (B,), number of the pass, logits (B, V)."""
+OnLogits = Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]], None]
+"""Given a copy of the logits that each token is chosen from: row numbers (B,), steps (B,), logits (B, V).
+
+A row's step is how many tokens it has generated before this one.
+"""
 
 OnChoice = Callable[[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.int64]], None]
 """Given a copy of the logits and what was chosen from them: row numbers (B,), logits (B, V), token ids (B,)."""

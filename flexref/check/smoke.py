@@ -102,9 +102,9 @@ def _generate(file: WeightFile, backend: Backend, policy: Policy, disk_dir: str 
     prompts = [draw.integers(0, file.spec.vocabulary, count).tolist() for count in PROMPT_TOKENS]
     logits: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
 
-    def keep(rows: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
-        for row, step in zip(rows.tolist(), values, strict=True):
-            logits[row].append(step)
+    def keep(rows: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        for row, found in zip(rows.tolist(), values, strict=True):
+            logits[row].append(found)
 
     with load(file, policy=policy, backend=backend, disk_dir=disk_dir) as engine:
         if not backend.caps.computes:

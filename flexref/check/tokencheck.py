@@ -53,9 +53,9 @@ def run_engine(
     """
     logits: list[list[Logits]] = [[] for _ in prompts]
 
-    def keep(rows: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
-        for row, step in zip(rows.tolist(), values, strict=True):
-            logits[row].append(step)
+    def keep(rows: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        for row, found in zip(rows.tolist(), values, strict=True):
+            logits[row].append(found)
 
     request = Request(max_new_tokens, ignore_eos=True)
     with load(file, backend=port, machine=_plain_machine(port), **options) as engine:

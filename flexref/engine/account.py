@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from flexref.block.memory_plan import totals
 from flexref.block.planned_block import PlannedBlock
-from flexref.block.walk import Walk
+from flexref.block.state import BlockState
 from flexref.engine.results import Stats
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import LINKS, Flow, Tier
@@ -24,7 +24,7 @@ class Account:
     arenas: Mapping[Tier, Arena]
 
     @contextmanager
-    def memory_of(self, block: Walk) -> Iterator[None]:
+    def memory_of(self, block: BlockState) -> Iterator[None]:
         """Take all that a block needs and give it back; the seconds of both are `allocate_s`."""
         start = time.perf_counter()
         try:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from flexref.architecture.spec import is_integer
 from flexref.block import executor
-from flexref.block.generate_block import Block
+from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Row
 from flexref.block.trace import Trace
@@ -106,41 +106,42 @@ class GenerationJob:
         return Generation(outputs, self.stats)
 
     def _block(self, planned: PlannedBlock, account: Account) -> Generator[list[StreamedToken], None, None]:
-        mover, stats, rows = self.session.mover, self.stats, planned.rows
-        shape = planned.shape(passes=max(row.limit for row in rows))
+        mover, stats = self.session.mover, self.stats
+        shape = planned.shape(passes=max(row.limit for row in planned.rows))
         sampler = Sampler(self.request.sampling)
-        block = Block(
+        block = GenerateBlock(
             planned.memory, account.weights, mover, planned.groups, shape, sampler, self._judge, watch=self.watch
         )
         with account.memory_of(block):
             before = mover.traffic.snapshot()
-            start = time.perf_counter()
-            prefill_end = None
+            start = marked = time.perf_counter()
+            prefill_s = 0.0
             told_at = min(EVENTS_BEHIND_STAGES, shape.stages - 1)
             with closing(executor.run(mover, block, shape, overlap=self.policy.overlap)) as visits:
                 for visit in visits:
                     if shape.ends_pass(visit):
-                        if visit.pass_number == 0:
-                            prefill_end = time.perf_counter()
+                        now, fed = time.perf_counter(), block.take_fed()
+                        stats.prompt_tokens += fed.prompt_tokens
+                        if fed.prompt_tokens:
+                            prefill_s += now - marked
                             add_bytes(stats.prefill_link_bytes, mover.traffic.since(before))
+                        marked, before = now, mover.traffic.snapshot()
                         block.tell_watch()
                     if visit.stage == told_at and visit.group == 0:
                         yield self._streamed(block)
             yield self._streamed(block)
-            end = time.perf_counter()
-            stats.prefill_s += (prefill_end or end) - start
-            stats.decode_s += end - (prefill_end or end)
+            stats.prefill_s += prefill_s
+            stats.decode_s += time.perf_counter() - start - prefill_s
             stats.blocks += 1
-            stats.prompt_tokens += sum(len(row.prompt) for row in rows)
-            stats.generated_tokens += sum(len(row.tokens) for row in rows)
 
     def _judge(self, row: Row) -> str | None:
         return self.texts[row.number].push(row.tokens[-1])
 
-    def _streamed(self, block: Block) -> list[StreamedToken]:
+    def _streamed(self, block: GenerateBlock) -> list[StreamedToken]:
         """The tokens that are new since the last call, with what they add to their rows' texts."""
         tokens = []
         for event in block.take_events():
+            self.stats.generated_tokens += 1
             text = self.texts[event.row]
             if event.finish_reason is not None:
                 text.finish()

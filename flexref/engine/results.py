@@ -68,8 +68,9 @@ class Stats:
     blocks and to give it back (on CUDA host memory is pinned); they count in neither `prefill_s` nor `decode_s`.
     `peak_bytes` are the most that were held since the job began, with the weights that lay there already; loading them
     counts if the job did it.
-    `tokens_per_s` is generated tokens over prefill and decode together. `prefill_link_bytes` are those of `link_bytes`
-    whose copies had been started when a block's prefill ended: with overlap, some belong to its first decode pass.
+    `prefill_s` is the time of the passes in which a token of a prompt was fed, `decode_s` all other time of the blocks.
+    `tokens_per_s` is generated tokens over both together. `prefill_link_bytes` are those of `link_bytes` whose copies
+    had been started when such a pass ended: with overlap, some belong to the pass after it.
     """
 
     backend: str

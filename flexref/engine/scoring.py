@@ -152,7 +152,7 @@ class ScoringJob:
                 pass
             stats.prefill_s += time.perf_counter() - start
             stats.blocks += 1
-            stats.prompt_tokens += sum(len(row.prompt) for row in planned.rows)
+            stats.prompt_tokens += block.take_fed().prompt_tokens
 
     def _take(self, first: int, first_id: int, logits: npt.NDArray[np.float32]) -> None:
         """Logits have come."""

@@ -15,10 +15,11 @@ import numpy.typing as npt
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.block import executor
+from flexref.block.generate_block import GenerateBlock
 from flexref.block.memory_plan import blocks_of
-from flexref.block.rows import Row, RowLengths
+from flexref.block.rows import Fed, Row, RowLengths
+from flexref.block.score_block import ScoreBlock
 from flexref.block.trace import Trace
-from flexref.block.walk import Walk
 from flexref.block.watch import Watch
 from flexref.engine.session import Session, always
 from flexref.machine.machine import Machine
@@ -126,14 +127,24 @@ class Simulation:
         block = simulated_block(planned, self._weights, session.mover, shape, watch)
         session.mover.traffic.on_done = None if trace is None else trace.on_done
         block.allocate(session.arenas)
+        prefill, decode = SimulatedAccount.nothing(), dict[int, SimulatedAccount]()
         try:
-            accounts = list(self._passes(block, shape, passes))
+            for number, (account, fed) in zip(passes, self._passes(block, shape, passes), strict=True):
+                if fed.prompt_tokens:
+                    prefill.add(account)
+                else:
+                    decode[number] = account
         finally:
             block.release()
-        return accounts[0], interpolated(dict(zip(passes[1:], accounts[1:], strict=True)))
+        return prefill, interpolated(decode)
 
-    def _passes(self, block: Walk, shape: Shape, passes: Sequence[int]) -> Iterator[SimulatedAccount]:
-        """The account of every pass that is simulated, the last one's with what is still under way at its end."""
+    def _passes(
+        self, block: GenerateBlock | ScoreBlock, shape: Shape, passes: Sequence[int]
+    ) -> Iterator[tuple[SimulatedAccount, Fed]]:
+        """The account of every pass that is simulated, and what it fed.
+
+        What is still under way at the end of the last one counts as its own.
+        """
         before = self._seen()
         for visit in executor.run(self._session.mover, block, shape, overlap=self.policy.overlap):
             if not shape.ends_pass(visit):
@@ -141,12 +152,12 @@ class Simulation:
             block.tell_watch()
             if visit.pass_number < shape.passes - 1:
                 now = self._seen()
-                yield _difference(now, before)
+                yield _difference(now, before), block.take_fed()
                 before = now
                 skipped = passes[visit.pass_number + 1] - passes[visit.pass_number] - 1
                 for group in block.groups:
                     group.skip(skipped)
-        yield _difference(self._seen(), before)
+        yield _difference(self._seen(), before), block.take_fed()
 
     def _seen(self) -> SimulatedAccount:
         """The clock, the traffic and the lanes until now."""

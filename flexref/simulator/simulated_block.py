@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
-from flexref.block.generate_block import Block
+from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.score_block import ScoreBlock
-from flexref.block.walk import Walk
 from flexref.block.watch import Watch
 from flexref.sampling.sampler import Sampler
 from flexref.sampling.settings import SamplingSettings
@@ -25,7 +24,9 @@ class UnreadScores(ScoreBlock):
             sent.ticket.wait()
 
 
-def simulated_block(planned: PlannedBlock, weights: WeightStore, mover: Mover, shape: Shape, watch: Watch) -> Walk:
+def simulated_block(
+    planned: PlannedBlock, weights: WeightStore, mover: Mover, shape: Shape, watch: Watch
+) -> GenerateBlock | ScoreBlock:
     """The planned block, as the job that it stands for would make it."""
     memory, groups = planned.memory, planned.groups
     scored = [sum(row.scored for row in group.rows) for group in groups]
@@ -33,4 +34,4 @@ def simulated_block(planned: PlannedBlock, weights: WeightStore, mover: Mover, s
         firsts = tuple(accumulate(scored, initial=0))[:-1]
         return UnreadScores(memory, weights, mover, groups, shape, firsts, lambda *_: None, watch=watch)
     sampler = Sampler(SamplingSettings())
-    return Block(memory, weights, mover, groups, shape, sampler, lambda row: None, watch=watch)
+    return GenerateBlock(memory, weights, mover, groups, shape, sampler, lambda row: None, watch=watch)

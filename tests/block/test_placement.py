@@ -28,7 +28,7 @@ HOME = Policy(weights=Shares(), cache=Shares(), activations=Shares())
 
 @dataclass
 class Run:
-    """What one run gave: token ids by row, and the logits of every (row, pass)."""
+    """What one run gave: token ids by row, and the logits of every (row, step)."""
 
     token_ids: list[list[int]]
     stats: Any
@@ -38,8 +38,9 @@ class Run:
 def run(path: str, rows: list[list[int]], policy: Policy | None, request: Request, **options: Any) -> Run:
     logits: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
 
-    def keep(numbers: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
-        logits.update({(int(number), turn): row for number, row in zip(numbers, values, strict=True)})
+    def keep(numbers: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        keys = zip(numbers.tolist(), steps.tolist(), strict=True)
+        logits.update(dict(zip(keys, values, strict=True)))
 
     if options.get("backend", "numpy") == "numpy":
         options.setdefault("scratch_bytes", 1 << 16)
@@ -95,7 +96,7 @@ def test_tokens_and_logits_are_bit_identical_for_every_placement(
     assert found.token_ids == expected.token_ids
     assert found.logits.keys() == expected.logits.keys()
     for key, logits in expected.logits.items():
-        np.testing.assert_array_equal(found.logits[key], logits, err_msg=f"row and pass {key}")
+        np.testing.assert_array_equal(found.logits[key], logits, err_msg=f"row and step {key}")
 
 
 @given(jobs(), STORED, own.policies())

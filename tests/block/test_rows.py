@@ -26,11 +26,12 @@ NEW_TOKENS = 4
 
 
 def steps(path: str, rows: list[list[int]], policy: Policy) -> tuple[list[list[int]], dict[tuple[int, int], Logits]]:
-    """Greedy token ids of every row, and the logits of every (row, pass)."""
+    """Greedy token ids of every row, and the logits of every (row, step)."""
     logits: dict[tuple[int, int], Logits] = {}
 
-    def keep(numbers: npt.NDArray[np.int64], turn: int, values: Logits) -> None:
-        logits.update({(int(number), turn): row for number, row in zip(numbers, values, strict=True)})
+    def keep(numbers: npt.NDArray[np.int64], taken: npt.NDArray[np.int64], values: Logits) -> None:
+        keys = zip(numbers.tolist(), taken.tolist(), strict=True)
+        logits.update(dict(zip(keys, values, strict=True)))
 
     with load(path, policy=policy, scratch_bytes=1 << 16) as engine:
         outputs = engine.generate(rows, Request(NEW_TOKENS, ignore_eos=True), on_logits=keep).outputs
@@ -51,9 +52,9 @@ def test_prefill_of_n_is_prefill_of_k_and_decodes_whoever_the_neighbours_are(
     rows = data.draw(own.token_rows(spec.vocabulary, rows=3, longest=6))
     generated, logits = steps(path, rows, policy)
     row = data.draw(st.integers(0, len(rows) - 1))
-    turn = data.draw(st.integers(0, NEW_TOKENS - 1))
-    sequence = [*rows[row], *generated[row][:turn]]
-    check(spec, path, sequence, logits[row, turn], f"row {row}, decoded in pass {turn}")
+    step = data.draw(st.integers(0, NEW_TOKENS - 1))
+    sequence = [*rows[row], *generated[row][:step]]
+    check(spec, path, sequence, logits[row, step], f"row {row}, decoded in step {step}")
     _, alone = steps(path, [sequence], policy)
     check(spec, path, sequence, alone[0, 0], f"row {row}, prefilled alone")
 

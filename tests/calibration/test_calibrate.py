@@ -78,7 +78,7 @@ def logits_of(path: Path, prompts: list[list[int]], cache_scheme: str = "none") 
     """The first logits (B, V) behind every prompt."""
     found: dict[int, np.ndarray] = {}
 
-    def keep(rows, turn, values) -> None:
+    def keep(rows, steps, values) -> None:
         found.update(zip(rows.tolist(), values.copy(), strict=True))
 
     on_device = Shares(1.0, 0.0, 0.0)

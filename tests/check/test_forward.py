@@ -25,7 +25,7 @@ def engine_logits(path: Path, prompt: list[int], steps: int) -> tuple[Any, list[
     """Logits (steps, V) from which the engine chose, and the tokens that it generated."""
     found: list[Any] = []
 
-    def keep(rows: Any, turn: int, logits: Any) -> None:
+    def keep(rows: Any, taken: Any, logits: Any) -> None:
         found.append(logits[0].copy())
 
     with load(path, scratch_bytes=1 << 16) as engine:

@@ -24,8 +24,8 @@ def test_every_token_has_its_log_probability_and_the_most_probable_ones(
     rows = data.draw(own.token_rows(spec.vocabulary, rows=3, longest=5))
     logits: dict[tuple[int, int], Any] = {}
 
-    def keep(numbers: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
-        logits.update({(row, turn): step for row, step in zip(numbers.tolist(), values, strict=True)})
+    def keep(numbers: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        logits.update(dict(zip(zip(numbers.tolist(), steps.tolist(), strict=True), values, strict=True)))
 
     request = Request(3, SamplingSettings(temperature, 5, 0.9, seed=1), logprobs=top)
     with load(model_file(spec), policy=policy) as engine:
@@ -36,8 +36,8 @@ def test_every_token_has_its_log_probability_and_the_most_probable_ones(
     for row, output in enumerate(found):
         assert output.logprobs is not None
         assert [known.chosen.token_id for known in output.logprobs] == output.token_ids
-        for turn, known in enumerate(output.logprobs):
-            values = logits[row, turn].astype(np.float64)
+        for step, known in enumerate(output.logprobs):
+            values = logits[row, step].astype(np.float64)
             exact = values - values.max() - np.log(np.exp(values - values.max()).sum())
             assert known.chosen.logprob == pytest.approx(exact[known.chosen.token_id], abs=1e-12)
             order = np.lexsort((np.arange(len(values)), -values))[:top]

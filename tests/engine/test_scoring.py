@@ -148,7 +148,7 @@ def test_the_last_position_has_the_logits_that_generation_chooses_from(
     prompts = [row.token_ids[:-1] for row in rows]
     logits: dict[int, npt.NDArray[np.float32]] = {}
 
-    def keep(numbers: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
+    def keep(numbers: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
         logits.update(dict(zip(numbers.tolist(), values, strict=True)))
 
     with load(path, policy=policy, scratch_bytes=1 << 16) as engine:

@@ -38,8 +38,9 @@ def run(path: Path, rows: list[list[int]], policy: Policy, late: bool) -> tuple[
     """Token ids by row, and the logits of every (row, pass)."""
     logits: Logits = {}
 
-    def keep(numbers: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
-        logits.update({(int(number), turn): row for number, row in zip(numbers, values, strict=True)})
+    def keep(numbers: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        keys = zip(numbers.tolist(), steps.tolist(), strict=True)
+        logits.update(dict(zip(keys, values, strict=True)))
 
     options: dict[str, Any] = {"capability": (9, 0), "multiprocessors": 8, "late": late}
     with load(path, policy=policy, backend=CupyBackend(cuda=EmulatedCuda(**options))) as engine:

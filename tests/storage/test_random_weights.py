@@ -53,8 +53,9 @@ def logits_of(file: Any, policy: Policy, **options: Any) -> npt.NDArray[np.float
     """Every logit of a short job, by row and step."""
     found: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
 
-    def keep(numbers: npt.NDArray[np.int64], turn: int, values: npt.NDArray[np.float32]) -> None:
-        found.update({(int(number), turn): row for number, row in zip(numbers, values, strict=True)})
+    def keep(numbers: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        keys = zip(numbers.tolist(), steps.tolist(), strict=True)
+        found.update(dict(zip(keys, values, strict=True)))
 
     with load(file, policy=policy, **options) as engine:
         engine.generate(ROWS, Request(3, ignore_eos=True), on_logits=keep)

@@ -59,10 +59,10 @@ def run_flexref(path: Path, prompts: list[list[int]], request: Request, policy: 
     """Generate from all prompts in one block."""
     logits: list[list[Logits]] = [[] for _ in prompts]
 
-    def keep(rows: npt.NDArray[np.int64], turn: int, values: Logits) -> None:
-        for row, step in zip(rows.tolist(), values, strict=True):
-            assert len(logits[row]) == turn
-            logits[row].append(step)
+    def keep(rows: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: Logits) -> None:
+        for row, step, found in zip(rows.tolist(), steps.tolist(), values, strict=True):
+            assert len(logits[row]) == step
+            logits[row].append(found)
 
     # One thread: products this small gain nothing by more, and wait for each other on a busy machine.
     with threadpool_limits(1), load(path, policy=policy, **options) as engine:

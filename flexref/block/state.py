@@ -1,0 +1,77 @@
+"""What a block's moves and its computation share: rows, stores and memory; it moves nothing and computes nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from flexref.architecture.spec import Stage, stages
+from flexref.backend.protocol import Backend
+from flexref.backend.records import DTYPE_BYTES
+from flexref.block.memory_plan import BlockPlan, BlockRoom
+from flexref.block.rows import Group
+from flexref.block.watch import Watch
+from flexref.schedule.zigzag import Shape
+from flexref.tiers.activations import ActivationStore
+from flexref.tiers.cache import CacheStore
+from flexref.tiers.mover import Mover
+from flexref.tiers.pool import Arena
+from flexref.tiers.transfer import Region, Tier
+from flexref.tiers.weights import WeightStore
+
+
+@dataclass(eq=False)
+class BlockState:
+    """The rows of one block in their groups, and where everything that they need lies."""
+
+    plan: BlockPlan
+    weights: WeightStore
+    mover: Mover
+    groups: Sequence[Group]
+    shape: Shape
+    watch: Watch = field(default_factory=Watch, kw_only=True)
+    _cache: CacheStore = field(init=False)
+    _activations: ActivationStore = field(init=False)
+    _regions: dict[BlockRoom, Region] = field(init=False, default_factory=dict)
+    _taken: list[tuple[Arena, str, Region]] = field(init=False, default_factory=list)
+    _stages: tuple[Stage, ...] = field(init=False)
+    _first_rows: tuple[int, ...] = field(init=False)
+    """The first vocabulary row of every tile of the token table, and of the head."""
+
+    def __post_init__(self) -> None:
+        file = self.weights.plan.file
+        self._cache = CacheStore(self.plan.cache, self.backend)
+        self._activations = ActivationStore(self.plan.activations, self.backend)
+        self._stages = stages(file.spec, file.tile_rows)
+        self._first_rows = tuple(range(0, file.spec.vocabulary, file.tile_rows))
+
+    @property
+    def backend(self) -> Backend:
+        """The port that computes."""
+        return self.mover.backend
+
+    def alive(self) -> bool:
+        """Whether any row goes on."""
+        return any(group.alive for group in self.groups)
+
+    def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
+        """Take everything that the plan needs."""
+        for store in (self._cache, self._activations):
+            store.allocate(arenas)
+            self.mover.check()
+        for tier, room, nbytes in self.plan.own_needs():
+            self._regions[room] = arenas[tier].take(room, nbytes)
+            self._taken.append((arenas[tier], room, self._regions[room]))
+            self.mover.check()
+        self.backend.workspace(self._regions[BlockRoom.WORKSPACE].place)  # type: ignore[arg-type]
+
+    def release(self) -> None:
+        """Give everything back."""
+        self.backend.workspace(None)
+        for arena, room, region in reversed(self._taken):
+            arena.give_back(room, region)
+        self._taken.clear()
+        self._activations.release()
+        self._cache.release()
+
+    def _values_bytes(self, values: int) -> int:
+        """Bytes of so many values in the type that the port computes in."""
+        return values * DTYPE_BYTES[self.backend.caps.compute_dtype]
