@@ -1,37 +1,26 @@
-"""Writes a weight file whole or not at all: all metadata, then every tensor in file order; it knows no checkpoint.
+"""Writes a weight file whole or not at all: every tensor in file order, then the metadata; it knows no checkpoint.
 
-HDF5 allocates a contiguous dataset when it is first written. So all objects and attributes are made first and lie in
-one run at the start of the file; the file is then opened again with alignment, and each dataset's first write places it
-after the one before. Slabs of rows bound the memory, whatever a tensor's size.
+HDF5 makes the metadata in memory and says where each dataset lies (`metadata_image`); everything is written by plain
+writes, to blocks that were reserved before. Slabs of rows bound the memory, whatever a tensor's size.
 """
 
 import os
-import secrets
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 
-import h5py
 import numpy as np
 
 from flexref.architecture.spec import ModelSpec, TensorSpec
 from flexref.errors import CheckpointError, StorageError, in_gib
+from flexref.storage.metadata_image import MetadataImage
+from flexref.storage.new_file import NewFile
 from flexref.storage.quant import Array, Quantized
-from flexref.storage.schema import (
-    ALIGNMENT,
-    CHECKSUM_ATTRIBUTE,
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    TOKENIZER,
-    FileHeader,
-    PartSpec,
-    aligned,
-    spec_to_json,
-)
+from flexref.storage.schema import ALIGNMENT, TOKENIZER, FileHeader, PartSpec, aligned
 from flexref.storage.schemes import quantize_as
-from flexref.storage.sink import Sink, sync_folder, told
+from flexref.storage.sink import Sink, told
 from flexref.storage.trailer import seal
 
 SLAB_ELEMENTS = 1 << 21
@@ -57,8 +46,8 @@ def _elements(shape: tuple[int, ...]) -> int:
 class WeightFileWriter:
     """A weight file in the making, as a context: `write` every tensor in the order of `header.stages()`, then leave.
 
-    The file appears under its name only when all of it has reached the disk; on any failure the temporary file beside
-    it is removed. Raises `StorageError` where the folder cannot be written or its file system has too little room.
+    The file appears under its name only when all of it has reached the disk; on any failure nothing is left of it, and
+    an older file of that name stays. Raises `StorageError` where the folder cannot be written or has too little room.
     """
 
     def __init__(
@@ -75,8 +64,8 @@ class WeightFileWriter:
         self._tokenizer = tokenizer_json or None
         self._tensors = [tensor for _, tensors in self.header.stages() for tensor in tensors]
         self._next = 0
-        self._temporary = self.path.parent / f".{self.path.name[:40]}.{secrets.token_hex(4)}.partial"
-        self._file: h5py.File | None = None
+        self._file: NewFile | None = None
+        self._image: MetadataImage | None = None
         self._workers = min(MOST_WORKERS, len(os.sched_getaffinity(0)))
         self._pool = ThreadPoolExecutor(self._workers)
 
@@ -105,18 +94,18 @@ class WeightFileWriter:
             raise StorageError(f"cannot write {self.path}: it is a directory")
         if self.path.exists() and not self.path.is_file():  # a pipe or device would be replaced by a file
             raise StorageError(f"cannot write {self.path}: it is there and no regular file")
-        with told(self.path):
-            os.close(os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666))
+        image = MetadataImage(self.header, self._parts())
         try:
+            with told(self.path):
+                file = NewFile(self.path)
+            self._file, self._image = file, image
             self._check_room(folder)
             with told(self.path):
-                with h5py.File(self._temporary, "w", libver=("earliest", "v108"), locking="best-effort") as file:
-                    self._create(file)
-                self._file = h5py.File(
-                    self._temporary, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT, locking="best-effort"
-                )
+                # Blocks are had now or never: a disk that is full is found out before hours of work.
+                os.posix_fallocate(file.descriptor, 0, self.nbytes)
         except BaseException:
-            self._temporary.unlink(missing_ok=True)
+            self._abandon()
+            image.close()
             raise
         return self
 
@@ -128,34 +117,6 @@ class WeightFileWriter:
             raise StorageError(
                 f"{folder} has too little room for {self.path.name}: needed {in_gib(self.nbytes)}, free {in_gib(free)}"
             )
-
-    def _create(self, file: h5py.File) -> None:
-        """Make every object and attribute, with checksums of 0 that `_write_part` fills in place."""
-        header = self.header
-        for name, text in (
-            ("format", FORMAT_NAME),
-            ("scheme", header.scheme),
-            ("dtype", header.dtype),
-            ("model", spec_to_json(header.spec)),
-        ):
-            file.attrs.create(name, np.bytes_(text.encode("ascii")))
-        for name, number in (
-            ("format_version", FORMAT_VERSION),
-            ("group_size", header.group_size or 0),
-            ("tile_rows", header.tile_rows),
-        ):
-            file.attrs.create(name, np.uint32(number))
-        creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        creation.set_layout(h5py.h5d.CONTIGUOUS)
-        creation.set_alloc_time(h5py.h5d.ALLOC_TIME_LATE)
-        creation.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-        creation.set_obj_track_times(False)  # so that the same weights always make the same file
-        for part in self._parts():
-            folder, _, name = part.dataset.rpartition("/")
-            group = file.require_group(folder) if folder else file
-            kind = h5py.h5t.py_create(part.dtype)
-            dataset = h5py.h5d.create(group.id, name.encode(), kind, h5py.h5s.create_simple(part.shape), creation)
-            h5py.Dataset(dataset).attrs.create(CHECKSUM_ATTRIBUTE, np.uint64(0))
 
     def write(self, name: str, array: Array | Quantized) -> None:
         """Write the whole tensor `name`, the next in file order; see `write_slabs`."""
@@ -173,18 +134,18 @@ class WeightFileWriter:
         the slab where values are not finite or do not fit, and `ValueError` where name, order, shape or groups are not
         what the file needs.
         """
-        if self._file is None or self._next >= len(self._tensors) or self._tensors[self._next].name != name:
+        file, image = self._file, self._image
+        if file is None or image is None or self._next >= len(self._tensors) or self._tensors[self._next].name != name:
             raise ValueError(f"{name} is not the next tensor to be written")
         tensor = self._tensors[self._next]
         parts = self.header.parts(tensor)
-        sinks = [Sink(self._file[part.dataset]) for part in parts]
+        sinks = [Sink(file, part, image.offsets[part.dataset]) for part in parts]
         for arrays in self._encoded(tensor, slabs):
             with told(self.path):
                 for sink, array in zip(sinks, arrays, strict=True):
                     sink.append(array)
-        with told(self.path):
-            for sink in sinks:
-                sink.finish()
+        for sink in sinks:
+            image.set_checksum(sink.part.dataset, sink.finish())
         self._next += 1
 
     def _encoded(
@@ -229,36 +190,28 @@ class WeightFileWriter:
             self._abandon()
 
     def _complete(self) -> None:
-        """Write the tokenizer, close HDF5, seal, and give the file its name."""
+        """Write tokenizer and metadata, seal, and give the file its name."""
         if self._next < len(self._tensors):
             raise ValueError(f"{self._tensors[self._next].name} was not written")
-        file = self._file
-        if file is None:
+        file, image = self._file, self._image
+        if file is None or image is None:
             raise ValueError("the writer was not entered")
         with told(self.path):
             if self._tokenizer is not None:
-                sink = Sink(file[TOKENIZER])
+                sink = Sink(file, self._parts()[-1], image.offsets[TOKENIZER])
                 sink.append(np.frombuffer(self._tokenizer, np.uint8))
-                sink.finish()
-            metadata_bytes = file[self._parts()[0].dataset].id.get_offset()
-            file.close()
-            self._file = None
-            descriptor = os.open(self._temporary, os.O_RDWR)
-            try:
-                seal(descriptor, metadata_bytes)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-            os.replace(self._temporary, self.path)
-            sync_folder(self.path.parent)
+                image.set_checksum(TOKENIZER, sink.finish())
+            metadata, nbytes = image.finish()
+            file.write(memoryview(metadata), 0)
+            os.ftruncate(file.descriptor, nbytes)
+            seal(file.descriptor, len(metadata))
+            file.publish()
 
     def _abandon(self) -> None:
-        """Remove what is left of the temporary file; nothing is left of a complete one."""
+        """Give back what is held; a file that is not complete is gone with it."""
         self._pool.shutdown(cancel_futures=True)
-        try:
-            if self._file is not None:
-                with told(self.path):
-                    self._file.close()
-        finally:
-            self._file = None
-            self._temporary.unlink(missing_ok=True)
+        if self._image is not None:
+            self._image.close()
+        if self._file is not None:
+            self._file.close()
+        self._file = self._image = None

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec, all_tensors
 from flexref.errors import CheckpointError, FlexrefError, QuantizationError, StorageError
 from flexref.storage import writer as writer_module
+from flexref.storage.new_file import NewFile
 from flexref.storage.quant import quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor, verify
 from flexref.storage.writer import WeightFileWriter
@@ -237,8 +238,11 @@ import os, resource, signal, sys
 import numpy as np
 from flexref.errors import FlexrefError
 from flexref.architecture.spec import ModelSpec
+from flexref.storage.new_file import NewFile
 from flexref.storage.writer import WeightFileWriter
-path, what = sys.argv[1:]
+path, what, *named = sys.argv[1:]
+if named:
+    NewFile._unnamed = lambda self: -1
 if what == "full":
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
 spec = ModelSpec("tiny", 150, 6, 256, 256, 2, 4, 1024)
@@ -253,8 +257,8 @@ except FlexrefError as error:
 """
 
 
-def write_in_process(path: Path, what: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", WRITE_IN_PROCESS, str(path), what]
+def write_in_process(path: Path, what: str, unnamed: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WRITE_IN_PROCESS, str(path), what, *([] if unnamed else ["named"])]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -265,12 +269,32 @@ def test_a_disk_that_fills_up_is_one_clear_line_and_leaves_nothing(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_killed_writer_leaves_no_file_of_that_name_and_none_that_looks_whole(tmp_path: Path) -> None:
+def test_a_killed_writer_leaves_nothing(tmp_path: Path) -> None:
     assert write_in_process(tmp_path / "model.h5", "killed").returncode == -signal.SIGKILL
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_unnamed_files_a_killed_writer_leaves_none_that_looks_whole_and_the_next_one_removes_it(
+    tmp_path: Path, kit, tiny_spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.h5"
+    assert write_in_process(path, "killed", unnamed=False).returncode == -signal.SIGKILL
     (left,) = tmp_path.iterdir()
     assert left.name.endswith(".partial")
     with pytest.raises(FlexrefError):
         open_weight_file(left)
+    monkeypatch.setattr(NewFile, "_unnamed", lambda self: -1)
+
+    def write_beside_another() -> None:
+        with WeightFileWriter(path, tiny_spec, "none", None, "float16"):
+            (ours,) = tmp_path.iterdir()
+            assert ours.name != left.name
+            kit.write_file(path, tiny_spec)  # another writer, which leaves alone what somebody still writes
+            assert {found.name for found in tmp_path.iterdir()} == {ours.name, "model.h5"}
+
+    with pytest.raises(ValueError, match="was not written"):
+        write_beside_another()
+    assert [found.name for found in tmp_path.iterdir()] == ["model.h5"]
 
 
 def write_groups(path: Path, spec: ModelSpec, scheme: str, groups: Callable[[Any], Any]) -> None:
