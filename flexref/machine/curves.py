@@ -1,4 +1,7 @@
-"""Seconds as functions of sizes: measured points, and what is assumed between and beyond them; it knows no machine."""
+"""Seconds as functions of sizes: measured points, and what is assumed between and beyond them; it knows no machine.
+
+A size is one number, computed in Python's own floats because a simulation asks for one at a time, or an array of them.
+"""
 
 import math
 import sys
@@ -7,7 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from flexref.errors import PolicyError
+from flexref.machine.arrays import Numbers, Size
 
 POINTS_MOST = 256
 """Bounds a curve in a file; a measured one has about ten points."""
@@ -54,8 +60,10 @@ class Curve:
         """The curve of fixed_s + size / per_s through `sizes`: what a data sheet's rate and a latency say."""
         return cls(tuple((float(size), fixed_s + size / per_s) for size in sizes))
 
-    def seconds(self, size: float) -> float:
-        """Seconds for `size`."""
+    def seconds(self, size: Size) -> Size:
+        """Seconds for `size`, or for each of an array of sizes."""
+        if isinstance(size, np.ndarray):
+            return self._seconds_of_all(size)
         if size <= 0:
             return 0.0
         first, last = self.points[0], self.points[-1]
@@ -67,6 +75,12 @@ class Curve:
         (low, low_s), (high, high_s) = self.points[above - 1], self.points[above]
         weight = _weight(low, high, size)
         return low_s ** (1 - weight) * high_s**weight  # type: ignore[no-any-return]
+
+    def _seconds_of_all(self, sizes: Numbers) -> Numbers:
+        (first, _), (last, last_s) = self.points[0], self.points[-1]
+        log_sizes, log_seconds = np.log(self.points).T
+        between = np.exp(np.interp(np.log(np.maximum(sizes, first)), log_sizes, log_seconds))
+        return np.where(sizes <= 0, 0.0, np.where(sizes >= last, last_s * sizes / last, between))
 
     def per_s(self, size: float) -> float:
         """Size per second at that size."""
@@ -108,11 +122,28 @@ class Surface:
             check_number("a surface's breadth", breadth, least=before, above=True)
             before = breadth
 
-    def seconds(self, breadth: float, size: float) -> float:
-        """Seconds at `size` on the curve of that breadth."""
+    def seconds(self, breadth: float, size: Size) -> Size:
+        """Seconds at `size`, or at each of an array of sizes, on the curve of that breadth."""
+        if isinstance(size, np.ndarray):
+            return self._seconds_of_all(breadth, size)
         if breadth <= 0 or size <= 0:
             return 0.0
         return Curve(tuple((at, curve.seconds(size)) for at, curve in self.curves)).seconds(breadth)
+
+    def _seconds_of_all(self, breadth: float, sizes: Numbers) -> Numbers:
+        breadths = [at for at, _ in self.curves]
+        if breadth <= 0:
+            return np.zeros_like(sizes)
+        above = int(np.searchsorted(breadths, breadth, side="right"))
+        if above == 0:
+            return self.curves[0][1].seconds(sizes)
+        last = self.curves[above - 1][1].seconds(sizes)
+        if above == len(breadths):
+            return last * (breadth / breadths[-1])
+        low, high = breadths[above - 1 : above + 1]
+        weight = np.log(breadth / low) / np.log(high / low)
+        after = self.curves[above][1].seconds(sizes)
+        return np.where(sizes > 0, last ** (1 - weight) * after**weight, 0.0)
 
     def scaled(self, factor: float) -> "Surface":
         """The surface of what takes `factor` times as long."""

@@ -1,10 +1,15 @@
-"""Seconds of single calls and copies on a machine, from their shapes: what both planner and simulator are made of."""
+"""Seconds of single calls and copies on a machine, from their shapes: what both planner and simulator are made of.
+
+A size is one number, or an array with one for every candidate; seconds are the same.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from flexref.errors import PolicyError
-from flexref.machine.curves import Curve
+from flexref.machine.arrays import ELEMENT_BYTES, Size, numbers
 from flexref.machine.machine import WEIGHT_FILE, Machine, nearest_attention
 
 DECODE_TOKENS = 1
@@ -21,22 +26,28 @@ class Durations:
 
     machine: Machine
 
-    def copy(self, link: str, nbytes: int, *, weights: bool = False) -> float:
-        """One copy of `nbytes` over `link`; `weights` from disk come from the weight file."""
+    def copy(self, link: str, nbytes: Size, *, weights: bool = False) -> Size:
+        """One copy of `nbytes` over `link`; `weights` from disk come from `WEIGHT_FILE`, a link's name too."""
         name = WEIGHT_FILE if weights and link == "disk->host" else link
         return self.machine.copies[name].seconds(nbytes)
 
-    def linear(self, tokens: int, outputs: int, inputs: int, stored: str) -> float:
+    def linear(self, tokens: Size, outputs: float, inputs: float, stored: str) -> Size:
         """x (T, I) times w (O, I), stored as a type or in a scheme, with its bias."""
-        products, dense = self.machine.products, self.machine.port.compute_dtype
+        products, elements = self.machine.products, outputs * inputs
         if stored == EXPANDED_FIRST and stored not in products:
-            return self.expand(outputs * inputs, stored) + self.linear(tokens, outputs, inputs, dense)
+            dense = self.linear(tokens, outputs, inputs, self.machine.port.compute_dtype)
+            if isinstance(tokens, np.ndarray):
+                return self.expand(numbers([elements]), stored) + dense
+            return self.expand(elements, stored) + dense
         if stored not in products:
             raise PolicyError(f"machine {self.machine.name!r} has no products with {stored} weights")
-        return products[stored].seconds(outputs * inputs, tokens)
+        return products[stored].seconds(elements, tokens)
 
-    def expand(self, elements: int, stored: str) -> float:
+    def expand(self, elements: Size, stored: str) -> Size:
         """A matrix of so many elements from how it is stored to the compute type; a copy, where both are one."""
+        dtype = self.machine.port.compute_dtype
+        if stored == dtype:
+            return self.operator("assign", elements * ELEMENT_BYTES[dtype])
         if stored in self.machine.expansions:
             return self.machine.expansions[stored].seconds(elements)
         return self.operator("assign", elements * 2)
@@ -55,29 +66,32 @@ class Durations:
         The former take the bytes of the records that they read, the latter 4 E FLOPs each (FlexGen, appendix A.3,
         causal).
         """
-        place, scheme, head_width = where
-        machine, width = self.machine, heads * head_width
-        seconds = 0.0
+        head_width, seconds = where[2], 0.0
         if decoding:
-            curve = nearest_attention(machine.decode_attention, place, scheme, head_width)
-            seconds += curve.seconds(decoding * record_bytes)
+            seconds += self.attend_records(where, decoding * record_bytes)
         if visible:
-            curve = nearest_attention(machine.prefill_attention, place, scheme, head_width)
-            seconds += curve.seconds(4 * width * visible)
+            seconds += self.attend_pairs(where, 4 * heads * head_width * visible)
         return seconds
 
-    def append(self, place: str, scheme: str, nbytes: int) -> float:
+    def attend_records(self, where: tuple[str, str, int], nbytes: Size) -> Size:
+        """One call over rows of one new token each, which read so many bytes of records."""
+        return nearest_attention(self.machine.decode_attention, *where).seconds(nbytes)
+
+    def attend_pairs(self, where: tuple[str, str, int], flops: Size) -> Size:
+        """One call over rows of several new tokens each, which take so many FLOPs."""
+        return nearest_attention(self.machine.prefill_attention, *where).seconds(flops)
+
+    def append(self, place: str, scheme: str, nbytes: Size) -> Size:
         """New records of so many bytes, in all, written to a cache."""
         on_host = f"append {scheme} host"
         name = on_host if place == "host" and on_host in self.machine.operators else f"append {scheme}"
         return self.operator(name, nbytes)
 
-    def operator(self, name: str, nbytes: int) -> float:
+    def operator(self, name: str, nbytes: Size) -> Size:
         """One call of an operator whose time follows from the bytes of its result."""
-        curve: Curve | None = self.machine.operators.get(name)
-        if curve is None:
+        if name not in self.machine.operators:
             raise PolicyError(f"machine {self.machine.name!r} has no operator {name!r}")
-        return curve.seconds(nbytes)
+        return self.machine.operators[name].seconds(nbytes)
 
 
 def decoding_records(rows: Sequence[tuple[int, int]]) -> int:

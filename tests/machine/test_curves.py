@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -162,3 +163,18 @@ def test_a_number_says_what_was_needed() -> None:
     with pytest.raises(PolicyError, match=r"^size must be a number of at least 0, found '3'$"):
         check_number("size", "3")
     assert check_number("size", 0) == 0.0
+
+
+@given(
+    points=st.dictionaries(st.integers(1, 10**9), st.floats(1e-9, 1e3), min_size=1, max_size=6),
+    sizes=st.lists(st.floats(0, 1e12), min_size=1, max_size=6),
+    breadth=st.floats(0.5, 1e6),
+)
+def test_curves_over_arrays_are_curves(points: dict[int, float], sizes: list[float], breadth: float) -> None:
+    curve = Curve(tuple(sorted((float(size), taken) for size, taken in points.items())))
+    assert curve.seconds(np.array(sizes, np.float64)) == pytest.approx(
+        [curve.seconds(size) for size in sizes], rel=1e-9
+    )
+    surface = Surface(((2.0, curve), (300.0, curve.scaled(3)), (4e4, curve.scaled(7))))
+    expected = [surface.seconds(breadth, size) for size in sizes]
+    assert surface.seconds(breadth, np.array(sizes, np.float64)) == pytest.approx(expected, rel=1e-9)

@@ -14,7 +14,8 @@ from functools import cached_property
 
 import numpy as np
 
-from flexref.machine.arrays import ELEMENT_BYTES, ArrayDurations, Numbers, numbers
+from flexref.machine.arrays import ELEMENT_BYTES, Numbers, numbers
+from flexref.machine.durations import Durations
 from flexref.machine.machine import LINKS, RESOURCES, TIERS, WEIGHT_FILE, Machine
 from flexref.planner.program.blocks import Blocks, Phase, phases
 from flexref.planner.program.cost_compute import LOGITS_BYTES, device_seconds, logits_pieces, operator_calls
@@ -50,7 +51,7 @@ class Flow:
 
     def seconds(self, machine: Machine, blocks: Blocks) -> Linear:
         """`times` times the seconds of one copy; `nbytes` are those of every size of group (see `Blocks.sizes`)."""
-        each = blocks.spread(ArrayDurations(machine).copy(self.curve, self.nbytes))
+        each = blocks.spread(Durations(machine).copy(self.curve, self.nbytes))
         return Linear.of(self.times * each, self.share, *self.tiers)
 
     def moved_bytes(self, blocks: Blocks) -> Linear:

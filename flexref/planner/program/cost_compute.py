@@ -5,7 +5,8 @@ FlexGen, appendix A.3, divides FLOPs by one rate; here every operator has a meas
 
 import numpy as np
 
-from flexref.machine.arrays import ELEMENT_BYTES, ArrayDurations, Numbers, numbers
+from flexref.machine.arrays import ELEMENT_BYTES, Numbers, numbers
+from flexref.machine.durations import Durations
 from flexref.machine.machine import Machine
 from flexref.planner.program.blocks import Blocks, Phase
 from flexref.planner.program.linear import Linear
@@ -26,7 +27,7 @@ def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, f
 
     With `far`, the rows whose cache is off the device are attended to on the host while the device waits.
     """
-    durations, rows, port = ArrayDurations(machine), blocks.sizes, machine.port
+    durations, rows, port = Durations(machine), blocks.sizes, machine.port
     times = phase.passes * blocks.groups
     visits = {expanded: blocks.spread(_visits(durations, task, phase, rows, expanded)) for expanded in (False, True)}
     once = blocks.spread(phase.passes * _expansions(durations, task, phase, rows, port.fused_rows))
@@ -40,7 +41,7 @@ def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, f
 
 def far_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Linear:
     """Append and attend on the host, for as much of the cache as is off the device."""
-    each = blocks.spread(_attention(ArrayDurations(machine), task, phase, blocks.sizes, "host"))
+    each = blocks.spread(_attention(Durations(machine), task, phase, blocks.sizes, "host"))
     return Linear.of(task.spec.layers * phase.passes * blocks.groups * each, "cache", "host", "disk")
 
 
@@ -53,7 +54,7 @@ def operator_calls(task: Task, far: bool) -> Linear:
     return calls + Linear.of(FAR_CALLS * spec.layers, "cache", "host", "disk") if far else calls
 
 
-def _visits(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> Numbers:
+def _visits(durations: Durations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> Numbers:
     """A group's visits of all stages, attention left out."""
     port, spec = durations.machine.port, task.spec
     tokens, ends = rows * phase.new_tokens, _ends(task, rows)
@@ -76,7 +77,7 @@ def matrices(task: Task) -> tuple[tuple[int, int], ...]:
     return (3 * width, width), (width, width), (ffn, width), (width, ffn)
 
 
-def _layer(durations: ArrayDurations, task: Task, tokens: Numbers, stored: str) -> Numbers:
+def _layer(durations: Durations, task: Task, tokens: Numbers, stored: str) -> Numbers:
     """A decoder layer without append and attend."""
     item = ELEMENT_BYTES[durations.machine.port.compute_dtype]
     norms = 2 * durations.operator("layer_norm", tokens * task.spec.width * item)
@@ -84,7 +85,7 @@ def _layer(durations: ArrayDurations, task: Task, tokens: Numbers, stored: str) 
     return norms + products + durations.operator("activate", tokens * task.spec.ffn_width * item)
 
 
-def _attention(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, place: str) -> Numbers:
+def _attention(durations: Durations, task: Task, phase: Phase, rows: Numbers, place: str) -> Numbers:
     """Append and attend of a layer: in decode by the records that are read, in a prefill 4 E FLOPs a visible pair."""
     spec = task.spec
     where = (place, task.cache_scheme, spec.head_width)
@@ -95,18 +96,18 @@ def _attention(durations: ArrayDurations, task: Task, phase: Phase, rows: Number
     return append + durations.attend_pairs(where, rows * 4 * spec.width * pairs)
 
 
-def _embed(durations: ArrayDurations, task: Task, tokens: Numbers) -> Numbers:
+def _embed(durations: Durations, task: Task, tokens: Numbers) -> Numbers:
     """Token rows gathered from every tile of the table, made the compute type, and positions added."""
     spec, dtype = task.spec, durations.machine.port.compute_dtype
     tiles = task.stage_kinds.count("head")
     gathered = tiles * durations.operator("gather", tokens * spec.embed_width * ELEMENT_BYTES[task.dense])
-    seconds = gathered + durations.expand(tokens * spec.embed_width, task.dense, dtype)
+    seconds = gathered + durations.expand(tokens * spec.embed_width, task.dense)
     if spec.projected:
         seconds = seconds + durations.linear(tokens, spec.width, spec.embed_width, task.dense)
     return seconds + durations.operator("add_rows", tokens * spec.width * ELEMENT_BYTES[dtype])
 
 
-def _hidden(durations: ArrayDurations, task: Task, ends: Numbers) -> Numbers:
+def _hidden(durations: Durations, task: Task, ends: Numbers) -> Numbers:
     """Hidden states that get logits gathered, normed and projected; and the choice from logits, if there is one."""
     spec, dtype = task.spec, durations.machine.port.compute_dtype
     nbytes = ends * spec.width * ELEMENT_BYTES[dtype]
@@ -116,7 +117,7 @@ def _hidden(durations: ArrayDurations, task: Task, ends: Numbers) -> Numbers:
     if spec.projected:
         seconds = seconds + durations.linear(ends, spec.embed_width, spec.width, task.dense)
     else:
-        seconds = seconds + durations.expand(ends * spec.width, dtype, dtype)
+        seconds = seconds + durations.expand(ends * spec.width, dtype)
     if task.scoring is not None:
         return seconds
     return seconds + durations.operator("sample", ends * spec.vocabulary * LOGITS_BYTES)
@@ -128,7 +129,7 @@ def _tile_rows(task: Task) -> list[float]:
     return [task.spec.vocabulary * nbytes / sum(sizes) for nbytes in sizes]
 
 
-def _tiles(durations: ArrayDurations, task: Task, ends: Numbers, stored: str) -> Numbers:
+def _tiles(durations: Durations, task: Task, ends: Numbers, stored: str) -> Numbers:
     """The products with all tiles of the head; scored tokens come some at once."""
     width, pieces = task.spec.embed_width, logits_pieces(task, ends)
     return pieces * numbers(
@@ -141,16 +142,16 @@ def logits_pieces(task: Task, ends: Numbers) -> Numbers:
     return np.ones_like(ends) if task.scoring is None else np.maximum(1.0, np.ceil(ends / task.scoring.at_once))
 
 
-def _expansions(durations: ArrayDurations, task: Task, phase: Phase, rows: Numbers, fused_rows: int) -> Numbers:
+def _expansions(durations: Durations, task: Task, phase: Phase, rows: Numbers, fused_rows: int) -> Numbers:
     """Every stage's matrices expanded once, where they are stored in another form than products compute in."""
     dtype, spec = durations.machine.port.compute_dtype, task.spec
     layer = head = numbers(0.0)
     if task.stored != dtype:
         layer = numbers(
-            sum(durations.expand(outputs * inputs, task.stored, dtype) for outputs, inputs in matrices(task))
+            sum(durations.expand(numbers([outputs * inputs]), task.stored) for outputs, inputs in matrices(task))
         )
     if task.dense != dtype:
-        tiles = sum(durations.expand(outputs * spec.embed_width, task.dense, dtype) for outputs in _tile_rows(task))
+        tiles = sum(durations.expand(numbers([outputs * spec.embed_width]), task.dense) for outputs in _tile_rows(task))
         head = numbers(tiles)
     layers = np.where(rows * phase.new_tokens > fused_rows, spec.layers * layer, 0.0)
     return layers + np.where(_ends(task, rows) > fused_rows, head, 0.0)
