@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from flexref.backend.protocol import LANES, Capabilities, LaneStep, Matrix, Ticket
+from flexref.backend.protocol import LANES, Capabilities, Description, LaneStep, Matrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref_cupy import memory, pointwise, sampling
@@ -50,6 +50,10 @@ class CupyBackend:
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None
         self._products, self._attention = Products(self.device, fused_rows), Attention(self.device)
+
+    def describe(self) -> Description:
+        """See `Backend.describe`."""
+        return Description(self.cuda.devices(), self.cuda.versions())
 
     # Memory
 

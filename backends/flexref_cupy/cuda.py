@@ -1,34 +1,20 @@
 """The CUDA calls that the port makes, one method each, through CuPy: the only module that imports it."""
 
-import ctypes
 from typing import Any
 
 from flexref.errors import BackendUnavailable, CapacityError
+from flexref_cupy.cublas import Cublas
+from flexref_cupy.installation import INSTALL, check_driver, first_line
 from flexref_cupy.kernel_source import Source
 
 Handle = int
 """A stream, an event, a function: what CUDA gives out, as an integer."""
-
-DRIVER_NEEDED = {12: "525", 13: "580"}
-"""The oldest Linux driver that runs programs of a CUDA major version (NVIDIA, *CUDA Compatibility*, table 1)."""
-
-INSTALL = "pip install 'flexref[cuda13]' (driver 580 or later) or 'flexref[cuda12]' (driver 525 or later)"
 
 OLDEST_CAPABILITY = (7, 5)
 """Tensor cores as the kernels use them came with Turing, the T4's architecture."""
 
 COPY_ANY_WAY = 4
 """cudaMemcpyDefault: the direction follows from the addresses."""
-
-_TRANSPOSED, _AS_IT_IS = 1, 0
-_FLOAT32, _FLOAT16 = 0, 2
-_COMPUTE_FLOAT32 = 68
-_ALGORITHM_DEFAULT = 99
-_FULL_PRECISION_REDUCTION = 16
-"""Names of cuBLAS: CUBLAS_OP_T and _N, CUDA_R_32F and _16F, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT_TENSOR_OP,
-CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION."""
-
-_TYPES = {"float32": _FLOAT32, "float16": _FLOAT16}
 
 
 class Cuda:
@@ -38,7 +24,7 @@ class Cuda:
         """`BackendUnavailable` in one line, if there is no CuPy, driver or device, or one that is too old."""
         self._runtime, self._driver, self._cupy = _libraries()
         runtime = self._runtime
-        _check_driver(runtime)
+        check_driver(runtime)
         try:
             count = runtime.getDeviceCount()
             if number >= count:
@@ -50,13 +36,13 @@ class Cuda:
         except runtime.CUDARuntimeError as error:
             raise BackendUnavailable(f"the CUDA device cannot be used ({error}); nvidia-smi says more") from error
         self.number = number
-        self.name = bytes(properties["name"]).split(b"\0")[0].decode()
+        self.name = _device_name(properties)
         self.multiprocessors = int(properties["multiProcessorCount"])
         if self.capability < OLDEST_CAPABILITY:
             found, needed = (".".join(map(str, which)) for which in (self.capability, OLDEST_CAPABILITY))
             raise BackendUnavailable(f"{self.name} has compute capability {found}, needed {needed} or later")
         self.compute_stream = self.stream()
-        self._products = _Products(self.compute_stream)
+        self._products = Cublas(self.compute_stream)
 
     # Memory
 
@@ -70,7 +56,7 @@ class Cuda:
         try:
             return int(self._runtime.malloc(nbytes))
         except self._runtime.CUDARuntimeError as error:
-            raise CapacityError("device", "CUDA", nbytes, self.memory()[0], {}, _first_line(error)) from error
+            raise CapacityError("device", "CUDA", nbytes, self.memory()[0], {}, first_line(error)) from error
 
     def free(self, address: int) -> None:
         """Give device memory back, when nothing uses it any more."""
@@ -81,7 +67,7 @@ class Cuda:
         try:
             self._runtime.hostRegister(address, nbytes, 0)
         except self._runtime.CUDARuntimeError as error:
-            hint = f"pinned memory was refused ({_first_line(error)}): lower --host-mem-gib, or raise `ulimit -l`"
+            hint = f"pinned memory was refused ({first_line(error)}): lower --host-mem-gib, or raise `ulimit -l`"
             raise CapacityError("host", "pinned memory", nbytes, 0, {}, hint) from error
 
     def unpin(self, address: int) -> None:
@@ -149,6 +135,20 @@ class Cuda:
         """Let the calling thread use the device; every thread calls it once."""
         self._runtime.setDevice(self.number)
 
+    # What all of it is
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices of this machine: names, and bytes of memory."""
+        every = [self._runtime.getDeviceProperties(number) for number in range(self._runtime.getDeviceCount())]
+        return tuple(f"{_device_name(device)}, {device['totalGlobalMem']} bytes" for device in every)
+
+    def versions(self) -> dict[str, str]:
+        """Versions by name: CuPy, the CUDA that it uses, the CUDA that the driver knows, the compiler of kernels."""
+        numbers = {"cuda": self._runtime.runtimeGetVersion(), "driver_cuda": self._runtime.driverGetVersion()}
+        found = {name: f"{number // 1000}.{number % 1000 // 10}" for name, number in numbers.items()}
+        compiler = ".".join(map(str, self._cupy.cuda.nvrtc.getVersion()))
+        return {"cupy": str(self._cupy.__version__), **found, "nvrtc": compiler}
+
     # Kernels and products
 
     def compile(self, text: Source) -> Any:
@@ -187,106 +187,15 @@ class Cuda:
         self._products.multiply(shape, x, w, out, add)
 
 
-class _Products:
-    """cuBLAS on one stream, asked directly.
-
-    CuPy's own calls set the stream to CuPy's current one each time, which also takes cuBLAS' workspace away.
-    """
-
-    def __init__(self, stream: Handle) -> None:
-        library = _cublas()
-        self._multiply = library.cublasGemmEx
-        number, address = ctypes.c_int, ctypes.c_void_p
-        operand = (address, number, number)
-        self._multiply.argtypes = (
-            *(address, number, number, number, number, number),
-            *(address, *operand, *operand, address, *operand, number, number),
-        )
-        self._set_workspace = library.cublasSetWorkspace_v2
-        self._set_workspace.argtypes = (address, address, ctypes.c_size_t)
-        handle = ctypes.c_void_p()
-        _check_cublas("cublasCreate", library.cublasCreate_v2(ctypes.byref(handle)))
-        _check_cublas("cublasSetStream", library.cublasSetStream_v2(handle, ctypes.c_void_p(stream)))
-        # Products that are cut along their inputs are to be added up in float32 too, whatever type the result has.
-        mode = library.cublasSetMathMode(handle, _FULL_PRECISION_REDUCTION)
-        _check_cublas("cublasSetMathMode", mode)
-        self._handle = handle.value
-        self._destroy = library.cublasDestroy_v2
-        self._destroy.argtypes = (address,)
-        # The factors 0 and 1 of BLAS, which lie on the host.
-        self._factors = (ctypes.c_float * 2)(0.0, 1.0)
-        self._zero = ctypes.addressof(self._factors)
-        self._one = self._zero + ctypes.sizeof(ctypes.c_float)
-
-    def close(self) -> None:
-        """Give cuBLAS' own memory back."""
-        _check_cublas("cublasDestroy", self._destroy(self._handle))
-
-    def work_in(self, address: int, nbytes: int) -> None:
-        """See `Cuda.products_in`."""
-        _check_cublas("cublasSetWorkspace", self._set_workspace(self._handle, address, nbytes))
-
-    def multiply(
-        self,
-        shape: tuple[int, int, int],
-        x: tuple[int, int],
-        w: tuple[int, int],
-        out: tuple[int, int, str],
-        add: bool,
-    ) -> None:
-        """See `Cuda.multiply`: rows of ours are columns of BLAS, so out^T = w x^T."""
-        tokens, outputs, inputs = shape
-        status = self._multiply(
-            *(self._handle, _TRANSPOSED, _AS_IT_IS, outputs, tokens, inputs),
-            *(self._one, w[0], _FLOAT16, w[1], x[0], _FLOAT16, x[1]),
-            *(self._one if add else self._zero, out[0], _TYPES[out[2]], out[1]),
-            *(_COMPUTE_FLOAT32, _ALGORITHM_DEFAULT),
-        )
-        if status:
-            _check_cublas(f"cublasGemmEx of {shape}", status)
-
-
-def _cublas() -> ctypes.CDLL:
-    """The cuBLAS of CuPy's CUDA."""
-    from cuda import pathfinder  # noqa: PLC0415 - comes with CuPy
-
-    try:
-        path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
-    except pathfinder.DynamicLibNotFoundError as error:
-        raise BackendUnavailable(f"cuBLAS is not installed ({_first_line(error)}): {INSTALL}") from error
-    return ctypes.CDLL(str(path))
-
-
-def _check_cublas(call: str, status: int) -> None:
-    if status:
-        raise RuntimeError(f"{call} gives status {status}")
-
-
 def _libraries() -> tuple[Any, Any, Any]:
     """CUDA's runtime and driver as CuPy gives them, and CuPy."""
     try:
         import cupy  # noqa: PLC0415 - absent on most machines, and slow to load on the others
         from cupy_backends.cuda.api import driver, runtime  # noqa: PLC0415
     except ImportError as error:
-        raise BackendUnavailable(f"CuPy cannot be imported ({_first_line(error)}): {INSTALL}") from error
+        raise BackendUnavailable(f"CuPy cannot be imported ({first_line(error)}): {INSTALL}") from error
     return runtime, driver, cupy
 
 
-def _check_driver(runtime: Any) -> None:
-    """`BackendUnavailable` if there is no NVIDIA driver, or one older than the CUDA that CuPy was made for."""
-    try:
-        driver, needed = int(runtime.driverGetVersion()), int(runtime.runtimeGetVersion())
-    except runtime.CUDARuntimeError as error:
-        raise BackendUnavailable(f"CUDA does not answer ({_first_line(error)})") from error
-    major = needed // 1000
-    if driver == 0:
-        raise BackendUnavailable("no NVIDIA driver is loaded here; nvidia-smi would list its devices")
-    if driver // 1000 < major:
-        raise BackendUnavailable(
-            f"the NVIDIA driver knows CUDA {driver // 1000}.{driver % 1000 // 10} at most, CuPy needs CUDA {major} "
-            f"(driver {DRIVER_NEEDED.get(major, 'of that time')} or later); else {INSTALL}"
-        )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+def _device_name(properties: Any) -> str:
+    return bytes(properties["name"]).split(b"\0")[0].decode()

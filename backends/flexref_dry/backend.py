@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Capabilities, LaneStep, Matrix, Move, Ticket
+from flexref.backend.protocol import Capabilities, Description, LaneStep, Matrix, Move, Ticket
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
@@ -58,6 +58,10 @@ class DryBackend:
         self.flops[operator] += flops
         if self.timing is not None:
             self.timing.operator(timed)
+
+    def describe(self) -> Description:
+        """See `Backend.describe`: there is no device, and no library computes."""
+        return Description((), {})
 
     def free_bytes(self, tier: str) -> int:
         """As much as anybody may count."""

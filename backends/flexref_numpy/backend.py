@@ -13,6 +13,7 @@ from flexref.backend.protocol import (
     ALIGNMENT_BYTES,
     LANES,
     Capabilities,
+    Description,
     LaneStep,
     Matrix,
     Ticket,
@@ -52,6 +53,10 @@ class NumpyBackend:
         self._lanes: dict[str, Lane] = {lane: Lane(lane) for lane in LANES}
         self._workspace: Workspace | None = None
         self._results = np.empty(0, np.uint8)
+
+    def describe(self) -> Description:
+        """See `Backend.describe`: it runs on the host's processor, beside which it has no device."""
+        return Description((), {"numpy": np.__version__})
 
     def free_bytes(self, tier: str) -> int:
         """Half of the free memory each: on this port `device` and `host` are one."""

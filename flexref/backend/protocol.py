@@ -4,7 +4,7 @@ Axis alphabet: B rows, T tokens of all rows of a group one after the other (no p
 width, I inputs, O outputs, V vocabulary, W width of an embedding table.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -97,6 +97,18 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Description:
+    """What a port runs on: for reports, and to tell one machine from another.
+
+    devices: those that the port sees beside the host's processor, each by its name and what else tells it from others.
+    versions: by name, of the libraries whose exchange may change figures.
+    """
+
+    devices: tuple[str, ...]
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """`count` pieces of `nbytes` bytes of a buffer: the first at `offset`, each next one `stride` bytes further on."""
 
@@ -166,6 +178,9 @@ class Backend(Protocol):
 
     name: str
     caps: Capabilities
+
+    def describe(self) -> Description:
+        """The port's devices and the versions of its libraries; the same as long as neither is exchanged."""
 
     # Memory
 

@@ -1,6 +1,6 @@
 """Times jobs on an engine, every one whole, and holds the figures against the floor of the machine they ran on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -79,6 +79,8 @@ class Report:
     file: WeightFile
     workload: Workload
     rates: Rates
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
     runs: tuple[Stats, ...]
     floors: tuple[PhaseFloor, PhaseFloor] | None
     prediction_error: PredictionError | None
@@ -134,8 +136,8 @@ class Report:
             "weights_dtype": self.file.dtype,
             "cut_short": self.cut_short,
             "rates": asdict(self.rates),
-            "versions": versions(),
-            "machine": machine(),
+            "versions": self.versions,
+            "machine": self.machine,
         }
         runs = [{**self.figures(run.prefill_s, run.decode_s), "lane_busy": run.lane_busy} for run in self.runs]
         if not self.runs:
@@ -241,7 +243,20 @@ class Benchmark:
         file, dtype = self.file, engine.backend.caps.compute_dtype
         both = floors(file, self.workload, runs[-1], rates, dtype) if runs else None
         prediction_error = self._judged(runs) if runs else None
-        return Report(self.arguments, file, self.workload, rates, tuple(runs), both, prediction_error, cut_short, trace)
+        port = engine.backend.describe()
+        return Report(
+            arguments=self.arguments,
+            file=file,
+            workload=self.workload,
+            rates=rates,
+            machine=machine(port),
+            versions=versions(port),
+            runs=tuple(runs),
+            floors=both,
+            prediction_error=prediction_error,
+            cut_short=cut_short,
+            trace=trace,
+        )
 
     def _judged(self, runs: list[Stats]) -> PredictionError | None:
         """What the machine was to take, beside the median run; None if no machine is known without measuring."""

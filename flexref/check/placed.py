@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Array, Backend, Buffer, Lane, LaneStep, QuantizedMatrix, Ticket
+from flexref.backend.protocol import Array, Backend, Buffer, Description, Lane, LaneStep, QuantizedMatrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, RecordLayout
 from flexref.check.tolerances import Values
 
@@ -86,6 +86,10 @@ class PlacedBackend:
             ticket.wait()
         self._awaited.clear()
         return np.array(x.host)
+
+    def describe(self) -> Description:
+        """See `Backend.describe`."""
+        return self._port.describe()
 
     def free_bytes(self, tier: str) -> int:
         """See `Backend.free_bytes`; what checks hold on the host comes on top."""

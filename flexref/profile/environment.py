@@ -2,7 +2,6 @@
 
 import os
 import platform
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,24 +9,28 @@ import numpy as np
 import psutil
 
 from flexref import __version__
+from flexref.backend.protocol import Description
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")
 DRIVER_FOLDER = Path("/proc/driver/nvidia")
 """Where Linux and NVIDIA's driver describe themselves."""
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores that this process may use, bytes of memory, and the names of the CUDA devices."""
+def machine(port: Description) -> dict[str, Any]:
+    """Processor, cores that this process may use, bytes of memory, and devices: the port's, else what the system has.
+
+    A port without devices of its own may still share its memory and its bus with some.
+    """
     return {
         "cpu": _after(PROCESSOR_FILE, "model name", ":") or platform.processor() or platform.machine(),
         "cpu_cores": len(os.sched_getaffinity(0)),
         "memory_bytes": int(psutil.virtual_memory().total),
-        "gpu": _gpus(),
+        "gpu": list(port.devices) or _gpus(),
     }
 
 
-def versions() -> dict[str, str]:
-    """Versions by name: flexref, Python, numpy, what numpy multiplies with, the driver; CuPy and CUDA where loaded."""
+def versions(port: Description) -> dict[str, str]:
+    """Versions by name: flexref, Python, numpy, what numpy multiplies with, the driver, and the port's libraries."""
     found = {"flexref": __version__, "python": platform.python_version(), "numpy": np.__version__}
     build: dict[str, Any] = np.show_config(mode="dicts")  # type: ignore[assignment]
     blas = build.get("Build Dependencies", {}).get("blas", {})
@@ -36,31 +39,13 @@ def versions() -> dict[str, str]:
     driver = _first_line(DRIVER_FOLDER / "version")
     if driver:
         found["driver"] = driver.partition(":")[2].strip()
-    return {**found, **_cuda_versions()}
-
-
-def _cuda_versions() -> dict[str, str]:
-    """Versions of CuPy and of CUDA as CuPy sees them: only where a port has loaded it, for this must not."""
-    cupy: Any = sys.modules.get("cupy")
-    if cupy is None:
-        return {}
-    runtime = cupy.cuda.runtime
-    numbers = {"cuda": runtime.runtimeGetVersion(), "driver_cuda": runtime.driverGetVersion()}
-    found = {name: f"{number // 1000}.{number % 1000 // 10}" for name, number in numbers.items()}
-    return {"cupy": str(cupy.__version__), **found, "nvrtc": ".".join(map(str, cupy.cuda.nvrtc.getVersion()))}
+    return {**found, **port.versions}
 
 
 def _gpus() -> list[str]:
-    cupy: Any = sys.modules.get("cupy")
-    if cupy is None:
-        files = sorted(DRIVER_FOLDER.glob("gpus/*/information"))
-        return [name for path in files if (name := _after(path, "Model", ":"))]
-    runtime = cupy.cuda.runtime
-    try:
-        devices = [runtime.getDeviceProperties(number) for number in range(runtime.getDeviceCount())]
-    except runtime.CUDARuntimeError:  # CuPy without a driver: there is nothing to name
-        return []
-    return [f"{device['name'].decode()}, {device['totalGlobalMem']} bytes" for device in devices]
+    """Names of the devices that NVIDIA's driver knows."""
+    files = sorted(DRIVER_FOLDER.glob("gpus/*/information"))
+    return [name for path in files if (name := _after(path, "Model", ":"))]
 
 
 def _first_line(path: Path) -> str:

@@ -132,7 +132,8 @@ def cache_name(backend: Backend, disk_dir: str | Path) -> str:
     folder = Path(disk_dir).absolute()
     while not folder.exists():
         folder = folder.parent
-    ours = [asdict(backend.caps), describe(), product_threads(), versions()]
+    port = backend.describe()
+    ours = [asdict(backend.caps), describe(port), product_threads(), versions(port)]
     depends = [FORMAT, PROFILE_VERSION, *ours, os.stat(folder).st_dev]
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     return f"{backend.name}-{digest[:16]}"

@@ -96,18 +96,19 @@ def port_of(backend: Backend, asynchronous: bool) -> Port:
 
 
 def _name(backend: Backend) -> str:
-    here = describe()
+    here = describe(backend.describe())
     devices = [device.partition(",")[0] for device in here["gpu"]]
     return f"{backend.name} on {' and '.join([here['cpu'], *devices])}"
 
 
 def _sources(backend: Backend, quick: bool, direct: bool) -> dict[str, str]:
-    here = describe()
-    about = ", ".join(f"{name} {version}" for name, version in versions().items())
+    port = backend.describe()
+    here = describe(port)
+    about = ", ".join(f"{name} {version}" for name, version in versions(port).items())
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     cache = "past the page cache" if direct else "through the page cache: the file system refuses direct reads"
     return {
         "measured": f"{when}, {'quickly, ' if quick else ''}with backend {backend.name}; {about}",
-        "machine": f"{here['cpu']}, {here['cpu_cores']} cores, {', '.join(here['gpu']) or 'no CUDA device'}",
+        "machine": f"{here['cpu']}, {here['cpu_cores']} cores, {', '.join(here['gpu']) or 'no GPU'}",
         "copies": f"{SPILL_NOTE}; the weight file is read {cache}",
     }

@@ -16,6 +16,7 @@ from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, 
 Clause = Callable[[Backend, st.DataObject], None]
 
 STRUCTURE: tuple[Clause, ...] = (
+    memory.it_describes_itself,
     memory.allocated_memory_has_the_asked_size,
     memory.free_memory_is_reported,
     memory.views_have_their_shape,

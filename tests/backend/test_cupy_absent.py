@@ -40,7 +40,13 @@ class FakeRuntime(SimpleNamespace):
 
     def getDeviceProperties(self, device: int) -> dict[str, Any]:
         major, minor = self.capability
-        return {"major": major, "minor": minor, "name": b"Tesla T4\0\0", "multiProcessorCount": 40}
+        return {
+            "major": major,
+            "minor": minor,
+            "name": b"Tesla T4\0\0",
+            "multiProcessorCount": 40,
+            "totalGlobalMem": 16,
+        }
 
     def setDevice(self, device: int) -> None:
         pass
@@ -63,14 +69,22 @@ class FakeRuntime(SimpleNamespace):
 
 def made(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Cuda:
     """The port's calls on such a machine."""
-    monkeypatch.setattr(cuda, "_libraries", lambda: (FakeRuntime(**changes), None, None))
-    monkeypatch.setattr(cuda, "_Products", lambda stream: None)
+    compiler = SimpleNamespace(getVersion=lambda: (13, 2))
+    cupy = SimpleNamespace(__version__="14.2", cuda=SimpleNamespace(nvrtc=compiler))
+    monkeypatch.setattr(cuda, "_libraries", lambda: (FakeRuntime(**changes), None, cupy))
+    monkeypatch.setattr(cuda, "Cublas", lambda stream: None)
     return Cuda()
 
 
 def test_a_machine_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     found = made(monkeypatch)
     assert (found.name, found.capability, found.multiprocessors) == ("Tesla T4", (7, 5), 40)
+
+
+def test_the_port_names_its_devices_and_what_computes_on_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = made(monkeypatch, driver=13010, devices=2)
+    assert found.devices() == ("Tesla T4, 16 bytes",) * 2
+    assert found.versions() == {"cupy": "14.2", "cuda": "13.0", "driver_cuda": "13.1", "nvrtc": "13.2"}
 
 
 def test_without_cupy_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from flexref_dry import DryBackend
 from flexref_numpy import NumpyBackend
 
 from flexref.architecture.published import PUBLISHED, size_named
+from flexref.backend.protocol import Description
 from flexref.bench import rates
 from flexref.bench.benchmark import Benchmark, Report, weights_of
 from flexref.bench.floor import Workload, cache_bytes_read, floors, weight_bytes_read
@@ -358,15 +359,17 @@ def test_an_interrupt_before_the_first_run_says_what_it_interrupted() -> None:
 
 
 def test_the_machine_and_the_versions_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    here = machine.machine()
+    nothing, port = Description((), {}), Description(("Their device",), {"library": "1.2"})
+    here = machine.machine(nothing)
     assert here["cpu"]
     assert here["memory_bytes"] > 1 << 28
     (tmp_path / "gpus" / "0").mkdir(parents=True)
     (tmp_path / "gpus" / "0" / "information").write_text("Model: \t\t Some GPU\nIRQ: 3\n")
     (tmp_path / "version").write_text("NVRM version: A Kernel Module  1.2.3\nGCC\n")
     monkeypatch.setattr(machine, "DRIVER_FOLDER", tmp_path)
-    monkeypatch.delitem(machine.sys.modules, "cupy", raising=False)
-    assert machine.machine()["gpu"] == ["Some GPU"]
-    assert machine.versions()["driver"] == "A Kernel Module  1.2.3"
+    assert machine.machine(nothing)["gpu"] == ["Some GPU"]
+    assert machine.machine(port)["gpu"] == ["Their device"]
+    assert machine.versions(port) == {**machine.versions(nothing), "library": "1.2"}
+    assert machine.versions(nothing)["driver"] == "A Kernel Module  1.2.3"
     monkeypatch.setattr(machine, "PROCESSOR_FILE", tmp_path / "none")
-    assert machine.machine()["cpu"]
+    assert machine.machine(nothing)["cpu"]

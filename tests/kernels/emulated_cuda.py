@@ -87,6 +87,14 @@ class EmulatedCuda:
         self.compute_stream = self.stream()
         runtime()
 
+    def devices(self) -> tuple[str, ...]:
+        """See `Cuda.devices`."""
+        return (f"{self.name}, {self._memory_bytes} bytes",)
+
+    def versions(self) -> dict[str, str]:
+        """See `Cuda.versions`; there is no library."""
+        return {}
+
     # Memory
 
     def memory(self) -> tuple[int, int]:

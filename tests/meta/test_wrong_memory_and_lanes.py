@@ -11,12 +11,23 @@ from flexref_numpy import NumpyBackend
 from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
 from hypothesis.errors import Flaky
 
-from flexref.backend.protocol import LANES, HostWork, LaneStep, Move, Span, Ticket
+from flexref.backend.protocol import LANES, Description, HostWork, LaneStep, Move, Span, Ticket
 from flexref.backend.workspace import Workspace
 from flexref.errors import CapacityError, FlexrefError
 from flexref.testing import violation
 from flexref.testing.clauses import lanes, memory
 from flexref.testing.contract import CONTRACT, Clause
+
+
+class NumbersAsVersions(NumpyBackend):
+    def describe(self) -> Description:
+        version: Any = 2.2
+        return Description((), {"numpy": version})
+
+
+class DescribesTheHour(NumpyBackend):
+    def describe(self) -> Description:
+        return Description((f"free since {time.perf_counter_ns()}",), {})
 
 
 class AllocatesWholePages(NumpyBackend):
@@ -236,6 +247,8 @@ class MovesFromTheStart(NumpyBackend):
 
 
 WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
+    (NumbersAsVersions, memory.it_describes_itself),
+    (DescribesTheHour, memory.it_describes_itself),
     (AllocatesWholePages, memory.allocated_memory_has_the_asked_size),
     (ReportsNoFreeMemory, memory.free_memory_is_reported),
     (AllocatesUnaligned, memory.host_memory_is_aligned_and_writable),

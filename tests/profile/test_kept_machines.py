@@ -112,9 +112,9 @@ def test_another_port_or_version_is_another_machine(measured: Any, monkeypatch: 
     measured(measure)
     measured(measure, NumpyBackend(scratch_bytes=1 << 20))
     assert len(measure.asked) == 2
-    monkeypatch.setattr(machines, "versions", lambda: {"flexref": "another"})
+    monkeypatch.setattr(machines, "versions", lambda port: {"flexref": "another"})
     measured(measure)
-    monkeypatch.setattr(machines, "describe", lambda: {"cpu": "another"})
+    monkeypatch.setattr(machines, "describe", lambda port: {"cpu": "another"})
     measured(measure)
     assert len(measure.asked) == 4
 

@@ -7,7 +7,6 @@ from rich.table import Table
 
 from flexref.cli.show.report import print_prediction_error, print_stats
 from flexref.errors import in_gib
-from flexref.profile.environment import machine, versions
 
 if TYPE_CHECKING:
     from flexref.bench.benchmark import Report
@@ -70,7 +69,7 @@ def _runs(report: "Report") -> Table:
 
 
 def _print_machine(console: Console, report: "Report") -> None:
-    rates, here = report.rates, machine()
+    rates, here = report.rates, report.machine
     disk = ""
     if rates.from_disk_bytes_per_s is not None:
         disk = f", the weight file {_per_s(rates.from_disk_bytes_per_s)}"
@@ -80,9 +79,9 @@ def _print_machine(console: Console, report: "Report") -> None:
         f"measured: to the device {_per_s(rates.to_device_bytes_per_s)}, from it "
         f"{_per_s(rates.from_device_bytes_per_s)}, its memory {_per_s(rates.device_memory_bytes_per_s)}, products "
         f"{rates.product_flops_per_s / 1e12:.3g} TFLOP/s{disk}",
-        f"machine: {', '.join(here['gpu']) or 'no CUDA device in use'}; {here['cpu']}, {here['cpu_cores']} cores, "
+        f"machine: {', '.join(here['gpu']) or 'no GPU in use'}; {here['cpu']}, {here['cpu_cores']} cores, "
         f"{in_gib(here['memory_bytes'])}",
-        "versions: " + ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
     )
     for line in lines:
         console.print(line, highlight=False)

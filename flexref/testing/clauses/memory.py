@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -22,6 +23,15 @@ def _integers(shape: tuple[int, ...], dtype: str, seed: int) -> Values:
     if dtype.startswith("float"):
         return numbers(shape, dtype, "normal", seed)
     return np.random.default_rng(seed).integers(0, 200, shape).astype(dtype)
+
+
+def it_describes_itself(backend: Backend, data: st.DataObject) -> None:
+    """`describe` names devices and versions in text, which goes into reports, and says the same each time."""
+    found: Any = backend.describe()
+    assert found == backend.describe(), "describe() says something else each time"
+    names = [*found.devices, *found.versions, *found.versions.values()]
+    assert all(isinstance(name, str) and name for name in names), f"describe() has what is no text: {found}"
+    assert isinstance(found.devices, tuple), f"the devices are no tuple: {found.devices!r}"
 
 
 def allocated_memory_has_the_asked_size(backend: Backend, data: st.DataObject) -> None:
