@@ -9,7 +9,7 @@ from typing import Any
 
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
-from flexref.block.memory_plan import backend_budgets
+from flexref.block.budgets import backend_budgets
 from flexref.engine.engine import Engine
 from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts

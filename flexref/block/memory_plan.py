@@ -1,6 +1,6 @@
 """Every byte that a block will hold, before it holds any: the plans of all stores, the logits and the workspace."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -9,12 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 
 from flexref.architecture.spec import ModelSpec, TensorSpec, layer_stage, stages
-from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Capabilities
+from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
 from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
 from flexref.backend.registry import create
 from flexref.block.rows import RowLengths
 from flexref.block.visits import embed_visit, hidden_visit
-from flexref.errors import CapacityError
 from flexref.model import opt
 from flexref.model.cache import LayerCache
 from flexref.model.weights import EmbedWeights, HeadWeights, Norm, layer_weights
@@ -175,16 +174,16 @@ def _cache_plan(
     spec: ModelSpec, caps: Capabilities, policy: Policy, groups: Sequence[Sequence[RowLengths]]
 ) -> CachePlan:
     """The caches of a block. Where tokens are scored no pass reads them again: they last a visit, on the device."""
-    passing = any(row.scored_tokens for group in groups for row in group)
+    transient = any(row.scored_tokens for group in groups for row in group)
     capacities = [[row.capacity_tokens for row in group] for group in groups]
-    homes = place_in_order(capacities, Shares() if passing else policy.cache)
+    homes = place_in_order(capacities, Shares() if transient else policy.cache)
     plans = tuple(
         tuple(RowPlan(row.capacity_tokens, row.prompt_tokens, home) for row, home in zip(group, tiers, strict=True))
         for group, tiers in zip(groups, homes, strict=True)
     )
     layout = record_layout(spec, policy, caps.compute_dtype)
-    layers, far = (1, False) if passing else (spec.layers, policy.attention_on == "host")
-    return CachePlan(layout, layers, plans, far, slots_of(policy), passing)
+    layers, far = (1, False) if transient else (spec.layers, policy.attention_on == "host")
+    return CachePlan(layout, layers, plans, far, slots_of(policy), transient)
 
 
 def table_on_device(weights: WeightsPlan) -> bool:
@@ -243,74 +242,3 @@ def expanded_bytes(file: WeightFile, caps: Capabilities) -> int:
         size = DTYPE_BYTES[caps.compute_dtype]
         most = max(most, sum(aligned(tensor.elements * size, ALIGNMENT_BYTES) for tensor in names))
     return most
-
-
-def engine_needs(caps: Capabilities) -> Iterator[Need]:
-    """What a port holds whatever it computes."""
-    if caps.scratch_bytes:
-        yield Tier.DEVICE, "scratch", aligned(caps.scratch_bytes, ALIGNMENT_BYTES)
-
-
-def totals(needs: Iterator[Need]) -> dict[Tier, int]:
-    """Bytes per tier, each need with its alignment, as the arenas count them."""
-    sums = dict.fromkeys(Tier, 0)
-    for tier, _, nbytes in needs:
-        sums[tier] += aligned(nbytes, ALIGNMENT_BYTES)
-    return sums
-
-
-def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> None:
-    """`CapacityError` for the first tier whose budget the needs exceed: its largest holders, what would help."""
-    sums = totals(iter(needs))
-    for tier, budget in budgets.items():
-        if budget is None or sums[tier] <= budget:
-            continue
-        holders: dict[str, int] = {}
-        for at, holder, nbytes in needs:
-            if at is tier:
-                holders[holder] = holders.get(holder, 0) + aligned(nbytes, ALIGNMENT_BYTES)
-        gib = sums[tier] / (1 << 30)
-        option = {Tier.DEVICE: "--device-mem-gib", Tier.HOST: "--host-mem-gib", Tier.DISK: "--disk-dir"}[tier]
-        hint = f"give {option} at least {gib:.4f}, place less on {tier.value}, or take fewer rows per group"
-        raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)
-
-
-def fit(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> bool:
-    """Whether they exceed no budget."""
-    sums = totals(iter(needs))
-    return all(budget is None or sums[tier] <= budget for tier, budget in budgets.items())
-
-
-def fitting_block(
-    weights: WeightsPlan,
-    caps: Capabilities,
-    policy: Policy,
-    rows: Sequence[RowLengths],
-    budgets: Mapping[Tier, int | None],
-) -> BlockPlan:
-    """The memory of a block within budgets; weights are expanded once for all its groups where there is room for that.
-
-    Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
-    `CapacityError` naming the tier, what is missing and what would help.
-    """
-    whole = [*engine_needs(caps), *weights.needs()]
-    loading = [*whole, (Tier.HOST, "loading", weights.loading_bytes)]
-    loads = fit(loading, budgets)
-    for expand in (True, False):
-        plan = plan_block(weights, caps, policy, rows, expand=expand)
-        needs = [*whole, *plan.needs()]
-        if loads and fit(needs, budgets):
-            return plan
-    # What asks for more of the host comes first: who gives that has given the other's.
-    for each in sorted((needs, loading), key=lambda needs: -totals(iter(needs))[Tier.HOST]):
-        check_fits(each, budgets)
-    raise AssertionError("a plan that exceeds a budget passed its check")
-
-
-def backend_budgets(backend: Backend, device_bytes: int | None, host_bytes: int | None) -> dict[Tier, int | None]:
-    """The budgets that were asked for, and what is free where none was."""
-    return {
-        Tier.DEVICE: backend.free_bytes("device") if device_bytes is None else device_bytes,
-        Tier.HOST: backend.free_bytes("host") if host_bytes is None else host_bytes,
-        Tier.DISK: None,
-    }

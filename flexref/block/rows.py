@@ -115,7 +115,7 @@ class Group:
         return np.array([token for _, row in self.alive for token in row.due], np.int32)
 
     def position_ids(self) -> npt.NDArray[np.int32]:
-        """(T,) rows of the position table: OPT counts positions from 0 and stores them behind an offset."""
+        """(T,) rows of the position table: OPT counts positions from 0 and stores them after an offset."""
         past = np.array([row.past for row in self.in_pass], np.int32)
         new = np.array([row.new for row in self.in_pass], np.int32)
         before = np.cumsum(new, dtype=np.int32) - new

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from flexref.block.memory_plan import totals
+from flexref.block.budgets import totals
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.state import BlockState
 from flexref.engine.results import Stats

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flexref.backend.protocol import Backend
-from flexref.block.memory_plan import BlockPlan, backend_budgets, blocks_of, engine_needs, fitting_block, slots_of
+from flexref.block.budgets import backend_budgets, engine_needs, fitting_block
+from flexref.block.memory_plan import BlockPlan, blocks_of, slots_of
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Row, RowLengths
 from flexref.block.trace import Trace
@@ -29,7 +30,8 @@ from flexref.tiers.disk import SpillFile, WeightsOnDisk
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Tier, Traffic
-from flexref.tiers.weights import WeightSource, WeightStore, check_homes
+from flexref.tiers.weight_source import WeightSource, check_homes
+from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
 
 

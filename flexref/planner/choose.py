@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flexref.block.memory_plan import check_fits, engine_needs, plan_block, slots_of
+from flexref.block.budgets import check_fits, engine_needs
+from flexref.block.memory_plan import plan_block, slots_of
 from flexref.block.rows import RowLengths
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine

@@ -9,16 +9,15 @@ from functools import cached_property
 from statistics import fmean
 
 from flexref.backend.protocol import Capabilities
+from flexref.block.budgets import engine_needs, totals
 from flexref.block.memory_plan import (
     LOGITS_SLOTS,
     SCORED_AT_ONCE,
     blocks_of,
-    engine_needs,
     expanded_bytes,
     plan_block,
     record_layout,
     slots_of,
-    totals,
     workspace_bytes,
 )
 from flexref.block.rows import RowLengths
@@ -88,7 +87,7 @@ class Situation:
     def task(self) -> Task:
         """The job as the planner's numbers."""
         file, caps, spec = self.file, self.caps, self.file.spec
-        walk = WeightsPlan.of(file, Shares(0, 1, 0), slots_of(self.base))
+        streamed = WeightsPlan.of(file, Shares(0, 1, 0), slots_of(self.base))
         least, most = WORKSPACE_TOKENS
         scored = self.scored_share
         held = [
@@ -101,9 +100,9 @@ class Situation:
             spec=spec,
             stored=file.stored,
             dense=file.dtype,
-            stage_bytes=tuple(plan.streamed_bytes for plan in walk.stages),
-            stage_kinds=tuple(plan.stage.kind for plan in walk.stages),
-            gathered_bytes=sum(tensor.nbytes for tensor, _ in walk.gathered),
+            stage_bytes=tuple(plan.streamed_bytes for plan in streamed.stages),
+            stage_kinds=tuple(plan.stage.kind for plan in streamed.stages),
+            gathered_bytes=sum(tensor.nbytes for tensor, _ in streamed.gathered),
             cache_scheme=self.base.cache_scheme,
             record_bytes=record_layout(spec, self.base, caps.compute_dtype).record_bytes,
             prompt_tokens=fmean(row.prompt_tokens for row in self.rows),

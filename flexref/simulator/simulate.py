@@ -29,7 +29,7 @@ from flexref.simulator.prediction import Prediction
 from flexref.simulator.simulated_block import simulated_block
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.transfer import LINKS, Tier
-from flexref.tiers.weights import WeightSource
+from flexref.tiers.weight_source import WeightSource
 
 Flows = Counter[tuple[str, str]]
 """Bytes by (link, kind)."""

@@ -87,7 +87,7 @@ class CacheStore:
         self._stretches_of.clear()
 
     def attends_far(self, rows: Sequence[RowPass]) -> bool:
-        """Whether this visit's rows off the device are attended to where they are: in decode, if the plan says so."""
+        """Whether the rows off the device are attended to where they are: if the plan says so, and all have a cache."""
         return self.plan.far and all(row.past for row in rows)
 
     def fetch(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
@@ -138,7 +138,7 @@ class CacheStore:
         Handles are kept: they change only with the rows that are alive, and a port may have uploaded them.
         """
         far = self.attends_far(rows)
-        layer = 0 if self.plan.passing else layer
+        layer = 0 if self.plan.transient else layer
         key = (layer, group, slot, far)
         if key not in self._handles:
             places = [row.place for row in rows]

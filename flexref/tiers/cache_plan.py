@@ -43,9 +43,10 @@ class RowStarts:
 class CachePlan:
     """Homes and slots of a block's caches. In every group, rows at home on the device come first.
 
-    `far` is True if decode attention over a cache that is not on the device is computed on the host: such a cache
-    crosses the link in the prefill only, outward. `passing` is True if nothing reads a cache but the visit that fills
-    it: then there is room for one layer of the largest group, and all layers and groups use it in turn.
+    `far` is True if attention over a cache that is not on the device, and has any tokens yet, is computed on the host:
+    of such a cache only what its prompt brings crosses the link, outward. `transient` is True if nothing reads a cache
+    but the visit that fills it: then there is room for one layer of the largest group, and all layers and groups use it
+    in turn.
     """
 
     layout: RecordLayout
@@ -53,14 +54,14 @@ class CachePlan:
     groups: tuple[tuple[RowPlan, ...], ...]
     far: bool
     slots: int
-    passing: bool = False
+    transient: bool = False
 
     @cached_property
     def starts(self) -> tuple[tuple[RowStarts, ...], ...]:
         """Where the records of every row of every group start."""
         at_home = dict.fromkeys(Tier, 0)
         return tuple(
-            tuple(self._group_starts(group, dict.fromkeys(Tier, 0) if self.passing else at_home))
+            tuple(self._group_starts(group, dict.fromkeys(Tier, 0) if self.transient else at_home))
             for group in self.groups
         )
 
@@ -86,7 +87,7 @@ class CachePlan:
 
     @cached_property
     def _layer_bytes(self) -> dict[Tier, int]:
-        whole = max if self.passing else sum
+        whole = max if self.transient else sum
         return {
             tier: self.layout.record_bytes
             * whole(sum(row.capacity_tokens for row in group if row.home is tier) for group in self.groups)

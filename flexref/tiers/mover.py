@@ -23,7 +23,7 @@ class Mover:
     reads or writes anything any more, so that memory may be given back; what failed since the last time is raised once,
     here, and never by a later call. `run` is `submit` and `settle`. All of it belongs to one thread at a time.
 
-    `check` is called behind every `run`, and by the executor behind every beat: places where nothing is half done, at
+    `check` is called after every `run`, and by the executor after every beat: places where nothing is half done, at
     which it may raise what is to end the work. `abandoned`: somebody broke `settle` off while it waited; lanes may be
     at work for ever, and no memory may be given back that copies know of.
     """
@@ -121,6 +121,6 @@ class Mover:
             memory = self._host_piece(copy.source, piece * copy.pieces.source_stride)
             copy.target.place.write(copy.target.offset + piece * copy.pieces.target_stride, memory)  # type: ignore[union-attr]
 
-    def _host_piece(self, first: Region, behind: int) -> npt.NDArray[np.uint8]:
-        """The bytes that lie `behind` bytes behind those of a host region."""
-        return host_bytes(self.backend, Region(first.tier, first.place, first.offset + behind, first.nbytes))
+    def _host_piece(self, first: Region, distance: int) -> npt.NDArray[np.uint8]:
+        """As many bytes as a host region has, `distance` bytes further on."""
+        return host_bytes(self.backend, Region(first.tier, first.place, first.offset + distance, first.nbytes))

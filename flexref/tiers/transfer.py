@@ -61,7 +61,7 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """That a copy has `count` pieces, each so many bytes behind the one before it, in its source and in its target."""
+    """That a copy has `count` pieces, each so many bytes after the one before it, in its source and in its target."""
 
     count: int
     source_stride: int

@@ -3,43 +3,22 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Lane, Matrix, QuantizedMatrix
 from flexref.backend.records import aligned
-from flexref.errors import PolicyError, in_gib
 from flexref.storage.checks import PartChecker
 from flexref.storage.weightfile import StoredTensor
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, DiskFile, Region, Tier, host_bytes, view
+from flexref.tiers.transfer import Copy, Region, Tier, host_bytes, view
+from flexref.tiers.weight_source import WeightSource, check_homes
 from flexref.tiers.weights_plan import Run, WeightsPlan
 
 PIECE_BYTES = 1 << 20
 """Bounds the memory that a gather of table rows uses beside its staging, which is counted."""
-
-
-class WeightSource(DiskFile, Protocol):
-    """Where a weight file's bytes come from, by their offsets in it: the file itself, or what stands for one.
-
-    `checked`: whether they must match the checksums; else there is no file, and nothing can be at home on disk.
-    `direct`: whether large reads bypass the page cache.
-    """
-
-    @property
-    def checked(self) -> bool: ...
-
-    @property
-    def direct(self) -> bool: ...
-
-    def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
-        """into (R, row bytes): the bytes from each of the `offsets` on."""
-
-    def close(self) -> None:
-        """End what it has open; nothing may still read from it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +32,9 @@ class TableRead:
 
     def pieces(self, row_bytes: int) -> Iterator["TableRead"]:
         """The same in pieces of at most PIECE_BYTES."""
-        step = max(1, PIECE_BYTES // row_bytes)
-        for first in range(0, len(self.rows), step):
-            some = slice(first, first + step)
+        rows = max(1, PIECE_BYTES // row_bytes)
+        for first in range(0, len(self.rows), rows):
+            some = slice(first, first + rows)
             yield TableRead(self.tensor, self.tokens[some], self.rows[some], self.from_disk)
 
 
@@ -80,8 +59,8 @@ class WeightStore:
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
     _slots: list[Region] = field(default_factory=list)
     _staging: list[Region] = field(default_factory=list)
-    _checked: set[int] = field(default_factory=set)
-    _passed: set[int] = field(default_factory=set)
+    _checked_stages: set[int] = field(default_factory=set)
+    _checked_runs: set[int] = field(default_factory=set)
     _counted_bytes: int = 0
 
     @property
@@ -131,7 +110,7 @@ class WeightStore:
                 # The first pass gathers token rows before it streams, and so checks, the whole table.
                 for run in plan.homes[Tier.DISK].runs:
                     self._through(run, bounce, None)
-                self._checked.add(index)
+                self._checked_stages.add(index)
         for tensor, tier in self.plan.gathered:
             if tier is Tier.HOST:
                 self._load_host(Run.of([tensor]))
@@ -140,18 +119,19 @@ class WeightStore:
                 self._through(Run.of([tensor]), bounce, home)
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
-        """disk -> host of the stage's part that is at home on disk; checked until all of it has passed once."""
+        """disk -> host of the stage's part that is at home on disk; a run is checked until it has arrived once."""
         plan, copies = self.plan.stages[stage], []
         for offset, run in plan.homes[Tier.DISK].offsets():
-            check = None if run.file_offset in self._passed or stage in self._checked else partial(self._check, run)
+            checked = run.file_offset in self._checked_runs or stage in self._checked_stages
+            check = None if checked else partial(self._check, run)
             target = self._staging[slot].part(offset, run.nbytes)
             copies.append(Copy("weights", f"{plan.stage.name} weights", self._on_disk(run), target, check))
         return copies
 
     def _check(self, run: Run, memory: npt.NDArray[np.uint8]) -> None:
-        """Called where a run has arrived: what was only asked for, and failed or was interrupted, has not passed."""
+        """Called where a run has arrived: what was only asked for, and failed or was interrupted, is checked again."""
         _check_run(run, memory)
-        self._passed.add(run.file_offset)
+        self._checked_runs.add(run.file_offset)
 
     def load_slot(self, stage: int, slot: int) -> list[Copy]:
         """host -> device of the stage's streamed parts: one copy for what is at home on the host, one for the rest."""
@@ -276,16 +256,6 @@ class WeightStore:
     def _progress(self, nbytes: int) -> None:
         if self.on_loaded is not None:
             self.on_loaded(nbytes)
-
-
-def check_homes(plan: WeightsPlan, source: WeightSource) -> None:
-    """`PolicyError` if weights are to be at home on disk, and there is no file."""
-    nbytes = plan.bytes_at_home(Tier.DISK)
-    if nbytes and not source.checked:
-        raise PolicyError(
-            f"{plan.file.path}: {in_gib(nbytes)} would be at home on disk, where no file holds them; place all weights "
-            "on device and host, or make a weight file"
-        )
 
 
 def _check_run(run: Run, memory: npt.NDArray[np.uint8]) -> None:

@@ -45,7 +45,7 @@ def runs_of(tensors: Iterable[StoredTensor]) -> list[Run]:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Runs one behind the other in memory, each aligned as it is in the file, so that a direct read can fill it."""
+    """Runs one after another in memory, each aligned as it is in the file, so that a direct read can fill it."""
 
     runs: tuple[Run, ...]
 
@@ -90,16 +90,16 @@ class WeightsPlan:
 
         The token table, the positions and the head come to the device first (see `placement`).
         """
-        walk = stages(file.spec, file.tile_rows)
+        all_stages = stages(file.spec, file.tile_rows)
         tiles = () if file.spec.tied_head else token_tiles(file.spec, file.tile_rows)
-        units = [[[file.tensors[tensor.name] for tensor in unit] for unit in stage.units] for stage in walk]
+        units = [[[file.tensors[tensor.name] for tensor in unit] for unit in stage.units] for stage in all_stages]
         single = [[[file.tensors[tile.name]]] for tile in tiles]
         sizes = [[sum(tensor.nbytes for tensor in unit) for unit in stage] for stage in units + single]
-        ends = {number for number, stage in enumerate(walk) if stage.kind != "layer"}
-        ends.update(range(len(walk), len(sizes)))
+        ends = {number for number, stage in enumerate(all_stages) if stage.kind != "layer"}
+        ends.update(range(len(all_stages), len(sizes)))
         placed = place_stages(sizes, shares, ends)
         plans = []
-        for stage, stage_units, tiers in zip(walk, units, placed, strict=False):
+        for stage, stage_units, tiers in zip(all_stages, units, placed, strict=False):
             homes = {
                 tier: Layout(
                     tuple(

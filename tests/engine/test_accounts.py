@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.block.memory_plan import engine_needs, slots_of, totals
+from flexref.block.budgets import engine_needs, totals
+from flexref.block.memory_plan import slots_of
 from flexref.block.rows import RowLengths
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine

@@ -1,0 +1,83 @@
+"""Whether what a block needs fits the budgets of the tiers, and what to say where it does not; it takes no memory."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Capabilities
+from flexref.backend.records import aligned
+from flexref.block.memory_plan import BlockPlan, Need, plan_block
+from flexref.block.rows import RowLengths
+from flexref.errors import CapacityError
+from flexref.policy import Policy
+from flexref.tiers.transfer import Tier
+from flexref.tiers.weights_plan import WeightsPlan
+
+
+def engine_needs(caps: Capabilities) -> Iterator[Need]:
+    """What a port holds whatever it computes."""
+    if caps.scratch_bytes:
+        yield Tier.DEVICE, "scratch", aligned(caps.scratch_bytes, ALIGNMENT_BYTES)
+
+
+def totals(needs: Iterator[Need]) -> dict[Tier, int]:
+    """Bytes per tier, each need with its alignment, as the arenas count them."""
+    sums = dict.fromkeys(Tier, 0)
+    for tier, _, nbytes in needs:
+        sums[tier] += aligned(nbytes, ALIGNMENT_BYTES)
+    return sums
+
+
+def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> None:
+    """`CapacityError` for the first tier whose budget the needs exceed: its largest holders, what would help."""
+    sums = totals(iter(needs))
+    for tier, budget in budgets.items():
+        if budget is None or sums[tier] <= budget:
+            continue
+        holders: dict[str, int] = {}
+        for at, holder, nbytes in needs:
+            if at is tier:
+                holders[holder] = holders.get(holder, 0) + aligned(nbytes, ALIGNMENT_BYTES)
+        gib = sums[tier] / (1 << 30)
+        option = {Tier.DEVICE: "--device-mem-gib", Tier.HOST: "--host-mem-gib", Tier.DISK: "--disk-dir"}[tier]
+        hint = f"give {option} at least {gib:.4f}, place less on {tier.value}, or take fewer rows per group"
+        raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)
+
+
+def fit(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> bool:
+    """Whether they exceed no budget."""
+    sums = totals(iter(needs))
+    return all(budget is None or sums[tier] <= budget for tier, budget in budgets.items())
+
+
+def fitting_block(
+    weights: WeightsPlan,
+    caps: Capabilities,
+    policy: Policy,
+    rows: Sequence[RowLengths],
+    budgets: Mapping[Tier, int | None],
+) -> BlockPlan:
+    """The memory of a block within budgets; weights are expanded once for all its groups where there is room for that.
+
+    Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
+    `CapacityError` naming the tier, what is missing and what would help.
+    """
+    whole = [*engine_needs(caps), *weights.needs()]
+    loading = [*whole, (Tier.HOST, "loading", weights.loading_bytes)]
+    loads = fit(loading, budgets)
+    for expand in (True, False):
+        plan = plan_block(weights, caps, policy, rows, expand=expand)
+        needs = [*whole, *plan.needs()]
+        if loads and fit(needs, budgets):
+            return plan
+    # What asks for more of the host comes first: who gives that has given the other's.
+    for each in sorted((needs, loading), key=lambda needs: -totals(iter(needs))[Tier.HOST]):
+        check_fits(each, budgets)
+    raise AssertionError("a plan that exceeds a budget passed its check")
+
+
+def backend_budgets(backend: Backend, device_bytes: int | None, host_bytes: int | None) -> dict[Tier, int | None]:
+    """The budgets that were asked for, and what is free where none was."""
+    return {
+        Tier.DEVICE: backend.free_bytes("device") if device_bytes is None else device_bytes,
+        Tier.HOST: backend.free_bytes("host") if host_bytes is None else host_bytes,
+        Tier.DISK: None,
+    }
