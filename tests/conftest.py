@@ -29,6 +29,8 @@ PROFILES = {
 
 SKIPS: pytest.StashKey[Counter[str]] = pytest.StashKey()
 PASSES: pytest.StashKey[Counter[str]] = pytest.StashKey()
+SKIPPED_MODULES: pytest.StashKey[dict[str, str]] = pytest.StashKey()
+"""Reasons by node: with several workers each collects every module, and a module is still one."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -54,7 +56,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for name in config.getoption("--require"):
         if name not in registry.installed():
             raise pytest.UsageError(f"--require {name}: not installed; installed: {', '.join(registry.installed())}")
-    config.stash[SKIPS], config.stash[PASSES] = Counter(), Counter()
+    config.stash[SKIPS], config.stash[PASSES], config.stash[SKIPPED_MODULES] = Counter(), Counter(), {}
+    config.pluginmanager.register(Worker() if hasattr(config, "workerinput") else Counts(config))
     # A shell has what it runs in the background ignore Ctrl-C, and commands that tests interrupt would inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -81,24 +84,23 @@ def names(backend: str, text: str) -> bool:
     return re.search(rf"(?<![A-Za-z0-9]){re.escape(backend)}(?![A-Za-z0-9])", text) is not None
 
 
-def note(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> None:
-    """Count a skip and turn it into a failure if its reason, or the test's name, names a required backend."""
-    required: list[str] = config.getoption("--require")
-    if report.skipped and not hasattr(report, "wasxfail"):
-        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
-        config.stash[SKIPS][reason.removeprefix("Skipped: ")] += 1
-        for backend in required:
-            if names(backend, f"{report.nodeid} {reason}"):
-                report.outcome = "failed"
-                report.longrepr = f"--require {backend}: {report.nodeid} was skipped ({reason})"
-    elif report.passed and report.when == "call":
-        config.stash[PASSES].update(backend for backend in required if names(backend, report.nodeid))
+def skip_reason(config: pytest.Config, report: pytest.TestReport | pytest.CollectReport) -> str | None:
+    """Why a test or module was skipped, if it was; a skip that names a required backend becomes a failure."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    for backend in config.getoption("--require"):
+        if names(backend, f"{report.nodeid} {reason}"):
+            report.outcome = "failed"
+            report.longrepr = f"--require {backend}: {report.nodeid} was skipped ({reason})"
+    return reason.removeprefix("Skipped: ")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    note(item.config, report)
+    # A worker's report comes to the process that counts with all its attributes.
+    report.skip_reason = skip_reason(item.config, report)
     return report
 
 
@@ -107,8 +109,41 @@ def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
     report = yield
-    note(collector.config, report)
+    reason = skip_reason(collector.config, report)
+    if reason is not None:
+        collector.config.stash[SKIPPED_MODULES][report.nodeid] = reason
     return report
+
+
+class Counts:
+    """What is counted where all reports arrive: in the only process, or in the one that has workers."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.skip_reason is not None:
+            self.config.stash[SKIPS][report.skip_reason] += 1
+        elif report.passed and report.when == "call":
+            required = self.config.getoption("--require")
+            self.config.stash[PASSES].update(backend for backend in required if names(backend, report.nodeid))
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        # A worker that died has told nothing; its tests are failures.
+        self.config.stash[SKIPPED_MODULES].update(getattr(node, "workeroutput", {}).get("skipped_modules", {}))
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        collecting_only = self.config.getoption("collectonly")
+        if session.exitstatus == pytest.ExitCode.OK and not collecting_only and untested(self.config):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+class Worker:
+    """One of several processes that run tests: it counts nothing, and tells what it could not collect."""
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        session.config.workeroutput["skipped_modules"] = session.config.stash[SKIPPED_MODULES]
 
 
 def untested(config: pytest.Config) -> list[str]:
@@ -116,14 +151,8 @@ def untested(config: pytest.Config) -> list[str]:
     return [backend for backend in config.getoption("--require") if not config.stash[PASSES][backend]]
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    collecting_only = session.config.getoption("collectonly")
-    if session.exitstatus == pytest.ExitCode.OK and not collecting_only and untested(session.config):
-        session.exitstatus = pytest.ExitCode.TESTS_FAILED
-
-
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    skips = config.stash[SKIPS]
+    skips = config.stash[SKIPS] + Counter(config.stash[SKIPPED_MODULES].values())
     if skips:
         terminalreporter.section(f"{skips.total()} skipped: these prove nothing here", yellow=True, bold=True)
         for reason, count in skips.most_common():

@@ -51,20 +51,25 @@ def pytest_on(
         environment["PYTHONPATH"] = os.pathsep.join([str(modules), *filter(None, [environment.get("PYTHONPATH")])])
     if profile is not None:
         environment["FLEXREF_HYPOTHESIS_PROFILE"] = profile
-    command = [sys.executable, "-m", "pytest", "-s", "-p", "no:cacheprovider", *options, "."]
+    command = [sys.executable, "-m", "pytest", "-rP", "-p", "no:cacheprovider", *options, "."]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_skips_are_listed_with_their_reasons_and_are_no_failure(tmp_path: Path) -> None:
-    done = pytest_on(tmp_path, TESTS)
+in_one_process_and_several = pytest.mark.parametrize("workers", ["-n0", "-n2"])
+
+
+@in_one_process_and_several
+def test_skips_are_listed_with_their_reasons_and_are_no_failure(workers: str, tmp_path: Path) -> None:
+    done = pytest_on(tmp_path, TESTS, workers)
     assert done.returncode == 0
     assert "2 skipped: these prove nothing here" in done.stdout
     assert "    1  it computes nothing" in done.stdout
     assert "examples: 25" in done.stdout
 
 
-def test_a_skip_for_a_required_backend_is_a_failure(tmp_path: Path) -> None:
-    done = pytest_on(tmp_path, TESTS, "--require", "dry", "--require", "numpy", profile="thorough")
+@in_one_process_and_several
+def test_a_skip_for_a_required_backend_is_a_failure(workers: str, tmp_path: Path) -> None:
+    done = pytest_on(tmp_path, TESTS, workers, "--require", "dry", "--require", "numpy", profile="thorough")
     assert done.returncode == 1
     assert "2 failed, 2 passed, 1 xfailed" in done.stdout
     assert "--require dry: test_planted.py::test_port[dry] was skipped" in done.stdout
@@ -73,15 +78,21 @@ def test_a_skip_for_a_required_backend_is_a_failure(tmp_path: Path) -> None:
     assert "examples: 300" in done.stdout
 
 
-def test_a_required_backend_whose_tests_ran_is_satisfied(tmp_path: Path) -> None:
-    assert pytest_on(tmp_path, TESTS, "--require", "numpy").returncode == 0
+@in_one_process_and_several
+def test_a_required_backend_whose_tests_ran_is_satisfied(workers: str, tmp_path: Path) -> None:
+    assert pytest_on(tmp_path, TESTS, workers, "--require", "numpy").returncode == 0
 
 
-def test_a_module_skipped_for_a_required_backend_is_a_failure(tmp_path: Path) -> None:
+@in_one_process_and_several
+def test_a_module_skipped_for_a_required_backend_is_a_failure(workers: str, tmp_path: Path) -> None:
     source = "import pytest\npytest.skip('needs flexref_dry', allow_module_level=True)"
-    assert pytest_on(tmp_path, f"{source}\ndef test_nothing(): pass", "--require", "numpy").returncode == NOTHING_RAN
-    done = pytest_on(tmp_path, source, "--require", "dry")
-    assert done.returncode == STOPPED
+    (tmp_path / "test_other.py").write_text(source, encoding="utf-8")
+    done = pytest_on(tmp_path, f"{source}\ndef test_nothing(): pass", workers, "--require", "numpy")
+    assert done.returncode == NOTHING_RAN
+    assert "    2  needs flexref_dry" in done.stdout
+    done = pytest_on(tmp_path, source, workers, "--require", "dry")
+    # Of several workers one may run its tests all the same, so that the whole was not stopped but failed.
+    assert done.returncode == (STOPPED if workers == "-n0" else pytest.ExitCode.TESTS_FAILED)
     assert "--require dry: test_planted.py was skipped" in done.stdout
 
 
