@@ -23,6 +23,11 @@ class Account:
     weights: WeightStore
     arenas: Mapping[Tier, Arena]
 
+    def check_weights(self) -> None:
+        """`StorageError` if weights that are read again in every pass are not those of the pass before."""
+        if self.weights.plan.bytes_at_home(Tier.DISK):
+            self.weights.source.check_unchanged()
+
     @contextmanager
     def memory_of(self, block: BlockState) -> Iterator[None]:
         """Take all that a block needs and give it back; the seconds of both are `allocate_s`."""

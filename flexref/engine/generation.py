@@ -120,6 +120,7 @@ class GenerationJob:
             with closing(executor.run(mover, block, shape, overlap=self.policy.overlap)) as visits:
                 for visit in visits:
                     if shape.ends_pass(visit):
+                        account.check_weights()
                         now, fed = time.perf_counter(), block.take_fed()
                         stats.prompt_tokens += fed.prompt_tokens
                         if fed.prompt_tokens:

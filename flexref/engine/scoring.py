@@ -150,6 +150,7 @@ class ScoringJob:
             start = time.perf_counter()
             for _ in executor.run(mover, block, shape, overlap=self.policy.overlap):
                 pass
+            account.check_weights()
             stats.prefill_s += time.perf_counter() - start
             stats.blocks += 1
             stats.prompt_tokens += block.take_fed().prompt_tokens

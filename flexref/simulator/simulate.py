@@ -75,6 +75,9 @@ class NoBytes:
         """See `read`."""
         raise AssertionError("a simulation read weights")
 
+    def check_unchanged(self) -> None:
+        """There is nothing that could change."""
+
     def close(self) -> None:
         """There is nothing open."""
 

@@ -114,6 +114,9 @@ class RandomWeights:
         for offset, row in zip(offsets.tolist(), into, strict=True):
             self._fill(offset, row)
 
+    def check_unchanged(self) -> None:
+        """They follow from the seed."""
+
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown()

@@ -53,7 +53,8 @@ class WeightsOnDisk:
         except OSError:  # a file system without direct reads: `direct` says so in every report
             self._direct_file = None
         self._handles = tuple(handle for handle in (self._file, self._direct_file) if handle is not None)
-        self._size = os.fstat(self._file).st_size
+        self._stat = os.fstat(self._file)
+        self._size = self._stat.st_size
         self._pool = _readers()
 
     @property
@@ -80,6 +81,25 @@ class WeightsOnDisk:
                 self._buffered(int(offsets[row]), into[row])
 
         list(self._pool.map(some, np.array_split(np.arange(len(offsets)), READERS)))
+
+    def check_unchanged(self) -> None:
+        """`StorageError` if somebody wrote to the file since it was opened, by its size and its times.
+
+        Checksums cannot tell at every reading: bytes that came from disk are checked the first time they are read.
+        A file that another one has taken the name of has lost a link, and not a byte.
+        """
+        found, known = os.fstat(self._file), self._stat
+        if (found.st_size, found.st_mtime_ns) == (known.st_size, known.st_mtime_ns) and (
+            found.st_ctime_ns == known.st_ctime_ns or found.st_nlink != known.st_nlink
+        ):
+            self._stat = found
+            return
+        change = "its times differ"
+        if found.st_size != known.st_size:
+            change = f"it had {known.st_size} bytes, now it has {found.st_size}"
+        raise StorageError(
+            f"{self.path} was changed while it was read: {change}; what was computed from it is void, run again"
+        )
 
     def close(self) -> None:
         """Close the file; nothing may still read it. Closing it again does nothing: its number may be another's now."""

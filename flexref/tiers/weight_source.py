@@ -26,6 +26,9 @@ class WeightSource(DiskFile, Protocol):
     def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
         """into (R, row bytes): the bytes from each of the `offsets` on."""
 
+    def check_unchanged(self) -> None:
+        """`StorageError` if the bytes may be others than those that were checked."""
+
     def close(self) -> None:
         """End what it has open; nothing may still read from it."""
 
