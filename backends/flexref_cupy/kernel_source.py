@@ -44,7 +44,7 @@ def _text(name: str) -> str:
 
 
 def source(operator: str, macros: Mapping[str, object], common: str | None = None) -> Source:
-    """The text of `operator` behind what all kernels share, which `common` replaces where no device compiles it."""
+    """The text of `operator` after what all kernels share, which `common` replaces where no device compiles it."""
     body = _text(f"{operator}.cu")
     signatures = {name: _packing(name, arguments) for name, arguments in _SIGNATURE.findall(body)}
     if not signatures:

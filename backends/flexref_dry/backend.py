@@ -30,7 +30,7 @@ class DryBackend:
 
     On a `machine` it also tells the time: tickets are done when that machine would have done them, and it has the
     capabilities of the machine's port. Without one nothing takes time; `compute_dtype` and `scratch_bytes` are then
-    those of the port whose runs are to be foreseen.
+    those of the port whose runs are to be predicted.
     """
 
     name = "dry"

@@ -51,7 +51,7 @@ def command(suite: str | None, list_suites: bool, trace_file: str | None, as_jso
     """Time prefill and decode of whole jobs, beside the least time that this machine allows (the floor).
 
     First a tiny model runs on the same port with the same options and must give the right logits; if it does not,
-    nothing is timed. Then the machine's links, memory and products are measured, weights are brought home, and every
+    nothing is timed. Then the machine's links, memory and products are measured, weights are loaded, and every
     run is a full one: an interrupted run is reported as such and gives no figures.
     """
     context = click.get_current_context()

@@ -111,7 +111,7 @@ def row(model: str, named: "tuple[str, Machine]", wanted: "Wanted", price: float
 
 
 def _order(found: dict[str, Any], by_cost: bool) -> tuple[bool, bool, float, float]:
-    """The cheapest, or the fastest, first; behind them what has no price, and last what does not fit."""
+    """The cheapest, or the fastest, first; then what has no price, and last what does not fit."""
     cost, tokens_per_s = found["cost_per_million_tokens"], found["tokens_per_s"]
     priced = by_cost and cost is not None
     return tokens_per_s is None, by_cost and cost is None, cost if priced else 0.0, -(tokens_per_s or 0.0)

@@ -22,7 +22,7 @@ def command(first: str, second: str, text_file: str, plot_file: str | None, as_j
 
     A and B are weight files, or `demo`. Printed are the KL divergence of B's next-token distribution from A's, how
     often both find the same token most probable, the perplexity of both with an interval of their difference, and the
-    relative error of hidden states behind every layer. --quantize-cache is B's alone, so that a model beside itself
+    relative error of hidden states after every layer. --quantize-cache is B's alone, so that a model beside itself
     tells what a 4-bit cache costs. Budgets hold for each of the two; without any, each gets half of what is free.
     Beside them some 256 MiB of logits and as much of hidden states are kept on the host.
     """

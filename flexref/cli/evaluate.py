@@ -25,7 +25,7 @@ CHOICES_HELP = "Questions in JSON lines, as LAMBADA, HellaSwag and MMLU are dist
 def command(model: str, text_file: str | None, choices_file: str | None, as_json: bool, **given: Any) -> None:
     """Measure a model: perplexity of a text, or how many questions it answers by log-likelihood.
 
-    A text is cut into sliding windows, and every token is scored once, behind all that stands before it in its window;
+    A text is cut into sliding windows, and every token is scored once, after all that stands before it in its window;
     the protocol is printed beside the figure, which says nothing without it. Of questions the most probable choice is
     the answer, of a text without choices the last word must be what the model would say. Nothing is shown to the model
     beside the question (no shots).

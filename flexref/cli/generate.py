@@ -32,7 +32,7 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 @option("--prompt", help="A prompt; may be given several times.")
 @option("--input")
 @option("--max-new-tokens", default=32)
-@click.option("--ignore-eos", is_flag=True, help="Go on behind the end-of-sequence token.")
+@click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
 @click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End a row before this text; repeatable.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-k", default=0, show_default=True, help="Keep the k most probable tokens; 0: all.")

@@ -80,12 +80,12 @@ class NextTokens:
 
     @property
     def top_ids(self) -> Ids:
-        """The most probable tokens, falling, (S, top); -1 behind the last of a smaller vocabulary."""
+        """The most probable tokens, falling, (S, top); -1 after the last of a smaller vocabulary."""
         return np.where(self._keys == _NOTHING, -1, self._keys & _ID_MASK)
 
     @property
     def top_logprobs(self) -> Numbers:
-        """Their log-probabilities, (S, top); minus infinity behind the last of a smaller vocabulary."""
+        """Their log-probabilities, (S, top); minus infinity after the last of a smaller vocabulary."""
         ordered = (self._keys >> _ID_BITS).astype(np.int32)
         logits = -np.where(ordered < 0, ordered ^ _MAGNITUDE, ordered).view(np.float32).astype(np.float64)
         return np.where(self._keys == _NOTHING, -np.inf, logits - self.normalizer[:, None])

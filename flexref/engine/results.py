@@ -64,7 +64,7 @@ class Output:
 class Stats:
     """The account of one job. Bytes per link and kind, peak bytes per tier, shares of bytes planned and real.
 
-    `load_s` is the time to bring weights home before the first job, `allocate_s` that to take the memory of the job's
+    `load_s` is the time to load weights before the first job, `allocate_s` that to take the memory of the job's
     blocks and to give it back (on CUDA host memory is pinned); they count in neither `prefill_s` nor `decode_s`.
     `peak_bytes` are the most that were held since the job began, with the weights that lay there already; loading them
     counts if the job did it.

@@ -27,9 +27,9 @@ GENERATION_KEYS = ("generated_tokens", "decode_s", "tokens_per_s")
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """Token ids, of which those from number `first` on are scored, each behind all that stand before it.
+    """Token ids, of which those from number `first` on are scored, each with all that stand before it as context.
 
-    Scored are the last ones because those behind a scored token matter to nobody, and those before it are its context.
+    The scored ones come last: no token after a scored one is needed, and those before it are its context.
     """
 
     token_ids: tuple[int, ...]
@@ -179,7 +179,7 @@ def _check(row: ScoredRow, number: int, vocabulary: int, positions: int) -> None
     if not 1 <= row.first < length:
         raise PromptError(
             f"{place}: of {length} tokens those from number {row.first} on cannot be scored: needed at "
-            f"least one, behind at least one"
+            f"least one, after at least one"
         )
     for token in row.token_ids:
         if not is_integer(token) or not 0 <= token < vocabulary:

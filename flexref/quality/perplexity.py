@@ -70,7 +70,7 @@ class Protocol:
         left = f"; {self.unscored_tokens} without context not scored" if self.unscored_tokens else ""
         return (
             f"{self.tokens} tokens, each scored once, in {self.windows} window(s) of up to {self.window} tokens with "
-            f"stride {self.stride}; a token sees {self.context_mean:.0f} tokens before it on average, behind the first "
+            f"stride {self.stride}; a token sees {self.context_mean:.0f} tokens before it on average, after the first "
             f"window at least {self.context_least}; begin token {where}{left}"
         )
 

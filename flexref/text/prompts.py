@@ -79,7 +79,7 @@ def to_token_ids(  # one argument per size that a prompt must fit
     if new_token_room(len(ids), positions, max_new_tokens) < 1:
         raise PromptError(
             f"{place}: {len(ids)} tokens are too many: the model has {positions} positions, "
-            f"and at least one new token must fit behind the prompt"
+            f"and at least one new token must fit after the prompt"
         )
     return ids
 

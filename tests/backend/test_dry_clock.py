@@ -24,7 +24,7 @@ def programs(draw: st.DrawFn) -> list[tuple[str, float, float, list[int], float]
 
 
 def run(program: Any, asked: int) -> list[Task]:
-    """The tasks of a program; the bits of `asked` say behind which steps the host asks for what has ended."""
+    """The tasks of a program; the bits of `asked` say after which steps the host asks for what has ended."""
     clock = Clock(BESIDE)
     tasks: list[Task] = []
     for number, (lane, work_s, pause_s, after, floor_s) in enumerate(program):

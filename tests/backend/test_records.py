@@ -1,4 +1,4 @@
-"""The layout of a token's record in the cache: its sections lie one behind the other, aligned, and hold enough."""
+"""The layout of a token's record in the cache: its sections lie one after the other, aligned, and hold enough."""
 
 import pytest
 from hypothesis import given

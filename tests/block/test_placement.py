@@ -173,7 +173,7 @@ def test_every_link_carries_what_the_placement_asks_for(model_file: Any) -> None
     past_records = ((3 + 4) + (1 + 2)) * 2 * 32 * 4 * 2
     assert stats.link_bytes["host->disk"]["cache"] == stats.link_bytes["device->host"]["cache"] == new_records
     assert stats.link_bytes["disk->host"]["cache"] == stats.link_bytes["host->device"]["cache"] == past_records
-    states = (3 + 1 + 2 * 2) * 32 * 4 * 3  # tokens, width, float32, behind the embedding and every layer
+    states = (3 + 1 + 2 * 2) * 32 * 4 * 3  # tokens, width, float32, after the embedding and every layer
     for link in stats.link_bytes:
         assert stats.link_bytes[link]["activations"] == states
     home = run(path, rows, HOME.changed(rows_per_group=1, groups_per_block=2), Request(3, ignore_eos=True)).stats

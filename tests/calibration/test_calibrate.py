@@ -75,7 +75,7 @@ def test_every_variant_is_calibrated_to_a_sound_file(
 
 
 def logits_of(path: Path, prompts: list[list[int]], cache_scheme: str = "none") -> np.ndarray:
-    """The first logits (B, V) behind every prompt."""
+    """The first logits (B, V) after every prompt."""
     found: dict[int, np.ndarray] = {}
 
     def keep(rows, steps, values) -> None:

@@ -49,7 +49,7 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
 
 @pytest.mark.parametrize(("given", "scheme"), [((), "int4"), (("int4",), "int4"), (("int8",), "int8")])
 def test_weights_are_quantized_as_asked(capsys: pytest.CaptureFixture[str], given: Sequence[str], scheme: str) -> None:
-    """Nothing behind the option, and other options behind it, mean 4 bits."""
+    """Nothing after the option, and other options after it, mean 4 bits."""
     found = as_json(capsys, "--quantize-weights", *given, *SMALL)
     assert found["weights_scheme"] == found["arguments"]["quantize_weights"] == scheme
     assert as_json(capsys, *SMALL)["weights_scheme"] == "none"
@@ -133,7 +133,7 @@ def test_a_port_that_is_wrong_is_not_timed(capsys: pytest.CaptureFixture[str], m
 
 
 class Interrupted(NumpyBackend):
-    """Ctrl-C comes with a choice of tokens: a run has eight, four for each of two groups, behind the warming up."""
+    """Ctrl-C comes with a choice of tokens: a run has eight, four for each of two groups, after the warming up."""
 
     choices = at = 0
 

@@ -219,7 +219,7 @@ def test_no_cache_outlasts_its_layer_and_hidden_states_cross_once_per_stage_and_
     assert not any("cache" in kinds for kinds in found.link_bytes.values())
     assert found.tier_bytes["cache"] == {"device": 3 * 2 * 32 * 4, "host": 0, "disk": 0}, "one layer of one group"
     fed, scored, token = 4, 3, 32 * 4
-    stored = 3 * fed + scored  # behind the embedding, two layers, and the first tile of the head
+    stored = 3 * fed + scored  # after the embedding, two layers, and the first tile of the head
     assert found.link_bytes["host->disk"]["activations"] == stored * token
     read = 3 * fed + 2 * scored  # before two layers, and all three tiles
     assert found.link_bytes["disk->host"]["activations"] == read * token

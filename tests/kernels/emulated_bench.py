@@ -23,7 +23,7 @@ class KernelBench:
         self._addresses: list[int] = []
 
     def put(self, values: Values) -> int:
-        """The address of a copy on the device; nothing may be accessed behind its end."""
+        """The address of a copy on the device; nothing may be accessed beyond its end."""
         address = self.cuda.allocate(values.nbytes)
         self._addresses.append(address)
         source = np.ascontiguousarray(values)

@@ -30,7 +30,7 @@ KERNEL_FLAGS = (
 )
 
 KERNELS_START = '\n#line 1 "'
-"""Behind what all kernels share, this stands before an operator's own text (see `kernel_source.source`)."""
+"""After what all kernels share, this stands before an operator's own text (see `kernel_source.source`)."""
 
 FRAME = """#include "emulated_calls.h"
 namespace kernels {{ namespace {{

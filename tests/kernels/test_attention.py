@@ -243,7 +243,7 @@ def test_a_score_of_minus_infinity_weighs_nothing(port: CupyBackend, past: int, 
         expected = reference.attend(queries.values, keys.values, values.values, before, this.scale)
         bound = attention_bound(queries, keys, values, before, this.scale, bench.arithmetic)
         fit = np.arange(len(found)) != (3 if new > 1 else -1)
-        assert_within(found[fit], expected[fit, 0], bound[fit, 0], "attend behind keys that nobody sees")
+        assert_within(found[fit], expected[fit, 0], bound[fit, 0], "attend after keys that nobody sees")
         assert np.isnan(found[~fit]).all()
 
 

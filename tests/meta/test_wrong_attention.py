@@ -210,7 +210,7 @@ class LongRowsAreCut(ChangedAttention):
 
 
 class MultipliesStaleRecordsByZero(NumpyBackend):
-    """Reads a whole tile of keys, also behind the last record, and trusts that a weight of zero removes them."""
+    """Reads a whole tile of keys, also beyond the last record, and trusts that a weight of zero removes them."""
 
     def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
         super().attend(rows, segments, q, scale, out)

@@ -86,7 +86,7 @@ class ReadsBytesAsNibbles(NumpyBackend):
 
 
 class LinearIgnoresStrides(NumpyBackend):
-    """Reads the rows of `x` one behind the other, also where it is a slice of a wider array."""
+    """Reads the rows of `x` one after the other, also where it is a slice of a wider array."""
 
     def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Any:
         packed = np.lib.stride_tricks.as_strided(x, strides=(x.shape[1] * x.itemsize, x.itemsize))

@@ -43,7 +43,7 @@ class FakeTicket:
 class FakePort(NumpyBackend):
     """A port whose operators and copies take times that it makes up, by a clock that nothing else moves.
 
-    An asynchronous one's calls take the host `call_s`, and the device works them off behind that.
+    An asynchronous one's calls take the host `call_s`, and the device works them off after that.
     """
 
     def __init__(self, asynchronous: bool, call_s: float = 0.0, mark_s: float = 0.0, segments_s: float = 0.0) -> None:

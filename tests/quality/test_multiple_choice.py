@@ -33,9 +33,9 @@ def question(context: str, *labels: str, answer: int = 0, line: int = 1) -> Ques
 @cache
 def likelihood(engine: Engine, context: str, choice: str) -> float:
     assert engine.tokenizer is not None
-    behind, whole = engine.tokenizer.encode(context), engine.tokenizer.encode(context + choice)
-    assert whole[: len(behind)] == behind
-    (scored,) = engine.score([ScoredRow(tuple(whole), len(behind))]).rows
+    before, whole = engine.tokenizer.encode(context), engine.tokenizer.encode(context + choice)
+    assert whole[: len(before)] == before
+    (scored,) = engine.score([ScoredRow(tuple(whole), len(before))]).rows
     return float(scored.logprobs.sum())
 
 

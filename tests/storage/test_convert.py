@@ -31,7 +31,7 @@ def whole_tables(found) -> dict[str, np.ndarray]:
 
 
 def assert_tensors(found, tensors: dict[str, torch.Tensor], stored_as: Callable) -> None:
-    """The file holds the checkpoint's tensors, those of several modules one behind the other."""
+    """The file holds the checkpoint's tensors, those of several modules one after the other."""
     for name, values in whole_tables(found).items():
         place = f"{name}/0000" if name in ("tokens", "head/table") else name
         expected = np.concatenate([tensors[source].to(torch.float32).numpy() for source in source_names(place)])

@@ -77,7 +77,7 @@ def test_the_layout_is_the_one_that_a_writer_gives(
         assert (ours.dataset, ours.shape, ours.dtype) == (theirs.dataset, theirs.shape, theirs.dtype)
         assert ours.extent.nbytes == theirs.extent.nbytes
         shifts.add(theirs.extent.offset - ours.extent.offset)
-    assert len(shifts) == 1  # all of it lies behind the metadata that a file has first
+    assert len(shifts) == 1  # all of it lies after the metadata that a file has first
 
 
 @given(own.specs(), STORED, st.integers(0, 1 << 40))

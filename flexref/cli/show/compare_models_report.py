@@ -26,8 +26,8 @@ def print_comparison(found: "Comparison") -> None:
         click.echo(f"{'hidden states':15} not compared: the models differ in layers or width")
         return
     table = Table(title=f"Relative error of hidden states, on {found.hidden_tokens} tokens", title_justify="left")
-    for heading in ("behind", "over all tokens", "median token"):
-        table.add_column(heading, justify="left" if heading == "behind" else "right")
+    for heading in ("after", "over all tokens", "median token"):
+        table.add_column(heading, justify="left" if heading == "after" else "right")
     for layer in found.layers:
         table.add_row(layer.stage, f"{layer.overall:.3g}", f"{layer.median_token:.3g}")
     Console().print(table)

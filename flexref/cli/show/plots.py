@@ -121,7 +121,7 @@ def _three_digits(value: float | None) -> str:
 
 @contextmanager
 def _drawing(path: str, width: float) -> Iterator[Any]:
-    """Axes to draw on, whatever the user's own style is; written to `path` behind the block."""
+    """Axes to draw on, whatever the user's own style is; written to `path` when the context ends."""
     from matplotlib import rc_context, rcdefaults
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

@@ -97,8 +97,8 @@ def draw_weights(model: OPTForCausalLM, variant: Variant) -> None:
     """Fill `model` with random weights under which greedy text varies.
 
     The default initialization is so small that every context gives one token. Here linear maps enlarge what passes
-    through them, positions outweigh tokens (behind a tied head a token that stays visible is followed by itself), gains
-    lie around 1, and biases are not zero. Rows behind an activation sum to 0: its mean is common to all contexts.
+    through them, positions outweigh tokens (before a tied head a token that stays visible is followed by itself), gains
+    lie around 1, and biases are not zero. Rows after an activation sum to 0: its mean is common to all contexts.
     """
     generator = torch.Generator().manual_seed(variant.seed)
     with torch.no_grad():
