@@ -49,7 +49,7 @@ class DryBackend:
         self.flops: Counter[str] = Counter()
         self.moved_bytes: Counter[str] = Counter()
         self._closed = False
-        self.results = Workspace(None)
+        self._results = Workspace(None)
         self.timing = None if machine is None else Timing(machine)
 
     def _count(self, operator: str, flops: int, *timed: Any) -> None:
@@ -108,19 +108,19 @@ class DryBackend:
 
     def workspace(self, buffer: Any) -> None:
         """See `Backend.workspace`; a new count starts."""
-        self.results = Workspace(None if buffer is None else buffer.nbytes)
+        self._results = Workspace(None if buffer is None else buffer.nbytes)
 
     def frame(self) -> AbstractContextManager[None]:
         """See `Backend.frame`."""
-        return self.results.frame()
+        return self._results.frame()
 
     def workspace_peak_bytes(self) -> int:
         """See `Backend.workspace_peak_bytes`."""
-        return self.results.peak_bytes
+        return self._results.peak_bytes
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DryArray:
         """See `Backend.empty`."""
-        self.results.take(int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype])
+        self._results.take(int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype])
         return DryArray(tuple(shape), dtype)
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:

@@ -1,7 +1,7 @@
 """How long a machine would take: turns the port's calls into tasks on a clock; it knows shapes and no engine."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -70,6 +70,11 @@ class Timing:
         """The host's time."""
         self._settle()
         return self.clock.now_s
+
+    @property
+    def busy_s(self) -> Mapping[str, float]:
+        """Seconds that every lane has worked."""
+        return self.clock.busy_s
 
     def spend(self, seconds: float) -> None:
         """The host works on something else for a while."""

@@ -25,10 +25,7 @@ def create(name: str, **options: Any) -> "Backend":
     the port's library cannot be imported or its constructor finds no device. Every other error is a bug of the port
     and is passed on as it is, so that nobody mistakes a broken port for an absent one.
     """
-    registered = _registered()
-    if name not in registered:
-        raise UnknownBackend(f"unknown backend {name!r}; installed: {', '.join(registered) or 'none'}")
-    entry = registered[name]
+    entry = _entry(name)
     try:
         backend: Backend = entry.load()(**options)
     except ImportError as error:
@@ -38,6 +35,21 @@ def create(name: str, **options: Any) -> "Backend":
     except BackendUnavailable as error:
         raise BackendUnavailable(f"backend {name!r} is not available: {_one_line(error)}") from error
     return backend
+
+
+def maker(name: str) -> Any:
+    """The class, or function, that makes the backends of the port `name`; no device is looked for.
+
+    Raises `UnknownBackend`, and what importing the port raises: a port's package needs no library of its device.
+    """
+    return _entry(name).load()
+
+
+def _entry(name: str) -> EntryPoint:
+    registered = _registered()
+    if name not in registered:
+        raise UnknownBackend(f"unknown backend {name!r}; installed: {', '.join(registered) or 'none'}")
+    return registered[name]
 
 
 def _registered() -> Mapping[str, EntryPoint]:

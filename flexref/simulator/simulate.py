@@ -7,13 +7,14 @@ the others lie on the line between them: their bytes exactly, their seconds as n
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
+from flexref.backend.timed import TimedBackend
 from flexref.block import executor
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.memory_plan import blocks_of
@@ -104,10 +105,11 @@ class Simulation:
     def __init__(self, file: WeightFile, machine: Machine, policy: Policy, budgets: Mapping[Tier, int | None]) -> None:
         """Raises `CapacityError` if the weights alone exceed a budget."""
         self.machine, self.policy = machine, policy
-        self.backend = cast(Any, create("dry", machine=machine))
+        port: Any = create("dry", machine=machine)
+        self.backend: TimedBackend = port
         self._session = Session(file, self.backend, always(policy), budgets, disk=NoDisk(self.backend))
         self._weights = self._session.weights_for(policy)
-        self.load_s: float = self.backend.timing.now_s
+        self.load_s = self.backend.timing.now_s
 
     def run(self, rows: Sequence[RowLengths], trace: Trace | None = None) -> tuple[SimulatedAccount, SimulatedAccount]:
         """The accounts of (prefill, decode) of a block; with `trace` every pass is simulated.
@@ -167,7 +169,7 @@ class Simulation:
         now_s = self.backend.timing.now_s
         traffic = self._session.mover.traffic
         flows, flow_s = traffic.snapshot(), {key: flow.seconds for key, flow in traffic.flows.items()}
-        return SimulatedAccount(now_s, flows, Counter(flow_s), Counter(self.backend.timing.clock.busy_s))  # type: ignore[arg-type]
+        return SimulatedAccount(now_s, flows, Counter(flow_s), Counter(self.backend.timing.busy_s))
 
     def peak_bytes(self) -> dict[str, int]:
         """The most that each tier held."""
