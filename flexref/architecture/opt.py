@@ -1,10 +1,11 @@
-"""What a Hugging Face `config.json` says of an OPT model, as a `ModelSpec`; it trusts nothing and reads no file."""
+"""What Hugging Face calls an OPT model's sizes and tensors; it trusts no configuration and reads no file."""
 
 import reprlib
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from flexref.architecture.program import Role
 from flexref.architecture.spec import (
     ACTIVATIONS,
     LARGEST_SIZES,
@@ -13,6 +14,7 @@ from flexref.architecture.spec import (
     check_token_ids,
     is_integer,
 )
+from flexref.architecture.stages import PARTS, TensorSpec
 from flexref.errors import CheckpointError
 
 _ACTIVATION_SYNONYMS = {
@@ -49,6 +51,35 @@ _FLAG_DEFAULTS: Mapping[str, bool] = MappingProxyType(
         "tie_word_embeddings": True,
     }
 )
+
+TOKENS = "decoder.embed_tokens.weight"
+HEAD = "lm_head.weight"
+PREFIXES = ("model.", "")
+"""What may stand before the names of a checkpoint."""
+
+_LAYER = "decoder.layers.{index}"
+_SOURCES: Mapping[Role, tuple[str, ...]] = MappingProxyType(
+    {
+        Role.TOKENS: (TOKENS,),
+        Role.POSITIONS: ("decoder.embed_positions.weight",),
+        Role.PROJECT_IN: ("decoder.project_in.weight",),
+        Role.ATTENTION_NORM: (_LAYER + ".self_attn_layer_norm.{part}",),
+        Role.QKV: tuple(f"{_LAYER}.self_attn.{part}_proj.{{part}}" for part in "qkv"),
+        Role.ATTENTION_OUT: (_LAYER + ".self_attn.out_proj.{part}",),
+        Role.FFN_NORM: (_LAYER + ".final_layer_norm.{part}",),
+        Role.FFN_UP: (_LAYER + ".fc1.{part}",),
+        Role.FFN_DOWN: (_LAYER + ".fc2.{part}",),
+        Role.FINAL_NORM: ("decoder.final_layer_norm.{part}",),
+        Role.PROJECT_OUT: ("decoder.project_out.weight",),
+        Role.HEAD: (HEAD,),
+    }
+)
+"""The tensors of a checkpoint that make one of ours: the rows of several follow each other."""
+
+
+def source_names(tensor: TensorSpec) -> tuple[str, ...]:
+    """The names in a checkpoint whose rows, one after the other, make `tensor`, or the table of which it is a tile."""
+    return tuple(name.format(index=tensor.index, part=PARTS[tensor.kind]) for name in _SOURCES[tensor.role])
 
 
 def _sizes(config: Mapping[str, Any]) -> dict[str, int]:

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flexref.architecture.spec import ModelSpec, stages
+from flexref.architecture.flops import decode_flops, prefill_flops
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import stages
 from flexref.bench.rates import Rates
 from flexref.block.memory_plan import record_layout
 from flexref.engine.results import Stats
@@ -27,8 +29,8 @@ class Workload:
     def flops(self, spec: ModelSpec) -> tuple[int, int]:
         """FLOPs of all rows' (prefill, decode)."""
         contexts = range(self.prompt_tokens + 1, self.prompt_tokens + self.new_tokens)
-        decode = sum(spec.decode_flops(context) for context in contexts)
-        return self.rows * spec.prefill_flops(self.prompt_tokens), self.rows * decode
+        decode = sum(decode_flops(spec, context) for context in contexts)
+        return self.rows * prefill_flops(spec, self.prompt_tokens), self.rows * decode
 
     def past_tokens(self) -> int:
         """Records that all decode passes together find in one layer's caches."""

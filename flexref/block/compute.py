@@ -8,16 +8,18 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from flexref.architecture.spec import Stage, token_tiles
+from flexref.architecture.program import ModelProgram, program_of
+from flexref.architecture.stages import Stage, token_tiles
 from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Matrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, aligned
-from flexref.block.memory_plan import BlockRoom, expandable
+from flexref.block.memory_plan import BlockRoom
 from flexref.block.rows import Fed, Group
 from flexref.block.state import BlockState
-from flexref.block.visits import embed_visit
-from flexref.model import opt
+from flexref.block.visits import EmbedInputs, embed_visit
+from flexref.block.workspace import expandable
 from flexref.model.cache import LayerCache
-from flexref.model.weights import LayerWeights, embed_weights, layer_weights
+from flexref.model.layers import decoder_layer
+from flexref.model.weights import StageWeights, by_role
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.cache import RowPass
 from flexref.tiers.transfer import Crossing, Tier, view
@@ -27,9 +29,10 @@ from flexref.tiers.transfer import Crossing, Tier, view
 class BlockComputation(BlockState):
     """The computation of one block, but for the head's visits (`_head`)."""
 
+    _program: ModelProgram = field(init=False)
     _tables: list[tuple[int, Array]] = field(init=False)
     _operands: dict[tuple[int, int], dict[str, Matrix]] = field(init=False, default_factory=dict)
-    _layers: dict[tuple[int, int], tuple[dict[str, Matrix], LayerWeights]] = field(init=False, default_factory=dict)
+    _weights: dict[tuple[int, int], tuple[dict[str, Matrix], StageWeights]] = field(init=False, default_factory=dict)
     _expanded: tuple[int, dict[str, Matrix]] = field(init=False, default=(-1, {}))
     _segments: dict[int, tuple[Sequence[RowPass], Any, Any, int]] = field(init=False, default_factory=dict)
     _spans: list[tuple[Stage, int, Ticket, Ticket]] = field(init=False, default_factory=list)
@@ -38,6 +41,7 @@ class BlockComputation(BlockState):
     def __post_init__(self) -> None:
         super().__post_init__()
         file = self.weights.plan.file
+        self._program = program_of(file.spec)
         tiles = token_tiles(file.spec, file.tile_rows)
         found = [self.weights.device_table(tile.name) for tile in tiles]
         self._tables = [
@@ -95,20 +99,20 @@ class BlockComputation(BlockState):
             self._expanded = (self.shape.stage_number(visit), self._expand(self._stages[visit.stage], stored))
         return self._expanded[1]
 
-    def _layer_weights(self, visit: Visit, stage: Stage, tokens: int) -> LayerWeights:
-        """A layer's operands by their roles; kept as long as the tensors are those they were made from."""
+    def _stage_weights(self, visit: Visit, tokens: int) -> StageWeights:
+        """A stage's operands by their roles; kept as long as the tensors are those they were made from."""
         tensors = self._stage_operands(visit, tokens)
         key = (visit.stage, self.shape.weights_slot(visit))
-        known = self._layers.get(key)
+        known = self._weights.get(key)
         if known is None or known[0] is not tensors:
-            known = self._layers[key] = tensors, layer_weights(tensors, stage.index)
+            known = self._weights[key] = tensors, by_role(self._stages[visit.stage], tensors)
         return known[1]
 
     def _expand(self, stage: Stage, stored: dict[str, Matrix]) -> dict[str, Matrix]:
         expanded, offset, file = dict(stored), 0, self.weights.plan.file
         dtype = self.backend.caps.compute_dtype
         for tensor in stage.tensors:
-            if expandable(tensor, file.tensors[tensor.name], dtype):
+            if expandable(stage, file.tensors[tensor.name], dtype):
                 out = view(self.backend, self._regions[BlockRoom.EXPANDED], tensor.shape, dtype, offset)
                 expanded[tensor.name] = self.backend.expand(stored[tensor.name], out)  # type: ignore[arg-type]
                 offset += aligned(tensor.elements * DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
@@ -117,8 +121,7 @@ class BlockComputation(BlockState):
     def _embed(self, visit: Visit, group: Group) -> None:
         file, be = self.weights.plan.file, self.backend
         shape, dtype = (group.tokens, file.spec.embed_width), file.dtype
-        weights = embed_weights(self._stage_operands(visit, group.tokens))
-        inputs = (group.token_ids(), group.position_ids())
+        weights = self._stage_weights(visit, group.tokens)
         self._fed = self._fed + group.fed
         with be.frame():
             if self.plan.activations.token_rows_bytes:
@@ -126,7 +129,8 @@ class BlockComputation(BlockState):
                 rows: Any = view(be, region, shape, dtype)
             else:
                 rows = be.empty(shape, dtype)
-            embed_visit(be, weights, self._tables, rows, inputs, self._x(visit, group))
+            inputs = EmbedInputs(group.token_ids(), group.position_ids(), self._tables, rows)
+            embed_visit(be, self._program.embed, weights, inputs, self._x(visit, group))
 
     def _layer(self, visit: Visit, stage: Stage, group: Group) -> None:
         rows, slot = group.in_pass, self.shape.data_slot(visit)
@@ -138,26 +142,26 @@ class BlockComputation(BlockState):
             known = self._segments[visit.group] = (rows, *handles, sum(row.new for row in near_part))
         _, segments, away_segments, near_tokens = known
         far = partial(self._attend_far, away, away_segments) if away is not None else None
-        weights = self._layer_weights(visit, stage, group.tokens)
+        weights = self._stage_weights(visit, group.tokens)
         cache = LayerCache(near, segments, near_tokens, far)
-        opt.decoder_layer(self.backend, self.weights.plan.file.spec, weights, self._x(visit, group), cache)
+        decoder_layer(self.backend, self._program.layer, weights, self._x(visit, group), cache)
 
     def _segments_handle(self, rows: Sequence[RowPass]) -> Any:
         return self.backend.segments([row.past for row in rows], [row.new for row in rows]) if rows else None
 
     def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
         """Queries, keys and values cross to the host, attention runs where the cache is, its result crosses back."""
-        be, spec = self.backend, self.weights.plan.file.spec
-        dtype, tokens, width = be.caps.compute_dtype, qkv.shape[0], spec.width
+        be, step = self.backend, self._program.attention
+        dtype, tokens, width = be.caps.compute_dtype, qkv.shape[0], step.width
         item = DTYPE_BYTES[dtype]
         region = self._regions[BlockRoom.ATTENTION_ON_HOST]
-        there = region.part(0, tokens * 3 * width * item)
+        there = region.part(0, tokens * step.inputs * item)
         back = region.part(there.nbytes, tokens * width * item)
-        host_qkv: Any = view(be, there, (tokens, 3 * width), dtype)
+        host_qkv: Any = view(be, there, (tokens, step.inputs), dtype)
         host_context: Any = view(be, back, (tokens, width), dtype)
         self.mover.carry(Crossing("activations", "queries, keys, values", there.nbytes, "device->host"), qkv, host_qkv)
         be.append(rows, segments, host_qkv[:, width : 2 * width], host_qkv[:, 2 * width :])
-        be.attend(rows, segments, host_qkv[:, :width], spec.head_width**-0.5, host_context)
+        be.attend(rows, segments, host_qkv[:, :width], step.scale, host_context)
         self.mover.carry(Crossing("activations", "attention", back.nbytes, "host->device"), host_context, context)
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:

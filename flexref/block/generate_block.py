@@ -5,15 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from flexref.architecture.spec import Stage
+from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Array
 from flexref.block.compute import BlockComputation
 from flexref.block.memory_plan import LOGITS_DTYPE, BlockRoom
 from flexref.block.moves import BlockMoves
 from flexref.block.rows import Group, Judge, TokenEvent
 from flexref.block.visits import hidden_visit
-from flexref.model import opt
-from flexref.model.weights import head_weights
+from flexref.model.stages import head_tile
 from flexref.sampling.sampler import Sampler
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.transfer import view
@@ -39,10 +38,10 @@ class GenerateBlock(BlockMoves, BlockComputation):
         region = self._regions[BlockRoom.LOGITS]
         logits: Any = view(be, region, (rows, spec.vocabulary), LOGITS_DTYPE, start)
         hidden: Any = view(be, region, (rows, spec.embed_width), be.caps.compute_dtype, start + self.plan.logits_bytes)
-        weights = head_weights(spec, self._stage_operands(visit, rows), stage.index)
+        steps, weights = self._program.head, self._stage_weights(visit, rows)
         if stage.index == 0:
-            hidden_visit(be, spec, weights, self._x(visit, group), group.last_tokens(), hidden)
-        opt.head_tile(be, weights, hidden, self._first_rows[stage.index], logits)
+            hidden_visit(be, steps, weights, self._x(visit, group), group.last_tokens(), hidden)
+        head_tile(be, steps, weights, hidden, self._first_rows[stage.index], logits)
         if visit.stage == len(self._stages) - 1:
             self._choose(visit, group, logits)
 

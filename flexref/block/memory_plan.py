@@ -3,23 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import numpy as np
-
-from flexref.architecture.spec import ModelSpec, TensorSpec, layer_stage, stages
+from flexref.architecture.program import Role, program_of
+from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
 from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
-from flexref.backend.registry import create
 from flexref.block.rows import RowLengths
-from flexref.block.visits import embed_visit, hidden_visit
-from flexref.model import opt
-from flexref.model.cache import LayerCache
-from flexref.model.weights import EmbedWeights, HeadWeights, Norm, layer_weights
+from flexref.block.workspace import expanded_bytes, workspace_bytes
 from flexref.policy import Policy, Shares
 from flexref.schedule.zigzag import Kind
-from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
 from flexref.tiers.cache_plan import CachePlan, RowPlan
 from flexref.tiers.placement import place_in_order, place_items
@@ -140,6 +133,7 @@ def plan_block(
     """
     file = weights.file
     spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
+    attention = program_of(spec).attention
     groups = groups_of(rows, policy)
     scored = [sum(row.scored_tokens for row in group) for group in groups]
     cache = _cache_plan(spec, caps, policy, groups)
@@ -165,7 +159,7 @@ def plan_block(
         hidden_bytes=aligned(rows_most * spec.embed_width * width, ALIGNMENT_BYTES),
         workspace_bytes=workspace_bytes(spec, caps.compute_dtype, file.dtype, max(tokens), ends_most, not staged),
         expanded_bytes=expanded_bytes(file, caps) if expand and len(groups) > 1 else 0,
-        far_bytes=aligned(far_rows * 4 * spec.width * width, ALIGNMENT_BYTES),
+        far_bytes=aligned(far_rows * (attention.inputs + attention.width) * width, ALIGNMENT_BYTES),
         tile_logits_bytes=aligned(logits_at_once * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
     )
 
@@ -191,54 +185,5 @@ def table_on_device(weights: WeightsPlan) -> bool:
     if weights.gathered:
         return all(tier is Tier.DEVICE for _, tier in weights.gathered)
     heads = [plan for plan in weights.stages if plan.stage.kind == "head"]
-    tables = [tensor.name for plan in heads for run in plan.homes[Tier.DEVICE].runs for tensor in run.tensors]
-    return sum(name.startswith("tokens/") for name in tables) == len(heads)
-
-
-@lru_cache(maxsize=256)
-def workspace_bytes(spec: ModelSpec, dtype: str, stored: str, tokens: int, rows: int, gathers: bool) -> int:
-    """The most that results take in any visit: the visits themselves run on the port that only counts.
-
-    `dtype` is the compute type, `stored` the file's; `gathers` says that token rows are gathered on the device.
-    """
-    dry = create("dry", compute_dtype=dtype)
-
-    def array(shape: tuple[int, ...], kind: str = dtype) -> Any:
-        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[kind]
-        return dry.view(dry.allocate("device", size), 0, shape, kind)
-
-    x, ids = array((tokens, spec.width)), np.zeros(tokens, np.int32)
-    project_in = array((spec.width, spec.embed_width), stored) if spec.projected else None
-    embedding = EmbedWeights(array((spec.positions + 2, spec.width), stored), project_in)
-    with dry.frame():
-        gathered = dry.empty if gathers else array
-        # Some tiles of the table may be on the device even where the others' rows are gathered on the host.
-        tables = [(0, array((spec.vocabulary, spec.embed_width), stored))]
-        embed_visit(dry, embedding, tables, gathered((tokens, spec.embed_width), stored), (ids, ids), x)
-    layer = layer_weights({tensor.name: array(tensor.shape, stored) for tensor in layer_stage(spec, 0).tensors}, 0)
-    layout = RecordLayout(spec.heads, spec.head_width, dtype)
-    caches = dry.cache_rows([array((tokens * layout.record_bytes,), "uint8")], layout)
-    opt.decoder_layer(dry, spec, layer, x, LayerCache(caches, dry.segments([0], [tokens]), tokens))
-    project_out = array((spec.embed_width, spec.width), stored) if spec.projected else None
-    head = HeadWeights(Norm(None, None) if spec.final_norm else None, project_out, array((1, spec.embed_width)))
-    hidden_visit(dry, spec, head, x, np.zeros(rows, np.int32), array((rows, spec.embed_width)))
-    return max(ALIGNMENT_BYTES, aligned(dry.workspace_peak_bytes(), ALIGNMENT_BYTES))
-
-
-def expandable(tensor: TensorSpec, stored: StoredTensor, compute_dtype: str) -> bool:
-    """Whether the tensor is the matrix of a product and is stored in another form than products compute in."""
-    is_table = tensor.name.startswith(("tokens/", "head/table/"))
-    is_matrix = tensor.quantizable or is_table or tensor.name == "head/project_out"
-    return is_matrix and (stored.scheme != "none" or stored.parts[0].dtype.name != compute_dtype)
-
-
-def expanded_bytes(file: WeightFile, caps: Capabilities) -> int:
-    """Device bytes that the largest stage's matrices take once they are expanded."""
-    most = 0
-    for stage in stages(file.spec, file.tile_rows):
-        names = (
-            tensor for tensor in stage.tensors if expandable(tensor, file.tensors[tensor.name], caps.compute_dtype)
-        )
-        size = DTYPE_BYTES[caps.compute_dtype]
-        most = max(most, sum(aligned(tensor.elements * size, ALIGNMENT_BYTES) for tensor in names))
-    return most
+    here = [tensor.spec for plan in heads for run in plan.homes[Tier.DEVICE].runs for tensor in run.tensors]
+    return sum(tensor.role is Role.TOKENS for tensor in here) == len(heads)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import Stage
+from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Array, Ticket
 from flexref.backend.records import DTYPE_BYTES
 from flexref.block.compute import BlockComputation
@@ -18,8 +18,8 @@ from flexref.block.memory_plan import LOGITS_DTYPE, LOGITS_SLOTS, SCORED_AT_ONCE
 from flexref.block.moves import ACTIVATION_MOVES, INWARD, BlockMoves
 from flexref.block.rows import Group
 from flexref.block.visits import hidden_visit
-from flexref.model import opt
-from flexref.model.weights import HeadWeights, head_weights
+from flexref.model.stages import head_tile
+from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Movement, Visit
 from flexref.tiers.transfer import Crossing, Region, Transfer, host_bytes, view
 
@@ -70,22 +70,23 @@ class ScoreBlock(BlockMoves, BlockComputation):
         region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
         region = region.part(0, self._hidden_bytes(len(scored)))
         hidden: Any = view(be, region, (len(scored), spec.embed_width), be.caps.compute_dtype)
-        weights = head_weights(spec, self._stage_operands(visit, len(scored)), stage.index)
+        weights = self._stage_weights(visit, len(scored))
         if stage.index == 0:
-            hidden_visit(be, spec, weights, self._x(visit, group), scored, hidden)
+            hidden_visit(be, self._program.head, weights, self._x(visit, group), scored, hidden)
         for first in range(0, len(scored), SCORED_AT_ONCE):
             place = self.first_scored[visit.group] + first, self._first_rows[stage.index]
             self._send(weights, hidden[first : first + SCORED_AT_ONCE], *place)
         if visit.stage == len(self._stages) - 1 and visit.group == len(self.groups) - 1:
             self._deliver()
 
-    def _send(self, weights: HeadWeights, hidden: Array, first: int, first_id: int) -> None:
+    def _send(self, weights: StageWeights, hidden: Array, first: int, first_id: int) -> None:
         """Compute logits and start them on their way to the host, which meanwhile takes those before them."""
-        shape = (hidden.shape[0], weights.table.shape[0])
+        steps = self._program.head
+        shape = (hidden.shape[0], weights[steps.table.role].weight.shape[0])
         start = self._sent % LOGITS_SLOTS * self.plan.tile_logits_bytes
         nbytes = shape[0] * shape[1] * DTYPE_BYTES[LOGITS_DTYPE]
         logits: Any = view(self.backend, self._regions[BlockRoom.LOGITS], shape, LOGITS_DTYPE, start)
-        opt.head_tile(self.backend, weights, hidden, 0, logits)
+        head_tile(self.backend, steps, weights, hidden, 0, logits)
         region = self._regions[BlockRoom.LOGITS_ON_HOST].part(start, nbytes)
         target: Any = view(self.backend, region, shape, LOGITS_DTYPE)
         self.mover.carry(Crossing("activations", "logits", nbytes, "device->host"), logits, target)

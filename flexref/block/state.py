@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flexref.architecture.spec import Stage, stages
+from flexref.architecture.stages import Stage, stages
 from flexref.backend.protocol import Backend
 from flexref.backend.records import DTYPE_BYTES
 from flexref.block.memory_plan import BlockPlan, BlockRoom

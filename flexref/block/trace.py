@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from flexref.architecture.spec import Stage
+from flexref.architecture.stages import Stage
 from flexref.errors import StorageError
 from flexref.tiers.transfer import Done
 

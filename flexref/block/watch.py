@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import Stage
+from flexref.architecture.stages import Stage
 
 OnComputed = Callable[[Stage, int, float, float], None]
 """Told of every computed visit: stage, group, start and end in seconds of `time.perf_counter`."""

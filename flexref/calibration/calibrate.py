@@ -6,7 +6,7 @@ weights), and the hidden states of the sample are in memory at a time.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,9 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import POSITION_OFFSET, ModelSpec, TensorSpec
+from flexref.architecture.program import Role, program_of
+from flexref.architecture.spec import POSITION_OFFSET
+from flexref.architecture.stages import Stage, TensorSpec, stages, token_tiles
 from flexref.backend.protocol import Array, Backend, Matrix, QuantizedMatrix
 from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
@@ -22,11 +24,13 @@ from flexref.calibration.cache_basis import AttentionMaps, rebased
 from flexref.calibration.quant_calibrated import Inputs, Moments, quantize_calibrated
 from flexref.errors import CheckpointError, PromptError
 from flexref.model.cache import LayerCache
-from flexref.model.opt import decoder_layer, embed
-from flexref.model.weights import EmbedWeights, layer_weights
+from flexref.model.layers import decoder_layer
+from flexref.model.stages import embed
+from flexref.model.weights import by_role
 from flexref.storage.convert import Conversion, open_origin
 from flexref.storage.origin import Plan, Rows, whole
 from flexref.storage.quant import Quantized, dequantize
+from flexref.storage.schema import FileHeader
 from flexref.storage.weightfile import Progress
 from flexref.storage.writer import WeightFileWriter
 from flexref.text.tokenizer import Tokenizer
@@ -86,11 +90,10 @@ def convert_calibrated(
     plan = origin.plan(writer.tensors)
     total, done = sum(rows.nbytes for parts in plan.values() for rows in parts), 0
     with writer:
-        pass_ = SamplePass(origin.spec, plan, runs)
-        for _, tensors in writer.header.stages():
-            is_layer = tensors[0].name.startswith("layers/")
-            stored = pass_.layer(tensors, scheme, group_size, dtype) if is_layer else {}
-            for tensor in tensors:
+        pass_ = SamplePass(writer.header, plan, runs)
+        for stage in writer.header.stages():
+            stored = pass_.layer(stage, scheme, group_size, dtype) if stage.kind == "layer" else {}
+            for tensor in stage.tensors:
                 if tensor.name in stored:
                     writer.write(tensor.name, stored[tensor.name])
                 else:
@@ -106,65 +109,84 @@ def _slabs(parts: Sequence[Rows]) -> Iterator[tuple[str, Numbers]]:
         yield from rows.slabs()
 
 
+@dataclass(frozen=True, slots=True)
+class Product:
+    """The names of a projection's matrix, and of its bias if it has one."""
+
+    matrix: str
+    bias: str | None
+
+    @classmethod
+    def of(cls, unit: Sequence[TensorSpec]) -> "Product":
+        """That of a stage's unit."""
+        matrix, *bias = (tensor.name for tensor in unit)
+        return cls(matrix, bias[0] if bias else None)
+
+
 class SamplePass:
     """The hidden states (S, E) of a sample's runs, before the layer that comes next."""
 
-    def __init__(self, spec: ModelSpec, plan: Plan, runs: Sequence[Sequence[int]]) -> None:
-        self._spec, self._plan = spec, plan
+    def __init__(self, header: FileHeader, plan: Plan, runs: Sequence[Sequence[int]]) -> None:
+        """`plan` is for the tensors of a file with this `header`."""
+        spec = header.spec
+        self._spec, self._program, self._plan = spec, program_of(spec), plan
         self._port = create("numpy")
         longest = max(map(len, runs))
         self._layout = RecordLayout(spec.heads, spec.head_width, self._port.caps.compute_dtype)
         self._records = self._port.upload(np.zeros(longest * self._layout.record_bytes, np.uint8))
-        self._states = self._embedded(runs)
+        self._states = self._embedded(stages(spec, header.tile_rows)[0], token_tiles(spec, header.tile_rows), runs)
 
-    def _embedded(self, runs: Sequence[Sequence[int]]) -> list[Array]:
-        project = self._plan.get("embed/project_in")
-        weights = EmbedWeights(
-            cast(Array, whole(self._plan["embed/positions"])), None if project is None else cast(Array, whole(project))
-        )
-        tables = [parts for name, parts in self._plan.items() if name.startswith("tokens/")]
+    def _embedded(self, stage: Stage, tiles: Sequence[TensorSpec], runs: Sequence[Sequence[int]]) -> list[Array]:
+        dense = {tensor.name: cast(Matrix, whole(self._plan[tensor.name])) for tensor in stage.tensors}
+        weights = by_role(stage, dense)
+        tables = [self._plan[tile.name] for tile in tiles]
         wanted, places = np.unique(np.concatenate([np.array(run) for run in runs]), return_inverse=True)
         rows = _rows_of([rows for parts in tables for rows in parts], wanted)
         states, first = [], 0
         for run in runs:
             x = self._port.empty((len(run), self._spec.width), "float32")
             ids = np.arange(POSITION_OFFSET, POSITION_OFFSET + len(run), dtype=np.int32)
-            embed(self._port, weights, cast(Array, rows[places[first : first + len(run)]]), cast(Array, ids), x)
+            of_run = rows[places[first : first + len(run)]]
+            embed(self._port, self._program.embed, weights, cast(Array, of_run), cast(Array, ids), x)
             states.append(x)
             first += len(run)
         return states
 
-    def layer(self, tensors: Sequence[TensorSpec], scheme: str, group_size: int, dtype: str) -> dict[str, Stored]:
+    def layer(self, stage: Stage, scheme: str, group_size: int, dtype: str) -> dict[str, Stored]:
         """The tensors of the next layer for `scheme`: attention in its new basis; states go through them.
 
         With scheme `int4-calibrated` matrices are in groups, and biases moved; else all is dense.
         """
-        place = int(tensors[0].name.split("/")[1])
-        found: dict[str, Stored] = {tensor.name: _finite(self._plan[tensor.name]) for tensor in tensors}
-        moments = self._moments(tensors, place, found)
-        _rebase(found, moments, f"layers/{place:03d}/attention_", self._spec.heads)
+        found: dict[str, Stored] = {tensor.name: _finite(self._plan[tensor.name]) for tensor in stage.tensors}
+        products = {unit[0].role: Product.of(unit) for unit in stage.units if unit[0].quantizable}
+        moments = self._moments(stage, products.values(), found)
+        _rebase(found, moments, (products[Role.QKV], products[Role.ATTENTION_OUT]), self._spec.heads)
         if scheme == SCHEME:
-            for name, spread in moments.items():
-                _quantize(found, name, spread, group_size, dtype)
+            for product in products.values():
+                _quantize(found, product, moments[product], group_size, dtype)
         stored = {name: _operand(values) for name, values in found.items()}
         for x in self._states:
-            self._run(self._port, stored, place, x)
+            self._run(self._port, stored, stage, x)
         return found
 
-    def _moments(self, tensors: Sequence[TensorSpec], place: int, found: Mapping[str, Stored]) -> dict[str, Moments]:
-        """The moments of every matrix's inputs, by the matrix's name; states stay as they are."""
+    def _moments(
+        self, stage: Stage, products: Iterable[Product], found: Mapping[str, Stored]
+    ) -> dict[Product, Moments]:
+        """The moments of every product's inputs; states stay as they are."""
         dense = {name: cast(Matrix, values) for name, values in found.items()}
         watched = _Watched(self._port)
         for x in self._states:
-            self._run(cast(Backend, watched), dense, place, self._port.upload(self._port.download(x)))
-        names = [tensor.name for tensor in tensors if tensor.quantizable]
-        return {name: watched.inputs[id(found[name])].moments(about_mean=_bias_of(name) in found) for name in names}
+            self._run(cast(Backend, watched), dense, stage, self._port.upload(self._port.download(x)))
+        return {
+            product: watched.inputs[id(found[product.matrix])].moments(about_mean=product.bias is not None)
+            for product in products
+        }
 
-    def _run(self, port: Backend, tensors: Mapping[str, Matrix], layer: int, x: Array) -> None:
+    def _run(self, port: Backend, tensors: Mapping[str, Matrix], stage: Stage, x: Array) -> None:
         """x (S, E) through a layer, in place."""
         rows = port.cache_rows([self._records], self._layout)
         cache = LayerCache(rows, port.segments([0], [x.shape[0]]), x.shape[0])
-        decoder_layer(port, self._spec, layer_weights(tensors, layer), x, cache)
+        decoder_layer(port, self._program.layer, by_role(stage, tensors), x, cache)
 
 
 class _Watched:
@@ -202,28 +224,30 @@ def _finite(parts: Sequence[Rows]) -> Numbers:
     return values
 
 
-def _bias_of(name: str) -> str:
-    return name.removesuffix("weight") + "bias"
+def _rebase(
+    found: dict[str, Stored], moments: dict[Product, Moments], ends: tuple[Product, Product], heads: int
+) -> None:
+    """Put a layer's attention, and the moments of what its output matrix reads, into the basis of `cache_basis`.
 
-
-def _rebase(found: dict[str, Stored], moments: dict[str, Moments], prefix: str, heads: int) -> None:
-    """Put a layer's attention, and the moments of what its output matrix reads, into the basis of `cache_basis`."""
-    qkv, out = f"{prefix}qkv/weight", f"{prefix}out/weight"
-    names = (qkv, _bias_of(qkv), out, _bias_of(out))
-    maps = AttentionMaps(*(cast(Any, found.get(name)) for name in names))
+    `ends` are the products before and after attention.
+    """
+    qkv, out = ends
+    names = (qkv.matrix, qkv.bias, out.matrix, out.bias)
+    maps = AttentionMaps(*(cast(Any, None if name is None else found[name]) for name in names))
     new = rebased(maps, moments[qkv], heads)
     moments[out] = new.moments(moments[out])
     for name, values in zip(names, (new.maps.qkv, new.maps.qkv_bias, new.maps.out, new.maps.out_bias), strict=True):
-        if values is not None:
+        if name is not None and values is not None:
             found[name] = values
 
 
-def _quantize(found: dict[str, Stored], name: str, moments: Moments, group_size: int, dtype: str) -> None:
-    """Put matrix `name` into groups for inputs of such moments; its bias takes up the mean of what errors do."""
-    values, bias = cast(Numbers, found[name]), _bias_of(name)
+def _quantize(found: dict[str, Stored], product: Product, moments: Moments, group_size: int, dtype: str) -> None:
+    """Put a product's matrix into groups for inputs of such moments; its bias takes up the mean of what errors do."""
+    name, bias = product.matrix, product.bias
+    values = cast(Numbers, found[name])
     groups = quantize_calibrated(values, moments, group_size, np.dtype(dtype).newbyteorder("<"), name)
     found[name] = groups
-    if bias in found:
+    if bias is not None:
         lost = (values - dequantize(groups)) @ moments.mean
         found[bias] = (cast(Numbers, found[bias]) + lost).astype(dtype)
 

@@ -10,6 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from flexref.architecture.program import Role, TensorKind
+from flexref.architecture.stages import tensor_name
 from flexref.backend.records import RecordLayout
 from flexref.check.findings import MOVED, Call, Findings, Visit
 from flexref.check.tolerances import Values
@@ -44,10 +46,10 @@ class Carried:
             for which, (actual, needed) in parts.items():
                 self._equal(call, actual, needed[rows], f"{name} {which}".strip(), rows)
 
-    def vector(self, matrix: str | None, which: str, found: Values | None) -> None:
-        """The `bias` that goes with a matrix, or the `weight` or `bias` of a norm named by its weight."""
-        if matrix is not None and found is not None:
-            self.weights(f"{matrix.removesuffix('/weight')}/{which}", slice(None), found)
+    def vector(self, role: Role | None, kind: TensorKind, found: Values | None) -> None:
+        """The bias of a projection, or the gain or shift of a norm, of the stage that computes."""
+        if role is not None and found is not None:
+            self.weights(tensor_name(role, kind, self._findings.visit.layer or 0), slice(None), found)
 
     def hidden_read(self, x: Values, rows: Rows = slice(None)) -> None:
         """Rows of the hidden states, as a visit's first operator reads them."""

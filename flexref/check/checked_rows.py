@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from flexref.architecture.program import Role, TensorKind
+from flexref.architecture.stages import tensor_name
 from flexref.backend.protocol import Backend, Matrix, QuantizedMatrix
 from flexref.check import laws
 from flexref.check.carried import Carried
-from flexref.check.findings import POSITIONS, Call, Findings, role_of
+from flexref.check.findings import Call, Findings, role_of
 from flexref.check.placed import Placed, PlacedBackend, bare
 from flexref.check.tolerances import Values, arithmetic
 from flexref.storage.quant import Quantized
@@ -72,7 +74,7 @@ class CheckedRows(PlacedBackend):
             return self._given(self._port.add_rows(bare(x), bare(table), bare(ids)), x)
         before, places = self._read(x), self._read(ids)
         rows = self._table_rows(table, places)
-        self._carried.weights(POSITIONS, places, rows)
+        self._carried.weights(tensor_name(Role.POSITIONS, TensorKind.TABLE), places, rows)
         with call.running():
             result = self._port.add_rows(bare(x), bare(table), bare(ids))
         found = self._found(call, result, x, x.shape)
@@ -84,19 +86,19 @@ class CheckedRows(PlacedBackend):
 
     def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Placed:
         """See `Backend.linear`."""
-        name = self._findings.visit.matrix("linear", w.shape)
-        call = self._findings.begin("linear", role_of(name), x=x.shape, w=w.shape)
+        matrix = self._findings.visit.matrix("linear", w.shape)
+        call = self._findings.begin("linear", role_of(matrix), x=x.shape, w=w.shape)
         if call is None:
             return self._given(self._port.linear(bare(x), bare(w), bare(b), out=bare(out), add=add), out)
         held, bias, base = self._read(x), None if b is None else self._read(b), self._read(out) if add else None
         self._carried.hidden_read(held)
-        self._carried.vector(name, "bias", bias)
+        self._carried.vector(None if matrix is None else matrix.role, TensorKind.BIAS, bias)
         with call.running():
             result = self._port.linear(bare(x), bare(w), bare(b), out=bare(out), add=add)
         found = self._found(call, result, out, (x.shape[0], w.shape[0]))
         for some in blocks(*w.shape):
             weights = self._matrix(w, some)
-            self._carried.weights(name, some, weights)
+            self._carried.weights(None if matrix is None else matrix.name, some, weights)
             operand, share = quietly(laws.matrix, weights, self._how), None if bias is None else bias[some]
             for tokens in blocks(x.shape[0], max(x.shape[1], some.stop - some.start)):
                 added = None if base is None else base[tokens, some]
@@ -108,8 +110,8 @@ class CheckedRows(PlacedBackend):
 
     def expand(self, w: Matrix, out: Any) -> Placed:
         """See `Backend.expand`."""
-        name = self._findings.visit.matrix("expand", w.shape)
-        call = self._findings.begin("expand", role_of(name), w=w.shape)
+        matrix = self._findings.visit.matrix("expand", w.shape)
+        call = self._findings.begin("expand", role_of(matrix), w=w.shape)
         if call is None:
             return self._given(self._port.expand(bare(w), bare(out)), out)
         with call.running():
@@ -118,7 +120,7 @@ class CheckedRows(PlacedBackend):
         for some in blocks(*w.shape):
             weights = self._matrix(w, some)
             if isinstance(weights, Quantized) or self._findings.visit.kind == "layer":  # others may be activations
-                self._carried.weights(name, some, weights)
+                self._carried.weights(None if matrix is None else matrix.name, some, weights)
             operand = quietly(laws.matrix, weights, self._how)
             call.compare(found[some], (operand.values, operand.error), first=(some.start, 0))
         if self._findings.visit.kind == "embed":
@@ -127,17 +129,15 @@ class CheckedRows(PlacedBackend):
 
     def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Placed:
         """See `Backend.layer_norm`."""
-        visit = self._findings.visit
-        role = visit.norm()
-        call = self._findings.begin("layer_norm", role, x=x.shape)
+        role = self._findings.visit.norm()
+        call = self._findings.begin("layer_norm", "" if role is None else role.value, x=x.shape)
         if call is None:
             return self._given(self._port.layer_norm(bare(x), bare(w), bare(b), epsilon, bare(out)), out)
         held, gain, shift = (None if part is None else self._read(part) for part in (x, w, b))
         assert held is not None
         self._carried.hidden_read(held)
-        name = f"head/{role}/weight" if visit.layer is None else f"layers/{visit.layer:03d}/{role}/weight"
-        for which, vector in (("weight", gain), ("bias", shift)):
-            self._carried.vector(name, which, vector)
+        for kind, vector in ((TensorKind.GAIN, gain), (TensorKind.SHIFT, shift)):
+            self._carried.vector(role, kind, vector)
         with call.running():
             result = self._port.layer_norm(bare(x), bare(w), bare(b), epsilon, bare(out))
         found = self._found(call, result, out, x.shape)

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import Stage
+from flexref.architecture.program import Norm, Role
+from flexref.architecture.stages import Stage, TensorSpec
 from flexref.check.tolerances import Numbers
 from flexref.errors import FlexrefError
 
@@ -18,12 +19,6 @@ OUTSIDE = "no stage"
 
 MOVED = "moved"
 """Stands for an operator where something is compared that no operator made: what was brought to where it is read."""
-
-POSITIONS, TABLE = "embed/positions", "table"
-"""The one matrix of a stage that no product takes; the role of the head's tiles."""
-
-NORMS: Mapping[str, tuple[str, ...]] = {"layer": ("attention_norm", "ffn_norm"), "head": ("norm",)}
-"""The norms of a stage by its kind, in the order in which they are called, learned or not."""
 
 
 class PortFailure(FlexrefError):
@@ -180,13 +175,11 @@ class Call:
             self.entry.worst = finding
 
 
-def role_of(matrix: str | None) -> str:
-    """What a matrix does in its stage: `attention_qkv` of `layers/003/attention_qkv/weight`."""
+def role_of(matrix: TensorSpec | None) -> str:
+    """What a matrix does in its stage, in a word: `attention_qkv`; any tile that is multiplied is one of the head."""
     if matrix is None:
         return ""
-    if matrix.startswith(("tokens/", "head/table/")):
-        return TABLE
-    return matrix.removesuffix("/weight").rpartition("/")[2]
+    return (Role.HEAD if matrix.is_tile else matrix.role).value
 
 
 class Findings:
@@ -244,9 +237,10 @@ class Visit:
     def __init__(self, stage: Stage | None, group: int, turn: int) -> None:
         self.stage, self.group, self.turn = stage, group, turn
         tensors = () if stage is None else stage.tensors
-        matrices = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.name != POSITIONS]
+        # Positions are the one matrix of a stage that no product takes.
+        matrices = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.role is not Role.POSITIONS]
         self._matrices = {"linear": list(matrices), "expand": list(matrices)}
-        self._norms = iter(() if stage is None else NORMS.get(stage.kind, ()))
+        self._norms = (step.role for step in (() if stage is None else stage.steps) if isinstance(step, Norm))
         # Kept for `carried`: whether an operator has read the hidden states, of how many tokens, and how many rows
         # of the cache were appended to; the digests of the rows that the last pass left.
         self.entered, self.tokens, self.rows = False, 0, 0
@@ -274,15 +268,15 @@ class Visit:
         following = 0 if self.layer is None else self.layer + 1
         return f"layer {following}" if following < layers else "head 0"
 
-    def matrix(self, operator: str, shape: tuple[int, ...]) -> str | None:
-        """The name of the stage's next matrix of this shape: operators take them in the order of the file."""
+    def matrix(self, operator: str, shape: tuple[int, ...]) -> TensorSpec | None:
+        """The stage's next matrix of this shape: operators take them in the order of the file."""
         left = self._matrices[operator]
         for place, tensor in enumerate(left):
             if tensor.shape == shape:
                 del left[: place + 1]
-                return tensor.name
+                return tensor
         return None
 
-    def norm(self) -> str:
-        """The role of the stage's next norm."""
-        return next(self._norms, "")
+    def norm(self) -> Role | None:
+        """The role of the stage's next norm, learned or not."""
+        return next(self._norms, None)

@@ -13,12 +13,15 @@ their worst, which the sum assumes, are met by no computation. The kink of relu 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count, takewhile
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import LAYER_NORM_EPSILON, POSITION_OFFSET, ModelSpec
+from flexref.architecture.program import Attend, BranchStep, Embedding, Norm, Project, Residual, TensorKind, program_of
+from flexref.architecture.spec import POSITION_OFFSET, ModelSpec
+from flexref.architecture.stages import tensor_name
 from flexref.check import reference
 from flexref.check.tolerances import (
     FLOAT32,
@@ -104,11 +107,11 @@ class Tape:
         value = self.sites[x].value + self.sites[y].value
         return self.add(value, self.how.storing(value), (x, y), lambda adjoint: (adjoint, adjoint))
 
-    def layer_norm(self, x: int, w: Numbers, b: Numbers) -> int:
+    def layer_norm(self, x: int, w: Numbers, b: Numbers, epsilon: float) -> int:
         """The site of the norm of x."""
         value = self.sites[x].value
         centred = value - value.mean(-1, keepdims=True)
-        root = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + LAYER_NORM_EPSILON)
+        root = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
         normal = centred * root
 
         def pull(adjoint: Adjoint) -> Sequence[Adjoint]:
@@ -117,7 +120,7 @@ class Tape:
             inner = _beside(adjoint, root) * (inner - unit * (inner * unit).mean(-1, keepdims=True))
             return (inner - inner.mean(-1, keepdims=True),)
 
-        local = layer_norm_bound(value, w, b, LAYER_NORM_EPSILON, self.how)
+        local = layer_norm_bound(value, w, b, epsilon, self.how)
         return self.add(normal * w + b, local, (x,), pull)
 
     def activate(self, x: int, activation: str) -> int:
@@ -185,70 +188,68 @@ class Tape:
 
 
 class Model:
-    """A model's tensors by role, in float64."""
+    """A model's tensors in float64, and its program's steps on a tape."""
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any] | Operand]) -> None:
-        self._spec = spec
-        self._operands = {name: values for name, values in tensors.items() if isinstance(values, Operand)}
-        self._tensors = {
-            name: values.astype(np.float64) for name, values in tensors.items() if not isinstance(values, Operand)
+        self.program = program_of(spec)
+        self._tensors: dict[str, Any] = {
+            name: values if isinstance(values, Operand) else values.astype(np.float64)
+            for name, values in tensors.items()
         }
 
-    def table(self, name: str) -> Numbers:
+    def table(self, table: Embedding) -> Numbers:
         """A table (V, W), of however many tiles."""
-        tiles = [self._tensors[key] for key in sorted(self._tensors) if key.startswith(f"{name}/")]
-        return np.concatenate(tiles)
+        names = (tensor_name(table.role, TensorKind.TABLE, tile) for tile in count())
+        return np.concatenate([self._tensors[name] for name in takewhile(self._tensors.__contains__, names)])
 
-    def get(self, name: str) -> Numbers | None:
-        """A tensor, or None where the variant has none."""
-        return self._tensors.get(name)
+    def _learned(self, step: Norm | Project | Embedding, layer: int = 0) -> list[Any]:
+        """What a step learned: weight, then bias; nothing, or no bias, in variants that have none."""
+        return [self._tensors[tensor_name(step.role, kind, layer)] for kind, _ in step.shapes]
 
-    def linear(self, tape: Tape, x: int, prefix: str) -> int:
-        """The site of a linear map."""
-        weight = f"{prefix}/weight"
-        w = self._operands[weight] if weight in self._operands else self._tensors[weight]
-        return tape.linear(x, w, self.get(f"{prefix}/bias"))
-
-    def norm(self, tape: Tape, x: int, prefix: str) -> int:
-        """The site of a norm, affine or not."""
-        w, b = self.get(f"{prefix}/weight"), self.get(f"{prefix}/bias")
-        width = self._spec.width
-        return tape.layer_norm(x, np.ones(width) if w is None else w, np.zeros(width) if b is None else b)
+    def _step(self, tape: Tape, step: BranchStep, layer: int, x: int) -> int:
+        """The site of what one step makes of the site x."""
+        if isinstance(step, Project):
+            weight, *bias = self._learned(step, layer)
+            return tape.linear(x, weight, bias[0] if bias else None)
+        if isinstance(step, Norm):
+            gain, shift = self._learned(step, layer) or (np.ones(step.width), np.zeros(step.width))
+            return tape.layer_norm(x, gain, shift, step.epsilon)
+        if isinstance(step, Attend):
+            return tape.attend(x, step.heads)
+        return tape.activate(x, step.activation)
 
     def embed(self, tape: Tape, token_ids: Sequence[int]) -> int:
         """The site of the hidden states (S, E) before the first layer."""
-        rows, positions = self.table("tokens")[list(token_ids)], self.get("embed/positions")
-        assert positions is not None
+        steps = self.program.embed
+        rows, (positions,) = self.table(steps.tokens)[list(token_ids)], self._learned(steps.positions)
         places = positions[POSITION_OFFSET : POSITION_OFFSET + len(token_ids)]
         x = tape.add(rows, np.zeros_like(rows))
-        project = self.get("embed/project_in")
-        if project is not None:
-            x = tape.linear(x, project, None)
+        if steps.project is not None:
+            x = self._step(tape, steps.project, 0, x)
         return tape.total(x, tape.add(places, np.zeros_like(places)))
 
     def layer(self, tape: Tape, layer: int, x: int) -> int:
         """The site of the hidden states after a decoder layer."""
-        prefix, spec = f"layers/{layer:03d}", self._spec
-        h = self.norm(tape, x, f"{prefix}/attention_norm") if spec.pre_norm else x
-        h = tape.attend(self.linear(tape, h, f"{prefix}/attention_qkv"), spec.heads)
-        x = tape.total(x, self.linear(tape, h, f"{prefix}/attention_out"))
-        x = x if spec.pre_norm else self.norm(tape, x, f"{prefix}/attention_norm")
-        h = self.norm(tape, x, f"{prefix}/ffn_norm") if spec.pre_norm else x
-        h = tape.activate(self.linear(tape, h, f"{prefix}/ffn_up"), spec.activation)
-        x = tape.total(x, self.linear(tape, h, f"{prefix}/ffn_down"))
-        return x if spec.pre_norm else self.norm(tape, x, f"{prefix}/ffn_norm")
+        for step in self.program.layer:
+            if isinstance(step, Residual):
+                h = x
+                for inner in step.steps:
+                    h = self._step(tape, inner, layer, h)
+                x = tape.total(x, h)
+            else:
+                x = self._step(tape, step, layer, x)
+        return x
 
     def final(self, tape: Tape, x: int) -> int:
         """The site of what the head's table is multiplied with (S, W), from the hidden states after the last layer."""
-        if self._spec.final_norm:
-            x = self.norm(tape, x, "head/norm")
-        project = self.get("head/project_out")
-        return x if project is None else tape.linear(x, project, None)
+        for step in (self.program.head.norm, self.program.head.project):
+            x = x if step is None else self._step(tape, step, 0, x)
+        return x
 
     def hidden(self, tape: Tape, token_ids: Sequence[int]) -> int:
         """The same, from the tokens."""
         x = self.embed(tape, token_ids)
-        for layer in range(self._spec.layers):
+        for layer in range(self.program.layers):
             x = self.layer(tape, layer, x)
         return self.final(tape, x)
 
@@ -263,14 +264,14 @@ def model_logits_bound(
 ) -> tuple[Numbers, Numbers]:
     """Logits (S, V) of every token of one row, exact, and how far any float32 evaluation may be from each.
 
-    `tensors` are dense, by the names of `spec.all_tensors`, their tables in any number of tiles; they must be the very
+    `tensors` are dense, by their names in a weight file, their tables in any number of tiles; they must be the very
     numbers that the evaluation uses (dequantized, where it stores 4-bit groups), or, for the matrices of layers,
     operands that say how far its copy may be off. The order of sums is free. An empty `tape` of another arithmetic, or
     one that adds errors of its own, takes the place of float32's. Both are given from the token `first` on.
     """
     model, tape = Model(spec, tensors), Tape() if tape is None else tape
     x = model.hidden(tape, token_ids)
-    head = model.table("tokens" if spec.tied_head else "head/table")
+    head = model.table(model.program.head.table)
     hidden = tape.sites[x].value[first:]
     bound = linear_bound(exact(hidden), exact(head), np.zeros(len(head)), 0, tape.how)
     for token in range(first, len(token_ids)):

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec, Stage, stages, token_tiles
+from flexref.architecture.program import Role, TensorKind, program_of
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import Stage, head_tiles, stages, tensor_name, token_tiles
 from flexref.check import laws, reference
 from flexref.check.forward import Model, Tape
 from flexref.check.probable import ProbableTape
@@ -32,9 +34,9 @@ class ValueTape(Tape):
         """See `Tape.total`."""
         return self._value(self.sites[x].value + self.sites[y].value)
 
-    def layer_norm(self, x: int, w: Numbers, b: Numbers) -> int:
+    def layer_norm(self, x: int, w: Numbers, b: Numbers, epsilon: float) -> int:
         """See `Tape.layer_norm`."""
-        return self._value(reference.layer_norm(self.sites[x].value, w, b, LAYER_NORM_EPSILON))
+        return self._value(reference.layer_norm(self.sites[x].value, w, b, epsilon))
 
     def activate(self, x: int, activation: str) -> int:
         """See `Tape.activate`."""
@@ -54,14 +56,14 @@ def exact_logits(file: WeightFile, rows: Sequence[Sequence[int]], firsts: Sequen
     """
     spec, walk = file.spec, stages(file.spec, file.tile_rows)
     ids = np.unique(np.concatenate([np.asarray(row, np.int64) for row in rows]))
-    table = {"tokens/0000": _table_rows(file, ids), **_dense(file, walk[0])}
+    table = {tensor_name(Role.TOKENS, TensorKind.TABLE): _table_rows(file, ids), **_dense(file, walk[0])}
     states = [_embedded(spec, table, np.searchsorted(ids, row).tolist()) for row in rows]
     for stage in walk:
         if stage.kind == "layer":
             model = Model(spec, _dense(file, stage))
             states = [_through(model, stage.index, x) for x in states]
     heads = [stage for stage in walk if stage.kind == "head"]
-    model = Model(spec, {name: values for name, values in _dense(file, heads[0]).items() if name.startswith("head/")})
+    model = Model(spec, _dense(file, heads[0]))
     hidden = [_projected(model, x[first:]) for x, first in zip(states, firsts, strict=True)]
     parts: list[list[Numbers]] = [[] for _ in rows]
     for stage in heads:
@@ -78,7 +80,8 @@ def bounded(spec: ModelSpec, tokens: int, coarse: bool) -> bool:
     """
     if coarse and spec.activation == "relu":
         return False
-    weights = spec.layers * (4 * spec.width**2 + 2 * spec.width * spec.ffn_width)
+    program = program_of(spec)
+    weights = program.layers * sum(step.outputs * step.inputs for step in program.projections)
     return weights * tokens <= LAYER_WORK_MOST
 
 
@@ -93,8 +96,7 @@ def permitted_gap(
     tensors: dict[str, Numbers | Operand] = {}
     for name, stored in file.tensors.items():
         operand = laws.matrix(read_tensor(stored), how)
-        of_layer = name.startswith("layers/") and len(stored.shape) == 2
-        tensors[name] = operand if of_layer and operand.error.any() else operand.values
+        tensors[name] = operand if stored.spec.quantizable and operand.error.any() else operand.values
     tape, model = ProbableTape.of(how, group_size), Model(file.spec, tensors)
     x = model.hidden(tape, token_ids)
     table = laws.matrix(_table_rows(file, np.array(pair), head=True), how)
@@ -106,7 +108,7 @@ def permitted_gap(
 
 def _dense(file: WeightFile, stage: Stage) -> Mapping[str, Numbers]:
     """A stage's tensors in float64, but for the tiles of the head."""
-    names = [tensor.name for tensor in stage.tensors if not tensor.name.startswith(("tokens/", "head/table/"))]
+    names = [tensor.name for tensor in stage.tensors if not tensor.is_tile]
     return {name: laws.dense(read_tensor(file.tensors[name])) for name in names}
 
 
@@ -114,13 +116,13 @@ def _table_rows(
     file: WeightFile, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", head: bool = False
 ) -> Numbers:
     """Rows (T, W) of the token table, or of the head's."""
-    prefix = "head/table" if head and not file.spec.tied_head else "tokens"
+    tiles = (head_tiles if head else token_tiles)(file.spec, file.tile_rows)
     rows = np.empty((len(ids), file.spec.embed_width))
-    for number, tile in enumerate(token_tiles(file.spec, file.tile_rows)):
-        first = number * file.tile_rows
+    for tile in tiles:
+        first = tile.index * file.tile_rows
         here = (ids >= first) & (ids < first + tile.shape[0])
         if here.any():
-            rows[here] = laws.dense(read_tensor(file.tensors[f"{prefix}/{number:04d}"]))[ids[here] - first]
+            rows[here] = laws.dense(read_tensor(file.tensors[tile.name]))[ids[here] - first]
     return rows
 
 

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import ModelSpec, TensorSpec
+from flexref.architecture.program import Role, TensorKind
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import TensorSpec
 from flexref.storage.quant import Quantized, dequantize
 from flexref.storage.weightfile import open_weight_file, read_tensor
 from flexref.storage.writer import WeightFileWriter
@@ -25,15 +27,15 @@ def random_tensor(tensor: TensorSpec, seed: int) -> Tensor:
     """
     draw = np.random.default_rng([seed, *tensor.name.encode()])
     values = draw.standard_normal(tensor.shape, dtype=np.float32)
-    if tensor.name.endswith("norm/weight"):
+    if tensor.kind is TensorKind.GAIN:
         return np.float32(1) + np.float32(0.1) * values
-    if len(tensor.shape) == 1:
+    if tensor.kind in (TensorKind.SHIFT, TensorKind.BIAS):
         return np.float32(0.1) * values
-    if tensor.name == "embed/positions":
+    if tensor.role is Role.POSITIONS:
         return values
-    if tensor.name.startswith(("tokens/", "head/table/")):
+    if tensor.kind is TensorKind.TABLE:
         return np.float32(0.3) * values
-    if tensor.name.endswith("ffn_down/weight"):
+    if tensor.role is Role.FFN_DOWN:
         values -= values.mean(-1, keepdims=True)
     return np.float32(2 / tensor.shape[-1] ** 0.5) * values
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from flexref.architecture.spec import ModelSpec, Stage
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Backend
 from flexref.check.carried import Carried
 from flexref.check.checked import CheckedBackend

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flexref.architecture.program import Role
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import Backend
 from flexref.check.forward import model_logits_bound
@@ -82,7 +83,7 @@ def _write_model(path: Path, scheme: str, dtype: str) -> None:
     with WeightFileWriter(path, SPEC, scheme, GROUP_SIZE, dtype) as writer:
         for tensor in writer.tensors:
             values = random_tensor(tensor, SEED)
-            if "attention_qkv/" in tensor.name:
+            if tensor.role is Role.QKV:
                 values *= np.float32(QKV_FACTOR)
             writer.write(tensor.name, values.astype(np.float16))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import Stage
+from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.check.greedy import bounded, exact_logits, permitted_gap

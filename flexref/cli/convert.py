@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from flexref.architecture.stages import parameters
 from flexref.cli.options import option
 from flexref.cli.show.progress import byte_bar
 from flexref.errors import PromptError, in_gib
@@ -79,11 +80,11 @@ def command(
         "scheme": scheme,
         "group_size": groups,
         "dtype": dtype,
-        "parameters": done.spec.parameters,
+        "parameters": parameters(done.spec),
         "tokenizer_bytes": len(tokenizer or b""),
         "source_bytes": done.source_bytes,
         "file_bytes": done.file_bytes,
-        "fp16_bytes": 2 * done.spec.parameters,
+        "fp16_bytes": 2 * parameters(done.spec),
         "elapsed_s": elapsed,
         "ignored_tensors": list(done.ignored),
     }
@@ -94,7 +95,7 @@ def command(
     stored = dtype if groups is None else f"{scheme} in groups of {groups}"
     click.echo(
         f"{done.path}: {done.spec.name}, {stored}, {in_gib(done.file_bytes)} "
-        f"(fp16 {in_gib(2 * done.spec.parameters)}) in {elapsed:.1f} s"
+        f"(fp16 {in_gib(2 * parameters(done.spec))}) in {elapsed:.1f} s"
     )
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.architecture.stages import parameters
 from flexref.cli.options import option
 
 if TYPE_CHECKING:
@@ -41,9 +42,9 @@ def _report(found: "WeightFile") -> dict[str, Any]:
         "dtype": found.dtype,
         "tile_rows": found.tile_rows,
         "tokenizer_bytes": 0 if found.tokenizer is None else found.tokenizer.extent.nbytes,
-        "parameters": found.spec.parameters,
+        "parameters": parameters(found.spec),
         "stored_bytes": found.nbytes,
-        "fp16_bytes": 2 * found.spec.parameters,
+        "fp16_bytes": 2 * parameters(found.spec),
         "file_bytes": found.file_bytes,
         "tensors": [
             {

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from flexref import __version__
 from flexref.architecture.spec import is_integer
+from flexref.architecture.stages import parameters
 from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow, check_computes
 from flexref.errors import PolicyError, PromptError
@@ -116,7 +117,7 @@ class FlexrefLM(TemplateLM):  # type: ignore[misc]
         file = self.engine.file
         return {
             "flexref_version": __version__,
-            "model_num_parameters": file.spec.parameters,
+            "model_num_parameters": parameters(file.spec),
             "model_scheme": file.scheme,
             "model_group_size": file.group_size,
             "model_dtype": file.dtype,

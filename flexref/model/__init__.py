@@ -1,1 +1,1 @@
-"""The OPT transformer as functions of a port: no framework, no file, no tier."""
+"""A transformer as functions of a port, read from its program: no framework, no file, no tier."""

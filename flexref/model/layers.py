@@ -1,39 +1,62 @@
-"""The blocks of a decoder layer with their residuals, as functions of a port (Zhang et al. 2022, section 2)."""
+"""The steps of a decoder layer as functions of a port: an interpreter of a program; it knows no layer but by its steps.
 
-from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
+The steps themselves, and why they are in this order, are `architecture.program`.
+"""
+
+from collections.abc import Sequence
+
+from flexref.architecture.program import Attend, BranchStep, LayerStep, Norm, Project, Residual
 from flexref.backend.protocol import Array, Backend
 from flexref.model.cache import LayerCache
-from flexref.model.weights import LayerWeights, Norm
+from flexref.model.weights import NOTHING_LEARNED, StageWeights
 
 
-def normalize(be: Backend, x: Array, norm: Norm, out: Array | None = None) -> Array:
-    """Layer norm of x (T, E) with OPT's epsilon; in place with `out=x`."""
-    return be.layer_norm(x, norm.weight, norm.bias, LAYER_NORM_EPSILON, out)
+def decoder_layer(be: Backend, layer: Sequence[LayerStep], w: StageWeights, x: Array, cache: LayerCache) -> None:
+    """x (T, E) through the steps of a layer, in place; the new tokens' K and V are appended to `cache`."""
+    for step in layer:
+        if isinstance(step, Residual):
+            with be.frame():
+                h = x
+                for inner in step.inner:
+                    h = _branch_step(be, inner, w, h, cache)
+                project(be, step.last, w, h, out=x, add=True)
+        else:
+            normalize(be, step, w, x, out=x)
 
 
-def attention_block(be: Backend, spec: ModelSpec, w: LayerWeights, x: Array, cache: LayerCache) -> None:
-    """x (T, E) += attention over each row's own cache, causal; the norm comes before or, in OPT-350m, after."""
-    width, near = spec.width, cache.near_tokens
-    with be.frame():
-        h = normalize(be, x, w.attention_norm) if spec.pre_norm else x
-        qkv = be.linear(h, w.qkv.weight, w.qkv.bias)
-        q, k, v = qkv[:near, :width], qkv[:near, width : 2 * width], qkv[:near, 2 * width :]
-        context = be.empty((x.shape[0], width), be.caps.compute_dtype)
-        if near:
-            be.append(cache.rows, cache.segments, k, v)
-            be.attend(cache.rows, cache.segments, q, spec.head_width**-0.5, context[:near])
-        if cache.far is not None:
-            cache.far(qkv[near:], context[near:])
-        be.linear(context, w.attention_out.weight, w.attention_out.bias, out=x, add=True)
-    if not spec.pre_norm:
-        normalize(be, x, w.attention_norm, out=x)
+def _branch_step(be: Backend, step: BranchStep, w: StageWeights, h: Array, cache: LayerCache) -> Array:
+    """h (T, I) -> (T, O), a new array in the workspace, or `h` itself where the operator works in place."""
+    if isinstance(step, Project):
+        return project(be, step, w, h)
+    if isinstance(step, Norm):
+        return normalize(be, step, w, h)
+    if isinstance(step, Attend):
+        return attend(be, step, h, cache)
+    return be.activate(h, step.activation)
 
 
-def feed_forward_block(be: Backend, spec: ModelSpec, w: LayerWeights, x: Array) -> None:
-    """x (T, E) += down(activation(up(x))); the norm comes before or, in OPT-350m, after."""
-    with be.frame():
-        h = normalize(be, x, w.ffn_norm) if spec.pre_norm else x
-        h = be.activate(be.linear(h, w.ffn_up.weight, w.ffn_up.bias), spec.activation)
-        be.linear(h, w.ffn_down.weight, w.ffn_down.bias, out=x, add=True)
-    if not spec.pre_norm:
-        normalize(be, x, w.ffn_norm, out=x)
+def normalize(be: Backend, step: Norm, w: StageWeights, x: Array, out: Array | None = None) -> Array:
+    """Layer norm of x (T, E); in place with `out=x`."""
+    own = w.get(step.role, NOTHING_LEARNED)
+    return be.layer_norm(x, own.weight, own.bias, step.epsilon, out)
+
+
+def project(
+    be: Backend, step: Project, w: StageWeights, x: Array, *, out: Array | None = None, add: bool = False
+) -> Array:
+    """x (T, I) -> x w^T + b, (T, O); with `add` that is added to `out`."""
+    own = w[step.role]
+    return be.linear(x, own.weight, own.bias, out=out, add=add)
+
+
+def attend(be: Backend, step: Attend, qkv: Array, cache: LayerCache) -> Array:
+    """qkv (T, 3E) -> attention of every row over its own cache (T, E), causal; K and V are appended before."""
+    width, near = step.width, cache.near_tokens
+    q, k, v = qkv[:near, :width], qkv[:near, width : 2 * width], qkv[:near, 2 * width :]
+    context: Array = be.empty((qkv.shape[0], width), be.caps.compute_dtype)
+    if near:
+        be.append(cache.rows, cache.segments, k, v)
+        be.attend(cache.rows, cache.segments, q, step.scale, context[:near])
+    if cache.far is not None:
+        cache.far(qkv[near:], context[near:])
+    return context

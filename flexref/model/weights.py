@@ -1,85 +1,35 @@
-"""A stage's operands by their role: from the names of a weight file to norms and linear maps; it moves nothing."""
+"""A stage's operands by their role: what each step of a program multiplies with and adds; it moves nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from flexref.architecture.spec import ModelSpec
-from flexref.backend.protocol import Array, Matrix
-
-
-@dataclass(frozen=True, slots=True)
-class Norm:
-    """Gain and shift (E,) of a layer norm; both None where the model learns neither."""
-
-    weight: Array | None
-    bias: Array | None
+from flexref.architecture.program import Role
+from flexref.architecture.stages import Stage
+from flexref.backend.protocol import Matrix
 
 
 @dataclass(frozen=True, slots=True)
-class Linear:
-    """A linear map: weight (O, I), bias (O,) or None."""
+class Weights:
+    """What one step learned: a matrix, gain or table, and a bias or shift; None where the model learned none.
 
-    weight: Matrix
-    bias: Array | None
+    Any form of operand may stand here. Which step it is of says which form it has.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """A decoder layer; `qkv` maps E to 3E: queries, keys, values."""
-
-    attention_norm: Norm
-    qkv: Linear
-    attention_out: Linear
-    ffn_norm: Norm
-    ffn_up: Linear
-    ffn_down: Linear
+    weight: Any
+    bias: Any
 
 
-@dataclass(frozen=True, slots=True)
-class EmbedWeights:
-    """The position table (P + 2, E), and the projection (E, W) of token rows where W is not E."""
+NOTHING_LEARNED = Weights(None, None)
 
-    positions: Array
-    project_in: Array | None
+StageWeights = Mapping[Role, Weights]
+"""The operands of the steps of a stage; a step that learned nothing is missing."""
 
 
-@dataclass(frozen=True, slots=True)
-class HeadWeights:
-    """The norm after the last layer, the projection (W, E) before the head; both only in the head's first tile."""
-
-    norm: Norm | None
-    project_out: Array | None
-    table: Array
-
-
-def _norm(tensors: Mapping[str, Matrix], prefix: str) -> Norm:
-    return Norm(tensors.get(f"{prefix}/weight"), tensors.get(f"{prefix}/bias"))  # type: ignore[arg-type]
-
-
-def _linear(tensors: Mapping[str, Matrix], prefix: str) -> Linear:
-    return Linear(tensors[f"{prefix}/weight"], tensors.get(f"{prefix}/bias"))  # type: ignore[arg-type]
-
-
-def layer_weights(tensors: Mapping[str, Matrix], layer: int) -> LayerWeights:
-    """The operands of decoder layer `layer` among `tensors`."""
-    prefix = f"layers/{layer:03d}"
-    return LayerWeights(
-        attention_norm=_norm(tensors, f"{prefix}/attention_norm"),
-        qkv=_linear(tensors, f"{prefix}/attention_qkv"),
-        attention_out=_linear(tensors, f"{prefix}/attention_out"),
-        ffn_norm=_norm(tensors, f"{prefix}/ffn_norm"),
-        ffn_up=_linear(tensors, f"{prefix}/ffn_up"),
-        ffn_down=_linear(tensors, f"{prefix}/ffn_down"),
-    )
-
-
-def embed_weights(tensors: Mapping[str, Matrix]) -> EmbedWeights:
-    """The operands of the embedding among `tensors`."""
-    return EmbedWeights(tensors["embed/positions"], tensors.get("embed/project_in"))  # type: ignore[arg-type]
-
-
-def head_weights(spec: ModelSpec, tensors: Mapping[str, Matrix], tile: int) -> HeadWeights:
-    """The operands of the head's tile `tile` among `tensors`."""
-    table = f"{'tokens' if spec.tied_head else 'head/table'}/{tile:04d}"
-    norm = _norm(tensors, "head/norm") if spec.final_norm and tile == 0 else None
-    return HeadWeights(norm, tensors.get("head/project_out"), tensors[table])  # type: ignore[arg-type]
+def by_role(stage: Stage, tensors: Mapping[str, Matrix]) -> StageWeights:
+    """The operands of `stage` among `tensors`, which are named as in a weight file."""
+    found = {}
+    for unit in stage.units:
+        weight, *bias = (tensors[tensor.name] for tensor in unit)
+        found[unit[0].role] = Weights(weight, bias[0] if bias else None)
+    return found

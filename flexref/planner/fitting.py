@@ -10,17 +10,9 @@ from statistics import fmean
 
 from flexref.backend.protocol import Capabilities
 from flexref.block.budgets import engine_needs, totals
-from flexref.block.memory_plan import (
-    LOGITS_SLOTS,
-    SCORED_AT_ONCE,
-    blocks_of,
-    expanded_bytes,
-    plan_block,
-    record_layout,
-    slots_of,
-    workspace_bytes,
-)
+from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, blocks_of, plan_block, record_layout, slots_of
 from flexref.block.rows import RowLengths
+from flexref.block.workspace import expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.program.lp import Solution, solve

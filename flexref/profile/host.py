@@ -15,7 +15,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
-from flexref.architecture.spec import stages as stages_of
+from flexref.architecture.stages import stages as stages_of
 from flexref.backend.protocol import Backend, Lane, Move, Span
 from flexref.engine.engine import Engine
 from flexref.engine.generation import Request

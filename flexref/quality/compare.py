@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import Stage
+from flexref.architecture.stages import Stage
 from flexref.engine.next_tokens import Numbers
 from flexref.engine.scoring import Listener, ScoredRow
 from flexref.errors import PromptError

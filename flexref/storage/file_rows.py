@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexref.architecture.spec import TensorSpec
+from flexref.architecture.program import Role
+from flexref.architecture.stages import TensorSpec
 from flexref.errors import WeightFileError
 from flexref.storage.origin import Origin, Plan
 from flexref.storage.quant import Array
@@ -53,31 +54,25 @@ def file_origin(file: WeightFile) -> Origin:
     return Origin(file.spec, lambda tensors: _plan(file, tensors), tuple(file.tensors))
 
 
-def _table(name: str) -> str:
-    """The table of which a tensor is a tile; empty if it is none."""
-    return name.rpartition("/")[0] if name.startswith(("tokens/", "head/table/")) else ""
-
-
 def _plan(file: WeightFile, tensors: Sequence[TensorSpec]) -> Plan:
     """A tensor is itself; a tile is cut from the tiles of the file, which may be of another height."""
     plan: dict[str, list[FileRows]] = {}
-    next_row: dict[str, int] = {}
+    next_row: dict[Role, int] = {}
     for tensor in tensors:
-        table = _table(tensor.name)
-        if not table:
+        if not tensor.is_tile:
             plan[tensor.name] = [FileRows(file.tensors[tensor.name].parts[0], 0, tensor.shape[0])]
             continue
-        first = next_row.get(table, 0)
-        next_row[table] = stop = first + tensor.shape[0]
-        plan[tensor.name] = list(_cut(file, table, first, stop))
+        first = next_row.get(tensor.role, 0)
+        next_row[tensor.role] = stop = first + tensor.shape[0]
+        plan[tensor.name] = list(_cut(file, tensor.role, first, stop))
     return plan
 
 
-def _cut(file: WeightFile, table: str, first: int, stop: int) -> Iterator[FileRows]:
+def _cut(file: WeightFile, table: Role, first: int, stop: int) -> Iterator[FileRows]:
     """Rows `first` to `stop` of a table of the file."""
     begin = 0
-    for name, stored in file.tensors.items():
-        if _table(name) == table:
+    for stored in file.tensors.values():
+        if stored.spec.role is table:
             end = begin + stored.shape[0]
             if max(first, begin) < min(stop, end):
                 yield FileRows(stored.parts[0], max(first, begin) - begin, min(stop, end) - begin)

@@ -48,7 +48,7 @@ def read_metadata(path: str, trailer: Trailer) -> tuple[FileHeader, dict[str, Fo
             header = _header(file)
             if header.tensor_count > trailer.metadata_bytes // OBJECT_BYTES:
                 raise WeightFileError(f"its metadata is too short for {header.tensor_count} tensors or more")
-            stages = [[part for tensor in tensors for part in header.parts(tensor)] for _, tensors in header.stages()]
+            stages = [[part for tensor in stage.tensors for part in header.parts(tensor)] for stage in header.stages()]
             if file.id.links.exists(TOKENIZER.encode()):
                 stages.append([_tokenizer_spec(file, trailer)])
             expected = [part for stage in stages for part in stage]

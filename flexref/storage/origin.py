@@ -6,7 +6,8 @@ from typing import Protocol
 
 import numpy as np
 
-from flexref.architecture.spec import ModelSpec, TensorSpec
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import TensorSpec
 from flexref.storage.quant import Array
 
 

@@ -6,7 +6,7 @@ and on its place in the layout alone: where a tensor is at home changes nothing.
 
 import os
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from flexref.architecture.program import Role, TensorKind, program_of
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import TensorSpec
 from flexref.storage.quant import levels
-from flexref.storage.schema import BITS, FileHeader, PartSpec, aligned
+from flexref.storage.schema import BITS, GROUP_PARTS, FileHeader, PartSpec, aligned
 from flexref.storage.weightfile import Extent, Part, StoredTensor, WeightFile
 
 Bytes = npt.NDArray[np.uint8]
@@ -56,15 +58,15 @@ def random_file(
     path = f"random weights of {spec.name}"
     tensors: dict[str, StoredTensor] = {}
     end = 0
-    for _, stage in header.stages():
-        for tensor in stage:
+    for stage in header.stages():
+        for tensor in stage.tensors:
             parts = []
             for part in header.parts(tensor):
                 parts.append(_part(path, part, aligned(end)))
                 end = parts[-1].extent.stop
             held = header.scheme_of(tensor)
             groups = None if held == "none" else header.group_size
-            tensors[tensor.name] = StoredTensor(tensor.name, tensor.shape, held, groups, tuple(parts))
+            tensors[tensor.name] = StoredTensor(tensor, held, groups, tuple(parts))
     return RandomFile(
         path,
         spec,
@@ -101,6 +103,7 @@ class RandomWeights:
         )
         self._offsets = [part.extent.offset for _, part in self._parts]
         self._seed, self._path = file.seed, file.path
+        self._added = program_of(file.spec).added
         self._tiles = _tiles(file)
         self._pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))), "flexref random weights")
 
@@ -134,9 +137,14 @@ class RandomWeights:
                 done = stop - offset
         into[done:] = 0
 
+    def _kind(self, tensor: StoredTensor, part: Part) -> tuple[str, str]:
+        """(spread, what the part holds): a key of `_tiles`."""
+        held = "dense" if len(tensor.parts) == 1 else GROUP_PARTS[tensor.parts.index(part)]
+        return ("other", "codes") if held == "codes" else (_spread(tensor.spec, self._added), held)
+
     def _copy(self, tensor: StoredTensor, part: Part, start: int, into: Bytes) -> None:
         """Bytes of a part from `start` on: those of its tile, round and round, from the part's own place on."""
-        tile = self._tiles[_kind(tensor.name, part)]
+        tile = self._tiles[self._kind(tensor, part)]
         # All parts of a tensor start at one element: a group's zero then goes with its scale.
         own = xxhash.xxh3_64_intdigest(tensor.name.encode(), self._seed) % TILE_ELEMENTS
         at = (own * part.dtype.itemsize + start) % tile.nbytes
@@ -147,17 +155,11 @@ class RandomWeights:
             done, at = done + size, 0
 
 
-def _role(name: str) -> str:
-    """What a tensor is for: the gain of a norm, a matrix that writes to the hidden state, or anything else."""
-    if name.endswith("norm/weight"):
+def _spread(tensor: TensorSpec, added: Collection[Role]) -> str:
+    """How its values lie: as a norm's gain, a matrix whose results are added to the hidden state, or anything else."""
+    if tensor.kind is TensorKind.GAIN:
         return "gain"
-    return "out" if name.endswith(("attention_out/weight", "ffn_down/weight")) else "other"
-
-
-def _kind(name: str, part: Part) -> tuple[str, str]:
-    """(role, what the part holds) of a part of the tensor `name`."""
-    held = part.dataset.removeprefix(name).removeprefix("/")
-    return ("other", "codes") if held == "codes" else (_role(name), held or "dense")
+    return "out" if tensor.kind is TensorKind.MATRIX and tensor.role in added else "other"
 
 
 def _tiles(file: RandomFile) -> Mapping[tuple[str, str], Bytes]:

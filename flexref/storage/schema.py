@@ -1,8 +1,8 @@
 """The layout of a weight file: its header, which datasets it holds, their shapes and types; it opens no file.
 
 README.md in this folder says the same in MUST and MAY. Datasets lie in the order of
-`flexref.architecture.spec.all_tensors`, the tokenizer last; each starts at a multiple of `ALIGNMENT`, and only the gaps
-that this needs lie inside a stage.
+`flexref.architecture.stages.file_stages`, the tokenizer last; each starts at a multiple of `ALIGNMENT`, and only the
+gaps that this needs lie inside a stage.
 """
 
 import json
@@ -13,14 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from flexref.architecture.spec import (
-    ModelSpec,
-    TensorSpec,
-    all_tensors,
-    check_token_ids,
-    default_tile_rows,
-    layer_stage,
-)
+from flexref.architecture.spec import ModelSpec, check_token_ids
+from flexref.architecture.stages import Stage, TensorSpec, default_tile_rows, file_stages, layer_stage
 from flexref.errors import CheckpointError, WeightFileError
 from flexref.policy import WEIGHT_SCHEMES
 from flexref.storage.quant import group_count, packed_width
@@ -40,6 +34,9 @@ DTYPES = ("float16", "float32")
 
 CHECKSUM_ATTRIBUTE = "xxh3_64"
 """Attribute of every dataset: unsigned 64-bit XXH3 of its bytes, seed 0."""
+
+GROUP_PARTS = ("codes", "scale", "zero")
+"""The datasets that hold a matrix in groups, in file order."""
 
 TOKENIZER = "tokenizer"
 """Dataset of bytes that holds a tokenizer.json, where the file has one."""
@@ -106,15 +103,16 @@ class FileHeader:
             return (PartSpec(tensor.name, tensor.shape, self.dense_dtype),)
         outputs, width = tensor.shape
         groups, held = (outputs, group_count(width, self.group_size)), packed_width(width, self.group_size, self.bits)
-        return (
-            PartSpec(f"{tensor.name}/codes", (outputs, held), np.dtype(np.uint8)),
-            PartSpec(f"{tensor.name}/scale", groups, self.dense_dtype),
-            PartSpec(f"{tensor.name}/zero", groups, self.dense_dtype),
+        shapes = ((outputs, held), groups, groups)
+        dtypes = (np.dtype(np.uint8), self.dense_dtype, self.dense_dtype)
+        return tuple(
+            PartSpec(f"{tensor.name}/{part}", shape, dtype)
+            for part, shape, dtype in zip(GROUP_PARTS, shapes, dtypes, strict=True)
         )
 
-    def stages(self) -> Iterator[tuple[str, tuple[TensorSpec, ...]]]:
-        """Every tensor once, grouped by stage, in file order."""
-        return all_tensors(self.spec, self.tile_rows)
+    def stages(self) -> Iterator[Stage]:
+        """Every tensor once, by stages, in file order."""
+        return file_stages(self.spec, self.tile_rows)
 
 
 @dataclass(frozen=True, slots=True)

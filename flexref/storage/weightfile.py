@@ -15,6 +15,7 @@ import numpy as np
 import xxhash
 
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import TensorSpec
 from flexref.errors import StorageError, WeightFileError
 from flexref.policy import WEIGHT_SCHEMES
 from flexref.storage.hdf5 import FoundPart, read_metadata
@@ -58,11 +59,20 @@ class Part:
 class StoredTensor:
     """One tensor as stored: a dense one has one part; one in groups has `codes`, `scale` and `zero`, in this order."""
 
-    name: str
-    shape: tuple[int, ...]
+    spec: TensorSpec
     scheme: str
     group_size: int | None
     parts: tuple[Part, ...]
+
+    @property
+    def name(self) -> str:
+        """Its name in the file."""
+        return self.spec.name
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape, whatever its form."""
+        return self.spec.shape
 
     @property
     def nbytes(self) -> int:
@@ -77,10 +87,7 @@ class StoredTensor:
     @property
     def elements(self) -> int:
         """Number of elements."""
-        count = 1
-        for length in self.shape:
-            count *= length
-        return count
+        return self.spec.elements
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,12 +159,12 @@ def _part(path: str, found: FoundPart) -> Part:
 
 
 def _stored_tensors(path: str, header: FileHeader, found: Mapping[str, FoundPart]) -> Iterator[StoredTensor]:
-    for _, tensors in header.stages():
-        for tensor in tensors:
+    for stage in header.stages():
+        for tensor in stage.tensors:
             scheme = header.scheme_of(tensor)
             group_size = None if scheme == "none" else header.group_size
             parts = tuple(_part(path, found[spec.dataset]) for spec in header.parts(tensor))
-            yield StoredTensor(tensor.name, tensor.shape, scheme, group_size, parts)
+            yield StoredTensor(tensor, scheme, group_size, parts)
 
 
 def read_layout(path: str | Path) -> WeightFile:

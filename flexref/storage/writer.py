@@ -13,7 +13,8 @@ from types import TracebackType
 
 import numpy as np
 
-from flexref.architecture.spec import ModelSpec, TensorSpec
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import TensorSpec
 from flexref.errors import CheckpointError, StorageError, in_gib
 from flexref.storage.metadata_image import MetadataImage
 from flexref.storage.new_file import NewFile
@@ -62,7 +63,7 @@ class WeightFileWriter:
         self.path = Path(path)
         self.header = FileHeader.of(spec, scheme, group_size, dtype)
         self._tokenizer = tokenizer_json or None
-        self._tensors = [tensor for _, tensors in self.header.stages() for tensor in tensors]
+        self._tensors = [tensor for stage in self.header.stages() for tensor in stage.tensors]
         self._next = 0
         self._file: NewFile | None = None
         self._image: MetadataImage | None = None

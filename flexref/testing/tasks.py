@@ -2,7 +2,8 @@
 
 from hypothesis import strategies as st
 
-from flexref.architecture.spec import ModelSpec, Stage, stages, token_tiles
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import Stage, stages, token_tiles
 from flexref.machine.machine import LINKS, RESOURCES, Machine
 from flexref.machine.plain import plain_machine
 from flexref.planner.program.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks

@@ -7,6 +7,8 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from flexref.architecture.program import Role, TensorKind
+from flexref.architecture.stages import tensor_name
 from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Lane, Matrix, QuantizedMatrix
 from flexref.backend.records import aligned
 from flexref.storage.checks import PartChecker
@@ -175,7 +177,7 @@ class WeightStore:
         tile_of = np.searchsorted(np.asarray(first_rows), token_ids, side="right") - 1
         reads = []
         for tile in np.unique(tile_of).tolist():
-            name = f"tokens/{tile:04d}"
+            name = tensor_name(Role.TOKENS, TensorKind.TABLE, tile)
             located = self._homes.get(name)
             if located is not None and located.region.tier is Tier.DEVICE:
                 continue

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flexref.architecture.spec import Stage, stages, token_tiles
+from flexref.architecture.stages import Stage, stages, token_tiles
 from flexref.backend.protocol import ALIGNMENT_BYTES
 from flexref.backend.records import aligned
 from flexref.policy import Shares

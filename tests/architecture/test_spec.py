@@ -9,16 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flexref.architecture.opt import from_config
-from flexref.architecture.spec import (
-    ACTIVATIONS,
-    LARGEST_SIZES,
-    PUBLISHED,
-    ModelSpec,
-    all_tensors,
-    default_tile_rows,
-    published,
-    stages,
-)
+from flexref.architecture.published import PUBLISHED, published
+from flexref.architecture.spec import ACTIVATIONS, LARGEST_SIZES, ModelSpec
+from flexref.architecture.stages import default_tile_rows, file_stages, parameters, stages
 from flexref.errors import CheckpointError
 
 CONFIG = {
@@ -197,7 +190,7 @@ def test_a_published_size_has_the_parameters_that_transformers_counts(name: str)
     )
     with torch.device("meta"):
         model = transformers.OPTForCausalLM(config)
-    assert spec.parameters == sum(values.numel() for values in model.parameters())
+    assert parameters(spec) == sum(values.numel() for values in model.parameters())
     assert spec == from_config(config.to_dict(), name)
 
 
@@ -222,12 +215,12 @@ def test_every_tensor_stands_once_and_the_tiles_make_the_table(
     vocabulary: int, tile_rows: int, tied: bool, projected: bool, affine: bool
 ) -> None:
     spec = replace(SPEC, vocabulary=vocabulary, tied_head=tied, embed_width=8 if projected else 12, affine_norm=affine)
-    groups = list(all_tensors(spec, tile_rows))
-    names = [tensor.name for _, tensors in groups for tensor in tensors]
+    groups = list(file_stages(spec, tile_rows))
+    names = [tensor.name for group in groups for tensor in group.tensors]
     assert len(names) == len(set(names))
     tables = ("tokens/",) if tied else ("tokens/", "head/table/")
     for table in tables:
-        tiles = [tensor for _, tensors in groups for tensor in tensors if tensor.name.startswith(table)]
+        tiles = [tensor for group in groups for tensor in group.tensors if tensor.name.startswith(table)]
         assert sum(tile.shape[0] for tile in tiles) == vocabulary
         assert all(tile.shape == (tile_rows, spec.embed_width) for tile in tiles[:-1])
     staged = {tensor.name for stage in stages(spec, tile_rows) for tensor in stage.tensors}
@@ -235,8 +228,8 @@ def test_every_tensor_stands_once_and_the_tiles_make_the_table(
 
 
 def test_only_matrices_of_layers_may_be_quantized() -> None:
-    for _, tensors in all_tensors(SPEC, 20):
-        for tensor in tensors:
+    for stage in file_stages(SPEC, 20):
+        for tensor in stage.tensors:
             matrix_of_layer = tensor.name.startswith("layers/") and len(tensor.shape) == 2
             assert tensor.quantizable == matrix_of_layer
 

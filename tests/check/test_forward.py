@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.architecture.spec import ACTIVATIONS, ModelSpec
+from flexref.architecture.spec import ACTIVATIONS, LAYER_NORM_EPSILON, ModelSpec
 from flexref.check.forward import Tape, model_logits_bound
 from flexref.check.models import stored_tensors, write_model
 from flexref.check.tolerances import FLOAT32, assert_within
@@ -99,7 +99,7 @@ def test_tables_may_be_in_any_number_of_tiles(tmp_path: Path) -> None:
 OPERATORS = {
     "linear": lambda tape, x: tape.linear(x, own.numbers((5, 6), "float64", "normal", 1), np.ones(5)),
     "total": lambda tape, x: tape.total(x, x),
-    "layer_norm": lambda tape, x: tape.layer_norm(x, np.arange(1.0, 7), np.ones(6)),
+    "layer_norm": lambda tape, x: tape.layer_norm(x, np.arange(1.0, 7), np.ones(6), LAYER_NORM_EPSILON),
     "attend": lambda tape, x: tape.attend(x, 2),
     **{name: lambda tape, x, name=name: tape.activate(x, name) for name in ACTIVATIONS},
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import parameters
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.storage.weightfile import open_weight_file, read_tensor, resolve
 
@@ -63,11 +64,11 @@ def test_options_reach_the_file_and_json_tells_them(folder: Path, capsys: pytest
         "scheme": "int4",
         "group_size": 16,
         "dtype": "float32",
-        "parameters": SPEC.parameters,
+        "parameters": parameters(SPEC),
         "tokenizer_bytes": 0,
-        "source_bytes": 2 * SPEC.parameters,
+        "source_bytes": 2 * parameters(SPEC),
         "file_bytes": out.stat().st_size,
-        "fp16_bytes": 2 * SPEC.parameters,
+        "fp16_bytes": 2 * parameters(SPEC),
         "ignored_tensors": [],
     }
     assert flexref("convert", folder, out, "--quantize", "none", "--json") == 0
@@ -207,4 +208,4 @@ def test_the_tool_makes_folders_in_shards_that_convert_to_what_it_writes_itself(
     if dtype != "bfloat16":
         make_random_model.make([*options, "--out", str(tmp_path / "d.h5")], standalone_mode=False)
         direct = open_weight_file(tmp_path / "d.h5")
-        assert (direct.spec.parameters, direct.dtype, direct.scheme) == (folder_file.spec.parameters, dtype, "none")
+        assert (parameters(direct.spec), direct.dtype, direct.scheme) == (parameters(folder_file.spec), dtype, "none")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import parameters
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.storage import weightfile
 from flexref.storage.weightfile import open_weight_file
@@ -30,8 +31,8 @@ def test_json_tells_everything_of_every_tensor(file: Path, capsys: pytest.Captur
     assert [report[key] for key in ("scheme", "group_size", "dtype")] == [found.scheme, found.group_size, "float32"]
     assert report["tokenizer_bytes"] == 2
     assert report["file_bytes"] == file.stat().st_size
-    assert report["parameters"] == SPEC.parameters
-    assert report["fp16_bytes"] == 2 * SPEC.parameters == sum(row["fp16_bytes"] for row in report["tensors"])
+    assert report["parameters"] == parameters(SPEC)
+    assert report["fp16_bytes"] == 2 * parameters(SPEC) == sum(row["fp16_bytes"] for row in report["tensors"])
     assert report["stored_bytes"] == found.nbytes == sum(row["stored_bytes"] for row in report["tensors"])
     for row, tensor in zip(report["tensors"], found.tensors.values(), strict=True):
         assert (row["name"], tuple(row["shape"]), row["scheme"]) == (tensor.name, tensor.shape, tensor.scheme)
@@ -47,7 +48,7 @@ def test_text_has_a_line_for_every_tensor_and_their_sums(file: Path, capsys: pyt
         shown = tensor.scheme if tensor.scheme != "none" else "float32"
         assert rows[name].split()[-3:] == [shown, f"{tensor.nbytes:,}", f"{2 * tensor.elements:,}"]
         assert " x ".join(str(length) for length in tensor.shape) in rows[name]
-    assert rows["sum"].split() == ["sum", f"{found.nbytes:,}", f"{2 * SPEC.parameters:,}"]
+    assert rows["sum"].split() == ["sum", f"{found.nbytes:,}", f"{2 * parameters(SPEC):,}"]
     assert len({len(line) for line in lines[5:]}) == 1
 
 

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.architecture.spec import ModelSpec, stages
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import stages
 from flexref.block.trace import Trace
 from flexref.engine.events import Event
 from flexref.engine.generation import Request

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.architecture.spec import ModelSpec, Stage
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import Stage
 from flexref.check.models import random_tensors
 from flexref.engine.engine import Engine
 from flexref.engine.scoring import Listener, ScoredRow

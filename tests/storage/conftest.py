@@ -14,8 +14,9 @@ import torch
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from flexref.architecture.spec import ACTIVATIONS, ModelSpec, all_tensors
-from flexref.storage.checkpoint.rows import source_names
+from flexref.architecture.opt import source_names
+from flexref.architecture.spec import ACTIVATIONS, ModelSpec
+from flexref.architecture.stages import file_stages
 from flexref.storage.quant import Array, Quantized
 from flexref.storage.schemes import quantize_as
 from flexref.storage.trailer import seal
@@ -136,9 +137,9 @@ def checkpoint_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor
     """Random float32 tensors by the names that `transformers` gives them, without what may stand before `decoder`."""
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {}
-    for _, tensors in all_tensors(spec, tile_rows=spec.vocabulary):
-        for tensor in tensors:
-            names = source_names(tensor.name)
+    for stage in file_stages(spec, tile_rows=spec.vocabulary):
+        for tensor in stage.tensors:
+            names = source_names(tensor)
             shapes.update((name, (tensor.shape[0] // len(names), *tensor.shape[1:])) for name in names)
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flexref.architecture.stages import parameters
 from flexref.errors import FlexrefError, StorageError, WeightFileError
 from flexref.storage import weightfile
 from flexref.storage.quant import Quantized, dequantize, error_bound
@@ -28,7 +29,7 @@ def test_sizes_add_up(tiny_file) -> None:
     found = open_weight_file(tiny_file.path)
     assert found.nbytes == sum(tensor.nbytes for tensor in found.tensors.values())
     assert found.nbytes == sum(part.extent.nbytes for part in found.parts) - len(found.tokenizer_json)
-    assert sum(tensor.elements for tensor in found.tensors.values()) == found.spec.parameters
+    assert sum(tensor.elements for tensor in found.tensors.values()) == parameters(found.spec)
     assert found.file_bytes == tiny_file.path.stat().st_size
 
 

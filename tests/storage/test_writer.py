@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flexref.architecture.spec import ModelSpec, all_tensors
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import file_stages
 from flexref.errors import CheckpointError, FlexrefError, QuantizationError, StorageError
 from flexref.storage import writer as writer_module
 from flexref.storage.new_file import NewFile
@@ -39,7 +40,7 @@ def test_what_was_written_is_read_back_bit_for_bit(kit, data) -> None:
     assert found.group_size == (None if scheme == "none" else group_size)
     assert found.tokenizer_json == (tokenizer or None)
     assert list(found.tensors) == [
-        tensor.name for _, tensors in all_tensors(spec, found.tile_rows) for tensor in tensors
+        tensor.name for stage in file_stages(spec, found.tile_rows) for tensor in stage.tensors
     ]
     kit.assert_same(found, written)
     assert verify(written.path) == []
@@ -52,9 +53,9 @@ def test_every_dataset_is_aligned_and_a_stage_is_one_run_of_bytes(kit, data) -> 
     path = kit.write_file(kit.folder() / "model.h5", spec, scheme).path
     tile_rows = open_weight_file(path).tile_rows
     with h5py.File(path, "r") as file:
-        for _, tensors in all_tensors(spec, tile_rows):
+        for stage in file_stages(spec, tile_rows):
             end = None
-            for tensor in tensors:
+            for tensor in stage.tensors:
                 found = file[tensor.name]
                 parts = (
                     [found] if isinstance(found, h5py.Dataset) else [found[part] for part in ("codes", "scale", "zero")]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexref.architecture.opt import from_config
+from flexref.architecture.opt import PREFIXES, from_config
 from flexref.architecture.spec import ModelSpec
 from flexref.errors import CheckpointError, StorageError
 from flexref.storage.checkpoint.safetensors_file import list_safetensors
@@ -19,11 +19,6 @@ from flexref.storage.checkpoint.torch_file import list_torch
 
 LARGEST_JSON_BYTES = 1 << 26
 """Bounds `config.json` and an index: OPT-175B's index has 0.2 MB."""
-
-TOKENS = "decoder.embed_tokens.weight"
-HEAD = "lm_head.weight"
-PREFIXES = ("model.", "")
-"""What may stand before the names of a checkpoint."""
 
 Lister = Callable[[Path], Iterator[SourceTensor]]
 

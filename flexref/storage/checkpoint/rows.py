@@ -1,41 +1,19 @@
 """Which tensors of a Hugging Face folder make which of a weight file, and the way to their rows; it writes nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 
-from flexref.architecture.spec import TensorSpec
+from flexref.architecture.opt import HEAD, PREFIXES, TOKENS, source_names
+from flexref.architecture.stages import TensorSpec
 from flexref.errors import CheckpointError
-from flexref.storage.checkpoint.folder import HEAD, PREFIXES, TOKENS, Checkpoint, open_checkpoint
+from flexref.storage.checkpoint.folder import Checkpoint, open_checkpoint
 from flexref.storage.checkpoint.source import SourceTensor
 from flexref.storage.origin import Origin, Plan
 from flexref.storage.quant import Array
 from flexref.storage.writer import slab_rows
-
-_LAYER_SOURCES: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {
-        "attention_norm": ("self_attn_layer_norm",),
-        "attention_qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attention_out": ("self_attn.out_proj",),
-        "ffn_norm": ("final_layer_norm",),
-        "ffn_up": ("fc1",),
-        "ffn_down": ("fc2",),
-    }
-)
-"""Which modules of a decoder layer make a unit of ours; the rows of several follow each other."""
-
-_OTHER_SOURCES: Mapping[str, str] = MappingProxyType(
-    {
-        "embed/positions": "decoder.embed_positions.weight",
-        "embed/project_in": "decoder.project_in.weight",
-        "head/norm/weight": "decoder.final_layer_norm.weight",
-        "head/norm/bias": "decoder.final_layer_norm.bias",
-        "head/project_out": "decoder.project_out.weight",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,17 +67,6 @@ def _is_tied(checkpoint: Checkpoint) -> bool:
     return all(np.array_equal(tokens.read_rows(*span), head.read_rows(*span)) for span in spans)
 
 
-def source_names(name: str) -> tuple[str, ...]:
-    """The names in a checkpoint whose rows, one after the other, make (the table of) our tensor `name`."""
-    place = name.split("/")
-    if place[0] == "layers":
-        modules = _LAYER_SOURCES[place[2]]
-        return tuple(f"decoder.layers.{int(place[1])}.{module}.{place[3]}" for module in modules)
-    if place[0] == "tokens":
-        return (TOKENS,)
-    return (HEAD,) if name.startswith("head/table/") else (_OTHER_SOURCES[name],)
-
-
 def _plan(checkpoint: Checkpoint, tensors: Sequence[TensorSpec]) -> Plan:
     """For each tensor of the file, in its order, the rows of the checkpoint that make it; everything must be there."""
     spec, missing = checkpoint.spec, list[str]()
@@ -107,7 +74,7 @@ def _plan(checkpoint: Checkpoint, tensors: Sequence[TensorSpec]) -> Plan:
     next_row = dict.fromkeys((TOKENS, HEAD), 0)
     for tensor in tensors:
         plan[tensor.name] = parts = list[CheckpointRows]()
-        names = source_names(tensor.name)
+        names = source_names(tensor)
         for name in names:
             source = checkpoint.find(name)
             if source is None and name == TOKENS and spec.tied_head:

@@ -8,16 +8,10 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
-from flexref.block.memory_plan import (
-    engine_needs,
-    expanded_bytes,
-    plan_block,
-    record_layout,
-    slots_of,
-    totals,
-    workspace_bytes,
-)
+from flexref.block.budgets import engine_needs, totals
+from flexref.block.memory_plan import plan_block, record_layout, slots_of
 from flexref.block.rows import RowLengths
+from flexref.block.workspace import expanded_bytes, workspace_bytes
 from flexref.check.models import write_model
 from flexref.engine.generation import Request
 from flexref.loading import load
