@@ -1,0 +1,362 @@
+"""A cache store beside a model that keeps every token's K and V, on any plan.
+
+The moves of a block are not made in the executor's order but in any in which each comes after all that it requires.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from flexref_numpy import NumpyBackend
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
+
+from flexref.backend.protocol import Lane
+from flexref.backend.records import RecordLayout, aligned
+from flexref.errors import StorageError
+from flexref.schedule.hazards import requirements
+from flexref.schedule.zigzag import Computation, Hop, Kind, Movement, Operation, Shape, Visit
+from flexref.tiers.cache import CacheStore, RowPass
+from flexref.tiers.cache_plan import CachePlan, RowPlan
+from flexref.tiers.disk import SpillFile
+from flexref.tiers.mover import Mover
+from flexref.tiers.pool import Arena
+from flexref.tiers.transfer import Tier, Traffic
+
+PAGE = 4096
+POISON = 0xFF
+"""Fills fresh memory: as a float it is no number, and whoever reads it has a wrong answer."""
+
+WAYS = {
+    Hop.FETCH: ("disk->host", Lane.DISK_IN),
+    Hop.LOAD: ("host->device", Lane.CACHE_IN),
+    Hop.STORE: ("device->host", Lane.CACHE_OUT),
+    Hop.SPILL: ("host->disk", Lane.DISK_OUT),
+}
+"""The link and the lane of every hop of a cache."""
+
+MOST_PASSES = 5
+
+Tokens = npt.NDArray[np.float32]
+"""(T, H D): K or V of some tokens."""
+
+
+@st.composite
+def row_plans(draw: st.DrawFn, transient: bool) -> RowPlan:
+    prompt = draw(st.integers(1, 4))
+    more = 0 if transient else draw(st.integers(0, 4))
+    return RowPlan(prompt + more, prompt, Tier.DEVICE if transient else draw(st.sampled_from(Tier)))
+
+
+@st.composite
+def groups(draw: st.DrawFn, transient: bool) -> tuple[RowPlan, ...]:
+    """Rows at home on the device come first; the same row again and again makes stretches."""
+    kinds = draw(st.lists(st.tuples(row_plans(transient), st.integers(1, 2)), min_size=1, max_size=3))
+    found = [row for row, times in kinds for _ in range(times)]
+    return tuple(sorted(found, key=lambda row: row.home is not Tier.DEVICE))
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> CachePlan:
+    scheme = draw(st.sampled_from(["none", "int4"]))
+    layout = RecordLayout(
+        draw(st.integers(1, 2)), draw(st.integers(1, 5)), "float32", scheme, group_size=draw(st.integers(1, 4))
+    )
+    transient = draw(st.integers(0, 4)) == 0
+    made = tuple(draw(st.lists(groups(transient), min_size=1, max_size=3)))
+    layers, far = (1, False) if transient else (draw(st.integers(1, 3)), draw(st.booleans()))
+    return CachePlan(layout, layers, made, far, draw(st.integers(1, 2)), transient)
+
+
+@dataclass
+class Known:
+    """All K and V of one row in one layer."""
+
+    k: Tokens
+    v: Tokens
+
+
+class CacheStates(RuleBasedStateMachine):
+    """Blocks one after the other, each on a plan of its own, given up at any time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.port = NumpyBackend(1 << 16)
+        self.traffic = Traffic()
+        self.mover = Mover(self.port, self.traffic)
+        self.refuse_after = -1
+        self.arenas = {tier: Arena(tier, None, self.allocator(tier), self.free) for tier in Tier}
+        self.store: CacheStore | None = None
+
+    def allocator(self, tier: Tier) -> Any:
+        def allocate(nbytes: int) -> Any:
+            self.refuse_after -= 1
+            if self.refuse_after == -1:
+                raise StorageError("there is no memory")
+            poison = np.full(nbytes, POISON, np.uint8)
+            if tier is Tier.DISK:
+                file = SpillFile(gettempdir(), nbytes)
+                file.write(0, poison)
+                return file
+            buffer = self.port.allocate(tier.value, nbytes)
+            buffer[...] = poison
+            return buffer
+
+        return allocate
+
+    def free(self, place: Any) -> None:
+        if isinstance(place, SpillFile):
+            place.close()
+
+    # A block begins and ends
+
+    @precondition(lambda self: self.store is None)
+    @rule(plan=plans(), data=st.data())
+    def begin(self, plan: CachePlan, data: st.DataObject) -> None:
+        self.store, self.plan = CacheStore(plan, self.port), plan
+        self.store.allocate(self.arenas)
+        needs: Counter[Tier] = Counter()
+        for tier, _, nbytes in plan.needs():
+            needs[tier] += aligned(nbytes, PAGE)
+        assert {tier: arena.held_bytes for tier, arena in self.arenas.items()} == {tier: needs[tier] for tier in Tier}
+        self.layers = data.draw(st.integers(1, 3)) if plan.transient else plan.layers
+        passes = 1 if plan.transient else MOST_PASSES
+        # As in a model, a stage without a cache comes first, and one in which tokens are chosen last.
+        self.shape = Shape(passes, self.layers + 2, len(plan.groups), plan.slots, frozenset((Kind.CACHE,)))
+        self.done: set[Operation] = set()
+        self.computed = 0
+        self.known: dict[tuple[int, int, int], Known] = {}
+        self.passes = {
+            (0, group): tuple(RowPass(row, 0, self.new(data, each, 0)) for row, each in enumerate(each_group))
+            for group, each_group in enumerate(plan.groups)
+        }
+
+    def new(self, data: st.DataObject, row: RowPlan, past: int) -> int:
+        """Tokens of the next pass: one, or a chunk; on the way to disk there is room for as many as a prompt has."""
+        room = row.capacity_tokens - past
+        bounded = row.home is Tier.DISK or self.plan.far or not past
+        return data.draw(st.just(1) | st.integers(1, min(room, row.prompt_tokens) if bounded else room))
+
+    @precondition(lambda self: self.store is None)
+    @rule(plan=plans(), refuse_after=st.integers(0, 4))
+    def begin_where_memory_is_refused(self, plan: CachePlan, refuse_after: int) -> None:
+        self.refuse_after = refuse_after
+        store = CacheStore(plan, self.port)
+        if refuse_after < len(list(plan.needs())):
+            with pytest.raises(StorageError):
+                store.allocate(self.arenas)
+        else:
+            store.allocate(self.arenas)
+        self.refuse_after = -1
+        store.release()
+        assert not any(arena.held_bytes for arena in self.arenas.values())
+
+    @precondition(lambda self: self.store is not None)
+    @rule(again=st.booleans(), data=st.data())
+    def end(self, again: bool, data: st.DataObject) -> None:
+        assert self.store is not None
+        self.store.release()
+        assert not any(arena.held_bytes for arena in self.arenas.values())
+        self.store = None
+        if again:
+            self.begin(self.plan, data)
+
+    # A block goes on
+
+    @precondition(lambda self: self.store is not None)
+    @rule(data=st.data(), operations=st.integers(1, 12))
+    def go_on(self, data: st.DataObject, operations: int) -> None:
+        for _ in range(operations):
+            ready = self.ready()
+            if not ready:
+                return
+            operation = ready[data.draw(st.integers(0, len(ready) - 1))]
+            self.do(operation, data)
+            self.done.add(operation)
+
+    @precondition(lambda self: self.store is not None)
+    @rule(data=st.data())
+    def go_on_to_the_end_of_the_pass(self, data: st.DataObject) -> None:
+        in_all = self.shape.stages * self.shape.groups
+        stop = min(self.shape.passes * in_all, (self.computed // in_all + 1) * in_all)
+        while self.computed < stop:
+            self.go_on(data, 1)
+
+    def ready(self) -> list[Operation]:
+        """What is not done and requires nothing that is not done either; operators are called in order."""
+        first = max(0, self.computed - 2 * self.shape.slots)
+        open_operations: list[Operation] = []
+        for number in range(first, self.computed + self.shape.slots + 1):
+            visit = self.shape.visit(number)
+            if visit is not None:
+                open_operations += [Movement(hop, Kind.CACHE, visit) for hop in Hop]
+                open_operations += [Computation(visit)] if number == self.computed else []
+        return [
+            operation
+            for operation in open_operations
+            if operation not in self.done and self.done.issuperset(requirements(operation, self.shape))
+        ]
+
+    def do(self, operation: Operation, data: st.DataObject) -> None:
+        visit, layer = operation.visit, operation.visit.stage - 1
+        if isinstance(operation, Computation):
+            self.computed += 1
+            if visit.stage == self.shape.stages - 1:
+                self.choose(visit, data)
+                return
+        if not 0 <= layer < self.layers:
+            return
+        rows = self.passes[visit.pass_number, visit.group]  # by now they are known: the law leaves a load no other time
+        if not rows:
+            return
+        assert self.store is not None
+        if isinstance(operation, Computation):
+            self.attend(visit, layer, rows)
+            return
+        link, lane = WAYS[operation.hop]
+        before = self.traffic.snapshot()
+        moves = (self.store.fetch, self.store.load, self.store.store, self.store.spill)
+        copies = moves[tuple(Hop).index(operation.hop)](layer, visit.group, rows, self.shape.data_slot(visit))
+        self.mover.run(lane, copies)
+        moved = {link: kinds["cache"] for link, kinds in self.traffic.since(before).items() if kinds}
+        tokens = self.tokens_moved(operation, rows)
+        expected = {link: tokens * self.plan.layout.record_bytes} if tokens else {}
+        assert moved == expected, f"{operation} moved {moved}, expected {expected}"
+
+    def tokens_moved(self, operation: Movement, rows: tuple[RowPass, ...]) -> int:
+        """Of so many tokens the records cross the operation's link, if each row's go no further than they must."""
+        far = self.plan.far and all(row.past for row in rows)
+        if far and operation.hop in (Hop.LOAD, Hop.STORE):
+            return 0
+        homes = (Tier.DISK,) if operation.hop in (Hop.FETCH, Hop.SPILL) else (Tier.HOST, Tier.DISK)
+        plan = self.plan.groups[operation.visit.group]
+        inward = operation.hop in (Hop.FETCH, Hop.LOAD)
+        return sum(row.past if inward else row.new for row in rows if plan[row.place].home in homes)
+
+    def choose(self, visit: Visit, data: st.DataObject) -> None:
+        """The group's next pass: rows that are full retire, and others as it happens."""
+        going_on = []
+        for row in self.passes[visit.pass_number, visit.group]:
+            plan, past = self.plan.groups[visit.group][row.place], row.past + row.new
+            if past < plan.capacity_tokens and data.draw(st.integers(0, 3)):
+                going_on.append(RowPass(row.place, past, self.new(data, plan, past)))
+        if len(going_on) < len(self.passes[visit.pass_number, visit.group]):
+            assert self.store is not None
+            self.store.forget(visit.group)
+        self.passes[visit.pass_number + 1, visit.group] = tuple(going_on)
+
+    # What attention reads
+
+    def attend(self, visit: Visit, layer: int, rows: tuple[RowPass, ...]) -> None:
+        assert self.store is not None
+        group, slot = visit.group, self.shape.data_slot(visit)
+        near, away, live = self.store.handles(layer, group, rows, slot)
+        places = [record for there in (near, away) if there is not None for record in there.records]
+        assert len(places) == len(rows)
+        spans = sorted((place.ctypes.data, place.ctypes.data + place.nbytes) for place in places)
+        assert all(end <= start for (_, end), (start, _) in pairwise(spans)), "a row's place is another's too"
+        for rows_there, part in ((near, rows[:live]), (away, rows[live:])):
+            assert (rows_there is None) == (not part)
+            if part:
+                self.attend_there(visit, layer, rows_there, part)
+
+    def attend_there(self, visit: Visit, layer: int, rows_there: Any, rows: tuple[RowPass, ...]) -> None:
+        """Append each row's new tokens and attend to all: as if every row had a cache of its own, just filled."""
+        layout, tokens = self.plan.layout, sum(row.new for row in rows)
+        draw = np.random.default_rng([visit.pass_number, layer, visit.group, rows[0].place])
+        q, k, v = (draw.standard_normal((tokens, layout.heads * layout.head_width), np.float32) for _ in range(3))
+        segments = self.port.segments([row.past for row in rows], [row.new for row in rows])
+        self.port.append(rows_there, segments, k, v)
+        found = self.port.attend(rows_there, segments, q, 0.5, np.empty_like(q))
+        first = 0
+        for row in rows:
+            some = slice(first, first + row.new)
+            first = some.stop
+            whole = self.remember((layer, visit.group, row), k[some], v[some])
+            cache = self.port.cache_rows([np.empty(len(whole.k) * layout.record_bytes, np.uint8)], layout)
+            self.port.append(cache, self.port.segments([0], [len(whole.k)]), whole.k, whole.v)
+            one = self.port.segments([row.past], [row.new])
+            expected = self.port.attend(cache, one, q[some], 0.5, np.empty_like(q[some]))
+            np.testing.assert_array_equal(found[some], expected, err_msg=f"{visit}, row {row.place}")
+
+    def remember(self, key: tuple[int, int, RowPass], k: Tokens, v: Tokens) -> Known:
+        layer, group, row = key
+        old = self.known.get((layer, group, row.place))
+        assert (0 if old is None else len(old.k)) == row.past
+        whole = Known(k, v) if old is None else Known(np.concatenate([old.k, k]), np.concatenate([old.v, v]))
+        self.known[layer, group, row.place] = whole
+        return whole
+
+    def teardown(self) -> None:
+        if self.store is not None:
+            self.store.release()
+        self.port.close()
+
+
+def test_a_cache_store_does_what_its_model_does() -> None:
+    run_state_machine_as_test(CacheStates)  # type: ignore[no-untyped-call]
+
+
+class ForgetsNothing(CacheStore):
+    def forget(self, group: int) -> None:
+        """The handles of rows that have retired stay."""
+
+
+class JoinsRowsThatAreNoNeighbours(CacheStore):
+    def _find_stretches(self, group: int, rows: Any) -> Any:
+        whole = [replace(row, place=number) for number, row in enumerate(rows)]
+        yield from super()._find_stretches(group, whole)
+
+
+class SpillsFromTheStartOfThePrompt(CacheStore):
+    def _leaving(self, stretch: Any, slot: int) -> Any:
+        return replace(super()._leaving(stretch, slot), origin=max(0, stretch.past - 1))
+
+
+class HasOneStagingForAllVisits(CacheStore):
+    def _staged(self, stretch: Any, slot: int) -> Any:
+        return super()._staged(stretch, 0)
+
+
+class KeepsAllLayersInOnePlace(CacheStore):
+    def _home(self, layer: int, stretch: Any) -> Any:
+        return super()._home(0, stretch)
+
+
+class LoadsWhatIsNotThereYet(CacheStore):
+    def load(self, layer: int, group: int, rows: Any, slot: int) -> Any:
+        return super().load(layer, group, [replace(row, past=max(row.past - 1, 0)) for row in rows], slot)
+
+
+class KeepsStretchesOfTheLastPass(CacheStore):
+    def _stretches(self, group: int, rows: Any) -> Any:
+        return self._stretches_of.setdefault(group, (rows, list(self._find_stretches(group, rows))))[1]
+
+
+class GivesBackAllButStaging(CacheStore):
+    def release(self) -> None:
+        self._taken = [taken for taken in self._taken if not taken[1].endswith("out")]
+        super().release()
+
+
+WRONG = (
+    ForgetsNothing,
+    JoinsRowsThatAreNoNeighbours,
+    SpillsFromTheStartOfThePrompt,
+    HasOneStagingForAllVisits,
+    KeepsAllLayersInOnePlace,
+    LoadsWhatIsNotThereYet,
+    KeepsStretchesOfTheLastPass,
+    GivesBackAllButStaging,
+)
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_a_wrong_cache_store_is_caught(wrong: type[CacheStore], caught: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "CacheStore", wrong)
+    assert isinstance(caught(CacheStates), AssertionError | IndexError)
