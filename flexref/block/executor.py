@@ -1,6 +1,7 @@
-"""Runs a block's beats: starts every operation when what it requires is under way, and lets tickets order the rest.
+"""Runs a block's beats: submits movements to lanes and calls computations, in the order of the schedule.
 
-It knows the schedule and the lanes, and nothing of what is moved or computed.
+It does not wait for an operation's requirements itself: it hands their tickets to the lane or, for a computation, to
+the operators, which wait. It knows the schedule and the lanes, and nothing of what is moved or computed.
 """
 
 from collections.abc import Generator, Sequence
@@ -30,13 +31,13 @@ LANE_OF = {
 
 
 class Work(Protocol):
-    """What the executor's operations mean."""
+    """What the executor runs: it turns movements into transfers, and computations into calls of operators."""
 
     def transfers(self, movement: Movement) -> Sequence[Transfer]:
-        """What a move has to move now; nothing, if all of it is at home where it is needed."""
+        """The transfers of a movement, at this time; none, if all of its data lies where it is needed."""
 
     def compute(self, visit: Visit) -> None:
-        """Call the operators of a visit, whose data is on the device by the time they run."""
+        """Call the operators of a visit. Its data is on the device when they run."""
 
     def alive(self) -> bool:
         """Whether another pass has anything to do."""
@@ -44,7 +45,9 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """A ticket, number `number` of all, on a lane, or (None) of the operators: they end in the order of their calls."""
+    """A ticket that is waited for, by number in the order of submission. `lane` None: a mark of the operators, which
+    end in the order of their calls.
+    """
 
     lane: Lane | None
     number: int
@@ -52,11 +55,12 @@ class Owed:
 
 
 class Ledger:
-    """What must end before each operation has ended, as tickets.
+    """The tickets to wait for, by operation.
 
-    An operation owes its own ticket. Where it moves nothing it owes what it waits for, so that whoever requires it
-    waits for that (a slot may be refilled by a computation, with no load in between); of this the latest on every lane
-    is enough, for a lane works in order, and keeps the list short when the host is far ahead.
+    Usually that is the operation's own ticket. An operation that moves nothing has none: it hands on the tickets that
+    it would have waited for, so that those who require it wait for them (a slot may be refilled by a computation, with
+    no load in between). Of these the latest on every lane is enough, since a lane works in order. That keeps the lists
+    short where the host is many visits further than the lanes.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -66,7 +70,7 @@ class Ledger:
         self._numbers = count()
 
     def awaited(self, operation: Operation) -> list[Owed]:
-        """What is still owed of all that `operation` requires; raises if some of it has failed."""
+        """The open tickets of all that `operation` requires; raises if one has failed."""
         latest: dict[Lane | None, Owed] = {}
         found: list[Owed] = []
         for other in requirements(operation, self._shape):
@@ -83,18 +87,18 @@ class Ledger:
         return found + [owed for owed in latest.values() if owed.number not in direct]
 
     def owes(self, operation: Operation, lane: Lane | None, ticket: Ticket) -> None:
-        """The operation has a ticket of its own."""
+        """Note the operation's own ticket."""
         self._own[operation] = Owed(lane, next(self._numbers), ticket)
 
     def hands_on(self, operation: Operation, awaited: Sequence[Owed]) -> None:
-        """The operation moves nothing."""
+        """Note that the operation moves nothing: what it awaited is awaited in its place."""
         latest: dict[Lane | None, Owed] = {}
         for owed in sorted(awaited, key=lambda owed: owed.number):
             latest[owed.lane] = owed
         self._handed_on[operation] = tuple(latest.values())
 
     def forget(self, pass_number: int) -> None:
-        """Drop what passes before that one owe: nothing that is still to come requires them."""
+        """Drop the tickets of passes before that one: nothing that is still to come requires them."""
         for table in (self._own, self._handed_on):
             for operation in [operation for operation in table if operation.visit.pass_number < pass_number]:
                 del table[operation]  # type: ignore[attr-defined]
@@ -111,8 +115,8 @@ def _is_open(owed: Owed) -> bool:
 def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[Visit, None, None]:
     """Run the block; yields every visit when its operators have been called.
 
-    Without `overlap` every move ends before the next operation starts. However it ends, nothing is under way any more
-    when it has ended; the first failure of any lane is raised. After every beat the mover's `check` may end it.
+    Without `overlap` every movement ends before the next operation starts. However the run ends, it first waits until
+    no lane is at work. Raises the first failure of any lane, and after every beat what the mover's `check` raises.
     """
     backend, ledger = mover.backend, Ledger(shape)
 

@@ -1,10 +1,10 @@
 """Holds Ctrl-C back while an engine works, and lets it act where nothing is half done; it knows no engine.
 
-Python lets a signal's handler run, and raise, between any two instructions: between memory that was counted and the
-note of who holds it, or while lanes are waited for whose memory comes next to be given back. So while an engine works
-SIGINT is only noted, and acts where the engine looks for it (`check`): behind every beat, every loaded run and every
-piece of memory, and when the work ends. Whatever handler was there acts then, Python's or the user's own; one that is
-not Python's (SIG_IGN, SIG_DFL) stays as it is. Outside of the main thread nothing is done: no signal is handled there.
+Python may run a signal's handler, which may raise, between any two instructions: for example after memory was counted
+and before it is noted who holds it. So while an engine works SIGINT is only noted. It acts where the engine asks
+(`check`): after every beat, every loaded run and every piece of memory, and when the work ends. Then the handler is
+called that was installed before, Python's or the user's own. Where there was none in Python (SIG_IGN, SIG_DFL) nothing
+is changed. Nor in other threads than the main one, which alone handles signals.
 """
 
 import inspect
@@ -15,19 +15,19 @@ from types import FrameType, TracebackType
 from typing import Any
 
 FORCED = 3
-"""From the so manieth interrupt of one stretch of work on, each acts at once, wherever the work is: what waits for a
-disk that hangs must not make a program that cannot be ended."""
+"""From this many interrupts on, during one stretch of work, each acts at once, wherever the work is. Else a program
+that waits for a disk that hangs could not be ended."""
 
-FORCED_BEHIND_S = 3.0
-"""But no sooner behind the first: a key that is held repeats, and the work may be about to end in order. No beat of the
-models that there are takes as long on a device; where one does, on a small CPU, it can be broken off so."""
+FORCED_AFTER_S = 3.0
+"""But not sooner than this after the first: a key that is held repeats, and the work may be about to end in order. On a
+device no beat of the published models takes so long; on a small CPU one may, and can then be broken off."""
 
 
 class Interrupts:
-    """`with interrupts:` holds SIGINT back in the main thread. Stretches may lie inside each other, those of others
-    too: what acts in the end is the handler that was there before the outermost.
+    """`with interrupts:` holds SIGINT back in the main thread.
 
-    `forced`: a handler broke work off at a place where it may have been half done.
+    Such blocks may be nested, also those of several engines: the handler that acts in the end is the one from before
+    the outermost. `forced`: a handler broke work off where it may have been half done.
     """
 
     def __init__(self) -> None:
@@ -66,7 +66,7 @@ class Interrupts:
             self._act(signal.SIGINT, inspect.currentframe())
 
     def check(self) -> None:
-        """Let interrupts act that came since the last call: as a rule, raise `KeyboardInterrupt`."""
+        """Let the interrupts act that came since the last call; as a rule that raises `KeyboardInterrupt`."""
         while self._waiting and _in_main_thread():
             self._waiting -= 1
             self._act(signal.SIGINT, inspect.currentframe())
@@ -77,7 +77,7 @@ class Interrupts:
         self._seen += 1
         if self._seen == 1:
             self._first_s = now_s
-        if self._seen < FORCED or now_s - self._first_s < FORCED_BEHIND_S:
+        if self._seen < FORCED or now_s - self._first_s < FORCED_AFTER_S:
             self._waiting += 1
             return
         self.forced = True

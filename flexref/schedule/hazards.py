@@ -1,10 +1,13 @@
-"""What must have happened before what: said only here, for the executor that waits and the tests that check.
+"""What each operation has to wait for. Stated only here: the executor waits by it, tests check schedules by it.
 
-`before` is the visit, or for weights the stage, that had the same slot last: `slots` of them earlier. `earlier` is the
-same visit in the last pass, `stage` the group's last stage; in the first stage it is the computation of the last pass
-that chose the group's tokens.
+An operation needs its data, and it needs its target to be free. In this table
 
-| operation | where its data come from | what leaves it its room |
+- `before` is the visit (for weights, the stage) that used the same slot last, `slots` visits (stages) earlier;
+- `earlier` is the same stage and group one pass earlier;
+- `stage` is the same group in the previous stage. For the first stage of a pass it is the computation, in the last
+  stage of the pass before, that chose the group's tokens.
+
+| operation | needs these for its data | needs these for its target |
 | --- | --- | --- |
 | fetch weights | the file | load of `before`: it empties the staging slot on the host |
 | load weights | its fetch | compute of the last group of `before`, which reads the slot |
@@ -23,10 +26,10 @@ from flexref.schedule.zigzag import Beat, Computation, Hop, Kind, Movement, Oper
 
 
 def requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
-    """The operations that must be complete before `operation` may start: its data, and the room for its result.
+    """The operations that must be complete before `operation` may start.
 
-    Moves of one kind of data wait for each other and for computations alone, so that a kind that never moves can be
-    left out.
+    Movements of one kind of data wait only for each other and for computations, so a kind that never moves can be left
+    out.
     """
     for needed in _requirements(operation, shape):
         if isinstance(needed, Computation) or needed.kind in shape.kinds:
@@ -102,7 +105,7 @@ def _activations(operation: Movement, shape: Shape) -> Iterator[Operation]:
 
 
 def _made_by(visit: Visit, shape: Shape, hop: Hop) -> Iterator[Operation]:
-    """What leaves the group's previous stage; in the first stage, the tokens that the last pass chose."""
+    """What makes the visit's activations: the group's previous stage or, in the first one, the choice of its tokens."""
     previous = shape.visit(shape.number(visit) - shape.groups)
     if previous is None:
         return

@@ -1,8 +1,11 @@
 """Visits and beats: the order of loads, computation and stores of one block; it knows no device, no size and no clock.
 
-A pass walks all stages of the model once; what it feeds of each row is the rows' own matter. In a pass every stage is
-visited once per group, groups innermost, so that one fetch of a stage's weights serves the whole block (FlexGen,
-section 4.2, algorithm 1).
+A pass goes through all stages of the model once (the embedding, every decoder layer, every tile of the head). Each
+stage is visited once per group, groups innermost, so that one fetch of a stage's weights serves the whole block
+(FlexGen, section 4.2, algorithm 1). Which tokens a pass feeds is the rows' own affair.
+
+The schedule is data: `beats` yields, in order, what is to be started together. The executor runs beats on a port, the
+simulator runs the same on a clock, and `hazards` says what each operation has to wait for.
 """
 
 from collections.abc import Iterator
@@ -11,7 +14,7 @@ from enum import Enum
 
 
 class Kind(str, Enum):
-    """What a block moves between the tiers."""
+    """The kinds of data that move between tiers."""
 
     WEIGHTS = "weights"
     CACHE = "cache"
@@ -19,7 +22,7 @@ class Kind(str, Enum):
 
 
 class Hop(str, Enum):
-    """One way from a tier to its neighbour."""
+    """The four directions in which data moves from a tier to its neighbour."""
 
     FETCH = "fetch"
     """disk -> host"""
@@ -42,11 +45,11 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How much a block's schedule has of everything: at most `passes` over `stages` for `groups`.
+    """The size of a block's schedule: at most `passes` over `stages` for `groups`.
 
-    `slots` is how many stages' (or visits') streamed data may be on their way or in use at a time: 2 to work on one
-    while the next arrives, 1 to do one thing after another. `kinds` are the kinds of data of which anything ever moves:
-    what is all at home on the device needs no operations, no slot, and so no order.
+    `slots`: how many stages' weights (or visits' cache and activations) may be in device memory for streaming: 2, so
+    that one is used while the next arrives, or 1 to do one thing after another. `kinds`: the kinds of data that move at
+    all. A kind that lies on the device as a whole has no movements and no slots.
     """
 
     passes: int
@@ -56,7 +59,7 @@ class Shape:
     kinds: frozenset[Kind] = frozenset(Kind)
 
     def number(self, visit: Visit) -> int:
-        """Visits before `visit`."""
+        """The visit's number in the order of the schedule, from 0."""
         return self.stage_number(visit) * self.groups + visit.group
 
     def visit(self, number: int) -> Visit | None:
@@ -67,7 +70,7 @@ class Shape:
         return Visit(*divmod(stage_number, self.stages), group)
 
     def stage_number(self, visit: Visit) -> int:
-        """Stages before the visit's, over all passes."""
+        """The number of the visit's stage, counted over all passes from 0."""
         return visit.pass_number * self.stages + visit.stage
 
     def first_visit(self, stage_number: int) -> Visit | None:
@@ -89,7 +92,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """One kind of a visit's data goes one hop. Weights belong to a stage: theirs name the visit of group 0."""
+    """Move one kind of a visit's data by one hop. Weights belong to a stage: theirs name the visit of group 0."""
 
     hop: Hop
     kind: Kind
@@ -98,7 +101,7 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Computation:
-    """A visit's operators are called."""
+    """Call a visit's operators."""
 
     visit: Visit
 
@@ -109,9 +112,10 @@ Operation = Movement | Computation
 
 @dataclass(frozen=True, slots=True)
 class Beat:
-    """What is started together: moves ahead of need, one computation, moves of its results.
+    """What is started together: movements for later visits (`ahead`), one computation, movements of its results
+    (`after`).
 
-    Prologue and epilogue are beats whose computation, or whose moves, are idle.
+    The first beat of an overlapped block has no computation.
     """
 
     ahead: tuple[Movement, ...]
@@ -127,7 +131,7 @@ class Beat:
 
 
 def zigzag(passes: int, stages: int, groups: int) -> Iterator[Visit]:
-    """Groups innermost, so that one fetch of a stage serves the whole block (FlexGen, section 4.2)."""
+    """All visits in order, groups innermost: one fetch of a stage serves the whole block (FlexGen, section 4.2)."""
     for pass_number in range(passes):
         for stage in range(stages):
             for group in range(groups):
@@ -147,7 +151,7 @@ def _outward(visit: Visit) -> tuple[Movement, ...]:
 
 
 def serial(shape: Shape) -> Iterator[Beat]:
-    """Everything for one visit in one beat: the same visits with nothing ahead of its need."""
+    """Without overlap: a beat has all movements of one visit and its computation."""
     for visit in zigzag(shape.passes, shape.stages, shape.groups):
         weights = _inward(Kind.WEIGHTS, visit) if visit.group == 0 else ()
         ahead = (*weights, *_inward(Kind.CACHE, visit), *_inward(Kind.ACTIVATIONS, visit))
@@ -155,7 +159,10 @@ def serial(shape: Shape) -> Iterator[Beat]:
 
 
 def overlapped(shape: Shape) -> Iterator[Beat]:
-    """Loads one visit ahead (weights one stage, disk reads of weights two), stores right after the computation."""
+    """With overlap: cache and activations are loaded one visit early, weights one stage early, and read from disk two.
+
+    Results are stored right after the computation.
+    """
     first = Visit(0, 0, 0)
     start = (
         *_inward(Kind.WEIGHTS, first),
@@ -172,8 +179,8 @@ def overlapped(shape: Shape) -> Iterator[Beat]:
             ahead += _weights(Hop.LOAD, shape, stage_number + 1)
             ahead += _weights(Hop.FETCH, shape, stage_number + 2)
         ahead += _inward(Kind.CACHE, following)
-        # A group's activations leave one stage for the next: with a single group they cannot arrive before this
-        # visit's results have left, and with several they can.
+        # The next visit's activations: with a single group they are the results of this very visit, and can only be
+        # loaded after it; with several groups they are another group's, which are there already.
         arriving = _inward(Kind.ACTIVATIONS, following)
         after = _outward(visit)
         if shape.groups == 1:
@@ -184,13 +191,13 @@ def overlapped(shape: Shape) -> Iterator[Beat]:
 
 
 def _weights(hop: Hop, shape: Shape, stage_number: int) -> tuple[Movement, ...]:
-    """One hop of the weights of the stage with that number over all passes, if there is one."""
+    """One hop of a stage's weights, by its number over all passes; nothing after the last stage."""
     visit = shape.first_visit(stage_number)
     return () if visit is None else (Movement(hop, Kind.WEIGHTS, visit),)
 
 
 def beats(shape: Shape, *, overlap: bool) -> Iterator[Beat]:
-    """The block's beats: two ways of pipelining the same visits."""
+    """The block's beats, overlapped or serial: two ways of pipelining the same visits."""
     for beat in overlapped(shape) if overlap else serial(shape):
         ahead, after = (tuple(each for each in part if each.kind in shape.kinds) for part in (beat.ahead, beat.after))
         yield Beat(ahead, beat.computation, after)

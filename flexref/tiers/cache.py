@@ -1,4 +1,4 @@
-"""The KV cache over the tiers, by row: where a row's records are at home, how a visit brings and returns them."""
+"""The KV cache over the tiers, by row: where a row's records lie, and what a visit has to copy; no attention."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, Tier, view
 
 @dataclass(frozen=True, slots=True)
 class RowPass:
-    """What one pass has of a live row: its place in its group's plan, the tokens in its cache, and new ones."""
+    """A live row in one pass: its place in its group's plan, `past` tokens in its cache, `new` tokens to feed."""
 
     place: int
     past: int
@@ -22,7 +22,7 @@ class RowPass:
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Neighbouring rows of a group, off the device and alike in plan, past and new: a copy of `rows` equal pieces."""
+    """Neighbouring rows of a group, off the device, with equal plan, past and new: one copy of `rows` equal pieces."""
 
     rows: int
     plan: RowPlan
@@ -52,7 +52,7 @@ class Spot:
 
 @dataclass(slots=True)
 class CacheStore:
-    """A block's caches: allocates, lists the copies of each visit, and hands out the rows that operators work on."""
+    """A block's caches: takes their memory, lists the copies of each visit, and gives operators the handles of rows."""
 
     plan: CachePlan
     backend: Backend
@@ -87,11 +87,11 @@ class CacheStore:
         self._stretches_of.clear()
 
     def attends_far(self, rows: Sequence[RowPass]) -> bool:
-        """Whether the rows off the device are attended to where they are: if the plan says so, and all have a cache."""
+        """Whether attention runs on the host for rows off the device: if planned so, and all rows have a cache."""
         return self.plan.far and all(row.past for row in rows)
 
     def fetch(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
-        """disk -> host: what rows at home on disk hold so far."""
+        """disk -> host: the past records of rows whose home is the disk."""
         return [
             self._copy(layer, stretch, (self._home(layer, stretch), self._staged(stretch, slot)), 0, stretch.past)
             for stretch in self._stretches(group, rows)
@@ -99,7 +99,7 @@ class CacheStore:
         ]
 
     def load(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
-        """host -> device: what rows at home on host or disk hold so far, unless it is attended to where it is."""
+        """host -> device: the past records of rows whose home is host or disk; none if attention runs on the host."""
         if self.attends_far(rows):
             return []
         copies = []
@@ -111,7 +111,7 @@ class CacheStore:
         return copies
 
     def store(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
-        """device -> host: the new records of rows at home on host or disk."""
+        """device -> host: the new records of rows whose home is host or disk; none if attention runs on the host."""
         if self.attends_far(rows):
             return []
         copies = []
@@ -123,7 +123,7 @@ class CacheStore:
         return copies
 
     def spill(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
-        """host -> disk: the new records of rows at home on disk."""
+        """host -> disk: the new records of rows whose home is the disk."""
         far, copies = self.attends_far(rows), []
         for stretch in self._stretches(group, rows):
             if stretch.plan.home is Tier.DISK:
@@ -133,9 +133,9 @@ class CacheStore:
         return copies
 
     def handles(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> tuple[Any, Any, int]:
-        """(rows for the device, rows for the host or None, live rows of the former) of a visit.
+        """(handle of the device's rows, handle of the host's, number of the device's) for a visit; None for no rows.
 
-        Handles are kept: they change only with the rows that are alive, and a port may have uploaded them.
+        Handles are kept until a row retires, since a port may have uploaded them.
         """
         far = self.attends_far(rows)
         layer = 0 if self.plan.transient else layer
@@ -154,7 +154,7 @@ class CacheStore:
         return self._handles[key]
 
     def forget(self, group: int) -> None:
-        """A row of the group has retired: its handles are of no more use."""
+        """A row of the group has retired: drop the group's handles."""
         for key in [key for key in self._handles if key[1] == group]:
             del self._handles[key]
 
@@ -162,7 +162,7 @@ class CacheStore:
         return self.plan.groups[group][place]
 
     def _stretches(self, group: int, rows: Sequence[RowPass]) -> list[Stretch]:
-        """The live rows off the device, in stretches; worked out once per pass, for every layer moves the same."""
+        """The live rows off the device, in stretches; found once per pass, since every layer moves the same."""
         known = self._stretches_of.get(group)
         if known is None or known[0] is not rows:
             known = self._stretches_of[group] = rows, list(self._find_stretches(group, rows))

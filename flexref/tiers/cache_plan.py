@@ -22,7 +22,7 @@ class CacheRoom(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """One row's cache: how many tokens it may hold, how many its prompt brings, and where it is at home."""
+    """One row's cache: the tokens that it may hold, those of its prompt, and the tier of its home."""
 
     capacity_tokens: int
     prompt_tokens: int

@@ -1,4 +1,4 @@
-"""A model's weights over the tiers: loads them home once, streams each stage, and hands out operands where they are."""
+"""A model's weights over the tiers: loads them once, streams stages, and gives out operands; it computes nothing."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class TableRead:
-    """Rows of a tile of the token table that is at home on host or disk, and which of the T tokens they are for."""
+    """Rows of a tile of the token table whose home is host or disk, and for which of the T tokens they are."""
 
     tensor: StoredTensor
     tokens: npt.NDArray[np.int64]
@@ -33,7 +33,7 @@ class TableRead:
     from_disk: bool
 
     def pieces(self, row_bytes: int) -> Iterator["TableRead"]:
-        """The same in pieces of at most PIECE_BYTES."""
+        """The same reads, in pieces of at most PIECE_BYTES."""
         rows = max(1, PIECE_BYTES // row_bytes)
         for first in range(0, len(self.rows), rows):
             some = slice(first, first + rows)
@@ -42,7 +42,7 @@ class TableRead:
 
 @dataclass(slots=True)
 class Located:
-    """Where a tensor's bytes are now: `region` from the file offset `base` on."""
+    """Where a tensor's bytes are: `region` holds the file's bytes from offset `base` on."""
 
     region: Region
     base: int
@@ -50,7 +50,7 @@ class Located:
 
 @dataclass(slots=True)
 class WeightStore:
-    """The weights at home and in their slots: allocates, loads once, streams per stage, hands out operands."""
+    """The weights in their homes and slots: takes memory, loads once, streams stage by stage, gives out operands."""
 
     plan: WeightsPlan
     mover: Mover
@@ -88,21 +88,21 @@ class WeightStore:
             self._staging = [staging.part(slot * size, size) for slot in range(plan.slots)]
 
     def load(self, arenas: Mapping[Tier, Arena]) -> None:
-        """Read what is at home on device and host, check every dataset, and check what stays on disk but is gathered.
+        """Read what has its home on device or host, and check it; check what stays on disk but is gathered row by row.
 
         Raises `WeightFileError` with the dataset's name if a checksum differs.
         """
         if self._staging:
-            self._bring_home(self._staging[0])
+            self._load_homes(self._staging[0])
             return
         bounce = arenas[Tier.HOST].take("loading", self.plan.loading_bytes)
         try:
-            self._bring_home(bounce)
+            self._load_homes(bounce)
         finally:
             arenas[Tier.HOST].give_back("loading", bounce)
 
-    def _bring_home(self, bounce: Region) -> None:
-        """Load everything; what is not at home on the host passes through `bounce`, in pieces."""
+    def _load_homes(self, bounce: Region) -> None:
+        """Load everything; what does not have its home on the host passes through `bounce`, in pieces."""
         for index, plan in enumerate(self.plan.stages):
             for run in plan.homes[Tier.HOST].runs:
                 self._load_host(run)
@@ -121,7 +121,7 @@ class WeightStore:
                 self._through(Run.of([tensor]), bounce, home)
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
-        """disk -> host of the stage's part that is at home on disk; a run is checked until it has arrived once."""
+        """disk -> host: the stage's part whose home is the disk. A run is checked until it has arrived once."""
         plan, copies = self.plan.stages[stage], []
         for offset, run in plan.homes[Tier.DISK].offsets():
             checked = run.file_offset in self._checked_runs or stage in self._checked_stages
@@ -131,12 +131,12 @@ class WeightStore:
         return copies
 
     def _check(self, run: Run, memory: npt.NDArray[np.uint8]) -> None:
-        """Called where a run has arrived: what was only asked for, and failed or was interrupted, is checked again."""
+        """Called when a run has arrived. So a read that failed or was interrupted is checked when it is repeated."""
         _check_run(run, memory)
         self._checked_runs.add(run.file_offset)
 
     def load_slot(self, stage: int, slot: int) -> list[Copy]:
-        """host -> device of the stage's streamed parts: one copy for what is at home on the host, one for the rest."""
+        """host -> device: the stage's streamed parts, one copy for those whose home is the host, one for the disk's."""
         plan, copies = self.plan.stages[stage], []
         what = f"{plan.stage.name} weights"
         from_host, from_disk = plan.homes[Tier.HOST].nbytes, plan.homes[Tier.DISK].nbytes
@@ -165,7 +165,7 @@ class WeightStore:
         return found
 
     def device_table(self, name: str) -> Array | None:
-        """A tile of the token table, if it is at home on the device."""
+        """A tile of the token table, if its home is the device."""
         located = self._homes.get(name)
         if located is None or located.region.tier is not Tier.DEVICE:
             return None
@@ -243,7 +243,7 @@ class WeightStore:
         self._progress(run.nbytes)
 
     def _through(self, run: Run, bounce: Region, home: Located | None) -> None:
-        """Read a run piece by piece, check it, and put it at home on the device, if that is its home."""
+        """Read a run piece by piece and check it; copy it to its home on the device, if it has one there."""
         checker = PartChecker([part for tensor in run.tensors for part in tensor.parts], run.file_offset)
         for start in range(0, run.nbytes, bounce.nbytes):
             size = min(bounce.nbytes, run.nbytes - start)

@@ -214,7 +214,7 @@ def test_a_lane_that_hangs_makes_no_program_that_cannot_be_ended(
     path: str, port: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its engine is given up: it takes no job any more, gives back nothing that the lane may use, closes at once."""
-    monkeypatch.setattr(interrupts, "FORCED_BEHIND_S", 0.5)
+    monkeypatch.setattr(interrupts, "FORCED_AFTER_S", 0.5)
     over, presses = threading.Event(), [0]
 
     def keep_pressing() -> None:
