@@ -5,6 +5,7 @@ What is learned follows from the program's steps. Names are made here from roles
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 from math import prod
 from types import MappingProxyType
 
@@ -77,11 +78,24 @@ class TensorSpec:
         return self.role in TILED
 
 
+class StageKind(str, Enum):
+    """What a stage of a pass is, by the name that it has in reports."""
+
+    EMBED = "embed"
+    LAYER = "layer"
+    HEAD = "head"
+    """A tile of the table that hidden states are multiplied with."""
+    TOKENS = "tokens"
+    """The token table of its own, which is no stage of a pass and stands in files alone."""
+
+    __str__ = str.__str__
+
+
 @dataclass(frozen=True, slots=True)
 class Stage:
     """One step of a pass over the model whose weights are fetched together.
 
-    `kind` is `embed`, `layer` or `head`; `index` counts within the kind. The head is cut into tiles of vocabulary rows
+    `index` counts within the kind. The head is cut into tiles of vocabulary rows
     so that no stage streams much more than a decoder layer. `units` are the tensors that are placed together, in file
     order: a linear map's weight with its bias, a norm's two vectors, one tile of a table. `steps` are those that use
     them, in the order of computation, and those of their kinds that learned nothing.
@@ -90,7 +104,7 @@ class Stage:
     file alone.
     """
 
-    kind: str
+    kind: StageKind
     index: int
     units: tuple[tuple[TensorSpec, ...], ...]
     steps: tuple[LearnedStep, ...] = ()
@@ -98,7 +112,7 @@ class Stage:
     @property
     def name(self) -> str:
         """A short label: `embed`, `layer 3`, `head 0`."""
-        return f"{self.kind} {self.index}" if self.kind in ("layer", "head") else self.kind
+        return f"{self.kind} {self.index}" if self.kind in (StageKind.LAYER, StageKind.HEAD) else self.kind.value
 
     @property
     def tensors(self) -> tuple[TensorSpec, ...]:
@@ -122,7 +136,7 @@ def _unit(step: LearnedStep, index: int = 0) -> tuple[TensorSpec, ...]:
     )
 
 
-def _stage(kind: str, index: int, steps: Iterable[LearnedStep | None]) -> Stage:
+def _stage(kind: StageKind, index: int, steps: Iterable[LearnedStep | None]) -> Stage:
     """A stage of these steps, a unit for every one that learned anything; variants lack some steps, which are None."""
     present = tuple(step for step in steps if step is not None)
     in_file = sorted(present, key=lambda step: FILE_ORDER[step.role])
@@ -132,7 +146,7 @@ def _stage(kind: str, index: int, steps: Iterable[LearnedStep | None]) -> Stage:
 def layer_stage(spec: ModelSpec, layer: int) -> Stage:
     """The decoder layer `layer`."""
     learned = (step for step in program_of(spec).layer_steps() if isinstance(step, Norm | Project))
-    return _stage("layer", layer, learned)
+    return _stage(StageKind.LAYER, layer, learned)
 
 
 def _tiles(table: Embedding, tile_rows: int) -> Iterator[Embedding]:
@@ -165,18 +179,18 @@ def stages(spec: ModelSpec, tile_rows: int) -> tuple[Stage, ...]:
     layers = (layer_stage(spec, layer) for layer in range(program.layers))
     # What all tiles of the head need is fetched with the first.
     heads = (
-        _stage("head", index, (head.norm, head.project, tile) if index == 0 else (tile,))
+        _stage(StageKind.HEAD, index, (head.norm, head.project, tile) if index == 0 else (tile,))
         for index, tile in enumerate(_tiles(head.table, tile_rows))
     )
-    return (_stage("embed", 0, (embed.project, embed.positions)), *layers, *heads)
+    return (_stage(StageKind.EMBED, 0, (embed.project, embed.positions)), *layers, *heads)
 
 
 def file_stages(spec: ModelSpec, tile_rows: int) -> Iterator[Stage]:
     """Every tensor exactly once, by stages, in the order in which a file holds them."""
     for stage in stages(spec, tile_rows):
         yield stage
-        if stage.kind == "embed" and not spec.tied_head:
-            yield Stage("tokens", 0, tuple((tile,) for tile in token_tiles(spec, tile_rows)))
+        if stage.kind is StageKind.EMBED and not spec.tied_head:
+            yield Stage(StageKind.TOKENS, 0, tuple((tile,) for tile in token_tiles(spec, tile_rows)))
 
 
 def parameters(spec: ModelSpec) -> int:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from flexref.architecture.flops import decode_flops, prefill_flops
 from flexref.architecture.spec import ModelSpec
-from flexref.architecture.stages import stages
+from flexref.architecture.stages import StageKind, stages
 from flexref.bench.rates import Rates
 from flexref.block.memory_plan import record_layout
 from flexref.engine.results import Stats
@@ -87,7 +87,7 @@ def weight_bytes_read(file: WeightFile) -> int:
 
     Of the tables of tokens and positions a pass reads some rows.
     """
-    walk = [stage for stage in stages(file.spec, file.tile_rows) if stage.kind != "embed"]
+    walk = [stage for stage in stages(file.spec, file.tile_rows) if stage.kind is not StageKind.EMBED]
     return sum(file.tensors[tensor.name].nbytes for stage in walk for tensor in stage.tensors)
 
 

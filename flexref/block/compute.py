@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from flexref.architecture.program import ModelProgram, program_of
-from flexref.architecture.stages import Stage, token_tiles
+from flexref.architecture.stages import Stage, StageKind, token_tiles
 from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Matrix, Ticket
 from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.block.memory_plan import BlockRoom
@@ -58,13 +58,13 @@ class BlockComputation(BlockState):
         # Marks are passed when the operators before them are done: where a port is asynchronous, the host's clock says
         # when they were called.
         begin = self.backend.mark() if self.watch.on_computed is not None else None
-        if stage.kind == "embed":
+        if stage.kind is StageKind.EMBED:
             self._embed(visit, group)
-        elif stage.kind == "layer":
+        elif stage.kind is StageKind.LAYER:
             self._layer(visit, stage, group)
         else:
             self._head(visit, stage, group)
-        if self.watch.on_hidden is not None and stage.kind != "head":
+        if self.watch.on_hidden is not None and stage.kind is not StageKind.HEAD:
             self.watch.on_hidden(stage, group.row_numbers(), self.backend.download(self._x(visit, group)))
         if begin is not None:
             self._spans.append((stage, visit.group, begin, self.backend.mark()))

@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from flexref.architecture.program import Role, program_of
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import StageKind
 from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
 from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
 from flexref.block.rows import RowLengths
@@ -184,6 +185,6 @@ def table_on_device(weights: WeightsPlan) -> bool:
     """Whether every tile of the token table is at home on the device."""
     if weights.gathered:
         return all(tier is Tier.DEVICE for _, tier in weights.gathered)
-    heads = [plan for plan in weights.stages if plan.stage.kind == "head"]
+    heads = [plan for plan in weights.stages if plan.stage.kind is StageKind.HEAD]
     here = [tensor.spec for plan in heads for run in plan.homes[Tier.DEVICE].runs for tensor in run.tensors]
     return sum(tensor.role is Role.TOKENS for tensor in here) == len(heads)

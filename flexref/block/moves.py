@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flexref.architecture.stages import StageKind
 from flexref.backend.records import DTYPE_BYTES
 from flexref.block.rows import Group
 from flexref.block.state import BlockState
@@ -57,7 +58,7 @@ class BlockMoves(BlockState):
 
     def _cache_transfers(self, movement: Movement) -> Sequence[Transfer]:
         visit, stage = movement.visit, self._stages[movement.visit.stage]
-        if stage.kind != "layer":
+        if stage.kind is not StageKind.LAYER:
             return []
         rows, slot = self.groups[visit.group].in_pass, self.shape.data_slot(visit)
         return CACHE_MOVES[movement.hop](self._cache, stage.index, visit.group, rows, slot)
@@ -66,9 +67,9 @@ class BlockMoves(BlockState):
         visit, stage = movement.visit, self._stages[movement.visit.stage]
         group, slot = self.groups[visit.group], self.shape.data_slot(visit)
         inward = movement.hop in INWARD
-        if stage.kind == "embed" and inward:
+        if stage.kind is StageKind.EMBED and inward:
             return self._token_row_transfers(movement.hop, group, slot)
-        if stage.kind == "head" and not (inward and stage.index == 0):
+        if stage.kind is StageKind.HEAD and not (inward and stage.index == 0):
             return []
         nbytes = self._values_bytes(group.tokens * self.weights.plan.file.spec.width)
         return ACTIVATION_MOVES[movement.hop](self._activations, visit.group, nbytes, slot)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.stages import Stage
+from flexref.architecture.stages import Stage, StageKind
 from flexref.backend.protocol import Array, Ticket
 from flexref.backend.records import DTYPE_BYTES
 from flexref.block.compute import BlockComputation
@@ -51,7 +51,7 @@ class ScoreBlock(BlockMoves, BlockComputation):
         """In the head, the first tile makes scored tokens of hidden states, in their place; the others find them."""
         visit, stage = movement.visit, self._stages[movement.visit.stage]
         inward = movement.hop in INWARD
-        if stage.kind != "head" or (stage.index == 0 and inward):
+        if stage.kind is not StageKind.HEAD or (stage.index == 0 and inward):
             return super()._activation_transfers(movement)
         tiles = len(self._first_rows)
         if not inward and (stage.index > 0 or tiles == 1):

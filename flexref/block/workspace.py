@@ -10,7 +10,7 @@ import numpy as np
 
 from flexref.architecture.program import program_of
 from flexref.architecture.spec import ModelSpec
-from flexref.architecture.stages import Stage, stages
+from flexref.architecture.stages import Stage, StageKind, stages
 from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
 from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
 from flexref.backend.registry import create
@@ -56,7 +56,7 @@ def expandable(stage: Stage, stored: StoredTensor, compute_dtype: str) -> bool:
 
     The embedding's are used as they are stored: of its tables some rows are read.
     """
-    is_matrix = stage.kind != "embed" and len(stored.shape) == 2
+    is_matrix = stage.kind is not StageKind.EMBED and len(stored.shape) == 2
     return is_matrix and (stored.scheme != "none" or stored.parts[0].dtype.name != compute_dtype)
 
 

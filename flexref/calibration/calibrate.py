@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from flexref.architecture.program import Role, program_of
 from flexref.architecture.spec import POSITION_OFFSET
-from flexref.architecture.stages import Stage, TensorSpec, stages, token_tiles
+from flexref.architecture.stages import Stage, StageKind, TensorSpec, stages, token_tiles
 from flexref.backend.protocol import Array, Backend, Matrix, QuantizedMatrix
 from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
@@ -92,7 +92,7 @@ def convert_calibrated(
     with writer:
         pass_ = SamplePass(writer.header, plan, runs)
         for stage in writer.header.stages():
-            stored = pass_.layer(stage, scheme, group_size, dtype) if stage.kind == "layer" else {}
+            stored = pass_.layer(stage, scheme, group_size, dtype) if stage.kind is StageKind.LAYER else {}
             for tensor in stage.tensors:
                 if tensor.name in stored:
                     writer.write(tensor.name, stored[tensor.name])

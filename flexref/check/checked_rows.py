@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from flexref.architecture.program import Role, TensorKind
-from flexref.architecture.stages import tensor_name
+from flexref.architecture.stages import StageKind, tensor_name
 from flexref.backend.protocol import Backend, Matrix, QuantizedMatrix
 from flexref.check import laws
 from flexref.check.carried import Carried
@@ -57,7 +57,7 @@ class CheckedRows(PlacedBackend):
         before, places = self._read(out), self._read(ids).astype(np.int64) - first
         here = (places >= 0) & (places < table.shape[0])
         rows = self._table_rows(table, places[here])
-        if self._findings.visit.kind == "head":  # the rows' last tokens
+        if self._findings.visit.kind == StageKind.HEAD:  # the rows' last tokens
             self._carried.hidden_read(rows, places[here])
         with call.running():
             result = self._port.gather(bare(table), bare(ids), first, bare(out))
@@ -119,11 +119,12 @@ class CheckedRows(PlacedBackend):
         found = self._found(call, result, out, w.shape)
         for some in blocks(*w.shape):
             weights = self._matrix(w, some)
-            if isinstance(weights, Quantized) or self._findings.visit.kind == "layer":  # others may be activations
+            in_layer = self._findings.visit.kind == StageKind.LAYER  # elsewhere they may be activations
+            if isinstance(weights, Quantized) or in_layer:
                 self._carried.weights(None if matrix is None else matrix.name, some, weights)
             operand = quietly(laws.matrix, weights, self._how)
             call.compare(found[some], (operand.values, operand.error), first=(some.start, 0))
-        if self._findings.visit.kind == "embed":
+        if self._findings.visit.kind == StageKind.EMBED:
             self._carried.hidden_written(found)
         return self._given(result, out)
 

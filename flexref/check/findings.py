@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.architecture.program import Norm, Role
-from flexref.architecture.stages import Stage, TensorSpec
+from flexref.architecture.stages import Stage, StageKind, TensorSpec
 from flexref.check.tolerances import Numbers
 from flexref.errors import FlexrefError
 
@@ -254,16 +254,16 @@ class Visit:
     @property
     def kind(self) -> str:
         """The stage's kind."""
-        return OUTSIDE if self.stage is None else self.stage.kind
+        return OUTSIDE if self.stage is None else self.stage.kind.value
 
     @property
     def layer(self) -> int | None:
         """Which decoder layer it is, if it is one."""
-        return self.stage.index if self.stage is not None and self.stage.kind == "layer" else None
+        return self.stage.index if self.stage is not None and self.stage.kind is StageKind.LAYER else None
 
     def follower(self, layers: int) -> str | None:
         """The name of the stage that reads what this one gives."""
-        if self.stage is None or self.stage.kind == "head":
+        if self.stage is None or self.stage.kind is StageKind.HEAD:
             return None
         following = 0 if self.layer is None else self.layer + 1
         return f"layer {following}" if following < layers else "head 0"

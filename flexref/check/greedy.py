@@ -6,7 +6,7 @@ import numpy as np
 
 from flexref.architecture.program import Role, TensorKind, program_of
 from flexref.architecture.spec import ModelSpec
-from flexref.architecture.stages import Stage, head_tiles, stages, tensor_name, token_tiles
+from flexref.architecture.stages import Stage, StageKind, head_tiles, stages, tensor_name, token_tiles
 from flexref.check import laws, reference
 from flexref.check.forward import Model, Tape
 from flexref.check.probable import ProbableTape
@@ -59,10 +59,10 @@ def exact_logits(file: WeightFile, rows: Sequence[Sequence[int]], firsts: Sequen
     table = {tensor_name(Role.TOKENS, TensorKind.TABLE): _table_rows(file, ids), **_dense(file, walk[0])}
     states = [_embedded(spec, table, np.searchsorted(ids, row).tolist()) for row in rows]
     for stage in walk:
-        if stage.kind == "layer":
+        if stage.kind is StageKind.LAYER:
             model = Model(spec, _dense(file, stage))
             states = [_through(model, stage.index, x) for x in states]
-    heads = [stage for stage in walk if stage.kind == "head"]
+    heads = [stage for stage in walk if stage.kind is StageKind.HEAD]
     model = Model(spec, _dense(file, heads[0]))
     hidden = [_projected(model, x[first:]) for x, first in zip(states, firsts, strict=True)]
     parts: list[list[Numbers]] = [[] for _ in rows]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from flexref.block.budgets import totals
 from flexref.block.planned_block import PlannedBlock
@@ -57,9 +57,11 @@ class Account:
             "activations": {tier.value: largest.activations.bytes_at_home(tier) for tier in Tier},
         }
         stats.tier_bytes = held
+        policy = stats.policy
+        planned = {"weights": policy.weights, "cache": policy.cache, "activations": policy.activations}
         for kind, tiers in held.items():
-            shares, total = getattr(stats.policy, kind), sum(tiers.values())
+            total = sum(tiers.values())
             stats.placement[kind] = {
-                "planned": {tier.value: getattr(shares, tier.value) for tier in Tier},
+                "planned": asdict(planned[kind]),
                 "real": {tier: nbytes / total if total else 0.0 for tier, nbytes in tiers.items()},
             }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.stages import Stage
+from flexref.architecture.stages import Stage, StageKind
 from flexref.engine.next_tokens import Numbers
 from flexref.engine.scoring import Listener, ScoredRow
 from flexref.errors import PromptError
@@ -242,7 +242,7 @@ class HiddenErrors:
                 apart = part[:: kept.step] - ours
                 both = np.stack([np.einsum("te,te->t", values, values) for values in (apart, ours)])
                 self.squares.setdefault(stage.name, []).append(both)
-                self.tokens += len(ours) if stage.kind == "embed" else 0
+                self.tokens += len(ours) if stage.kind is StageKind.EMBED else 0
 
         return compare_states
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.architecture.program import Role, TensorKind
-from flexref.architecture.stages import tensor_name
+from flexref.architecture.stages import StageKind, tensor_name
 from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Lane, Matrix, QuantizedMatrix
 from flexref.backend.records import aligned
 from flexref.storage.checks import PartChecker
@@ -108,7 +108,7 @@ class WeightStore:
                 self._load_host(run)
             for run in plan.homes[Tier.DEVICE].runs:
                 self._through(run, bounce, self._homes[run.tensors[0].name])
-            if plan.stage.kind == "head" and self.plan.file.spec.tied_head:
+            if plan.stage.kind is StageKind.HEAD and self.plan.file.spec.tied_head:
                 # The first pass gathers token rows before it streams, and so checks, the whole table.
                 for run in plan.homes[Tier.DISK].runs:
                     self._through(run, bounce, None)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flexref.architecture.stages import Stage, stages, token_tiles
+from flexref.architecture.stages import Stage, StageKind, stages, token_tiles
 from flexref.backend.protocol import ALIGNMENT_BYTES
 from flexref.backend.records import aligned
 from flexref.policy import Shares
@@ -95,7 +95,7 @@ class WeightsPlan:
         units = [[[file.tensors[tensor.name] for tensor in unit] for unit in stage.units] for stage in all_stages]
         single = [[[file.tensors[tile.name]]] for tile in tiles]
         sizes = [[sum(tensor.nbytes for tensor in unit) for unit in stage] for stage in units + single]
-        ends = {number for number, stage in enumerate(all_stages) if stage.kind != "layer"}
+        ends = {number for number, stage in enumerate(all_stages) if stage.kind is not StageKind.LAYER}
         ends.update(range(len(all_stages), len(sizes)))
         placed = place_stages(sizes, shares, ends)
         plans = []

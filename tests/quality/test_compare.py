@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.architecture.stages import Stage
+from flexref.architecture.stages import Stage, StageKind
 from flexref.check.models import random_tensors
 from flexref.engine.engine import Engine
 from flexref.engine.scoring import Listener, ScoredRow
@@ -151,7 +151,7 @@ def test_the_divergence_is_never_negative_and_that_of_whole_distributions(
 def test_sampled_hidden_states_are_the_same_tokens_of_both_however_rows_are_grouped(
     lengths: list[int], step: int, rows_per_group: int
 ) -> None:
-    stage, numbers = Stage("layer", 0, ()), np.repeat(np.arange(len(lengths)), lengths)
+    stage, numbers = Stage(StageKind.LAYER, 0, ()), np.repeat(np.arange(len(lengths)), lengths)
     ours, theirs = (np.random.default_rng(seed).normal(size=(len(numbers), 3)).astype(np.float32) for seed in (0, 1))
     kept, errors = HiddenStates(step), HiddenErrors()
     kept.keep(stage, numbers, ours)

@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from flexref.architecture.stages import StageKind
 from flexref.machine.arrays import ELEMENT_BYTES, Numbers, numbers
 from flexref.machine.durations import Durations
 from flexref.machine.machine import LINKS, RESOURCES, TIERS, WEIGHT_FILE, Machine
@@ -137,7 +138,7 @@ def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: st
 def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
     """Scoring: the head's first tile makes the hidden states of the scored tokens, which are stored and then loaded for
     every other tile; logits cross to the host piece by piece, 4 V bytes a token."""
-    spec, tiles = task.spec, task.stage_kinds.count("head")
+    spec, tiles = task.spec, task.stage_kinds.count(StageKind.HEAD)
     ends = blocks.sizes * scoring.tokens
     pieces, nbytes = logits_pieces(task, ends), ends * spec.embed_width * ELEMENT_BYTES[compute_dtype]
     out, back = blocks.groups * phase.passes * min(1, tiles - 1), blocks.groups * phase.passes * (tiles - 1)

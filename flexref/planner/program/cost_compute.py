@@ -5,6 +5,7 @@ FlexGen, appendix A.3, divides FLOPs by one rate; here every operator has a meas
 
 import numpy as np
 
+from flexref.architecture.stages import StageKind
 from flexref.machine.arrays import ELEMENT_BYTES, Numbers, numbers
 from flexref.machine.durations import Durations
 from flexref.machine.machine import Machine
@@ -47,7 +48,7 @@ def far_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) ->
 
 def operator_calls(task: Task, far: bool) -> Linear:
     """Operators that a group's pass calls."""
-    spec, tiles = task.spec, task.stage_kinds.count("head")
+    spec, tiles = task.spec, task.stage_kinds.count(StageKind.HEAD)
     embed = tiles + 2 + spec.projected
     head = 2 + spec.final_norm + tiles + 1
     calls = Linear.fixed(LAYER_CALLS * spec.layers + embed + head)
@@ -99,7 +100,7 @@ def _attention(durations: Durations, task: Task, phase: Phase, rows: Numbers, pl
 def _embed(durations: Durations, task: Task, tokens: Numbers) -> Numbers:
     """Token rows gathered from every tile of the table, made the compute type, and positions added."""
     spec, dtype = task.spec, durations.machine.port.compute_dtype
-    tiles = task.stage_kinds.count("head")
+    tiles = task.stage_kinds.count(StageKind.HEAD)
     gathered = tiles * durations.operator("gather", tokens * spec.embed_width * ELEMENT_BYTES[task.dense])
     seconds = gathered + durations.expand(tokens * spec.embed_width, task.dense)
     if spec.projected:
@@ -125,7 +126,7 @@ def _hidden(durations: Durations, task: Task, ends: Numbers) -> Numbers:
 
 def _tile_rows(task: Task) -> list[float]:
     """Vocabulary rows of every tile of the head, as its stages' bytes divide them."""
-    sizes = [nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind == "head"]
+    sizes = [nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind is StageKind.HEAD]
     return [task.spec.vocabulary * nbytes / sum(sizes) for nbytes in sizes]
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from flexref.architecture.stages import StageKind
 from flexref.machine.arrays import ELEMENT_BYTES, Numbers
 from flexref.machine.machine import TIERS
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST, Blocks
@@ -106,7 +107,9 @@ def token_row_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]
     than 1 - (share - theirs) / (1 - theirs) of the rows is never needed. Where tables are most of a model, all of them.
     """
     rows = slots(task) * prompt_tokens(task, blocks) * task.spec.embed_width * ELEMENT_BYTES[task.dense]
-    layers = sum(nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind == "layer")
+    layers = sum(
+        nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind is StageKind.LAYER
+    )
     layer_share = layers / (sum(task.stage_bytes) + task.gathered_bytes)
     if 1 - layer_share <= TABLE_SHARE_MOST:
         needed = Linear.of(rows / layer_share, "weights", "host", "disk")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import StageKind
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Task:
 
     `stored` is how layer matrices are stored (a key of `Machine.products`: "float16", "float32", "int4"), `dense` the
     type of tables, biases and norms. `stage_bytes` are the weight bytes of every stage of a pass in order, which is
-    what streams, and `stage_kinds` what each is: "embed", "layer" or "head". `gathered_bytes` are those of a
+    what streams, and `stage_kinds` what each is. `gathered_bytes` are those of a
     token table that no stage streams (an untied one): it only has a home.
 
     `record_bytes` is one token of one layer in the cache. Times follow from `prompt_tokens`, the mean over the rows,
@@ -44,7 +45,7 @@ class Task:
     stored: str
     dense: str
     stage_bytes: tuple[int, ...]
-    stage_kinds: tuple[str, ...]
+    stage_kinds: tuple[StageKind, ...]
     gathered_bytes: int
     cache_scheme: str
     record_bytes: int

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import StageKind
 from flexref.machine.durations import Durations
 from flexref.machine.machine import LINKS, Machine
 from flexref.machine.plain import plain_machine
@@ -242,7 +243,9 @@ def test_token_rows_are_counted_wherever_the_table_is_not_all_on_the_device(
     task: Task, tier: str, rows: int, groups: int
 ) -> None:
     found = block_costs(task, MACHINE, rows=rows, groups=groups)
-    layers = sum(nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind == "layer")
+    layers = sum(
+        nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind is StageKind.LAYER
+    )
     layer_share = layers / (sum(task.stage_bytes) + task.gathered_bytes)
     needed = (2 if task.overlap else 1) * rows * task.prompt_tokens_most * task.spec.embed_width
     holder = "token row slots" if tier == "device" else "token row staging"

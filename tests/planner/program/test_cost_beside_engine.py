@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import StageKind
 from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
 from flexref.block.budgets import engine_needs, totals
 from flexref.block.memory_plan import plan_block, record_layout, slots_of
@@ -170,7 +171,7 @@ def test_a_job_that_scores_is_counted_as_the_simulator_runs_it(overlap: bool, as
         policy = Policy(weights, cache, activations, rows, groups, overlap)
         task = Situation(file, machine, job, policy).task
         assert task.scoring is not None
-        assert task.stage_kinds.count("head") > 1
+        assert task.stage_kinds.count(StageKind.HEAD) > 1
         real = simulate(file, machine, policy, job, dict.fromkeys(Tier))
         found, shares = block_costs(task, machine, rows, groups, activations), nine_shares(weights, cache, activations)
         moved = {key: size for key, size in moved_bytes(found, shares).items() if size and key[1] != "weights"}
