@@ -185,6 +185,8 @@ def test_every_helper_of_the_tests_has_a_name_of_which_warnings_are_errors() -> 
     helpers = [path for path in TESTS_FOLDER.rglob("*.py") if not path.name.startswith("test_")]
     packages = [path.parent if path.name == "__init__.py" else path for path in helpers]
     inner = [path for path in packages if not (path.parent / "__init__.py").exists()]
-    names = {path.stem for path in inner} | {path.name for path in (ROOT / "tools").iterdir() if any(path.glob("*.py"))}
-    assert {"oracle_kit", "check_kit", "builtin"} <= names
+    names = {path.stem for path in inner} | {
+        f"{path.parent.name}.{path.stem}" for path in (ROOT / "tools").glob("*/*.py")
+    }
+    assert {"oracle_kit", "check_kit", "builtin.corpus"} <= names
     assert sorted(name for name in names if not re.match(pattern[1], name)) == []
