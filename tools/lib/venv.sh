@@ -46,3 +46,13 @@ make_venv() {
         mv "$venv/installed.new" "$venv/installed"
     fi
 }
+
+# Names for find_python, the oldest first, those that pyenv keeps included.
+oldest_pythons() {
+    local minor
+    for minor in 10 11 12 13 14; do
+        echo "python3.$minor"
+        compgen -G "${PYENV_ROOT:-$HOME/.pyenv}/versions/3.$minor.*/bin/python" || true
+    done
+    echo python3
+}
