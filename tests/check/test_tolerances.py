@@ -2,10 +2,8 @@
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn import functional
 
 from flexref.architecture.spec import ACTIVATIONS
 from flexref.check import reference
@@ -25,6 +23,9 @@ from flexref.check.tolerances import (
     linear_bound,
 )
 from flexref.testing.strategies import Values, arrays, numbers, seeds
+
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+functional = torch.nn.functional
 
 SINGLE = arithmetic("float32")
 DOUBLE = Arithmetic(FLOAT64, FLOAT64)

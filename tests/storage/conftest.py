@@ -1,18 +1,18 @@
 """What the storage tests share: random models, random weight files, and what must come back from them."""
 
+from __future__ import annotations
+
 import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 import pytest
-import torch
 from hypothesis import strategies as st
-from safetensors.torch import save_file
 
 from flexref.architecture.opt import source_names
 from flexref.architecture.spec import ACTIVATIONS, ModelSpec
@@ -22,6 +22,14 @@ from flexref.storage.schemes import quantize_as
 from flexref.storage.trailer import seal
 from flexref.storage.weightfile import WeightFile, read_tensor
 from flexref.storage.writer import WeightFileWriter
+
+if TYPE_CHECKING:
+    import torch
+
+
+def oracles_torch() -> Any:
+    """PyTorch, which writes checkpoints; without it the test is skipped."""
+    return pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
 
 
 @dataclass(frozen=True)
@@ -135,6 +143,7 @@ def config_of(spec: ModelSpec) -> dict[str, Any]:
 
 def checkpoint_tensors(spec: ModelSpec, seed: int = 0) -> dict[str, torch.Tensor]:
     """Random float32 tensors by the names that `transformers` gives them, without what may stand before `decoder`."""
+    torch = oracles_torch()
     generator = torch.Generator().manual_seed(seed)
     shapes: dict[str, tuple[int, ...]] = {}
     for stage in file_stages(spec, tile_rows=spec.vocabulary):
@@ -149,6 +158,9 @@ FORMS = ("safetensors", "sharded safetensors", "bin", "sharded bin")
 
 def write_folder(spec: ModelSpec, tensors: dict[str, torch.Tensor], folder: Path, form: str = "safetensors") -> Path:
     """A Hugging Face folder that holds `tensors` under the names given, in one of `FORMS`."""
+    torch = oracles_torch()
+    from safetensors.torch import save_file
+
     (folder / "config.json").write_text(json.dumps(config_of(spec)))
     stem, save = ("model.safetensors", save_file) if "safetensors" in form else ("pytorch_model.bin", torch.save)
     if not form.startswith("sharded"):

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,8 @@ from flexref.storage.checkpoint import rows as checkpoint_rows
 from flexref.storage.convert import convert
 from flexref.storage.quant import Quantized, quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor
+
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
 
 
 def whole_tables(found) -> dict[str, np.ndarray]:
@@ -86,7 +87,7 @@ def test_int4_is_the_law_of_quantization_applied_to_the_checkpoint(kit, data) ->
     ],
 )
 def test_a_folder_saved_by_transformers_converts(tmp_path: Path, variant: dict) -> None:
-    import transformers
+    transformers = pytest.importorskip("transformers")
 
     config = transformers.OPTConfig(
         vocab_size=90,

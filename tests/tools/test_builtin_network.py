@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from transformers import OPTForCausalLM
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
+
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+OPTForCausalLM = pytest.importorskip("transformers").OPTForCausalLM
 
 from builtin import packed, train  # noqa: E402
 from builtin.network import Shape  # noqa: E402

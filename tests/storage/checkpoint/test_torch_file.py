@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +19,8 @@ from flexref.errors import CheckpointError, FlexrefError, StorageError
 from flexref.storage.checkpoint import pickle_machine
 from flexref.storage.checkpoint.source import FLOAT_TYPES
 from flexref.storage.checkpoint.torch_file import list_torch
+
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 
