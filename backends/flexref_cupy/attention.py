@@ -219,7 +219,7 @@ class Attention:
         """See `Backend.cache_rows`; `PolicyError` for a layout that no kernel serves.
 
         Rows of one home lie alike in every layer, so what is uploaded are distances, which layers share. Between rows
-        at home on the device and rows in a slot they differ from layer to layer: many such groups have more of them
+        whose home is the device and rows in a slot they differ from layer to layer: many such groups have more of them
         than there are places, and then take turns.
         """
         kernels = self._layouts.get(layout)

@@ -182,7 +182,7 @@ def _cache_plan(
 
 
 def table_on_device(weights: WeightsPlan) -> bool:
-    """Whether every tile of the token table is at home on the device."""
+    """Whether the home of every tile of the token table is the device."""
     if weights.gathered:
         return all(tier is Tier.DEVICE for _, tier in weights.gathered)
     heads = [plan for plan in weights.stages if plan.stage.kind is StageKind.HEAD]

@@ -39,11 +39,11 @@ class BlockMoves(BlockState):
     def transfers(self, movement: Movement) -> Sequence[Transfer]:
         """What the movement has to move now (see `executor.Work`).
 
-        Asked once per movement, when it is started, in the order of the beats. It looks at rows as they are at that
-        time: a group without a live row moves nothing, a cache's length is that before the visit. So a load that is
-        started a visit ahead finds the same rows as its visit will: tokens are chosen in the head's last visit of a
-        pass, and what is started ahead of it into the next pass are weights, which belong to no row, and moves whose
-        group's tokens have been chosen. Nothing here starts, waits or changes what is at home anywhere.
+        It is asked once per movement, when the movement is started, in the order of the beats, and answers for the rows
+        as they are then: a group without a live row moves nothing, and a cache is as long as before the visit. A load
+        that is started one visit early still finds the rows that its visit will find. Rows change when tokens are
+        chosen, in the head's last visit of a group; the only movements of the next pass that are started before that
+        are those of weights, which belong to no row. Nothing here starts a copy, waits, or changes data.
         """
         visit = movement.visit
         if movement.kind is Kind.WEIGHTS:

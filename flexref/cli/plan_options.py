@@ -62,7 +62,7 @@ def plan_options(command: Command) -> Command:
 
 
 def wanted_of(given: Mapping[str, Any]) -> "Wanted":
-    """What the options ask of the planner. Without a wish for its weights, a file keeps its own scheme."""
+    """What the options ask of the planner. If none is named for the weights, a file keeps its own scheme."""
     from flexref.planner.plan_request import Wanted
 
     def some(name: str) -> tuple[str, ...] | None:

@@ -100,7 +100,7 @@ class NoDisk:
 
 
 class Simulation:
-    """A session on a machine that is not there: a model's weights at home, and blocks that run on it."""
+    """A session on a machine that is not there: a model's weights in place, and blocks that run on it."""
 
     def __init__(self, file: WeightFile, machine: Machine, policy: Policy, budgets: Mapping[Tier, int | None]) -> None:
         """Raises `CapacityError` if the weights alone exceed a budget."""

@@ -1,19 +1,20 @@
-"""The law of group-wise quantization in 4 or 8 bits, for every port; it knows numpy arrays, neither files nor models.
+"""Group-wise quantization in 4 or 8 bits, as every port computes it; it knows numpy arrays, no files and no models.
 
-A group is `group_size` neighbours on the last axis, the last group of a row holds what is left. Per group, after Sheng
-et al., *FlexGen* (ICML 2023), section 5.1, with asymmetric minimum and maximum, and L = 15 steps in 4 bits, 255 in 8:
+A group is `group_size` neighbours along the last axis; the last group of a row holds what is left. Each group is stored
+as codes with one scale and one zero, after Sheng et al., *FlexGen* (ICML 2023), section 5.1. With L = 15 steps for 4
+bits and 255 for 8:
 
     zero  = least value, rounded to the scale type
     scale = (greatest value - zero) / L, at least 0, rounded to the scale type
-    code  = (value - zero) / scale, rounded to the nearest integer (ties to even), held in 0 ... L; 0 where scale is 0
+    code  = (value - zero) / scale, rounded to the nearest integer (ties to even), clipped to 0 ... L; 0 if scale is 0
     value = code * scale + zero
 
-All arithmetic is in float32, and codes are computed from the rounded scale and zero. Codes of 8 bits are bytes. Packing
-of 4 bits is *planar*: of a group of n values byte b holds value b in its low nibble and value b + (n + 1) // 2 in its
-high one, which is 0 where there is none. So a group expands as two runs, without interleaving; a short group takes only
-its own bytes.
+All arithmetic is in float32; codes are computed from the rounded scale and zero. Codes of 8 bits are bytes. Codes of 4
+bits are packed two to a byte, *planar*: in a group of n values, byte b holds value b in its low nibble and value
+b + (n + 1) // 2 in its high one (0 if there is none). So a group expands as two runs, without interleaving, and a short
+group takes only its own bytes.
 
-Other ways to find scale, zero and codes (`quant_fit`, `quant_calibrated`) make the same groups, read in the same way.
+`quant_fit` and `calibration.quant_calibrated` find scale, zero and codes in other ways; the groups are read alike.
 """
 
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def packed_width(width: int, group_size: int, bits: int = 4) -> int:
 
 
 def check_layout(width: int, group_size: int, scale_dtype: npt.DTypeLike, what: str, bits: int = 4) -> None:
-    """`QuantizationError` naming `what` for groups that make no sense."""
+    """Raise `QuantizationError`, which names `what`, if sizes or types are not possible."""
     if bits not in BITS:
         raise QuantizationError(f"{what}: codes have 4 or 8 bits, found {bits}")
     if width < 1 or group_size < 1:
@@ -160,7 +161,8 @@ def _pack(found: Array, codes: Bytes, bits: int) -> None:
 
 
 Chooser = Callable[[Array, Array, Array], tuple[Array, Array]]
-"""From values (n, rows, groups), which stay, and the law's scale and zero (rows, groups) to others of the same type."""
+"""(values (n, rows, groups), scale, zero (rows, groups)) -> another scale and zero of their type. It must not change
+values."""
 
 
 def quantize(
@@ -173,9 +175,9 @@ def quantize(
 ) -> Quantized:
     """Quantize values (..., I), taken as float32, in groups along the last axis.
 
-    `scale_dtype` (float16 or float32) is the type of scale and zero, which are the law's unless `choose` finds others.
-    `QuantizationError` names `what` where a value is not finite, or where a group's values or their span exceed what
-    the scale type holds.
+    `scale_dtype` (float16 or float32) is the type of scale and zero; `choose`, if given, replaces their values. Raises
+    `QuantizationError`, which names `what`, where a value is not finite, or where a group's values or their span exceed
+    the range of the scale type.
     """
     width, scale_dtype = values.shape[-1], np.dtype(scale_dtype)
     check_layout(width, group_size, scale_dtype, what, bits)
@@ -190,7 +192,7 @@ def quantize(
         for run in _parts(width, group_size):
             source = _values_of(flat[span], run, group_size)
             target = _codes_of(codes[span], run, group_size, bits)
-            # Groups side by side, the values of each one below the other: every step then runs along whole rows.
+            # Axis 0 runs over the values of a group, so that every step works on whole rows of groups at once.
             turned = aside[: source.size].reshape(source.shape[-1], *source.shape[:-1])
             turned_codes = packed[: target.size].reshape(target.shape[-1], *target.shape[:-1])
             with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite and is refused
@@ -232,8 +234,8 @@ def _decode(codes: Bytes, scale: Array, zero: Array, out: Array, bits: int) -> N
 def dequantize(quantized: Quantized, out: Array | None = None, dtype: npt.DTypeLike = np.float32) -> Array:
     """The values (..., I) of `quantized`, computed in float32, as `dtype` or in `out` of the same shape.
 
-    Expansion happens in place in `out` where it is float32 and its rows lie evenly in memory; else one block of rows is
-    expanded aside and copied. Returns `out`.
+    Values are computed directly in `out` if it is float32 and its rows are evenly spaced in memory; else in a block of
+    rows at a time, which is then copied. Returns `out`.
     """
     width = quantized.width
     out = np.empty(quantized.shape, dtype) if out is None else out
@@ -274,10 +276,10 @@ def _half_spacing(values: Array) -> Array:
 def error_bound(quantized: Quantized) -> npt.NDArray[np.float64]:
     """The greatest |dequantized - original| (..., I) that the arithmetic allows for float32 originals of `quantize`.
 
-    Half a step inside the range; L roundings of the scale above it; one rounding of zero below it; and the float32
-    roundings: (2 L + 3) U s to find a code, (2 L + 1) U (s + r) in the scale itself, U (|z| + (2 L + 1) s) to expand,
-    with unit roundoff U, scale s, its rounding r and zero z. The last term covers results below float32's normal range.
-    Where a chooser took another scale or zero, it bounds nothing.
+    Inside a group's range it is half a step; above it L roundings of the scale, below it one rounding of zero. To that
+    come float32 roundings, with unit roundoff U, scale s, its rounding r and zero z: (2 L + 3) U s to find a code,
+    (2 L + 1) U (s + r) in the scale itself, U (|z| + (2 L + 1) s) to expand. The last term of the code covers results
+    below float32's normal range. It is no bound where `choose` replaced scale or zero.
     """
     top = levels(quantized.bits)
     scale, zero = quantized.scale.astype(np.float64), np.abs(quantized.zero.astype(np.float64))

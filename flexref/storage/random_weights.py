@@ -1,7 +1,7 @@
 """Weights that no file holds: the layout that a writer would give them, and their bytes, random and at once.
 
 They stand where a file's bytes would be read, so that loading fills every region in place. A byte depends on the seed
-and on its place in the layout alone: where a tensor is at home changes nothing.
+and on its place in the layout alone: on which tier a tensor lies changes nothing.
 """
 
 import os

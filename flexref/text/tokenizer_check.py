@@ -1,6 +1,7 @@
-"""What a tokenizer document (`tokenizer.json`) must look like before it is trusted; it knows no file and no library.
+"""Checks a tokenizer document (`tokenizer.json`) before the library reads it; it knows no file and no library.
 
-The tokenizers library aborts instead of failing on some contradictions; those are refused here, by name, beforehand.
+For some contradictory documents the library ends the process instead of raising an error. Here those are refused with
+an error that names what is wrong.
 """
 
 from collections.abc import Iterator, Mapping
@@ -26,7 +27,7 @@ KNOWN_COMPONENTS: Mapping[str, frozenset[str]] = {
         {"BPEDecoder", "ByteFallback", "ByteLevel", "Fuse", "Metaspace", "Replace", "Strip", "WordPiece"}
     ),
 }
-"""The kinds of component whose data cannot make the tokenizers library abort, once they passed the checks here."""
+"""The types of component that cannot make the tokenizers library abort once their data has passed the checks here."""
 
 _SEQUENCE_FIELDS: Mapping[str, str] = {
     "normalizer": "normalizers",
@@ -34,11 +35,11 @@ _SEQUENCE_FIELDS: Mapping[str, str] = {
     "post_processor": "processors",
     "decoder": "decoders",
 }
-"""Where a component of type `Sequence` keeps its parts."""
+"""The field in which a component of type `Sequence` lists its parts."""
 
 
 def check_document(document: Any, source: str) -> dict[str, Any]:
-    """The document itself, if its parts are known and agree; `CheckpointError` opens with `source` if not."""
+    """Return the document if its parts are known and agree; else `CheckpointError`, which begins with `source`."""
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise CheckpointError(f"{source}: not a tokenizer document: needed a JSON object with a `model` object")
     for kind in KNOWN_COMPONENTS:
@@ -51,7 +52,7 @@ def check_document(document: Any, source: str) -> dict[str, Any]:
 
 
 def check_vocabulary(vocabulary: Any, source: str) -> dict[str, int]:
-    """`vocabulary`, if it maps tokens to distinct ids that fit; `CheckpointError` opens with `source` if not."""
+    """Return the vocabulary if it maps tokens to distinct, valid ids; else raise `CheckpointError`."""
     if not isinstance(vocabulary, dict) or not vocabulary:
         raise CheckpointError(f"{source}: the vocabulary must be a JSON object of tokens and ids, and not empty")
     owners: dict[int, str] = {}
@@ -69,7 +70,7 @@ def is_token_id(value: Any) -> bool:
 
 
 def _components(component: Any, kind: str, source: str) -> Iterator[dict[str, Any]]:
-    """The component and, if it is a sequence, its parts, however deep."""
+    """The component or, if it is a sequence, all its parts at any depth."""
     waiting = [component]
     while waiting:
         part = waiting.pop()
@@ -111,7 +112,7 @@ def _check_added_tokens(added: Any, source: str) -> None:
 
 
 def _check_template(template: dict[str, Any], source: str) -> None:
-    """A template for one sequence names it exactly once, and only special tokens whose ids it gives."""
+    """The template for a single text must hold the text exactly once, and only special tokens whose ids it gives."""
     specials, pieces = template.get("special_tokens"), template.get("single")
     if not isinstance(specials, dict) or not isinstance(pieces, list):
         raise CheckpointError(f"{source}: the post_processor's template needs `single` and `special_tokens`")

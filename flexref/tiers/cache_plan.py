@@ -31,7 +31,7 @@ class RowPlan:
 
 @dataclass(frozen=True, slots=True)
 class RowStarts:
-    """Where a row's records start, in bytes: at home among those of one layer, in a slot, in the staging of one."""
+    """Where a row's records start, in bytes: among the homes of one layer, in a slot, and in the staging of one."""
 
     home: int
     slot: int
@@ -41,12 +41,11 @@ class RowStarts:
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Homes and slots of a block's caches. In every group, rows at home on the device come first.
+    """Homes and slots of a block's caches. In every group, rows whose home is the device come first.
 
-    `far` is True if attention over a cache that is not on the device, and has any tokens yet, is computed on the host:
-    of such a cache only what its prompt brings crosses the link, outward. `transient` is True if nothing reads a cache
-    but the visit that fills it: then there is room for one layer of the largest group, and all layers and groups use it
-    in turn.
+    `far`: attention over caches that are off the device is computed on the host, once they hold tokens. Of such a cache
+    only the prompt's records cross the link, from the device. `transient`: a cache is read only by the visit that fills
+    it; then there is room for one layer of the largest group, which all layers and groups use one after another.
     """
 
     layout: RecordLayout
@@ -78,11 +77,11 @@ class CachePlan:
                 leaving += row.prompt_tokens * record
 
     def slot_tokens(self, row: RowPlan) -> int:
-        """Tokens of a row, at home off the device, for which a slot on the device has room."""
+        """Tokens that a slot on the device has room for, of a row whose home is another tier."""
         return row.prompt_tokens if self.far else row.capacity_tokens
 
     def layer_bytes(self, tier: Tier) -> int:
-        """Bytes that one layer's caches at home on `tier` take: those of all rows, or of the largest group."""
+        """Bytes of one layer's caches whose home is `tier`: of all rows or, if transient, of the largest group."""
         return self._layer_bytes[tier]
 
     @cached_property
@@ -95,13 +94,13 @@ class CachePlan:
         }
 
     def _largest(self, tokens: Callable[[RowPlan], int], homes: tuple[Tier, ...]) -> int:
-        """Bytes of the most tokens that a group has, counting so many of each row that is at home on one of `homes`."""
+        """Bytes of the largest group: `tokens` of each of its rows whose home is one of `homes`."""
         sums = (sum(tokens(row) for row in group if row.home in homes) for group in self.groups)
         return max(sums, default=0) * self.layout.record_bytes
 
     @property
     def slot_bytes(self) -> int:
-        """Device bytes of one slot: the caches of one group's rows that are at home elsewhere."""
+        """Device bytes of one slot: the caches of one group's rows whose home is another tier."""
         return self._largest(self.slot_tokens, (Tier.HOST, Tier.DISK))
 
     @property

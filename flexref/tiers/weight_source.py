@@ -13,7 +13,7 @@ from flexref.tiers.weights_plan import WeightsPlan
 class WeightSource(DiskFile, Protocol):
     """Where a weight file's bytes come from, by their offsets in it: the file itself, or what stands for one.
 
-    `checked`: whether they must match the checksums; else there is no file, and nothing can be at home on disk.
+    `checked`: whether they must match the checksums; else there is no file, and the disk can be no tensor's home.
     `direct`: whether large reads bypass the page cache.
     """
 
@@ -34,7 +34,7 @@ class WeightSource(DiskFile, Protocol):
 
 
 def check_homes(plan: WeightsPlan, source: WeightSource) -> None:
-    """`PolicyError` if weights are to be at home on disk, and there is no file."""
+    """`PolicyError` if the disk is to be the home of weights, and there is no file."""
     nbytes = plan.bytes_at_home(Tier.DISK)
     if nbytes and not source.checked:
         raise PolicyError(

@@ -64,7 +64,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """Where one stage's tensors are at home, as one layout per tier."""
+    """The homes of one stage's tensors, as one layout per tier."""
 
     stage: Stage
     homes: Mapping[Tier, Layout]
