@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from flexref.loading import load
     from flexref.policy import Policy, Shares
     from flexref.sampling.settings import SamplingSettings
-
-__version__ = "0.1.0"
+    from flexref.version import __version__
 
 __all__ = [
     "Engine",
@@ -37,6 +36,7 @@ _HOMES = MappingProxyType(
         "Policy": "flexref.policy",
         "Shares": "flexref.policy",
         "SamplingSettings": "flexref.sampling.settings",
+        "__version__": "flexref.version",
     }
 )
 """Where the names live that are loaded on first use, so that `import flexref` is instant (PEP 562)."""

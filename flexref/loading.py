@@ -20,8 +20,7 @@ from flexref.planner.advisor import Advisor
 from flexref.policy import Policy
 from flexref.profile.kept_machines import Given, MeasuredOnce, machine_named
 from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
-
-GIB = 1 << 30
+from flexref.units import GIB
 
 
 def load(  # noqa: PLR0913 - a front door names all that can be asked for

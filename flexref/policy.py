@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from flexref.errors import PolicyError, StorageError
+from flexref.units import TIERS
 
 WEIGHT_SCHEMES: Mapping[str, str] = MappingProxyType(
     {"none": "none", "int4": "int4", "int4-mse": "int4", "int4-calibrated": "int4", "int8": "int8"}
@@ -32,7 +33,7 @@ class Shares:
     disk: float = 0.0
 
     def __post_init__(self) -> None:
-        for tier in ("device", "host", "disk"):
+        for tier in TIERS:
             share = getattr(self, tier)
             if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
                 raise PolicyError(f"share on {tier} must be a number in [0, 1], found {share!r}")

@@ -10,8 +10,9 @@ import numpy.typing as npt
 import psutil
 
 from flexref.backend.protocol import LANES, Capabilities, Description, LaneStep, Matrix, Ticket
-from flexref.backend.records import DTYPE_BYTES, RecordLayout
+from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
+from flexref.units import DTYPE_BYTES
 from flexref_cupy import memory, pointwise, sampling
 from flexref_cupy.attention import Attention
 from flexref_cupy.cuda import Cuda

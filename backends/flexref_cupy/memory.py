@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import ALIGNMENT_BYTES
-from flexref.backend.records import DTYPE_BYTES
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES
 from flexref_cupy.cuda import Cuda
 
 TOUCH_BYTES = 256 << 20

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
-from flexref.backend.records import DTYPE_BYTES, aligned
+from flexref.units import DTYPE_BYTES, aligned
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, WEIGHTS_BYTES, Device, pieces
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Capabilities, Description, LaneStep, Matrix, Move, Ticket
-from flexref.backend.records import DTYPE_BYTES, RecordLayout
+from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
+from flexref.units import DTYPE_BYTES
 from flexref_dry.stand_ins import (
     DryArray,
     DryBuffer,

@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import Any
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
-from flexref.backend.records import DTYPE_BYTES, RecordLayout
+from flexref.backend.records import RecordLayout
+from flexref.units import DTYPE_BYTES
 
 
 @dataclass(frozen=True, slots=True)

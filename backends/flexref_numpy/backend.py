@@ -9,17 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from flexref.backend.protocol import (
-    ALIGNMENT_BYTES,
-    LANES,
-    Capabilities,
-    Description,
-    LaneStep,
-    Matrix,
-    Ticket,
-)
+from flexref.backend.protocol import LANES, Capabilities, Description, LaneStep, Matrix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
+from flexref.units import ALIGNMENT_BYTES
 from flexref_numpy import attention, operators, sampling
 from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
 

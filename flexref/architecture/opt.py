@@ -6,16 +6,10 @@ from types import MappingProxyType
 from typing import Any
 
 from flexref.architecture.program import Role
-from flexref.architecture.spec import (
-    ACTIVATIONS,
-    LARGEST_SIZES,
-    MOST_EOS_TOKENS,
-    ModelSpec,
-    check_token_ids,
-    is_integer,
-)
+from flexref.architecture.spec import ACTIVATIONS, LARGEST_SIZES, MOST_EOS_TOKENS, ModelSpec, check_token_ids
 from flexref.architecture.stages import PARTS, TensorSpec
 from flexref.errors import CheckpointError
+from flexref.units import is_integer
 
 _ACTIVATION_SYNONYMS = {
     "gelu_python": "gelu",

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from flexref.errors import CheckpointError
+from flexref.units import is_integer
 
 LAYER_NORM_EPSILON = 1e-5
 """OPT never configures it: `transformers` leaves torch's default in place for every layer norm of the family."""
@@ -31,11 +32,6 @@ LARGEST_SIZES: Mapping[str, int] = MappingProxyType(
 
 MOST_EOS_TOKENS = 1 << 10
 """Bounds the list of end-of-sequence tokens in a configuration."""
-
-
-def is_integer(value: object) -> bool:
-    """Whether `value` is an integer and not a truth value, which Python counts among them."""
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True, slots=True)

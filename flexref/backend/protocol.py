@@ -15,9 +15,6 @@ import numpy.typing as npt
 
 from flexref.backend.records import RecordLayout
 
-ALIGNMENT_BYTES = 4096
-"""Every region starts at a multiple of it: direct disk reads need that, vector loads need less."""
-
 
 class Lane(str, Enum):
     """A lane that runs beside the operators, by what it moves; a port may use it as its name, a string."""

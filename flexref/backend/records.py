@@ -3,17 +3,10 @@
 from dataclasses import dataclass
 
 from flexref.errors import PolicyError
+from flexref.units import DTYPE_BYTES, aligned
 
 SECTION_BYTES = 16
 """Every section of a record starts at a multiple of it, so that a port may load 16 bytes at a time."""
-
-DTYPE_BYTES = {"float32": 4, "float16": 2, "uint8": 1, "int32": 4}
-"""Bytes of an element of the types that arrays may have."""
-
-
-def aligned(nbytes: int, alignment: int) -> int:
-    """The smallest multiple of `alignment` that is at least `nbytes`."""
-    return -(-nbytes // alignment) * alignment
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from flexref.backend.records import aligned
 from flexref.errors import CapacityError
+from flexref.units import aligned
 
 RESULT_ALIGNMENT_BYTES = 256
 """Results start at multiples of it: a cache line on every host, a full transaction on every GPU."""

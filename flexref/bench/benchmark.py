@@ -16,7 +16,6 @@ from flexref.backend.registry import create
 from flexref.bench.floor import PhaseFloor, Workload, decode_link_bytes, floors
 from flexref.bench.rates import Rates, measure, spill_rates, weights_rate
 from flexref.bench.suites import Arguments
-from flexref.block.memory_plan import slots_of
 from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.events import OnEvent, no_listener
@@ -31,6 +30,7 @@ from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.random_weights import RandomFile, random_file
 from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import slots_of
 
 ACCOUNT = (
     *("policy", "rows", "blocks", "generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
@@ -196,7 +196,7 @@ class Benchmark:
         """Choose the policy, if none is given, once for all runs; find out before anything else whether it fits."""
         session, arguments = self.engine.session, self.arguments
         policy = GenerationJob(session, self._prompts, self._request).policy
-        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
         lengths = RowLengths(arguments.prompt_len, arguments.gen_len)
         session.memory_plan(policy, weights, [lengths] * min(arguments.rows, policy.rows_per_block))
         return policy

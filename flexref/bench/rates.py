@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Backend, Buffer, Lane, Move, Span
-from flexref.backend.records import DTYPE_BYTES
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.units import DTYPE_BYTES
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Capabilities
-from flexref.backend.records import aligned
+from flexref.backend.protocol import Backend, Capabilities
 from flexref.block.memory_plan import BlockPlan, Need, plan_block
 from flexref.block.rows import RowLengths
 from flexref.errors import CapacityError
 from flexref.policy import Policy
-from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import ALIGNMENT_BYTES, GIB, Tier, aligned
 
 
 def engine_needs(caps: Capabilities) -> Iterator[Need]:
@@ -36,7 +35,7 @@ def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> Non
         for at, holder, nbytes in needs:
             if at is tier:
                 holders[holder] = holders.get(holder, 0) + aligned(nbytes, ALIGNMENT_BYTES)
-        gib = sums[tier] / (1 << 30)
+        gib = sums[tier] / GIB
         option = {Tier.DEVICE: "--device-mem-gib", Tier.HOST: "--host-mem-gib", Tier.DISK: "--disk-dir"}[tier]
         hint = f"give {option} at least {gib:.4f}, place less on {tier.value}, or take fewer rows per group"
         raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)

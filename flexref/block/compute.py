@@ -10,8 +10,7 @@ from typing import Any
 
 from flexref.architecture.program import ModelProgram, program_of
 from flexref.architecture.stages import Stage, StageKind, token_tiles
-from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Matrix, Ticket
-from flexref.backend.records import DTYPE_BYTES, aligned
+from flexref.backend.protocol import Array, Matrix, Ticket
 from flexref.block.memory_plan import BlockRoom
 from flexref.block.rows import Fed, Group
 from flexref.block.state import BlockState
@@ -22,7 +21,8 @@ from flexref.model.layers import decoder_layer
 from flexref.model.weights import StageWeights, by_role
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.cache import RowPass
-from flexref.tiers.transfer import Crossing, Tier, view
+from flexref.tiers.transfer import Crossing, view
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Tier, aligned
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ import numpy as np
 from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Array
 from flexref.block.compute import BlockComputation
-from flexref.block.memory_plan import LOGITS_DTYPE, BlockRoom
+from flexref.block.memory_plan import BlockRoom
 from flexref.block.moves import BlockMoves
 from flexref.block.rows import Group, Judge, TokenEvent
 from flexref.block.visits import hidden_visit
@@ -16,6 +16,7 @@ from flexref.model.stages import head_tile
 from flexref.sampling.sampler import Sampler
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.transfer import view
+from flexref.units import LOGITS_DTYPE
 
 
 @dataclass(eq=False)

@@ -8,8 +8,8 @@ from typing import TypeVar
 from flexref.architecture.program import Role, program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
-from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
-from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
+from flexref.backend.protocol import Capabilities
+from flexref.backend.records import RecordLayout
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import expanded_bytes, workspace_bytes
 from flexref.policy import Policy, Shares
@@ -17,11 +17,8 @@ from flexref.schedule.zigzag import Kind
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
 from flexref.tiers.cache_plan import CachePlan, RowPlan
 from flexref.tiers.placement import place_in_order, place_items
-from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
-
-LOGITS_DTYPE = "float32"
-"""Logits are never rounded to a narrower type: sampling compares them."""
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, LOGITS_DTYPE, Tier, aligned, slots_of
 
 SCORED_AT_ONCE = 256
 """Of so many scored tokens there are logits at a time, by one tile of the head: enough for a product to be worth the
@@ -29,9 +26,6 @@ reading of its tile. It is the same for every placement, since a product's round
 
 LOGITS_SLOTS = 2
 """Logits of scored tokens under way at a time: those that the host sums up, and those that the port computes."""
-
-SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
-"""Streamed data under way at a time: one in use and one arriving, or just the one."""
 
 Need = tuple[Tier, str, int]
 """(tier, holder, bytes)."""
@@ -114,11 +108,6 @@ def _cut(rows: Sequence[AnyRow], size: int) -> list[Sequence[AnyRow]]:
     return [rows[first : first + size] for first in range(0, len(rows), size)]
 
 
-def slots_of(policy: Policy) -> int:
-    """How many stages' or visits' streamed data may be under way under this policy."""
-    return SLOTS_OVERLAPPED if policy.overlap else SLOTS_SERIAL
-
-
 def record_layout(spec: ModelSpec, policy: Policy, compute_dtype: str) -> RecordLayout:
     """How the policy lays out a token's record."""
     return RecordLayout(spec.heads, spec.head_width, compute_dtype, policy.cache_scheme, policy.cache_group_size)
@@ -146,7 +135,9 @@ def plan_block(
     table_bytes = DTYPE_BYTES[file.dtype]
     staged = 0 if table_on_device(weights) else aligned(max(tokens) * spec.embed_width * table_bytes, ALIGNMENT_BYTES)
     activations = ActivationsPlan(
-        tuple(GroupPlan(size, home) for size, home in zip(most_bytes, waiting, strict=True)), staged, slots_of(policy)
+        tuple(GroupPlan(size, home) for size, home in zip(most_bytes, waiting, strict=True)),
+        staged,
+        slots_of(policy.overlap),
     )
     rows_most = max(len(group) for group in groups)
     far_rows = max(sum(row.home is not Tier.DEVICE for row in group) for group in cache.groups) if cache.far else 0
@@ -178,7 +169,7 @@ def _cache_plan(
     )
     layout = record_layout(spec, policy, caps.compute_dtype)
     layers, far = (1, False) if transient else (spec.layers, policy.attention_on == "host")
-    return CachePlan(layout, layers, plans, far, slots_of(policy), transient)
+    return CachePlan(layout, layers, plans, far, slots_of(policy.overlap), transient)
 
 
 def table_on_device(weights: WeightsPlan) -> bool:

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flexref.architecture.stages import StageKind
-from flexref.backend.records import DTYPE_BYTES
 from flexref.block.rows import Group
 from flexref.block.state import BlockState
 from flexref.schedule.zigzag import Hop, Kind, Movement
 from flexref.tiers.activations import ActivationStore
 from flexref.tiers.cache import CacheStore, RowPass
-from flexref.tiers.transfer import Copy, Gather, Tier, Transfer, host_bytes
+from flexref.tiers.transfer import Copy, Gather, Transfer, host_bytes
+from flexref.units import DTYPE_BYTES, Tier
 
 CACHE_MOVES: Mapping[Hop, Callable[[CacheStore, int, int, Sequence[RowPass], int], list[Copy]]] = {
     Hop.FETCH: CacheStore.fetch,

@@ -12,9 +12,8 @@ import numpy.typing as npt
 
 from flexref.architecture.stages import Stage, StageKind
 from flexref.backend.protocol import Array, Ticket
-from flexref.backend.records import DTYPE_BYTES
 from flexref.block.compute import BlockComputation
-from flexref.block.memory_plan import LOGITS_DTYPE, LOGITS_SLOTS, SCORED_AT_ONCE, BlockRoom
+from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, BlockRoom
 from flexref.block.moves import ACTIVATION_MOVES, INWARD, BlockMoves
 from flexref.block.rows import Group
 from flexref.block.visits import hidden_visit
@@ -22,6 +21,7 @@ from flexref.model.stages import head_tile
 from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Movement, Visit
 from flexref.tiers.transfer import Crossing, Region, Transfer, host_bytes, view
+from flexref.units import DTYPE_BYTES, LOGITS_DTYPE
 
 OnTile = Callable[[int, int, npt.NDArray[np.float32]], None]
 """Lent logits (C, N) of the scored tokens from number `first` of all on, for the token ids from `first_id` on."""

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from flexref.architecture.stages import Stage, stages
 from flexref.backend.protocol import Backend
-from flexref.backend.records import DTYPE_BYTES
 from flexref.block.memory_plan import BlockPlan, BlockRoom
 from flexref.block.rows import Group
 from flexref.block.watch import Watch
@@ -14,8 +13,9 @@ from flexref.tiers.activations import ActivationStore
 from flexref.tiers.cache import CacheStore
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Region, Tier
+from flexref.tiers.transfer import Region
 from flexref.tiers.weights import WeightStore
+from flexref.units import DTYPE_BYTES, Tier
 
 
 @dataclass(eq=False)

@@ -11,14 +11,15 @@ import numpy as np
 from flexref.architecture.program import program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, StageKind, stages
-from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
-from flexref.backend.records import DTYPE_BYTES, RecordLayout, aligned
+from flexref.backend.protocol import Capabilities
+from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
 from flexref.block.visits import EmbedInputs, embed_visit, hidden_visit
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
 from flexref.model.weights import StageWeights, by_role
 from flexref.storage.weightfile import StoredTensor, WeightFile
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, aligned
 
 
 @lru_cache(maxsize=256)

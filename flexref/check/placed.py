@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, Buffer, Description, Lane, LaneStep, QuantizedMatrix, Ticket
-from flexref.backend.records import DTYPE_BYTES, RecordLayout
+from flexref.backend.records import RecordLayout
 from flexref.check.tolerances import Values
+from flexref.units import DTYPE_BYTES
 
 
 class Placed:

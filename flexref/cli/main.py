@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import click
 
-from flexref import __version__
 from flexref.errors import FlexrefError
+from flexref.version import __version__
 
 PROGRAM = "flexref"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flexref.units import GIB
+
 if TYPE_CHECKING:
     from flexref.engine.engine import Engine
     from flexref.policy import Asked
     from flexref.text.prompts import Prompt
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-GIB = 1 << 30
 
 AT_LEAST_ONE = click.IntRange(min=1)
 

@@ -10,8 +10,9 @@ from flexref.block.planned_block import PlannedBlock
 from flexref.block.state import BlockState
 from flexref.engine.results import Stats
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import LINKS, Flow, Tier
+from flexref.tiers.transfer import Flow
 from flexref.tiers.weights import WeightStore
+from flexref.units import LINK_OF, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +45,8 @@ class Account:
     def close(self, flows: Mapping[tuple[str, str], Flow]) -> None:
         """Write into `stats` what moved, what was held at most, and the bytes and shares of each kind on each tier."""
         stats = self.stats
-        stats.link_bytes = {link: {} for link in LINKS.values()}
-        stats.link_s = {link: {} for link in LINKS.values()}
+        stats.link_bytes = {link: {} for link in LINK_OF.values()}
+        stats.link_s = {link: {} for link in LINK_OF.values()}
         for (link, kind), flow in sorted(flows.items()):
             stats.link_bytes[link][kind] = flow.nbytes
             stats.link_s[link][kind] = flow.seconds

@@ -5,7 +5,6 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
-from flexref.architecture.spec import is_integer
 from flexref.block import executor
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
@@ -22,6 +21,7 @@ from flexref.policy import Policy
 from flexref.sampling.sampler import Sampler
 from flexref.sampling.settings import SamplingSettings
 from flexref.text.prompts import Prompt, all_token_ids, new_token_room
+from flexref.units import is_integer
 
 AnyPrompt = str | Sequence[int] | Prompt
 """Text, token ids, or either as a `Prompt`."""

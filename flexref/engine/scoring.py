@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.architecture.spec import is_integer
 from flexref.backend.protocol import Backend
 from flexref.block import executor
 from flexref.block.planned_block import PlannedBlock
@@ -20,6 +19,7 @@ from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
 from flexref.engine.results import Stats
 from flexref.engine.session import Session
 from flexref.errors import PolicyError, PromptError
+from flexref.units import is_integer
 
 GENERATION_KEYS = ("generated_tokens", "decode_s", "tokens_per_s")
 """What the account of a job says of tokens that were generated, of which there are none here."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block
-from flexref.block.memory_plan import BlockPlan, blocks_of, slots_of
+from flexref.block.memory_plan import BlockPlan, blocks_of
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Row, RowLengths
 from flexref.block.trace import Trace
@@ -29,10 +29,11 @@ from flexref.text.tokenizer import Tokenizer
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Tier, Traffic
+from flexref.tiers.transfer import Traffic
 from flexref.tiers.weight_source import WeightSource, check_homes
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import Tier, slots_of
 
 
 class Settle(Protocol):
@@ -146,7 +147,7 @@ class Session:
 
     def planned(self, policy: Policy, rows: Sequence[Row]) -> list[PlannedBlock]:
         """The blocks of `rows` in order; raises what `memory_plan` raises."""
-        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
         return [
             PlannedBlock.of(block, policy, self.memory_plan(policy, weights, [row.lengths for row in block]), weights)
             for block in blocks_of(rows, policy)
@@ -174,7 +175,7 @@ class Session:
                 stats.lane_busy = trace.busy_shares()
 
     def _weights_for(self, policy: Policy) -> WeightStore:
-        plan = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        plan = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
         if self._weights is not None and self._weights.plan == plan:
             return self._weights
         self._unload()

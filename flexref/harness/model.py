@@ -17,8 +17,6 @@ from lm_eval.models.utils import normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from flexref import __version__
-from flexref.architecture.spec import is_integer
 from flexref.architecture.stages import parameters
 from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow, check_computes
@@ -27,6 +25,8 @@ from flexref.loading import load
 from flexref.policy import asked
 from flexref.quality.perplexity import tokenizer_of
 from flexref.sampling.settings import SamplingSettings
+from flexref.units import is_integer
+from flexref.version import __version__
 
 CHUNK_ROWS = 1024
 """Rows of one job: what has been answered is kept by the harness's cache (`--use_cache`) chunk by chunk."""

@@ -11,9 +11,6 @@ Numbers = npt.NDArray[np.float64]
 Size = TypeVar("Size", float, Numbers)
 """A size, or an array of sizes; seconds of it are the same."""
 
-ELEMENT_BYTES = {"float16": 2, "float32": 4}
-"""Bytes of an element of every type in which a port computes."""
-
 
 def numbers(value: object) -> Numbers:
     """`value` as numbers."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from flexref.errors import PolicyError
-from flexref.machine.arrays import ELEMENT_BYTES, Size, numbers
+from flexref.machine.arrays import Size, numbers
 from flexref.machine.machine import WEIGHT_FILE, Machine, nearest_attention
+from flexref.units import DTYPE_BYTES
 
 DECODE_TOKENS = 1
 """A row that brings so many new tokens reads its cache once; with more it is a prefill, and products set its time."""
@@ -47,7 +48,7 @@ class Durations:
         """A matrix of so many elements from how it is stored to the compute type; a copy, where both are one."""
         dtype = self.machine.port.compute_dtype
         if stored == dtype:
-            return self.operator("assign", elements * ELEMENT_BYTES[dtype])
+            return self.operator("assign", elements * DTYPE_BYTES[dtype])
         if stored in self.machine.expansions:
             return self.machine.expansions[stored].seconds(elements)
         return self.operator("assign", elements * 2)

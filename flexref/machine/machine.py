@@ -9,13 +9,9 @@ from typing import Any
 
 from flexref.errors import PolicyError, StorageError
 from flexref.machine.curves import Curve, Surface, check_number
+from flexref.units import LINKS, TIERS, is_integer
 
 FORMAT = "flexref machine 1"
-
-TIERS = ("device", "host", "disk")
-
-LINKS = ("host->device", "device->host", "disk->host", "host->disk")
-"""The four ways between neighbouring tiers."""
 
 WEIGHT_FILE = "weight file"
 """Names the reads of weights, which go past the page cache; other reads of the disk are those of a spill file."""
@@ -221,7 +217,7 @@ def _truth(what: str, value: object) -> bool:
 
 
 def _count(what: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 1 << 62:
+    if not is_integer(value) or not 0 <= value < 1 << 62:
         raise PolicyError(f"{what} must be a whole number of at least 0, found {value!r}")
     return value
 

@@ -16,6 +16,7 @@ from flexref.machine.curves import Curve, Surface
 from flexref.machine.durations import EXPANDED_FIRST
 from flexref.machine.machine import FORMAT, WEIGHT_FILE, HostSeconds, Machine, Port, attention_key
 from flexref.machine.nominal_facts import NOMINAL_FORMAT, NominalFacts, read_json
+from flexref.units import STORED_BYTES
 
 # The CUDA port, as far as a plan must know it
 
@@ -32,9 +33,6 @@ HEAD_WIDTHS = (64, 80, 128)
 """Head widths that attention has kernels of its own for; measured at 128, taken to be alike."""
 
 # Bytes
-
-STORED_BYTES = {"float16": 2.0, "float32": 4.0, "int4": 0.5625, "int8": 1.0625}
-"""Of an element; codes have a float16 scale and zero for every 64."""
 
 EXPANDED_BYTES = 2.0
 """Of an element as cuBLAS multiplies it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import PolicyError, StorageError
+from flexref.units import GIB
 
 NOMINAL_FORMAT = "flexref nominal machine 1"
 
@@ -30,8 +31,8 @@ class Kind:
     most: float = MOST
 
 
-_GIB, _GB_PER_S, _SHARE = Kind("GiB", 1 << 30), Kind("GB/s", 1e9), Kind("of the peak", 1.0, 1e-3, 1.0)
-_RESERVED = Kind("GiB", 1 << 30, 0.0)
+_GIB, _GB_PER_S, _SHARE = Kind("GiB", GIB), Kind("GB/s", 1e9), Kind("of the peak", 1.0, 1e-3, 1.0)
+_RESERVED = Kind("GiB", GIB, 0.0)
 
 FIGURES: Mapping[str, Kind] = {
     "compute_capability": Kind("CUDA compute capability", 1.0, OLDEST_CAPABILITY, 100.0),

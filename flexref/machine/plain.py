@@ -2,6 +2,7 @@
 
 from flexref.machine.curves import Curve, Surface
 from flexref.machine.machine import COPIES, HostSeconds, Machine, Port, attention_key
+from flexref.units import TIERS
 
 COPY_SIZES = (1 << 12, 1 << 16, 1 << 20, 1 << 24, 1 << 28)
 """Bytes at which a plain machine's curves have points."""
@@ -57,7 +58,7 @@ def plain_machine(
     return Machine(
         name="plain",
         port=Port("numpy", "float32", asynchronous, True, True, scratch_bytes=0, fused_rows=0),
-        capacity_bytes=dict(zip(("device", "host", "disk"), capacity_bytes, strict=True)),
+        capacity_bytes=dict(zip(TIERS, capacity_bytes, strict=True)),
         copies=copies,
         beside={},
         products={"float16": products(2), "float32": products(4), "int4": products(0.5625)},

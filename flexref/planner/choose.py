@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from flexref.block.budgets import check_fits, engine_needs
-from flexref.block.memory_plan import plan_block, slots_of
+from flexref.block.memory_plan import plan_block
 from flexref.block.rows import RowLengths
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
@@ -15,8 +15,8 @@ from flexref.planner.program.lp import Solution
 from flexref.policy import Policy, Shares
 from flexref.simulator.simulate import simulate
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import Tier, slots_of
 
 NO_BUDGET_BYTES = 1 << 50
 """Stands for a tier without a budget: more than any machine holds."""
@@ -95,7 +95,7 @@ def _most_frugal(choice: Choice) -> Policy:
     situation = choice.situations[0]
     fewest = {name: 1 for name in ("rows_per_group", "groups_per_block") if name not in choice.keep}
     frugal = situation.base.changed(weights=ON_DISK, cache=ON_DISK, activations=ON_DISK, **fewest)
-    weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal))
+    weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal.overlap))
     whole = [*engine_needs(situation.caps), *weights.needs()]
     for rows in situation.blocks(frugal):
         block = plan_block(weights, situation.caps, frugal, rows, expand=False)

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from flexref.backend.protocol import Capabilities
 from flexref.block.budgets import engine_needs, totals
-from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, blocks_of, plan_block, record_layout, slots_of
+from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, blocks_of, plan_block, record_layout
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
@@ -20,8 +20,8 @@ from flexref.planner.program.search import Found, search
 from flexref.planner.program.task import Limits, Scoring, Task
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import Tier, slots_of
 
 ROWS_PER_GROUP_MOST, GROUPS_MOST = 512, 20
 """The bound of the search: what lies beyond is not looked at. FlexGen stays below 20 groups too (section 4.3)."""
@@ -79,7 +79,7 @@ class Situation:
     def task(self) -> Task:
         """The job as the planner's numbers."""
         file, caps, spec = self.file, self.caps, self.file.spec
-        streamed = WeightsPlan.of(file, Shares(0, 1, 0), slots_of(self.base))
+        streamed = WeightsPlan.of(file, Shares(0, 1, 0), slots_of(self.base.overlap))
         least, most = WORKSPACE_TOKENS
         scored = self.scored_share
         held = [
@@ -154,7 +154,7 @@ class Situation:
 
     def held_bytes(self, policy: Policy) -> dict[Tier, int]:
         """The most that each tier must hold, to the byte; weights are loaded before there is a block."""
-        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy))
+        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
         always = totals(iter([*engine_needs(self.caps), *weights.needs()]))
         most = {**always, Tier.HOST: always[Tier.HOST] + weights.loading_bytes}
         for rows in self.blocks(policy):

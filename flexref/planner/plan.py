@@ -7,13 +7,12 @@ from typing import Any
 
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError
-from flexref.machine.machine import LINKS, TIERS, WEIGHT_FILE, Machine
+from flexref.machine.machine import WEIGHT_FILE, Machine
 from flexref.planner.candidates import Candidate, Question, questions
 from flexref.planner.plan_request import Wanted
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.ranking import NO_ROUNDING, propose, simulated, tokens_per_s
-
-GIB, GIGA = 1 << 30, 1e9
+from flexref.units import GIB, GIGA, LINKS, TIERS
 
 
 @dataclass(frozen=True, slots=True)

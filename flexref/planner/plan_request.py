@@ -3,9 +3,8 @@
 from dataclasses import dataclass
 
 from flexref.errors import PolicyError
-from flexref.machine.machine import TIERS, Machine
-
-GIB = 1 << 30
+from flexref.machine.machine import Machine
+from flexref.units import GIB, TIERS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import psutil
 
-from flexref import __version__
 from flexref.backend.protocol import Description
+from flexref.version import __version__
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")
 DRIVER_FOLDER = Path("/proc/driver/nvidia")

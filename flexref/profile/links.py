@@ -14,10 +14,11 @@ import numpy.typing as npt
 from flexref.backend.protocol import Buffer, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.errors import StorageError
 from flexref.machine.curves import Curve
-from flexref.machine.machine import LINKS, WEIGHT_FILE
+from flexref.machine.machine import WEIGHT_FILE
 from flexref.profile.meter import LEAST_S, Meter
 from flexref.profile.operands import Memory, fill_bytes
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.units import LINKS
 
 Bytes = npt.NDArray[np.uint8]
 

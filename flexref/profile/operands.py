@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Backend, Buffer, Lane, LaneStep, Matrix, QuantizedMatrix, Ticket
-from flexref.backend.records import DTYPE_BYTES, aligned
+from flexref.backend.protocol import Backend, Buffer, Lane, LaneStep, Matrix, QuantizedMatrix, Ticket
 from flexref.errors import CapacityError
 from flexref.storage.quant import group_count, packed_width
 from flexref.storage.schema import BITS
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, aligned
 
 Values = npt.NDArray[Any]
 

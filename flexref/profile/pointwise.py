@@ -7,15 +7,13 @@ from typing import Any
 import numpy as np
 
 from flexref.architecture.spec import LAYER_NORM_EPSILON
-from flexref.backend.records import DTYPE_BYTES
 from flexref.machine.curves import Curve
 from flexref.profile.meter import Call, Meter, Point, backend_dtype
 from flexref.profile.operands import TABLE_DTYPE, WEIGHT_DEVIATION, Memory, fill_bytes
+from flexref.units import DTYPE_BYTES, LOGITS_DTYPE
 
 TABLE_ROWS = 1024
 """Of a small table; of a larger one rows are taken in no other time."""
-
-LOGITS_DTYPE = "float32"
 
 LOGITS_DEVIATION = 3.0
 """About that of a model's logits."""

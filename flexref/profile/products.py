@@ -6,11 +6,11 @@ from itertools import cycle
 from typing import Any
 
 from flexref.backend.protocol import Matrix
-from flexref.backend.records import DTYPE_BYTES
 from flexref.machine.curves import Curve, Surface
 from flexref.machine.durations import EXPANDED_FIRST
 from flexref.profile.meter import Call, Meter, Point, Timed, backend_dtype
 from flexref.profile.operands import TABLE_DTYPE, Memory, matrix_bytes
+from flexref.units import DTYPE_BYTES
 
 COPIES_MOST = 512
 """Bounds how many matrices are taken in turn: small ones, of which many fit into what is to exceed a cache."""

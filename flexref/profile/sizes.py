@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+from flexref.units import GIB, KIB, MIB
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,10 +7,11 @@ from itertools import combinations
 from statistics import median
 
 from flexref.backend.protocol import Ticket
-from flexref.machine.machine import LINKS, RESOURCES, WEIGHT_FILE
+from flexref.machine.machine import RESOURCES, WEIGHT_FILE
 from flexref.profile.links import Files, Link, links_of
 from flexref.profile.meter import LEAST_REPEATS, LEAST_S, Meter
 from flexref.profile.operands import Memory
+from flexref.units import LINKS
 
 COMPUTE = RESOURCES[-1]
 

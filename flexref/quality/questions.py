@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexref.architecture.spec import is_integer
 from flexref.errors import PromptError, StorageError
+from flexref.units import is_integer
 
 MOST_CHOICES = 26
 """Choices are named by letters."""

@@ -10,7 +10,7 @@ from flexref.machine.machine import Machine
 from flexref.simulator.prediction import Prediction
 from flexref.simulator.simulate import simulate
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 TOLD_FROM = 0.2
 """A phase whose prediction is further off than this share of what was measured is told to the user."""

@@ -29,8 +29,8 @@ from flexref.schedule.zigzag import Shape
 from flexref.simulator.prediction import Prediction
 from flexref.simulator.simulated_block import simulated_block
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.transfer import LINKS, Tier
 from flexref.tiers.weight_source import WeightSource
+from flexref.units import LINK_OF, Tier
 
 Flows = Counter[tuple[str, str]]
 """Bytes by (link, kind)."""
@@ -254,7 +254,7 @@ def simulate(
 
 
 def _by_link(flows: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
-    table: dict[str, dict[str, Any]] = {link: {} for link in LINKS.values()}
+    table: dict[str, dict[str, Any]] = {link: {} for link in LINK_OF.values()}
     for (link, kind), value in sorted(flows.items()):
         if value:
             table[link][kind] = value

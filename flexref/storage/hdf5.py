@@ -20,10 +20,10 @@ from flexref.storage.schema import (
     TOKENIZER,
     FileHeader,
     PartSpec,
-    aligned,
     spec_from_json,
 )
 from flexref.storage.trailer import TRAILER_BYTES, Trailer
+from flexref.units import aligned
 
 OBJECT_BYTES = 64
 """Metadata bytes that an HDF5 object needs at the very least: bounds how many tensors a header may claim."""

@@ -15,16 +15,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from flexref.storage.schema import (
-    ALIGNMENT,
-    CHECKSUM_ATTRIBUTE,
-    FORMAT_NAME,
-    FORMAT_VERSION,
-    FileHeader,
-    PartSpec,
-    aligned,
-    spec_to_json,
-)
+from flexref.storage.schema import CHECKSUM_ATTRIBUTE, FORMAT_NAME, FORMAT_VERSION, FileHeader, PartSpec, spec_to_json
+from flexref.units import ALIGNMENT_BYTES, aligned
 
 
 class _Memory:
@@ -84,7 +76,7 @@ class MetadataImage:
         with h5py.File(self._memory, "w", libver=("earliest", "v108")) as file:
             _create(file, header, parts)
         self._memory.limit = aligned(self._memory.nbytes)
-        self._file = h5py.File(self._memory, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT)
+        self._file = h5py.File(self._memory, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES)
         self.offsets: dict[str, int] = {}
         """Of every dataset its first byte in the file."""
         for part in parts:

@@ -19,8 +19,9 @@ from flexref.architecture.program import Role, TensorKind, program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import TensorSpec
 from flexref.storage.quant import levels
-from flexref.storage.schema import BITS, GROUP_PARTS, FileHeader, PartSpec, aligned
+from flexref.storage.schema import BITS, GROUP_PARTS, FileHeader, PartSpec
 from flexref.storage.weightfile import Extent, Part, StoredTensor, WeightFile
+from flexref.units import aligned
 
 Bytes = npt.NDArray[np.uint8]
 

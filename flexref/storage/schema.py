@@ -1,8 +1,8 @@
 """The layout of a weight file: its header, which datasets it holds, their shapes and types; it opens no file.
 
 README.md in this folder says the same in MUST and MAY. Datasets lie in the order of
-`flexref.architecture.stages.file_stages`, the tokenizer last; each starts at a multiple of `ALIGNMENT`, and only the
-gaps that this needs lie inside a stage.
+`flexref.architecture.stages.file_stages`, the tokenizer last; each starts at a multiple of `ALIGNMENT_BYTES`, and only
+the gaps that this needs lie inside a stage.
 """
 
 import json
@@ -21,9 +21,6 @@ from flexref.storage.quant import group_count, packed_width
 
 FORMAT_NAME = "flexref-weights"
 FORMAT_VERSION = 1
-
-ALIGNMENT = 4096
-"""Every dataset starts at a multiple of this: the page of a direct read, and what HDF5 is told to align to."""
 
 SCHEMES = tuple(WEIGHT_SCHEMES)
 BITS: Mapping[str, int] = MappingProxyType({"int4": 4, "int8": 8})
@@ -130,11 +127,6 @@ class PartSpec:
         for length in self.shape:
             count *= length
         return count
-
-
-def aligned(offset: int) -> int:
-    """`offset` rounded up to the next multiple of `ALIGNMENT`."""
-    return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def spec_to_json(spec: ModelSpec) -> str:

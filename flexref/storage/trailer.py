@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import xxhash
 
 from flexref.errors import WeightFileError
-from flexref.storage.schema import ALIGNMENT, FORMAT_VERSION, aligned
+from flexref.storage.schema import FORMAT_VERSION
+from flexref.units import ALIGNMENT_BYTES, aligned
 
 MAGIC = b"flexref\0"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -77,7 +78,7 @@ def check_trailer(file: int, path: str) -> Trailer:
         raise WeightFileError(f"{path} has format version {version}; this flexref reads version {FORMAT_VERSION}")
     if file_bytes != found:
         raise WeightFileError(f"{path} is damaged: it has {found} bytes, its trailer says {file_bytes}")
-    if metadata_bytes % ALIGNMENT or not 0 < metadata_bytes <= found - TRAILER_BYTES:
+    if metadata_bytes % ALIGNMENT_BYTES or not 0 < metadata_bytes <= found - TRAILER_BYTES:
         raise WeightFileError(f"{path} is damaged: its trailer gives the metadata {metadata_bytes} bytes")
     if checksum_range(file, 0, metadata_bytes) != digest:
         raise WeightFileError(f"{path} is damaged: its HDF5 metadata does not match its checksum")

@@ -19,10 +19,11 @@ from flexref.errors import CheckpointError, StorageError, in_gib
 from flexref.storage.metadata_image import MetadataImage
 from flexref.storage.new_file import NewFile
 from flexref.storage.quant import Array, Quantized
-from flexref.storage.schema import ALIGNMENT, TOKENIZER, FileHeader, PartSpec, aligned
+from flexref.storage.schema import TOKENIZER, FileHeader, PartSpec
 from flexref.storage.schemes import quantize_as
 from flexref.storage.sink import Sink, told
 from flexref.storage.trailer import seal
+from flexref.units import ALIGNMENT_BYTES, aligned
 
 SLAB_ELEMENTS = 1 << 21
 """Elements of a tensor that are worked on at a time: 8 MiB as float32."""
@@ -79,7 +80,9 @@ class WeightFileWriter:
     def nbytes(self) -> int:
         """Bytes that the finished file takes at most."""
         parts = self._parts()
-        return sum(aligned(part.nbytes) for part in parts) + METADATA_BYTES_PER_OBJECT * len(parts) + 2 * ALIGNMENT
+        return (
+            sum(aligned(part.nbytes) for part in parts) + METADATA_BYTES_PER_OBJECT * len(parts) + 2 * ALIGNMENT_BYTES
+        )
 
     def _parts(self) -> list[PartSpec]:
         parts = [part for tensor in self._tensors for part in self.header.parts(tensor)]

@@ -7,11 +7,11 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, Buffer, Matrix, Move, QuantizedMatrix, Span
-from flexref.backend.records import DTYPE_BYTES, aligned
 from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES
 from flexref.check.laws import coded
 from flexref.check.tolerances import Arithmetic, Operand, Values, arithmetic, converted, expanded
 from flexref.storage.quant import quantize
+from flexref.units import DTYPE_BYTES, aligned
 
 EDGE_BYTES = RESULT_ALIGNMENT_BYTES
 """Guard bytes before and after an array; the array is aligned like any result."""

@@ -12,7 +12,7 @@ from flexref.policy import Policy, Shares
 
 Values = npt.NDArray[Any]
 
-KINDS = ("normal", "offset", "constant", "tiny", "mixed", "zero")
+EVERY_KIND = ("normal", "offset", "constant", "tiny", "mixed", "zero")
 """How the numbers of an array are spread; see `numbers`."""
 
 EXTREMES = (3e4, -3e4, 1e-7, -1e-7, 1e-30, 0.0, -0.0, 1.0, -1.0)
@@ -42,7 +42,9 @@ def numbers(shape: tuple[int, ...], dtype: str, kind: str, seed: int) -> Values:
 
 
 @st.composite
-def arrays(draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", kinds: tuple[str, ...] = KINDS) -> Values:
+def arrays(
+    draw: st.DrawFn, shape: tuple[int, ...], dtype: str = "float32", kinds: tuple[str, ...] = EVERY_KIND
+) -> Values:
     """Arrays of one shape and type, spread in one of `kinds`."""
     return numbers(shape, dtype, draw(st.sampled_from(kinds)), draw(seeds))
 

@@ -4,19 +4,17 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, stages, token_tiles
-from flexref.machine.machine import LINKS, RESOURCES, Machine
+from flexref.machine.machine import RESOURCES, Machine
 from flexref.machine.plain import plain_machine
 from flexref.planner.program.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import KINDS, SHARES, Share
+from flexref.planner.program.linear import SHARES, Share
 from flexref.planner.program.task import Task
 from flexref.policy import Shares
+from flexref.units import KINDS, LINKS, STORED_BYTES
 
 EVERYTHING = Shares()
 """All on the device."""
-
-STORED_BYTES = {"float16": 2.0, "float32": 4.0, "int4": 0.5625}
-"""Bytes of an element by how it is stored; 4-bit groups of 64 with two float16 each."""
 
 SMALL = ModelSpec("small", 4096, 256, 256, 256, 4, 4, 1024)
 """Large enough for copies of some hundred KiB, small enough for numbers that are easily read."""

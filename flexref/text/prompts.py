@@ -4,9 +4,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from flexref.errors import FlexrefError, PromptError, StorageError
+from flexref.units import is_integer
 
 if TYPE_CHECKING:
     # Only for its type: token ids alone need no tokenizer library.
@@ -137,13 +138,9 @@ def _parse_line(line: str, place: str) -> Prompt:
     if not isinstance(value, list):
         raise PromptError(f"{place}: `prompt` must be text or a list of token ids, found {type(value).__name__}")
     for token in value:
-        if not _is_integer(token):
+        if not is_integer(token):
             raise PromptError(f"{place}: `prompt` must be text or a list of token ids; {token!r} is no token id")
     return Prompt(token_ids=tuple(value))
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _encode(text: str, tokenizer: "Tokenizer", place: str) -> tuple[int, ...]:
@@ -159,6 +156,6 @@ def _check_ids(ids: tuple[int, ...], vocabulary: int | None, place: str) -> None
     if not ids:
         raise PromptError(f"{place}: the prompt is empty")
     for position, token in enumerate(ids, start=1):
-        if not _is_integer(token) or token < 0 or (vocabulary is not None and token >= vocabulary):
+        if not is_integer(token) or token < 0 or (vocabulary is not None and token >= vocabulary):
             below = "" if vocabulary is None else f"; the vocabulary has {vocabulary} tokens"
             raise PromptError(f"{place}: token {position} is {token!r}, needed an id from 0 on{below}")

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexref.errors import CheckpointError
+from flexref.units import is_integer
 
 MAX_TOKEN_ID = (1 << 31) - 1
 """Token ids are 32-bit signed integers in every port."""
@@ -66,7 +67,7 @@ def check_vocabulary(vocabulary: Any, source: str) -> dict[str, int]:
 
 def is_token_id(value: Any) -> bool:
     """Whether `value` is an integer that can be a token id."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_TOKEN_ID
+    return is_integer(value) and 0 <= value <= MAX_TOKEN_ID
 
 
 def _components(component: Any, kind: str, source: str) -> Iterator[dict[str, Any]]:

@@ -6,7 +6,8 @@ from enum import Enum
 
 from flexref.backend.protocol import Backend
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, Region, Tier
+from flexref.tiers.transfer import Copy, Region
+from flexref.units import Tier
 
 
 class ActivationRoom(str, Enum):

@@ -8,7 +8,8 @@ from typing import Any
 from flexref.backend.protocol import Backend
 from flexref.tiers.cache_plan import CachePlan, CacheRoom, RowPlan, RowStarts
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, Tier, view
+from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, view
+from flexref.units import Tier
 
 
 @dataclass(frozen=True, slots=True)

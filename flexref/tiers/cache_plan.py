@@ -6,7 +6,7 @@ from enum import Enum
 from functools import cached_property
 
 from flexref.backend.records import RecordLayout
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 
 class CacheRoom(str, Enum):

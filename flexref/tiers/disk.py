@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import ALIGNMENT_BYTES
-from flexref.backend.records import aligned
 from flexref.errors import StorageError, in_gib
+from flexref.units import ALIGNMENT_BYTES, aligned
 
 CHUNK_BYTES = 8 << 20
 """Bytes per read call: cold direct reads gain nothing from larger ones, and smaller ones leave the disk idle."""

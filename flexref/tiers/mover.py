@@ -8,7 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
-from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Tier, Traffic, Transfer, host_bytes
+from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
+from flexref.units import Tier
 
 
 def _nothing() -> None:

@@ -9,9 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from itertools import combinations
 
 from flexref.policy import Shares
-from flexref.tiers.transfer import Tier
-
-TIERS = (Tier.DEVICE, Tier.HOST, Tier.DISK)
+from flexref.units import Tier
 
 SUBSET_LIMIT = 12
 """Up to so many pieces every subset of a stage is tried; a decoder layer has six."""
@@ -99,13 +97,13 @@ def place_in_order(groups: Sequence[Sequence[int]], shares: Shares) -> list[list
 
 def place_items(sizes: Iterable[int], shares: Shares) -> list[Tier]:
     """The tier of every item (a row's cache, a group's activations), each where most is owed; nowhere for share 0."""
-    owed = dict.fromkeys(TIERS, 0.0)
+    owed = dict.fromkeys(Tier, 0.0)
     wanted = {Tier.DEVICE: shares.device, Tier.HOST: shares.host, Tier.DISK: shares.disk}
     placed = []
     for size in sizes:
         for tier, share in wanted.items():
             owed[tier] += share * size
-        allowed = [tier for tier in TIERS if wanted[tier] > 0]
+        allowed = [tier for tier in Tier if wanted[tier] > 0]
         best = max(allowed, key=lambda tier: owed[tier])
         owed[best] -= size
         placed.append(best)
@@ -114,8 +112,8 @@ def place_items(sizes: Iterable[int], shares: Shares) -> list[Tier]:
 
 def real_shares(sizes: Iterable[int], tiers: Iterable[Tier]) -> dict[str, float]:
     """What part of the bytes lies on each tier; all 0 where there are none."""
-    held = dict.fromkeys(TIERS, 0)
+    held = dict.fromkeys(Tier, 0)
     for size, tier in zip(sizes, tiers, strict=True):
         held[tier] += size
     total = sum(held.values())
-    return {tier.value: held[tier] / total if total else 0.0 for tier in TIERS}
+    return {tier.value: held[tier] / total if total else 0.0 for tier in Tier}

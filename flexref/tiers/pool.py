@@ -3,10 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Mapping
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Buffer
-from flexref.backend.records import aligned
+from flexref.backend.protocol import Buffer
 from flexref.errors import CapacityError
-from flexref.tiers.transfer import DiskFile, Region, Tier
+from flexref.tiers.transfer import DiskFile, Region
+from flexref.units import ALIGNMENT_BYTES, Tier, aligned
 
 
 class Arena:

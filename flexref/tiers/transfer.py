@@ -3,30 +3,13 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Backend, Buffer
-
-
-class Tier(str, Enum):
-    """Where bytes may lie."""
-
-    DEVICE = "device"
-    HOST = "host"
-    DISK = "disk"
-
-
-LINKS = {
-    (Tier.DISK, Tier.HOST): "disk->host",
-    (Tier.HOST, Tier.DEVICE): "host->device",
-    (Tier.DEVICE, Tier.HOST): "device->host",
-    (Tier.HOST, Tier.DISK): "host->disk",
-}
-"""The four ways between neighbours; from disk to device takes two copies."""
+from flexref.units import LINK_OF, Tier
 
 
 class DiskFile(Protocol):
@@ -90,13 +73,13 @@ class Copy:
     def __post_init__(self) -> None:
         if self.source.nbytes != self.target.nbytes:
             raise ValueError(f"{self.what}: {self.source.nbytes} bytes do not fill {self.target.nbytes}")
-        if (self.source.tier, self.target.tier) not in LINKS:
+        if (self.source.tier, self.target.tier) not in LINK_OF:
             raise ValueError(f"{self.what}: no link from {self.source.tier.value} to {self.target.tier.value}")
 
     @property
     def link(self) -> str:
         """The link it goes over."""
-        return LINKS[self.source.tier, self.target.tier]
+        return LINK_OF[self.source.tier, self.target.tier]
 
     @property
     def nbytes(self) -> int:
@@ -117,7 +100,7 @@ class Gather:
     @property
     def link(self) -> str:
         """The link it goes over."""
-        return LINKS[Tier.DISK, Tier.HOST]
+        return LINK_OF[Tier.DISK, Tier.HOST]
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,14 +176,14 @@ class Traffic:
 
     def link_bytes(self) -> dict[str, dict[str, int]]:
         """Bytes per link and kind."""
-        table: dict[str, dict[str, int]] = {link: {} for link in LINKS.values()}
+        table: dict[str, dict[str, int]] = {link: {} for link in LINK_OF.values()}
         for (link, kind), flow in sorted(self.flows.items()):
             table[link][kind] = flow.nbytes
         return table
 
     def since(self, earlier: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
         """Bytes per link and kind beyond those of an earlier `snapshot`."""
-        table: dict[str, dict[str, int]] = {link: {} for link in LINKS.values()}
+        table: dict[str, dict[str, int]] = {link: {} for link in LINK_OF.values()}
         for key, flow in sorted(self.flows.items()):
             if flow.nbytes > earlier[key]:
                 table[key[0]][key[1]] = flow.nbytes - earlier[key]

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import PolicyError, in_gib
-from flexref.tiers.transfer import DiskFile, Tier
+from flexref.tiers.transfer import DiskFile
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import Tier
 
 
 class WeightSource(DiskFile, Protocol):

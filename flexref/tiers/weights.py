@@ -9,15 +9,15 @@ import numpy.typing as npt
 
 from flexref.architecture.program import Role, TensorKind
 from flexref.architecture.stages import StageKind, tensor_name
-from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend, Lane, Matrix, QuantizedMatrix
-from flexref.backend.records import aligned
+from flexref.backend.protocol import Array, Backend, Lane, Matrix, QuantizedMatrix
 from flexref.storage.checks import PartChecker
 from flexref.storage.weightfile import StoredTensor
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, Region, Tier, host_bytes, view
+from flexref.tiers.transfer import Copy, Region, host_bytes, view
 from flexref.tiers.weight_source import WeightSource, check_homes
 from flexref.tiers.weights_plan import Run, WeightsPlan
+from flexref.units import ALIGNMENT_BYTES, Tier, aligned
 
 PIECE_BYTES = 1 << 20
 """Bounds the memory that a gather of table rows uses beside its staging, which is counted."""

@@ -4,13 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flexref.architecture.stages import Stage, StageKind, stages, token_tiles
-from flexref.backend.protocol import ALIGNMENT_BYTES
-from flexref.backend.records import aligned
 from flexref.policy import Shares
 from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.disk import CHUNK_BYTES
 from flexref.tiers.placement import place_stages
-from flexref.tiers.transfer import Tier
+from flexref.units import ALIGNMENT_BYTES, Tier, aligned
 
 
 @dataclass(frozen=True, slots=True)

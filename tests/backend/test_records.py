@@ -4,10 +4,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.backend.records import SECTION_BYTES, RecordLayout, aligned
+from flexref.backend.records import SECTION_BYTES, RecordLayout
 from flexref.errors import PolicyError
 from flexref.storage.quant import group_count, packed_width
 from flexref.testing.strategies import layouts
+from flexref.units import aligned
 
 
 @given(layouts("float16"))

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.backend.records import aligned
 from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES, Workspace
 from flexref.errors import CapacityError
+from flexref.units import aligned
 
 sizes = st.lists(st.integers(0, 3 * RESULT_ALIGNMENT_BYTES), max_size=8)
 

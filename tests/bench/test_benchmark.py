@@ -25,7 +25,7 @@ from flexref.policy import Policy, Shares
 from flexref.profile import environment as machine
 from flexref.storage.random_weights import RandomFile, random_file
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 TINY = {"model": "tiny", "prompt_len": 12, "gen_len": 4, "rows": 6, "rows_per_group": 2, "groups": 2}
 STREAMED = {**TINY, "percent": [0, 100, 0, 100, 0, 100]}

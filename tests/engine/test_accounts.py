@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.block.budgets import engine_needs, totals
-from flexref.block.memory_plan import slots_of
 from flexref.block.rows import RowLengths
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
@@ -24,8 +23,8 @@ from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import open_weight_file
 from flexref.testing import strategies as own
-from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import Tier, slots_of
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 4, 2, 32)
 GIB = 1 << 30
@@ -124,7 +123,7 @@ def test_the_plan_counts_what_loading_needs_to_the_byte(
 
 def test_a_policy_that_fits_but_for_its_loading_is_refused_by_the_plan(path: str) -> None:
     policy = Policy(Shares(0.3, 0.7, 0))
-    weights = WeightsPlan.of(open_weight_file(path), policy.weights, slots_of(policy))
+    weights = WeightsPlan.of(open_weight_file(path), policy.weights, slots_of(policy.overlap))
     assert weights.loading_bytes
     with load(path, policy=policy) as engine:
         plan = engine.session.memory_plan(policy, weights, [RowLengths(3, 6)])

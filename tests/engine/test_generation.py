@@ -24,7 +24,7 @@ from flexref.sampling.settings import SamplingSettings
 from flexref.storage.weightfile import open_weight_file
 from flexref.testing import strategies as own
 from flexref.tiers.disk import SpillFile
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 SPEC = ModelSpec("tiny", 90, 40, 32, 32, 2, 2, 64)
 STREAMED = Policy.from_percent([0] * 6, rows_per_group=2, groups_per_block=2)

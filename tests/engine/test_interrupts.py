@@ -28,7 +28,7 @@ from flexref.engine.scoring import ScoredRow
 from flexref.errors import EngineError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 2, 2, 32)
 EVERYWHERE = Shares(0.2, 0.4, 0.4)

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 import flexref.data
-from flexref.machine.machine import FORMAT, TIERS
+from flexref.machine.machine import FORMAT
 from flexref.machine.nominal import read_machine
 from flexref.machine.nominal_facts import FIGURES, NOMINAL_FORMAT, NominalFacts, read_json
+from flexref.units import TIERS
 
 FOLDER = Path(flexref.data.__file__).parent / "machines"
 FILES = sorted(FOLDER.glob("*.json"))

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.errors import PolicyError, StorageError
-from flexref.machine.machine import COPIES, FORMAT, TIERS, Machine, attention_key, nearest_attention
+from flexref.machine.machine import COPIES, FORMAT, Machine, attention_key, nearest_attention
 from flexref.machine.plain import plain_machine
+from flexref.units import TIERS
 
 MACHINE = plain_machine().changed(
     beside={"compute": {"host->device": 1.5}}, sources={"copies": "measured"}, warnings=("unstable: copies",)

@@ -24,7 +24,7 @@ from flexref.planner.plan_request import Wanted
 from flexref.policy import WEIGHT_SCHEMES, Policy, Shares
 from flexref.simulator.simulate import simulate
 from flexref.testing import strategies as own
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 MIB = 1 << 20
 SCRATCH_BYTES = 1 << 16

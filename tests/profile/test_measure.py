@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from flexref.errors import CapacityError, PolicyError, StorageError
 from flexref.machine.durations import Durations
-from flexref.machine.machine import COPIES, LINKS, Machine
+from flexref.machine.machine import COPIES, Machine
 from flexref.profile.measure import measure_machine
 from flexref.profile.meter import Meter
-from flexref.profile.sizes import MIB, Sizes
+from flexref.profile.sizes import Sizes
 from flexref.profile.slowdowns import overlap_slowdowns
+from flexref.units import LINKS, MIB
 
 TINY = Sizes.tiny()
 

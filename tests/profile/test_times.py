@@ -11,13 +11,14 @@ import pytest
 from flexref_numpy import NumpyBackend
 
 from flexref.backend.protocol import HostWork, LaneStep, QuantizedMatrix
-from flexref.machine.machine import LINKS, WEIGHT_FILE, Machine, attention_key
+from flexref.machine.machine import WEIGHT_FILE, Machine, attention_key
 from flexref.profile.host import host_seconds
 from flexref.profile.links import copy_curves, files
 from flexref.profile.measure import measure_machine
 from flexref.profile.meter import Meter, Point
-from flexref.profile.sizes import MIB, Sizes
+from flexref.profile.sizes import Sizes
 from flexref.profile.slowdowns import slowdowns
+from flexref.units import LINKS, MIB
 
 TINY = Sizes.tiny()
 

@@ -19,7 +19,7 @@ from flexref.policy import Policy, Shares
 from flexref.simulator.simulate import SimulatedAccount, interpolated, simulate, simulated_passes
 from flexref.storage.random_weights import random_file
 from flexref.testing import strategies as own
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 SCRATCH_BYTES = 1 << 16
 NO_BUDGETS = dict.fromkeys(Tier)

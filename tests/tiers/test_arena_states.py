@@ -23,7 +23,8 @@ from hypothesis.stateful import (
 from flexref.errors import CapacityError, StorageError, in_gib
 from flexref.tiers.disk import SpillFile
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Region, Tier
+from flexref.tiers.transfer import Region
+from flexref.units import Tier
 
 PAGE = 4096
 HOLDERS = st.sampled_from(["weights", "KV cache", "scratch"])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_state_machine_as_test
 
 from flexref.backend.protocol import Lane
-from flexref.backend.records import RecordLayout, aligned
+from flexref.backend.records import RecordLayout
 from flexref.errors import StorageError
 from flexref.schedule.hazards import requirements
 from flexref.schedule.zigzag import Computation, Hop, Kind, Movement, Operation, Shape, Visit
@@ -26,7 +26,8 @@ from flexref.tiers.cache_plan import CachePlan, RowPlan
 from flexref.tiers.disk import SpillFile
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Tier, Traffic
+from flexref.tiers.transfer import Traffic
+from flexref.units import Tier, aligned
 
 PAGE = 4096
 POISON = 0xFF

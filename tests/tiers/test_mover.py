@@ -11,7 +11,8 @@ from flexref_numpy import NumpyBackend
 from flexref.errors import StorageError
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Gather, Tier, Traffic
+from flexref.tiers.transfer import Gather, Traffic
+from flexref.units import Tier
 
 LATE_S = 0.05
 """Work that takes so long is still under way when the next line runs."""

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from flexref.policy import Shares
 from flexref.testing.strategies import shares
 from flexref.tiers.placement import place_stages, real_shares
-from flexref.tiers.transfer import Tier
+from flexref.units import Tier
 
 STAGES = st.lists(st.lists(st.integers(1, 1000), min_size=1, max_size=6), min_size=1, max_size=12)
 

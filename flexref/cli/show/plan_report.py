@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexref.errors import in_gib
-from flexref.machine.machine import TIERS
+from flexref.units import TIERS
 
 if TYPE_CHECKING:
     from flexref.machine.machine import Machine

@@ -7,7 +7,8 @@ from rich.table import Table
 
 from flexref.errors import in_gib
 from flexref.machine.curves import Curve
-from flexref.machine.machine import RESOURCES, TIERS, Machine
+from flexref.machine.machine import RESOURCES, Machine
+from flexref.units import TIERS
 
 COLUMNS_MOST = 8
 """Bounds the sizes that a table shows; the file holds all of them."""

@@ -6,12 +6,11 @@ from rich.console import Console
 from rich.table import Table
 
 from flexref.errors import in_gib
+from flexref.units import TIERS
 
 if TYPE_CHECKING:
     from flexref.engine.results import Stats
     from flexref.simulator.prediction_error import PredictionError
-
-TIERS = ("device", "host", "disk")
 
 
 def print_stats(console: Console, stats: "Stats") -> None:

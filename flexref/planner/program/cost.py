@@ -15,14 +15,15 @@ from functools import cached_property
 import numpy as np
 
 from flexref.architecture.stages import StageKind
-from flexref.machine.arrays import ELEMENT_BYTES, Numbers, numbers
+from flexref.machine.arrays import Numbers, numbers
 from flexref.machine.durations import Durations
-from flexref.machine.machine import LINKS, RESOURCES, TIERS, WEIGHT_FILE, Machine
+from flexref.machine.machine import RESOURCES, WEIGHT_FILE, Machine
 from flexref.planner.program.blocks import Blocks, Phase, phases
-from flexref.planner.program.cost_compute import LOGITS_BYTES, device_seconds, logits_pieces, operator_calls
+from flexref.planner.program.cost_compute import device_seconds, logits_pieces, operator_calls
 from flexref.planner.program.cost_memory import held_bytes
 from flexref.planner.program.linear import Linear, Share, total
 from flexref.planner.program.task import Scoring, Task
+from flexref.units import DTYPE_BYTES, LINKS, LOGITS_BYTES, TIERS
 
 HOST = "host"
 """The host's own work as a resource: on an asynchronous port operators run later than they are called."""
@@ -126,7 +127,7 @@ def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: st
     FlexGen, 4.3: h_c, h_d.
     """
     times = numbers(phase.passes * (task.spec.layers + 1)) * blocks.groups
-    nbytes = blocks.sizes * phase.new_tokens * task.spec.width * ELEMENT_BYTES[compute_dtype]
+    nbytes = blocks.sizes * phase.new_tokens * task.spec.width * DTYPE_BYTES[compute_dtype]
     return [
         _plain(phase, "activations in", "activations", "host->device", AWAY, times, nbytes),
         _plain(phase, "activations out", "activations", "device->host", AWAY, times, nbytes),
@@ -140,7 +141,7 @@ def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, com
     every other tile; logits cross to the host piece by piece, 4 V bytes a token."""
     spec, tiles = task.spec, task.stage_kinds.count(StageKind.HEAD)
     ends = blocks.sizes * scoring.tokens
-    pieces, nbytes = logits_pieces(task, ends), ends * spec.embed_width * ELEMENT_BYTES[compute_dtype]
+    pieces, nbytes = logits_pieces(task, ends), ends * spec.embed_width * DTYPE_BYTES[compute_dtype]
     out, back = blocks.groups * phase.passes * min(1, tiles - 1), blocks.groups * phase.passes * (tiles - 1)
     link = "device->host"
     times = blocks.groups * phase.passes * tiles * blocks.spread(pieces)
@@ -157,7 +158,7 @@ def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, com
 def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
     """Attention on the host: queries, keys and values (3 E a token) cross to the host, contexts (E) come back."""
     times = numbers(phase.passes * task.spec.layers) * blocks.groups
-    width = blocks.sizes * task.spec.width * ELEMENT_BYTES[compute_dtype]
+    width = blocks.sizes * task.spec.width * DTYPE_BYTES[compute_dtype]
     return [
         Flow(phase.name, what, "activations", link, link, "cache", AWAY, times, nbytes, crossing=True)
         for what, link, nbytes in (("queries out", "device->host", 3 * width), ("contexts in", "host->device", width))

@@ -6,21 +6,19 @@ FlexGen, appendix A.3, divides FLOPs by one rate; here every operator has a meas
 import numpy as np
 
 from flexref.architecture.stages import StageKind
-from flexref.machine.arrays import ELEMENT_BYTES, Numbers, numbers
+from flexref.machine.arrays import Numbers, numbers
 from flexref.machine.durations import Durations
 from flexref.machine.machine import Machine
 from flexref.planner.program.blocks import Blocks, Phase
 from flexref.planner.program.linear import Linear
 from flexref.planner.program.task import Task
+from flexref.units import DTYPE_BYTES, LOGITS_BYTES
 
 LAYER_CALLS = 9
 """Operators of a decoder layer: norm, product, append, attend, product, norm, product, activation, product."""
 
 FAR_CALLS = 4
 """Operators that attention on the host adds to them: two crossings, append, attend."""
-
-LOGITS_BYTES = 4
-"""Logits are float32."""
 
 
 def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, far: bool) -> Linear:
@@ -80,7 +78,7 @@ def matrices(task: Task) -> tuple[tuple[int, int], ...]:
 
 def _layer(durations: Durations, task: Task, tokens: Numbers, stored: str) -> Numbers:
     """A decoder layer without append and attend."""
-    item = ELEMENT_BYTES[durations.machine.port.compute_dtype]
+    item = DTYPE_BYTES[durations.machine.port.compute_dtype]
     norms = 2 * durations.operator("layer_norm", tokens * task.spec.width * item)
     products = sum(durations.linear(tokens, *matrix, stored) for matrix in matrices(task))
     return norms + products + durations.operator("activate", tokens * task.spec.ffn_width * item)
@@ -101,17 +99,17 @@ def _embed(durations: Durations, task: Task, tokens: Numbers) -> Numbers:
     """Token rows gathered from every tile of the table, made the compute type, and positions added."""
     spec, dtype = task.spec, durations.machine.port.compute_dtype
     tiles = task.stage_kinds.count(StageKind.HEAD)
-    gathered = tiles * durations.operator("gather", tokens * spec.embed_width * ELEMENT_BYTES[task.dense])
+    gathered = tiles * durations.operator("gather", tokens * spec.embed_width * DTYPE_BYTES[task.dense])
     seconds = gathered + durations.expand(tokens * spec.embed_width, task.dense)
     if spec.projected:
         seconds = seconds + durations.linear(tokens, spec.width, spec.embed_width, task.dense)
-    return seconds + durations.operator("add_rows", tokens * spec.width * ELEMENT_BYTES[dtype])
+    return seconds + durations.operator("add_rows", tokens * spec.width * DTYPE_BYTES[dtype])
 
 
 def _hidden(durations: Durations, task: Task, ends: Numbers) -> Numbers:
     """Hidden states that get logits gathered, normed and projected; and the choice from logits, if there is one."""
     spec, dtype = task.spec, durations.machine.port.compute_dtype
-    nbytes = ends * spec.width * ELEMENT_BYTES[dtype]
+    nbytes = ends * spec.width * DTYPE_BYTES[dtype]
     seconds = durations.operator("gather", nbytes)
     if spec.final_norm:
         seconds = seconds + durations.operator("layer_norm", nbytes)

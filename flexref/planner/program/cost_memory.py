@@ -9,17 +9,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from flexref.architecture.stages import StageKind
-from flexref.machine.arrays import ELEMENT_BYTES, Numbers
-from flexref.machine.machine import TIERS
+from flexref.machine.arrays import Numbers
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST, Blocks
 from flexref.planner.program.linear import Linear
 from flexref.planner.program.task import Task
-
-LOGITS_BYTES = 4
-"""Logits are float32."""
-
-SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
-"""Streamed data under way at a time (see `engine.plan.slots_of`)."""
+from flexref.units import DTYPE_BYTES, LOGITS_BYTES, TIERS, slots_of
 
 TABLE_SHARE_MOST = 0.5
 """Up to so much of the weights in tables and head, token rows are counted as falling with the share on the device."""
@@ -30,7 +24,7 @@ Holders = Mapping[str, Linear]
 
 def held_bytes(task: Task, blocks: Blocks, compute_dtype: str, scratch_bytes: int) -> Mapping[str, Holders]:
     """Bytes by tier and holder."""
-    item = ELEMENT_BYTES[compute_dtype]
+    item = DTYPE_BYTES[compute_dtype]
     held: dict[str, dict[str, Linear]] = {tier: {} for tier in TIERS}
     parts = (
         weight_bytes(task),
@@ -45,11 +39,6 @@ def held_bytes(task: Task, blocks: Blocks, compute_dtype: str, scratch_bytes: in
     return held
 
 
-def slots(task: Task) -> int:
-    """How many stages' or visits' streamed data may be under way."""
-    return SLOTS_OVERLAPPED if task.overlap else SLOTS_SERIAL
-
-
 def prompt_tokens(task: Task, blocks: Blocks) -> Numbers:
     """Tokens of the largest group's prefill."""
     return blocks.rows_most * task.prompt_tokens_most
@@ -58,7 +47,7 @@ def prompt_tokens(task: Task, blocks: Blocks) -> Numbers:
 def weight_bytes(task: Task) -> dict[tuple[str, str], Linear]:
     """Homes of all weights; on the device slots for the largest stage's streamed part, on the host what disk sends."""
     whole = sum(task.stage_bytes) + task.gathered_bytes
-    slot = slots(task) * max(task.stage_bytes)
+    slot = slots_of(task.overlap) * max(task.stage_bytes)
     return {
         **{(tier, "weights"): Linear.of(whole, "weights", tier) for tier in TIERS},
         ("device", "weight slots"): Linear.of(slot, "weights", "host", "disk"),
@@ -76,7 +65,7 @@ def cache_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]:
     if task.scoring is not None:  # nothing reads a cache but the visit that fills it
         return {("device", "KV cache"): Linear.fixed(blocks.rows_most * capacity * task.record_bytes)}
     home = task.spec.layers * blocks.rows * capacity * task.record_bytes
-    one, several = blocks.rows_most * task.record_bytes, slots(task)
+    one, several = blocks.rows_most * task.record_bytes, slots_of(task.overlap)
     slot_tokens = task.prompt_tokens_most if task.attention_on == "host" else capacity
     return {
         **{(tier, "KV cache"): Linear.of(home, "cache", tier) for tier in TIERS},
@@ -92,7 +81,7 @@ def activation_bytes(task: Task, blocks: Blocks, item: int) -> dict[tuple[str, s
     if task.scoring is not None:  # what the head makes of scored tokens takes their place
         row = max(row, task.scoring.tokens_most * task.spec.embed_width)
     group, home = blocks.rows_most * row * item, blocks.rows * row * item
-    several = slots(task)
+    several = slots_of(task.overlap)
     return {
         **{(tier, "activations"): Linear.of(home, "activations", tier) for tier in TIERS},
         ("device", "activation slots"): Linear.fixed(np.where(blocks.waiting >= ON_HOST, several * group, 0.0)),
@@ -106,7 +95,7 @@ def token_row_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]
     Tables and head come to the device first, so the table is there as soon as the share on the device is theirs: less
     than 1 - (share - theirs) / (1 - theirs) of the rows is never needed. Where tables are most of a model, all of them.
     """
-    rows = slots(task) * prompt_tokens(task, blocks) * task.spec.embed_width * ELEMENT_BYTES[task.dense]
+    rows = slots_of(task.overlap) * prompt_tokens(task, blocks) * task.spec.embed_width * DTYPE_BYTES[task.dense]
     layers = sum(
         nbytes for nbytes, kind in zip(task.stage_bytes, task.stage_kinds, strict=True) if kind is StageKind.LAYER
     )

@@ -7,9 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.machine.arrays import Numbers, numbers
-from flexref.machine.machine import TIERS
-
-KINDS = ("weights", "cache", "activations")
+from flexref.units import KINDS, TIERS
 
 SHARES = tuple((kind, tier) for kind in KINDS for tier in TIERS)
 """The nine variables in their order."""

@@ -9,16 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flexref.machine.machine import COPIES, TIERS, Machine
+from flexref.machine.machine import COPIES, Machine
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import KINDS, Linear, total
+from flexref.planner.program.linear import Linear, total
 from flexref.planner.program.program import Optimum, Program
 from flexref.planner.program.refusals import refusal
 from flexref.planner.program.table import DISK_WRITES, LATENCY, PHASES, Duals, Table, tabulated
 from flexref.planner.program.task import Limits, Task
 from flexref.policy import Shares
-
-GIB, GIGA = 1 << 30, 1e9
+from flexref.units import GIB, GIGA, KINDS, TIERS
 
 BINDING_SHARE = 1e-5
 """A constraint counts as binding if, by its dual, it decides more than this share of a block's seconds. The solver

@@ -11,8 +11,9 @@ from scipy.optimize import linprog
 from flexref.errors import PolicyError
 from flexref.machine.arrays import Numbers
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST
-from flexref.planner.program.linear import KINDS, SHARES, Linear, Share
+from flexref.planner.program.linear import SHARES, Linear, Share
 from flexref.planner.program.table import LATENCY, PHASES, Duals, Table
+from flexref.units import KINDS
 
 OPTIMAL, INFEASIBLE = 0, 2
 """What `linprog` says in `status`."""

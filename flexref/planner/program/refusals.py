@@ -10,6 +10,7 @@ from flexref.planner.program.cost import Costs
 from flexref.planner.program.program import NEGLIGIBLE_EXCESS, Program, Shortage
 from flexref.planner.program.table import DISK_WRITES, LATENCY, Table
 from flexref.planner.program.task import Limits
+from flexref.units import GIB
 
 TIER_WEIGHTS = {"disk": 1.0, "host": 1.5, "device": 2.0}
 """What a missing byte counts: where bytes may be missing on either of two tiers, the cheaper one is named."""
@@ -72,7 +73,7 @@ def _capacity_error(costs: Costs, place: int, shortage: Shortage, pair: str) -> 
     holders = {holder: round(nbytes) for holder, nbytes in held.items() if nbytes >= 1}
     free = costs.machine.capacity_bytes[tier]
     needed = free + max(1, round(shortage.excess[name]))
-    gib = ceil(needed * GIB_STEPS / (1 << 30)) / GIB_STEPS
+    gib = ceil(needed * GIB_STEPS / GIB) / GIB_STEPS
     hint = f"give {OPTIONS[tier]} at least {gib:.4f}"
     if costs.blocks.rows[place] > 1:
         hint += ", or take fewer rows per group or groups"

@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.machine.arrays import Numbers, numbers
-from flexref.machine.machine import TIERS, Machine
+from flexref.machine.machine import Machine
 from flexref.planner.program.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import KINDS, Linear, Places, total
+from flexref.planner.program.linear import Linear, Places, total
 from flexref.planner.program.task import Limits, Task
+from flexref.units import KINDS, TIERS
 
 PHASES = ("prefill", "decode")
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import ALIGNMENT_BYTES, Array, Backend
+from flexref.backend.protocol import Array, Backend
 from flexref.backend.workspace import RESULT_ALIGNMENT_BYTES
 from flexref.errors import CapacityError
 from flexref.testing.bench import Bench, Guarded, assert_raises, assert_same_bits, assert_shape
 from flexref.testing.strategies import Values, arrays, numbers, seeds
+from flexref.units import ALIGNMENT_BYTES
 
 DTYPES = ("float32", "float16", "int32", "uint8")
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
 from flexref.machine.durations import Durations
-from flexref.machine.machine import LINKS, Machine
+from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
 from flexref.planner.program.blocks import ON_DEVICE, ON_HOST, Blocks, phases
 from flexref.planner.program.cost import HOST, Costs
@@ -16,6 +16,7 @@ from flexref.planner.program.linear import SHARES, Share
 from flexref.planner.program.task import Task
 from flexref.policy import Shares
 from flexref.testing.tasks import block_costs, machines, moved_bytes, nine_shares, plain_task, tasks
+from flexref.units import LINKS
 
 MACHINE = plain_machine()
 DEVICE, HOST_SHARES, DISK = Shares(1, 0, 0), Shares(0, 1, 0), Shares(0, 0, 1)

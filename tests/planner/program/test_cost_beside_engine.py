@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
-from flexref.backend.protocol import ALIGNMENT_BYTES, Capabilities
+from flexref.backend.protocol import Capabilities
 from flexref.block.budgets import engine_needs, totals
-from flexref.block.memory_plan import plan_block, record_layout, slots_of
+from flexref.block.memory_plan import plan_block, record_layout
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import expanded_bytes, workspace_bytes
 from flexref.check.models import write_model
@@ -26,8 +26,8 @@ from flexref.simulator.simulate import simulate
 from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import WeightFile
 from flexref.testing.tasks import block_costs, moved_bytes, nine_shares
-from flexref.tiers.transfer import Tier
 from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import ALIGNMENT_BYTES, Tier, slots_of
 
 MACHINE = plain_machine()
 DEVICE, HOST_SHARES, DISK = Shares(1, 0, 0), Shares(0, 1, 0), Shares(0, 0, 1)
@@ -40,7 +40,7 @@ def task_of(file: WeightFile, machine: Machine, row: RowLengths, policy: Policy)
     """The task of rows that are all alike, from the engine's own plans."""
     port, spec = machine.port, file.spec
     caps = Capabilities(port.compute_dtype, True, True, True, port.scratch_bytes, port.fused_rows)
-    walk = WeightsPlan.of(file, HOST_SHARES, slots_of(policy))
+    walk = WeightsPlan.of(file, HOST_SHARES, slots_of(policy.overlap))
     held = [workspace_bytes(spec, caps.compute_dtype, file.dtype, tokens, 1, True) for tokens in (512, 1024)]
     per_token = (held[1] - held[0]) / 512
     return Task(
@@ -116,7 +116,7 @@ def test_peak_bytes_are_what_the_engine_plans_or_a_little_more(
     policy = Policy(weights, cache, activations, rows, groups, attention_on=attention_on)
     port = MACHINE.port
     caps = Capabilities(port.compute_dtype, True, True, True, port.scratch_bytes, port.fused_rows)
-    plan = WeightsPlan.of(file, policy.weights, slots_of(policy))
+    plan = WeightsPlan.of(file, policy.weights, slots_of(policy.overlap))
     block = plan_block(plan, caps, policy, [row] * (rows * groups), expand=True)
     real = totals(iter([*engine_needs(caps), *plan.needs(), *block.needs()]))
     found = block_costs(task_of(file, MACHINE, row, policy), MACHINE, rows, groups, activations)

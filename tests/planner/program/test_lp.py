@@ -9,16 +9,17 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flexref.errors import CapacityError, PolicyError
-from flexref.machine.machine import LINKS, TIERS, WEIGHT_FILE, HostSeconds, Machine
+from flexref.machine.machine import WEIGHT_FILE, HostSeconds, Machine
 from flexref.machine.plain import plain_machine
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import KINDS, SHARES, Share
+from flexref.planner.program.linear import SHARES, Share
 from flexref.planner.program.lp import Question, Solution, solve
 from flexref.planner.program.program import Program
 from flexref.planner.program.table import Table
 from flexref.planner.program.task import Limits, Task
 from flexref.testing.tasks import SMALL, machines, plain_task, tasks
+from flexref.units import KINDS, LINKS, TIERS
 
 LIMITS = Limits(rows_per_group_most=16, groups_most=8, rows=None)
 GIB = 1 << 30

@@ -1,0 +1,74 @@
+"""Words and units that all parts share: tiers, links, kinds of data, types and their bytes; it knows no part."""
+
+from collections.abc import Mapping
+from enum import Enum
+from types import MappingProxyType
+from typing import TypeGuard
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+"""Bytes of binary units."""
+
+GIGA = 1e9
+"""Bytes or operations of a decimal unit: 1 GB/s, 1 GFLOP/s."""
+
+
+class Tier(str, Enum):
+    """Where bytes may lie."""
+
+    DEVICE = "device"
+    HOST = "host"
+    DISK = "disk"
+
+
+TIERS = ("device", "host", "disk")
+"""The names of all tiers, from the fastest to the largest."""
+
+LINKS = ("host->device", "device->host", "disk->host", "host->disk")
+"""The four ways between neighbouring tiers."""
+
+LINK_OF: Mapping[tuple[Tier, Tier], str] = MappingProxyType(
+    {
+        (Tier.DISK, Tier.HOST): "disk->host",
+        (Tier.HOST, Tier.DEVICE): "host->device",
+        (Tier.DEVICE, Tier.HOST): "device->host",
+        (Tier.HOST, Tier.DISK): "host->disk",
+    }
+)
+"""The link from one tier to another, in the order in which reports list them; disk to device takes two copies."""
+
+KINDS = ("weights", "cache", "activations")
+"""What lies on tiers and goes over links."""
+
+SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
+"""Streamed data under way at a time: one in use and one arriving, or just the one."""
+
+
+def slots_of(overlap: bool) -> int:
+    """How many stages' or visits' streamed data may be under way at a time."""
+    return SLOTS_OVERLAPPED if overlap else SLOTS_SERIAL
+
+
+DTYPE_BYTES: Mapping[str, int] = MappingProxyType({"float32": 4, "float16": 2, "uint8": 1, "int32": 4})
+"""Bytes of an element of the types that arrays may have."""
+
+LOGITS_DTYPE = "float32"
+"""Logits are never rounded to a narrower type: sampling compares them."""
+
+LOGITS_BYTES = DTYPE_BYTES[LOGITS_DTYPE]
+
+STORED_BYTES: Mapping[str, float] = MappingProxyType({"float16": 2.0, "float32": 4.0, "int4": 0.5625, "int8": 1.0625})
+"""Bytes of an element of a matrix by how it is stored; groups are of 64, with a scale and a zero in float16 each."""
+
+ALIGNMENT_BYTES = 4096
+"""Every region of memory and every dataset of a file starts at a multiple of it: direct disk reads need that, vector
+loads need less."""
+
+
+def aligned(nbytes: int, alignment: int = ALIGNMENT_BYTES) -> int:
+    """The smallest multiple of `alignment` that is at least `nbytes`."""
+    return -(-nbytes // alignment) * alignment
+
+
+def is_integer(value: object) -> TypeGuard[int]:
+    """Whether `value` is a whole number; True and False are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
