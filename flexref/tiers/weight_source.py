@@ -39,6 +39,6 @@ def check_homes(plan: WeightsPlan, source: WeightSource) -> None:
     nbytes = plan.bytes_at_home(Tier.DISK)
     if nbytes and not source.checked:
         raise PolicyError(
-            f"{plan.file.path}: {in_gib(nbytes)} would be at home on disk, where no file holds them; place all weights "
+            f"{plan.file.path}: {in_gib(nbytes)} would lie on disk, where no file holds them; place all weights "
             "on device and host, or make a weight file"
         )

@@ -153,7 +153,7 @@ def test_what_is_neither_a_file_nor_a_size_is_refused_with_the_sizes() -> None:
     [
         ({"prompt_len": 250, "gen_len": 8}, PromptError, "250 .* 8 tokens: the model has 256 positions"),
         ({"device_mem_gib": 0.0001}, CapacityError, "device memory is too small"),
-        ({"percent": [0, 50, 0, 100, 0, 100]}, PolicyError, "would be at home on disk"),
+        ({"percent": [0, 50, 0, 100, 0, 100]}, PolicyError, "would lie on disk"),
         ({"backend": "abacus"}, FlexrefError, "abacus"),
     ],
 )

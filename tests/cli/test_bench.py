@@ -182,7 +182,7 @@ def test_a_trace_that_cannot_be_written_is_refused_before_the_work(
     ("arguments", "complaint"),
     [
         (("--model", "12b"), "'12b' is neither a weight file nor the size of a model"),
-        (("--suite", "tiny", "--percent", *("0", "0", "0", "0", "0", "0")), "would be at home on disk"),
+        (("--suite", "tiny", "--percent", *("0", "0", "0", "0", "0", "0")), "would lie on disk"),
         (("--suite", "tiny", "--prompt-len", "300"), "the model has 256 positions"),
         (("--suite", "tiny", "--device-mem-gib", "0.005"), "device memory is too small by"),
         (("--suite", "tiny", "--backend", "abacus"), "abacus"),

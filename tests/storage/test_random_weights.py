@@ -182,7 +182,7 @@ def test_logits_of_deep_models_stay_finite_and_small(scheme: str, pre_norm: bool
 def test_random_weights_cannot_be_at_home_on_disk() -> None:
     policy = Policy(weights=Shares(0.0, 0.5, 0.5))
     with load(random_file(SPEC), policy=policy) as engine:
-        with pytest.raises(PolicyError, match=r"^random weights of tiny: .* would be at home on disk") as refused:
+        with pytest.raises(PolicyError, match=r"^random weights of tiny: .* would lie on disk") as refused:
             engine.generate(ROWS)
         assert "\n" not in str(refused.value)
         assert not any("weights" in arena.holders for arena in engine.session.arenas.values())
