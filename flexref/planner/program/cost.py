@@ -14,6 +14,7 @@ from functools import cached_property
 
 import numpy as np
 
+from flexref.architecture.program import program_of
 from flexref.architecture.stages import StageKind
 from flexref.machine.arrays import Numbers, numbers
 from flexref.machine.durations import Durations
@@ -158,10 +159,22 @@ def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, com
 def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
     """Attention on the host: queries, keys and values (3 E a token) cross to the host, contexts (E) come back."""
     times = numbers(phase.passes * task.spec.layers) * blocks.groups
-    width = blocks.sizes * task.spec.width * DTYPE_BYTES[compute_dtype]
+    step, item = program_of(task.spec).attention, DTYPE_BYTES[compute_dtype]
+    crossings = (("queries out", "device->host", step.inputs), ("contexts in", "host->device", step.width))
     return [
-        Flow(phase.name, what, "activations", link, link, "cache", AWAY, times, nbytes, crossing=True)
-        for what, link, nbytes in (("queries out", "device->host", 3 * width), ("contexts in", "host->device", width))
+        Flow(
+            phase.name,
+            what,
+            "activations",
+            link,
+            link,
+            "cache",
+            AWAY,
+            times,
+            blocks.sizes * width * item,
+            crossing=True,
+        )
+        for what, link, width in crossings
     ]
 
 

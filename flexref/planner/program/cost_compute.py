@@ -5,6 +5,7 @@ FlexGen, appendix A.3, divides FLOPs by one rate; here every operator has a meas
 
 import numpy as np
 
+from flexref.architecture.program import Activate, Attend, program_of
 from flexref.architecture.stages import StageKind
 from flexref.machine.arrays import Numbers, numbers
 from flexref.machine.durations import Durations
@@ -14,8 +15,8 @@ from flexref.planner.program.linear import Linear
 from flexref.planner.program.task import Task
 from flexref.units import DTYPE_BYTES, LOGITS_BYTES
 
-LAYER_CALLS = 9
-"""Operators of a decoder layer: norm, product, append, attend, product, norm, product, activation, product."""
+ATTEND_CALLS = 2
+"""Operators of attention: append, attend. Every other step is one."""
 
 FAR_CALLS = 4
 """Operators that attention on the host adds to them: two crossings, append, attend."""
@@ -46,11 +47,12 @@ def far_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) ->
 
 def operator_calls(task: Task, far: bool) -> Linear:
     """Operators that a group's pass calls."""
-    spec, tiles = task.spec, task.stage_kinds.count(StageKind.HEAD)
-    embed = tiles + 2 + spec.projected
-    head = 2 + spec.final_norm + tiles + 1
-    calls = Linear.fixed(LAYER_CALLS * spec.layers + embed + head)
-    return calls + Linear.of(FAR_CALLS * spec.layers, "cache", "host", "disk") if far else calls
+    program, tiles = program_of(task.spec), task.stage_kinds.count(StageKind.HEAD)
+    layer = sum(ATTEND_CALLS if isinstance(step, Attend) else 1 for step in program.layer_steps())
+    embed = tiles + 2 + (program.embed.project is not None)
+    head = 2 + (program.head.norm is not None) + tiles + 1
+    calls = Linear.fixed(layer * program.layers + embed + head)
+    return calls + Linear.of(FAR_CALLS * program.layers, "cache", "host", "disk") if far else calls
 
 
 def _visits(durations: Durations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> Numbers:
@@ -70,51 +72,48 @@ def _ends(task: Task, rows: Numbers) -> Numbers:
     return rows if task.scoring is None else rows * task.scoring.tokens
 
 
-def matrices(task: Task) -> tuple[tuple[int, int], ...]:
-    """(outputs, inputs) of a layer's products in their order."""
-    width, ffn = task.spec.width, task.spec.ffn_width
-    return (3 * width, width), (width, width), (ffn, width), (width, ffn)
-
-
 def _layer(durations: Durations, task: Task, tokens: Numbers, stored: str) -> Numbers:
     """A decoder layer without append and attend."""
-    item = DTYPE_BYTES[durations.machine.port.compute_dtype]
-    norms = 2 * durations.operator("layer_norm", tokens * task.spec.width * item)
-    products = sum(durations.linear(tokens, *matrix, stored) for matrix in matrices(task))
-    return norms + products + durations.operator("activate", tokens * task.spec.ffn_width * item)
+    item, program = DTYPE_BYTES[durations.machine.port.compute_dtype], program_of(task.spec)
+    activations = (step for step in program.layer_steps() if isinstance(step, Activate))
+    return numbers(
+        sum(durations.operator("layer_norm", tokens * step.width * item) for step in program.norms)
+        + sum(durations.linear(tokens, step.outputs, step.inputs, stored) for step in program.projections)
+        + sum(durations.operator("activate", tokens * step.width * item) for step in activations)
+    )
 
 
 def _attention(durations: Durations, task: Task, phase: Phase, rows: Numbers, place: str) -> Numbers:
     """Append and attend of a layer: in decode by the records that are read, in a prefill 4 E FLOPs a visible pair."""
-    spec = task.spec
-    where = (place, task.cache_scheme, spec.head_width)
+    step = program_of(task.spec).attention
+    where = (place, task.cache_scheme, step.head_width)
     append = durations.append(place, task.cache_scheme, rows * phase.new_tokens * task.record_bytes)
     if phase.decoding:
         return append + durations.attend_records(where, rows * (phase.past_tokens + 1) * task.record_bytes)
     pairs = phase.new_tokens * (phase.new_tokens + 1) / 2
-    return append + durations.attend_pairs(where, rows * 4 * spec.width * pairs)
+    return append + durations.attend_pairs(where, rows * 4 * step.width * pairs)
 
 
 def _embed(durations: Durations, task: Task, tokens: Numbers) -> Numbers:
     """Token rows gathered from every tile of the table, made the compute type, and positions added."""
-    spec, dtype = task.spec, durations.machine.port.compute_dtype
+    steps, dtype = program_of(task.spec).embed, durations.machine.port.compute_dtype
     tiles = task.stage_kinds.count(StageKind.HEAD)
-    gathered = tiles * durations.operator("gather", tokens * spec.embed_width * DTYPE_BYTES[task.dense])
-    seconds = gathered + durations.expand(tokens * spec.embed_width, task.dense)
-    if spec.projected:
-        seconds = seconds + durations.linear(tokens, spec.width, spec.embed_width, task.dense)
-    return seconds + durations.operator("add_rows", tokens * spec.width * DTYPE_BYTES[dtype])
+    gathered = tiles * durations.operator("gather", tokens * steps.tokens.width * DTYPE_BYTES[task.dense])
+    seconds = gathered + durations.expand(tokens * steps.tokens.width, task.dense)
+    if steps.project is not None:
+        seconds = seconds + durations.linear(tokens, steps.project.outputs, steps.project.inputs, task.dense)
+    return seconds + durations.operator("add_rows", tokens * steps.positions.width * DTYPE_BYTES[dtype])
 
 
 def _hidden(durations: Durations, task: Task, ends: Numbers) -> Numbers:
     """Hidden states that get logits gathered, normed and projected; and the choice from logits, if there is one."""
-    spec, dtype = task.spec, durations.machine.port.compute_dtype
+    spec, dtype, steps = task.spec, durations.machine.port.compute_dtype, program_of(task.spec).head
     nbytes = ends * spec.width * DTYPE_BYTES[dtype]
     seconds = durations.operator("gather", nbytes)
-    if spec.final_norm:
+    if steps.norm is not None:
         seconds = seconds + durations.operator("layer_norm", nbytes)
-    if spec.projected:
-        seconds = seconds + durations.linear(ends, spec.embed_width, spec.width, task.dense)
+    if steps.project is not None:
+        seconds = seconds + durations.linear(ends, steps.project.outputs, steps.project.inputs, task.dense)
     else:
         seconds = seconds + durations.expand(ends * spec.width, dtype)
     if task.scoring is not None:
@@ -147,7 +146,10 @@ def _expansions(durations: Durations, task: Task, phase: Phase, rows: Numbers, f
     layer = head = numbers(0.0)
     if task.stored != dtype:
         layer = numbers(
-            sum(durations.expand(numbers([outputs * inputs]), task.stored) for outputs, inputs in matrices(task))
+            sum(
+                durations.expand(numbers([step.outputs * step.inputs]), task.stored)
+                for step in program_of(spec).projections
+            )
         )
     if task.dense != dtype:
         tiles = sum(durations.expand(numbers([outputs * spec.embed_width]), task.dense) for outputs in _tile_rows(task))

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from flexref.architecture.program import program_of
 from flexref.architecture.stages import StageKind
 from flexref.machine.arrays import Numbers
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST, Blocks
@@ -120,12 +121,13 @@ def logits_bytes(task: Task, blocks: Blocks, item: int) -> dict[str, Numbers]:
 
 def own_bytes(task: Task, blocks: Blocks, item: int, scratch_bytes: int) -> dict[tuple[str, str], Linear]:
     """What belongs to no store: logits and hidden states of every group's last tokens, results, expanded matrices."""
-    spec = task.spec
     last = logits_bytes(task, blocks, item)
     workspace = task.workspace_bytes_fixed + task.workspace_bytes_per_token * prompt_tokens(task, blocks)
     far = {}
     if task.attention_on == "host":
-        far["host", "attention on host"] = Linear.of(blocks.rows_most * 4 * spec.width * item, "cache", "host", "disk")
+        step = program_of(task.spec).attention
+        row = (step.inputs + step.width) * item
+        far["host", "attention on host"] = Linear.of(blocks.rows_most * row, "cache", "host", "disk")
     return {
         **{(tier, "logits"): Linear.fixed(nbytes) for tier, nbytes in last.items()},
         ("device", "workspace"): Linear.fixed(workspace),
