@@ -48,9 +48,8 @@ class GenerateBlock(BlockMoves, BlockComputation):
 
     def _choose(self, visit: Visit, group: Group, logits: Array) -> None:
         alive = [row for _, row in group.alive]
-        numbers, steps = (
-            np.array(values, np.int64) for values in zip(*((row.number, len(row.tokens)) for row in alive), strict=True)
-        )
+        numbers = np.array([row.number for row in alive], np.int64)
+        steps = np.array([len(row.tokens) for row in alive], np.int64)
         watch = self.watch
         seen = self.backend.download(logits) if watch.on_logits is not None or watch.on_choice is not None else None
         if watch.on_logits is not None and seen is not None:

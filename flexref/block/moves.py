@@ -34,7 +34,7 @@ INWARD = (Hop.FETCH, Hop.LOAD)
 
 @dataclass(eq=False)
 class BlockMoves(BlockState):
-    """The moves of one block; those of its head's activations are the ones that a block of another kind changes."""
+    """The moves of one block that leaves logits. One that scores moves other activations in the head."""
 
     def transfers(self, movement: Movement) -> Sequence[Transfer]:
         """What the movement has to move now (see `executor.Work`).
