@@ -36,8 +36,19 @@ LINK_OF: Mapping[tuple[Tier, Tier], str] = MappingProxyType(
 )
 """The link from one tier to another, in the order in which reports list them; disk to device takes two copies."""
 
+
+class Kind(str, Enum):
+    """What lies on tiers and goes over links."""
+
+    WEIGHTS = "weights"
+    CACHE = "cache"
+    ACTIVATIONS = "activations"
+
+    __str__ = str.__str__
+
+
 KINDS = ("weights", "cache", "activations")
-"""What lies on tiers and goes over links."""
+"""The names of all kinds of data."""
 
 SLOTS_OVERLAPPED, SLOTS_SERIAL = 2, 1
 """Streamed data under way at a time: one in use and one arriving, or just the one."""

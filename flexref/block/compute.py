@@ -22,7 +22,7 @@ from flexref.model.weights import StageWeights, by_role
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.cache import RowPass
 from flexref.tiers.transfer import Crossing, view
-from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Tier, aligned
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Kind, Tier, aligned
 
 
 @dataclass(eq=False)
@@ -159,10 +159,12 @@ class BlockComputation(BlockState):
         back = region.part(there.nbytes, tokens * width * item)
         host_qkv: Any = view(be, there, (tokens, step.inputs), dtype)
         host_context: Any = view(be, back, (tokens, width), dtype)
-        self.mover.carry(Crossing("activations", "queries, keys, values", there.nbytes, "device->host"), qkv, host_qkv)
+        self.mover.carry(
+            Crossing(Kind.ACTIVATIONS, "queries, keys, values", there.nbytes, "device->host"), qkv, host_qkv
+        )
         be.append(rows, segments, host_qkv[:, width : 2 * width], host_qkv[:, 2 * width :])
         be.attend(rows, segments, host_qkv[:, :width], step.scale, host_context)
-        self.mover.carry(Crossing("activations", "attention", back.nbytes, "host->device"), host_context, context)
+        self.mover.carry(Crossing(Kind.ACTIVATIONS, "attention", back.nbytes, "host->device"), host_context, context)
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         """Compute one tile of the head for one group."""

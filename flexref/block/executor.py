@@ -11,9 +11,10 @@ from typing import Protocol
 
 from flexref.backend.protocol import Lane, Ticket
 from flexref.schedule.hazards import requirements
-from flexref.schedule.zigzag import Hop, Kind, Movement, Operation, Shape, Visit, beats
+from flexref.schedule.zigzag import Hop, Movement, Operation, Shape, Visit, beats
 from flexref.tiers.mover import Mover
 from flexref.tiers.transfer import Transfer
+from flexref.units import Kind
 
 LANE_OF = {
     (Hop.FETCH, Kind.WEIGHTS): Lane.DISK_IN,

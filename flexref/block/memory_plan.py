@@ -13,12 +13,11 @@ from flexref.backend.records import RecordLayout
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import expanded_bytes, workspace_bytes
 from flexref.policy import Policy, Shares
-from flexref.schedule.zigzag import Kind
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
 from flexref.tiers.cache_plan import CachePlan, RowPlan
 from flexref.tiers.placement import place_in_order, place_items
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, LOGITS_DTYPE, Tier, aligned, slots_of
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, LOGITS_DTYPE, Kind, Tier, aligned, slots_of
 
 SCORED_AT_ONCE = 256
 """Of so many scored tokens there are logits at a time, by one tile of the head: enough for a product to be worth the

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from flexref.architecture.stages import StageKind
 from flexref.block.rows import Group
 from flexref.block.state import BlockState
-from flexref.schedule.zigzag import Hop, Kind, Movement
+from flexref.schedule.zigzag import Hop, Movement
 from flexref.tiers.activations import ActivationStore
 from flexref.tiers.cache import CacheStore, RowPass
 from flexref.tiers.transfer import Copy, Gather, Transfer, host_bytes
-from flexref.units import DTYPE_BYTES, Tier
+from flexref.units import DTYPE_BYTES, Kind, Tier
 
 CACHE_MOVES: Mapping[Hop, Callable[[CacheStore, int, int, Sequence[RowPass], int], list[Copy]]] = {
     Hop.FETCH: CacheStore.fetch,
@@ -90,4 +90,4 @@ class BlockMoves(BlockState):
                 for piece in read.pieces(row_bytes):
                     rows[piece.tokens] = self.weights.read_table_rows(piece)
 
-        return [Gather("weights", "token rows", from_disk, target.nbytes, gather)]
+        return [Gather(Kind.WEIGHTS, "token rows", from_disk, target.nbytes, gather)]

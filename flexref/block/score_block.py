@@ -21,7 +21,7 @@ from flexref.model.stages import head_tile
 from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Movement, Visit
 from flexref.tiers.transfer import Crossing, Region, Transfer, host_bytes, view
-from flexref.units import DTYPE_BYTES, LOGITS_DTYPE
+from flexref.units import DTYPE_BYTES, LOGITS_DTYPE, Kind
 
 OnTile = Callable[[int, int, npt.NDArray[np.float32]], None]
 """Lent logits (C, N) of the scored tokens from number `first` of all on, for the token ids from `first_id` on."""
@@ -89,7 +89,7 @@ class ScoreBlock(BlockMoves, BlockComputation):
         head_tile(self.backend, steps, weights, hidden, 0, logits)
         region = self._regions[BlockRoom.LOGITS_ON_HOST].part(start, nbytes)
         target: Any = view(self.backend, region, shape, LOGITS_DTYPE)
-        self.mover.carry(Crossing("activations", "logits", nbytes, "device->host"), logits, target)
+        self.mover.carry(Crossing(Kind.ACTIVATIONS, "logits", nbytes, "device->host"), logits, target)
         on_its_way = Sent(self.backend.mark(), region, shape, first, first_id)
         self._deliver()
         self._under_way = on_its_way

@@ -22,7 +22,8 @@ An operation needs its data, and it needs its target to be free. In this table
 
 from collections.abc import Iterable, Iterator
 
-from flexref.schedule.zigzag import Beat, Computation, Hop, Kind, Movement, Operation, Shape, Visit
+from flexref.schedule.zigzag import Beat, Computation, Hop, Movement, Operation, Shape, Visit
+from flexref.units import Kind
 
 
 def requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:

@@ -12,13 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
 
-
-class Kind(str, Enum):
-    """The kinds of data that move between tiers."""
-
-    WEIGHTS = "weights"
-    CACHE = "cache"
-    ACTIVATIONS = "activations"
+from flexref.units import Kind
 
 
 class Hop(str, Enum):

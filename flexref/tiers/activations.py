@@ -7,7 +7,7 @@ from enum import Enum
 from flexref.backend.protocol import Backend
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Copy, Region
-from flexref.units import Tier
+from flexref.units import Kind, Tier
 
 
 class ActivationRoom(str, Enum):
@@ -143,7 +143,7 @@ class ActivationStore:
     def load_token_rows(self, nbytes: int, slot: int) -> list[Copy]:
         """host -> device of what was gathered; the rows are weights."""
         source, target = self.token_rows(Tier.HOST, slot), self.token_rows(Tier.DEVICE, slot)
-        return [Copy("weights", "token rows", source.part(0, nbytes), target.part(0, nbytes))]
+        return [Copy(Kind.WEIGHTS, "token rows", source.part(0, nbytes), target.part(0, nbytes))]
 
     def _copy(self, group: int, source: Region, target: Region, nbytes: int) -> Copy:
-        return Copy("activations", f"group {group} activations", source.part(0, nbytes), target.part(0, nbytes))
+        return Copy(Kind.ACTIVATIONS, f"group {group} activations", source.part(0, nbytes), target.part(0, nbytes))

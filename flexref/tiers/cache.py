@@ -9,7 +9,7 @@ from flexref.backend.protocol import Backend
 from flexref.tiers.cache_plan import CachePlan, CacheRoom, RowPlan, RowStarts
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, view
-from flexref.units import Tier
+from flexref.units import Kind, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,7 +205,7 @@ class CacheStore:
             spot.piece(stretch.rows - 1, first, tokens, self._record)  # the last piece lies inside its region too
         pieces = WHOLE if stretch.rows == 1 else Pieces(stretch.rows, source.stride, target.stride)
         there, back = (spot.piece(0, first, tokens, self._record) for spot in ways)
-        return Copy("cache", f"layer {layer} cache", there, back, pieces=pieces)
+        return Copy(Kind.CACHE, f"layer {layer} cache", there, back, pieces=pieces)
 
     def _alone(self, group: int, place: int) -> Stretch:
         """A row as a stretch of its own."""

@@ -97,11 +97,11 @@ class Mover:
 
     def _step(self, copy: Transfer) -> LaneStep:
         if isinstance(copy, Gather):
-            return HostWork(copy.what, copy.call, copy.kind, copy.link, copy.nbytes, copy.gathered_bytes)
+            return HostWork(copy.what, copy.call, copy.kind.value, copy.link, copy.nbytes, copy.gathered_bytes)
         if copy.source.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._read(copy), copy.kind, copy.link, copy.nbytes)
+            return HostWork(copy.what, lambda: self._read(copy), copy.kind.value, copy.link, copy.nbytes)
         if copy.target.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._write(copy), copy.kind, copy.link, copy.nbytes)
+            return HostWork(copy.what, lambda: self._write(copy), copy.kind.value, copy.link, copy.nbytes)
         count = copy.pieces.count
         source, target = copy.source, copy.target
         return Move(

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Backend, Buffer
-from flexref.units import LINK_OF, Tier
+from flexref.units import LINK_OF, Kind, Tier
 
 
 class DiskFile(Protocol):
@@ -59,11 +59,11 @@ WHOLE = Pieces(1, 0, 0)
 class Copy:
     """Move all of `source` into `target`, which must be as long and one link away.
 
-    `kind` is weights, cache or activations. `check` is called with bytes that came from disk, where they arrived.
+    `check` is called with bytes that came from disk, where they arrived.
     With `pieces`, `source` and `target` are those of the first piece.
     """
 
-    kind: str
+    kind: Kind
     what: str
     source: Region
     target: Region
@@ -91,7 +91,7 @@ class Copy:
 class Gather:
     """Rows of `gathered_bytes` that the host gathers, with scattered reads of `nbytes` from disk among them."""
 
-    kind: str
+    kind: Kind
     what: str
     nbytes: int
     gathered_bytes: int
@@ -107,7 +107,7 @@ class Gather:
 class Crossing:
     """`nbytes` of an operator's array that cross `link` between two operators."""
 
-    kind: str
+    kind: Kind
     what: str
     nbytes: int
     link: str
@@ -159,13 +159,13 @@ class Traffic:
 
     def started(self, copy: "Transfer | Crossing") -> None:
         """Count a copy."""
-        flow = self.flows.setdefault((copy.link, copy.kind), Flow())
+        flow = self.flows.setdefault((copy.link, copy.kind.value), Flow())
         flow.nbytes += copy.nbytes
         flow.copies += 1
 
     def finished(self, lane: str, copy: "Transfer | Crossing", start_s: float, end_s: float) -> None:
         """Add the seconds of a copy."""
-        self.flows[copy.link, copy.kind].seconds += end_s - start_s
+        self.flows[copy.link, copy.kind.value].seconds += end_s - start_s
         if self.on_done is not None:
             self.on_done(Done(lane, copy.what, copy.link, copy.nbytes, start_s, end_s))
 

@@ -17,7 +17,7 @@ from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Copy, Region, host_bytes, view
 from flexref.tiers.weight_source import WeightSource, check_homes
 from flexref.tiers.weights_plan import Run, WeightsPlan
-from flexref.units import ALIGNMENT_BYTES, Tier, aligned
+from flexref.units import ALIGNMENT_BYTES, Kind, Tier, aligned
 
 PIECE_BYTES = 1 << 20
 """Bounds the memory that a gather of table rows uses beside its staging, which is counted."""
@@ -127,7 +127,7 @@ class WeightStore:
             checked = run.file_offset in self._checked_runs or stage in self._checked_stages
             check = None if checked else partial(self._check, run)
             target = self._staging[slot].part(offset, run.nbytes)
-            copies.append(Copy("weights", f"{plan.stage.name} weights", self._on_disk(run), target, check))
+            copies.append(Copy(Kind.WEIGHTS, f"{plan.stage.name} weights", self._on_disk(run), target, check))
         return copies
 
     def _check(self, run: Run, memory: npt.NDArray[np.uint8]) -> None:
@@ -142,10 +142,10 @@ class WeightStore:
         from_host, from_disk = plan.homes[Tier.HOST].nbytes, plan.homes[Tier.DISK].nbytes
         if from_host:
             target = self._slots[slot].part(0, from_host)
-            copies.append(Copy("weights", what, self._host[stage], target))
+            copies.append(Copy(Kind.WEIGHTS, what, self._host[stage], target))
         if from_disk:
             target = self._slots[slot].part(from_host, from_disk)
-            copies.append(Copy("weights", what, self._staging[slot].part(0, from_disk), target))
+            copies.append(Copy(Kind.WEIGHTS, what, self._staging[slot].part(0, from_disk), target))
         return copies
 
     def operands(self, stage: int, slot: int) -> dict[str, Matrix]:
@@ -238,7 +238,7 @@ class WeightStore:
         located = self._homes[run.tensors[0].name]
         target = located.region.part(0, run.nbytes)
         check = partial(_check_run, run) if self.source.checked else None
-        copy = Copy("weights", "loading", self._on_disk(run), target, check)
+        copy = Copy(Kind.WEIGHTS, "loading", self._on_disk(run), target, check)
         self.mover.run(Lane.WEIGHTS_IN, [copy])
         self._progress(run.nbytes)
 
@@ -249,9 +249,9 @@ class WeightStore:
             size = min(bounce.nbytes, run.nbytes - start)
             piece = bounce.part(0, size)
             check = checker.feed if self.source.checked else None
-            copies = [Copy("weights", "loading", self._on_disk(run, start, size), piece, check)]
+            copies = [Copy(Kind.WEIGHTS, "loading", self._on_disk(run, start, size), piece, check)]
             if home is not None:
-                copies.append(Copy("weights", "loading", piece, home.region.part(start, size)))
+                copies.append(Copy(Kind.WEIGHTS, "loading", piece, home.region.part(start, size)))
             self.mover.run(Lane.WEIGHTS_IN, copies)
             self._progress(size)
 

@@ -12,7 +12,6 @@ from flexref.schedule.zigzag import (
     Beat,
     Computation,
     Hop,
-    Kind,
     Movement,
     Operation,
     Shape,
@@ -20,6 +19,7 @@ from flexref.schedule.zigzag import (
     beats,
     zigzag,
 )
+from flexref.units import Kind
 
 SHAPES = st.builds(Shape, st.integers(1, 4), st.integers(3, 6), st.integers(1, 4), st.just(2))
 

@@ -12,14 +12,14 @@ from flexref.errors import StorageError
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Gather, Traffic
-from flexref.units import Tier
+from flexref.units import Kind, Tier
 
 LATE_S = 0.05
 """Work that takes so long is still under way when the next line runs."""
 
 
 def work(call: Any, what: str = "work of a test") -> Gather:
-    return Gather("weights", what, 0, 0, call)
+    return Gather(Kind.WEIGHTS, what, 0, 0, call)
 
 
 @pytest.fixture
