@@ -15,10 +15,11 @@ from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.session import Session, check_policy
 from flexref.errors import PolicyError
+from flexref.machine.known import machine_named
 from flexref.machine.machine import Machine
 from flexref.planner.advisor import Advisor
 from flexref.policy import Policy
-from flexref.profile.kept_machines import Given, MeasuredOnce, machine_named
+from flexref.profile.kept_machines import Given, MeasuredOnce
 from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
 from flexref.units import GIB
 

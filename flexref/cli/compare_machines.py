@@ -46,8 +46,8 @@ def command(
     from flexref.cli.show.console import table_console
     from flexref.cli.show.plots import check_plot
     from flexref.cli.side_by_side import side_by_side
+    from flexref.machine.known import known_machines, machine_named
     from flexref.planner.candidates import layouts
-    from flexref.profile.kept_machines import known_machines, machine_named
 
     known_prices = prices_of(prices)
     if plot_file:

@@ -85,7 +85,8 @@ def check_outputs(options: dict[str, Any]) -> None:
 def machine_of(name: str | None, backend: str) -> "Machine":
     """The machine of that name or file; without one, this machine with its port, measured once."""
     from flexref.backend.registry import create
-    from flexref.profile.kept_machines import machine_named, measured_machine
+    from flexref.machine.known import machine_named
+    from flexref.profile.kept_machines import measured_machine
 
     if name is not None:
         return machine_named(name)

@@ -1,4 +1,4 @@
-"""Finds machines: those that ship, those in files, and this one, measured once and kept; it measures nothing itself."""
+"""This machine, measured once and kept, or one that is given; it measures nothing itself."""
 
 import hashlib
 import json
@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.resources import as_file, files
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
@@ -14,9 +13,8 @@ import platformdirs
 from threadpoolctl import threadpool_info
 
 from flexref.backend.protocol import Backend
-from flexref.errors import FlexrefError, PolicyError, StorageError
+from flexref.errors import FlexrefError, PolicyError
 from flexref.machine.machine import FORMAT, Machine
-from flexref.machine.nominal import read_machine
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
 from flexref.profile.measure import capacities, measure_machine
@@ -26,31 +24,6 @@ CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
 
 PROFILE_VERSION = 2
 """Rises when a profile measures something else than before: what is kept of an older one is measured again."""
-
-
-def known_machines() -> tuple[str, ...]:
-    """Names of the machines that ship, sorted."""
-    folder = files("flexref.data").joinpath("machines")
-    if not folder.is_dir():
-        return ()
-    names = (entry.name for entry in folder.iterdir())
-    return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
-
-
-def machine_named(name_or_path: str) -> Machine:
-    """The machine in the file of that path, or the one that ships by that name.
-
-    `StorageError` lists the known names if it is neither; `PolicyError` says what is wrong in a file.
-    """
-    known = known_machines()
-    if Path(name_or_path).is_file() or name_or_path not in known:
-        if not Path(name_or_path).exists():
-            raise StorageError(
-                f"{name_or_path!r} is neither a machine's file nor a known machine; known: {', '.join(known) or 'none'}"
-            )
-        return read_machine(name_or_path)
-    with as_file(files("flexref.data").joinpath("machines", f"{name_or_path}.json")) as path:
-        return read_machine(path)
 
 
 def measured_machine(

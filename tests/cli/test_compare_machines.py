@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
+from flexref.machine import known as machines
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
-from flexref.profile import kept_machines as machines
 
 ONE = (
     *("--prompt-len", "32", "--gen-len", "4", "--rows-per-group", "4", "--groups", "1", "--attention-on", "device"),

@@ -1,4 +1,4 @@
-"""Machines by name, by path, and this one: measured once, kept, and measured again when what is kept is no use."""
+"""This machine: measured once, kept, and measured again when what is kept is no use."""
 
 import os
 import subprocess
@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from flexref_numpy import NumpyBackend
 
-from flexref.errors import PolicyError, StorageError
+from flexref.errors import StorageError
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
 from flexref.profile import kept_machines as machines
-from flexref.profile.kept_machines import CACHE_VARIABLE, cache_folder, known_machines, machine_named, measured_machine
+from flexref.profile.kept_machines import CACHE_VARIABLE, cache_folder, measured_machine
 from flexref.profile.measure import capacities
 
 
@@ -44,33 +44,6 @@ def measured(tmp_path: Path) -> Any:
         return found, lines
 
     return ask
-
-
-def test_a_machine_that_ships_is_found_by_its_name() -> None:
-    assert known_machines()
-    assert list(known_machines()) == sorted(known_machines())
-    for name in known_machines():
-        assert machine_named(name).capacity_bytes["device"] > 0
-
-
-def test_a_file_is_found_by_its_path_and_wins_over_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain_machine().write(tmp_path / "mine.json")
-    assert machine_named(str(tmp_path / "mine.json")) == plain_machine()
-    name = known_machines()[0]
-    plain_machine().write(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    assert machine_named(name).name == "plain"
-
-
-def test_what_is_neither_is_an_error_that_lists_the_names(tmp_path: Path) -> None:
-    with pytest.raises(StorageError, match=known_machines()[0]) as caught:
-        machine_named("abacus")
-    assert "'abacus' is neither a machine's file nor a known machine" in str(caught.value)
-    (tmp_path / "text").write_text("no JSON")
-    with pytest.raises(PolicyError, match="is not JSON"):
-        machine_named(str(tmp_path / "text"))
-    with pytest.raises(StorageError, match="cannot read machine"):
-        machine_named(str(tmp_path))
 
 
 def test_this_machine_is_measured_once(measured: Any, cache: Path) -> None:
