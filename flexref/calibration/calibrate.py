@@ -48,7 +48,7 @@ LEAST_TOKENS = 1 << 12
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class CalibrationSample:
     """A text of the kind that a model is for, and the tokenizer that reads it."""
 
     text: str
@@ -73,7 +73,7 @@ class Sample:
 def convert_calibrated(
     source: str | Path,
     out: str | Path,
-    sample: Sample,
+    sample: CalibrationSample,
     scheme: str,
     group_size: int,
     dtype: str,

@@ -77,7 +77,7 @@ def quantize_calibrated(
     """
     plain = quantize_least_squares(values, group_size, scale_dtype, what)
     cost = _damped(moments.covariance)
-    search = _Search(values, cost, group_size, np.dtype(scale_dtype), what)
+    search = _CodeSearch(values, cost, group_size, np.dtype(scale_dtype), what)
     search.feed_back(np.maximum(np.diagonal(moments.covariance), 0))
     for _ in range(SWEEPS):
         search.sweep()
@@ -103,7 +103,7 @@ def _feedback(cost: Array) -> Array:
     return upper.astype(np.float32)
 
 
-class _Search:
+class _CodeSearch:
     """Codes (I, O), inputs first, with scales and zeros (G, O); `errors` (I, O) are the values less what codes say."""
 
     def __init__(self, values: Array, cost: Array, group_size: int, dtype: np.dtype[Any], what: str) -> None:

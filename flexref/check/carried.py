@@ -13,7 +13,7 @@ import xxhash
 from flexref.architecture.program import Role, TensorKind
 from flexref.architecture.stages import tensor_name
 from flexref.backend.records import RecordLayout
-from flexref.check.findings import MOVED, Call, Findings, Visit
+from flexref.check.findings import MOVED, Call, CheckedVisit, Findings
 from flexref.check.tolerances import Values
 from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import WeightFile, read_tensor
@@ -28,7 +28,7 @@ class Carried:
     def __init__(self, findings: Findings, file: WeightFile | None = None) -> None:
         self._findings, self._file = findings, file
         self._loaded: tuple[str, Values | Quantized] | None = None
-        self._left: dict[int, tuple[Visit, Values]] = {}
+        self._left: dict[int, tuple[CheckedVisit, Values]] = {}
         self._records: dict[tuple[str, int], list[int]] = {}
 
     def weights(self, name: str | None, rows: Rows, found: Values | Quantized) -> None:

@@ -91,7 +91,7 @@ def finite_or_none(value: Any) -> Any:
 
 
 @dataclass(slots=True)
-class Entry:
+class OperatorFindings:
     """All calls of one operator, in one role, of one stage. `unjudged`: elements that no finite bound says anything of.
 
     These are results of operands that were not finite, and those that the port's type cannot hold.
@@ -112,7 +112,7 @@ class Entry:
 class Call:
     """One call of an operator that is being checked: notes in its `entry` what is worse than what was found before."""
 
-    entry: Entry
+    entry: OperatorFindings
     base: Finding
     """This call with nothing wrong."""
 
@@ -188,13 +188,13 @@ class Findings:
     def __init__(self, layers: Collection[int] | None = None) -> None:
         """`layers`: which decoder layers to check, None for all; the embedding and the head are always checked."""
         self.layers = None if layers is None else frozenset(layers)
-        self.entries: dict[tuple[str, str, str], Entry] = {}
+        self.entries: dict[tuple[str, str, str], OperatorFindings] = {}
         self.skipped_calls = 0
-        self.visit = Visit(None, 0, 0)
+        self.visit = CheckedVisit(None, 0, 0)
 
     def on_visit(self, stage: Stage, group: int, turn: int) -> None:
         """A visit's operators are about to be called."""
-        self.visit = Visit(stage, group, turn)
+        self.visit = CheckedVisit(stage, group, turn)
 
     def begin(self, operator: str, role: str, **shapes: tuple[int, ...]) -> Call | None:
         """A call of `operator` on operands of these shapes; None if this stage is not checked."""
@@ -204,7 +204,7 @@ class Findings:
             return None
         key = (visit.name, operator, role)
         base = Finding(operator, role, visit.name, visit.turn, visit.group, shapes, 0.0)
-        entry = self.entries.setdefault(key, Entry(base))
+        entry = self.entries.setdefault(key, OperatorFindings(base))
         entry.calls += 1
         return Call(entry, base)
 
@@ -219,9 +219,9 @@ class Findings:
         found = [entry.worst for entry in self.entries.values()]
         return max(found, key=lambda finding: (finding.ratio, finding.fault is not None, finding.error), default=None)
 
-    def by_operator(self) -> dict[str, list[Entry]]:
+    def by_operator(self) -> dict[str, list[OperatorFindings]]:
         """The entries of every operator in its role, in the order of their first calls."""
-        table: dict[str, list[Entry]] = {}
+        table: dict[str, list[OperatorFindings]] = {}
         for entry in self.entries.values():
             table.setdefault(entry.worst.label, []).append(entry)
         return table
@@ -231,7 +231,7 @@ class Findings:
         return [entry.to_json() for entry in self.entries.values()]
 
 
-class Visit:
+class CheckedVisit:
     """One visit while its operators are called: names the roles of operators by the tensors of its stage."""
 
     def __init__(self, stage: Stage | None, group: int, turn: int) -> None:

@@ -30,7 +30,7 @@ Logits = npt.NDArray[Any]
 
 
 @dataclass(slots=True)
-class Run:
+class TokenRun:
     """What one run gave of every row: tokens, and the logits (V,) that each was chosen from."""
 
     compute_dtype: str
@@ -46,7 +46,7 @@ def run_engine(
     max_new_tokens: int,
     options: Mapping[str, Any],
     on_visit: OnVisit | None = None,
-) -> Run:
+) -> TokenRun:
     """Generate greedily on `port`, which is closed after it; `options` are those of `flexref.load`.
 
     A policy that is to be chosen is chosen for a plain machine: a port that is checked is not measured first.
@@ -61,7 +61,7 @@ def run_engine(
     with load(file, backend=port, machine=_plain_machine(port), **options) as engine:
         generation = engine.generate(prompts, request, on_logits=keep, on_visit=on_visit)
     tokens = [output.token_ids for output in generation.outputs]
-    return Run(port.caps.compute_dtype, generation.stats.policy, tokens, logits)
+    return TokenRun(port.caps.compute_dtype, generation.stats.policy, tokens, logits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ class Tokens:
         return {**asdict(self), "differences": [difference.to_json() for difference in self.differences]}
 
 
-def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: Run, disk_dir: str | None = None) -> Tokens:
+def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: TokenRun, disk_dir: str | None = None) -> Tokens:
     """The tokens of a run beside the reference's: each step after the tokens that the port chose itself."""
     quantized = run.policy.cache_scheme != "none"
     if quantized:
@@ -152,7 +152,7 @@ def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: Run, disk_dir:
     return found
 
 
-def _permitted(file: WeightFile, token_ids: Ids, pair: tuple[int, int], run: Run) -> float | None:
+def _permitted(file: WeightFile, token_ids: Ids, pair: tuple[int, int], run: TokenRun) -> float | None:
     """How far apart the reference's two logits may be, None where that cannot be said.
 
     Numpy's logits may be off as well: its own bound comes on top.
@@ -164,7 +164,7 @@ def _permitted(file: WeightFile, token_ids: Ids, pair: tuple[int, int], run: Run
     return sum(permitted_gap(file, token_ids, pair, arithmetic(dtype), group_size) for dtype in ports)
 
 
-def differing_bits(checked: Run, plain: Run) -> str | None:
+def differing_bits(checked: TokenRun, plain: TokenRun) -> str | None:
     """Where two runs of one port differ, which must not be in a single bit; None if they do not."""
     for row, both in enumerate(zip(checked.logits, plain.logits, strict=True)):
         for turn, (one, other) in enumerate(zip(*both, strict=True)):

@@ -65,12 +65,15 @@ def command(
         if calibrate is None:
             done = convert(source, out, scheme, group_size, dtype, tokenizer, on_progress)
         else:
-            from flexref.calibration.calibrate import SCHEME, Sample, convert_calibrated
+            from flexref.calibration.calibrate import SCHEME, CalibrationSample, convert_calibrated
             from flexref.quality.perplexity import read_text
 
             if tokenizer is None:
                 raise PromptError(f"{source} has no tokenizer, so that no text can calibrate it")
-            scheme, sample = SCHEME if scheme.startswith("int4") else scheme, Sample(read_text(calibrate), tokenizer)
+            scheme, sample = (
+                SCHEME if scheme.startswith("int4") else scheme,
+                CalibrationSample(read_text(calibrate), tokenizer),
+            )
             done = convert_calibrated(source, out, sample, scheme, group_size, dtype, on_progress)
     elapsed = time.perf_counter() - started
     groups = None if scheme == "none" else group_size

@@ -22,7 +22,7 @@ ASSUMED = "assumed"
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
+class FigureKind:
     """What a figure is: its unit, what one of it is in bytes, seconds or FLOPs, and the values that it may have."""
 
     unit: str
@@ -31,11 +31,11 @@ class Kind:
     most: float = MOST
 
 
-_GIB, _GB_PER_S, _SHARE = Kind("GiB", GIB), Kind("GB/s", 1e9), Kind("of the peak", 1.0, 1e-3, 1.0)
-_RESERVED = Kind("GiB", GIB, 0.0)
+_GIB, _GB_PER_S, _SHARE = FigureKind("GiB", GIB), FigureKind("GB/s", 1e9), FigureKind("of the peak", 1.0, 1e-3, 1.0)
+_RESERVED = FigureKind("GiB", GIB, 0.0)
 
-FIGURES: Mapping[str, Kind] = {
-    "compute_capability": Kind("CUDA compute capability", 1.0, OLDEST_CAPABILITY, 100.0),
+FIGURES: Mapping[str, FigureKind] = {
+    "compute_capability": FigureKind("CUDA compute capability", 1.0, OLDEST_CAPABILITY, 100.0),
     "device_memory": _GIB,
     "device_reserved": _RESERVED,
     "host_memory": _GIB,
@@ -44,7 +44,7 @@ FIGURES: Mapping[str, Kind] = {
     "disk_reserved": _RESERVED,
     "device_memory_peak": _GB_PER_S,
     "device_memory_sustained": _SHARE,
-    "matrix_peak": Kind("TFLOP/s", 1e12),
+    "matrix_peak": FigureKind("TFLOP/s", 1e12),
     "matrix_sustained": _SHARE,
     "link_in": _GB_PER_S,
     "link_out": _GB_PER_S,
@@ -54,8 +54,8 @@ FIGURES: Mapping[str, Kind] = {
     "disk_write": _GB_PER_S,
     "host_memory_rate": _GB_PER_S,
     "host_attention": _GB_PER_S,
-    "host_matrix": Kind("TFLOP/s", 1e12),
-    "operator_call": Kind("us", 1e-6),
+    "host_matrix": FigureKind("TFLOP/s", 1e12),
+    "operator_call": FigureKind("us", 1e-6),
 }
 """Every figure of a machine; flexref/data/machines/README.md says what each is."""
 

@@ -67,7 +67,7 @@ Answer = tuple[Policy, Prediction, Solution]
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SearchProblem:
     """One candidate's situation, with the bounds that its policies must keep.
 
     `known`: policies that were simulated before, so that none is simulated twice.
@@ -175,7 +175,7 @@ def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, 
     yield file.layout, file
 
 
-def questions(model: str, machine: Machine, wanted: Wanted) -> Iterator[Question]:
+def questions(model: str, machine: Machine, wanted: Wanted) -> Iterator[SearchProblem]:
     """A question for every combination that is allowed and that the port can do."""
     places = [place for place in wanted.attention_on if place == "device" or machine.port.attends_on_host]
     if not places:
@@ -190,4 +190,4 @@ def questions(model: str, machine: Machine, wanted: Wanted) -> Iterator[Question
             situation = Situation(file, machine, rows, base, steady=wanted.rows is None)
             keep = {"rows_per_group": wanted.rows_per_group, "groups_per_block": wanted.groups}
             limits = situation.limits(keep, wanted.max_latency_s, wanted.max_disk_write_bytes)
-            yield Question(situation, limits, scheme)
+            yield SearchProblem(situation, limits, scheme)

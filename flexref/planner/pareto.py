@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 
 from flexref.errors import PolicyError
 from flexref.machine.machine import Machine
-from flexref.planner.candidates import Candidate, Question, questions
+from flexref.planner.candidates import Candidate, SearchProblem, questions
 from flexref.planner.plan_request import Wanted
 from flexref.planner.ranking import NO_ROUNDING, propose, simulated, tokens_per_s
 
@@ -26,7 +26,7 @@ def pareto(
     """
     machine = wanted.machine(machine)
     fewest = replace(wanted, rows_per_group=wanted.rows_per_group or 1, groups=wanted.groups or 1)
-    seen = Seen(list(questions(model, machine, wanted)))
+    seen = SimulatedCandidates(list(questions(model, machine, wanted)))
     last = widest or seen.best(seen.questions)
     shortest = seen.best(list(questions(model, machine, fewest)))
     seen.candidates += [last, shortest]
@@ -43,13 +43,13 @@ def pareto(
 
 
 @dataclass
-class Seen:
+class SimulatedCandidates:
     """The ways of storing things, and all candidates that were simulated, whichever bound they were for."""
 
-    questions: Sequence[Question]
+    questions: Sequence[SearchProblem]
     candidates: list[Candidate] = field(default_factory=list)
 
-    def best(self, asked: Sequence[Question]) -> Candidate:
+    def best(self, asked: Sequence[SearchProblem]) -> Candidate:
         """The best candidate; raises why there is none."""
         proposals = [propose(question) for question in asked]
         found = [candidate for candidate in simulated(proposals).values() if candidate.prediction is not None]

@@ -8,7 +8,7 @@ from typing import Any
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import WEIGHT_FILE, Machine
-from flexref.planner.candidates import Candidate, Question, questions
+from flexref.planner.candidates import Candidate, SearchProblem, questions
 from flexref.planner.plan_request import Wanted
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.ranking import NO_ROUNDING, propose, simulated, tokens_per_s
@@ -108,7 +108,7 @@ def _binding(best: Candidate, machine: Machine) -> tuple[str, ...]:
     return tuple(name for name in best.solution.binding if not (left_alone and name == "disk memory"))
 
 
-def _one_more(question: Question, solution: Solution) -> Iterator[OneMore]:
+def _one_more(question: SearchProblem, solution: Solution) -> Iterator[OneMore]:
     """What one more GiB of each tier and one more GB/s of each link would bring."""
     situation, limits = question.situation, question.limits
     machine = situation.machine

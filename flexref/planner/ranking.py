@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from flexref.errors import CapacityError, PolicyError
-from flexref.planner.candidates import Answer, Candidate, Question
+from flexref.planner.candidates import Answer, Candidate, SearchProblem
 from flexref.planner.fitting import solutions_of
 from flexref.planner.program.lp import Solution
 from flexref.planner.program.task import Limits
@@ -32,8 +32,8 @@ class Proposal:
     not.
     """
 
-    question: Question
-    found: tuple[tuple[Question, tuple[Solution, ...]], ...]
+    question: SearchProblem
+    found: tuple[tuple[SearchProblem, tuple[Solution, ...]], ...]
     solved: int
     pruned: int
     failure: CapacityError | PolicyError | None
@@ -87,7 +87,7 @@ def can_win(solution: Solution, tokens_per_s: float) -> bool:
     return solution.tokens_per_s * UNDERRATED_MOST > tokens_per_s
 
 
-def _simulated(question: Question, solutions: tuple[Solution, ...], tokens_per_s: float) -> Iterator[Answer]:
+def _simulated(question: SearchProblem, solutions: tuple[Solution, ...], tokens_per_s: float) -> Iterator[Answer]:
     """Simulate the solutions that can be rounded and may exceed `tokens_per_s`; where that is slow, the first one only.
 
     Where none keeps the bounds by the simulator, search again within tighter bounds.
@@ -111,7 +111,7 @@ def _simulated(question: Question, solutions: tuple[Solution, ...], tokens_per_s
         solutions = _solutions_within(question, limits)
 
 
-def _solutions_within(question: Question, limits: Limits) -> tuple[Solution, ...]:
+def _solutions_within(question: SearchProblem, limits: Limits) -> tuple[Solution, ...]:
     """The solutions within tightened limits; none if there are none."""
     try:
         return tuple(solutions_of(question.situation, limits)[0])
@@ -119,10 +119,10 @@ def _solutions_within(question: Question, limits: Limits) -> tuple[Solution, ...
         return ()
 
 
-def propose(question: Question) -> Proposal:
+def propose(question: SearchProblem) -> Proposal:
     """Search with and without the disk; an error is kept as the proposal's `failure`, not raised."""
     situation = question.situation
-    found: list[tuple[Question, tuple[Solution, ...]]] = []
+    found: list[tuple[SearchProblem, tuple[Solution, ...]]] = []
     solved = pruned = 0
     failure: CapacityError | PolicyError | None = None
     for each in (question, replace(question, situation=situation.without_disk())):

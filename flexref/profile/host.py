@@ -42,7 +42,7 @@ PROMPT = (3, 1, 4)
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class PortCounts:
     """What a counting port knows at a time: the time, and its sums until then."""
 
     now_s: float
@@ -116,7 +116,7 @@ class Counted:
         self.calls = 0
         self.inside_s = 0.0
         self.sampling_s = 0.0
-        self.sampled: list[Seen] = []
+        self.sampled: list[PortCounts] = []
         """After every `sample`."""
         for name in OPERATORS:
             setattr(self, name, self._watched(name, getattr(backend, name)))
@@ -148,7 +148,7 @@ class Counted:
             end = clock()
             self.sampling_s += end - begin
             self.calls += 1
-            self.sampled.append(Seen(end, self.inside_s, self.sampling_s, self.calls))
+            self.sampled.append(PortCounts(end, self.inside_s, self.sampling_s, self.calls))
             return result
 
         if name == "sample":

@@ -13,7 +13,7 @@ from tokenizers import models, pre_tokenizers, processors
 from flexref import load
 from flexref.architecture.spec import ModelSpec
 from flexref.calibration import calibrate
-from flexref.calibration.calibrate import SCHEME, Sample, convert_calibrated
+from flexref.calibration.calibrate import SCHEME, CalibrationSample, convert_calibrated
 from flexref.check.models import write_model
 from flexref.engine.generation import Request
 from flexref.errors import CheckpointError, PromptError
@@ -57,7 +57,7 @@ def test_every_variant_is_calibrated_to_a_sound_file(
     tmp_path_factory: pytest.TempPathFactory, spec: ModelSpec, group_size: int, dtype: str
 ) -> None:
     folder = tmp_path_factory.mktemp("calibrated")
-    sample = Sample(text_of(60, spec.vocabulary - 1), tokenizer_json(spec.vocabulary - 1))
+    sample = CalibrationSample(text_of(60, spec.vocabulary - 1), tokenizer_json(spec.vocabulary - 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "LEAST_TOKENS", 10)
         done = convert_calibrated(model(folder, spec), folder / "c.h5", sample, SCHEME, group_size, dtype)
@@ -90,7 +90,7 @@ def logits_of(path: Path, prompts: list[list[int]], cache_scheme: str = "none") 
 
 def test_logits_behind_other_texts_are_closer_than_by_least_squares(tmp_path: Path) -> None:
     dense, tokenizer = model(tmp_path), tokenizer_json()
-    convert_calibrated(dense, tmp_path / "c.h5", Sample(text_of(6000), tokenizer), SCHEME, 32, "float16")
+    convert_calibrated(dense, tmp_path / "c.h5", CalibrationSample(text_of(6000), tokenizer), SCHEME, 32, "float16")
     convert(dense, tmp_path / "m.h5", "int4-mse", 32, "float16", tokenizer)
     ids = Tokenizer.from_json(tokenizer).encode(text_of(1500, seed=1))[1:]
     prompts = [[0, *ids[first : first + 15]] for first in range(0, 1500, 15)]
@@ -103,7 +103,7 @@ def test_logits_behind_other_texts_are_closer_than_by_least_squares(tmp_path: Pa
 def test_whatever_the_weights_are_a_4_bit_cache_costs_less(tmp_path: Path, scheme: str) -> None:
     dense, tokenizer = model(tmp_path), tokenizer_json()
     convert(dense, tmp_path / "plain.h5", scheme, 32, "float32", tokenizer)
-    convert_calibrated(dense, tmp_path / "new.h5", Sample(text_of(6000), tokenizer), scheme, 32, "float32")
+    convert_calibrated(dense, tmp_path / "new.h5", CalibrationSample(text_of(6000), tokenizer), scheme, 32, "float32")
     ids = Tokenizer.from_json(tokenizer).encode(text_of(1500, seed=1))[1:]
     prompts = [[0, *ids[first : first + 15]] for first in range(0, 1500, 15)]
     exact = logits_of(dense, prompts)
@@ -120,7 +120,9 @@ def test_whatever_the_weights_are_a_4_bit_cache_costs_less(tmp_path: Path, schem
 
 def test_a_bias_takes_up_what_errors_do_to_the_mean(tmp_path: Path) -> None:
     dense = model(tmp_path)
-    convert_calibrated(dense, tmp_path / "c.h5", Sample(text_of(5000), tokenizer_json()), SCHEME, 32, "float32")
+    convert_calibrated(
+        dense, tmp_path / "c.h5", CalibrationSample(text_of(5000), tokenizer_json()), SCHEME, 32, "float32"
+    )
     before, after = open_weight_file(dense).tensors, open_weight_file(tmp_path / "c.h5").tensors
     name = "layers/000/ffn_down/bias"
     assert not np.array_equal(read_tensor(before[name]), read_tensor(after[name]))
@@ -134,7 +136,7 @@ def test_a_sample_is_runs_of_the_text_begun_as_texts_are(tokens: int, positions:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(calibrate, "LEAST_TOKENS", 5)
         patch.setattr(calibrate, "MOST_TOKENS", most)
-        runs = Sample(text, tokenizer_json()).runs(positions)
+        runs = CalibrationSample(text, tokenizer_json()).runs(positions)
     ids = tokenizer.encode(text)[1:]
     cut = [[0, *ids[first : first + positions - 1]] for first in range(0, tokens, positions - 1)]
     assert all(run in cut for run in runs)
@@ -143,7 +145,7 @@ def test_a_sample_is_runs_of_the_text_begun_as_texts_are(tokens: int, positions:
 
 
 def test_a_text_that_says_too_little_is_refused(tmp_path: Path) -> None:
-    short = Sample(text_of(4000), tokenizer_json())
+    short = CalibrationSample(text_of(4000), tokenizer_json())
     with pytest.raises(PromptError, match="has 4000 tokens, needed at least 4096"):
         convert_calibrated(model(tmp_path), tmp_path / "c.h5", short, SCHEME, 32, "float16")
     assert not (tmp_path / "c.h5").exists()
@@ -162,5 +164,7 @@ def test_weights_that_are_not_finite_are_refused_by_name(
 
     monkeypatch.setattr(calibrate, "whole", spoilt)
     with pytest.raises(CheckpointError, match="layers/000/attention_qkv/weight: holds weights that are not finite"):
-        convert_calibrated(source, tmp_path / "c.h5", Sample(text_of(5000), tokenizer_json()), scheme, 32, "float32")
+        convert_calibrated(
+            source, tmp_path / "c.h5", CalibrationSample(text_of(5000), tokenizer_json()), scheme, 32, "float32"
+        )
     assert [path.name for path in tmp_path.iterdir()] == ["dense.h5"]

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.check.checked import CheckedBackend
-from flexref.check.findings import Call, Entry, Finding, Findings
+from flexref.check.findings import Call, Finding, Findings, OperatorFindings
 from flexref.check.models import write_model
 from flexref.check.portcheck import PortCheck, check_port
 from flexref.errors import FlexrefError
@@ -102,7 +102,7 @@ def test_the_worst_element_is_the_one_that_takes_most_of_its_bound(data: st.Data
     value, noise, bound = (own.numbers(shape, "float64", "normal", data.draw(own.seeds)) for _ in range(3))
     found = (value + noise).astype(np.float32)
     base = Finding("linear", "", "layer 0", 0, 0, {}, 0.0)
-    call = Call(Entry(base), base)
+    call = Call(OperatorFindings(base), base)
     cut = data.draw(st.integers(0, shape[0]))
     for rows in (slice(0, cut), slice(cut, None)):  # in blocks as at once
         call.compare(found[rows], (value[rows], np.abs(bound[rows])), first=(rows.start, 0))
@@ -116,7 +116,7 @@ def test_the_worst_element_is_the_one_that_takes_most_of_its_bound(data: st.Data
 
 def test_what_has_no_finite_bound_is_counted_and_not_judged() -> None:
     base = Finding("linear", "", "layer 0", 0, 0, {}, 0.0)
-    call = Call(Entry(base), base)
+    call = Call(OperatorFindings(base), base)
     value = np.array([np.nan, 1.0, 7e4, 1.0])
     found = np.array([0, 5, np.inf, 1], np.float16)  # 7e4 is more than float16 holds
     call.compare(found, (value, np.array([1.0, np.inf, 1.0, 0.0])))

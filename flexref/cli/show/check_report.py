@@ -10,7 +10,7 @@ from rich.text import Text
 from flexref.check.findings import MOVED
 
 if TYPE_CHECKING:
-    from flexref.check.findings import Entry
+    from flexref.check.findings import OperatorFindings
     from flexref.check.portcheck import PortReport
     from flexref.testing.verdicts import Verdict
 
@@ -52,7 +52,7 @@ def print_report(console: Console, report: "PortReport", every_layer: bool) -> N
     _print_tokens(console, report)
 
 
-def _cells(entry: "Entry", calls: int, every_layer: bool) -> list[Text]:
+def _cells(entry: "OperatorFindings", calls: int, every_layer: bool) -> list[Text]:
     worst = entry.worst
     if worst.ratio == 0 and not every_layer:  # exact everywhere: no stage is worse than another
         cells = [worst.label, "", "0", "0", *[""] * 5, str(calls)]

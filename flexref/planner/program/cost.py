@@ -34,7 +34,7 @@ AWAY = ("host", "disk")
 
 
 @dataclass(frozen=True)
-class Flow:
+class PlannedFlow:
     """Copies of a phase that are alike: `times` copies of `nbytes` each if all of `share` is on `tiers`, else its part.
 
     `kind` is what the engine counts them as; `curve` names their curve among a machine's `copies`. A `crossing` is
@@ -66,7 +66,7 @@ class Flow:
         return Linear() if self.crossing else Linear.of(self.times, self.share, *self.tiers)
 
 
-def flows(task: Task, blocks: Blocks, compute_dtype: str) -> list[Flow]:
+def flows(task: Task, blocks: Blocks, compute_dtype: str) -> list[PlannedFlow]:
     """Every kind of copy of both phases."""
     found = []
     for phase in phases(task):
@@ -87,7 +87,7 @@ def attends_far(task: Task, phase: Phase) -> bool:
     return task.attention_on == "host" and phase.name == "decode"
 
 
-def weight_flows(task: Task, phase: Phase) -> list[Flow]:
+def weight_flows(task: Task, phase: Phase) -> list[PlannedFlow]:
     """Every pass fetches every stage once, for all groups (FlexGen, 4.3: w_c and w_d over both links).
 
     A stage's bytes are taken to move at the rate of one copy of that size.
@@ -96,13 +96,13 @@ def weight_flows(task: Task, phase: Phase) -> list[Flow]:
     for nbytes, count in sorted(Counter(task.stage_bytes).items()):
         of = numbers(phase.passes * count), numbers(nbytes)
         found += [
-            Flow(phase.name, "weights in", "weights", "host->device", "host->device", "weights", AWAY, *of),
-            Flow(phase.name, "weights read", "weights", "disk->host", WEIGHT_FILE, "weights", ("disk",), *of),
+            PlannedFlow(phase.name, "weights in", "weights", "host->device", "host->device", "weights", AWAY, *of),
+            PlannedFlow(phase.name, "weights read", "weights", "disk->host", WEIGHT_FILE, "weights", ("disk",), *of),
         ]
     return found
 
 
-def cache_flows(task: Task, blocks: Blocks, phase: Phase) -> list[Flow]:
+def cache_flows(task: Task, blocks: Blocks, phase: Phase) -> list[PlannedFlow]:
     """A visit of a layer loads its rows' records and stores their new ones (FlexGen, 4.3: c_c and c_d).
 
     In the prefill there is nothing to load. With attention on the host, records do not cross to the device; those on
@@ -122,7 +122,7 @@ def cache_flows(task: Task, blocks: Blocks, phase: Phase) -> list[Flow]:
     return found
 
 
-def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
+def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[PlannedFlow]:
     """Hidden states are stored after the embedding and every layer, and loaded for every layer and the head.
 
     FlexGen, 4.3: h_c, h_d.
@@ -137,7 +137,7 @@ def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: st
     ]
 
 
-def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
+def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[PlannedFlow]:
     """Scoring: the head's first tile makes the hidden states of the scored tokens, which are stored and then loaded for
     every other tile; logits cross to the host piece by piece, 4 V bytes a token."""
     spec, tiles = task.spec, task.stage_kinds.count(StageKind.HEAD)
@@ -152,17 +152,19 @@ def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, com
         _plain(phase, "scored tokens out", "activations", link, AWAY, out, nbytes),
         _plain(phase, "scored tokens read", "activations", "disk->host", ("disk",), back, nbytes),
         _plain(phase, "scored tokens spilled", "activations", "host->disk", ("disk",), out, nbytes),
-        Flow(phase.name, "logits", "activations", link, link, "activations", TIERS, times, logits, crossing=True),
+        PlannedFlow(
+            phase.name, "logits", "activations", link, link, "activations", TIERS, times, logits, crossing=True
+        ),
     ]
 
 
-def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[Flow]:
+def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[PlannedFlow]:
     """Attention on the host: queries, keys and values (3 E a token) cross to the host, contexts (E) come back."""
     times = numbers(phase.passes * task.spec.layers) * blocks.groups
     step, item = program_of(task.spec).attention, DTYPE_BYTES[compute_dtype]
     crossings = (("queries out", "device->host", step.inputs), ("contexts in", "host->device", step.width))
     return [
-        Flow(
+        PlannedFlow(
             phase.name,
             what,
             "activations",
@@ -180,8 +182,8 @@ def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str)
 
 def _plain(
     phase: Phase, what: str, kind: str, link: str, tiers: tuple[str, ...], times: Numbers, nbytes: Numbers
-) -> Flow:
-    return Flow(phase.name, what, kind, link, link, kind, tiers, times, nbytes)
+) -> PlannedFlow:
+    return PlannedFlow(phase.name, what, kind, link, link, kind, tiers, times, nbytes)
 
 
 Terms = Mapping[str, Linear]
@@ -211,7 +213,7 @@ class Costs:
         return Costs(machine, self.task, self.blocks, self.operators)
 
     @cached_property
-    def flows(self) -> Sequence[Flow]:
+    def flows(self) -> Sequence[PlannedFlow]:
         """Every kind of copy."""
         return flows(self.task, self.blocks, self.machine.port.compute_dtype)
 
@@ -267,7 +269,7 @@ class Costs:
             own = Linear()  # it overlaps with the device; without overlap the device waits for every submission
         return {**terms, "compute": compute + own}
 
-    def _waited(self, took: Sequence[tuple[Flow, Linear]]) -> Linear:
+    def _waited(self, took: Sequence[tuple[PlannedFlow, Linear]]) -> Linear:
         """With a single group, hidden states are loaded only after the last stage has stored them: operators wait."""
         single = np.asarray(self.blocks.groups == 1, np.float64)
         return total(seconds for flow, seconds in took if flow.share == "activations").times(single)

@@ -59,7 +59,7 @@ class Solution:
 
 
 @dataclass(frozen=True)
-class Question:
+class LinearProblem:
     """One pair of rows per group and groups, on a machine, for a task, within limits."""
 
     machine: Machine
@@ -80,12 +80,12 @@ def solve(machine: Machine, task: Task, rows_per_group: int, groups: int, limits
     Raises `CapacityError` if no placement fits, naming the tier, what is missing and who holds what; `PolicyError` with
     the least that is possible if a bound on latency or disk writes cannot be kept.
     """
-    question = Question(machine, task, limits, rows_per_group, groups)
+    question = LinearProblem(machine, task, limits, rows_per_group, groups)
     _, costs, place, optimum = best_variant(question)
     return solution(question, costs, place, optimum)
 
 
-def best_variant(question: Question) -> tuple[Table, Costs, int, Optimum]:
+def best_variant(question: LinearProblem) -> tuple[Table, Costs, int, Optimum]:
     """(table of the pair's variants, their costs, place of the best one, its optimum); raises what `solve` raises.
 
     A variant is not solved if its lower bound, from the duals of those before it, is no better than the best.
@@ -108,7 +108,7 @@ def best_variant(question: Question) -> tuple[Table, Costs, int, Optimum]:
     return table, costs, *best
 
 
-def solution(question: Question, costs: Costs, place: int, optimum: Optimum) -> Solution:
+def solution(question: LinearProblem, costs: Costs, place: int, optimum: Optimum) -> Solution:
     """The `Solution` of an optimum, which is that of the candidate at `place` in the question's table."""
     shares, duals, rows = optimum.shares, optimum.duals, float(costs.blocks.rows[place])
     tokens_per_s = rows * question.task.new_tokens / optimum.block_s

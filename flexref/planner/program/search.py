@@ -14,7 +14,7 @@ import numpy.typing as npt
 from flexref.machine.arrays import Numbers
 from flexref.machine.machine import Machine
 from flexref.planner.program.blocks import Blocks
-from flexref.planner.program.lp import Question, Solution, best_variant, solution
+from flexref.planner.program.lp import LinearProblem, Solution, best_variant, solution
 from flexref.planner.program.program import NEGLIGIBLE_EXCESS, Optimum, Program
 from flexref.planner.program.table import Duals, Table, tabulated
 from flexref.planner.program.task import Limits, Task
@@ -53,7 +53,7 @@ class Answer:
 class Ranked:
     """A pair and its best answer; the whole `Solution` is computed when it is asked for."""
 
-    question: Question
+    question: LinearProblem
     answer: Answer
 
     @property
@@ -109,8 +109,8 @@ def search(machine: Machine, task: Task, limits: Limits, *, keep: int = KEPT) ->
     solved = len(frontier.solved)
     pruned = len(rows_per_group) - solved
 
-    def asked(pair: int) -> Question:
-        return Question(machine, task, limits, int(rows_per_group[pair]), int(groups[pair]))
+    def asked(pair: int) -> LinearProblem:
+        return LinearProblem(machine, task, limits, int(rows_per_group[pair]), int(groups[pair]))
 
     ranked = tuple(Ranked(asked(pair), frontier.found[pair]) for pair in frontier.best())
     if not ranked:

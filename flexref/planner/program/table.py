@@ -25,7 +25,7 @@ DISK_WRITES, LATENCY = "disk writes", "latency"
 
 
 @dataclass(frozen=True)
-class Row:
+class ProgramRow:
     """A row of the linear programs: phase number `phase` takes at least `full_s` seconds in a full block.
 
     `rest_s`: the same in the job's last, partial block. `resources` are those whose seconds are summed up.
@@ -57,7 +57,7 @@ class Table:
     `blocks` counts that one as the share of rows it has. The job generates `tokens`.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[ProgramRow, ...]
     over: Mapping[str, Linear]
     latency_s: float | None
     waiting: npt.NDArray[np.int64]
@@ -190,12 +190,12 @@ def _variants(
     return np.concatenate(pairs), np.concatenate(expanded), np.concatenate(waiting)
 
 
-def _rows(full: Costs, partial: Costs | None, is_rest: Numbers) -> list[Row]:
+def _rows(full: Costs, partial: Costs | None, is_rest: Numbers) -> list[ProgramRow]:
     rows = []
     for number, phase in enumerate(PHASES):
         rest = None if partial is None else [term.times(is_rest) for _, term in partial.rows(phase)]
         for place, (resources, term) in enumerate(full.rows(phase)):
-            rows.append(Row(number, resources, term, None if rest is None else rest[place]))
+            rows.append(ProgramRow(number, resources, term, None if rest is None else rest[place]))
     return rows
 
 

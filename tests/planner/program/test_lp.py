@@ -14,7 +14,7 @@ from flexref.machine.plain import plain_machine
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST
 from flexref.planner.program.cost import Costs
 from flexref.planner.program.linear import SHARES, Share
-from flexref.planner.program.lp import Question, Solution, solve
+from flexref.planner.program.lp import LinearProblem, Solution, solve
 from flexref.planner.program.program import Program
 from flexref.planner.program.table import Table
 from flexref.planner.program.task import Limits, Task
@@ -102,7 +102,7 @@ def best_on_grid(table: Table, room: float) -> float:
 @given(machines(), tasks(), pairs)
 def test_the_optimum_is_that_of_a_grid_up_to_its_steps(machine: Machine, task: Task, pair: tuple[int, int]) -> None:
     solution = solved(machine, task, pair)
-    table, _ = Question(machine, task, LIMITS, *pair).tabulated()
+    table, _ = LinearProblem(machine, task, LIMITS, *pair).tabulated()
     assert best_on_grid(table, 0.0) >= solution.block_s * (1 - 1e-6)
     # The optimum's nearest point of the grid differs by less than a step in every share.
     slack = sum(
@@ -166,11 +166,11 @@ def test_duals_bracket_what_a_little_more_or_less_memory_does(
     """A dual is a slope of a convex function: more room saves no more than it says, less room costs no less."""
 
     def seconds(capacity: float) -> float | None:
-        table, _ = Question(machine.with_capacity(tier, round(capacity)), task, LIMITS, *pair).tabulated()
+        table, _ = LinearProblem(machine.with_capacity(tier, round(capacity)), task, LIMITS, *pair).tabulated()
         optimum = Program(table, place).optimum()
         return None if optimum is None else optimum.block_s
 
-    table, _ = Question(machine, task, LIMITS, *pair).tabulated()
+    table, _ = LinearProblem(machine, task, LIMITS, *pair).tabulated()
     place = int(np.argmax(table.waiting))
     optimum = Program(table, place).optimum()
     assume(optimum is not None)
@@ -293,7 +293,7 @@ def test_a_bound_on_disk_writes_is_kept_or_refused_with_the_least_that_is_possib
     machine = plain_machine(capacity_bytes=(10 << 20, 36 << 20, 1 << 40), link_per_s=1e9, disk_per_s=1e9)
     # Weights from disk are never an answer there.
     machine = machine.changed(copies={**machine.copies, WEIGHT_FILE: machine.copies[WEIGHT_FILE].scaled(1e3)})
-    table, costs = Question(machine, task, LIMITS, 4, 2).tabulated()
+    table, costs = LinearProblem(machine, task, LIMITS, 4, 2).tabulated()
     place = int(np.argmax(table.waiting))
 
     def written(solution: Solution) -> float:
@@ -313,7 +313,7 @@ def test_a_bound_on_disk_writes_is_kept_or_refused_with_the_least_that_is_possib
 def test_disk_writes_of_a_job_are_those_of_all_its_blocks() -> None:
     task, machine = plain_task(), plain_machine()
     limits = replace(LIMITS, rows=20, max_disk_write_bytes=1e9)
-    table, _ = Question(machine, task, limits, 4, 2).tabulated()
+    table, _ = LinearProblem(machine, task, limits, 4, 2).tabulated()
     everything = dict.fromkeys(SHARES, 0.0) | {("cache", "disk"): 1.0}
     written = table.over["disk writes"].at(everything)[-1] + 1e9
     assert written == 20 * task.spec.layers * (64 + 15) * task.record_bytes
@@ -322,7 +322,7 @@ def test_disk_writes_of_a_job_are_those_of_all_its_blocks() -> None:
 def test_a_block_of_fewer_rows_is_counted_as_what_it_is() -> None:
     machine, task = weights_bound()
     few = solve(machine, task, 4, 4, replace(LIMITS, rows=6))
-    blocks = Question(machine, task, replace(LIMITS, rows=6), 4, 4).tabulated()[1].blocks
+    blocks = LinearProblem(machine, task, replace(LIMITS, rows=6), 4, 4).tabulated()[1].blocks
     assert (blocks.rows[0], blocks.groups[0], blocks.rows_most[0]) == (6, 2, 4)
     assert few.block_s < solve(machine, task, 4, 4, LIMITS).block_s
     assert few.tokens_per_s == pytest.approx(6 * task.new_tokens / few.block_s)
@@ -336,4 +336,4 @@ def test_several_groups_may_share_expanded_matrices_where_there_is_room() -> Non
     roomy = solve(slow, task, 4, 4, LIMITS)
     without = solve(slow, replace(task, expanded_bytes=1 << 40), 4, 4, LIMITS)
     assert roomy.block_s < 0.7 * without.block_s
-    assert isinstance(Question(slow, task, LIMITS, 4, 4).tabulated()[1], Costs)
+    assert isinstance(LinearProblem(slow, task, LIMITS, 4, 4).tabulated()[1], Costs)

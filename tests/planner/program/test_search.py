@@ -11,7 +11,7 @@ from flexref.architecture.published import published
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
-from flexref.planner.program.lp import Question, solve
+from flexref.planner.program.lp import LinearProblem, solve
 from flexref.planner.program.program import Program
 from flexref.planner.program.search import TOLERANCE, Found, pairs_within, search
 from flexref.planner.program.table import tabulated
@@ -38,7 +38,7 @@ def scores(machine: Machine, task: Task, within: Limits) -> dict[tuple[int, int]
     found: dict[tuple[int, int], float] = {}
     for rows_per_group, groups in zip(*pairs_within(within), strict=True):
         pair = int(rows_per_group), int(groups)
-        table, _ = Question(machine, task, within, *pair).tabulated()
+        table, _ = LinearProblem(machine, task, within, *pair).tabulated()
         for place in range(len(table.pairs)):
             optimum = Program(table, place).optimum()
             if optimum is not None:
