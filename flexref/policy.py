@@ -8,7 +8,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from flexref.errors import PolicyError, StorageError
+from flexref.errors import PolicyError
+from flexref.files import read_object
 from flexref.units import TIERS
 
 WEIGHT_SCHEMES: Mapping[str, str] = MappingProxyType(
@@ -131,17 +132,9 @@ class Policy:
     @classmethod
     def read(cls, path: str | Path) -> "Policy":
         """The policy in the JSON file `path`: the object itself, or a planner's report that holds it as `policy`."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StorageError(f"cannot read policy {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise PolicyError(f"{path} is not JSON: {error}") from error
-        if isinstance(values, dict) and isinstance(values.get("policy"), dict):
-            values = values["policy"]
-        if not isinstance(values, dict):
-            raise PolicyError(f"{path} must hold a JSON object, found {type(values).__name__}")
-        return cls.from_mapping(values)
+        values = read_object(path, PolicyError, what="policy ")
+        inner = values.get("policy")
+        return cls.from_mapping(inner if isinstance(inner, dict) else values)
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

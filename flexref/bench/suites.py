@@ -1,12 +1,12 @@
 """What a benchmark is asked to do, by names that are those of the command's options, and the named suites of them."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from flexref.errors import PolicyError, StorageError
+from flexref.errors import PolicyError
+from flexref.files import read_object
 from flexref.storage.schema import BITS
 
 SUITES_FILE = Path(__file__).parents[1] / "data" / "suites.json"
@@ -119,14 +119,7 @@ class Suite:
 
 def read_suites(path: Path = SUITES_FILE) -> dict[str, Suite]:
     """Every suite of a file by its name; `PolicyError` in one line if anything in it is not what it must be."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise PolicyError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise PolicyError(f"{path} must hold a JSON object of suites, found {type(values).__name__}")
+    values = read_object(path, PolicyError, needed="must hold a JSON object of suites")
     return {name: _suite(f"{path}, suite {name!r}", name, value) for name, value in values.items()}
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from flexref.architecture.stages import Stage
-from flexref.errors import StorageError
+from flexref.files import write_text
 from flexref.tiers.transfer import Done
 
 
@@ -50,7 +50,4 @@ class Trace:
 
     def write(self, path: str | Path) -> None:
         """Write the trace as JSON; `StorageError` if it cannot be written."""
-        try:
-            Path(path).write_text(json.dumps({"traceEvents": self.events, "displayTimeUnit": "ms"}), encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write {path}: {error.strerror}") from error
+        write_text(path, json.dumps({"traceEvents": self.events, "displayTimeUnit": "ms"}))

@@ -1,7 +1,6 @@
 """`flexref plan`: the best policy for a model on a machine, what it will take and cost; parses, calls, prints."""
 
 import json
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,7 @@ import click
 
 from flexref.cli.options import option
 from flexref.cli.plan_options import Amount, plan_options, wanted_of
-from flexref.errors import StorageError
+from flexref.files import write_text
 
 if TYPE_CHECKING:
     from flexref.machine.machine import Machine
@@ -53,7 +52,7 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     if trace is not None:
         trace.write(options["trace_file"])
     if options["output_file"]:
-        _write(options["output_file"], report)
+        write_text(options["output_file"], json.dumps(report, indent=2) + "\n")
     if options["pareto_file"]:
         from flexref.cli.show.plots import draw_pareto
         from flexref.planner.pareto import pareto
@@ -126,10 +125,3 @@ def costs(found: "Plan", price: float | None, disk_tbw: float | None) -> dict[st
     if disk_tbw is not None:
         known["disk_life_days"] = disk_life_days(written, prediction.tokens_per_s, disk_tbw)
     return known
-
-
-def _write(path: str, report: dict[str, Any]) -> None:
-    try:
-        Path(path).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from flexref.errors import PolicyError, StorageError
+from flexref.errors import PolicyError
+from flexref.files import read_object, write_text
 from flexref.machine.curves import Curve, Surface, check_number
 from flexref.units import LINKS, TIERS, is_integer
 
@@ -127,10 +128,7 @@ class Machine:
 
     def write(self, path: str | Path) -> None:
         """Write the machine as JSON; `StorageError` if it cannot be written."""
-        try:
-            Path(path).write_text(json.dumps(self.to_mapping(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise StorageError(f"cannot write machine {path}: {error.strerror}") from error
+        write_text(path, json.dumps(self.to_mapping(), indent=1) + "\n", what="machine ")
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> "Machine":
@@ -152,13 +150,12 @@ class Machine:
     @classmethod
     def read(cls, path: str | Path) -> "Machine":
         """The machine in the JSON file `path`; `StorageError` if it cannot be read, `PolicyError` if it is not one."""
-        try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise StorageError(f"cannot read machine {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:
-            raise PolicyError(f"{path} is not JSON: {error}") from error
-        return cls.from_mapping(_mapping(str(path), values), str(path))
+        return cls.from_mapping(read_machine_object(path), str(path))
+
+
+def read_machine_object(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a machine's file, of whichever format; errors as those of `Machine.read`."""
+    return read_object(path, PolicyError, what="machine ", needed="must be a JSON object")
 
 
 def attention_key(place: str, scheme: str, head_width: int) -> str:

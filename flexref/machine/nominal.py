@@ -14,8 +14,8 @@ from pathlib import Path
 from flexref.errors import PolicyError
 from flexref.machine.curves import Curve, Surface
 from flexref.machine.durations import EXPANDED_FIRST
-from flexref.machine.machine import FORMAT, WEIGHT_FILE, HostSeconds, Machine, Port, attention_key
-from flexref.machine.nominal_facts import NOMINAL_FORMAT, NominalFacts, read_json
+from flexref.machine.machine import FORMAT, WEIGHT_FILE, HostSeconds, Machine, Port, attention_key, read_machine_object
+from flexref.machine.nominal_facts import NOMINAL_FORMAT, NominalFacts
 from flexref.units import STORED_BYTES
 
 # The CUDA port, as far as a plan must know it
@@ -179,7 +179,7 @@ def read_machine(path: str | Path) -> Machine:
 
     Raises `StorageError` if it cannot be read and `PolicyError` if it is neither.
     """
-    values = read_json(path)
+    values = read_machine_object(path)
     if values.get("format") == NOMINAL_FORMAT:
         return machine_of(NominalFacts.from_mapping(values, str(path)))
     if values.get("format") == FORMAT:

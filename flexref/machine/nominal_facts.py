@@ -1,12 +1,10 @@
 """What is known of a machine without having it: figures, each with its source, in a JSON file; it knows no curve."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from flexref.errors import PolicyError, StorageError
+from flexref.errors import PolicyError
 from flexref.units import GIB
 
 NOMINAL_FORMAT = "flexref nominal machine 1"
@@ -141,19 +139,6 @@ class NominalFacts:
             return cls(values["name"], values["about"], figures)
         except PolicyError as error:
             raise PolicyError(f"{where}: {error}") from error
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The JSON object in `path`; `StorageError` if it cannot be read, `PolicyError` if it is none."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise StorageError(f"cannot read machine {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PolicyError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise PolicyError(f"{path} must be a JSON object, found {type(values).__name__}")
-    return values
 
 
 def _short(value: object) -> str:

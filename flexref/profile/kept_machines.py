@@ -4,16 +4,15 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
 import platformdirs
 from threadpoolctl import threadpool_info
 
 from flexref.backend.protocol import Backend
 from flexref.errors import FlexrefError, PolicyError
+from flexref.files import replace_text
 from flexref.machine.machine import FORMAT, Machine
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
@@ -51,7 +50,8 @@ def measured_machine(
         said("this machine is measured once, which takes about ten seconds")
     machine = measure(backend, disk_dir, quick=True)
     try:
-        _keep(machine, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(machine.to_mapping()))
     except OSError as error:
         said(f"the measured machine cannot be kept in {path.parent}: {error.strerror}")
     return machine
@@ -115,17 +115,3 @@ def cache_name(backend: Backend, disk_dir: str | Path) -> str:
 def product_threads() -> list[int]:
     """In how many threads products are computed by the libraries that numpy (and maybe scipy) has loaded."""
     return sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})
-
-
-def _keep(machine: Machine, path: Path) -> None:
-    """Write the file at once or not at all; `OSError` if it cannot be."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with NamedTemporaryFile("w", dir=path.parent, suffix=".part", encoding="utf-8", delete=False) as part:
-        try:
-            json.dump(machine.to_mapping(), part)
-            part.close()
-            os.replace(part.name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(part.name)
-            raise

@@ -8,7 +8,8 @@ from sys import float_info
 from typing import TYPE_CHECKING, Any
 
 from flexref.engine.scoring import Listener, ScoredRow, Scores
-from flexref.errors import PromptError, StorageError
+from flexref.errors import PromptError
+from flexref.files import as_text, read_bytes
 from flexref.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -113,14 +114,7 @@ def read_text(path: Path | str) -> str:
 
     Raises `StorageError` if it cannot be read, `PromptError` if it is not UTF-8 or is empty.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
-    try:
-        text = data.decode("utf-8").removeprefix("\ufeff")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    text = as_text(read_bytes(path), path, PromptError).removeprefix("\ufeff")
     if not text:
         raise PromptError(f"{path}: the text is empty")
     return text

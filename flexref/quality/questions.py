@@ -7,14 +7,14 @@ Three layouts, told apart by their keys; keys that are not named are ignored.
 - `letter` (MMLU): {"question", "choices", "answer"}, the answer as a letter from A on or as a number from 0 on.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flexref.errors import PromptError, StorageError
+from flexref.errors import PromptError
+from flexref.files import as_json, read_bytes
 from flexref.units import is_integer
 
 MOST_CHOICES = 26
@@ -46,10 +46,7 @@ def read_questions(path: Path | str) -> list[Question]:
     Raises `StorageError` if it cannot be read; `PromptError` naming the line, what was found there and what was needed.
     """
     path = Path(path)
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    data = read_bytes(path).removeprefix(b"\xef\xbb\xbf")
     questions: list[Question] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
@@ -67,11 +64,10 @@ def read_questions(path: Path | str) -> list[Question]:
 
 def _record(line: bytes, place: str) -> Mapping[str, Any]:
     try:
-        record = json.loads(line.decode("utf-8"))
+        text = line.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(f"{place}: not UTF-8: {error.reason}") from error
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{place}: not JSON: {error}") from error
+    record = as_json(text, place, PromptError)
     if not isinstance(record, dict):
         raise PromptError(f"{place}: needed a JSON object, found {_shown(record)}")
     return record

@@ -8,7 +8,7 @@ import numpy as np
 import xxhash
 
 from flexref.errors import StorageError
-from flexref.storage.new_file import NewFile
+from flexref.files import NewFile
 from flexref.storage.quant import Array
 from flexref.storage.schema import PartSpec
 

@@ -16,8 +16,8 @@ import numpy as np
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import TensorSpec
 from flexref.errors import CheckpointError, StorageError, in_gib
+from flexref.files import NewFile
 from flexref.storage.metadata_image import MetadataImage
-from flexref.storage.new_file import NewFile
 from flexref.storage.quant import Array, Quantized
 from flexref.storage.schema import TOKENIZER, FileHeader, PartSpec
 from flexref.storage.schemes import quantize_as

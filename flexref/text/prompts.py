@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexref.errors import FlexrefError, PromptError, StorageError
+from flexref.errors import FlexrefError, PromptError
+from flexref.files import as_json, read_bytes
 from flexref.units import is_integer
 
 if TYPE_CHECKING:
@@ -103,10 +104,7 @@ def new_token_room(prompt_tokens: int, positions: int, max_new_tokens: int) -> i
 
 
 def _lines(path: Path) -> list[str]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    data = read_bytes(path)
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -126,10 +124,7 @@ def _is_json_object(line: str) -> bool:
 
 
 def _parse_line(line: str, place: str) -> Prompt:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise PromptError(f"{place}: not JSON: {error}") from error
+    record = as_json(line, place, PromptError)
     if not isinstance(record, dict) or "prompt" not in record:
         raise PromptError(f"{place}: needed a JSON object with `prompt`, found {line[:60]!r}")
     value = record["prompt"]

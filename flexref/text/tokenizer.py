@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import tokenizers
 
 from flexref.errors import CheckpointError, PromptError
+from flexref.files import as_json, as_text
 from flexref.text.tokenizer_check import check_document
 from flexref.text.tokenizer_files import document_from_files
 
@@ -47,12 +48,7 @@ class Tokenizer:
         """
         if len(data) > MAX_DOCUMENT_BYTES:
             raise CheckpointError(f"{source}: {len(data)} bytes are no tokenizer; at most {MAX_DOCUMENT_BYTES}")
-        try:
-            document = json.loads(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise CheckpointError(f"{source}: not UTF-8: {error.reason} at byte {error.start}") from error
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{source}: not JSON: {error}") from error
+        document = as_json(as_text(data, source, CheckpointError), source, CheckpointError)
         return cls(check_document(document, source), source)
 
     def encode(self, text: str) -> list[int]:

@@ -9,12 +9,12 @@ What the files mean is what `transformers` makes of them:
 - Special tokens that `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json` name are added.
 """
 
-import json
 from os.path import lexists  # a link to nowhere is a damaged file, not a missing one
 from pathlib import Path
 from typing import Any
 
 from flexref.errors import CheckpointError
+from flexref.files import as_json, as_text, read_bytes
 from flexref.text.tokenizer_check import check_document, check_vocabulary, is_token_id
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -57,19 +57,11 @@ def document_from_files(folder: Path) -> dict[str, Any] | None:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path}: not UTF-8: {error.reason} at byte {error.start}") from error
+    return as_text(read_bytes(path, CheckpointError), path, CheckpointError)
 
 
 def _parse(path: Path) -> Any:
-    try:
-        return json.loads(_read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON: {error}") from error
+    return as_json(_read_text(path), path, CheckpointError)
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 import flexref.data
-from flexref.machine.machine import FORMAT
+from flexref.machine.machine import FORMAT, read_machine_object
 from flexref.machine.nominal import read_machine
-from flexref.machine.nominal_facts import FIGURES, NOMINAL_FORMAT, NominalFacts, read_json
+from flexref.machine.nominal_facts import FIGURES, NOMINAL_FORMAT, NominalFacts
 from flexref.units import TIERS
 
 FOLDER = Path(flexref.data.__file__).parent / "machines"
@@ -30,14 +30,14 @@ def test_every_file_is_a_machine_of_its_own_name(path: Path) -> None:
 
 
 def test_names_are_unique_and_formats_known() -> None:
-    values = [read_json(path) for path in FILES]
+    values = [read_machine_object(path) for path in FILES]
     assert len({value["name"] for value in values}) == len(FILES)
     assert {value["format"] for value in values} <= {FORMAT, NOMINAL_FORMAT}
 
 
 @pytest.mark.parametrize("path", NOMINAL, ids=lambda path: path.stem)
 def test_every_figure_has_a_unit_and_a_source(path: Path) -> None:
-    facts = NominalFacts.from_mapping(read_json(path), path.name)
+    facts = NominalFacts.from_mapping(read_machine_object(path), path.name)
     assert list(facts.figures) == list(FIGURES)
     for name, figure in facts.figures.items():
         assert figure.unit == FIGURES[name].unit
@@ -49,14 +49,14 @@ def test_every_figure_has_a_unit_and_a_source(path: Path) -> None:
 
 @pytest.mark.parametrize("path", NOMINAL, ids=lambda path: path.stem)
 def test_what_decides_a_plan_is_not_assumed(path: Path) -> None:
-    facts = NominalFacts.from_mapping(read_json(path), path.name)
+    facts = NominalFacts.from_mapping(read_machine_object(path), path.name)
     assumed = set(facts.assumed())
     assert not assumed & {"device_memory", "device_memory_peak", "matrix_peak", "matrix_sustained"}
     assert path.stem == "l4" or "link_in" not in assumed
 
 
 def test_the_t4_is_the_one_that_flexgen_measured_with() -> None:
-    facts = NominalFacts.from_mapping(read_json(FOLDER / "t4-gcp.json"), "t4-gcp.json")
+    facts = NominalFacts.from_mapping(read_machine_object(FOLDER / "t4-gcp.json"), "t4-gcp.json")
     assert (facts["host_memory"], facts["disk"]) == (208 << 30, 1500 << 30)
     assert (facts["disk_read"], facts["disk_write"]) == (2e9, 1e9)
     assert 20e12 < facts["matrix_peak"] * facts["matrix_sustained"] < 30e12

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import flexref.data
 from flexref.errors import PolicyError, StorageError
+from flexref.machine.machine import read_machine_object
 from flexref.machine.nominal import machine_of, read_machine
-from flexref.machine.nominal_facts import FIGURES, Figure, NominalFacts, read_json
+from flexref.machine.nominal_facts import FIGURES, Figure, NominalFacts
 from flexref.machine.plain import plain_machine
 
 jsons = st.recursive(
@@ -19,7 +20,7 @@ jsons = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=6,
 )
-VALUES = read_json(Path(flexref.data.__file__).parent / "machines" / "t4-gcp.json")
+VALUES = read_machine_object(Path(flexref.data.__file__).parent / "machines" / "t4-gcp.json")
 FACTS = NominalFacts.from_mapping(VALUES, "some.json")
 PLACES = [
     *((name,) for name in VALUES),

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import file_stages
 from flexref.errors import CheckpointError, FlexrefError, QuantizationError, StorageError
+from flexref.files import NewFile
 from flexref.storage import writer as writer_module
-from flexref.storage.new_file import NewFile
 from flexref.storage.quant import quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor, verify
 from flexref.storage.writer import WeightFileWriter
@@ -239,7 +239,7 @@ import os, resource, signal, sys
 import numpy as np
 from flexref.errors import FlexrefError
 from flexref.architecture.spec import ModelSpec
-from flexref.storage.new_file import NewFile
+from flexref.files import NewFile
 from flexref.storage.writer import WeightFileWriter
 path, what, *named = sys.argv[1:]
 if named:

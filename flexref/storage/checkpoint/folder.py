@@ -4,7 +4,6 @@ Weights may stand in `model.safetensors`, in `pytorch_model.bin`, or in shards o
 may begin with `model.decoder.` or with `decoder.`.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +12,10 @@ from typing import Any
 from flexref.architecture.opt import PREFIXES, from_config
 from flexref.architecture.spec import ModelSpec
 from flexref.errors import CheckpointError, StorageError
+from flexref.files import read_object
 from flexref.storage.checkpoint.safetensors_file import list_safetensors
 from flexref.storage.checkpoint.source import SourceTensor
 from flexref.storage.checkpoint.torch_file import list_torch
-
-LARGEST_JSON_BYTES = 1 << 26
-"""Bounds `config.json` and an index: OPT-175B's index has 0.2 MB."""
 
 Lister = Callable[[Path], Iterator[SourceTensor]]
 
@@ -53,20 +50,7 @@ def _model_name(folder: Path) -> str:
 def _read_json(path: Path, complaint: str) -> Mapping[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{complaint}: it has no {path.name}")
-    try:
-        found = path.stat().st_size
-        raw = path.read_bytes() if found <= LARGEST_JSON_BYTES else b""
-    except OSError as error:
-        raise StorageError(f"cannot read {path}: {error.strerror}") from error
-    if found > LARGEST_JSON_BYTES:
-        raise CheckpointError(f"{path} has {found} bytes, at most {LARGEST_JSON_BYTES} are read")
-    try:
-        values = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found {type(values).__name__}")
-    return values
+    return read_object(path, CheckpointError)
 
 
 _FORMATS: tuple[tuple[str, Lister], ...] = (("model.safetensors", list_safetensors), ("pytorch_model.bin", list_torch))

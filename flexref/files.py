@@ -1,17 +1,102 @@
-"""A file that gets its name only when it is whole; until then nobody sees it, and whatever ends the process removes it.
+"""Small files read whole, with one line for what is wrong; files written whole or not at all. It knows no content.
 
-On Linux the file has no name at all while it is written (O_TMPFILE). Where a file system cannot do that, it is called
+A new file gets its name only when it is whole; until then nobody sees it, and whatever ends the process removes it. On
+Linux it has no name at all while it is written (O_TMPFILE). Where a file system cannot do that, it is called
 `.NAME.XXXXXXXX.partial` and locked; what a killed process left of that kind is removed by the next one.
 """
 
 import fcntl
+import json
 import os
-import secrets
+import stat
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from flexref.errors import FlexrefError, StorageError
+
+LARGEST_JSON_BYTES = 1 << 26
+"""Bounds a JSON object that is read: OPT-175B's index of weights has 0.2 MB, a measured machine less."""
 
 NAME_LETTERS = 40
 """Letters of the target's name in that of a temporary one: both together must stay a legal name."""
+
+
+def read_object(
+    path: str | Path, wrong: type[FlexrefError], *, what: str = "", needed: str = "must hold a JSON object"
+) -> dict[str, Any]:
+    """The JSON object in `path`. `wrong` says in one line why it is none, or that it is too long.
+
+    Raises `StorageError` if it cannot be read, which names it as `what` and its path.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = os.fstat(file.fileno()).st_size
+            data = file.read(LARGEST_JSON_BYTES + 1) if found <= LARGEST_JSON_BYTES else b""
+    except OSError as error:
+        raise StorageError(f"cannot read {what}{path}: {error.strerror}") from error
+    if max(found, len(data)) > LARGEST_JSON_BYTES:
+        raise wrong(f"{path} has {max(found, len(data))} bytes, at most {LARGEST_JSON_BYTES} are read")
+    try:
+        values = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"{path} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise wrong(f"{path} {needed}, found {type(values).__name__}")
+    return values
+
+
+def read_bytes(path: str | Path, unreadable: type[FlexrefError] = StorageError) -> bytes:
+    """All of a file; `unreadable` if the file system refuses."""
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise unreadable(f"{path}: cannot be read: {error.strerror}") from error
+
+
+def as_text(data: bytes, where: str | Path, wrong: type[FlexrefError]) -> str:
+    """`data` as UTF-8; `wrong` says at which byte of `where` it is none."""
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise wrong(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from error
+
+
+def as_json(text: str, where: str | Path, wrong: type[FlexrefError]) -> Any:
+    """The value that `text` is in JSON; `wrong` says what is the matter in `where`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise wrong(f"{where}: not JSON: {error}") from error
+
+
+def write_text(path: str | Path, text: str, *, what: str = "") -> None:
+    """`replace_text`; `StorageError` names the file as `what` and its path."""
+    try:
+        replace_text(path, text)
+    except OSError as error:
+        raise StorageError(f"cannot write {what}{path}: {error.strerror or error}") from error
+
+
+def replace_text(path: str | Path, text: str) -> None:
+    """Write all of `text` to `path`, or leave what was there and raise `OSError`; it has reached the disk then.
+
+    A link is followed, and an older file's rights stay. What is no regular file (a pipe, a terminal), or an older file
+    in a folder in which nothing new may be made, is written in place.
+    """
+    target = Path(os.path.realpath(path))
+    old = target.stat() if target.exists() else None
+    if old is not None and not (stat.S_ISREG(old.st_mode) and os.access(target.parent, os.W_OK)):
+        target.write_text(text, encoding="utf-8")
+        return
+    file = NewFile(target)
+    try:
+        if old is not None:
+            os.fchmod(file.descriptor, stat.S_IMODE(old.st_mode))
+        file.write(memoryview(text.encode("utf-8")), 0)
+        file.publish()
+    finally:
+        file.close()
 
 
 class NewFile:
@@ -39,7 +124,7 @@ class NewFile:
         return descriptor
 
     def _temporary_name(self) -> Path:
-        return self._path.parent / f"{_prefix(self._path)}{secrets.token_hex(4)}.partial"
+        return self._path.parent / f"{_prefix(self._path)}{os.urandom(4).hex()}.partial"
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write all of `data` at `offset`."""
