@@ -95,10 +95,10 @@ class StageKind(str, Enum):
 class Stage:
     """One step of a pass over the model whose weights are fetched together.
 
-    `index` counts within the kind. The head is cut into tiles of vocabulary rows
-    so that no stage streams much more than a decoder layer. `units` are the tensors that are placed together, in file
-    order: a linear map's weight with its bias, a norm's two vectors, one tile of a table. `steps` are those that use
-    them, in the order of computation, and those of their kinds that learned nothing.
+    `index` counts within the kind. The head is cut into tiles of vocabulary rows so that no stage streams much more
+    than a decoder layer. `units` are the tensors that are placed together, in file order: a projection's matrix with
+    its bias, a norm's two vectors, one tile of a table. `steps` are those that learned them, in the order of
+    computation, norms that learned nothing among them.
 
     A token table that is not the head's is no part of a pass. It has a stage of the kind `tokens` in the order of the
     file alone.

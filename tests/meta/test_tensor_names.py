@@ -26,10 +26,10 @@ def spelled(root: Path) -> Iterator[str]:
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         told = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in told:
-                if SPELLED.search(node.value):
-                    yield f"{path.relative_to(root)}:{node.lineno}: {node.value!r}"
+        texts = (node for node in ast.walk(tree) if isinstance(node, ast.Constant) and id(node) not in told)
+        for text in texts:
+            if isinstance(text.value, str) and SPELLED.search(text.value):
+                yield f"{path.relative_to(root)}:{text.lineno}: {text.value!r}"
 
 
 def test_no_code_but_the_architecture_spells_the_name_of_a_tensor() -> None:
