@@ -14,11 +14,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
+from flexref import files
 from flexref.architecture.spec import ModelSpec
 from flexref.errors import CheckpointError, QuantizationError, StorageError, WeightFileError
-from flexref.storage import new_file as new_file_module
+from flexref.files import NewFile
 from flexref.storage import writer as writer_module
-from flexref.storage.new_file import NewFile
 from flexref.storage.sink import Sink
 from flexref.storage.weightfile import open_weight_file, read_part, verify
 from flexref.storage.writer import WeightFileWriter
@@ -121,7 +121,7 @@ class WeightFileStates(RuleBasedStateMachine):
     def fill_the_disk(self) -> None:
         assert self.writer is not None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(new_file_module.os, "pwrite", failing)
+            patch.setattr(files.os, "pwrite", failing)
             with pytest.raises(StorageError, match=f"cannot write {self.path}: No space left"):
                 self.writer.write(self.due.name, self.values(self.due.shape))
         self.abandon()
