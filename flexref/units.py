@@ -19,6 +19,8 @@ class Tier(str, Enum):
     HOST = "host"
     DISK = "disk"
 
+    __hash__ = str.__hash__  # Enum's own is written in Python, and every pass looks up thousands of them
+
 
 TIERS = ("device", "host", "disk")
 """The names of all tiers, from the fastest to the largest."""
@@ -45,6 +47,7 @@ class Kind(str, Enum):
     ACTIVATIONS = "activations"
 
     __str__ = str.__str__
+    __hash__ = str.__hash__  # as `Tier`
 
 
 KINDS = ("weights", "cache", "activations")

@@ -27,6 +27,8 @@ class Role(Enum):
     HEAD = "table"
     TOKENS = "tokens"  # the head's table too, where the head is tied
 
+    __hash__ = object.__hash__  # Enum's own is written in Python, and every step of every pass looks its tensors up
+
 
 class TensorKind(Enum):
     """What a tensor is in its step: a norm's gain or shift, a projection's matrix or bias, a table of rows."""

@@ -39,7 +39,7 @@ def requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
 
 def _requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
     if isinstance(operation, Computation):
-        yield from _computation(operation.visit)
+        yield from _computation(operation, shape)
     elif operation.kind is Kind.WEIGHTS:
         yield from _weights(operation, shape)
     elif operation.hop in (Hop.STORE, Hop.SPILL):
@@ -50,11 +50,14 @@ def _requirements(operation: Operation, shape: Shape) -> Iterator[Operation]:
         yield from _activations(operation, shape)
 
 
-def _computation(visit: Visit) -> Iterator[Operation]:
-    yield Movement(Hop.LOAD, Kind.WEIGHTS, Visit(visit.pass_number, visit.stage, 0))
+def _computation(operation: Computation, shape: Shape) -> Iterator[Operation]:
+    visit, kinds = operation.visit, shape.kinds
+    if Kind.WEIGHTS in kinds:
+        yield Movement(Hop.LOAD, Kind.WEIGHTS, Visit(visit.pass_number, visit.stage, 0))
     for kind in (Kind.CACHE, Kind.ACTIVATIONS):
-        yield Movement(Hop.FETCH, kind, visit)  # attention on the host reads what was fetched, not what was loaded
-        yield Movement(Hop.LOAD, kind, visit)
+        if kind in kinds:
+            yield Movement(Hop.FETCH, kind, visit)  # attention on the host reads what was fetched, not what was loaded
+            yield Movement(Hop.LOAD, kind, visit)
 
 
 def _weights(operation: Movement, shape: Shape) -> Iterator[Operation]:

@@ -27,6 +27,8 @@ class Hop(str, Enum):
     SPILL = "spill"
     """host -> disk"""
 
+    __hash__ = str.__hash__  # as `units.Kind`
+
 
 @dataclass(frozen=True, slots=True)
 class Visit:

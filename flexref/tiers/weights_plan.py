@@ -1,7 +1,7 @@
 """Where a model's weights are to lie: every tensor's home, the bytes of homes and slots; it moves nothing."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flexref.architecture.stages import Stage, StageKind, stages, token_tiles
 from flexref.policy import Shares
@@ -46,11 +46,11 @@ class Layout:
     """Runs one after another in memory, each aligned as it is in the file, so that a direct read can fill it."""
 
     runs: tuple[Run, ...]
+    nbytes: int = field(init=False, compare=False)
+    """Bytes of all runs with their alignment: asked in every visit, so worked out once."""
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all runs with their alignment."""
-        return sum(aligned(run.nbytes, ALIGNMENT_BYTES) for run in self.runs)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "nbytes", sum(aligned(run.nbytes, ALIGNMENT_BYTES) for run in self.runs))
 
     def offsets(self) -> Iterator[tuple[int, Run]]:
         """Every run with where it starts in memory."""
