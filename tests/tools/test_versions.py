@@ -27,7 +27,7 @@ def test_every_requirement_of_the_suite_is_held_to_one_version() -> None:
 
 def test_of_every_requirement_at_run_time_the_least_version_is_known() -> None:
     least = versions.lower_bounds(PYPROJECT)
-    assert {"numpy", "ml-dtypes", "h5py"} <= set(least)
+    assert {"numpy", "ml-dtypes", "h5py", "threadpoolctl", "matplotlib"} <= set(least)
     found = list(versions.lowest(PYPROJECT, HELD))
     assert f"numpy=={least['numpy']}" in found
     assert [line for line in found if line.startswith("pytest==")]

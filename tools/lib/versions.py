@@ -22,10 +22,10 @@ def normal(name: str) -> str:
 
 
 def lower_bounds(pyproject: str) -> dict[str, str]:
-    """The least version of every run-time requirement, by normal name; `ValueError` for one without a lower bound."""
-    block = re.search(r"^dependencies = \[(.*?)^\]", pyproject, re.DOTALL | re.MULTILINE)
+    """The least version of every run-time requirement and of plots, by name; `ValueError` where there is none."""
+    blocks = re.findall(r"^(?:dependencies|plots) = \[(.*?)\]$", pyproject, re.DOTALL | re.MULTILINE)
     found = {}
-    for requirement in re.findall(r'"([^"]+)"', block[1] if block else ""):
+    for requirement in re.findall(r'"([^"]+)"', "".join(blocks)):
         name, separator, version = requirement.partition(">=")
         if not separator or not re.fullmatch(r"[0-9.]+", version):
             raise ValueError(f"{requirement!r}: not of the form name>=version")
