@@ -1,10 +1,13 @@
-"""Small files read whole, with one line for what is wrong; files written whole or not at all. It knows no content.
+"""Files read whole up to a bound, or told in one line why not; files written whole or not at all. It knows no content.
+
+What is read is a regular file, as the open descriptor says: a pipe hangs no reader, and no device fills its memory.
 
 A new file gets its name only when it is whole; until then nobody sees it, and whatever ends the process removes it. On
 Linux it has no name at all while it is written (O_TMPFILE). Where a file system cannot do that, it is called
 `.NAME.XXXXXXXX.partial` and locked; what a killed process left of that kind is removed by the next one.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -18,6 +21,12 @@ from flexref.errors import FlexrefError, StorageError
 LARGEST_JSON_BYTES = 1 << 26
 """Bounds a JSON object that is read: OPT-175B's index of weights has 0.2 MB, a measured machine less."""
 
+LARGEST_TEXT_BYTES = 1 << 30
+"""Bounds a text, prompts or questions."""
+
+CHUNK_BYTES = 1 << 16
+"""Read at a time of a file that says nothing of its size."""
+
 NAME_LETTERS = 40
 """Letters of the target's name in that of a temporary one: both together must stay a legal name."""
 
@@ -30,13 +39,11 @@ def read_object(
     Raises `StorageError` if it cannot be read, which names it as `what` and its path.
     """
     try:
-        with open(path, "rb") as file:
-            found = os.fstat(file.fileno()).st_size
-            data = file.read(LARGEST_JSON_BYTES + 1) if found <= LARGEST_JSON_BYTES else b""
+        found, data = _read_regular(path, LARGEST_JSON_BYTES)
     except OSError as error:
-        raise StorageError(f"cannot read {what}{path}: {error.strerror}") from error
-    if max(found, len(data)) > LARGEST_JSON_BYTES:
-        raise wrong(f"{path} has {max(found, len(data))} bytes, at most {LARGEST_JSON_BYTES} are read")
+        raise StorageError(f"cannot read {what}{path or repr(path)}: {error.strerror}") from error
+    if found > LARGEST_JSON_BYTES:
+        raise wrong(f"{path} has {found} bytes, at most {LARGEST_JSON_BYTES} are read")
     try:
         values = json.loads(data)
     except (ValueError, RecursionError) as error:
@@ -46,12 +53,34 @@ def read_object(
     return values
 
 
-def read_bytes(path: str | Path, unreadable: type[FlexrefError] = StorageError) -> bytes:
-    """All of a file; `unreadable` if the file system refuses."""
+def read_bytes(
+    path: str | Path, unreadable: type[FlexrefError] = StorageError, *, most_bytes: int = LARGEST_TEXT_BYTES
+) -> bytes:
+    """All of a regular file; `unreadable` if it is none, is longer than `most_bytes` or the file system refuses."""
     try:
-        return Path(path).read_bytes()
+        found, data = _read_regular(path, most_bytes)
     except OSError as error:
-        raise unreadable(f"{path}: cannot be read: {error.strerror}") from error
+        raise unreadable(f"{path or repr(path)}: cannot be read: {error.strerror}") from error
+    if found > most_bytes:
+        raise unreadable(f"{path}: cannot be read: it has {found} bytes, at most {most_bytes} are read")
+    return data
+
+
+def _read_regular(path: str | Path, most_bytes: int) -> tuple[int, bytes]:
+    """(bytes found, the content) of a regular file; where more than `most_bytes` are found, not all the content."""
+    # Without O_NONBLOCK the opening of a pipe waits for its writer; of a regular file it changes nothing.
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    with os.fdopen(descriptor, "rb", buffering=0) as file:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file")
+        data, found = bytearray(), status.st_size
+        while found <= most_bytes and (more := file.read(max(CHUNK_BYTES, found - len(data)))):
+            data += more
+            found = max(found, len(data))  # it may grow meanwhile
+    return found, bytes(data)
 
 
 def as_text(data: bytes, where: str | Path, wrong: type[FlexrefError]) -> str:
@@ -72,28 +101,44 @@ def as_json(text: str, where: str | Path, wrong: type[FlexrefError]) -> Any:
 
 def write_text(path: str | Path, text: str, *, what: str = "") -> None:
     """`replace_text`; `StorageError` names the file as `what` and its path."""
+    _write(path, text.encode("utf-8"), what)
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """`write_text` of bytes."""
+    _write(path, data, "")
+
+
+def _write(path: str | Path, data: bytes, what: str) -> None:
     try:
-        replace_text(path, text)
+        _replace(path, data)
     except OSError as error:
-        raise StorageError(f"cannot write {what}{path}: {error.strerror or error}") from error
+        raise StorageError(f"cannot write {what}{path or repr(path)}: {error.strerror or error}") from error
 
 
 def replace_text(path: str | Path, text: str) -> None:
     """Write all of `text` to `path`, or leave what was there and raise `OSError`; it has reached the disk then.
 
-    A link is followed, and an older file's rights stay. What is no regular file (a pipe, a terminal), or an older file
-    in a folder in which nothing new may be made, is written in place.
+    A link is followed, and an older file's rights stay. What is no regular file, a pipe or a terminal, is written in
+    place. An older file in a folder in which nothing new may be made is not: a full disk would leave half of it.
     """
+    _replace(path, text.encode("utf-8"))
+
+
+def _replace(path: str | Path, data: bytes) -> None:
+    if not os.fspath(path):
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     target = Path(os.path.realpath(path))
-    old = target.stat() if target.exists() else None
-    if old is not None and not (stat.S_ISREG(old.st_mode) and os.access(target.parent, os.W_OK)):
-        target.write_text(text, encoding="utf-8")
+    old = os.stat(path) if os.path.exists(path) else None  # what /dev/stdout leads to may have no name
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        Path(path).write_bytes(data)
         return
     file = NewFile(target)
     try:
         if old is not None:
-            os.fchmod(file.descriptor, stat.S_IMODE(old.st_mode))
-        file.write(memoryview(text.encode("utf-8")), 0)
+            with suppress(PermissionError):  # somebody else's file, in a folder that is ours
+                os.fchmod(file.descriptor, stat.S_IMODE(old.st_mode))
+        file.write(memoryview(data), 0)
         file.publish()
     finally:
         file.close()

@@ -1,14 +1,17 @@
 """Small files are read whole and bounded, and written whole or not at all."""
 
 import os
+import signal
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from flexref import files
 from flexref.errors import PolicyError, PromptError, StorageError
-from flexref.files import NewFile, as_json, as_text, read_bytes, read_object, write_text
+from flexref.files import NewFile, as_json, as_text, read_bytes, read_object, write_bytes, write_text
 
 
 def test_an_object_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:
@@ -71,6 +74,111 @@ def test_a_write_that_fails_leaves_what_was_there(step: str, tmp_path: Path, mon
         write_text(path, "new", what="trace ")
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["kept"]
+
+
+OPENER = """
+import sys
+from flexref.errors import PolicyError, PromptError
+from flexref.files import read_bytes, read_object
+for call in (lambda: read_bytes(sys.argv[1], most_bytes=1 << 20), lambda: read_object(sys.argv[1], PolicyError)):
+    try:
+        call()
+    except Exception as error:
+        print(error)
+"""
+
+
+def test_pipes_devices_folders_and_huge_files_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "zero").symlink_to("/dev/zero")
+    (tmp_path / "nowhere").symlink_to("gone")
+    with open(tmp_path / "sparse", "wb") as file:
+        file.truncate(1 << 40)
+    for name, said in {
+        "pipe": "it is no regular file",
+        "zero": "it is no regular file",
+        "nowhere": "No such file or directory",
+        "sparse": None,
+        ".": "Is a directory",
+    }.items():
+        path = str(tmp_path / name)
+        command = [sys.executable, "-c", OPENER, path]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+        lines = [f"{path}: cannot be read: {said}", f"cannot read {path}: {said}"]
+        if said is None:
+            huge = "1099511627776 bytes, at most"
+            lines = [f"{path}: cannot be read: it has {huge} 1048576 are read", f"{path} has {huge} 67108864 are read"]
+        assert done.stdout.splitlines() == lines
+        assert done.stderr == ""
+
+
+def test_a_file_that_hides_its_size_is_read_up_to_the_bound() -> None:
+    assert read_bytes("/proc/self/status").startswith(b"Name:")
+    with pytest.raises(StorageError, match=r"at most 9 are read$"):
+        read_bytes("/proc/self/status", most_bytes=9)
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+@pytest.mark.parametrize("call", ["pwrite", "fsync", "replace"])
+def test_a_full_disk_keeps_the_older_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool, call: str
+) -> None:
+    (tmp_path / "older").write_text("older")
+    if not unnamed:
+        monkeypatch.setattr(NewFile, "_unnamed", lambda self: -1)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refuse)
+        with pytest.raises(StorageError, match="No space left on device"):
+            write_bytes(tmp_path / "older", b"newer")
+    assert (tmp_path / "older").read_text() == "older"
+    assert os.listdir(tmp_path) == ["older"]
+
+
+def test_a_device_is_written_to_and_stays_one(tmp_path: Path) -> None:
+    write_bytes("/dev/null", b"x" * 100_000)
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+    for path, said in (
+        ("/dev/full", "/dev/full: No space left on device"),
+        ("", "'': No such file or directory"),
+        (str(tmp_path), f"{tmp_path}: Is a directory"),
+    ):
+        with pytest.raises(StorageError, match=f"^cannot write {said}$"):
+            write_bytes(path, b"x")
+
+
+def test_the_output_that_is_a_pipe_is_written_to_by_its_device() -> None:
+    code = "from flexref.files import write_text; write_text('/dev/stdout', 'through')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("through", "")
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from flexref.files import NewFile
+new = NewFile(Path(sys.argv[1]))
+new.write(memoryview(b"half"), 0)
+print("half", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGKILL])
+def test_whatever_ends_the_process_removes_what_is_not_whole(tmp_path: Path, sent: signal.Signals) -> None:
+    (tmp_path / "file").write_text("older")
+    command = [sys.executable, "-c", WRITER, str(tmp_path / "file")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "half\n"
+    process.send_signal(sent)
+    process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert (tmp_path / "file").read_text() == "older"
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_pipe_is_written_in_place(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import CheckpointError
-from flexref.files import as_json, as_text, read_bytes
+from flexref.files import LARGEST_JSON_BYTES, as_json, as_text, read_bytes
 from flexref.text.tokenizer_check import check_document, check_vocabulary, is_token_id
 
 NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -57,7 +57,7 @@ def document_from_files(folder: Path) -> dict[str, Any] | None:
 
 
 def _read_text(path: Path) -> str:
-    return as_text(read_bytes(path, CheckpointError), path, CheckpointError)
+    return as_text(read_bytes(path, CheckpointError, most_bytes=LARGEST_JSON_BYTES), path, CheckpointError)
 
 
 def _parse(path: Path) -> Any:

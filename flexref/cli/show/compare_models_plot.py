@@ -1,8 +1,10 @@
 """The errors of a comparison drawn over the layers; matplotlib is loaded when something is drawn, and not before."""
 
+from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexref.errors import StorageError
+from flexref.files import write_bytes
 
 if TYPE_CHECKING:
     from flexref.quality.compare import Comparison
@@ -25,7 +27,6 @@ def draw(found: "Comparison", path: str) -> None:
     axes.set_title(f"KL(A||B) {found.kl_mean:.3g} nats, same top token {found.same_top:.1%}, {found.tokens} tokens")
     axes.grid(visible=True, alpha=0.3)
     axes.legend()
-    try:
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror}") from error
+    content = BytesIO()
+    figure.savefig(content, format=Path(path).suffix.lower().removeprefix("."), dpi=150)
+    write_bytes(path, content.getvalue())

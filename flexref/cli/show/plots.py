@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexref.cli.show.outputs import check_writable
-from flexref.errors import FlexrefError, StorageError
+from flexref.errors import FlexrefError
+from flexref.files import write_bytes
 
 if TYPE_CHECKING:
     from flexref.planner.candidates import Candidate
@@ -134,10 +136,9 @@ def _drawing(path: str, width: float) -> Iterator[Any]:
         axes.spines[["top", "right"]].set_visible(False)
         yield axes
         with rc_context({"svg.hashsalt": "flexref"}):
-            try:
-                figure.savefig(path, dpi=150, metadata=METADATA[Path(path).suffix.lower()])
-            except OSError as error:
-                raise StorageError(f"cannot write {path}: {error.strerror}") from error
+            kind, content = Path(path).suffix.lower(), BytesIO()
+            figure.savefig(content, format=kind.removeprefix("."), dpi=150, metadata=METADATA[kind])
+    write_bytes(path, content.getvalue())
 
 
 def _plain_numbers(axis: Any) -> None:
