@@ -1,7 +1,6 @@
 """Where weights, KV cache and activations lie, and how rows are grouped; it knows no model and no machine."""
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 
 from flexref.errors import PolicyError
 from flexref.files import read_object
-from flexref.units import TIERS
+from flexref.units import KINDS, TIERS, is_finite, is_integer
 
 WEIGHT_SCHEMES: Mapping[str, str] = MappingProxyType(
     {"none": "none", "int4": "int4", "int4-mse": "int4", "int4-calibrated": "int4", "int8": "int8"}
@@ -36,7 +35,7 @@ class Shares:
     def __post_init__(self) -> None:
         for tier in TIERS:
             share = getattr(self, tier)
-            if isinstance(share, bool) or not isinstance(share, int | float) or not math.isfinite(share):
+            if not is_finite(share):
                 raise PolicyError(f"share on {tier} must be a number in [0, 1], found {share!r}")
             if not -SHARE_ROUNDING <= share <= 1 + SHARE_ROUNDING:
                 raise PolicyError(f"share on {tier} must lie in [0, 1], found {share}")
@@ -79,12 +78,12 @@ class Policy:
     cache_group_size: int = 64
 
     def __post_init__(self) -> None:
-        for kind in ("weights", "cache", "activations"):
+        for kind in KINDS:
             if not isinstance(getattr(self, kind), Shares):
                 raise PolicyError(f"{kind} must be the shares of three tiers, found {getattr(self, kind)!r}")
         for count in ("rows_per_group", "groups_per_block", "cache_group_size"):
             value = getattr(self, count)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            if not is_integer(value) or value < 1:
                 raise PolicyError(f"{count} must be a positive integer, found {value!r}")
         if not isinstance(self.overlap, bool):
             raise PolicyError(f"overlap must be true or false, found {self.overlap!r}")

@@ -1,5 +1,6 @@
 """Words and units that all parts share: tiers, links, kinds of data, types and their bytes; it knows no part."""
 
+import math
 from collections.abc import Mapping
 from enum import Enum
 from types import MappingProxyType
@@ -86,3 +87,16 @@ def aligned(nbytes: int, alignment: int = ALIGNMENT_BYTES) -> int:
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether `value` is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> TypeGuard[int | float]:
+    """Whether `value` is a number; True and False are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_finite(value: object) -> TypeGuard[int | float]:
+    """Whether `value` is a number, neither infinite nor NaN, and no integer beyond every float."""
+    try:
+        return is_number(value) and math.isfinite(value)
+    except OverflowError:
+        return False

@@ -1,8 +1,10 @@
 """Shares of the tiers: what decimal numbers leave over is not a share of any tier."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexref.errors import PolicyError
 from flexref.policy import Policy, Shares
 
 
@@ -19,3 +21,9 @@ def test_shares_sum_to_one_and_lie_between(device: float, rest: float) -> None:
     parts = (shares.device, shares.host, shares.disk)
     assert all(0 <= part <= 1 for part in parts)
     assert abs(sum(parts) - 1) < 1e-8
+
+
+@pytest.mark.parametrize("share", [True, "1", None, float("nan"), float("inf"), pytest.param(10**400, id="long")])
+def test_a_share_that_is_no_finite_number_is_named(share: object) -> None:
+    with pytest.raises(PolicyError, match=r"^share on host must be a number in"):
+        Shares(0.0, share, 0.0)  # type: ignore[arg-type]

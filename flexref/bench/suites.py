@@ -8,6 +8,7 @@ from typing import Any
 from flexref.errors import PolicyError
 from flexref.files import read_object
 from flexref.storage.schema import BITS
+from flexref.units import is_integer, is_number
 
 SUITES_FILE = Path(__file__).parents[1] / "data" / "suites.json"
 
@@ -88,10 +89,9 @@ REQUIRED = frozenset(entry.name for entry in fields(Arguments)) - {
 
 def _check(where: str, name: str, value: object) -> None:
     """`PolicyError` unless `value` is what the field `name` needs."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in INTEGERS:
         needed = f"a whole number of at least {INTEGERS[name]}"
-        right = number and isinstance(value, int) and value >= INTEGERS[name]
+        right = is_integer(value) and value >= INTEGERS[name]
     elif name in CHOICES:
         needed, right = f"one of {', '.join(CHOICES[name])}", value in CHOICES[name]
     elif name in TEXTS:
@@ -99,11 +99,11 @@ def _check(where: str, name: str, value: object) -> None:
     elif name in SWITCHES:
         needed, right = "true or false", isinstance(value, bool)
     elif name in NUMBERS:
-        needed, right = "a number", number
+        needed, right = "a number", is_number(value)
     else:
         items = value if isinstance(value, list | tuple) else ()
         needed = "six numbers (weights, cache, activations on device and host)"
-        right = len(items) == 6 and all(isinstance(item, int | float) and not isinstance(item, bool) for item in items)
+        right = len(items) == 6 and all(is_number(item) for item in items)
     if not right:
         raise PolicyError(f"{where}: {name} must be {needed}, found {value!r}")
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from flexref.errors import PolicyError
 from flexref.machine.arrays import Numbers, Size
+from flexref.units import is_number
 
 POINTS_MOST = 256
 """Bounds a curve in a file; a measured one has about ten points."""
@@ -21,13 +22,11 @@ POINTS_MOST = 256
 
 def check_number(what: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
     """`value` as a float; `PolicyError` unless it is a finite number of at least (with `above`: above) `least`."""
-    sound = isinstance(value, int | float) and not isinstance(value, bool)
     # Compared, not converted: a whole number in a file may be too long for a float.
-    sound = sound and least <= value <= sys.float_info.max  # type: ignore[operator]
-    if not sound or (above and value == least):
+    if not is_number(value) or not least <= value <= sys.float_info.max or (above and value == least):
         needed = f"above {least:g}" if above else f"of at least {least:g}"
         raise PolicyError(f"{what} must be a number {needed}, found {_short(value)}")
-    return float(value)  # type: ignore[arg-type]
+    return float(value)
 
 
 def _weight(low: float, high: float, size: float) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexref.errors import PolicyError
-from flexref.units import GIB
+from flexref.units import GIB, is_number
 
 NOMINAL_FORMAT = "flexref nominal machine 1"
 
@@ -84,8 +84,7 @@ class Figure:
             raise PolicyError(f"{name} must be an object of value, unit and source, found {_short(values)}")
         value, unit, source = values["value"], values["unit"], values["source"]
         kind = FIGURES[name]
-        sound = isinstance(value, int | float) and not isinstance(value, bool)
-        if not sound or not kind.least <= value <= kind.most:
+        if not is_number(value) or not kind.least <= value <= kind.most:
             needed = f"from {kind.least:g} to {kind.most:g}"
             raise PolicyError(f"{name}: value must be a number {needed}, found {_short(value)}")
         if unit != kind.unit:

@@ -1,11 +1,9 @@
 """How the next token is chosen from logits, as numbers that check themselves; it knows no array and no port."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from flexref.errors import PromptError
-from flexref.units import is_integer
+from flexref.units import is_finite, is_integer
 
 MAX_SEED = (1 << 64) - 1
 """The seed is the 64-bit key of the generator in `sampling.uniforms`."""
@@ -28,11 +26,11 @@ class SamplingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not _is_finite(self.temperature) or self.temperature < 0:
+        if not is_finite(self.temperature) or self.temperature < 0:
             raise PromptError(f"temperature must be a finite number of at least 0, found {self.temperature!r}")
         if not is_integer(self.top_k) or not 0 <= self.top_k <= MAX_TOP_K:
             raise PromptError(f"top_k must be an integer from 0 (off) to {MAX_TOP_K}, found {self.top_k!r}")
-        if not _is_finite(self.top_p) or not 0 < self.top_p <= 1:
+        if not is_finite(self.top_p) or not 0 < self.top_p <= 1:
             raise PromptError(f"top_p must be more than 0 and at most 1 (off), found {self.top_p!r}")
         if not is_integer(self.seed) or not 0 <= self.seed <= MAX_SEED:
             raise PromptError(f"seed must be an integer from 0 to {MAX_SEED}, found {self.seed!r}")
@@ -41,12 +39,3 @@ class SamplingSettings:
     def greedy(self) -> bool:
         """Whether the most probable token is always taken, so that nothing is random."""
         return self.temperature == 0
-
-
-def _is_finite(value: Any) -> bool:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        return False
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an integer beyond every float
-        return False
