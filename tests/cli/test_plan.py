@@ -1,7 +1,9 @@
 """`flexref plan`: what it prints and writes, what it costs, and what is refused in one line."""
 
+import errno
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.show import plots
+from flexref.errors import StorageError
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
 from flexref.planner.plan_request import Wanted
@@ -144,6 +147,22 @@ def test_the_same_plans_are_drawn_the_same_every_time_and_in_any_style(
     with matplotlib.rc_context({"axes.facecolor": "black", "lines.linewidth": 9}):
         plots.draw_pareto("tiny", points, str(two))
     assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_plot_that_cannot_be_written_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "front.png"
+    plot.write_bytes(b"older")
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    wanted = Wanted(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
+    points = [(1.0, one) for one in planning.plan("tiny", plain_machine(), wanted).candidates]
+    with pytest.raises(StorageError, match=f"cannot write {plot}: No space left on device"):
+        plots.draw_pareto("tiny", points, str(plot))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("front.png", b"older")]
 
 
 def test_without_a_machine_this_one_is_measured_with_the_port_that_is_named(
