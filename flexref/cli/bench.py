@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 from flexref.cli.options import BUDGETS, option, options
-from flexref.cli.show.outputs import check_writable
+from flexref.cli.show.outputs import check_outputs
 
 if TYPE_CHECKING:
     from flexref.bench.benchmark import Benchmark, Report
@@ -46,8 +46,11 @@ PLACES = ("percent", "policy")
 @click.option("--repeat", type=click.IntRange(min=1), help="Runs; every one is shown, and the median.")
 @option("--seed", type=click.IntRange(min=0), help="Of random weights and prompts; default: 0.")
 @option("--trace", help="Write a Chrome trace of the last run; costs a little.")
+@option("--force")
 @option("--json", help="Print one JSON object per benchmark, each on a line.")
-def command(suite: str | None, list_suites: bool, trace_file: str | None, as_json: bool, **values: Any) -> None:
+def command(
+    suite: str | None, list_suites: bool, trace_file: str | None, force: bool, as_json: bool, **values: Any
+) -> None:
     """Time prefill and decode of whole jobs, beside the least time that this machine allows (the floor).
 
     First a tiny model runs on the same port with the same options and must give the right logits; if it does not,
@@ -59,13 +62,19 @@ def command(suite: str | None, list_suites: bool, trace_file: str | None, as_jso
     if list_suites:
         _list()
         return
-    if trace_file is not None:
-        check_writable(trace_file)
-    for number, arguments in enumerate(_benchmarks(suite, given), start=1):
-        numbered = trace_file if trace_file is None or number == 1 else f"{trace_file}.{number}"
-        report = _run(arguments, {"suite": suite}, numbered, as_json)
+    benchmarks = _benchmarks(suite, given)
+    traces = [_numbered(trace_file, number) for number in range(1, len(benchmarks) + 1)]
+    inputs = [path for asked in benchmarks for path in (asked.model, asked.policy, asked.machine)]
+    check_outputs({f"trace {number}": path for number, path in enumerate(traces, start=1)}, inputs, force=force)
+    for arguments, trace in zip(benchmarks, traces, strict=True):
+        report = _run(arguments, {"suite": suite}, trace, as_json)
         if report.cut_short is not None:
             raise KeyboardInterrupt  # what is left of the suite is not run, and the exit code says so
+
+
+def _numbered(path: str | None, number: int) -> str | None:
+    """Where the trace of a suite's benchmark goes; the first one's to the path itself."""
+    return path if path is None or number == 1 else f"{path}.{number}"
 
 
 def _was_given(context: click.Context, name: str) -> bool:

@@ -27,12 +27,14 @@ FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_mi
 @plan_options
 @click.option("--price-per-hour", "prices", multiple=True, metavar="MACHINE=PRICE", help="Repeatable.")
 @option("--plot", metavar="FILE.png", help="Draw tokens per second, or with prices their cost.")
+@option("--force")
 @option("--json")
 def command(
     machines: tuple[str, ...],
     models: tuple[str, ...],
     prices: tuple[str, ...],
     plot_file: str | None,
+    force: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -44,14 +46,16 @@ def command(
     """
     from flexref.cli.show.compare_machines_report import print_machines
     from flexref.cli.show.console import table_console
+    from flexref.cli.show.outputs import check_outputs
     from flexref.cli.show.plots import check_plot
     from flexref.cli.side_by_side import side_by_side
     from flexref.machine.known import known_machines, machine_named
     from flexref.planner.candidates import layouts
 
     known_prices = prices_of(prices)
-    if plot_file:
+    if plot_file is not None:
         check_plot(plot_file, "--plot")
+        check_outputs({"--plot": plot_file}, (*machines, *models), force=force)
     models = tuple(dict.fromkeys(models))
     chosen = [(name, machine_named(name)) for name in dict.fromkeys(machines or known_machines())]
     strangers = sorted(set(known_prices) - {name for name, _ in chosen})
@@ -67,7 +71,7 @@ def command(
         click.echo(f"planning {model} on {named[0]} ({number} of {len(pairs)})", err=True)
         rows.append(next(found))
     rows.sort(key=lambda found: (models.index(found["model"]), _order(found, bool(known_prices))))
-    if plot_file:
+    if plot_file is not None:
         _draw(rows, plot_file, bool(known_prices))
     if as_json:
         click.echo(json.dumps({"rows": rows}))

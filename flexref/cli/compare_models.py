@@ -16,6 +16,7 @@ from flexref.cli.show.progress import counting
 @options("--window", "--stride", "--bos")
 @scoring_options
 @option("--plot", help="Draw the errors by layer (.png, .svg, .pdf).")
+@option("--force")
 @option("--json")
 def command(first: str, second: str, text_file: str, plot_file: str | None, as_json: bool, **given: Any) -> None:
     """Tell how far model B is from model A on a text: are its 4 bits good enough?
@@ -28,12 +29,14 @@ def command(first: str, second: str, text_file: str, plot_file: str | None, as_j
     """
     from flexref.cli.show.compare_models_plot import draw
     from flexref.cli.show.compare_models_report import print_comparison
+    from flexref.cli.show.outputs import check_outputs
     from flexref.cli.show.plots import check_plot
     from flexref.quality.compare import check_comparable, compare
     from flexref.quality.perplexity import read_text, sample_text
 
     if plot_file is not None:
         check_plot(plot_file, "--plot")
+        check_outputs({"--plot": plot_file}, (first, second, text_file, given["policy"]), force=given["force"])
     text = read_text(text_file)
     exact = {**given, "quantize_cache": False}
     with engine_for(first, exact, share=2) as a, engine_for(second, given, share=2) as b:

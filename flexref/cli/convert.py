@@ -2,12 +2,13 @@
 
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from flexref.architecture.stages import parameters
 from flexref.cli.options import option
+from flexref.cli.show.outputs import check_replaced
 from flexref.cli.show.progress import byte_bar
 from flexref.errors import PromptError, in_gib
 
@@ -46,10 +47,9 @@ if TYPE_CHECKING:
     show_default=True,
     help="Type of what is not quantized, and of scales and zeros.",
 )
+@option("--force")
 @option("--json")
-def command(
-    source: str, out: str, scheme: str, calibrate: str | None, group_size: int, dtype: str, as_json: bool
-) -> None:
+def command(source: str, out: str, calibrate: str | None, force: bool, as_json: bool, **given: Any) -> None:
     """Make the weight file OUT.h5 from the OPT model SOURCE: a Hugging Face folder, or a weight file of scheme none.
 
     The folder holds config.json, the weights (model.safetensors or pytorch_model.bin, whole or in shards with an index)
@@ -59,6 +59,8 @@ def command(
     """
     from flexref.storage.convert import convert
 
+    check_replaced({"OUT.h5": out}, (source, calibrate), force=force)
+    scheme, group_size, dtype = given["scheme"], given["group_size"], given["dtype"]
     tokenizer = _tokenizer_of(source)
     started = time.perf_counter()
     with byte_bar("converting") as on_progress:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.options import BUDGETS, asked_of, option, options, prompts_of
-from flexref.cli.show.outputs import check_writable
+from flexref.cli.show.outputs import check_outputs
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,6 +42,7 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 @options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups")
 @options("--attention-on", "--quantize-cache", "--overlap")
 @option("--trace", help="Write a Chrome trace of every copy and computation.")
+@option("--force")
 @option("--json", help="Print outputs and stats as one JSON object.")
 def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> None:
     """Continue prompts with an OPT model whose weights, KV cache and activations lie on device, host and disk.
@@ -55,15 +56,15 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
 
     if given["logprobs"] and not as_json:
         raise click.UsageError("--logprobs belongs to --json")
-    if trace_file is not None:
-        check_writable(trace_file)
+    inputs = (model, given["input_file"], given["policy"], given["machine"])
+    check_outputs({"--trace": trace_file}, inputs, force=given["force"])
     asked = asked_of(given)
     request, display = request_of(given), EventDisplay()
     settling = advisor(asked.policy, given["machine"], asked.keep)
     engine = open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=display)
     with engine:
         prompts = prompts_of(given["prompts"], given["input_file"], engine.file.spec.vocabulary)
-        trace = Trace(time.perf_counter()) if trace_file else None
+        trace = Trace(time.perf_counter()) if trace_file is not None else None
         generation = _run(engine, prompts, request, _Shown(display, trace, as_json))
         prediction_error = settling.judge(engine.session, generation)
     if trace is not None and trace_file is not None:

@@ -75,6 +75,7 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--plot": {"names": ("plot_file",), "metavar": "FILE"},
         "--trace": {"names": ("trace_file",), "metavar": "FILE"},
         "--output": {"names": ("-o", "output_file"), "metavar": "FILE"},
+        "--force": {"is_flag": True, "help": "Replace an output that is there already."},
         "--json": {"names": ("as_json",), "is_flag": True, "help": "Print one JSON object."},
     }
 )

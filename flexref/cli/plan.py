@@ -29,6 +29,7 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
 @click.option("--pareto", "pareto_file", metavar="PLOT.png", help="Draw throughput against the latency of a block.")
 @option("--trace", help="Write the simulated block as a Chrome trace.")
 @option("--output", help="Write the policy, with its reasons, as JSON.")
+@option("--force")
 @option("--json")
 def command(model: str, as_json: bool, **options: Any) -> None:
     """Choose what of a model lies on which tier, and say what a job will take; needs no GPU and no weights.
@@ -41,9 +42,9 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     from flexref.planner.plan import plan
 
     price = price_per_hour(options)
-    check_outputs(options)
+    check_files(model, options)
     machine, wanted = machine_of(options["machine"], options["backend"]), wanted_of(options)
-    trace = Trace(0.0) if options["trace_file"] else None
+    trace = Trace(0.0) if options["trace_file"] is not None else None
     start = perf_counter()
     with working(f"planning {model} on {machine.name}"):
         found = plan(model, machine, wanted, trace=trace)
@@ -51,9 +52,9 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     report = {**found.to_json(), **costs(found, price, options["disk_tbw"]), "plan_s": seconds}
     if trace is not None:
         trace.write(options["trace_file"])
-    if options["output_file"]:
+    if options["output_file"] is not None:
         write_text(options["output_file"], json.dumps(report, indent=2) + "\n")
-    if options["pareto_file"]:
+    if options["pareto_file"] is not None:
         from flexref.cli.show.plots import draw_pareto
         from flexref.planner.pareto import pareto
 
@@ -69,16 +70,16 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     print_plan(table_console(), found, wanted.machine(machine), report)
 
 
-def check_outputs(options: dict[str, Any]) -> None:
+def check_files(model: str, options: dict[str, Any]) -> None:
     """Complain before anything is planned of files that could not be written, or of plots that could not be drawn."""
-    from flexref.cli.show.outputs import check_writable
+    from flexref.cli.show.outputs import check_outputs
     from flexref.cli.show.plots import check_plot
 
-    if options["pareto_file"]:
+    if options["pareto_file"] is not None:
         check_plot(options["pareto_file"], "--pareto")
-    for name in ("trace_file", "output_file"):
-        if options[name]:
-            check_writable(options[name])
+    outputs = {"--trace": "trace_file", "-o": "output_file", "--pareto": "pareto_file"}
+    given = {name: options[option] for name, option in outputs.items()}
+    check_outputs(given, (model, options["machine"]), force=options["force"])
 
 
 def machine_of(name: str | None, backend: str) -> "Machine":

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 import click
 
 from flexref.cli.options import option
-from flexref.cli.show.outputs import check_writable
+from flexref.cli.show.outputs import check_outputs
 
 
 @click.command("profile")
@@ -18,8 +18,11 @@ from flexref.cli.show.outputs import check_writable
     "--quick", is_flag=True, help="About ten seconds in place of a minute or two: fewer sizes, fewer repeats."
 )
 @option("--output", help="Write the machine as JSON, for `flexref plan --machine FILE`.")
+@option("--force")
 @option("--json", help="Print the machine as one JSON object.")
-def command(backend: str, disk_dir: str | None, quick: bool, output_file: str | None, as_json: bool) -> None:
+def command(
+    backend: str, disk_dir: str | None, quick: bool, output_file: str | None, force: bool, as_json: bool
+) -> None:
     """Measure this machine with a port, for the planner: links, products, attention, the host's own work.
 
     Figures are medians of repeats, on random data; those whose repeats spread widely are named on stderr. It takes a
@@ -29,8 +32,7 @@ def command(backend: str, disk_dir: str | None, quick: bool, output_file: str | 
     from flexref.backend.registry import create
     from flexref.profile.measure import measure_machine
 
-    if output_file is not None:
-        check_writable(output_file)
+    check_outputs({"-o": output_file}, (), force=force)
     with closing(create(backend)) as port, _telling() as tell:
         machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=tell)
     if output_file is not None:

@@ -71,7 +71,7 @@ def test_options_reach_the_file_and_json_tells_them(folder: Path, capsys: pytest
         "fp16_bytes": 2 * parameters(SPEC),
         "ignored_tensors": [],
     }
-    assert flexref("convert", folder, out, "--quantize", "none", "--json") == 0
+    assert flexref("convert", folder, out, "--force", "--quantize", "none", "--json") == 0
     assert json.loads(capsys.readouterr().out)["group_size"] is None
     assert open_weight_file(out).scheme == "none"
 
@@ -125,7 +125,8 @@ def test_every_scheme_and_group_size_makes_a_file_that_generates(
 
     out = folder.parent / "tiny.h5"
     for scheme, group_size in [("none", 64), *product(("int4", "int4-mse", "int8"), (32, 64, 128))]:
-        assert flexref("convert", folder, out, "--quantize", scheme, "--group-size", group_size, "--json") == 0
+        asked = ("--quantize", scheme, "--group-size", group_size, "--json", "--force")
+        assert flexref("convert", folder, out, *asked) == 0
         groups = None if scheme == "none" else group_size
         report, found = json.loads(capsys.readouterr().out), open_weight_file(out)
         assert (report["scheme"], report["group_size"]) == (found.scheme, found.group_size) == (scheme, groups)

@@ -7,7 +7,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flexref.cli.show.outputs import check_writable
 from flexref.errors import FlexrefError
 from flexref.files import write_bytes
 
@@ -44,14 +43,14 @@ DECADE_TICKS = (1, 2, 5)
 
 
 def check_plot(path: str, option: str) -> None:
-    """Complain before anything is computed: `FlexrefError` if matplotlib is missing, or for another kind of file,
-    `StorageError` if the file cannot be written. `option` is what the user gave the path to.
+    """Complain before anything is computed: `FlexrefError` if matplotlib is missing, or for another kind of file.
+
+    `option` is what the user gave the path to.
     """
     if Path(path).suffix.lower() not in METADATA:
         raise FlexrefError(f"{option} writes {', '.join(METADATA)} files, found {path!r}")
     if find_spec("matplotlib") is None:
         raise FlexrefError(f"{option} needs matplotlib, which is not installed: pip install 'flexref[plots]'")
-    check_writable(path)
 
 
 def draw_pareto(title: str, points: "Sequence[tuple[float, Candidate]]", path: str) -> None:
