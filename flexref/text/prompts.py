@@ -76,6 +76,7 @@ def to_token_ids(  # one argument per size that a prompt must fit
     elif tokenizer is None:
         raise PromptError(f"{place}: it is text, but the model has no tokenizer; give token ids")
     else:
+        _check_bytes(prompt.text or "", tokenizer, positions, place)
         ids = _encode(prompt.text or "", tokenizer, place)
     _check_ids(ids, vocabulary, place)
     if new_token_room(len(ids), positions, max_new_tokens) < 1:
@@ -145,6 +146,16 @@ def _encode(text: str, tokenizer: "Tokenizer", place: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text))
     except FlexrefError as error:
         raise PromptError(f"{place}: {error}") from error
+
+
+def _check_bytes(text: str, tokenizer: "Tokenizer", positions: int, place: str) -> None:
+    """Refuse a text that cannot become few enough tokens, without making tokens of it."""
+    most, nbytes = tokenizer.token_bytes_most, len(text.encode("utf-8", "surrogatepass"))
+    if most is not None and nbytes > most * positions:
+        raise PromptError(
+            f"{place}: {nbytes} bytes of text are too many: the model has {positions} positions, "
+            f"and no token stands for more than {most} bytes"
+        )
 
 
 def _check_ids(ids: tuple[int, ...], vocabulary: int | None, place: str) -> None:

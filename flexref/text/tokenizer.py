@@ -10,11 +10,15 @@ import tokenizers
 
 from flexref.errors import CheckpointError, PromptError
 from flexref.files import as_json, as_text
-from flexref.text.tokenizer_check import check_document
+from flexref.text.tokenizer_bounds import token_bytes_most
+from flexref.text.tokenizer_check import check_document, expansion_of, parts_of
 from flexref.text.tokenizer_files import document_from_files
 
-MAX_DOCUMENT_BYTES = 256 << 20
-"""Bounds what is parsed: a hundred times the document of a vocabulary of 50,000 tokens."""
+MAX_DOCUMENT_BYTES = 64 << 20
+"""Bounds what is parsed: thirty times the document of a vocabulary of 50,000 tokens."""
+
+MAX_EXPANDED_BYTES = 1 << 30
+"""Bounds what a tokenizer can make of a text before it looks for tokens: OPT's of 256 MiB of text."""
 
 Result = TypeVar("Result")
 
@@ -35,6 +39,9 @@ class Tokenizer:
                 )
         decoder = document.get("decoder")
         self.byte_level = isinstance(decoder, dict) and decoder["type"] == "ByteLevel"
+        self._expansion = expansion_of(document)
+        self.token_bytes_most = token_bytes_most(document, parts_of(document, "pre_tokenizer"), frozenset(_BYTES))
+        """The most bytes of a text that one token can stand for; None if there is no such bound."""
         self.vocabulary_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values())
         # Some contradictions show only in use: better now than at the first prompt.
         self._guarded(lambda: self._rust.encode("a"))
@@ -55,12 +62,15 @@ class Tokenizer:
         """The token ids of `text`, with the special tokens that the document puts around it (OPT: `</s>` first).
 
         As in `transformers`, special tokens that are spelled out in `text` are recognized there. Raises `PromptError`
-        if `text` is not Unicode (half a surrogate pair, or bytes that were no UTF-8).
+        if `text` is not Unicode (half a surrogate pair, or bytes that were no UTF-8) or too long to be worked on.
         """
         try:
-            text.encode("utf-8")
+            nbytes = len(text.encode("utf-8"))
         except UnicodeEncodeError as error:
             raise PromptError(f"the text is not valid Unicode: {error.reason} at character {error.start}") from error
+        if nbytes * self._expansion > MAX_EXPANDED_BYTES:
+            most = MAX_EXPANDED_BYTES // self._expansion
+            raise PromptError(f"the text has {nbytes} bytes, at most {most} are taken with this tokenizer")
         ids: list[int] = self._guarded(lambda: self._rust.encode(text)).ids
         return ids
 

@@ -1,13 +1,14 @@
 """Checks a tokenizer document (`tokenizer.json`) before the library reads it; it knows no file and no library.
 
-For some contradictory documents the library ends the process instead of raising an error. Here those are refused with
-an error that names what is wrong.
+For some contradictory documents the library ends the process instead of raising an error, and others make it work
+for minutes. Here those are refused with an error that names what is wrong (see also `tokenizer_bounds`).
 """
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexref.errors import CheckpointError
+from flexref.text.tokenizer_bounds import MOST_PARTS, check_parts, check_template_ids, check_tokens
 from flexref.units import is_integer
 
 MAX_TOKEN_ID = (1 << 31) - 1
@@ -44,12 +45,27 @@ def check_document(document: Any, source: str) -> dict[str, Any]:
     if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
         raise CheckpointError(f"{source}: not a tokenizer document: needed a JSON object with a `model` object")
     for kind in KNOWN_COMPONENTS:
-        for component in _components(document.get(kind), kind, source):
+        components = list(_components(document.get(kind), kind, source))
+        if kind != "model":
+            check_parts(components, kind, source)
+        for component in components:
             if component["type"] == "TemplateProcessing":
                 _check_template(component, source)
     _check_model(document["model"], source)
     _check_added_tokens(document.get("added_tokens"), source)
+    check_tokens(document, source)
     return document
+
+
+def parts_of(document: dict[str, Any], kind: str) -> list[dict[str, Any]]:
+    """The parts of a component of a checked document, in the order in which they work."""
+    return list(_components(document.get(kind), kind, ""))
+
+
+def expansion_of(document: dict[str, Any]) -> int:
+    """The most bytes that a checked document makes of one byte of text before it looks for tokens."""
+    factors = [check_parts(parts_of(document, kind), kind, "") for kind in ("normalizer", "pre_tokenizer")]
+    return factors[0] * factors[1]
 
 
 def check_vocabulary(vocabulary: Any, source: str) -> dict[str, int]:
@@ -73,8 +89,12 @@ def is_token_id(value: Any) -> bool:
 def _components(component: Any, kind: str, source: str) -> Iterator[dict[str, Any]]:
     """The component or, if it is a sequence, all its parts at any depth."""
     waiting = [component]
+    seen = 0
     while waiting:
         part = waiting.pop()
+        seen += 1
+        if seen > MOST_PARTS + 1:
+            raise CheckpointError(f"{source}: {kind} has more than the {MOST_PARTS} parts that are taken")
         if part is None:
             continue
         if not isinstance(part, dict):
@@ -84,7 +104,7 @@ def _components(component: Any, kind: str, source: str) -> Iterator[dict[str, An
             parts = part.get(sequence)
             if not isinstance(parts, list):
                 raise CheckpointError(f"{source}: a {kind} of type 'Sequence' needs a list `{sequence}`")
-            waiting.extend(parts)
+            waiting.extend(reversed(parts))
         elif not isinstance(found, str) or found not in KNOWN_COMPONENTS[kind]:
             known = ", ".join(sorted(KNOWN_COMPONENTS[kind]))
             raise CheckpointError(f"{source}: {kind} has the type {found!r}, which is not supported; known: {known}")
@@ -117,7 +137,7 @@ def _check_template(template: dict[str, Any], source: str) -> None:
     specials, pieces = template.get("special_tokens"), template.get("single")
     if not isinstance(specials, dict) or not isinstance(pieces, list):
         raise CheckpointError(f"{source}: the post_processor's template needs `single` and `special_tokens`")
-    sequences = 0
+    sequences = added = 0
     for piece in pieces:
         kind, content = next(iter(piece.items())) if isinstance(piece, dict) and len(piece) == 1 else ("", None)
         name = content.get("id") if isinstance(content, dict) else None
@@ -128,5 +148,7 @@ def _check_template(template: dict[str, Any], source: str) -> None:
         ids = special.get("ids") if isinstance(special, dict) else None
         if not isinstance(ids, list) or not ids or not all(is_token_id(token_id) for token_id in ids):
             raise CheckpointError(f"{source}: the post_processor's template names {name!r}, whose token ids it lacks")
+        added += len(ids)
+        check_template_ids(added, source)
     if sequences != 1:
         raise CheckpointError(f"{source}: the post_processor's template holds the text {sequences} times, needed once")

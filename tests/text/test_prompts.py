@@ -179,3 +179,13 @@ def test_a_prompt_is_either_text_or_token_ids(both: dict[str, Any]) -> None:
 def test_no_new_tokens_is_no_job(new: int) -> None:
     with pytest.raises(PromptError, match=str(new)):
         new_token_room(1, 8, new)
+
+
+def test_a_text_that_cannot_fit_is_refused_by_its_bytes_and_not_tokenized(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: pytest.fail("it was tokenized"))
+    most = tokenizer.token_bytes_most
+    assert most is not None
+    with pytest.raises(PromptError, match=f"^prompt 1: 10000000 bytes of text are too many: .*more than {most} bytes"):
+        to_token_ids(Prompt(text="a" * 10_000_000), tokenizer, 400, 64, 1)

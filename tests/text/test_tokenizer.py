@@ -316,3 +316,117 @@ def test_bytes_that_are_no_document_are_refused(junk: bytes) -> None:
 def test_endless_nesting_is_refused() -> None:
     with pytest.raises(CheckpointError, match="not JSON"):
         Tokenizer.from_json(b'{"model":' * 100_000)
+
+
+def chained(kind: str, field: str, *parts: dict[str, Any]) -> dict[str, Any]:
+    return {kind: {"type": "Sequence", field: list(parts)}}
+
+
+def replace(found: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": found}, "content": content}
+
+
+def split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+MULTIPLIES = {
+    "normalizer can make 1000 bytes of one": chained("normalizer", "normalizers", *[replace("t", "t" * 1000)] * 3),
+    "normalizer has 10000": {"normalizer": {"type": "Prepend", "prepend": "t" * 10_000_000}},
+    "normalizer has more than the 32 parts": chained("normalizer", "normalizers", *[{"type": "NFC"}] * 20_000),
+    "pre_tokenizer has more than the 32 parts": chained(
+        "pre_tokenizer", "pretokenizers", *[{"type": "Whitespace"}] * 20_000
+    ),
+    "decoder can make 1000000 bytes of one": chained(
+        "decoder", "decoders", replace("t", "a" * 200), replace("a", "b" * 5000)
+    ),
+    "pre_tokenizer can make 343 bytes of one": chained(
+        "pre_tokenizer", "pretokenizers", *[{"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"}] * 9
+    ),
+    "a repetition of what repeats itself": {"pre_tokenizer": split("(a+)+$")},
+    "more than 2 repetitions without end": {"pre_tokenizer": split("a*a*a*a*b")},
+    "a repetition of more than 256": {"pre_tokenizer": split("a{1,100000}")},
+    "refers back to what it found": {"pre_tokenizer": split(r"(a*)\1b")},
+    "more than 2 repetitions without": {"pre_tokenizer": split("(?:a*|b)(?:a*|b)(?:a*|b)c")},
+    "template adds 65 tokens": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": "x", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {"x": {"id": "x", "ids": [2] * 65, "tokens": ["</s>"] * 65}},
+        }
+    },
+    "has 2000000 characters": {"model": {"type": "WordLevel", "vocab": {"a" * 2_000_000: 0, "b": 1}, "unk_token": "b"}},
+    "max_input_chars_per_word is 1000000": {
+        "model": {
+            "type": "WordPiece",
+            "vocab": {"a": 0},
+            "unk_token": "a",
+            "max_input_chars_per_word": 1_000_000,
+            "continuing_subword_prefix": "##",
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("reason", MULTIPLIES)
+def test_what_would_fill_the_memory_or_take_minutes_is_refused_before_it_is_tried(
+    document: dict[str, Any], reason: str
+) -> None:
+    hostile = {"pre_tokenizer": None, **MULTIPLIES[reason]}
+    if "model" in hostile:
+        hostile["added_tokens"] = []
+    with pytest.raises(CheckpointError, match=reason) as error:
+        Tokenizer.from_json(json.dumps({**document, **hostile}).encode())
+    assert len(one_line(error)) < 300
+
+
+PUBLISHED_PATTERNS = (
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
+    r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    r"\n",
+)
+
+
+@pytest.mark.parametrize("pattern", PUBLISHED_PATTERNS)
+def test_patterns_of_published_tokenizers_are_taken(document: dict[str, Any], pattern: str) -> None:
+    parts = [split(pattern), document["pre_tokenizer"]]
+    changed = {**document, "pre_tokenizer": {"type": "Sequence", "pretokenizers": parts}}
+    tokenizer = Tokenizer.from_json(json.dumps(changed).encode())
+    assert tokenizer.decode(tokenizer.encode("a good fortune\n")) == "a good fortune\n"
+
+
+def test_a_chain_of_moderate_parts_is_taken(document: dict[str, Any]) -> None:
+    parts = [replace(" ", "\u2581"), {"type": "NFKC"}, {"type": "Lowercase"}]
+    changed = {**document, **chained("normalizer", "normalizers", *parts)}
+    assert Tokenizer.from_json(json.dumps(changed).encode()).encode("A b")
+
+
+def test_a_text_beyond_what_a_tokenizer_can_work_on_is_refused(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flexref.text.tokenizer.MAX_EXPANDED_BYTES", 4000)
+    tokenizer = Tokenizer.from_json(json.dumps(document).encode())
+    assert tokenizer.encode("a" * 1000)
+    with pytest.raises(PromptError, match="1001 bytes, at most 1000 are taken"):
+        tokenizer.encode("a" * 1001)
+
+
+@given(text=TEXTS | st.text(max_size=60))
+def test_no_token_stands_for_more_bytes_than_the_bound_says(document: dict[str, Any], text: str) -> None:
+    tokenizer = Tokenizer.from_json(json.dumps(document).encode())
+    assert tokenizer.token_bytes_most is not None
+    assert len(text.encode()) <= tokenizer.token_bytes_most * len(tokenizer.encode(text))
+
+
+def test_there_is_no_such_bound_where_text_may_be_dropped(document: dict[str, Any]) -> None:
+    stripping = {**document["added_tokens"][0], "lstrip": True}
+    removed = {"type": "Split", "pattern": {"String": "x"}, "behavior": "Removed", "invert": False}
+    for change in (
+        {"normalizer": {"type": "Strip", "strip_left": True, "strip_right": True}},
+        {"added_tokens": [stripping, *document["added_tokens"][1:]]},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [removed, document["pre_tokenizer"]]}},
+        {"pre_tokenizer": {"type": "Whitespace"}},
+    ):
+        assert Tokenizer.from_json(json.dumps({**document, **change}).encode()).token_bytes_most is None

@@ -14,8 +14,11 @@ from typing import Any
 from flexref.errors import CheckpointError
 from flexref.storage.checkpoint.pickle_values import NAMES, STORAGE_TYPES, Named, PickledTensor, Storage, view
 
-LARGEST_PICKLE_BYTES = 1 << 23
-"""Bounds the values that a pickle can build, each at least a byte of it; OPT-175B in one file needs 0.3 MB."""
+LARGEST_PICKLE_BYTES = 1 << 21
+"""Bounds what is read; OPT-175B in one file needs 0.3 MB."""
+
+MOST_INSTRUCTIONS = 1 << 19
+"""Bounds the values that a pickle can build, most by an instruction each; OPT-175B needs some 100,000."""
 
 
 def tensors_of(pickle: bytes, source: str) -> dict[str, PickledTensor]:
@@ -49,7 +52,7 @@ class _Machine:
 
     def run(self) -> Any:
         """The value that the pickle builds."""
-        while True:
+        for _ in range(MOST_INSTRUCTIONS):
             code = self._take(1)
             if code == b".":
                 return self._stack.pop()
@@ -57,6 +60,7 @@ class _Machine:
             if step is None:
                 raise CheckpointError(f"its pickle has the instruction {code!r}, which building tensors does not need")
             step(self)
+        raise CheckpointError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions")
 
     def _take(self, count: int) -> bytes:
         taken = self._pickle[self.position : self.position + count]

@@ -83,3 +83,11 @@ def test_any_run_of_instructions_builds_tensors_or_is_refused(data) -> None:
         assert str(error).startswith("x: ")  # noqa: PT017 -- either outcome is right
     else:
         assert all(isinstance(value, PickledTensor) for value in found.values())
+
+
+def test_a_pickle_that_builds_more_than_any_checkpoint_is_refused_soon() -> None:
+    assert pickle_machine.LARGEST_PICKLE_BYTES <= 1 << 21
+    with pytest.raises(CheckpointError, match="more than 524288 instructions"):
+        tensors_of(b"}" * pickle_machine.LARGEST_PICKLE_BYTES, "x")
+    with pytest.raises(CheckpointError, match="its pickle has 8388608 bytes"):
+        tensors_of(b"}" * (8 << 20), "x")
