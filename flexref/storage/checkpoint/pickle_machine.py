@@ -18,7 +18,7 @@ LARGEST_PICKLE_BYTES = 1 << 21
 """Bounds what is read; OPT-175B in one file needs 0.3 MB."""
 
 MOST_INSTRUCTIONS = 1 << 19
-"""Bounds the values that a pickle can build, most by an instruction each; OPT-175B needs some 100,000."""
+"""Bounds the values that a pickle can build, most by an instruction each; OPT-175B in one file needs some 50,000."""
 
 
 def tensors_of(pickle: bytes, source: str) -> dict[str, PickledTensor]:

@@ -62,7 +62,7 @@ def test_a_pickle_that_builds_no_tensors_is_refused(what: str) -> None:
 
 
 def test_a_memo_of_any_number_and_any_depth_cost_nothing() -> None:
-    deep = b"\x80\x02}X\x01\x00\x00\x00a" + b")" + b"\x85" * 1_000_000 + b"r\xff\xff\xff\xffs."
+    deep = b"\x80\x02}X\x01\x00\x00\x00a" + b")" + b"\x85" * 500_000 + b"r\xff\xff\xff\xffs."
     assert tensors_of(deep, "x") == {}
 
 
