@@ -1,5 +1,6 @@
 """A simulated job: bytes and peaks are those of a real run, seconds follow from the machine alone."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -195,6 +196,13 @@ def test_what_does_not_fit_is_refused_as_a_run_would() -> None:
     budgets = {Tier.DEVICE: 1 << 16, Tier.HOST: None, Tier.DISK: None}
     with pytest.raises(CapacityError, match="device"):
         simulate(random_file(SPEC), plain_machine(), Policy(), [RowLengths(8, 4)], budgets)
+
+
+def test_no_tokenizer_is_read_for_a_simulation() -> None:
+    file, rows = replace(random_file(SPEC), tokenizer_json=b"no tokenizer"), [RowLengths(8, 4)]
+    assert simulate(file, plain_machine(), Policy(), rows) == simulate(
+        random_file(SPEC), plain_machine(), Policy(), rows
+    )
 
 
 def test_lanes_are_busy_for_no_more_than_all_of_the_time() -> None:
