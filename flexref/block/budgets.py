@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from flexref.backend.protocol import Backend, Capabilities
 from flexref.block.memory_plan import BlockPlan, Need, plan_block
 from flexref.block.rows import RowLengths
+from flexref.block.workspace import Expansion
 from flexref.errors import CapacityError
 from flexref.policy import Policy
 from flexref.tiers.weights_plan import WeightsPlan
@@ -54,7 +55,7 @@ def fitting_block(
     rows: Sequence[RowLengths],
     budgets: Mapping[Tier, int | None],
 ) -> BlockPlan:
-    """The memory of a block within budgets; weights are expanded once for all its groups where there is room for that.
+    """The memory of a block within budgets; weights are expanded as seldom as there is room for.
 
     Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
     `CapacityError` naming the tier, what is missing and what would help.
@@ -62,8 +63,8 @@ def fitting_block(
     whole = [*engine_needs(caps), *weights.needs()]
     loading = [*whole, (Tier.HOST, "loading", weights.loading_bytes)]
     loads = fit(loading, budgets)
-    for expand in (True, False):
-        plan = plan_block(weights, caps, policy, rows, expand=expand)
+    for expansion in (Expansion.KEPT, Expansion.PER_PASS, Expansion.NEVER):
+        plan = plan_block(weights, caps, policy, rows, expansion=expansion)
         needs = [*whole, *plan.needs()]
         if loads and fit(needs, budgets):
             return plan

@@ -34,6 +34,7 @@ class BlockComputation(BlockState):
     _operands: dict[tuple[int, int], dict[str, Matrix]] = field(init=False, default_factory=dict)
     _weights: dict[tuple[int, int], tuple[dict[str, Matrix], StageWeights]] = field(init=False, default_factory=dict)
     _expanded: tuple[int, dict[str, Matrix]] = field(init=False, default=(-1, {}))
+    _kept: dict[int, dict[str, Matrix]] = field(init=False, default_factory=dict)
     _segments: dict[int, tuple[Sequence[RowPass], Any, Any, int]] = field(init=False, default_factory=dict)
     _spans: list[tuple[Stage, int, Ticket, Ticket]] = field(init=False, default_factory=list)
     _fed: Fed = field(init=False, default_factory=Fed)
@@ -93,10 +94,18 @@ class BlockComputation(BlockState):
         if key not in self._operands:
             self._operands[key] = self.weights.operands(visit.stage, slot)
         stored = self._operands[key]
-        if BlockRoom.EXPANDED not in self._regions or tokens <= self.backend.caps.fused_rows:
+        places = self.plan.expanded
+        if tokens <= self.backend.caps.fused_rows:
+            return stored
+        if visit.stage in places.kept:
+            if visit.stage not in self._kept:
+                offset = places.kept[visit.stage]
+                self._kept[visit.stage] = self._expand(self._stages[visit.stage], stored, offset)
+            return self._kept[visit.stage]
+        if not places.shared_bytes:
             return stored
         if self._expanded[0] != self.shape.stage_number(visit):
-            self._expanded = (self.shape.stage_number(visit), self._expand(self._stages[visit.stage], stored))
+            self._expanded = (self.shape.stage_number(visit), self._expand(self._stages[visit.stage], stored, 0))
         return self._expanded[1]
 
     def _stage_weights(self, visit: Visit, tokens: int) -> StageWeights:
@@ -108,8 +117,9 @@ class BlockComputation(BlockState):
             known = self._weights[key] = tensors, by_role(self._stages[visit.stage], tensors)
         return known[1]
 
-    def _expand(self, stage: Stage, stored: dict[str, Matrix]) -> dict[str, Matrix]:
-        expanded, offset, file = dict(stored), 0, self.weights.plan.file
+    def _expand(self, stage: Stage, stored: dict[str, Matrix], offset: int) -> dict[str, Matrix]:
+        """The stage's operands, its matrices expanded to the place from `offset` on."""
+        expanded, file = dict(stored), self.weights.plan.file
         dtype = self.backend.caps.compute_dtype
         for tensor in stage.tensors:
             if expandable(stage, file.tensors[tensor.name], dtype):

@@ -11,7 +11,7 @@ from flexref.architecture.stages import StageKind
 from flexref.backend.protocol import Capabilities
 from flexref.backend.records import RecordLayout
 from flexref.block.rows import RowLengths
-from flexref.block.workspace import expanded_bytes, workspace_bytes
+from flexref.block.workspace import ExpandedPlan, Expansion, workspace_bytes
 from flexref.policy import Policy, Shares
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
 from flexref.tiers.cache_plan import CachePlan, RowPlan
@@ -58,7 +58,7 @@ class BlockPlan:
     logits_bytes: int
     hidden_bytes: int
     workspace_bytes: int
-    expanded_bytes: int
+    expanded: ExpandedPlan
     far_bytes: int
     tile_logits_bytes: int = 0
 
@@ -87,8 +87,8 @@ class BlockPlan:
         else:
             yield Tier.DEVICE, BlockRoom.LOGITS, groups * (self.logits_bytes + self.hidden_bytes)
         yield Tier.DEVICE, BlockRoom.WORKSPACE, self.workspace_bytes
-        if self.expanded_bytes:
-            yield Tier.DEVICE, BlockRoom.EXPANDED, self.expanded_bytes
+        if self.expanded.nbytes:
+            yield Tier.DEVICE, BlockRoom.EXPANDED, self.expanded.nbytes
         if self.far_bytes:
             yield Tier.HOST, BlockRoom.ATTENTION_ON_HOST, self.far_bytes
 
@@ -113,17 +113,18 @@ def record_layout(spec: ModelSpec, policy: Policy, compute_dtype: str) -> Record
 
 
 def plan_block(
-    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: Sequence[RowLengths], *, expand: bool
+    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: Sequence[RowLengths], *, expansion: Expansion
 ) -> BlockPlan:
-    """The memory of a block of `rows` in order, `policy.rows_per_group` to a group.
+    """The memory of a block of `rows` in order, `policy.rows_per_group` to a group; matrices expanded as far as asked.
 
-    With `expand`, a stage's weights are expanded once for all groups where that pays and `linear` would not read the
-    codes directly.
+    Of a block that runs a single pass nothing is kept: there is no second one to keep it for.
     """
     file = weights.file
     spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
     attention = program_of(spec).attention
     groups = groups_of(rows, policy)
+    if expansion is Expansion.KEPT and max(row.new_tokens for row in rows) == 1:
+        expansion = Expansion.PER_PASS
     scored = [sum(row.scored_tokens for row in group) for group in groups]
     cache = _cache_plan(spec, caps, policy, groups)
     tokens = [sum(row.prompt_tokens for row in group) for group in groups]
@@ -149,7 +150,7 @@ def plan_block(
         logits_bytes=aligned(rows_most * spec.vocabulary * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
         hidden_bytes=aligned(rows_most * spec.embed_width * width, ALIGNMENT_BYTES),
         workspace_bytes=workspace_bytes(spec, caps.compute_dtype, file.dtype, max(tokens), ends_most, not staged),
-        expanded_bytes=expanded_bytes(file, caps) if expand and len(groups) > 1 else 0,
+        expanded=ExpandedPlan.of(weights, caps, expansion, len(groups)),
         far_bytes=aligned(far_rows * (attention.inputs + attention.width) * width, ALIGNMENT_BYTES),
         tile_logits_bytes=aligned(logits_at_once * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
     )

@@ -3,6 +3,9 @@
 The visits themselves run on the port that only counts.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
 from functools import lru_cache
 from typing import Any
 
@@ -19,6 +22,7 @@ from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
 from flexref.model.weights import StageWeights, by_role
 from flexref.storage.weightfile import StoredTensor, WeightFile
+from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, aligned
 
 
@@ -63,9 +67,51 @@ def expandable(stage: Stage, stored: StoredTensor, compute_dtype: str) -> bool:
 
 def expanded_bytes(file: WeightFile, caps: Capabilities) -> int:
     """Device bytes that the largest stage's matrices take once they are expanded."""
-    most, size = 0, DTYPE_BYTES[caps.compute_dtype]
-    for stage in stages(file.spec, file.tile_rows):
-        held = (file.tensors[tensor.name] for tensor in stage.tensors)
-        matrices = (stored for stored in held if expandable(stage, stored, caps.compute_dtype))
-        most = max(most, sum(aligned(stored.elements * size, ALIGNMENT_BYTES) for stored in matrices))
-    return most
+    return max(_stage_bytes(file, stage, caps.compute_dtype) for stage in stages(file.spec, file.tile_rows))
+
+
+def _stage_bytes(file: WeightFile, stage: Stage, compute_dtype: str) -> int:
+    held = (file.tensors[tensor.name] for tensor in stage.tensors)
+    matrices = (stored for stored in held if expandable(stage, stored, compute_dtype))
+    return sum(aligned(stored.elements * DTYPE_BYTES[compute_dtype], ALIGNMENT_BYTES) for stored in matrices)
+
+
+class Expansion(Enum):
+    """What becomes of matrices that are stored in another form than products compute in."""
+
+    NEVER = 0
+    """Every product reads them as they are stored."""
+    PER_PASS = 1
+    """A stage's are expanded once in a pass, for all groups, in a place that all stages share."""
+    KEPT = 2
+    """Those of stages that lie on the device are expanded once for a whole block; the others as in `PER_PASS`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpandedPlan:
+    """Where expanded matrices lie: `shared_bytes` for one stage at a time, and after them a place for each of `kept`.
+
+    kept: stage -> offset in bytes. nbytes: of all of it.
+    """
+
+    shared_bytes: int
+    kept: Mapping[int, int]
+    nbytes: int
+
+    @classmethod
+    def of(cls, weights: WeightsPlan, caps: Capabilities, expansion: Expansion, groups: int) -> "ExpandedPlan":
+        """The places for a block of so many groups.
+
+        A single group shares a stage's matrices with nobody. Where a port reads stored codes in its products, it is
+        faster than with expanded ones: there nothing is kept.
+        """
+        file, kept = weights.file, dict[int, int]()
+        shared = expanded_bytes(file, caps) if groups > 1 and expansion is not Expansion.NEVER else 0
+        end = shared
+        if expansion is Expansion.KEPT and not caps.fused_rows:
+            for number, plan in enumerate(weights.stages):
+                nbytes = 0 if plan.streamed_bytes else _stage_bytes(file, plan.stage, caps.compute_dtype)
+                if nbytes:
+                    kept[number] = end
+                    end += nbytes
+        return cls(shared, kept, end)

@@ -8,6 +8,7 @@ from typing import Any
 from flexref.block.budgets import check_fits, engine_needs
 from flexref.block.memory_plan import plan_block
 from flexref.block.rows import RowLengths
+from flexref.block.workspace import Expansion
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import Situation, fitted, solutions_of
@@ -98,7 +99,7 @@ def _most_frugal(choice: Choice) -> Policy:
     weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal.overlap))
     whole = [*engine_needs(situation.caps), *weights.needs()]
     for rows in situation.blocks(frugal):
-        block = plan_block(weights, situation.caps, frugal, rows, expand=False)
+        block = plan_block(weights, situation.caps, frugal, rows, expansion=Expansion.NEVER)
         check_fits([*whole, *block.needs()], choice.budgets)
     check_fits([*whole, (Tier.HOST, "loading", weights.loading_bytes)], choice.budgets)
     return frugal

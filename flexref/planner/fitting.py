@@ -12,7 +12,7 @@ from flexref.backend.protocol import Capabilities
 from flexref.block.budgets import engine_needs, totals
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, blocks_of, plan_block, record_layout
 from flexref.block.rows import RowLengths
-from flexref.block.workspace import expanded_bytes, workspace_bytes
+from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.program.lp import Solution, solve
@@ -158,7 +158,7 @@ class Situation:
         always = totals(iter([*engine_needs(self.caps), *weights.needs()]))
         most = {**always, Tier.HOST: always[Tier.HOST] + weights.loading_bytes}
         for rows in self.blocks(policy):
-            block = totals(plan_block(weights, self.caps, policy, rows, expand=False).needs())
+            block = totals(plan_block(weights, self.caps, policy, rows, expansion=Expansion.NEVER).needs())
             most = {tier: max(nbytes, always[tier] + block[tier]) for tier, nbytes in most.items()}
         return most
 
