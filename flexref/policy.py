@@ -183,7 +183,7 @@ def asked(options: Mapping[str, Any]) -> Asked:
         given["cache_scheme"] = "int4"
     Policy().changed(**given)
     budgets = {name: options.get(name) for name in BUDGETS}
-    if options.get("policy"):
+    if options.get("policy") is not None:
         return Asked(Policy.read(options["policy"]).changed(**given), {}, budgets)
     if options.get("percent"):
         return Asked(Policy.from_percent(options["percent"], **given), {}, budgets)

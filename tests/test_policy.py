@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.errors import PolicyError
-from flexref.policy import Policy, Shares
+from flexref.errors import PolicyError, StorageError
+from flexref.policy import Policy, Shares, asked
 
 
 @given(st.integers(0, 1000))
@@ -27,3 +27,8 @@ def test_shares_sum_to_one_and_lie_between(device: float, rest: float) -> None:
 def test_a_share_that_is_no_finite_number_is_named(share: object) -> None:
     with pytest.raises(PolicyError, match=r"^share on host must be a number in"):
         Shares(0.0, share, 0.0)  # type: ignore[arg-type]
+
+
+def test_a_policy_without_a_name_is_a_missing_file() -> None:
+    with pytest.raises(StorageError, match=r"^cannot read policy '': No such file or directory$"):
+        asked({"policy": ""})

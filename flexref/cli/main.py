@@ -26,6 +26,10 @@ READER_GONE = 141
 """128 + SIGPIPE, as shells report it."""
 
 
+PRINTING = ("click.", "rich.", "flexref.cli.")
+"""Modules whose errors without a file's name are those of the output."""
+
+
 class Entry(NamedTuple):
     """One line of the command table: the module that defines `command`, and what the help listing says of it."""
 
@@ -116,9 +120,9 @@ def run(group: click.Group, arguments: Sequence[str]) -> int:
     except MemoryError as error:
         return _complain(f"the machine ran out of memory, lower the budgets ({str(error) or 'no details'})", USER_ERROR)
     except OSError as error:
+        said = _refused(error)
         _abandon_output()  # what refused may be the output itself (a full disk), and must not fail again at exit
-        about = f"{error.filename}: " if error.filename else ""
-        return _complain(f"{about}{error.strerror or error}", USER_ERROR)
+        return _complain(said, USER_ERROR)
     except Exception:
         traceback.print_exc()
         return _complain("this is a bug in flexref: please report it with the lines above", BUG)
@@ -141,6 +145,23 @@ def _complain(message: str, exit_code: int) -> int:
     )
     click.echo(f"{PROGRAM}: {line}", err=True)
     return exit_code
+
+
+def _refused(error: OSError) -> str:
+    """What the operating system refuses, with the name of what it is about, as far as that can be found out."""
+    why = error.strerror or str(error)
+    if error.filename:
+        return f"{error.filename}: {why}"
+    try:
+        os.getcwd()
+    except OSError as gone:
+        return f"the working folder is gone: {gone.strerror}"
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
+    # What these do to files has a name: what has none is what they print.
+    return f"cannot write to standard output: {why}" if raised_in.startswith(PRINTING) else why
 
 
 def _abandon_output() -> None:

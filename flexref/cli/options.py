@@ -124,7 +124,7 @@ def asked_of(given: Mapping[str, Any]) -> "Asked":
     """The policy, the fields to keep and the budgets that options ask for, by their names."""
     from flexref.policy import asked
 
-    if given["policy"] and given["percent"]:
+    if given["policy"] is not None and given["percent"]:
         raise click.UsageError("--policy and --percent exclude each other")
     return asked(given)
 

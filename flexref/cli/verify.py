@@ -7,7 +7,7 @@ import click
 
 from flexref.cli.options import option
 from flexref.cli.show.progress import byte_bar
-from flexref.errors import in_gib
+from flexref.errors import FlexrefError, in_gib
 
 
 @click.command("verify")
@@ -16,8 +16,9 @@ from flexref.errors import in_gib
 def command(file: str, as_json: bool) -> None:
     """Check every dataset of the weight file FILE (or `demo`, the built-in model) against its checksum.
 
-    Prints the name of each damaged dataset and leaves with exit code 1 if there is any.
+    Prints the name of each damaged dataset, and why the tokenizer cannot be used if it cannot; the exit code is then 1.
     """
+    from flexref.storage.schema import TOKENIZER
     from flexref.storage.weightfile import read_layout, resolve, verify
 
     path = resolve(file)
@@ -25,21 +26,39 @@ def command(file: str, as_json: bool) -> None:
     parts = list(read_layout(path).parts)
     with byte_bar("checking") as on_progress:
         damaged = verify(path, on_progress)
+    refused = None if TOKENIZER in damaged else _refused_tokenizer(path)
     elapsed = time.perf_counter() - started
     checked_bytes = sum(part.extent.nbytes for part in parts)
     if as_json:
         report = {
             "file": path,
             "damaged": damaged,
+            "tokenizer_error": refused,
             "checked_datasets": len(parts),
             "checked_bytes": checked_bytes,
             "elapsed_s": elapsed,
         }
         click.echo(json.dumps(report))
-    elif damaged:
+    elif damaged or refused is not None:
         for name in damaged:
             click.echo(f"damaged: {name}")
+        if refused is not None:
+            click.echo(f"refused: {refused}")
     else:
         click.echo(f"{path}: all {len(parts)} datasets match, {in_gib(checked_bytes)} in {elapsed:.1f} s")
-    if damaged:
+    if damaged or refused is not None:
         raise click.exceptions.Exit(1)
+
+
+def _refused_tokenizer(path: str) -> str | None:
+    """Why a job on the file would refuse its tokenizer; None if it would not."""
+    from flexref.storage.weightfile import open_weight_file
+    from flexref.text.tokenizer import Tokenizer
+
+    document = open_weight_file(path).tokenizer_json
+    try:
+        if document is not None:
+            Tokenizer.from_json(document, path)
+    except FlexrefError as error:
+        return str(error)
+    return None

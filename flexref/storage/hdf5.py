@@ -4,6 +4,9 @@ It knows HDF5 and the schema, and reads no dataset. It never follows a link that
 whose objects form a cycle, or whose names run into millions, is refused at the first foreign name.
 """
 
+import errno
+import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -11,7 +14,7 @@ from itertools import pairwise
 import h5py
 import numpy as np
 
-from flexref.errors import FlexrefError, WeightFileError
+from flexref.errors import FlexrefError, StorageError, WeightFileError
 from flexref.storage.schema import (
     CHECKSUM_ATTRIBUTE,
     FORMAT_NAME,
@@ -24,6 +27,12 @@ from flexref.storage.schema import (
 )
 from flexref.storage.trailer import TRAILER_BYTES, Trailer
 from flexref.units import aligned
+
+REFUSED = re.compile(r"\berrno = ([1-9][0-9]{0,3})\b")
+"""How HDF5 tells, amid its own structures, that it was the operating system that could not read."""
+
+FAILING = frozenset({errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT, errno.EREMOTEIO})
+"""Of those, what a file system says that fails; others may be the fault of metadata that lead HDF5 astray."""
 
 OBJECT_BYTES = 64
 """Metadata bytes that an HDF5 object needs at the very least: bounds how many tensors a header may claim."""
@@ -41,7 +50,8 @@ class FoundPart:
 def read_metadata(path: str, trailer: Trailer) -> tuple[FileHeader, dict[str, FoundPart]]:
     """The header and every dataset of the file, checked; `WeightFileError` names the first thing that is wrong.
 
-    The metadata must have passed `check_trailer`. Names of datasets map to what was found, in file order.
+    `StorageError` where the file system fails. The metadata must have passed `check_trailer`. Names of datasets map to
+    what was found, in file order.
     """
     try:
         with h5py.File(path, "r", locking="best-effort") as file:
@@ -58,6 +68,9 @@ def read_metadata(path: str, trailer: Trailer) -> tuple[FileHeader, dict[str, Fo
         raise WeightFileError(f"{path}: {error}") from error
     except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError, NotImplementedError) as error:
         # h5py has no base class of its own: these are what it raises for metadata that HDF5 cannot make sense of.
+        refused = REFUSED.search(str(error))
+        if refused is not None and int(refused[1]) in FAILING:
+            raise StorageError(f"cannot read {path}: {os.strerror(int(refused[1]))}") from error
         raise WeightFileError(f"{path}: HDF5 cannot read its metadata: {_one_line(error)}") from error
     for stage in stages:
         _check_offsets(path, [found[part.dataset] for part in stage], trailer)

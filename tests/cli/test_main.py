@@ -163,14 +163,27 @@ def test_a_reader_that_leaves_ends_the_run_without_a_word() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("code", [LOUD, "from flexref.cli.main import main; main()"])
-def test_an_output_that_is_full_is_one_line_and_exit_1(code: str) -> None:
+@pytest.mark.parametrize(
+    ("code", "named"), [(LOUD, ""), ("from flexref.cli.main import main; main()", "cannot write to standard output: ")]
+)
+def test_an_output_that_is_full_is_one_line_and_exit_1(code: str, named: str) -> None:
     with open("/dev/full", "w", encoding="utf-8") as full:
         done = subprocess.run(
             [sys.executable, "-c", code, "--help"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert done.returncode == 1
-    assert done.stderr == f"flexref: {os.strerror(errno.ENOSPC)}\n"
+    assert done.stderr == f"flexref: {named}{os.strerror(errno.ENOSPC)}\n"
+
+
+@pytest.mark.parametrize("arguments", [("inspect", "demo"), ("plan", "--model", "125m", "--machine", "l4", "-o", "x")])
+def test_a_working_folder_that_is_gone_is_named_or_not_needed(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    gone = "import os, sys; os.mkdir('gone'); os.chdir('gone'); os.rmdir('../gone')"
+    code = f"{gone}; from flexref.cli.main import main; main()"
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "Traceback" not in done.stderr
+    if done.returncode:
+        assert done.stderr == f"flexref: the working folder is gone: {os.strerror(errno.ENOENT)}\n"
 
 
 def test_the_front_door_leads_to_the_parts_and_names_what_it_lacks() -> None:

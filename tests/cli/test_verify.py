@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models
 
 from flexref.architecture.spec import ModelSpec
 from flexref.cli.main import COMMANDS, command_group, run
@@ -12,13 +13,19 @@ from flexref.storage.weightfile import open_weight_file
 from flexref.storage.writer import WeightFileWriter
 
 
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
+def written(path: Path, tokenizer: bytes) -> Path:
     spec = ModelSpec("tiny", 200, 16, 32, 32, 2, 2, 64)
-    with WeightFileWriter(tmp_path / "tiny.h5", spec, "int4", 16, "float16", b"{}") as writer:
+    with WeightFileWriter(path, spec, "int4", 16, "float16", tokenizer) as writer:
         for tensor in writer.tensors:
             writer.write(tensor.name, np.random.default_rng(0).standard_normal(tensor.shape))
-    return tmp_path / "tiny.h5"
+    return path
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    words = {f"w{number}": number for number in range(200)}
+    document = Tokenizer(models.WordLevel(words, unk_token="w0")).to_str()
+    return written(tmp_path / "tiny.h5", document.encode())
 
 
 def damage(file: Path, *datasets: str) -> None:
@@ -54,6 +61,7 @@ def test_json_of_a_whole_file_names_none(file: Path, capsys: pytest.CaptureFixtu
     assert report == {
         "file": str(file),
         "damaged": [],
+        "tokenizer_error": None,
         "checked_datasets": len(parts),
         "checked_bytes": sum(part.extent.nbytes for part in parts),
     }
@@ -70,3 +78,14 @@ def test_damaged_metadata_is_one_line_and_exit_1(
     shown = capsys.readouterr()
     assert (shown.out, shown.err.count("\n")) == ("", 1)
     assert str(file) in shown.err
+
+
+def test_a_tokenizer_that_a_job_would_refuse_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = written(tmp_path / "tiny.h5", b"{}")
+    assert run(command_group(COMMANDS), ["generate", "--model", str(file), "--prompt", "w1"]) == 1
+    said = capsys.readouterr().err.removeprefix("flexref: ").strip()
+    assert run(command_group(COMMANDS), ["verify", str(file)]) == 1
+    assert capsys.readouterr().out == f"refused: {said}\n"
+    assert run(command_group(COMMANDS), ["verify", str(file), "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    assert (report["damaged"], report["tokenizer_error"]) == ([], said)

@@ -1,4 +1,4 @@
-"""A disk that fails or fills while a weight file is written: one clear line and nothing left, whichever call it is."""
+"""A disk that fails or fills while files are written or read: one clear line and nothing left, whichever call it is."""
 
 import os
 import shutil
@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from flexref.storage.weightfile import resolve
 
 WRITE = """
 import sys
@@ -75,3 +77,49 @@ def test_whichever_call_fails_it_is_one_line_and_leaves_the_older_file(
         assert (folder / "model.h5").read_bytes() == b"an older file"
     assert failed >= 3
     assert done.returncode == 0, "no write came to its end: CALLS is too small"
+
+
+def test_a_disk_that_fails_while_metadata_is_read_is_one_plain_line(failing_calls: Path, tmp_path: Path) -> None:
+    (tmp_path / "read.h5").write_bytes(Path(resolve("demo")).read_bytes())
+    command = [sys.executable, "-m", "flexref", "inspect", str(tmp_path / "read.h5")]
+    for at in (1, 3, 4, 5, 8, 12):
+        environment = {**os.environ, "LD_PRELOAD": str(failing_calls), "FAIL_AT": str(at), "FAIL_READS": "/read.h5"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        assert done.stderr == f"flexref: cannot read {tmp_path}/read.h5: Input/output error\n", at
+        assert (done.returncode, done.stdout) == (1, "")
+
+
+WRITE_OUTPUT = """
+import sys
+from pathlib import Path
+from flexref.errors import StorageError
+from flexref.files import write_text
+
+path, armed = map(Path, sys.argv[1:])
+armed.touch()
+try:
+    write_text(path, "new" * 100_000)
+except StorageError as error:
+    print(error)
+    raise SystemExit(3)
+"""
+
+
+def test_a_disk_that_is_full_tears_no_output(failing_calls: Path, tmp_path: Path) -> None:
+    path, armed = tmp_path / "folder" / "policy.json", tmp_path / "armed"
+    path.parent.mkdir()
+    codes = []
+    for at in range(1, 6):
+        path.write_text("older")
+        armed.unlink(missing_ok=True)
+        environment = {**os.environ, "LD_PRELOAD": str(failing_calls), "FAIL_AT": str(at), "FAIL_FILE": str(armed)}
+        command = [sys.executable, "-c", WRITE_OUTPUT, str(path), str(armed)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        codes.append(done.returncode)
+        assert done.stderr == ""
+        assert [entry.name for entry in path.parent.iterdir()] == ["policy.json"]
+        if done.returncode:
+            assert done.stdout == f"cannot write {path}: No space left on device\n"
+            assert path.read_text() in ("older", "new" * 100_000)  # the latter where only the folder was not synced
+    assert codes[0] == 3
+    assert codes[-1] == 0
