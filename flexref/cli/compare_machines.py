@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.options import option
-from flexref.cli.plan_options import plan_options, wanted_of
+from flexref.cli.plan_options import plan_options, plan_request_of
 from flexref.errors import CapacityError, PolicyError
 
 if TYPE_CHECKING:
     from flexref.machine.machine import Machine
-    from flexref.planner.plan_request import Wanted
+    from flexref.planner.plan_request import PlanRequest
 
 FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_million_tokens", "policy", "in_short")
 """What is known of a machine that can run a model; the cost only if its price is."""
@@ -61,7 +61,7 @@ def command(
     strangers = sorted(set(known_prices) - {name for name, _ in chosen})
     if strangers:
         raise click.UsageError(f"--price-per-hour names {strangers[0]!r}, which is not among the machines")
-    wanted = wanted_of(options)
+    wanted = plan_request_of(options)
     for model in models:
         list(layouts(model, wanted.weights_schemes))  # a name that nobody knows is said before the first is planned
     pairs = list(product(models, chosen))
@@ -94,7 +94,7 @@ def prices_of(texts: Sequence[str]) -> dict[str, float]:
     return prices
 
 
-def row(model: str, named: "tuple[str, Machine]", wanted: "Wanted", price: float | None) -> dict[str, Any]:
+def row(model: str, named: "tuple[str, Machine]", wanted: "PlanRequest", price: float | None) -> dict[str, Any]:
     """What one machine makes of one model: figures by name; where nothing fits all are None but `problem`."""
     from flexref.cli.show.plan_report import in_short
     from flexref.machine.price import cost_per_million_tokens, written_bytes_per_million_tokens

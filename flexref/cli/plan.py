@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.options import option
-from flexref.cli.plan_options import Amount, plan_options, wanted_of
+from flexref.cli.plan_options import Amount, plan_options, plan_request_of
 from flexref.files import write_text
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def command(model: str, as_json: bool, **options: Any) -> None:
 
     price = price_per_hour(options)
     check_files(model, options)
-    machine, wanted = machine_of(options["machine"], options["backend"]), wanted_of(options)
+    machine, wanted = machine_of(options["machine"], options["backend"]), plan_request_of(options)
     trace = Trace(0.0) if options["trace_file"] is not None else None
     start = perf_counter()
     with working(f"planning {model} on {machine.name}"):

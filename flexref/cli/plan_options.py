@@ -9,7 +9,7 @@ import click
 from flexref.cli.options import Command, option, options
 
 if TYPE_CHECKING:
-    from flexref.planner.plan_request import Wanted
+    from flexref.planner.plan_request import PlanRequest
 
 WEIGHTS_CHOICE = click.Choice(["none", "int4", "int8", "any"])
 CACHE_CHOICE = click.Choice(["none", "int4", "any"])
@@ -55,22 +55,22 @@ ALL_SCHEMES, ALL_PLACES = ("none", "int4"), ("device", "host")
 
 
 def plan_options(command: Command) -> Command:
-    """The options, on a command that takes them as keyword arguments for `wanted_of`."""
+    """The options, on a command that takes them as keyword arguments for `plan_request_of`."""
     for decorated in reversed(OPTIONS):
         command = decorated(command)
     return command
 
 
-def wanted_of(given: Mapping[str, Any]) -> "Wanted":
+def plan_request_of(given: Mapping[str, Any]) -> "PlanRequest":
     """What the options ask of the planner. If none is named for the weights, a file keeps its own scheme."""
-    from flexref.planner.plan_request import Wanted
+    from flexref.planner.plan_request import PlanRequest
 
     def some(name: str) -> tuple[str, ...] | None:
         return None if given[name] == "any" else (given[name],)
 
     same = ("rows", "rows_per_group", "groups", "overlap", "max_latency_s", "max_disk_writes_gib")
     capacities = ("device_mem_gib", "host_mem_gib", "disk_gib")
-    return Wanted(
+    return PlanRequest(
         given["prompt_len"],
         given["gen_len"],
         weights_schemes=some("quantize_weights"),

@@ -13,7 +13,7 @@ from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import Situation, fitted
-from flexref.planner.plan_request import Wanted
+from flexref.planner.plan_request import PlanRequest
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.task import Limits
 from flexref.policy import Policy
@@ -157,7 +157,7 @@ class SearchProblem:
 
 
 def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, WeightFile]]:
-    """(scheme, layout of the weights) of a size in each scheme, or of a weight file in its own; None: see `Wanted`.
+    """(scheme, layout of the weights) of a size in each scheme, or of a file in its own; None: see `PlanRequest`.
 
     Nothing is allocated, and of a file nothing but its table of contents is read. `StorageError` if `model` is neither,
     `PolicyError` if a file holds its weights otherwise.
@@ -175,7 +175,7 @@ def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, 
     yield file.layout, file
 
 
-def questions(model: str, machine: Machine, wanted: Wanted) -> Iterator[SearchProblem]:
+def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[SearchProblem]:
     """A question for every combination that is allowed and that the port can do."""
     places = [place for place in wanted.attention_on if place == "device" or machine.port.attends_on_host]
     if not places:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from flexref.errors import PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.candidates import Candidate, SearchProblem, questions
-from flexref.planner.plan_request import Wanted
+from flexref.planner.plan_request import PlanRequest
 from flexref.planner.ranking import NO_ROUNDING, propose, simulated, tokens_per_s
 
 POINTS = 8
@@ -17,7 +17,7 @@ FIRST_MARGIN = 0.01
 
 
 def pareto(
-    model: str, machine: Machine, wanted: Wanted, widest: Candidate | None = None
+    model: str, machine: Machine, wanted: PlanRequest, widest: Candidate | None = None
 ) -> list[tuple[float, Candidate]]:
     """(bound on the latency of a block in seconds, the best candidate under it), from the tightest bound that can be
     kept to the one that binds no more, whose candidate is `widest`, if `plan` has found it already.

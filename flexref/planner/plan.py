@@ -9,7 +9,7 @@ from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import WEIGHT_FILE, Machine
 from flexref.planner.candidates import Candidate, SearchProblem, questions
-from flexref.planner.plan_request import Wanted
+from flexref.planner.plan_request import PlanRequest
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.ranking import NO_ROUNDING, propose, simulated, tokens_per_s
 from flexref.units import GIB, GIGA, LINKS, TIERS
@@ -37,7 +37,7 @@ class Plan:
 
     model: str
     machine: str
-    wanted: Wanted
+    wanted: PlanRequest
     best: Candidate
     candidates: tuple[Candidate, ...]
     binding: tuple[str, ...]
@@ -60,7 +60,7 @@ class Plan:
         }
 
 
-def plan(model: str, machine: Machine, wanted: Wanted, *, trace: Trace | None = None) -> Plan:
+def plan(model: str, machine: Machine, wanted: PlanRequest, *, trace: Trace | None = None) -> Plan:
     """The best policy for `model` on `machine`, over all candidates that the request allows.
 
     Every candidate is estimated; those that may be the best are simulated. `trace` receives the simulation of the

@@ -8,7 +8,7 @@ from flexref.units import GIB, TIERS
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PlanRequest:
     """What a user asks of the planner; every row has the same lengths, in tokens.
 
     `weights_schemes`, `cache_schemes`, `attention_on`: what may be chosen from. `weights_schemes` None: the scheme of a

@@ -17,7 +17,7 @@ from flexref.cli.show import plots
 from flexref.errors import StorageError
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
-from flexref.planner.plan_request import Wanted
+from flexref.planner.plan_request import PlanRequest
 from flexref.policy import Policy
 
 JOB = ("--model", "125m", "--prompt-len", "32", "--gen-len", "4")
@@ -99,7 +99,7 @@ def test_options_are_what_the_planner_is_asked(
     bounds = ("--max-latency-s", "9", "--max-disk-writes-gib", "0", "--rows", "5", "--no-overlap")
     capacities = ("--device-mem-gib", "0.5", "--host-mem-gib", "2", "--disk-gib", "3")
     as_json(capsys, *ONE, "--machine", machine, *bounds, *capacities)
-    assert asked == [Wanted(32, 4, 5, ("int4",), ("none",), ("device",), 4, 2, False, 9.0, 0.0, 0.5, 2.0, 3.0)]
+    assert asked == [PlanRequest(32, 4, 5, ("int4",), ("none",), ("device",), 4, 2, False, 9.0, 0.0, 0.5, 2.0, 3.0)]
 
 
 def test_costs_are_keys_of_the_json(capsys: pytest.CaptureFixture[str], cramped: str) -> None:
@@ -139,7 +139,7 @@ def test_the_same_plans_are_drawn_the_same_every_time_and_in_any_style(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     matplotlib = pytest.importorskip("matplotlib")
-    wanted = Wanted(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
+    wanted = PlanRequest(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
     points = [(1.0 + at, one) for at, one in enumerate(planning.plan("tiny", plain_machine(), wanted).candidates)]
     one, two = tmp_path / f"one{suffix}", tmp_path / f"two{suffix}"
     plots.draw_pareto("tiny", points, str(one))
@@ -158,7 +158,7 @@ def test_a_plot_that_cannot_be_written_leaves_the_older_one(tmp_path: Path, monk
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    wanted = Wanted(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
+    wanted = PlanRequest(32, 4, 5, ("none", "int4"), ("none",), ("device",), 4, 2)
     points = [(1.0, one) for one in planning.plan("tiny", plain_machine(), wanted).candidates]
     with pytest.raises(StorageError, match=f"cannot write {plot}: No space left on device"):
         plots.draw_pareto("tiny", points, str(plot))

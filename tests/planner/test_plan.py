@@ -20,7 +20,7 @@ from flexref.planner.choose import Choice, choose_policy
 from flexref.planner.fitting import Situation, fitted, rounded, solutions_of
 from flexref.planner.pareto import pareto
 from flexref.planner.plan import plan
-from flexref.planner.plan_request import Wanted
+from flexref.planner.plan_request import PlanRequest
 from flexref.policy import WEIGHT_SCHEMES, Policy, Shares
 from flexref.simulator.simulate import simulate
 from flexref.testing import strategies as own
@@ -93,7 +93,7 @@ def test_a_fitted_policy_fits_to_the_byte(
     device: int, host: int, rows: int, cache_scheme: str, attention_on: str, steady: bool
 ) -> None:
     machine = machine_with(device * MIB, host * MIB)
-    wanted = Wanted(32, 8, None if steady else rows, ("int4",), (cache_scheme,), (attention_on,))
+    wanted = PlanRequest(32, 8, None if steady else rows, ("int4",), (cache_scheme,), (attention_on,))
     (question,) = questions("125m", machine, wanted)
     situation, limits = question.situation, question.limits
     try:
@@ -120,7 +120,7 @@ SMALL = machine_with(300 * MIB, 2048 * MIB)
 
 
 def test_a_plan_says_what_was_chosen_from_what_and_why() -> None:
-    found = plan("125m", SMALL, Wanted(64, 8))
+    found = plan("125m", SMALL, PlanRequest(64, 8))
     best = found.best
     assert best.policy is not None
     assert best.prediction is not None
@@ -137,16 +137,16 @@ def test_a_plan_says_what_was_chosen_from_what_and_why() -> None:
 
 
 def test_what_one_more_brings_is_never_a_loss() -> None:
-    found = plan("125m", SMALL, Wanted(64, 8, weights_schemes=("none",), cache_schemes=("none",)))
+    found = plan("125m", SMALL, PlanRequest(64, 8, weights_schemes=("none",), cache_schemes=("none",)))
     assert all(entry.from_duals >= 0 for entry in found.one_more)
     assert all(entry.solved_again >= -1e-6 for entry in found.one_more)
 
 
 def test_a_bound_on_latency_is_kept_by_the_simulator_too() -> None:
-    free = plan("125m", SMALL, Wanted(64, 8, attention_on=("device",)))
+    free = plan("125m", SMALL, PlanRequest(64, 8, attention_on=("device",)))
     assert free.best.prediction is not None
     block_s = (free.best.prediction.prefill_s + free.best.prediction.decode_s) / 4
-    bound = plan("125m", SMALL, Wanted(64, 8, attention_on=("device",), max_latency_s=block_s)).best
+    bound = plan("125m", SMALL, PlanRequest(64, 8, attention_on=("device",), max_latency_s=block_s)).best
     assert bound.prediction is not None
     assert bound.prediction.prefill_s + bound.prediction.decode_s <= block_s
     assert bound.prediction.tokens_per_s <= free.best.prediction.tokens_per_s * 1.001
@@ -154,13 +154,13 @@ def test_a_bound_on_latency_is_kept_by_the_simulator_too() -> None:
 
 def test_a_bound_that_no_policy_keeps_says_what_is_possible() -> None:
     with pytest.raises(PolicyError, match=r"takes at least .* s, allowed are"):
-        plan("125m", SMALL, Wanted(64, 8, max_latency_s=1e-6))
+        plan("125m", SMALL, PlanRequest(64, 8, max_latency_s=1e-6))
 
 
 def test_a_machine_that_is_too_small_is_told_by_how_much() -> None:
     tiny = machine_with(MIB, MIB, MIB)
     with pytest.raises(CapacityError) as caught:
-        plan("125m", tiny, Wanted(64, 8))
+        plan("125m", tiny, PlanRequest(64, 8))
     assert caught.value.tier in ("device", "host", "disk")
 
 
@@ -168,31 +168,31 @@ def test_a_machine_that_is_too_small_is_told_by_how_much() -> None:
 def test_a_file_is_planned_as_it_holds_its_weights(model_file: Any, scheme: str) -> None:
     path, layout = model_file(SMALL_MODEL, scheme, "float16"), WEIGHT_SCHEMES[scheme]
     for asked in (None, (layout,)):
-        found = plan(path, SMALL, Wanted(16, 4, weights_schemes=asked, attention_on=("device",)))
+        found = plan(path, SMALL, PlanRequest(16, 4, weights_schemes=asked, attention_on=("device",)))
         assert {candidate.weights_scheme for candidate in found.candidates} == {layout}
     (other, *_) = {"none", "int4", "int8"} - {layout}
     stored = "float16" if layout == "none" else layout
     with pytest.raises(PolicyError, match=f"holds {stored} weights, asked for: {other}"):
-        plan(path, SMALL, Wanted(16, 4, weights_schemes=(other,)))
+        plan(path, SMALL, PlanRequest(16, 4, weights_schemes=(other,)))
 
 
 def test_what_has_no_place_for_its_tokens_is_refused() -> None:
     with pytest.raises(PromptError, match="2048 positions"):
-        plan("125m", SMALL, Wanted(2048, 8))
+        plan("125m", SMALL, PlanRequest(2048, 8))
     with pytest.raises(StorageError, match="neither a weight file nor the size"):
-        plan("no-such-model", SMALL, Wanted(8, 8))
+        plan("no-such-model", SMALL, PlanRequest(8, 8))
 
 
 def test_a_job_that_may_write_nothing_to_disk_writes_nothing() -> None:
     cramped = machine_with(100 * MIB, 60 * MIB)
-    found = plan("125m", cramped, Wanted(64, 8, 64, ("int4",), ("none",), ("device",), max_disk_writes_gib=0.0))
+    found = plan("125m", cramped, PlanRequest(64, 8, 64, ("int4",), ("none",), ("device",), max_disk_writes_gib=0.0))
     assert found.best.prediction is not None
     assert found.best.prediction.disk_write_bytes == 0
     assert found.best.prediction.rows == 64
 
 
 def test_the_points_of_a_pareto_front_rise() -> None:
-    points = pareto("125m", SMALL, Wanted(64, 8, weights_schemes=("int4",), attention_on=("device",)))
+    points = pareto("125m", SMALL, PlanRequest(64, 8, weights_schemes=("int4",), attention_on=("device",)))
     rates = [candidate.prediction.tokens_per_s for _, candidate in points if candidate.prediction is not None]
     assert len(rates) >= 3
     assert rates == pytest.approx(sorted(rates), rel=0.05)  # the simulator may see near ties the other way round
@@ -200,12 +200,12 @@ def test_the_points_of_a_pareto_front_rise() -> None:
 
 def test_a_trace_of_a_plan_holds_its_first_block() -> None:
     trace = Trace(0.0)
-    plan("125m", SMALL, Wanted(16, 4, weights_schemes=("int4",), attention_on=("device",)), trace=trace)
+    plan("125m", SMALL, PlanRequest(16, 4, weights_schemes=("int4",), attention_on=("device",)), trace=trace)
     assert {event["cat"] for event in trace.events} >= {"compute"}
 
 
 def test_ragged_rows_are_planned_for_their_longest() -> None:
-    (question,) = questions("125m", SMALL, Wanted(64, 8, 3, ("int4",), ("none",), ("device",)))
+    (question,) = questions("125m", SMALL, PlanRequest(64, 8, 3, ("int4",), ("none",), ("device",)))
     ragged = Situation(question.situation.file, SMALL, [RowLengths(5, 8), RowLengths(60, 2)], question.situation.base)
     assert ragged.task.prompt_tokens_most == 60
     assert ragged.task.new_tokens == 8
@@ -213,7 +213,7 @@ def test_ragged_rows_are_planned_for_their_longest() -> None:
 
 def test_a_job_that_scores_is_planned_without_caches_that_nothing_reads() -> None:
     """Blocks are larger than the caches of all layers would allow, and fit."""
-    (question,) = questions("125m", SMALL, Wanted(512, 1, 1, ("none",), ("none",), ("device",)))
+    (question,) = questions("125m", SMALL, PlanRequest(512, 1, 1, ("none",), ("none",), ("device",)))
     file, budgets = question.situation.file, {Tier.DEVICE: 512 * MIB, Tier.HOST: 64 * MIB, Tier.DISK: None}
     rows = [RowLengths(512, 1, 256)] * 64
     policy = choose_policy(Choice(file, SMALL, budgets, rows, {}))
