@@ -1,5 +1,8 @@
 """The engine: what a user does with a loaded model, one job at a time; its session holds all that jobs share."""
 
+import os
+import warnings
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
@@ -18,12 +21,17 @@ from flexref.text.tokenizer import Tokenizer
 class Engine:
     """A model that is ready to generate. Use it as a context manager, or call `close`.
 
+    An engine that is dropped without either is closed then, with a `ResourceWarning`. In a forked process it raises
+    `EngineError`.
+
     It runs one job at a time: a second one is refused with `EngineError`, as is any after `close`. While it works
     Ctrl-C ends a job where nothing is half done, and the engine is ready for the next one (`interrupts`).
     """
 
     def __init__(self, session: Session) -> None:
         self.session = session
+        self._dropped = weakref.finalize(self, _close_dropped, session, os.getpid())
+        self._dropped.atexit = False  # what still lives when the process ends goes with it
 
     def __enter__(self) -> "Engine":
         return self
@@ -36,6 +44,7 @@ class Engine:
     def close(self) -> None:
         """End the stream that is under way and give everything back: see `Session.close`."""
         self.session.close()
+        self._dropped.detach()
 
     @property
     def file(self) -> WeightFile:
@@ -101,3 +110,13 @@ class Engine:
         """
         self.session.gate.check()
         return ScoringJob(self.session, rows, top, keep_logits, listener or Listener()).run()
+
+
+def _close_dropped(session: Session, process: int) -> None:
+    """Close what an engine left that was dropped without `close` in the process that made it."""
+    if os.getpid() != process or session.gate.closed:
+        return
+    try:
+        session.close()
+    finally:
+        warnings.warn("an engine was dropped without close: use it as a context manager", ResourceWarning, stacklevel=2)

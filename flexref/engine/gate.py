@@ -1,6 +1,7 @@
 """One engine's door: lets in one job at a time, and none when the engine is closed; it knows neither job nor engine."""
 
 import inspect
+import os
 import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,6 +21,7 @@ class Gate:
         """`broken`: whether the engine can do nothing any more."""
         self.interrupts, self._broken = interrupts, broken
         self.closed = False
+        self._process = os.getpid()
         self._taken = threading.Lock()
         self._stream: weakref.ref[Generator[Any, None, None]] | None = None
 
@@ -60,9 +62,10 @@ class Gate:
     def close(self) -> bool:
         """Let nobody in any more, and end the stream that is under way between two of its steps.
 
-        False if that had been done. `EngineError` if a job is at work just now: it called this, or another thread did.
+        False if that had been done, or in a forked process, which has nothing to close. `EngineError` if a job is at
+        work just now: it called this, or another thread did.
         """
-        if self.closed:
+        if self.closed or self._is_elsewhere():
             return False
         stream = None if self._stream is None else self._stream()
         if stream is not None and inspect.getgeneratorstate(stream) != inspect.GEN_RUNNING:
@@ -88,7 +91,16 @@ class Gate:
             self._stream = None
             self._taken.release()
 
+    def _is_elsewhere(self) -> bool:
+        """Whether this is a forked process: memory was copied, the threads of the lanes were not."""
+        return os.getpid() != self._process
+
     def _check_usable(self) -> None:
+        if self._is_elsewhere():
+            raise EngineError(
+                f"the engine belongs to process {self._process} and cannot work in one that was forked from it: load "
+                "the model here"
+            )
         if self.closed:
             raise EngineError("the engine is closed: load the model again")
         if self._broken():

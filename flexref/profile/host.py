@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-from scipy.optimize import nnls
 
 from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
 from flexref.architecture.stages import stages as stages_of
@@ -158,6 +157,8 @@ class Counted:
 
 def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, float, float]:
     """(visit, choice, choice of a row) in seconds: the least squares of what is left of passes of some small jobs."""
+    from scipy.optimize import nnls  # noqa: PLC0415  half a second, for who measures a machine alone
+
     sizes, equations, left = meter.sizes, [], []
     for layers, groups, rows in product(sizes.layers, sizes.groups, sizes.rows):
         count, seconds = _pass_left(meter, disk_dir, (layers, groups, rows), call_s)

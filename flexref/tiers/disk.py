@@ -174,9 +174,12 @@ class SpillFile:
         done = 0
         while done < source.nbytes:
             try:
-                done += os.pwritev(self._handle.fileno(), [source[done:].data], offset + done)
+                count = os.pwritev(self._handle.fileno(), [source[done:].data], offset + done)
             except OSError as error:
                 raise StorageError(f"cannot write in {self._directory}: {error.strerror}") from error
+            if not count:
+                raise StorageError(f"cannot write in {self._directory}: nothing more can be written")
+            done += count
 
     def close(self) -> None:
         """Give the room back."""

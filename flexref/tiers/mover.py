@@ -1,5 +1,6 @@
 """Starts copies on a port's lanes, waits for them and keeps account of them; it knows bytes, not what they mean."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -26,12 +27,13 @@ class Mover:
 
     `check` is called after every `run`, and by the executor after every beat: places where nothing is half done, at
     which it may raise what is to end the work. `abandoned`: somebody broke `settle` off while it waited; lanes may be
-    at work for ever, and no memory may be given back that copies know of.
+    at work for ever, and no memory may be given back that copies know of. So it is in a forked process, without lanes.
     """
 
     def __init__(self, backend: Backend, traffic: Traffic, check: Callable[[], None] = _nothing) -> None:
         self.backend, self.traffic, self.check = backend, traffic, check
         self.abandoned = False
+        self._process = os.getpid()
         self._open: list[tuple[Lane, Sequence[Transfer], Ticket]] = []
         self._unsure: set[Lane] = set()
 
@@ -81,6 +83,8 @@ class Mover:
     def settle(self) -> None:
         """Wait until everything that was submitted, and every operator that was called, has ended; then `harvest`."""
         self.abandoned = True  # whatever breaks the waiting off, even between two lines, leaves it so
+        if os.getpid() != self._process:
+            return
         try:
             for _, _, ticket in self._open:
                 with suppress(Exception):  # `harvest` raises it, when nothing runs any more

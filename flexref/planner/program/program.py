@@ -6,7 +6,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linprog
 
 from flexref.errors import PolicyError
 from flexref.machine.arrays import Numbers
@@ -182,6 +181,8 @@ class Program:
 
         `PolicyError` if it says neither that it has found the optimum nor that there is none.
         """
+        from scipy.optimize import linprog  # noqa: PLC0415  half a second, for who solves a program alone
+
         sums = np.zeros((len(KINDS), len(cost)))
         for place, (kind, _) in enumerate(SHARES):
             sums[KINDS.index(kind), place] = 1
