@@ -1,5 +1,6 @@
 """The rows of a block while they generate: what each has, what it still may, and when it retires."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -25,6 +26,35 @@ class RowLengths:
     def capacity_tokens(self) -> int:
         """Tokens whose K and V are ever needed: all but the last one generated."""
         return self.prompt_tokens + self.new_tokens - 1
+
+
+@dataclass(frozen=True, slots=True)
+class AlikeRows:
+    """`count` rows of the same lengths, without a list of them: a job may have billions."""
+
+    row: RowLengths
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+
+JobRows = Sequence[RowLengths] | AlikeRows
+"""The rows of a job in order."""
+
+
+def counted(rows: JobRows) -> Counter[RowLengths]:
+    """How many rows there are of each lengths, in the order in which they first come."""
+    return Counter({rows.row: rows.count}) if isinstance(rows, AlikeRows) else Counter(rows)
+
+
+def counted_blocks(rows: JobRows, size: int) -> Counter[tuple[RowLengths, ...]]:
+    """How many blocks of `size` rows (the last may have fewer) there are of each kind, in order."""
+    if isinstance(rows, AlikeRows):
+        whole, rest = divmod(rows.count, size)
+        kinds = ((min(size, rows.count), whole), (rest, 1))
+        return Counter({(rows.row,) * length: count for length, count in kinds if length and count})
+    return Counter(tuple(rows[first : first + size]) for first in range(0, len(rows), size))
 
 
 @dataclass(slots=True)

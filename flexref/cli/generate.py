@@ -37,7 +37,7 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 @click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-k", default=0, show_default=True, help="Keep the k most probable tokens; 0: all.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most probable tokens up to this probability.")
-@click.option("--logprobs", default=0, type=click.IntRange(min=0), metavar="N", help=LOGPROBS_HELP)
+@click.option("--logprobs", default=0, type=click.IntRange(0, 1 << 20), metavar="N", help=LOGPROBS_HELP)
 @option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
 @options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups")
 @options("--attention-on", "--quantize-cache", "--overlap")

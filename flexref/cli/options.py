@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-AT_LEAST_ONE = click.IntRange(min=1)
+TOKENS = click.IntRange(1, 1 << 24)
+"""Tokens of a row: a thousand times what any model of the family has positions for."""
+
+ROWS = click.IntRange(1, 1 << 20)
+"""Rows that are really there, in a group, a block or a benchmark."""
 
 DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
@@ -26,7 +30,7 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "metavar": "FILE",
             "help": "Prompts, one a line, or JSON lines with `prompt`.",
         },
-        "--max-new-tokens": {"type": AT_LEAST_ONE, "show_default": True, "help": "Per prompt."},
+        "--max-new-tokens": {"type": TOKENS, "show_default": True, "help": "Per prompt."},
         "--seed": {},
         "--dtype": {"type": click.Choice(["float16", "float32"])},
         "--backend": {"default": "numpy", "show_default": True, "help": "The port to run on."},
@@ -48,8 +52,8 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "help": "A machine's file, or the name of a known one, to choose a policy for; default: this one, measured "
             "once.",
         },
-        "--rows-per-group": {"type": AT_LEAST_ONE, "help": "Rows that are computed together."},
-        "--groups": {"type": AT_LEAST_ONE, "help": "Groups that share a fetched layer."},
+        "--rows-per-group": {"type": ROWS, "help": "Rows that are computed together."},
+        "--groups": {"type": ROWS, "help": "Groups that share a fetched layer."},
         "--attention-on": {
             "type": click.Choice(["device", "host"]),
             "help": "Where an offloaded cache is attended to.",
@@ -60,12 +64,12 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "default": None,
             "help": "Move beside computing, or one thing after another.",
         },
-        "--prompt-len": {"type": AT_LEAST_ONE},
-        "--gen-len": {"type": AT_LEAST_ONE},
-        "--rows": {"type": AT_LEAST_ONE},
+        "--prompt-len": {"type": TOKENS},
+        "--gen-len": {"type": TOKENS},
+        "--rows": {"type": ROWS},
         "--text": {"names": ("text_file",), "metavar": "FILE"},
-        "--window": {"type": AT_LEAST_ONE, "help": "Tokens of a window; default: the model's positions."},
-        "--stride": {"type": AT_LEAST_ONE, "help": "From one window to the next; default: half a window."},
+        "--window": {"type": TOKENS, "help": "Tokens of a window; default: the model's positions."},
+        "--stride": {"type": TOKENS, "help": "From one window to the next; default: half a window."},
         "--bos": {
             "type": click.Choice(["first", "every"]),
             "default": "first",

@@ -36,7 +36,7 @@ class Amount(click.FloatRange):
 OPTIONS = (
     option("--prompt-len", default=512, show_default=True, help="In tokens."),
     option("--gen-len", default=32, show_default=True, help="New tokens of a row."),
-    option("--rows", help="Rows of the job; default: as many as fill a block."),
+    option("--rows", type=click.IntRange(1, 10**12), help="Rows of the job; default: as many as fill a block."),
     click.option("--quantize-weights", type=WEIGHTS_CHOICE, default="any", show_default=True, help=WEIGHTS_HELP),
     click.option("--quantize-cache", type=CACHE_CHOICE, default="any", show_default=True, help="Of the KV cache."),
     option("--attention-on", type=PLACE_CHOICE, default="any", show_default=True, help="To a cache off the device."),

@@ -8,7 +8,7 @@ from typing import Any
 
 from flexref.architecture.published import SIZES, size_named
 from flexref.architecture.spec import ModelSpec
-from flexref.block.rows import RowLengths
+from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.machine.machine import Machine
@@ -112,10 +112,10 @@ class SearchProblem:
                 break
         return None, limits
 
-    def rows(self, policy: Policy) -> list[RowLengths]:
+    def rows(self, policy: Policy) -> JobRows:
         """The rows of the job; where the job has no number of rows, those of one block."""
         rows = self.situation.rows
-        return [rows[0]] * policy.rows_per_block if self.situation.steady else list(rows)
+        return AlikeRows(next(iter(counted(rows))), policy.rows_per_block) if self.situation.steady else rows
 
     def predict(self, policy: Policy, trace: Trace | None = None) -> Prediction:
         """The simulator's prediction for the policy; it is simulated once."""
@@ -132,7 +132,7 @@ class SearchProblem:
         return Prediction(
             rows=len(rows),
             blocks=-(-len(rows) // policy.rows_per_block),
-            generated_tokens=sum(row.new_tokens for row in rows),
+            generated_tokens=sum(row.new_tokens * count for row, count in counted(rows).items()),
             load_s=0.0,
             prefill_s=solution.prefill_s * blocks,
             decode_s=solution.decode_s * blocks,
@@ -180,7 +180,7 @@ def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[Sea
     places = [place for place in wanted.attention_on if place == "device" or machine.port.attends_on_host]
     if not places:
         raise PolicyError(f"port {machine.port.name} of machine {machine.name!r} cannot compute attention on the host")
-    rows = [RowLengths(wanted.prompt_tokens, wanted.new_tokens)] * (wanted.rows or 1)
+    rows = AlikeRows(RowLengths(wanted.prompt_tokens, wanted.new_tokens), wanted.rows or 1)
     for scheme, file in layouts(model, wanted.weights_schemes):
         needed = wanted.prompt_tokens + wanted.new_tokens
         if needed > file.spec.positions:

@@ -3,15 +3,15 @@
 The linear program counts with rates and fractions; here its solutions become policies of which every block fits.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from statistics import fmean
 
 from flexref.backend.protocol import Capabilities
 from flexref.block.budgets import engine_needs, totals
-from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, blocks_of, plan_block, record_layout
-from flexref.block.rows import RowLengths
+from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
+from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted, counted_blocks
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
@@ -59,7 +59,7 @@ class Situation:
 
     file: WeightFile
     machine: Machine
-    rows: Sequence[RowLengths]
+    rows: JobRows
     base: Policy
     steady: bool = False
 
@@ -76,6 +76,15 @@ class Situation:
         )
 
     @cached_property
+    def kinds(self) -> Counter[RowLengths]:
+        """How many rows there are of each lengths."""
+        return counted(self.rows)
+
+    def mean(self, tokens: Iterable[int]) -> float:
+        """Tokens of a row on average, of those of every kind together."""
+        return sum(tokens) / len(self.rows)
+
+    @cached_property
     def task(self) -> Task:
         """The job as the planner's numbers."""
         file, caps, spec = self.file, self.caps, self.file.spec
@@ -87,7 +96,7 @@ class Situation:
             for tokens in WORKSPACE_TOKENS
         ]
         per_token = (held[1] - held[0]) / (most - least)
-        longest = max(row.new_tokens for row in self.rows)
+        longest = max(row.new_tokens for row in self.kinds)
         return Task(
             spec=spec,
             stored=file.stored,
@@ -97,8 +106,8 @@ class Situation:
             gathered_bytes=sum(tensor.nbytes for tensor, _ in streamed.gathered),
             cache_scheme=self.base.cache_scheme,
             record_bytes=record_layout(spec, self.base, caps.compute_dtype).record_bytes,
-            prompt_tokens=fmean(row.prompt_tokens for row in self.rows),
-            prompt_tokens_most=max(row.prompt_tokens for row in self.rows),
+            prompt_tokens=self.mean(row.prompt_tokens * count for row, count in self.kinds.items()),
+            prompt_tokens_most=max(row.prompt_tokens for row in self.kinds),
             new_tokens=longest,
             attention_on=self.base.attention_on,
             overlap=self.base.overlap,
@@ -111,15 +120,16 @@ class Situation:
     @property
     def scored_share(self) -> float:
         """The most of a row's tokens that are scored."""
-        return max(row.scored_tokens / row.prompt_tokens for row in self.rows)
+        return max(row.scored_tokens / row.prompt_tokens for row in self.kinds)
 
     @property
     def scoring(self) -> Scoring | None:
         """What is scored, if that is the job."""
-        scored = [row.scored_tokens for row in self.rows]
-        if not any(scored):
+        most = max(row.scored_tokens for row in self.kinds)
+        if not most:
             return None
-        return Scoring(fmean(scored), max(scored), SCORED_AT_ONCE, self.file.tile_rows, LOGITS_SLOTS)
+        mean = self.mean(row.scored_tokens * count for row, count in self.kinds.items())
+        return Scoring(mean, most, SCORED_AT_ONCE, self.file.tile_rows, LOGITS_SLOTS)
 
     def limits(
         self, keep: Mapping[str, int | None], max_block_s: float | None, max_disk_write_bytes: float | None
@@ -149,8 +159,8 @@ class Situation:
     def blocks(self, policy: Policy) -> Iterable[Sequence[RowLengths]]:
         """Every kind of block of the job, once."""
         if self.steady:
-            return [[self.rows[0]] * policy.rows_per_block]
-        return dict.fromkeys(tuple(block) for block in blocks_of(self.rows, policy))
+            return counted_blocks(AlikeRows(next(iter(self.kinds)), policy.rows_per_block), policy.rows_per_block)
+        return counted_blocks(self.rows, policy.rows_per_block)
 
     def held_bytes(self, policy: Policy) -> dict[Tier, int]:
         """The most that each tier must hold, to the byte; weights are loaded before there is a block."""

@@ -4,7 +4,10 @@ from dataclasses import dataclass
 
 from flexref.errors import PolicyError
 from flexref.machine.machine import Machine
-from flexref.units import GIB, TIERS
+from flexref.units import GIB, TIERS, is_integer
+
+MOST_ROWS, MOST_TOKENS, MOST_IN_BLOCK = 10**12, 1 << 24, 1 << 20
+"""Bounds a job's rows, a row's tokens, and rows of a group or groups of a block: more of them are slips of the hand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +33,19 @@ class PlanRequest:
     device_mem_gib: float | None = None
     host_mem_gib: float | None = None
     disk_gib: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raises `PolicyError` for a number of rows, tokens or groups that makes no sense."""
+        for name, most in (
+            ("prompt_tokens", MOST_TOKENS),
+            ("new_tokens", MOST_TOKENS),
+            ("rows", MOST_ROWS),
+            ("rows_per_group", MOST_IN_BLOCK),
+            ("groups", MOST_IN_BLOCK),
+        ):
+            number = getattr(self, name)
+            if number is not None and not (is_integer(number) and 1 <= number <= most):
+                raise PolicyError(f"{name} must be an integer from 1 to {most}, found {number!r}")
 
     def machine(self, machine: Machine) -> Machine:
         """The machine with the capacities that were given."""

@@ -17,8 +17,7 @@ from flexref.backend.registry import create
 from flexref.backend.timed import TimedBackend
 from flexref.block import executor
 from flexref.block.generate_block import GenerateBlock
-from flexref.block.memory_plan import blocks_of
-from flexref.block.rows import Fed, Row, RowLengths
+from flexref.block.rows import Fed, JobRows, Row, RowLengths, counted, counted_blocks
 from flexref.block.score_block import ScoreBlock
 from flexref.block.trace import Trace
 from flexref.block.watch import Watch
@@ -219,7 +218,7 @@ def simulate(
     file: WeightFile,
     machine: Machine,
     policy: Policy,
-    rows: Sequence[RowLengths],
+    rows: JobRows,
     budgets: Mapping[Tier, int | None] | None = None,
     trace: Trace | None = None,
 ) -> Prediction:
@@ -230,8 +229,7 @@ def simulate(
     """
     limits = budgets or {tier: machine.capacity_bytes[tier.value] for tier in Tier}
     simulation = Simulation(file, machine, policy, limits)
-    blocks = blocks_of(rows, policy)
-    alike = Counter(tuple(block) for block in blocks)
+    alike = counted_blocks(rows, policy.rows_per_block)
     prefill, decode = SimulatedAccount.nothing(), SimulatedAccount.nothing()
     for block, count in alike.items():
         parts = simulation.run(block, trace)
@@ -243,8 +241,8 @@ def simulate(
         whole.add(part)
     return Prediction(
         rows=len(rows),
-        blocks=len(blocks),
-        generated_tokens=sum(row.new_tokens for row in rows if not row.scored_tokens),
+        blocks=alike.total(),
+        generated_tokens=sum(row.new_tokens * count for row, count in counted(rows).items() if not row.scored_tokens),
         load_s=simulation.load_s,
         prefill_s=prefill.seconds,
         decode_s=decode.seconds,

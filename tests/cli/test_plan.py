@@ -14,7 +14,7 @@ import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.show import plots
-from flexref.errors import StorageError
+from flexref.errors import PolicyError, StorageError
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
 from flexref.planner.plan_request import PlanRequest
@@ -229,7 +229,7 @@ def test_what_would_help_is_an_option_of_the_command_and_helps(
         (("--machine", "t4-gcp", "--disk-gib", "inf"), 2, "inf is not a finite number"),
         (("--machine", "t4-gcp", "--max-disk-writes-gib", "-1"), 2, "-1.0 is not in the range x>=0"),
         (("--machine", "t4-gcp", "--disk-tbw", "0"), 2, "0.0 is not in the range x>0"),
-        (("--machine", "t4-gcp", "--rows", "0"), 2, "0 is not in the range x>=1"),
+        (("--machine", "t4-gcp", "--rows", "0"), 2, "0 is not in the range 1<=x"),
         (("--model", "12b", "--machine", "t4-gcp"), 1, "'12b' is neither a weight file nor the size of a model"),
     ],
 )
@@ -284,3 +284,26 @@ def test_matplotlib_is_loaded_for_plots_alone(machine: str) -> None:
     command = [sys.executable, "-c", code, "plan", *ONE, "--machine", machine, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["policy"]
+
+
+def test_a_job_of_a_billion_rows_is_planned_without_a_list_of_them(
+    capsys: pytest.CaptureFixture[str], machine: str
+) -> None:
+    few, many = (as_json(capsys, *ONE, "--machine", machine, "--rows", rows) for rows in ("8", "1000000000"))
+    assert (many["predicted"]["rows"], many["predicted"]["blocks"]) == (10**9, 125_000_000)
+    assert many["predicted"]["prefill_s"] == pytest.approx(125_000_000 * few["predicted"]["prefill_s"])
+    odd = as_json(capsys, *ONE, "--machine", machine, "--rows", "11")["predicted"]
+    assert (odd["rows"], odd["blocks"], odd["generated_tokens"]) == (11, 2, 44)
+
+
+@pytest.mark.parametrize("option", ["--rows", "--prompt-len", "--gen-len", "--rows-per-group", "--groups"])
+def test_a_number_beyond_sense_is_a_usage_error(capsys: pytest.CaptureFixture[str], machine: str, option: str) -> None:
+    assert flexref("--model", "125m", "--machine", machine, option, str(10**20)) == 2
+    assert "is not in the range" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [{"rows": 10**20}, {"rows": 0}, {"rows_per_group": 1 << 40}, {"groups": True}])
+def test_a_plan_request_beyond_sense_is_refused_by_name(wrong: dict[str, Any]) -> None:
+    (name,) = wrong
+    with pytest.raises(PolicyError, match=f"^{name} must be an integer from 1 to "):
+        Wanted(32, 4, **wrong)
