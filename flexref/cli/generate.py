@@ -149,7 +149,8 @@ def _print(generation: "Generation", prediction_error: "PredictionError | None",
         for number, output in enumerate(generation.outputs, start=1):
             body = " ".join(map(str, output.token_ids)) if output.text is None else output.text
             prompt = output.prompt if isinstance(output.prompt, str) else ""
-            click.echo(f"--- {number} ({output.finish_reason})\n{prompt}{body}")
+            name = number if output.id is None else f"{number}: {output.id}"
+            click.echo(f"--- {name} ({output.finish_reason})\n{prompt}{body}")
     console = Console(stderr=True)
     print_stats(console, generation.stats)
     print_prediction_error(console, prediction_error)

@@ -27,8 +27,8 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--prompt": {"names": ("prompts",), "multiple": True, "metavar": "TEXT"},
         "--input": {
             "names": ("input_file",),
-            "metavar": "FILE",
-            "help": "Prompts, one a line, or JSON lines with `prompt`.",
+            "metavar": "FILE|-",
+            "help": "Prompts, one a line, or JSON lines with `prompt` and maybe `id`; -: standard input.",
         },
         "--max-new-tokens": {"type": TOKENS, "show_default": True, "help": "Per prompt."},
         "--seed": {},
@@ -159,4 +159,8 @@ def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) 
     if not texts and input_file is None:
         raise click.UsageError("give --prompt or --input")
     prompts = [Prompt(text=text) for text in texts]
-    return prompts + (read_prompts(input_file, vocabulary) if input_file is not None else [])
+    return prompts + (read_prompts(input_file, vocabulary, _tell_of_blank_lines) if input_file is not None else [])
+
+
+def _tell_of_blank_lines(count: int) -> None:
+    click.echo(f"skipped {count} blank {'line' if count == 1 else 'lines'}", err=True)

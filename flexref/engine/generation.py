@@ -12,6 +12,7 @@ from flexref.block.rows import Row
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit, Watch
 from flexref.engine.account import Account
+from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.results import Generation, Output, Stats, StreamedToken
 from flexref.engine.row_text import RowText
@@ -75,6 +76,7 @@ class GenerationJob:
         most = request.max_new_tokens
         ids = all_token_ids(self.prompts, tokenizer, spec.vocabulary, spec.positions, most)
         self.rows = [Row(number, row, new_token_room(len(row), spec.positions, most)) for number, row in enumerate(ids)]
+        self._tell_of_cut_rows()
         ends = () if request.ignore_eos else spec.eos_token_ids
         self.texts = [RowText(tokenizer, request.stops, ends) for _ in self.rows]
         self.recorder = LogprobRecorder(len(self.rows), request.logprobs, tokenizer) if request.logprobs else None
@@ -82,6 +84,19 @@ class GenerationJob:
         self.watch = Watch(None if trace is None else trace.on_computed, on_logits, on_visit, on_choice)
         self.policy = session.settled([row.lengths for row in self.rows], policy)
         self.stats = Stats(session.backend.name, self.policy, rows=len(self.rows))
+
+    def _tell_of_cut_rows(self) -> None:
+        """Say once that rows may not have as many new tokens as were asked for, because the positions end before."""
+        limits = [row.limit for row in self.rows if row.limit < self.request.max_new_tokens]
+        if limits:
+            least, most = min(limits), max(limits)
+            room = f"{most}" if least == most else f"{least} to {most}"
+            self.session.on_event(
+                Notice(
+                    f"{len(limits)} of {len(self.rows)} rows may have at most {room} new tokens, not "
+                    f"{self.request.max_new_tokens}: the model has {self.session.file.spec.positions} positions"
+                )
+            )
 
     def run(self) -> Generator[StreamedToken, None, None]:
         """Every block in order; the account is complete when the last token has come.
@@ -102,7 +117,10 @@ class GenerationJob:
             given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
             shown = None if self.session.tokenizer is None else text.text
             known = None if self.recorder is None else self.recorder.tokens[row.number]
-            outputs.append(Output(given, shown, row.tokens, row.finish_reason or "length", len(row.prompt), known))
+            reason = row.finish_reason or "length"
+            cut = reason == "length" and row.limit < self.request.max_new_tokens
+            output = Output(given, shown, row.tokens, reason, len(row.prompt), known, prompt.record_id, cut)
+            outputs.append(output)
         return Generation(outputs, self.stats)
 
     def _block(self, planned: PlannedBlock, account: Account) -> Generator[list[StreamedToken], None, None]:

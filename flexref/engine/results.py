@@ -44,7 +44,9 @@ class ChosenToken:
 class Output:
     """One row's result; `prompt` as it was given, `token_ids` the generated ones alone.
 
-    `text` is None for a model without a tokenizer; `logprobs` has an entry for every token if they were asked for.
+    `id` is what the prompt's owner calls it, None if nothing. `finish_reason`: `stop` for an end of sequence or a stop
+    string, `length` where as many tokens came as were asked for or, if `cut_to_positions`, as the model has positions
+    for. `text` is None for a model without a tokenizer; `logprobs` has an entry for every token if they were asked for.
     """
 
     prompt: str | list[int]
@@ -53,6 +55,8 @@ class Output:
     finish_reason: str
     prompt_tokens: int
     logprobs: list[ChosenToken] | None = None
+    id: str | int | None = None
+    cut_to_positions: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, fit for `json.dumps`."""

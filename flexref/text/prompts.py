@@ -1,57 +1,61 @@
 """Prompts from the command line or a file, checked and turned into token ids; it knows no model beyond two sizes."""
 
-import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexref.errors import FlexrefError, PromptError
-from flexref.files import as_json, read_bytes
+from flexref.text.prompt_lines import prompt_lines
 from flexref.units import is_integer
 
 if TYPE_CHECKING:
     # Only for its type: token ids alone need no tokenizer library.
     from flexref.text.tokenizer import Tokenizer
 
-JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")
-"""Files that hold a JSON object on every line, whatever their first line looks like."""
-
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What one row starts from: text, or token ids that are taken as they are (no `</s>` is put before them)."""
+    """What one row starts from: text, or token ids that are taken as they are (no `</s>` is put before them).
+
+    `record_id` is what its owner calls it; the row's output carries it.
+    """
 
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
+    record_id: str | int | None = None
 
     def __post_init__(self) -> None:
         if (self.text is None) == (self.token_ids is None):
             raise PromptError("a prompt is either text or token ids")
 
 
-def read_prompts(path: Path | str, vocabulary: int | None = None) -> list[Prompt]:
-    """The prompts of a file in UTF-8, one a line, in order.
+def read_prompts(
+    path: Path | str, vocabulary: int | None = None, on_blank: Callable[[int], None] | None = None
+) -> list[Prompt]:
+    """The prompts of a file in UTF-8, or of standard input for `-`, one a line, in order.
 
-    The lines are JSON objects with `prompt` as text or as a list of token ids (other keys are ignored) if the file's
-    suffix is one of `JSON_SUFFIXES` or its first line is a JSON object; otherwise each line is a prompt's text as it
-    stands. Token ids must be less than `vocabulary`, if that is given. A line feed ends a line, with or without a
-    carriage return before it, and may be missing at the end; a byte order mark at the start is skipped.
+    The lines are JSON objects with `prompt` as text or as a list of token ids, and maybe an `id`, if the file's suffix
+    is one of `JSON_SUFFIXES` or its first line is a JSON object; otherwise each line is a prompt's text as it stands.
+    Token ids must be less than `vocabulary`, if that is given. A line feed ends a line, with or without a carriage
+    return before it, and may be missing at the end; a byte order mark at the start is skipped. Blank lines are skipped;
+    `on_blank` is told of how many, if there are any.
 
-    Raises `PromptError` naming file and line: a blank line, an empty prompt, text that is not UTF-8, a wrong type, an
+    Raises `PromptError` naming file and line: an empty prompt, an unknown key, text that is not UTF-8, a wrong type, an
     id that is negative or beyond the vocabulary; `StorageError` if the file cannot be read.
     """
-    path = Path(path)
-    lines = _lines(path)
-    as_json = path.suffix.lower() in JSON_SUFFIXES or _is_json_object(lines[0])
+    lines, blank = prompt_lines(path)
+    if blank and on_blank is not None:
+        on_blank(blank)
     prompts = []
-    for number, line in enumerate(lines, start=1):
-        place = f"{path}, line {number}"
-        prompt = _parse_line(line, place) if as_json else Prompt(text=line)
-        if prompt.token_ids is not None:
-            _check_ids(prompt.token_ids, vocabulary, place)
-        elif not (prompt.text or "").strip():
-            raise PromptError(f"{place}: the prompt is empty")
+    for line in lines:
+        if isinstance(line.value, str):
+            prompt = Prompt(text=line.value, record_id=line.record_id)
+            if not line.value.strip():
+                raise PromptError(f"{line.place}: the prompt is empty")
+        else:
+            prompt = Prompt(token_ids=tuple(line.value), record_id=line.record_id)
+            _check_ids(prompt.token_ids or (), vocabulary, line.place)
         prompts.append(prompt)
     return prompts
 
@@ -102,41 +106,6 @@ def new_token_room(prompt_tokens: int, positions: int, max_new_tokens: int) -> i
     if max_new_tokens < 1:
         raise PromptError(f"the number of new tokens must be at least 1, found {max_new_tokens}")
     return max(0, min(max_new_tokens, positions - prompt_tokens))
-
-
-def _lines(path: Path) -> list[str]:
-    data = read_bytes(path)
-    try:
-        text = data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        number = 1 + data.count(b"\n", 0, error.start)
-        raise PromptError(f"{path}, line {number}: not UTF-8: {error.reason}") from error
-    text = text.removeprefix("\ufeff").removesuffix("\n")
-    if not text:
-        raise PromptError(f"{path}: holds no prompt")
-    return [line.removesuffix("\r") for line in text.split("\n")]
-
-
-def _is_json_object(line: str) -> bool:
-    try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
-        return False
-
-
-def _parse_line(line: str, place: str) -> Prompt:
-    record = as_json(line, place, PromptError)
-    if not isinstance(record, dict) or "prompt" not in record:
-        raise PromptError(f"{place}: needed a JSON object with `prompt`, found {line[:60]!r}")
-    value = record["prompt"]
-    if isinstance(value, str):
-        return Prompt(text=value)
-    if not isinstance(value, list):
-        raise PromptError(f"{place}: `prompt` must be text or a list of token ids, found {type(value).__name__}")
-    for token in value:
-        if not is_integer(token):
-            raise PromptError(f"{place}: `prompt` must be text or a list of token ids; {token!r} is no token id")
-    return Prompt(token_ids=tuple(value))
 
 
 def _encode(text: str, tokenizer: "Tokenizer", place: str) -> tuple[int, ...]:

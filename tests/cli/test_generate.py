@@ -172,3 +172,32 @@ def test_log_probabilities_are_told_of_every_token(capsys: pytest.CaptureFixture
         assert known["logprob"] <= best[0] <= 0
     assert as_json(capsys, *arguments)["outputs"][0]["logprobs"] is None
     assert flexref_run("--model", "demo", *arguments, "--logprobs", "3") == 2, "they belong to --json"
+
+
+def test_an_id_is_carried_through_to_both_outputs(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text('{"prompt": "The king", "id": "a-7"}\n\n{"prompt": "A queen", "id": 8}\n{"prompt": "It"}\n')
+    options = ("--input", str(prompts), "--max-new-tokens", "2")
+    assert [output["id"] for output in as_json(capsys, *options)["outputs"]] == ["a-7", 8, None]
+    assert flexref_run("--model", "demo", *options) == 0
+    shown = capsys.readouterr()
+    for heading in ("--- 1: a-7 (length)", "--- 2: 8 (length)", "--- 3 (length)"):
+        assert heading in shown.out
+    assert shown.err.count("skipped 1 blank line\n") == 1
+
+
+def test_rows_that_the_positions_cut_are_told_of_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": [2] + [300] * count}) + "\n" for count in (508, 509, 3)))
+    options = ("--model", "demo", "--input", str(prompts), "--ignore-eos", "--json")
+    assert flexref_run(*options, "--max-new-tokens", "5") == 0
+    shown = capsys.readouterr()
+    assert shown.err.count("2 of 3 rows may have at most 2 to 3 new tokens, not 5: the model has 512 positions") == 1
+    outputs = json.loads(shown.out)["outputs"]
+    assert [(len(output["token_ids"]), output["finish_reason"], output["cut_to_positions"]) for output in outputs] == [
+        (3, "length", True),
+        (2, "length", True),
+        (5, "length", False),
+    ]
+    assert flexref_run(*options, "--max-new-tokens", "2") == 0
+    assert "may have at most" not in capsys.readouterr().err

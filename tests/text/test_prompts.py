@@ -1,5 +1,6 @@
 """Prompts in files and in lists: what is read, and which line or number a complaint names."""
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -49,19 +50,28 @@ def test_json_lines_hold_text_or_token_ids_whatever_the_file_is_called(
 ) -> None:
     path = folder / name
     path.write_text("".join(json.dumps({"id": 7, "prompt": value}) + "\n" for value in values))
-    expected = [Prompt(text=value) if isinstance(value, str) else Prompt(token_ids=tuple(value)) for value in values]
+    expected = [
+        Prompt(text=value, record_id=7) if isinstance(value, str) else Prompt(token_ids=tuple(value), record_id=7)
+        for value in values
+    ]
     assert read_prompts(path, vocabulary=100) == expected
 
 
 @pytest.mark.parametrize(
     ("name", "content", "reason"),
     [
-        ("a.txt", b"one\n\nthree\n", "empty"),
-        ("a.txt", b"one\n \t\nthree", "empty"),
         ("a.txt", b"one\ntw\xff\n", "UTF-8"),
         ("a.jsonl", b'{"prompt": "one"}\n{"prompt": ""}\n', "empty"),
         ("a.jsonl", b'{"prompt": "one"}\n{"prompt": []}\n', "empty"),
-        ("a.jsonl", b'{"prompt": "one"}\n\n{"prompt": "three"}\n', "not JSON"),
+        (
+            "a.jsonl",
+            b'{"prompt": "one"}\n{"prompt": "a", "max_tokens": 3}',
+            "'max_tokens'.*: prompt, id; .*--max-new-tokens",
+        ),
+        ("a.jsonl", b'{"prompt": "one"}\n{"promt": "a"}', "'promt' is not known.*did you mean `prompt`"),
+        ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "a", "zzz": 3}', "'zzz' is not known; known: prompt, id$"),
+        ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "a", "id": 1.5}', "`id` must be an integer or text"),
+        ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "a", "id": [1]}', "`id` must be an integer or text"),
         ("a.jsonl", b'{"prompt": "one"}\n{"prompt": \n', "not JSON"),
         ("a.jsonl", b'{"prompt": "one"}\n' + b"[" * 100_000, "not JSON"),
         ("a.jsonl", b'{"prompt": "one"}\n{"prompt": [' + b"9" * 5000 + b"]}", "not JSON"),
@@ -189,3 +199,39 @@ def test_a_text_that_cannot_fit_is_refused_by_its_bytes_and_not_tokenized(
     assert most is not None
     with pytest.raises(PromptError, match=f"^prompt 1: 10000000 bytes of text are too many: .*more than {most} bytes"):
         to_token_ids(Prompt(text="a" * 10_000_000), tokenizer, 400, 64, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", b"\none\n\n \t\ntwo\n"),
+        ("a.jsonl", b'\r\n{"prompt": "one"}\n\n  \n{"prompt": "two"}\n'),
+        ("a.txt", b'\n{"prompt": "one"}\n\n\n{"prompt": "two"}'),
+    ],
+)
+def test_blank_lines_are_skipped_and_told_once(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    told: list[int] = []
+    assert [prompt.text for prompt in read_prompts(tmp_path / name, on_blank=told.append)] == ["one", "two"]
+    assert told == [3]
+
+
+def test_lines_after_blank_ones_keep_their_numbers(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "one"}\n\n\n{"prompt": 2}\n')
+    with pytest.raises(PromptError, match=r"a\.jsonl, line 4: "):
+        read_prompts(tmp_path / "a.jsonl")
+
+
+@pytest.mark.parametrize("content", [b"one\ntwo\n", b'{"prompt": "one"}\n{"prompt": "two"}\n'])
+def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+    assert [prompt.text for prompt in read_prompts("-")] == ["one", "two"]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content + b"\xff")))
+    with pytest.raises(PromptError, match="^standard input, line 3: not UTF-8"):
+        read_prompts("-")
+
+
+def test_a_closed_standard_input_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(StorageError, match="standard input cannot be read"):
+        read_prompts("-")
