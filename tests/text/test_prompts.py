@@ -227,7 +227,7 @@ def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, content: byte
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
     assert [prompt.text for prompt in read_prompts("-")] == ["one", "two"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content + b"\xff")))
-    with pytest.raises(PromptError, match="^standard input, line 3: not UTF-8"):
+    with pytest.raises(PromptError, match=r"^standard input, line 3: not UTF-8"):
         read_prompts("-")
 
 
