@@ -17,7 +17,7 @@ from flexref.cli.show import plots
 from flexref.errors import PolicyError, StorageError
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
-from flexref.planner.plan_request import PlanRequest
+from flexref.planner.plan_request import PlanRequest, Wanted
 from flexref.policy import Policy
 
 JOB = ("--model", "125m", "--prompt-len", "32", "--gen-len", "4")
