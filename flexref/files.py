@@ -155,7 +155,8 @@ class NewFile:
         if self.descriptor < 0:
             self._temporary = self._temporary_name()
             self.descriptor = os.open(self._temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
-        fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # it is ours alone: see `remove_leftovers`
+        with suppress(OSError):  # a file system may have no locks (Lustre); then `remove_leftovers` removes nothing
+            fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def _unnamed(self) -> int:
         """A descriptor of a file without a name; -1 where there is none to be had."""

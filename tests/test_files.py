@@ -1,5 +1,6 @@
 """Small files are read whole and bounded, and written whole or not at all."""
 
+import fcntl
 import os
 import signal
 import stat
@@ -136,6 +137,22 @@ def test_a_full_disk_keeps_the_older_file(
             write_bytes(tmp_path / "older", b"newer")
     assert (tmp_path / "older").read_text() == "older"
     assert os.listdir(tmp_path) == ["older"]
+
+
+@pytest.mark.parametrize("unnamed", [True, False])
+def test_a_file_system_without_locks_is_written_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unnamed: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    if not unnamed:
+        monkeypatch.setattr(NewFile, "_unnamed", lambda self: -1)
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    write_bytes(tmp_path / "new", b"whole")
+    write_bytes(tmp_path / "new", b"newer")
+    assert (tmp_path / "new").read_bytes() == b"newer"
+    assert os.listdir(tmp_path) == ["new"]
 
 
 def test_a_device_is_written_to_and_stays_one(tmp_path: Path) -> None:
