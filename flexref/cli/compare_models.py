@@ -12,13 +12,16 @@ from flexref.cli.show.progress import counting
 @click.command("compare-models")
 @click.argument("first", metavar="A")
 @click.argument("second", metavar="B")
-@option("--text", required=True, help="A text in UTF-8, one document.")
+@option("--text", help="A text in UTF-8, one document.")
+@option("--tokens")
 @options("--window", "--stride", "--bos")
 @scoring_options
 @option("--plot", help="Draw the errors by layer (.png, .svg, .pdf).")
 @option("--force")
 @option("--json")
-def command(first: str, second: str, text_file: str, plot_file: str | None, as_json: bool, **given: Any) -> None:
+def command(
+    first: str, second: str, text_file: str | None, tokens_file: str | None, as_json: bool, **given: Any
+) -> None:
     """Tell how far model B is from model A on a text: are its 4 bits good enough?
 
     A and B are weight files, or `demo`. Printed are the KL divergence of B's next-token distribution from A's, how
@@ -27,21 +30,29 @@ def command(first: str, second: str, text_file: str, plot_file: str | None, as_j
     tells what a 4-bit cache costs. Budgets hold for each of the two; without any, each gets half of what is free.
     Beside them some 256 MiB of logits and as much of hidden states are kept on the host.
     """
+    if (text_file is None) == (tokens_file is None):
+        raise click.UsageError("give either --text or --tokens")
+    plot_file = given["plot_file"]
     from flexref.cli.show.compare_models_plot import draw
     from flexref.cli.show.compare_models_report import print_comparison
     from flexref.cli.show.outputs import check_outputs
     from flexref.cli.show.plots import check_plot
     from flexref.quality.compare import check_comparable, compare
-    from flexref.quality.perplexity import read_text, sample_text
+    from flexref.quality.perplexity import read_text, sample_text, sample_tokens
+    from flexref.quality.token_file import read_tokens
 
     if plot_file is not None:
         check_plot(plot_file, "--plot")
-        check_outputs({"--plot": plot_file}, (first, second, text_file, given["policy"]), force=given["force"])
-    text = read_text(text_file)
+        check_outputs(
+            {"--plot": plot_file}, (first, second, text_file, tokens_file, given["policy"]), force=given["force"]
+        )
+    text = None if text_file is None else read_text(text_file)
+    ids = () if tokens_file is None else read_tokens(tokens_file)
+    how = given["window"], given["stride"], given["bos"]
     exact = {**given, "quantize_cache": False}
     with engine_for(first, exact, share=2) as a, engine_for(second, given, share=2) as b:
         check_comparable(a, b, text)
-        sample = sample_text(a, text, given["window"], given["stride"], given["bos"])
+        sample = sample_tokens(a, ids, *how) if text is None else sample_text(a, text, *how)
         with counting("windows", len(sample.rows)) as on_rows:
             found = compare(a, b, sample, on_rows)
         names = a.file.path, b.file.path

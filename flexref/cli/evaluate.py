@@ -18,35 +18,48 @@ CHOICES_HELP = "Questions in JSON lines, as LAMBADA, HellaSwag and MMLU are dist
 @click.command("eval")
 @option("--model")
 @option("--text", help="A text in UTF-8, one document: its perplexity.")
+@option("--tokens")
 @click.option("--choices", "choices_file", metavar="FILE", help=CHOICES_HELP)
 @options("--window", "--stride", "--bos")
 @scoring_options
 @option("--json")
-def command(model: str, text_file: str | None, choices_file: str | None, as_json: bool, **given: Any) -> None:
+def command(
+    model: str,
+    text_file: str | None,
+    tokens_file: str | None,
+    choices_file: str | None,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Measure a model: perplexity of a text, or how many questions it answers by log-likelihood.
 
     A text is cut into sliding windows, and every token is scored once, after all that stands before it in its window;
     the protocol is printed beside the figure, which says nothing without it. Of questions the most probable choice is
     the answer, of a text without choices the last word must be what the model would say. Nothing is shown to the model
-    beside the question (no shots).
+    beside the question (no shots). Token ids are for models without a tokenizer, and have figures per token alone.
     """
-    if (text_file is None) == (choices_file is None):
-        raise click.UsageError("give either --text or --choices")
+    if [text_file, tokens_file, choices_file].count(None) != 2:
+        raise click.UsageError("give one of --text, --tokens and --choices")
     if choices_file is not None and (given["window"] or given["stride"] or given["bos"] != "first"):
-        raise click.UsageError("--window, --stride and --bos belong to --text")
-    if text_file is not None:
-        _perplexity(model, text_file, given, as_json)
+        raise click.UsageError("--window, --stride and --bos belong to --text and --tokens")
+    if text_file is not None or tokens_file is not None:
+        _perplexity(model, text_file, tokens_file, given, as_json)
     elif choices_file is not None:
         _choices(model, choices_file, given, as_json)
 
 
-def _perplexity(model: str, text_file: str, given: dict[str, Any], as_json: bool) -> None:
+def _perplexity(
+    model: str, text_file: str | None, tokens_file: str | None, given: dict[str, Any], as_json: bool
+) -> None:
     from flexref.cli.show.evaluate_report import print_perplexity
-    from flexref.quality.perplexity import perplexity, read_text, sample_text
+    from flexref.quality.perplexity import perplexity, read_text, sample_text, sample_tokens
+    from flexref.quality.token_file import read_tokens
 
-    text = read_text(text_file)
+    text = None if text_file is None else read_text(text_file)
+    ids = () if tokens_file is None else read_tokens(tokens_file)
+    how = given["window"], given["stride"], given["bos"]
     with engine_for(model, given) as engine:
-        sample = sample_text(engine, text, given["window"], given["stride"], given["bos"])
+        sample = sample_tokens(engine, ids, *how) if text is None else sample_text(engine, text, *how)
         with counting("windows", len(sample.rows)) as on_rows:
             found = perplexity(engine, sample, on_rows)
         _show(found.to_json(), found.scores, engine, as_json)

@@ -68,6 +68,11 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--gen-len": {"type": TOKENS},
         "--rows": {"type": ROWS},
         "--text": {"names": ("text_file",), "metavar": "FILE"},
+        "--tokens": {
+            "names": ("tokens_file",),
+            "metavar": "FILE",
+            "help": "In place of a text its token ids: numbers between white space, a JSON list, or one on each line.",
+        },
         "--window": {"type": TOKENS, "help": "Tokens of a window; default: the model's positions."},
         "--stride": {"type": TOKENS, "help": "From one window to the next; default: half a window."},
         "--bos": {

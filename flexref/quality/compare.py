@@ -94,12 +94,15 @@ class Comparison:
         }
 
 
-def check_comparable(first: "Engine", second: "Engine", text: str) -> None:
-    """`PromptError` unless both models have one vocabulary, and both tokenizers make the same tokens of the text."""
+def check_comparable(first: "Engine", second: "Engine", text: str | None) -> None:
+    """`PromptError` unless both models have one vocabulary, and both tokenizers make the same tokens of the text.
+
+    Without a text, token ids are compared, and tokenizers do not matter.
+    """
     sizes = [engine.file.spec.vocabulary for engine in (first, second)]
     if sizes[0] != sizes[1]:
         raise PromptError(f"the models have vocabularies of {sizes[0]} and {sizes[1]} tokens: nothing can be compared")
-    if tokenizer_of(first).encode(text) != tokenizer_of(second).encode(text):
+    if text is not None and tokenizer_of(first).encode(text) != tokenizer_of(second).encode(text):
         raise PromptError(f"the tokenizers of {first.file.path} and {second.file.path} divide the text differently")
 
 

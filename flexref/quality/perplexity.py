@@ -1,12 +1,13 @@
 """Perplexity of a text by a stated protocol: windows, what is scored in each, and the figures; it knows no port."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from sys import float_info
 from typing import TYPE_CHECKING, Any
 
+from flexref.architecture.spec import ModelSpec
 from flexref.engine.scoring import Listener, ScoredRow, Scores
 from flexref.errors import PromptError
 from flexref.files import as_text, read_bytes
@@ -78,7 +79,7 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A text cut into rows by a protocol; of its words and bytes those that scored tokens stand for."""
+    """A text cut into rows by a protocol; of its words and bytes those that scored tokens stand for, 0 if unknown."""
 
     rows: tuple[ScoredRow, ...]
     protocol: Protocol
@@ -134,9 +135,34 @@ def sample_text(engine: "Engine", text: str, window: int | None, stride: int | N
     each window begins with the model's begin token, and `window` tokens of the text follow. Raises `PromptError` for
     lengths with which a token would have no context, or for which the model has no positions.
     """
-    tokenizer, spec = tokenizer_of(engine), engine.file.spec
-    window, stride = _lengths(spec.positions, window, stride, bos)
+    tokenizer = tokenizer_of(engine)
     ids = tokenizer.encode(text)
+    rows, protocol = _cut(engine.file.spec, ids, window, stride, bos)
+    said = _behind(text, tokenizer.decode(ids[:1])) if protocol.unscored_tokens else text
+    return Sample(rows, protocol, len(said.encode()), len(said.split()))
+
+
+def sample_tokens(
+    engine: "Engine", ids: Sequence[int], window: int | None, stride: int | None, bos: str = "first"
+) -> Sample:
+    """Cut a document of token ids into rows, as `sample_text` does with a text; its bytes and words are not known.
+
+    The ids are taken as they are: with `bos` `first` no begin token is put before them. Raises `PromptError` also for
+    an id beyond the vocabulary.
+    """
+    spec = engine.file.spec
+    for place, token in enumerate(ids, start=1):
+        if not 0 <= token < spec.vocabulary:
+            raise PromptError(f"token {place} is {token}; the vocabulary has {spec.vocabulary} tokens")
+    rows, protocol = _cut(spec, list(ids), window, stride, bos)
+    return Sample(rows, protocol, 0, 0)
+
+
+def _cut(
+    spec: ModelSpec, ids: list[int], window: int | None, stride: int | None, bos: str
+) -> tuple[tuple[ScoredRow, ...], Protocol]:
+    """The rows of a document and how they were cut."""
+    window, stride = _lengths(spec.positions, window, stride, bos)
     begins = bool(ids) and ids[0] == spec.bos_token_id
     front: tuple[int, ...] = ()
     if bos == "every":
@@ -147,8 +173,6 @@ def sample_text(engine: "Engine", text: str, window: int | None, stride: int | N
     if not found:
         raise PromptError(f"the text has {len(ids)} token(s), of which none has a context")
     rows = tuple(ScoredRow((*front, *ids[at.begin : at.end]), at.scored - at.begin + len(front)) for at in found)
-    alone = [] if front or begins else ids[:1]
-    said = _behind(text, tokenizer.decode(alone)) if alone else text
     scored = sum(row.scored for row in rows)
     seen = sum(row.scored * (row.first + len(row.token_ids) - 1) / 2 for row in rows)
     protocol = Protocol(
@@ -160,9 +184,9 @@ def sample_text(engine: "Engine", text: str, window: int | None, stride: int | N
         begin_token=spec.bos_token_id,
         context_least=min(row.first for row in rows[1:] or rows),
         context_mean=seen / scored,
-        unscored_tokens=len(alone),
+        unscored_tokens=0 if front or begins else 1,
     )
-    return Sample(rows, protocol, len(said.encode()), len(said.split()))
+    return rows, protocol
 
 
 def _behind(text: str, first: str) -> str:

@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
+from flexref.loading import load
+from flexref.storage.weightfile import open_weight_file, read_tensor, resolve
+from flexref.storage.writer import WeightFileWriter
 
 HELD = Path(__file__).parents[1] / "data" / "heldout"
 SMALL = ["--device-mem-gib", "0.02", "--host-mem-gib", "0.02"]
@@ -121,7 +124,89 @@ def test_bad_input_gets_one_clear_line(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--text", "a", "--choices", "b"], ["--choices", "b", "--window", "8"], ["--choices", "b", "--bos", "every"]],
+    [
+        [],
+        ["--text", "a", "--choices", "b"],
+        ["--text", "a", "--tokens", "b"],
+        ["--tokens", "a", "--choices", "b"],
+        ["--choices", "b", "--window", "8"],
+        ["--choices", "b", "--bos", "every"],
+    ],
 )
 def test_a_call_that_makes_no_sense_is_a_usage_error(arguments: list[str]) -> None:
     assert flexref_run(*arguments) == 2
+
+
+FORMS = {
+    "words": lambda ids: " ".join(map(str, ids[:9])) + "\n" + "\n".join(map(str, ids[9:])),
+    "a list": lambda ids: json.dumps(ids, indent=1),
+    "lists in lines": lambda ids: f"{json.dumps(ids[:9])}\n\n{json.dumps(ids[9:])}\n",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_token_ids_have_the_perplexity_of_their_text(
+    capsys: pytest.CaptureFixture[str], text: str, tmp_path: Path, form: str
+) -> None:
+    with load("demo") as engine:
+        assert engine.tokenizer is not None
+        ids = engine.tokenizer.encode(Path(text).read_text())
+    path = tmp_path / "ids"
+    path.write_text(FORMS[form](ids))
+    found = as_json(capsys, "--tokens", str(path), "--window", "128")
+    of_text = as_json(capsys, "--text", text, "--window", "128")
+    for key in ("perplexity", "tokens", "protocol"):
+        assert found[key] == of_text[key]
+    assert (found["bits_per_byte"], found["word_perplexity"]) == (None, None)
+    assert flexref_run("--tokens", str(path), "--window", "128") == 0
+    shown = capsys.readouterr().out
+    assert "stride 64" in shown
+    assert "per word" not in shown
+
+
+def test_a_model_without_a_tokenizer_is_evaluated_on_token_ids(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path, file, ids = tmp_path / "bare.h5", open_weight_file(resolve("demo")), tmp_path / "ids.txt"
+    with WeightFileWriter(path, file.spec, "none", None, "float16", None) as writer:
+        for tensor in writer.tensors:
+            values = read_tensor(file.tensors[tensor.name])
+            assert not isinstance(values, tuple)
+            writer.write(tensor.name, values)
+    ids.write_text(" ".join(str(2 + number % 300) for number in range(200)))
+    assert run(command_group(COMMANDS), ["eval", "--model", str(path), "--tokens", str(ids), "--json"]) == 0
+    bare = json.loads(capsys.readouterr().out)
+    assert bare["perplexity"] == as_json(capsys, "--tokens", str(ids))["perplexity"]
+    compared = ["compare-models", "demo", str(path), "--tokens", str(ids), "--json"]
+    assert run(command_group(COMMANDS), compared) == 0
+    assert json.loads(capsys.readouterr().out)["kl_max_nats"] == 0
+    assert run(command_group(COMMANDS), compared[:3]) == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"", "holds no token ids"),
+        (b"[]", "holds no token ids"),
+        (b"1 2\n3 x", "line 2: 'x' is no token id"),
+        (b"1 -2", "line 1: '-2' is no token id"),
+        (b"[1, 2]\n[3, true]", "line 2: 'True' is no token id"),
+        (b"[1, 2]\n[3, 4.5]", "line 2: '4.5' is no token id"),
+        (b"[1, [2]]", "line 1: '[2]' is no token id"),
+        (b"[1,\n2", "not JSON"),
+        (b"9" * 5000, "line 1: '9999"),
+        (b"[" * 100_000, "not JSON"),
+        (b"\xff", "not UTF-8"),
+        (b"1 2 99999", "token 3 is 99999; the vocabulary has"),
+        (b"2", "1 token(s), of which none has a context"),
+    ],
+)
+def test_bad_token_files_get_one_clear_line(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, content: bytes, complaint: str
+) -> None:
+    path = tmp_path / "ids"
+    path.write_bytes(content)
+    assert flexref_run("--tokens", str(path)) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flexref:")]
+    assert complaint in line
+    assert len(line) < 300

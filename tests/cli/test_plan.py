@@ -17,7 +17,7 @@ from flexref.cli.show import plots
 from flexref.errors import PolicyError, StorageError
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
-from flexref.planner.plan_request import PlanRequest, Wanted
+from flexref.planner.plan_request import PlanRequest
 from flexref.policy import Policy
 
 JOB = ("--model", "125m", "--prompt-len", "32", "--gen-len", "4")
@@ -306,4 +306,4 @@ def test_a_number_beyond_sense_is_a_usage_error(capsys: pytest.CaptureFixture[st
 def test_a_plan_request_beyond_sense_is_refused_by_name(wrong: dict[str, Any]) -> None:
     (name,) = wrong
     with pytest.raises(PolicyError, match=f"^{name} must be an integer from 1 to "):
-        Wanted(32, 4, **wrong)
+        PlanRequest(32, 4, **wrong)

@@ -18,6 +18,8 @@ def print_perplexity(found: "Perplexity") -> None:
         ("per word", "word_perplexity"),
     ):
         value = figures[key]
+        if key != "perplexity" and not found.sample.nbytes:
+            continue  # of token ids neither bytes nor words are known
         click.echo(f"{name:14} {'none' if value is None else f'{value:.4f}'}")
     click.echo(f"{'protocol':14} {found.sample.protocol}")
 
