@@ -137,11 +137,13 @@ class SamplePass:
         self._states = self._embedded(stages(spec, header.tile_rows)[0], token_tiles(spec, header.tile_rows), runs)
 
     def _embedded(self, stage: Stage, tiles: Sequence[TensorSpec], runs: Sequence[Sequence[int]]) -> list[Array]:
-        dense = {tensor.name: cast(Matrix, whole(self._plan[tensor.name])) for tensor in stage.tensors}
+        dense = {tensor.name: cast(Matrix, _finite(self._plan[tensor.name])) for tensor in stage.tensors}
         weights = by_role(stage, dense)
         tables = [self._plan[tile.name] for tile in tiles]
         wanted, places = np.unique(np.concatenate([np.array(run) for run in runs]), return_inverse=True)
         rows = _rows_of([rows for parts in tables for rows in parts], wanted)
+        if not np.isfinite(rows).all():
+            raise CheckpointError(f"{tables[0][0].name}: holds weights that are not finite")
         states, first = [], 0
         for run in runs:
             x = self._port.empty((len(run), self._spec.width), "float32")
@@ -186,7 +188,10 @@ class SamplePass:
         """x (S, E) through a layer, in place."""
         rows = port.cache_rows([self._records], self._layout)
         cache = LayerCache(rows, port.segments([0], [x.shape[0]]), x.shape[0])
-        decoder_layer(port, self._program.layer, by_role(stage, tensors), x, cache)
+        with np.errstate(all="ignore"):  # what becomes of it is looked at
+            decoder_layer(port, self._program.layer, by_role(stage, tensors), x, cache)
+        if not np.isfinite(self._port.download(x)).all():
+            raise CheckpointError(f"{stage.name}: of the sample it makes values that are not finite")
 
 
 class _Watched:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from itertools import product
 from pathlib import Path
 from types import ModuleType
@@ -180,6 +181,29 @@ def test_a_sample_of_text_calibrates(
     plain = open_weight_file(folder.parent / "plain.h5")
     name = "layers/000/attention_qkv/bias"
     assert not np.array_equal(read_tensor(plain.tensors[name]), read_tensor(found.tensors[name]))
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+@pytest.mark.parametrize("layer", ["embed_tokens", "self_attn.q_proj", "self_attn.v_proj", "fc1", "fc2"])
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_weights_that_are_not_finite_are_one_line_without_warnings(
+    folder: Path, bad: float, layer: str, calibrated: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    text, path = read_words(folder), folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith(f"{layer}.weight"))
+    tensors[name].flat[3] = bad
+    save_file(tensors, path)
+    sample = ["--calibrate", text] if calibrated else []
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        assert flexref("convert", folder, folder.parent / "tiny.h5", "--group-size", 32, *sample) == 1
+    assert [str(warning.message) for warning in told] == []
+    shown = capsys.readouterr()
+    assert shown.err.count("\n") == 1
+    assert "not finite" in shown.err
 
 
 @pytest.mark.parametrize(
