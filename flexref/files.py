@@ -11,6 +11,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 from contextlib import suppress
 from pathlib import Path
@@ -206,14 +207,10 @@ class NewFile:
 
 def remove_leftovers(path: Path) -> None:
     """Remove what processes that are dead left of a file `path` in the making."""
-    prefix = _prefix(path)
+    ours = re.compile(re.escape(_prefix(path)) + r"[0-9a-f]{8}\.partial")  # as `NewFile` names them
     with suppress(OSError):
         for entry in list(os.scandir(path.parent)):
-            if (
-                entry.name.startswith(prefix)
-                and entry.name.endswith(".partial")
-                and entry.is_file(follow_symlinks=False)
-            ):
+            if ours.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
                 _remove_unlocked(Path(entry.path))
 
 

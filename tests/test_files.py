@@ -155,6 +155,13 @@ def test_a_file_system_without_locks_is_written_to(
     assert os.listdir(tmp_path) == ["new"]
 
 
+def test_what_only_looks_like_a_leftover_is_not_removed(tmp_path: Path) -> None:
+    for name in (".new.notes.partial", ".new.old.0123abcd.partial", ".new.0123abcd.partial"):
+        (tmp_path / name).touch()
+    write_bytes(tmp_path / "new", b"whole")
+    assert sorted(os.listdir(tmp_path)) == [".new.notes.partial", ".new.old.0123abcd.partial", "new"]
+
+
 def test_a_device_is_written_to_and_stays_one(tmp_path: Path) -> None:
     write_bytes("/dev/null", b"x" * 100_000)
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
