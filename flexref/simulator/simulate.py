@@ -249,7 +249,7 @@ def simulate(
         peak_bytes=simulation.peak_bytes(),
         link_bytes=_by_link({key: round(nbytes) for key, nbytes in whole.flows.items()}),
         link_s=_by_link(whole.flow_s),
-        lane_busy={lane: seconds / whole.seconds for lane, seconds in sorted(whole.busy_s.items())},
+        lane_busy={str(lane): seconds / whole.seconds for lane, seconds in sorted(whole.busy_s.items())},
     )
 
 

@@ -167,7 +167,7 @@ class Traffic:
         """Add the seconds of a copy."""
         self.flows[copy.link, copy.kind.value].seconds += end_s - start_s
         if self.on_done is not None:
-            self.on_done(Done(lane, copy.what, copy.link, copy.nbytes, start_s, end_s))
+            self.on_done(Done(str(lane), copy.what, copy.link, copy.nbytes, start_s, end_s))
 
     def restart(self, on_done: Callable[[Done], None] | None = None) -> dict[tuple[str, str], Flow]:
         """Begin a new account, of which `on_done` hears; the one until now."""

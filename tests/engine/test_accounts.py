@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.block.budgets import engine_needs, totals
 from flexref.block.rows import RowLengths
+from flexref.block.trace import Trace
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
 from flexref.engine.events import Event
@@ -132,3 +133,11 @@ def test_a_policy_that_fits_but_for_its_loading_is_refused_by_the_plan(path: str
         with pytest.raises(CapacityError, match="loading") as error:
             engine.session.memory_plan(policy, weights, [RowLengths(3, 6)])
         assert error.value.needed_bytes == need + weights.loading_bytes
+
+
+def test_lanes_go_by_plain_names_in_the_account_and_in_a_trace(path: str) -> None:
+    trace = Trace(time.perf_counter())
+    with load(path, policy=Policy(cache=Shares(0, 1, 0)), backend=NumpyBackend()) as engine:
+        stats = engine.generate([[1, 2, 3]], Request(2, ignore_eos=True), trace=trace).stats
+    assert {"cache_in", "cache_out", "compute"} == stats.lane_busy.keys()
+    assert {type(name) for name in (*stats.lane_busy, *(event["tid"] for event in trace.events))} == {str}

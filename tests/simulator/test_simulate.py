@@ -209,3 +209,4 @@ def test_lanes_are_busy_for_no_more_than_all_of_the_time() -> None:
     found = one(plain_machine(link_per_s=1e8), STREAMED)
     assert 0.5 < found.lane_busy["weights_in"] <= 1
     assert all(0 <= share <= 1 for share in found.lane_busy.values())
+    assert {type(lane) for lane in found.lane_busy} == {str}
