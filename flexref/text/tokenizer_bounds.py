@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any
 
@@ -147,7 +148,7 @@ def _nbytes(text: Any) -> int:
 BACK_REFERENCE = re.compile(r"\\[1-9kg]")
 REPETITION = re.compile(r"[*+]|\{\d*,?\d*\}")
 NUMBER = re.compile(r"\d+")
-TOKEN = re.compile(r"\\.|\[|\]|\(\?<?[=!]|\(\?[a-z-]*[:>]|\(|\)|\||\{\d*,?\d*\}|[*+?]|.", re.DOTALL)
+TOKEN = re.compile(r"\\[xpPu]\{[^}]*\}|\\.|\[|\]|\(\?<?[=!]|\(\?[im-]*[:>]|\(|\)|\||\{\d*,?\d*\}|[*+?]|.", re.DOTALL)
 """What a regular expression is made of, as far as its cost is concerned."""
 
 
@@ -166,7 +167,10 @@ def _costly(text: str) -> str | None:
     if len(text) > MOST_PATTERN_CHARACTERS:
         return f"{len(text)} characters, at most {MOST_PATTERN_CHARACTERS}"
     groups, ended, classes = [_Group()], _Group(), 0
-    for piece in TOKEN.findall(text):
+    pieces = TOKEN.findall(text)
+    if "\\Q" in pieces or ("(", "?") in pairwise(pieces):  # a comment, say, in which brackets mean nothing
+        return "it has a group of a kind that is not known"
+    for piece in pieces:
         if classes or piece == "[":
             classes += (piece == "[") - (piece == "]")
             ended = _Group()

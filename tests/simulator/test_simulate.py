@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.block.rows import RowLengths
+from flexref.block.rows import AlikeRows, RowLengths, counted, counted_blocks
 from flexref.block.trace import Trace
 from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
@@ -210,3 +210,19 @@ def test_lanes_are_busy_for_no_more_than_all_of_the_time() -> None:
     assert 0.5 < found.lane_busy["weights_in"] <= 1
     assert all(0 <= share <= 1 for share in found.lane_busy.values())
     assert {type(lane) for lane in found.lane_busy} == {str}
+
+
+@given(count=st.integers(1, 40), size=st.integers(1, 12))
+def test_blocks_of_rows_alike_are_counted_as_those_of_a_list(count: int, size: int) -> None:
+    row = RowLengths(8, 4)
+    assert counted_blocks(AlikeRows(row, count), size) == counted_blocks([row] * count, size)
+    assert counted(AlikeRows(row, count)) == counted([row] * count)
+
+
+def test_rows_alike_are_predicted_as_a_list_of_them_is() -> None:
+    row = RowLengths(8, 4)
+    found, listed = (
+        simulate(random_file(SPEC), plain_machine(), STREAMED, rows, NO_BUDGETS)
+        for rows in (AlikeRows(row, 7), [row] * 7)
+    )
+    assert found == listed

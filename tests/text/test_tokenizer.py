@@ -345,6 +345,7 @@ MULTIPLIES = {
     ),
     "a repetition of what repeats itself": {"pre_tokenizer": split("(a+)+$")},
     "more than 2 repetitions without end": {"pre_tokenizer": split("a*a*a*a*b")},
+    "a group of a kind that is not known": {"pre_tokenizer": split("(?#[)(a+)+$(?#])")},
     "a repetition of more than 256": {"pre_tokenizer": split("a{1,100000}")},
     "refers back to what it found": {"pre_tokenizer": split(r"(a*)\1b")},
     "more than 2 repetitions without": {"pre_tokenizer": split("(?:a*|b)(?:a*|b)(?:a*|b)c")},
@@ -386,6 +387,7 @@ PUBLISHED_PATTERNS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|"
     r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
     r"\n",
+    r"[\x{2581}\x{0020}]|\x{2581}+|(?>\p{L}+)",
 )
 
 
