@@ -31,6 +31,14 @@ class StorageError(FlexrefError):
     """A file system that refuses: full, unwritable, missing, or failing while it is read."""
 
 
+class UnknownName(StorageError):
+    """A name that is neither a file nor one of those that are known."""
+
+
+class WrongCall(FlexrefError):
+    """An argument of a command that no model and no machine can serve."""
+
+
 class EngineError(FlexrefError):
     """An engine that takes no job now: it is at work on another, was closed, or was broken off by force."""
 

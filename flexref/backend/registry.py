@@ -37,6 +37,11 @@ def create(name: str, **options: Any) -> "Backend":
     return backend
 
 
+def check_registered(name: str) -> None:
+    """`UnknownBackend` unless some package registers the port `name`; none is imported."""
+    _entry(name)
+
+
 def maker(name: str) -> Any:
     """The class, or function, that makes the backends of the port `name`; no device is looked for.
 

@@ -22,7 +22,7 @@ from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.generation import GenerationJob, Request
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
-from flexref.errors import PolicyError, PromptError, StorageError
+from flexref.errors import PolicyError, PromptError, UnknownName
 from flexref.loading import advisor, open_engine
 from flexref.policy import Policy, asked
 from flexref.profile.environment import machine, versions
@@ -45,7 +45,7 @@ WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
 def weights_of(arguments: Arguments) -> WeightFile:
     """The weight file that `model` names, or the layout of random weights for a size, or for a file's architecture.
 
-    A file wins over a size of the same name. `StorageError` if there is neither; `PolicyError` if a file's own weights
+    A file wins over a size of the same name. `UnknownName` if there is neither; `PolicyError` if a file's own weights
     are to be quantized.
     """
     spec = None if Path(arguments.model).is_file() else size_named(arguments.model)
@@ -53,7 +53,7 @@ def weights_of(arguments: Arguments) -> WeightFile:
     scheme = asked or "none"
     if spec is None:
         if arguments.model != DEMO and not Path(arguments.model).exists():
-            raise StorageError(
+            raise UnknownName(
                 f"{arguments.model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}"
             )
         file = open_weight_file(resolve(arguments.model))

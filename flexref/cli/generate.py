@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from flexref.engine.engine import Engine
     from flexref.engine.generation import Request
     from flexref.engine.results import Generation, StreamedToken
+    from flexref.sampling.settings import SamplingSettings
     from flexref.simulator.prediction_error import PredictionError
     from flexref.text.prompts import Prompt
 
@@ -50,12 +51,19 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     Text goes to stdout, progress and the tables of tiers and links to stderr, with what was predicted beside what was
     measured.
     """
+    from flexref.backend.registry import check_registered
+
+    if given["logprobs"] and not as_json:
+        raise click.UsageError("--logprobs belongs to --json")
+    if not given["prompts"] and given["input_file"] is None:
+        raise click.UsageError("give --prompt or --input")
+    sampling_of(given)
+    check_registered(given["backend"])
+
     from flexref.block.trace import Trace
     from flexref.cli.show.progress import EventDisplay
     from flexref.loading import advisor, open_engine
 
-    if given["logprobs"] and not as_json:
-        raise click.UsageError("--logprobs belongs to --json")
     inputs = (model, given["input_file"], given["policy"], given["machine"])
     check_outputs({"--trace": trace_file}, inputs, force=given["force"])
     asked = asked_of(given)
@@ -75,10 +83,19 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
 def request_of(given: dict[str, Any]) -> "Request":
     """What to do with every prompt."""
     from flexref.engine.generation import Request
+
+    return Request(given["max_new_tokens"], sampling_of(given), given["stops"], given["ignore_eos"], given["logprobs"])
+
+
+def sampling_of(given: dict[str, Any]) -> "SamplingSettings":
+    """How the next token is chosen; `WrongCall` for values that no model can serve."""
+    from flexref.errors import PromptError, WrongCall
     from flexref.sampling.settings import SamplingSettings
 
-    sampling = SamplingSettings(given["temperature"], given["top_k"], given["top_p"], given["seed"])
-    return Request(given["max_new_tokens"], sampling, given["stops"], given["ignore_eos"], given["logprobs"])
+    try:
+        return SamplingSettings(given["temperature"], given["top_k"], given["top_p"], given["seed"])
+    except PromptError as error:
+        raise WrongCall(str(error)) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,6 @@
 """The `flexref` command: loads commands when they are called and turns errors into exit codes; it knows no model."""
 
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -12,12 +11,15 @@ from typing import NamedTuple
 
 import click
 
-from flexref.errors import FlexrefError
+from flexref.cli.signals import Signals
+from flexref.cli.streams import abandon, prepare_streams
+from flexref.errors import FlexrefError, UnknownBackend, UnknownName, WrongCall
 from flexref.version import __version__
 
 PROGRAM = "flexref"
 
 USER_ERROR = 1
+WRONG_CALL = 2
 BUG = os.EX_SOFTWARE
 """70 (sysexits.h): tells a script that flexref itself failed, not its input."""
 INTERRUPTED = 130
@@ -101,6 +103,19 @@ def run(group: click.Group, arguments: Sequence[str]) -> int:
     0 success, 1 an error that the user can cause (one line on stderr), 2 a usage error, 70 a bug (the only case with a
     traceback), 130 interrupted, 141 the reader of our output has gone.
     """
+    code = _attempt(group, arguments)
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        abandon(sys.stdout)
+        return code or READER_GONE
+    except OSError as error:
+        abandon(sys.stdout)
+        return code or _complain(f"cannot write to standard output: {error.strerror}", USER_ERROR)
+    return code
+
+
+def _attempt(group: click.Group, arguments: Sequence[str]) -> int:
     try:
         with group.make_context(PROGRAM, list(arguments)) as context:
             group.invoke(context)
@@ -113,29 +128,51 @@ def run(group: click.Group, arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
     except BrokenPipeError:
-        _abandon_output()
+        abandon(sys.stdout)
         return READER_GONE
+    except SystemExit as leave:
+        if not isinstance(leave.__context__, BrokenPipeError):
+            raise
+        abandon(sys.stdout)  # rich makes this of a broken pipe
+        return READER_GONE
+    except (UnknownBackend, UnknownName, WrongCall) as error:
+        return _complain(str(error), WRONG_CALL)
     except FlexrefError as error:
         return _complain(str(error), USER_ERROR)
     except MemoryError as error:
         return _complain(f"the machine ran out of memory, lower the budgets ({str(error) or 'no details'})", USER_ERROR)
     except OSError as error:
         said = _refused(error)
-        _abandon_output()  # what refused may be the output itself (a full disk), and must not fail again at exit
+        abandon(sys.stdout)  # what refused may be the output itself (a full disk), and must not fail again at exit
         return _complain(said, USER_ERROR)
-    except Exception:
+    except Exception as error:
+        if _is_refused_resource(error):
+            return _complain(f"the system refuses threads or memory: {error}", USER_ERROR)
         traceback.print_exc()
         return _complain("this is a bug in flexref: please report it with the lines above", BUG)
     return 0
 
 
 def main() -> None:
-    """The console entry point. A second Ctrl-C, once the first has ended the command, ends the process as it stands."""
+    """The console entry point: prepares signals and streams, runs the command and exits with its code."""
+    signals = Signals()
+    signals.install()
     code = INTERRUPTED
     with suppress(KeyboardInterrupt):
-        code = run(command_group(COMMANDS), sys.argv[1:])
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what may still be waited for, a disk that hangs, needs no order
-    sys.exit(code)
+        if prepare_streams():
+            code = run(command_group(COMMANDS), sys.argv[1:])
+        else:
+            code = _complain("standard output is closed: give it a file, or /dev/null", USER_ERROR)
+    signals.release()
+    sys.exit(signals.exit_code if code == INTERRUPTED else code)
+
+
+def _is_refused_resource(error: Exception) -> bool:
+    """Whether the system, not flexref, is at fault: no thread, or no room for a library, is to be had."""
+    said = str(error)
+    return (isinstance(error, RuntimeError) and "can't start new thread" in said) or (
+        isinstance(error, ImportError) and ("failed to map" in said or "cannot allocate memory" in said)
+    )
 
 
 def _complain(message: str, exit_code: int) -> int:
@@ -143,7 +180,10 @@ def _complain(message: str, exit_code: int) -> int:
     line = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
     )
-    click.echo(f"{PROGRAM}: {line}", err=True)
+    try:
+        click.echo(f"{PROGRAM}: {line}", err=True)
+    except OSError:
+        abandon(sys.stderr)  # nobody reads it
     return exit_code
 
 
@@ -162,8 +202,3 @@ def _refused(error: OSError) -> str:
     raised_in = "" if last is None else str(last.tb_frame.f_globals.get("__name__"))
     # What these do to files has a name: what has none is what they print.
     return f"cannot write to standard output: {why}" if raised_in.startswith(PRINTING) else why
-
-
-def _abandon_output() -> None:
-    """Let what is still buffered go nowhere: the interpreter flushes stdout once more when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -131,11 +131,17 @@ def scoring_options(command: Command) -> Command:
 
 def asked_of(given: Mapping[str, Any]) -> "Asked":
     """The policy, the fields to keep and the budgets that options ask for, by their names."""
+    from flexref.errors import PolicyError, WrongCall
     from flexref.policy import asked
 
     if given["policy"] is not None and given["percent"]:
         raise click.UsageError("--policy and --percent exclude each other")
-    return asked(given)
+    try:
+        return asked(given)
+    except PolicyError as error:
+        if given["policy"]:  # what is wrong may stand in the file
+            raise
+        raise WrongCall(str(error)) from error
 
 
 def engine_for(model: str, given: Mapping[str, Any], share: int = 1) -> "Engine":

@@ -3,7 +3,7 @@
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from flexref.errors import StorageError
+from flexref.errors import UnknownName
 from flexref.machine.machine import Machine
 from flexref.machine.nominal import read_machine
 
@@ -20,12 +20,12 @@ def known_machines() -> tuple[str, ...]:
 def machine_named(name_or_path: str) -> Machine:
     """The machine in the file of that path, or the one that ships by that name.
 
-    `StorageError` lists the known names if it is neither; `PolicyError` says what is wrong in a file.
+    `UnknownName` lists the known names if it is neither; `PolicyError` says what is wrong in a file.
     """
     known = known_machines()
     if Path(name_or_path).is_file() or name_or_path not in known:
         if not Path(name_or_path).exists():
-            raise StorageError(
+            raise UnknownName(
                 f"{name_or_path!r} is neither a machine's file nor a known machine; known: {', '.join(known) or 'none'}"
             )
         return read_machine(name_or_path)

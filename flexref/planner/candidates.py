@@ -10,7 +10,7 @@ from flexref.architecture.published import SIZES, size_named
 from flexref.architecture.spec import ModelSpec
 from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted
 from flexref.block.trace import Trace
-from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
+from flexref.errors import CapacityError, PolicyError, PromptError, UnknownName
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import Situation, fitted
 from flexref.planner.plan_request import PlanRequest
@@ -159,7 +159,7 @@ class SearchProblem:
 def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, WeightFile]]:
     """(scheme, layout of the weights) of a size in each scheme, or of a file in its own; None: see `PlanRequest`.
 
-    Nothing is allocated, and of a file nothing but its table of contents is read. `StorageError` if `model` is neither,
+    Nothing is allocated, and of a file nothing but its table of contents is read. `UnknownName` if `model` is neither,
     `PolicyError` if a file holds its weights otherwise.
     """
     spec: ModelSpec | None = None if Path(model).is_file() else size_named(model)
@@ -168,7 +168,7 @@ def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, 
             yield scheme, random_file(spec, scheme=scheme)
         return
     if model != DEMO and not Path(model).exists():
-        raise StorageError(f"{model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}")
+        raise UnknownName(f"{model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}")
     file = open_weight_file(resolve(model))
     if schemes is not None and file.layout not in schemes:
         raise PolicyError(f"{file.path} holds {file.stored} weights, asked for: {', '.join(schemes)}")

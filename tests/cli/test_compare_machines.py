@@ -115,7 +115,7 @@ def test_plots_are_the_same_every_time(
     ("arguments", "code", "complaint"),
     [
         ((), 2, "Missing option '--model'"),
-        (("--model", "125m", "--machine", "t4"), 1, "'t4' is neither a machine's file nor a known machine"),
+        (("--model", "125m", "--machine", "t4"), 2, "'t4' is neither a machine's file nor a known machine"),
         (("--model", "125m", "--price-per-hour", "cheap"), 2, "must be MACHINE=PRICE, found 'cheap'"),
         (("--model", "125m", "--price-per-hour", "t4-gcp=-1"), 2, "must be MACHINE=PRICE, found 't4-gcp=-1'"),
         (("--model", "125m", "--price-per-hour", "t4-gcp=nan"), 2, "must be MACHINE=PRICE, found 't4-gcp=nan'"),
@@ -139,5 +139,5 @@ def test_a_call_that_makes_no_sense_is_refused_before_anything_is_planned(
 
 
 def test_a_model_that_nobody_knows_is_one_line(capsys: pytest.CaptureFixture[str], folder: Path) -> None:
-    assert flexref("--model", "12b", *machine_options(folder, "fast")) == 1
+    assert flexref("--model", "12b", *machine_options(folder, "fast")) == 2
     assert "'12b' is neither a weight file nor the size of a model" in capsys.readouterr().err.splitlines()[-1]

@@ -182,7 +182,7 @@ def test_without_a_machine_this_one_is_measured_with_the_port_that_is_named(
     shown = capsys.readouterr()
     assert shown.err == "this machine is measured once\n"
     assert json.loads(shown.out)["machine"] == "plain"
-    assert flexref(*ONE, "--backend", "abacus") == 1
+    assert flexref(*ONE, "--backend", "abacus") == 2
     assert "abacus" in capsys.readouterr().err
     assert ports == ["numpy"]
 
@@ -215,7 +215,7 @@ def test_what_would_help_is_an_option_of_the_command_and_helps(
 @pytest.mark.parametrize(
     ("arguments", "code", "complaint"),
     [
-        (("--machine", "no-such-card"), 1, "neither a machine's file nor a known machine; known: a10"),
+        (("--machine", "no-such-card"), 2, "neither a machine's file nor a known machine; known: a10"),
         (("--machine", "t4-gcp", "--watts", "70"), 2, "--watts and --price-per-kwh go together"),
         (
             ("--machine", "t4-gcp", "--watts", "70", "--price-per-kwh", "1", "--price-per-hour", "1"),
@@ -230,7 +230,7 @@ def test_what_would_help_is_an_option_of_the_command_and_helps(
         (("--machine", "t4-gcp", "--max-disk-writes-gib", "-1"), 2, "-1.0 is not in the range x>=0"),
         (("--machine", "t4-gcp", "--disk-tbw", "0"), 2, "0.0 is not in the range x>0"),
         (("--machine", "t4-gcp", "--rows", "0"), 2, "0 is not in the range 1<=x"),
-        (("--model", "12b", "--machine", "t4-gcp"), 1, "'12b' is neither a weight file nor the size of a model"),
+        (("--model", "12b", "--machine", "t4-gcp"), 2, "'12b' is neither a weight file nor the size of a model"),
     ],
 )
 def test_what_cannot_be_planned_is_said_in_one_line(

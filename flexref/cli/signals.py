@@ -1,0 +1,65 @@
+"""Signals that end the process: each ends a command in order, the third one at once; it knows no command.
+
+While an engine works SIGINT is held back (`engine.interrupts`); SIGTERM and SIGHUP go the way that SIGINT would go.
+"""
+
+import os
+import signal
+import sys
+from types import FrameType
+from typing import Any
+
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+AT_ONCE = 3
+"""The first ends the command, the second its tidying, the third the process as it stands."""
+
+
+class Signals:
+    """What has come of `ENDING`; `install` begins to note it."""
+
+    def __init__(self) -> None:
+        self.first: int | None = None
+        self._seen = 0
+
+    @property
+    def exit_code(self) -> int:
+        """128 and the number of the first signal, as shells report it; of SIGINT if none came."""
+        return 128 + (self.first or signal.SIGINT)
+
+    def install(self) -> None:
+        """Handle all of `ENDING` but what whoever started us wants ignored, as `nohup` does."""
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._interrupt if number == signal.SIGINT else self._pass_on)
+        sys.unraisablehook = self._hide
+
+    def release(self) -> None:
+        """From here on any ends the process: what may still be waited for, a disk that hangs, needs no order."""
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._note(number)
+        raise KeyboardInterrupt
+
+    def _pass_on(self, number: int, frame: FrameType | None) -> None:
+        """Do as SIGINT would now: an engine at work holds it back."""
+        self.first = self.first or number
+        act = signal.getsignal(signal.SIGINT)
+        if callable(act):
+            act(number, frame)
+        else:
+            self._interrupt(number, frame)
+
+    def _note(self, number: int) -> None:
+        self.first = self.first or number
+        self._seen += 1
+        if self._seen >= AT_ONCE:
+            os._exit(self.exit_code)
+
+    def _hide(self, unraisable: Any) -> None:
+        """Python tells of what was raised where nothing can be raised: of an interrupt that is no news."""
+        if not isinstance(unraisable.exc_value, KeyboardInterrupt):
+            sys.__unraisablehook__(unraisable)

@@ -1,0 +1,84 @@
+"""The process around a command: closed streams, readers that leave, signals, and one rule of exit codes."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+WRONG_CALLS = (
+    "generate --model demo --prompt x --temperature -1",
+    "generate --model demo --prompt x --top-p 2",
+    "generate --model demo --prompt x --backend foo",
+    "generate --model demo --prompt x --machine nope",
+    "generate --model demo --prompt x --percent 90 20 0 100 0 100",
+    "generate --model demo",
+    "generate --prompt x",
+    "bench --model 1.3c",
+    "plan --model 1.3c --machine t4-gcp",
+    "check --backend foo",
+    "profile --backend foo",
+    "nothing",
+)
+
+
+def shell(line: str) -> subprocess.CompletedProcess[str]:
+    """`line` run by a shell, in which F is the command."""
+    return subprocess.run(
+        ["bash", "-c", f'F() {{ "{sys.executable}" -m flexref "$@"; }}; {line}'],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("call", WRONG_CALLS)
+def test_a_wrong_call_exits_with_2_and_prints_nothing_on_stdout(call: str) -> None:
+    done = shell(f"F {call}")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_a_file_that_is_not_there_is_a_failure() -> None:
+    assert shell("F inspect /nowhere.h5").returncode == 1
+
+
+@pytest.mark.parametrize("call", ["--help", "inspect demo", "inspect demo --json", "verify demo"])
+def test_closed_streams_are_told_of_or_lead_nowhere(call: str) -> None:
+    done = shell(f"F {call} >&-")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert "standard output is closed" in done.stderr
+    assert shell(f"F {call} 2>&- <&-").returncode == 0
+
+
+@pytest.mark.parametrize("call", ["--help", "--version", "inspect demo", "plan --model 125m --machine t4-gcp"])
+def test_a_reader_that_takes_nothing_makes_141_of_every_output(call: str) -> None:
+    done = shell(f"(sleep 0.1; F {call}) | true; exit ${{PIPESTATUS[0]}}")
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_names_that_are_no_utf8_are_shown_on_a_strict_stdout(tmp_path: Path) -> None:
+    done = shell(f"cd {tmp_path}; PYTHONIOENCODING=utf-8:strict F inspect $'\\xff.h5'")
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("presses", [1, 3])
+def test_signals_end_a_command_with_their_code_and_no_traceback(number: int, presses: int) -> None:
+    code = "import signal; from flexref.cli import main as m; m.run = lambda *a: (print('on', flush=True), wait())[0]\n"
+    code += "import time\ndef wait():\n    while True:\n        try:\n            time.sleep(9)\n"
+    code += f"        except KeyboardInterrupt:\n            if {presses} == 1: raise\n"
+    code += "            print('again', flush=True)\n"
+    process = subprocess.Popen([sys.executable, "-c", code + "m.main()"], stdout=-1, stderr=-1, text=True)
+    assert process.stdout is not None
+    for _ in range(presses):
+        process.stdout.readline()
+        process.send_signal(number)
+        time.sleep(0.02)
+    _, said = process.communicate(timeout=20)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in said
