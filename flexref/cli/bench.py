@@ -84,7 +84,10 @@ def _was_given(context: click.Context, name: str) -> bool:
 def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]":
     """What is asked for: the suite's benchmarks with the given options in place of theirs, or the options alone."""
     from flexref.bench.suites import Arguments, read_suites
+    from flexref.errors import WrongCall
 
+    if "percent" in given and "policy" in given:
+        raise WrongCall("percent and policy exclude each other")
     if suite is None:
         if "model" not in given:
             raise click.UsageError("give --model or --suite; --list shows the suites")

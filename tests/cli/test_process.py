@@ -82,3 +82,13 @@ def test_signals_end_a_command_with_their_code_and_no_traceback(number: int, pre
     _, said = process.communicate(timeout=20)
     assert process.returncode == 128 + number
     assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("wrong", ["--temperature -1", "--backend foo", "--logprobs 3"])
+def test_a_wrong_call_is_refused_before_anything_heavy_is_imported(wrong: str) -> None:
+    code = "import sys; from flexref.cli.main import COMMANDS, command_group, run; "
+    code += "print(run(command_group(COMMANDS), sys.argv[1:]), *sys.modules)"
+    call = [sys.executable, "-c", code, "generate", "--model", "demo", "--prompt", "x", *wrong.split()]
+    exit_code, *loaded = subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()
+    assert exit_code == "2"
+    assert not {"numpy", "scipy", "h5py", "tokenizers", "rich"} & set(loaded)
