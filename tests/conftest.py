@@ -211,7 +211,7 @@ def counting() -> type[CountingBackend]:
 @pytest.fixture(scope="session")
 def caught() -> Callable[[type[RuleBasedStateMachine]], BaseException | None]:
     """What a state machine finds wrong, None if it finds nothing: for tests of the machines themselves."""
-    looking = settings(max_examples=200, derandomize=True, database=None, phases=[Phase.generate])
+    looking = settings(max_examples=1000, derandomize=True, database=None, phases=[Phase.generate])
 
     def run(machine: type[RuleBasedStateMachine]) -> BaseException | None:
         try:

@@ -129,7 +129,14 @@ def check_port(job: PortCheck, on_visit: OnVisit | None = None) -> PortReport:
         return report
     report.policy = run.policy
     options = {**job.options, "policy": run.policy, "keep": None}
-    report.unsteady = differing_bits(run, run_engine(file, job.make_port(), prompts, job.max_new_tokens, options))
+    try:
+        again = run_engine(file, job.make_port(), prompts, job.max_new_tokens, options)
+    except FlexrefError as error:  # memory that an operator forgot to write holds other bytes each time
+        if findings.worst is None or findings.worst.within:
+            raise
+        report.unsteady = f"it ended with: {error}"
+    else:
+        report.unsteady = differing_bits(run, again)
     report.tokens = compare_tokens(file, prompts, run, job.options.get("disk_dir"))
     return report
 
