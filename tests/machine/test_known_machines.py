@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 
 import flexref.data
+from flexref.errors import PolicyError
+from flexref.machine import known
+from flexref.machine.known import read_machine
 from flexref.machine.machine import FORMAT, read_machine_object
-from flexref.machine.nominal import read_machine
 from flexref.machine.nominal_facts import FIGURES, NOMINAL_FORMAT, NominalFacts
 from flexref.units import TIERS
 
@@ -66,3 +68,15 @@ def test_machines_and_what_is_said_about_them_are_shipped() -> None:
     assert '"machines/*.json"' in PYPROJECT
     assert (FOLDER / "README.md").exists()
     assert all(f"`{name}`" in (FOLDER / "README.md").read_text(encoding="utf-8") for name in FIGURES)
+
+
+def test_nominal_figures_without_a_port_that_knows_them_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(known, "entry_points", lambda group: [])
+    path = tmp_path / "t4.json"
+    path.write_bytes((FOLDER / "t4-gcp.json").read_bytes())
+    with pytest.raises(
+        PolicyError, match=r"t4\.json holds nominal figures, and no installed port says what it reaches"
+    ):
+        read_machine(path)

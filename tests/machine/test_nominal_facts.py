@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flexref_cupy.nominal import machine_of
 from hypothesis import given
 from hypothesis import strategies as st
 
 import flexref.data
 from flexref.errors import PolicyError, StorageError
+from flexref.machine.known import read_machine
 from flexref.machine.machine import read_machine_object
-from flexref.machine.nominal import machine_of, read_machine
 from flexref.machine.nominal_facts import FIGURES, Figure, NominalFacts
 from flexref.machine.plain import plain_machine
 

@@ -1,6 +1,6 @@
-"""A whole machine from its nominal figures, by what the CUDA port reaches of its device's; it measures nothing.
+"""A whole machine from its nominal figures, by what this port reaches of its device's; it measures nothing.
 
-The efficiencies were measured on one H100 (backends/flexref_cupy/README.md), relative to what cuBLAS and a large copy
+The efficiencies were measured on one H100 (README.md of this folder), relative to what cuBLAS and a large copy
 sustained in the same runs: 762 TFLOP/s and 2.9 TB/s. Another device's figures carry its own sustained share of its data
 sheet, so that a card that its power limits is not taken for an H100 with other numbers.
 """
@@ -9,25 +9,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from flexref.errors import PolicyError
 from flexref.machine.curves import Curve, Surface
 from flexref.machine.durations import EXPANDED_FIRST
-from flexref.machine.machine import FORMAT, WEIGHT_FILE, HostSeconds, Machine, Port, attention_key, read_machine_object
-from flexref.machine.nominal_facts import NOMINAL_FORMAT, NominalFacts
+from flexref.machine.machine import WEIGHT_FILE, HostSeconds, Machine, Port, attention_key
+from flexref.machine.nominal_facts import NominalFacts
 from flexref.units import STORED_BYTES
 
 # The CUDA port, as far as a plan must know it
 
 SCRATCH_BYTES = 205_586_432
-"""What the port holds for itself on the device (flexref_cupy/device.py)."""
+"""What the port holds for itself on the device (device.py)."""
 
 FUSED_ROWS, FUSED_TOKENS = 128, 64
-"""4-bit products of up to so many tokens read codes directly, so many tokens a launch (flexref_cupy/products.py)."""
+"""4-bit products of up to so many tokens read codes directly, so many tokens a launch (products.py)."""
 
 HOST_RESERVE = 0.06
-"""The share of free host memory that the port leaves to the system (flexref_cupy/backend.py)."""
+"""The share of free host memory that the port leaves to the system (backend.py)."""
 
 HEAD_WIDTHS = (64, 80, 128)
 """Head widths that attention has kernels of its own for; measured at 128, taken to be alike."""
@@ -167,24 +165,11 @@ def machine_of(facts: NominalFacts) -> Machine:
         host_s=HostSeconds(**{name: calls * facts["operator_call"] for name, calls in CALLS.items()}),
         sources={
             "about": facts.about,
-            "efficiencies": "measured on an H100 relative to what it sustains (flexref/machine/nominal.py)",
+            "efficiencies": "measured on an H100 relative to what it sustains (flexref_cupy/nominal.py)",
             **{name: f"{figure.value:g} {figure.unit}: {figure.source}" for name, figure in facts.figures.items()},
         },
         warnings=(f"assumed, not measured: {', '.join(assumed)}",) if assumed else (),
     )
-
-
-def read_machine(path: str | Path) -> Machine:
-    """The machine in a JSON file, measured or nominal.
-
-    Raises `StorageError` if it cannot be read and `PolicyError` if it is neither.
-    """
-    values = read_machine_object(path)
-    if values.get("format") == NOMINAL_FORMAT:
-        return machine_of(NominalFacts.from_mapping(values, str(path)))
-    if values.get("format") == FORMAT:
-        return Machine.from_mapping(values, str(path))
-    raise PolicyError(f"{path} is no machine: format must be {FORMAT!r} or {NOMINAL_FORMAT!r}")
 
 
 _EXPANDED = tuple(stored for stored in STORED_BYTES if stored != "float16")

@@ -5,18 +5,18 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from flexref_cupy import nominal
 from flexref_cupy.backend import HOST_RESERVE as PORT_RESERVE
 from flexref_cupy.device import SCRATCH_BYTES as PORT_SCRATCH
+from flexref_cupy.nominal import machine_of
 from flexref_cupy.products import FUSED_ROWS as PORT_ROWS
 from flexref_cupy.products import FUSED_TOKENS as PORT_TOKENS
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.machine import nominal
 from flexref.machine.curves import Curve
 from flexref.machine.durations import Durations
 from flexref.machine.machine import COPIES, HostSeconds, Machine
-from flexref.machine.nominal import machine_of
 from flexref.machine.nominal_facts import FIGURES, NOMINAL_FORMAT, NOT_ABOVE, NominalFacts
 from flexref.machine.plain import OPERATORS, plain_machine
 
