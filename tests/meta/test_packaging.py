@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from flexref.__main__ import main
 from flexref.backend import registry
-from flexref.cli.main import main
 
 ROOT = Path(__file__).parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
