@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from flexref.quality.intervals import paired_perplexity, wilson
 
@@ -15,6 +16,12 @@ from flexref.quality.intervals import paired_perplexity, wilson
 )
 def test_wilsons_interval_is_the_published_one(right: int, of: int, low: float, high: float) -> None:
     np.testing.assert_allclose(wilson(right, of), (low, high), atol=5e-5)
+
+
+@given(st.integers(1, 10_000), st.data())
+def test_wilsons_interval_is_scipys_to_the_bit(of: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, of))
+    assert wilson(right, of) == tuple(binomtest(right, of).proportion_ci(0.95, method="wilson"))
 
 
 @given(st.integers(1, 500), st.data())
