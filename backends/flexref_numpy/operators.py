@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import erf
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref.storage.quant import Quantized, dequantize
@@ -152,6 +151,8 @@ def _smooth(x: Numbers, activation: str, gate: Numbers) -> None:
         np.tanh(x, out=x)
         return
     if activation == "gelu":
+        from scipy.special import erf  # noqa: PLC0415  a fifth of a second, and OPT itself has relu
+
         np.multiply(x, np.float32(0.5**0.5), out=gate)
         erf(gate, out=gate)
         gate += np.float32(1)

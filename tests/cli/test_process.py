@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from flexref.policy import Policy
+
 WRONG_CALLS = (
     "generate --model demo --prompt x --temperature -1",
     "generate --model demo --prompt x --top-p 2",
@@ -92,3 +94,29 @@ def test_a_wrong_call_is_refused_before_anything_heavy_is_imported(wrong: str) -
     exit_code, *loaded = subprocess.run(call, capture_output=True, text=True, check=True).stdout.split()
     assert exit_code == "2"
     assert not {"numpy", "scipy", "h5py", "tokenizers", "rich"} & set(loaded)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "generate --model demo --prompt King --max-new-tokens 2 --policy POLICY",
+        "generate --model demo --prompt King --max-new-tokens 2 --percent 100 0 100 0 100 0",
+        "eval --model demo --text TEXT --percent 100 0 100 0 100 0",
+        "inspect demo",
+        "verify demo",
+        "bench --list",
+        "generate --model demo --prompt x --temperature -1",
+        "generate --model demo --max-tokens 3",
+        "plan --model nonsense --prompt-len 8 --gen-len 8 --machine t4-gcp",
+        "--help",
+        "plan -h",
+    ],
+)
+def test_what_solves_no_program_loads_no_scipy(call: str, tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text(Policy().to_json())
+    (tmp_path / "text.txt").write_text("But soft, what light through yonder window breaks?")
+    call = call.replace("POLICY", str(tmp_path / "policy.json")).replace("TEXT", str(tmp_path / "text.txt"))
+    code = "import sys; from flexref.cli.main import COMMANDS, command_group, run; "
+    code += "run(command_group(COMMANDS), sys.argv[1:]); print('loaded:', *sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code, *call.split()], capture_output=True, text=True, check=True)
+    assert "scipy" not in done.stdout.partition("loaded:")[2].split()
