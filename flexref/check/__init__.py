@@ -1,1 +1,1 @@
-"""Holds a port and an engine against the float64 reference and its computed bounds; needs no hypothesis."""
+"""Compares a port, and an engine on it, with a float64 reference, within computed bounds; it needs no hypothesis."""

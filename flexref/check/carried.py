@@ -1,7 +1,7 @@
-"""What an operator must find where something was moved: weights, hidden states, cache records; it knows no lane.
+"""Checks that operators read what was stored: weights, hidden states and cache records; it knows no lane.
 
-An operator that is right on its own operands proves nothing of a copy that came too late or from elsewhere. So what it
-reads is held against what the weight file holds, and against what was written there last.
+A copy that comes too late, or from the wrong place, gives an operator wrong operands, and on these the operator may
+still be right. So what an operator reads is compared with the weight file, or with what the operator before it wrote.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,14 @@ from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import WeightFile, read_tensor
 
 Rows = slice | npt.NDArray[np.integer]
-"""Which rows of a tensor."""
+"""Some rows of a tensor: a slice, or the indices (T,) of the rows."""
 
 
 class Carried:
-    """Compares what operators read with what they must find; without a `file` nothing is compared."""
+    """Compares what operators read with what must be there. Differences go to `findings`.
+
+    Without a `file` nothing is compared.
+    """
 
     def __init__(self, findings: Findings, file: WeightFile | None = None) -> None:
         self._findings, self._file = findings, file
@@ -32,7 +35,11 @@ class Carried:
         self._records: dict[tuple[str, int], list[int]] = {}
 
     def weights(self, name: str | None, rows: Rows, found: Values | Quantized) -> None:
-        """Some rows of a tensor of the file, as an operator reads them; in another form they were expanded before."""
+        """Compare `found`, some rows of the tensor `name` as an operator reads them, with the same rows of the file.
+
+        Nothing is compared where `name` is None, or where the port holds the tensor in another form than the file:
+        expanded from groups, or in another type.
+        """
         stored = None if name is None else self._stored(name)
         if isinstance(stored, Quantized) and isinstance(found, Quantized):
             parts = {"codes": (found.codes, stored.codes), "scale": (found.scale, stored.scale)}
@@ -47,12 +54,15 @@ class Carried:
                 self._equal(call, actual, needed[rows], f"{name} {which}".strip(), rows)
 
     def vector(self, role: Role | None, kind: TensorKind, found: Values | None) -> None:
-        """The bias of a projection, or the gain or shift of a norm, of the stage that computes."""
+        """Compare a bias, a gain or a shift (W,) of the stage that computes with the file; None is not compared."""
         if role is not None and found is not None:
             self.weights(tensor_name(role, kind, self._findings.visit.layer or 0), slice(None), found)
 
     def hidden_read(self, x: Values, rows: Rows = slice(None)) -> None:
-        """Rows of the hidden states, as a visit's first operator reads them."""
+        """Compare hidden states x (T, E), as the first operator of a visit reads them, with what the last stage wrote.
+
+        `rows`: which rows of the hidden states these are. Later calls of one visit do nothing.
+        """
         visit = self._findings.visit
         if visit.entered or self._file is None:
             return
@@ -65,13 +75,17 @@ class Carried:
             self._equal(call, x, left[1][rows], "x", rows)
 
     def hidden_written(self, x: Values) -> None:
-        """What an operator gave: the last one of a visit gives the hidden states that the next stage reads."""
+        """Remember x (T, E), an operator's result: the last one of a visit is what the next stage reads."""
         if self._file is not None:
             visit = self._findings.visit
             self._left[visit.group] = visit, x
 
     def records_read(self, contents: Sequence[Values], past: Sequence[int], layout: RecordLayout) -> None:
-        """The rows of a cache before new records come; the rows of a visit may come in several calls."""
+        """Compare the cache of some rows, before new records are appended, with what the last pass wrote there.
+
+        `contents`: the bytes of every row; `past`: how many tokens' records each holds. The rows of one visit may come
+        in several calls.
+        """
         visit = self._findings.visit
         if not visit.known:
             visit.known = self._records.pop((visit.name, visit.group), [])
@@ -84,13 +98,14 @@ class Carried:
                     call.fault(f"brought records of row {row} that are not those that were written")
 
     def records_written(self, contents: Sequence[Values], tokens: Sequence[int], layout: RecordLayout) -> None:
-        """The rows of a cache with their new records."""
+        """Remember a digest of every row's first `tokens` records, the new ones included."""
         if self._file is not None:
             visit = self._findings.visit
             self._records.setdefault((visit.name, visit.group), []).extend(_digests(contents, tokens, layout))
             visit.rows += len(contents)
 
     def _stored(self, name: str) -> Values | Quantized | None:
+        """A tensor of the file; the last one is kept. None where the file has no such tensor."""
         if self._file is None or name not in self._file.tensors:
             return None
         if self._loaded is None or self._loaded[0] != name:
@@ -99,6 +114,7 @@ class Carried:
 
     @staticmethod
     def _equal(call: Call, found: Values, needed: Values, part: str, rows: Rows) -> None:
+        """Note the element that differs most; nothing but equality is permitted."""
         if np.array_equal(found, needed):
             call.entry.elements += found.size
             return
@@ -108,5 +124,6 @@ class Carried:
 
 
 def _digests(contents: Sequence[Values], tokens: Sequence[int], layout: RecordLayout) -> list[int]:
+    """A digest of the first `tokens` records of every row."""
     sizes = [count * layout.record_bytes for count in tokens]
     return [xxhash.xxh3_64_intdigest(part[:size].tobytes()) for part, size in zip(contents, sizes, strict=True)]

@@ -1,4 +1,6 @@
-"""Any port with every operator call checked against float64 on its own operands; it knows neither model nor schedule.
+"""Wraps any port so that every operator call is checked against float64; it knows neither model nor schedule.
+
+Each call is computed again in float64 from the operands that the port was given:
 
 findings = Findings()
 port = CheckedBackend(MyBackend(), findings, Carried(findings, file))
@@ -21,14 +23,18 @@ from flexref.check.tolerances import Operand, Values
 from flexref.errors import FlexrefError, QuantizationError
 
 TOKENS_NAMED = 4
-"""Of the tokens that might be sampled, a fault names so many."""
+"""A fault names at most this many of the tokens that would have been right."""
 
 
 class CheckedBackend(CheckedRows):
-    """`port` under the same protocol; what its operators do wrong goes to `findings`, and the run goes on with it."""
+    """A `Backend` that passes every call on to `port` and checks the result.
+
+    What is wrong is noted in `findings`, and the run goes on with the port's own result. A call that raises, or whose
+    result has a shape that nothing can be done with, raises `PortFailure`.
+    """
 
     def append(self, rows: PlacedRows, segments: PlacedSegments, k: Any, v: Any) -> None:
-        """See `Backend.append`; the law: new records by the law of `storage.quant`, every other byte as it was."""
+        """See `Backend.append`. New records must be those of `storage.quant`; no other byte may change."""
         call = self._findings.begin("append", "", k=k.shape)
         if call is None:
             return self._port.append(rows.handle, segments.handle, bare(k), bare(v))
@@ -91,7 +97,10 @@ class CheckedBackend(CheckedRows):
     def _check_records(
         self, call: Call, rows: PlacedRows, which: tuple[int, int, int], content: Values, values: Values
     ) -> None:
-        """`which`: row, K (0) or V (1), and past tokens; values (S, E) are what its new records must hold."""
+        """Check the new records of one row: `content` (bytes,) must hold `values` (S, E).
+
+        `which`: the row, 0 for K or 1 for V, and how many tokens the row had before.
+        """
         row, part, past = which
         for some in blocks(*values.shape):
             try:
@@ -106,7 +115,11 @@ class CheckedBackend(CheckedRows):
     def _check_attention(
         self, call: Call, cache: tuple[Operand, Operand], q: Values, scale: float, found: tuple[Values, int]
     ) -> None:
-        """One row: some queries and some heads at a time; `found` (S, E) is its result, from token `first` of all."""
+        """Check one row's attention, some queries and some heads at a time.
+
+        `cache`: K and V (T, H, D); `q` (S, E); `found`: the result (S, E), and the number of its first token among
+        those of all rows.
+        """
         tokens, heads, width = cache[0].values.shape
         result, first = found
         result, q = result.reshape(-1, heads, width), q.reshape(-1, heads, width)
@@ -123,7 +136,11 @@ class CheckedBackend(CheckedRows):
 
 
 def _sampled(call: Call, logits: Values, run: Callable[[], Any]) -> npt.NDArray[np.int64]:
-    """The tokens that a port chose from logits (B, V), of the right shape and type."""
+    """Run `Backend.sample` on logits (B, V) -> the tokens (B,) that the port chose.
+
+    Notes a fault where logits that are not finite are accepted or the type is wrong. Raises `PortFailure` where finite
+    logits are refused or the shape is wrong.
+    """
     finite = bool(np.isfinite(logits).all())
     try:
         with call.running():

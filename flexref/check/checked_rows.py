@@ -1,7 +1,8 @@
-"""The operators on rows of any port, each call checked against float64 on its own operands; it knows no cache.
+"""Checks every call of the operators on rows (all but cache, attention, sampling) against float64; it knows no cache.
 
-The reference works on the host in blocks of bounded size. What an operator reads is downloaded before it runs, what it
-gave after it: so operators run one after another, and no error carries over from one to the next.
+Operands are downloaded before a call and its result after it, so operators run one after another. Every call is checked
+on the operands that it really had, so an error of one operator is never counted as one of the next. The reference works
+on the host, in blocks of bounded size.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,28 +21,28 @@ from flexref.check.tolerances import Values, arithmetic
 from flexref.storage.quant import Quantized
 
 BLOCK_ELEMENTS = 1 << 17
-"""Numbers that the reference works on at a time: 1 MiB of float64, which stays near the core. Beside an operator's own
-operands, checks hold some ten times as much."""
+"""The reference works on so many numbers at a time: 1 MiB of float64, which fits a core's cache. Besides an operator's
+operands, a check holds about ten times as much."""
 
 FEW_ROWS = 16
-"""Of a table that has more than so many times the rows that are wanted, only those are read."""
+"""Where a table has more than 16 times as many rows as are needed, only these are downloaded."""
 
 
 def blocks(count: int, width: int) -> Iterator[slice]:
-    """Slices of `count` rows of `width` numbers that hold no more than `BLOCK_ELEMENTS`, or one row."""
+    """Slices that cover `count` rows of `width` numbers: each holds at most `BLOCK_ELEMENTS` numbers, or one row."""
     step = max(1, BLOCK_ELEMENTS // max(1, width))
     for first in range(0, count, step):
         yield slice(first, min(count, first + step))
 
 
 def quietly(law: Callable[..., Any], *arguments: Any) -> Any:
-    """A law on operands that may hold anything: what is no number gives no number, and no warning."""
+    """Call `law` without numpy's warnings: operands may be infinite or NaN, and then the result is."""
     with np.errstate(all="ignore"):
         return law(*arguments)
 
 
 class CheckedRows(PlacedBackend):
-    """The operators on rows; `carried` knows what they must find where something was moved."""
+    """The operators on rows of `port`, checked. `carried` compares what they read with what was stored."""
 
     def __init__(self, port: Backend, findings: Findings, carried: Carried | None = None) -> None:
         super().__init__(port)
@@ -50,7 +51,7 @@ class CheckedRows(PlacedBackend):
         self._how = arithmetic(port.caps.compute_dtype)
 
     def gather(self, table: Any, ids: Any, first: int, out: Any) -> Placed:
-        """See `Backend.gather`; the law: exact, and rows of `out` whose id lies elsewhere stay as they are."""
+        """See `Backend.gather`. Values are exact; rows of `out` whose id is not in this table must not change."""
         call = self._findings.begin("gather", "", table=table.shape, ids=ids.shape)
         if call is None:
             return self._given(self._port.gather(bare(table), bare(ids), first, bare(out)), out)
@@ -166,11 +167,15 @@ class CheckedRows(PlacedBackend):
 
     @staticmethod
     def _given(result: Any, place: Placed | None) -> Placed:
-        """What the caller goes on with: the place that it named, else the port's array."""
+        """What the engine is given: the place that it named, else the port's array."""
         return Placed(result) if place is None else place
 
     def _found(self, call: Call, result: Any, place: Placed | None, shape: tuple[int, ...]) -> Values:
-        """What lies where the result belongs; faults if the port returned something else than that."""
+        """The values of a call's result, read from `place` if the caller named one, else from what the port returned.
+
+        Notes a fault where shape or type are wrong, or where the port returned another array than it wrote. Raises
+        `PortFailure` where the shape is wrong and there is no place to read.
+        """
         if tuple(result.shape) != shape:
             complaint = f"gives the shape {tuple(result.shape)}, needed {shape}"
             if place is None:
@@ -187,14 +192,14 @@ class CheckedRows(PlacedBackend):
         return found
 
     def _matrix(self, w: Matrix, rows: slice) -> Values | Quantized:
-        """Some rows of a matrix, as the port holds them."""
+        """Some rows of a matrix w (O, I), in the form in which the port holds them."""
         if isinstance(w, QuantizedMatrix):
             codes, scale, zero = (self._read(part[rows]) for part in (w.codes, w.scale, w.zero))
             return Quantized(codes, scale, zero, w.width, w.group_size, w.bits)
         return self._read(w[rows])
 
     def _table_rows(self, table: Placed, rows: Values) -> Values:
-        """Rows (T,) of a table, (T, W); a large table is not read as a whole for a few of them."""
+        """The rows with the indices `rows` (T,) of a table (V, W) -> (T, W). A large table is not read as a whole."""
         wanted, places = np.unique(rows, return_inverse=True)
         if len(wanted) * FEW_ROWS >= table.shape[0]:
             return self._read(table)[rows]

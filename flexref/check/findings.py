@@ -1,4 +1,4 @@
-"""What a checked run found: per operator and stage the element that is furthest off; it knows no port and no law."""
+"""Collects what a checked run finds: of every operator and stage, the worst element; it knows no port and no law."""
 
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -15,22 +15,23 @@ from flexref.check.tolerances import Numbers
 from flexref.errors import FlexrefError
 
 OUTSIDE = "no stage"
-"""The stage of calls outside any visit."""
+"""The stage's name for calls outside any visit."""
 
 MOVED = "moved"
-"""Stands for an operator where something is compared that no operator made: what was brought to where it is read."""
+"""Stands in place of an operator's name where a copy is checked: what was read with what had been stored."""
 
 
 class PortFailure(FlexrefError):
-    """A port's operator that raised, or gave what cannot be computed with: the run cannot go on."""
+    """An operator raised an error, or gave a result that nothing can be computed from: the run ends."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The worst of one call: an element of a result, how far it is off, and what is permitted.
+    """The worst element of one call's result: where it is, its error, and the bound of that error.
 
-    `ratio` is error / bound, infinite where nothing is permitted. `turn` is the number of the pass. `fault` says what
-    is wrong where it is no number: then `element` is empty.
+    `ratio` is error / bound: up to 1 the element is right; it is infinite where the bound is 0 and the error is not.
+    `turn` is the number of the pass. `part` names a part of the result where it has several. `fault` says in words what
+    is wrong where that is not an element's value, a wrong shape for example; `element` is then empty.
     """
 
     operator: str
@@ -55,7 +56,7 @@ class Finding:
 
     @property
     def within(self) -> bool:
-        """Whether it is right."""
+        """Whether the result is right."""
         return self.ratio <= 1
 
     @property
@@ -86,15 +87,16 @@ class Finding:
 
 
 def finite_or_none(value: Any) -> Any:
-    """`value`, or None for a float that JSON cannot say."""
+    """`value`, or None for an infinite float or NaN, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @dataclass(slots=True)
 class OperatorFindings:
-    """All calls of one operator, in one role, of one stage. `unjudged`: elements that no finite bound says anything of.
+    """All calls of one operator in one role and one stage.
 
-    These are results of operands that were not finite, and those that the port's type cannot hold.
+    `elements`: how many were compared; `unjudged`: how many of these have no finite bound, because an operand was not
+    finite or the port's type cannot hold the result.
     """
 
     worst: Finding
@@ -110,7 +112,7 @@ class OperatorFindings:
 
 @dataclass(slots=True)
 class Call:
-    """One call of an operator that is being checked: notes in its `entry` what is worse than what was found before."""
+    """One call that is being checked. What is worse than all that `entry` has so far takes its place there."""
 
     entry: OperatorFindings
     base: Finding
@@ -119,9 +121,10 @@ class Call:
     def compare(
         self, found: npt.NDArray[Any], law: tuple[Numbers, Numbers], part: str = "", first: tuple[int, ...] = ()
     ) -> None:
-        """Note the element of `found` that is furthest from the law's value, in multiples of the law's bound.
+        """Note the element of `found` whose error is the largest multiple of its bound.
 
-        `part` names what these are of the whole result, `first` is the place there of their first element.
+        `law`: the right values and the bounds of their errors, shaped like `found`. Where `found` is only a piece of
+        the result, `part` names the piece and `first` is the index of its first element in the result.
         """
         value, wide = law[0], found.astype(np.float64)
         with np.errstate(all="ignore"):
@@ -141,22 +144,25 @@ class Call:
         self._note(replace(worst, part=part, element=element))
 
     def same(self, found: npt.NDArray[Any], needed: npt.NDArray[Any], what: str) -> None:
-        """Note a fault unless both hold the same bytes."""
+        """Note the fault `what` unless both arrays hold the same bytes."""
         if found.tobytes() != needed.tobytes():
             self.fault(what)
 
     def fault(self, text: str) -> None:
-        """Note that something is wrong that is no number."""
+        """Note something wrong that is not an element's value."""
         self._note(replace(self.base, ratio=math.inf, error=math.inf, fault=text))
 
     def skip(self, elements: int) -> None:
-        """Count results that cannot be judged."""
+        """Count elements of a result that cannot be checked."""
         self.entry.elements += elements
         self.entry.unjudged += elements
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """While the port computes: what it raises is a fault and ends the run; errors that users cause pass."""
+        """Put this around the port's own call. An error there is noted as a fault and raised as `PortFailure`.
+
+        A `FlexrefError`, which a user may cause, is raised as it is.
+        """
         try:
             yield
         except FlexrefError:
@@ -165,7 +171,7 @@ class Call:
             raise self.stop(f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
 
     def stop(self, text: str) -> PortFailure:
-        """Note a fault after which the run cannot go on; the error to raise."""
+        """Note a fault after which the run cannot go on; returns the error for the caller to raise."""
         self.fault(text)
         return PortFailure(str(replace(self.base, ratio=math.inf, fault=text)))
 
@@ -176,28 +182,31 @@ class Call:
 
 
 def role_of(matrix: TensorSpec | None) -> str:
-    """What a matrix does in its stage, in a word: `attention_qkv`; any tile that is multiplied is one of the head."""
+    """A matrix's role in its stage, `attention_qkv` for example; "" for None.
+
+    The token table is cut into tiles and, where the head is tied, shared with it: a tile in a product is the head's.
+    """
     if matrix is None:
         return ""
     return (Role.HEAD if matrix.is_tile else matrix.role).value
 
 
 class Findings:
-    """Collects what a checked run finds. Give `on_visit` to the engine, which tells it which stage computes."""
+    """Collects what a checked run finds. Pass `on_visit` to the engine, so that findings name the stage."""
 
     def __init__(self, layers: Collection[int] | None = None) -> None:
-        """`layers`: which decoder layers to check, None for all; the embedding and the head are always checked."""
+        """`layers`: the decoder layers to check, None for all. The embedding and the head are always checked."""
         self.layers = None if layers is None else frozenset(layers)
         self.entries: dict[tuple[str, str, str], OperatorFindings] = {}
         self.skipped_calls = 0
         self.visit = CheckedVisit(None, 0, 0)
 
     def on_visit(self, stage: Stage, group: int, turn: int) -> None:
-        """A visit's operators are about to be called."""
+        """Note that from now on calls belong to `stage`, `group`, and pass `turn`."""
         self.visit = CheckedVisit(stage, group, turn)
 
     def begin(self, operator: str, role: str, **shapes: tuple[int, ...]) -> Call | None:
-        """A call of `operator` on operands of these shapes; None if this stage is not checked."""
+        """Begin a call of `operator` in `role` on operands of these shapes; None if this layer is not checked."""
         visit = self.visit
         if self.layers is not None and visit.layer is not None and visit.layer not in self.layers:
             self.skipped_calls += 1
@@ -210,39 +219,39 @@ class Findings:
 
     @property
     def calls(self) -> int:
-        """Calls of operators that were checked."""
+        """How many calls of operators were checked; comparisons of what was moved are not counted."""
         return sum(entry.calls for (_, operator, _), entry in self.entries.items() if operator != MOVED)
 
     @property
     def worst(self) -> Finding | None:
-        """What is furthest off of all."""
+        """The worst finding of all, right or wrong; None before the first call."""
         found = [entry.worst for entry in self.entries.values()]
         return max(found, key=lambda finding: (finding.ratio, finding.fault is not None, finding.error), default=None)
 
     def by_operator(self) -> dict[str, list[OperatorFindings]]:
-        """The entries of every operator in its role, in the order of their first calls."""
+        """Entries by operator and role, in the order of first calls."""
         table: dict[str, list[OperatorFindings]] = {}
         for entry in self.entries.values():
             table.setdefault(entry.worst.label, []).append(entry)
         return table
 
     def to_json(self) -> list[dict[str, Any]]:
-        """Every entry."""
+        """One object for every operator, role and stage."""
         return [entry.to_json() for entry in self.entries.values()]
 
 
 class CheckedVisit:
-    """One visit while its operators are called: names the roles of operators by the tensors of its stage."""
+    """The visit whose operators are being called. From its stage it knows which tensor an operator reads."""
 
     def __init__(self, stage: Stage | None, group: int, turn: int) -> None:
         self.stage, self.group, self.turn = stage, group, turn
         tensors = () if stage is None else stage.tensors
-        # Positions are the one matrix of a stage that no product takes.
+        # Every matrix of a stage is an operand of `linear` or `expand`, except the table of positions.
         matrices = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.role is not Role.POSITIONS]
         self._matrices = {"linear": list(matrices), "expand": list(matrices)}
         self._norms = (step.role for step in (() if stage is None else stage.steps) if isinstance(step, Norm))
-        # Kept for `carried`: whether an operator has read the hidden states, of how many tokens, and how many rows
-        # of the cache were appended to; the digests of the rows that the last pass left.
+        # For `carried`: whether an operator of this visit has read the hidden states yet, of how many tokens; how many
+        # rows' caches were appended to; and the digests of the caches as the last pass left them.
         self.entered, self.tokens, self.rows = False, 0, 0
         self.known: list[int] = []
 
@@ -258,18 +267,18 @@ class CheckedVisit:
 
     @property
     def layer(self) -> int | None:
-        """Which decoder layer it is, if it is one."""
+        """The decoder layer's number; None for the embedding and the head."""
         return self.stage.index if self.stage is not None and self.stage.kind is StageKind.LAYER else None
 
     def follower(self, layers: int) -> str | None:
-        """The name of the stage that reads what this one gives."""
+        """The name of the stage that reads this one's result, in a model of so many layers; None after the head."""
         if self.stage is None or self.stage.kind is StageKind.HEAD:
             return None
         following = 0 if self.layer is None else self.layer + 1
         return f"layer {following}" if following < layers else "head 0"
 
     def matrix(self, operator: str, shape: tuple[int, ...]) -> TensorSpec | None:
-        """The stage's next matrix of this shape: operators take them in the order of the file."""
+        """The stage's next matrix of this shape, None if there is none left: operators use them in the file's order."""
         left = self._matrices[operator]
         for place, tensor in enumerate(left):
             if tensor.shape == shape:
@@ -278,5 +287,5 @@ class CheckedVisit:
         return None
 
     def norm(self) -> Role | None:
-        """The role of the stage's next norm, learned or not."""
+        """The role of the stage's next norm, with learned parameters or without; None if there is none left."""
         return next(self._norms, None)

@@ -1,14 +1,15 @@
-"""A whole OPT model in float64, and how far float32 logits may be from it: for one row of tokens, from dense tensors.
+"""Computes one row's logits in float64, and how far float32 logits may be from them; it knows no port and no file.
 
-The bound is a forward error bound to first order (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002,
-sections 1.6 and 3.3): rounding moves every operator's result, a *site*, by at most the local bound of `tolerances`, its
-operands being exact; a logit then moves by at most
+The bound is a forward error bound of first order (Higham, *Accuracy and Stability of Numerical Algorithms*, 2002,
+sections 1.6 and 3.3). Call the result of every operator a *site*. On exact operands, rounding moves a site by at most
+its local bound, which `tolerances` computes. A logit then moves by at most
 
     sum over all sites of |d logit / d site| * local bound of the site.
 
-Derivatives are carried backward along all ways at once, so what cancels between ways cancels here. Products of two
-rounding errors are left out: they are smaller by the relative error of an activation, some 1e-5, while all signs at
-their worst, which the sum assumes, are met by no computation. The kink of relu is of first order and is counted.
+The derivatives are exact, by reverse accumulation as in training: where the effects of one site along two paths cancel
+each other, they cancel in the sum too. Products of two rounding errors are left out. They are smaller by the relative
+error of an activation, about 1e-5, and the sum is pessimistic by more: it takes every sign at its worst. Where rounding
+may carry an argument of relu over 0, that is an effect of first order, and it is counted.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,26 +37,26 @@ from flexref.check.tolerances import (
 )
 
 Adjoint = npt.NDArray[Any]
-"""Derivatives of R quantities by a site (S, ...): (R, S', ...), zero by the tokens after the first S'.
+"""Derivatives of R quantities with respect to a site (S, ...): (R, S', ...). Those of tokens after the first S' are 0.
 
-They may be float32: their own rounding times a local bound is a product of two rounding errors.
+float32 is enough: the rounding of a derivative, times a local bound, is a product of two rounding errors.
 """
 
 Pull = Callable[[Adjoint], Sequence[Adjoint]]
-"""From derivatives by an operator's result to those by each of its operands."""
+"""An operator's backward step: from derivatives with respect to its result to those with respect to its operands."""
 
 SINGLE = Arithmetic(FLOAT32, FLOAT32)
 
 KINK_MARGIN = 4
-"""Relus are looked at whose argument is closer to 0 than so many times the greatest bound of those looked at."""
+"""An argument of relu gets a bound of its own where it is closer to 0 than 4 times the largest such bound so far."""
 
 SEEDS_AT_ONCE = 256
-"""Bounds the memory of derivatives: so many copies of the widest sites."""
+"""So many quantities are differentiated at a time, to bound memory: each takes a copy of the widest sites."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """An operator's result, its local bound, the sites of its operands, and the way back to them."""
+    """An operator's result, its local bound, the numbers of its operands' sites, and its backward step."""
 
     value: Numbers
     local: Numbers
@@ -64,24 +65,24 @@ class Site:
 
 
 def _beside(adjoint: Adjoint, values: Numbers) -> Adjoint:
-    """Values (S, ...) of a site for the tokens of an adjoint (R, S', ...), in its type."""
+    """A site's values (S, ...) of the tokens of an adjoint (R, S', ...): the first S', in the adjoint's type."""
     return values[: adjoint.shape[1]].astype(adjoint.dtype, copy=False)
 
 
 @dataclass(slots=True)
 class Tape:
-    """The sites of a computation in their order."""
+    """The sites of a computation, in order. Each operator appends one and returns its number."""
 
     how: Arithmetic = SINGLE
     sites: list[Site] = field(default_factory=list)
 
     def add(self, value: Numbers, local: Numbers, operands: tuple[int, ...] = (), pull: Pull = lambda _: ()) -> int:
-        """Append a site; its number."""
+        """Append a site and return its number."""
         self.sites.append(Site(value, local, operands, pull))
         return len(self.sites) - 1
 
     def bound(self, site: int, seeds: Adjoint) -> Numbers:
-        """R quantities with derivatives `seeds` (R, S', ...) by a site -> the bound of each, (R,)."""
+        """The error bounds (R,) of R quantities, with the derivatives `seeds` (R, S', ...) with respect to `site`."""
         total = np.zeros(len(seeds))
         adjoints: dict[int, Adjoint] = {site: seeds}
         for place in range(site, -1, -1):
@@ -94,7 +95,7 @@ class Tape:
         return total
 
     def linear(self, x: int, w: Numbers | Operand, b: Numbers | None) -> int:
-        """The site of x w^T + b; a port's copy of an `Operand` may be off by its error."""
+        """The site of x w^T + b, (S, O), for w (O, I) and b (O,). On a port, w may be off by an `Operand`'s error."""
         value, operand = self.sites[x].value, w if isinstance(w, Operand) else exact(w)
         weights = operand.values
         addends = np.zeros(len(weights)) if b is None else np.abs(b)
@@ -103,12 +104,12 @@ class Tape:
         return self.add(result, local, (x,), lambda adjoint: (adjoint @ weights.astype(adjoint.dtype, copy=False),))
 
     def total(self, x: int, y: int) -> int:
-        """The site of x + y."""
+        """The site of x + y, which have one shape."""
         value = self.sites[x].value + self.sites[y].value
         return self.add(value, self.how.storing(value), (x, y), lambda adjoint: (adjoint, adjoint))
 
     def layer_norm(self, x: int, w: Numbers, b: Numbers, epsilon: float) -> int:
-        """The site of the norm of x."""
+        """The site of (x - mean) / sqrt(var + epsilon) * w + b, (S, E), for w and b (E,)."""
         value = self.sites[x].value
         centred = value - value.mean(-1, keepdims=True)
         root = 1 / np.sqrt((centred**2).mean(-1, keepdims=True) + epsilon)
@@ -124,7 +125,7 @@ class Tape:
         return self.add(normal * w + b, local, (x,), pull)
 
     def activate(self, x: int, activation: str) -> int:
-        """The site of an activation; near the kink of relu its derivative may be that of the other side."""
+        """The site of activation(x). Near 0, relu's local bound allows for an argument on the other side of 0."""
         value = self.sites[x].value
         result = reference.activate(value, activation)
         local = activation_bound(value, result, activation, self.how)
@@ -134,9 +135,10 @@ class Tape:
         return self.add(result, local, (x,), lambda adjoint: (adjoint * _beside(adjoint, slope),))
 
     def _beyond_the_kink(self, x: int) -> Numbers:
-        """How far an argument that rounding carries over 0 may come on the other side: its bound less its distance.
+        """How far beyond 0 rounding may carry each argument of relu: its bound less its distance to 0, at least 0.
 
-        Arguments are looked at up to a distance well beyond the greatest bound found so far, for these are much alike.
+        A bound costs a walk back through the model, so only arguments near 0 get one. Their bounds are much alike: once
+        all within `KINK_MARGIN` times the largest are done, no other can reach 0.
         """
         value = self.sites[x].value
         distance = np.abs(value)
@@ -151,7 +153,7 @@ class Tape:
         return beyond
 
     def _bounds_at(self, site: int, where: npt.NDArray[np.bool_]) -> Numbers:
-        """The bounds of chosen elements of a site."""
+        """The bounds of the elements of a site that are true in `where`."""
         places = np.nonzero(where)
         found = np.empty(len(places[0]))
         for first in range(0, len(found), SEEDS_AT_ONCE):
@@ -164,7 +166,7 @@ class Tape:
         return found
 
     def attend(self, qkv: int, heads: int) -> int:
-        """The site of causal attention, from that of its fused operands (S, 3E)."""
+        """The site of causal attention (S, E), from the site that holds q, k and v side by side (S, 3E)."""
         tokens, width = self.sites[qkv].value.shape
         scale = (width // 3 // heads) ** -0.5
         q, k, v = np.moveaxis(self.sites[qkv].value.reshape(tokens, 3, heads, -1), 1, 0)
@@ -188,7 +190,7 @@ class Tape:
 
 
 class Model:
-    """A model's tensors in float64, and its program's steps on a tape."""
+    """A model's tensors in float64; computes the steps of its program on a tape."""
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any] | Operand]) -> None:
         self.program = program_of(spec)
@@ -198,16 +200,16 @@ class Model:
         }
 
     def table(self, table: Embedding) -> Numbers:
-        """A table (V, W), of however many tiles."""
+        """A table (V, W), put together from its tiles."""
         names = (tensor_name(table.role, TensorKind.TABLE, tile) for tile in count())
         return np.concatenate([self._tensors[name] for name in takewhile(self._tensors.__contains__, names)])
 
     def _learned(self, step: Norm | Project | Embedding, layer: int = 0) -> list[Any]:
-        """What a step learned: weight, then bias; nothing, or no bias, in variants that have none."""
+        """A step's learned tensors: weight, then bias. Variants without a bias, or without both, give fewer."""
         return [self._tensors[tensor_name(step.role, kind, layer)] for kind, _ in step.shapes]
 
     def _step(self, tape: Tape, step: BranchStep, layer: int, x: int) -> int:
-        """The site of what one step makes of the site x."""
+        """The site of one step's result on the site x."""
         if isinstance(step, Project):
             weight, *bias = self._learned(step, layer)
             return tape.linear(x, weight, bias[0] if bias else None)
@@ -241,13 +243,13 @@ class Model:
         return x
 
     def final(self, tape: Tape, x: int) -> int:
-        """The site of what the head's table is multiplied with (S, W), from the hidden states after the last layer."""
+        """The site (S, W) that the head's table is multiplied with, from the hidden states after the last layer."""
         for step in (self.program.head.norm, self.program.head.project):
             x = x if step is None else self._step(tape, step, 0, x)
         return x
 
     def hidden(self, tape: Tape, token_ids: Sequence[int]) -> int:
-        """The same, from the tokens."""
+        """The same site, from the tokens: embedding, all layers, final norm and projection."""
         x = self.embed(tape, token_ids)
         for layer in range(self.program.layers):
             x = self.layer(tape, layer, x)
@@ -262,12 +264,13 @@ def model_logits_bound(
     *,
     first: int = 0,
 ) -> tuple[Numbers, Numbers]:
-    """Logits (S, V) of every token of one row, exact, and how far any float32 evaluation may be from each.
+    """One row's logits in float64, and how far any float32 evaluation may be from each: both (S - first, V).
 
-    `tensors` are dense, by their names in a weight file, their tables in any number of tiles; they must be the very
-    numbers that the evaluation uses (dequantized, where it stores 4-bit groups), or, for the matrices of layers,
-    operands that say how far its copy may be off. The order of sums is free. An empty `tape` of another arithmetic, or
-    one that adds errors of its own, takes the place of float32's. Both are given from the token `first` on.
+    `tensors`: dense, by their names in a weight file; tables may be in any number of tiles. They must be the numbers
+    that the evaluation uses: dequantized, where it stores groups of codes. A matrix of a layer may be an `Operand`,
+    which says how far the evaluation's copy of it may be off. The evaluation may sum in any order.
+    `tape`: an empty one for another arithmetic than float32, or one that adds errors of its own (see `probable`).
+    `first`: logits are given from this token on. Raises `KeyError` where a tensor is missing.
     """
     model, tape = Model(spec, tensors), Tape() if tape is None else tape
     x = model.hidden(tape, token_ids)

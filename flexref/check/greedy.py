@@ -1,4 +1,4 @@
-"""What a model of any size gives in float64, layer by layer, and where rounding may choose another token; no port."""
+"""Logits in float64 of a model of any size, and when rounding may choose another token; it knows no port."""
 
 from collections.abc import Mapping, Sequence
 
@@ -14,14 +14,14 @@ from flexref.check.tolerances import Arithmetic, Numbers, Operand, exact, linear
 from flexref.storage.weightfile import WeightFile, read_tensor
 
 LAYER_WORK_MOST = 1 << 22
-"""Weights of all layers, times tokens: up to here the bound of a whole model takes seconds. Every argument of a relu
-near its kink asks for derivatives by all layers before it."""
+"""Largest product of weights (of all layers) and tokens for which a model's bound is computed: it then takes seconds.
+Each argument of a relu near 0 costs a walk back through all layers before it."""
 
 NOTHING = np.zeros(0)
 
 
 class ValueTape(Tape):
-    """A tape that computes values alone: no bounds, no way back."""
+    """A tape that computes values only, without bounds or derivatives."""
 
     def _value(self, value: Numbers) -> int:
         return self.add(value, NOTHING)
@@ -50,9 +50,10 @@ class ValueTape(Tape):
 
 
 def exact_logits(file: WeightFile, rows: Sequence[Sequence[int]], firsts: Sequence[int]) -> list[Numbers]:
-    """Every row's logits (S, V) after its tokens from number `first` on, in float64.
+    """The logits of every row in float64: (S - first, V), from the row's token number `first` on.
 
-    One stage's weights are held at a time. A cache is taken to hold keys and values as they are.
+    `rows`: token ids; `firsts`: one number for each row. Weights are read and held one stage at a time. Keys and values
+    are not rounded, as if the cache held them in float64.
     """
     spec, walk = file.spec, stages(file.spec, file.tile_rows)
     ids = np.unique(np.concatenate([np.asarray(row, np.int64) for row in rows]))
@@ -74,9 +75,10 @@ def exact_logits(file: WeightFile, rows: Sequence[Sequence[int]], firsts: Sequen
 
 
 def bounded(spec: ModelSpec, tokens: int, coarse: bool) -> bool:
-    """Whether `permitted_gap` can say something: the model is small enough, and its bound is one of first order.
+    """Whether `permitted_gap` has an answer: the model is small enough, and a bound of first order holds for it.
 
-    `coarse`: half precision or a 4-bit cache, whose errors carry many arguments of a relu over its kink.
+    `coarse`: the port computes in half precision or keeps a 4-bit cache. With relu no bound of first order holds then,
+    since such errors carry many arguments over 0.
     """
     if coarse and spec.activation == "relu":
         return False
@@ -88,10 +90,11 @@ def bounded(spec: ModelSpec, tokens: int, coarse: bool) -> bool:
 def permitted_gap(
     file: WeightFile, token_ids: Sequence[int], pair: tuple[int, int], how: Arithmetic, group_size: int | None
 ) -> float:
-    """How far the difference of two tokens' logits after `token_ids` may be from float64, and probably is not.
+    """How far the difference of the logits of two tokens (`pair`), after `token_ids`, may be from its float64 value.
 
-    For a port that computes as `how` says and keeps its cache in 4-bit groups of `group_size` if any; see `forward`
-    and `probable`.
+    For a port that computes as `how` says and keeps its cache in 4-bit groups of `group_size` values (None: as they
+    are). Rounding in float32 is bounded at its worst (see `forward`), coarser rounding with a probability of less than
+    1e-10 to be larger (see `probable`).
     """
     tensors: dict[str, Numbers | Operand] = {}
     for name, stored in file.tensors.items():
@@ -107,7 +110,7 @@ def permitted_gap(
 
 
 def _dense(file: WeightFile, stage: Stage) -> Mapping[str, Numbers]:
-    """A stage's tensors in float64, but for the tiles of the head."""
+    """A stage's tensors in float64, without the tiles of tables."""
     names = [tensor.name for tensor in stage.tensors if not tensor.is_tile]
     return {name: laws.dense(read_tensor(file.tensors[name])) for name in names}
 
@@ -115,7 +118,7 @@ def _dense(file: WeightFile, stage: Stage) -> Mapping[str, Numbers]:
 def _table_rows(
     file: WeightFile, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", head: bool = False
 ) -> Numbers:
-    """Rows (T, W) of the token table, or of the head's."""
+    """The rows `ids` (T,) of the token table, or of the head's table -> (T, W) in float64."""
     tiles = (head_tiles if head else token_tiles)(file.spec, file.tile_rows)
     rows = np.empty((len(ids), file.spec.embed_width))
     for tile in tiles:

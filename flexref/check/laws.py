@@ -1,7 +1,7 @@
-"""What an operator must give on the very operands of one call, and how far it may be off; it knows no port.
+"""Says what every operator must give on given operands, and how far it may be off; it knows no port.
 
-The clauses of the contract draw such operands, `checked` takes them off a port at work: both ask here. A law is a pair
-of float64 arrays, the value and the bound of its error.
+The contract asks here with random operands, `checked` with those of a running port. An answer is called a law: two
+float64 arrays, the exact value and the bound of a port's error, elementwise. `how` is the port's arithmetic.
 """
 
 from collections.abc import Sequence
@@ -32,13 +32,16 @@ from flexref.check.tolerances import (
 from flexref.storage.quant import Quantized, dequantize, quantize
 
 Law = tuple[Numbers, Numbers]
-"""(value, bound); the bound is infinite where sums may overflow, for then nothing can be asked."""
+"""(value, bound). The bound is infinite where a port's sums may overflow: nothing can be asked of it there."""
 
 
 def coded(
     codes: Values, scale: Values, zero: Values, width: int, group_size: int, bits: int = 4
 ) -> tuple[Values, Values]:
-    """(code * scale, zero) of every value (..., I), in float64, unpacked one value at a time as the law's text says."""
+    """(code * scale, zero) of every value, each (..., I) in float64, from the arrays of `storage.quant.Quantized`.
+
+    Codes are unpacked one at a time, exactly as the text in `storage.quant` says, to check faster code against it.
+    """
     products = np.zeros((*codes.shape[:-1], width))
     zeros = np.zeros_like(products)
     half = (group_size + 1) // 2
@@ -61,7 +64,7 @@ def _unless(overflows: npt.NDArray[np.bool_], bound: Numbers) -> Numbers:
 
 
 def _lengths(rows: Numbers) -> Numbers:
-    """Euclidean, along the last axis: by Cauchy and Schwarz no sum of products exceeds the product of two of them."""
+    """Euclidean lengths along the last axis. An inner product is at most the product of two (Cauchy and Schwarz)."""
     lengths: Numbers = np.sqrt(np.square(rows).sum(-1))
     return lengths
 
@@ -83,12 +86,12 @@ def linear(x: Values, w: Operand, b: Values | None, base: Values | None, how: Ar
 
 
 def matrix(values: Values | Quantized, how: Arithmetic) -> Operand:
-    """A matrix as a file holds it, and what a port may make of it: converted, or groups expanded."""
+    """A matrix (O, I) as a file holds it, and how far a port's copy may be off: converted, or expanded from groups."""
     return expanded(*_groups(values), how) if isinstance(values, Quantized) else converted(values, how)
 
 
 def dense(values: Values | Quantized) -> Numbers:
-    """The very numbers that a file holds."""
+    """The numbers that a file holds, in float64: groups are expanded without rounding."""
     if not isinstance(values, Quantized):
         return values.astype(np.float64)
     products, zeros = _groups(values)
@@ -141,7 +144,10 @@ def attend(q: Values, k: Operand, v: Operand, scale: float, how: Arithmetic) -> 
 
 
 def section(content: Values, layout: RecordLayout, which: int, first: int, last: int) -> tuple[Values, Values | None]:
-    """Codes (or values) and pairs of K (`which` 0) or V (1) of tokens first to last, (T, H, ...), of a row's bytes."""
+    """K (`which` 0) or V (1) of tokens first to last, cut out of the bytes of a row's cache: (T, H, ...) each.
+
+    Values and None, or, from a 4-bit cache, packed codes and pairs of scale and zero.
+    """
     size = layout.record_bytes
     tokens = content[first * size : last * size].reshape(last - first, size)
     start = which * layout.value_offset
@@ -156,7 +162,7 @@ def section(content: Values, layout: RecordLayout, which: int, first: int, last:
 
 
 def held(content: Values, layout: RecordLayout, which: int, tokens: int, how: Arithmetic) -> Operand:
-    """K (`which` 0) or V (1) of the first tokens of a row, (T, H, D), as its records hold them."""
+    """K (`which` 0) or V (1) of a row's first tokens, (T, H, D), as its cache holds them."""
     codes, pairs = section(content, layout, which, 0, tokens)
     if pairs is None:
         return exact(codes)
@@ -165,7 +171,7 @@ def held(content: Values, layout: RecordLayout, which: int, tokens: int, how: Ar
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """One kind of numbers in records: which, what was found, what it must be, and how far it may be off."""
+    """One kind of numbers in the cache: `what` they are, those found, those needed, and the bound of their error."""
 
     what: str
     found: Numbers
@@ -174,11 +180,13 @@ class Recorded:
 
 
 def recorded(content: Values, layout: RecordLayout, which: int, first: int, values: Values) -> Sequence[Recorded]:
-    """What a row's bytes hold of K or V (S, E) from token `first` on: those values, or their 4-bit groups by the law.
+    """What `content`, the bytes of a row's cache, holds of K (`which` 0) or V (1) from token `first` on, with its law.
 
-    The law of `storage.quant` where a port may round a quotient by itself: zeros are exact. A scale may be one float16
-    beside the law's, for a quotient by 15 may be a product with 1/15. A code is nearest to (value - zero) / scale with
-    the port's own scale, or, no further from a tie than the roundings of that quotient, the other neighbour.
+    `values` (S, E) are what was appended. A plain cache must hold just these. A 4-bit cache must hold their groups as
+    `storage.quant` makes them, with some room for rounding: zeros are exact; a scale may be the float16 next to the
+    right one, since dividing by 15 and multiplying by 1/15 round differently; a code must be the integer nearest to
+    (value - zero) / scale, with the scale that the port wrote, and near a tie it may be the other neighbour.
+    Raises `QuantizationError` for values that are not finite or have no scale in float16.
     """
     codes, pairs = section(content, layout, which, first, first + len(values))
     name, fresh = "KV"[which], values.reshape(-1, layout.heads, layout.head_width)
@@ -195,7 +203,7 @@ def recorded(content: Values, layout: RecordLayout, which: int, first: int, valu
     found, _ = coded(codes, ones, ones, layout.head_width, layout.group_size)
     safe = np.where(step > 0, step, 1)
     quotient = np.where(step > 0, np.clip((wide - low) / safe, 0, 15), 0)
-    half = np.where(step > 0, 0.5, 0)  # what is no further from a quotient is its rounding, or a tie
+    half = np.where(step > 0, 0.5, 0)  # a code at most 0.5 from the quotient is the nearest one, or one of a tie
     slack = np.where(step > 0, 4 * FLOAT32.unit * ((np.abs(wide) + np.abs(low)) / safe + 16), 0)
     return (
         Recorded(f"{name} zeros", zero.astype(np.float64), law.zero.astype(np.float64), np.zeros(zero.shape)),
@@ -207,9 +215,10 @@ def recorded(content: Values, layout: RecordLayout, which: int, first: int, valu
 def possible_tokens(
     logits: npt.NDArray[np.float64], temperature: float, top_k: int, top_p: float, uniform: float
 ) -> set[int]:
-    """The tokens of logits (V,) that float32 arithmetic may take: one, unless the uniform lies at a border.
+    """The tokens that sampling in float32 may choose from logits (V,): one, unless `uniform` is near a border.
 
-    Shares may be off by the rounding of the arguments of exp, of exp, and of sums in float32, and so may the choice.
+    Every token owns an interval of [0, 1) as long as its probability. Rounding of the arguments of exp, of exp and of
+    sums moves the borders a little; where `uniform` is that close to one, both neighbours are right.
     """
     if temperature == 0:
         return {int(logits.argmax())}

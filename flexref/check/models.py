@@ -1,4 +1,4 @@
-"""Tiny random models whose greedy output does not collapse; they come from a seed and from no checkpoint."""
+"""Makes tiny random models whose greedy output does not repeat itself; they come from a seed, not a checkpoint."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,12 +18,12 @@ Tensor = npt.NDArray[np.float32]
 
 
 def random_tensor(tensor: TensorSpec, seed: int) -> Tensor:
-    """Random values fit for the tensor's role, the same for a name and a seed whatever else is drawn.
+    """Random values that suit the tensor's role; name and seed alone decide them.
 
-    Norm gains lie around 1 and biases around 0. Matrices enlarge what passes through them, which default
-    initializations do not: there every context gives the same next token. Positions outweigh tokens, for where the head
-    is tied a token that stayed visible to the end would be followed by itself. Rows after an activation sum to 0, for
-    what all contexts have in common, its mean, would else decide.
+    Gains of norms lie around 1 and biases around 0. Matrices enlarge what they multiply: with usual initializations
+    every context would give the same next token. Positions are larger than tokens: with a tied head a token would else
+    be followed by itself. The rows of the matrix after an activation sum to 0: an activation's mean, which is the same
+    for all contexts, would else decide.
     """
     draw = np.random.default_rng([seed, *tensor.name.encode()])
     values = draw.standard_normal(tensor.shape, dtype=np.float32)
@@ -41,12 +41,12 @@ def random_tensor(tensor: TensorSpec, seed: int) -> Tensor:
 
 
 def random_tensors(tensors: Iterable[TensorSpec], seed: int) -> dict[str, Tensor]:
-    """Every tensor by its name."""
+    """A random value for every tensor, by name; see `random_tensor`."""
     return {tensor.name: random_tensor(tensor, seed) for tensor in tensors}
 
 
 def write_model(path: Path, spec: ModelSpec, scheme: str = "none", dtype: str = "float32", seed: int = 0) -> None:
-    """A weight file of a random model; groups of 64, or of what the narrowest matrix holds."""
+    """Write a weight file of a random model, quantized by `scheme` in groups of 64 (`none`: not at all)."""
     options: dict[str, Any] = {"group_size": None if scheme == "none" else 64}
     with WeightFileWriter(path, spec, scheme, dtype=dtype, **options) as writer:
         for name, values in random_tensors(writer.tensors, seed).items():
@@ -54,7 +54,7 @@ def write_model(path: Path, spec: ModelSpec, scheme: str = "none", dtype: str = 
 
 
 def stored_tensors(path: Path) -> dict[str, Tensor]:
-    """Every tensor of a weight file by its name, dense in float32: what the file stands for, 4-bit groups expanded."""
+    """Every tensor of a weight file by name, in float32, groups of codes expanded."""
     dense = {}
     for name, stored in open_weight_file(path).tensors.items():
         values = read_tensor(stored)

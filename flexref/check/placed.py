@@ -1,4 +1,8 @@
-"""A port whose arrays can be read wherever they lie: it forwards memory and lanes, and knows no operator's law."""
+"""Wraps a port so that every array can be read, on the device or the host; it knows no operator.
+
+`PlacedBackend` passes on memory and lanes. Arrays that it returns are wrapped in `Placed`, and are unwrapped again
+before the port is given them.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -15,7 +19,7 @@ from flexref.units import DTYPE_BYTES
 
 
 class Placed:
-    """An array of a port, and the same bytes as a host array if that is where they lie."""
+    """A port's array; and, where it lies in host memory, a numpy view of the same bytes."""
 
     __slots__ = ("array", "host")
 
@@ -34,7 +38,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class PlacedRows:
-    """A port's handle of the caches of some rows, and what it was made of."""
+    """A port's handle from `Backend.cache_rows`, and the arguments that it was made from."""
 
     handle: Any
     records: Sequence[Placed]
@@ -43,7 +47,7 @@ class PlacedRows:
 
 @dataclass(frozen=True, slots=True)
 class PlacedSegments:
-    """A port's handle of one pass, and what it was made of."""
+    """A port's handle from `Backend.segments`, and the arguments that it was made from."""
 
     handle: Any
     past: tuple[int, ...]
@@ -55,7 +59,7 @@ class PlacedSegments:
         return tuple(past + new for past, new in zip(self.past, self.new, strict=True))
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
-        """(first token among the T, past, new) of every row."""
+        """(number of the row's first token among all new ones, past tokens, new tokens) of every row."""
         first = 0
         for past, new in zip(self.past, self.new, strict=True):
             yield first, past, new
@@ -63,14 +67,14 @@ class PlacedSegments:
 
 
 def bare(x: Any) -> Any:
-    """The port's own array, matrix or None."""
+    """`x` as the port made it: the array inside a `Placed`, a matrix of such arrays; anything else as it is."""
     if isinstance(x, QuantizedMatrix):
         return QuantizedMatrix(bare(x.codes), bare(x.scale), bare(x.zero), x.width, x.group_size, x.bits)
     return x.array if isinstance(x, Placed) else x
 
 
 class PlacedBackend:
-    """Memory and lanes of `port`; every array that goes out is a `Placed`, every one that comes in goes on bare."""
+    """Memory and lanes of `port`, with arrays wrapped in `Placed`; operators are added by `CheckedBackend`."""
 
     def __init__(self, port: Backend) -> None:
         self._port = port
@@ -79,7 +83,7 @@ class PlacedBackend:
         self._awaited: list[Ticket] = []
 
     def _read(self, x: Any) -> Values:
-        """A copy of an array on either tier, when the operators so far, and what they waited for, are done."""
+        """A copy of an array in device or host memory, once all operators and copies that it depends on are done."""
         if x.host is None:
             return np.array(self._port.download(x.array))
         self._port.mark().wait()
@@ -93,7 +97,7 @@ class PlacedBackend:
         return self._port.describe()
 
     def free_bytes(self, tier: str) -> int:
-        """See `Backend.free_bytes`; what checks hold on the host comes on top."""
+        """See `Backend.free_bytes`; the memory that checks take on the host is not subtracted."""
         return self._port.free_bytes(tier)
 
     def allocate(self, tier: str, nbytes: int) -> Buffer:

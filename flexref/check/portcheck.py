@@ -1,4 +1,4 @@
-"""A model on any port, checked operator by operator and token by token; it knows no command line and no contract."""
+"""Runs a model on a port and checks every operator and token; it knows no command line and no contract."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -21,15 +21,16 @@ from flexref.text.prompts import Prompt, all_token_ids
 from flexref.text.tokenizer import Tokenizer
 
 PROMPT_TOKENS = (1, 7, 17)
-"""Rows that are checked where no prompt is given: a single token, and more than kernels take at a time."""
+"""Lengths of the random rows that are checked where no prompt is given: one token, and more than a kernel's tile."""
 
 
 @dataclass(frozen=True, slots=True)
 class PortCheck:
-    """What to run: a weight file (or `demo`) on the port that `make_port` makes, greedily from `prompts`.
+    """What to run: `model` (a weight file or `demo`) on the port that `make_port` makes, greedily from `prompts`.
 
-    `options` are those of `engine.load`: policy, keep, budgets, disk_dir. Without prompts, rows of random tokens.
-    `layers`: how many decoder layers to check, spread evenly; None for all.
+    `make_port` is called twice, since the run is repeated without checks. Without prompts, rows of random tokens run.
+    `options`: those of `flexref.load` (policy, keep, budgets, disk_dir).
+    `layers`: how many decoder layers to check, spread evenly over the model; None for all.
     """
 
     model: str
@@ -42,9 +43,11 @@ class PortCheck:
 
 @dataclass(slots=True)
 class PortReport:
-    """What a check found. `ended`: why the run did not come to its end, None if it did.
+    """What a check found.
 
-    `tokens`, and `unsteady`, how the logits of a run without checks differ, are None where there is nothing to say.
+    `ended`: why the run stopped early, None if it did not. `tokens`: the tokens beside the reference's, None if the run
+    stopped early. `unsteady`: how the run without checks differed; None if its logits were the same to the bit, or if
+    it was not made.
     """
 
     backend: str
@@ -59,7 +62,7 @@ class PortReport:
 
     @property
     def fault(self) -> str | None:
-        """The one line that says what is wrong: an operator, else a token, else the bits; None if nothing is."""
+        """What is wrong, in one line: an operator, else a token, else bits that differ; None if nothing is."""
         worst = self.findings.worst
         if worst is not None and not worst.within:
             return str(worst)
@@ -75,12 +78,12 @@ class PortReport:
 
     @property
     def checked_layers(self) -> list[int]:
-        """Which decoder layers were checked."""
+        """The numbers of the decoder layers that were checked."""
         chosen = self.findings.layers
         return [layer for layer in range(self.spec.layers) if chosen is None or layer in chosen]
 
     def to_json(self) -> dict[str, Any]:
-        """All of it, fit for `json.dumps`."""
+        """The whole report as an object for `json.dumps`."""
         return {
             "backend": self.backend,
             "model": self.spec.name,
@@ -98,10 +101,11 @@ class PortReport:
 
 
 def check_port(job: PortCheck, on_visit: OnVisit | None = None) -> PortReport:
-    """Run the job with every operator checked, then as it is, then by a reference; `on_visit` is told how far it is.
+    """Run the job three times: with every operator checked, without checks, and by the reference.
 
-    Raises what `engine.load` and `Engine.generate` raise, unless an operator is at fault by then; `FlexrefError` for a
-    port that computes nothing.
+    `on_visit` is called at every visit of the checked run, for a progress display. Raises `FlexrefError` for a port
+    that computes nothing, and what `flexref.load` and `Engine.generate` raise. Where an operator has been found wrong
+    by then, the report says that the run ended, and nothing is raised.
     """
     file, port = open_weight_file(resolve(job.model)), job.make_port()
     findings = Findings(_spread(job.layers, file.spec.layers))
@@ -131,7 +135,7 @@ def check_port(job: PortCheck, on_visit: OnVisit | None = None) -> PortReport:
     options = {**job.options, "policy": run.policy, "keep": None}
     try:
         again = run_engine(file, job.make_port(), prompts, job.max_new_tokens, options)
-    except FlexrefError as error:  # memory that an operator forgot to write holds other bytes each time
+    except FlexrefError as error:  # an operator that leaves memory unwritten may fail in one run and not in the other
         if findings.worst is None or findings.worst.within:
             raise
         report.unsteady = f"it ended with: {error}"
@@ -142,7 +146,7 @@ def check_port(job: PortCheck, on_visit: OnVisit | None = None) -> PortReport:
 
 
 def _token_ids(job: PortCheck, file: WeightFile) -> list[tuple[int, ...]]:
-    """Every prompt as token ids."""
+    """Every prompt as token ids; random ones if there is no prompt."""
     spec, prompts = file.spec, job.prompts
     if not prompts:
         draw = np.random.default_rng(0)
@@ -153,7 +157,7 @@ def _token_ids(job: PortCheck, file: WeightFile) -> list[tuple[int, ...]]:
 
 
 def _spread(count: int | None, layers: int) -> list[int] | None:
-    """Which layers to check: the first, the last, and others evenly between them."""
+    """The numbers of `count` layers: the first, the last, and others spread evenly between them; None for all."""
     return (
         None if count is None else [round(place) for place in np.linspace(0, layers - 1, min(count, layers)).tolist()]
     )

@@ -1,10 +1,10 @@
-"""How far a model's logits may probably be from float64 where values are stored in half precision or in 4-bit groups.
+"""Bounds logits, with a high probability, where values are stored in half precision or in 4-bit groups; no port.
 
-At its worst in every value at once such rounding would permit almost anything. So what is stored is taken to be off by
-independent errors of mean 0 (Higham and Mary, *A New Approach to Probabilistic Rounding Error Analysis*, 2019). By
-Hoeffding's inequality a sum of errors of at most a_n exceeds t sqrt(sum a_n^2) with a probability below
-2 exp(-t^2 / 2); errors that are uniform in [-a, a], as those of codes are, have a / sqrt(3) in place of a. Sums in
-float32 stay at their worst, as in `forward`.
+A sure bound takes the worst rounding of every value at once, and for rounding as coarse as this it would permit almost
+anything. So the errors of stored values are taken to be independent, with mean 0 (Higham and Mary, *A New Approach to
+Probabilistic Rounding Error Analysis*, 2019). By Hoeffding's inequality, a sum of errors of at most a_n exceeds
+t sqrt(sum a_n^2) with a probability below 2 exp(-t^2 / 2). Errors that are uniform in [-a, a], as those of codes are,
+count as a / sqrt(3). Sums in float32 are still bounded at their worst, as in `forward`.
 """
 
 from collections.abc import Sequence
@@ -18,15 +18,18 @@ from flexref.check.tolerances import FLOAT16, FLOAT32, Arithmetic, Numbers, Oper
 from flexref.storage.quant import LEVELS
 
 DEVIATIONS = 7
-"""t above: 2 exp(-7^2 / 2) is 5e-11 per logit."""
+"""The t above. With 7, a logit is outside its bound with a probability below 2 exp(-7^2 / 2), 5e-11."""
 
 ROUNDINGS = 2
-"""Times that an operator may round a result where it stores it: a product, then its sum with what was there."""
+"""How often an operator may round one result to the stored type: a product, then its sum with a residual."""
 
 
 @dataclass(slots=True)
 class ProbableTape(Tape):
-    """A tape on which every result is stored as `stored`, keys and values in 4-bit groups of `group_size` if any."""
+    """A tape whose results are rounded to `stored`, and whose keys and values are kept in 4-bit groups.
+
+    `group_size`: values in a group; None for a cache that is not quantized.
+    """
 
     stored: Precision = FLOAT32
     group_size: int | None = None
@@ -34,20 +37,20 @@ class ProbableTape(Tape):
 
     @classmethod
     def of(cls, how: Arithmetic, group_size: int | None) -> "ProbableTape":
-        """For a port of this arithmetic."""
+        """An empty tape for a port that computes as `how` says."""
         return cls(SINGLE, stored=how.stored, group_size=group_size)
 
     def add(
         self, value: Numbers, local: Numbers, operands: tuple[int, ...] = (), pull: Pull = lambda adjoint: ()
     ) -> int:
-        """See `Tape.add`; storing a result in a narrower type moves it as well."""
+        """See `Tape.add`; rounding the result to a narrower type adds an error."""
         if self.stored == FLOAT32:
             return Tape.add(self, value, local, operands, pull)
         most = gamma(ROUNDINGS, self.stored) * np.abs(value) + ROUNDINGS * self.stored.tiny
         return self._add_noisy(value, local, operands, pull, most)
 
     def linear(self, x: int, w: Numbers | Operand, b: Numbers | None) -> int:
-        """See `Tape.linear`; one error of the port's copy of a weight moves the results of all tokens together."""
+        """See `Tape.linear`. A weight's error is the same for all tokens, so their derivatives are summed first."""
         if not isinstance(w, Operand):
             return Tape.linear(self, x, w, b)
         site = Tape.linear(self, x, w.values, b)
@@ -63,7 +66,7 @@ class ProbableTape(Tape):
         return site
 
     def attend(self, qkv: int, heads: int) -> int:
-        """See `Tape.attend`; keys and values may be stored in 4-bit groups, and probabilities like all results."""
+        """See `Tape.attend`. Keys and values may be rounded to 4-bit groups, probabilities to the stored type."""
         tokens, width = self.sites[qkv].value.shape
         if self.group_size is not None:
             value = self.sites[qkv].value
@@ -78,14 +81,14 @@ class ProbableTape(Tape):
         return self._add_noisy(self.sites[site].value, np.zeros_like(most), (site,), lambda adjoint: (adjoint,), most)
 
     def bound(self, site: int, seeds: Adjoint) -> Numbers:
-        """See `Tape.bound`: at its worst in float32, and probable in what was stored."""
+        """See `Tape.bound`: the worst of float32's rounding, plus the probable sum of the errors of stored values."""
         self._squares = np.zeros(len(seeds))
         worst = Tape.bound(self, site, seeds)
         total: Numbers = worst + DEVIATIONS * np.sqrt(self._squares)
         return total
 
     def _add_noisy(self, value: Numbers, local: Numbers, operands: tuple[int, ...], pull: Pull, most: Numbers) -> int:
-        """A site whose elements are off by independent errors of at most `most`, besides `local`."""
+        """Append a site with independent errors of at most `most`, elementwise, besides its local bound `local`."""
 
         def noted(adjoint: Adjoint) -> Sequence[Adjoint]:
             squares = np.square(most[: adjoint.shape[1]]).ravel()
@@ -96,9 +99,11 @@ class ProbableTape(Tape):
 
 
 def _moved_by_codes(qkv: Numbers, group_size: int) -> tuple[Numbers, Numbers]:
-    """qkv (S, 3, H, D) -> (S, 3E) twice: how far the rounding of scale and zero moves each, and (see above) its code.
+    """The errors of a 4-bit cache: qkv (S, 3, H, D) -> (S, 3E) twice.
 
-    A group runs from its least to its greatest value in `LEVELS` steps. Queries are not stored.
+    The first bounds the error that comes from rounding scale and zero. The second is half a step divided by sqrt(3),
+    for the uniform error of a code (see above); a group of keys or values has `LEVELS` steps from its least value to
+    its greatest. Both are 0 for queries, which are not stored.
     """
     local, most = np.zeros_like(qkv), np.zeros_like(qkv)
     for first in range(0, qkv.shape[-1], group_size):

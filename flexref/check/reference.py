@@ -1,4 +1,4 @@
-"""Every operator in float64, as plainly as it can be written: what ports are compared with; it knows no port."""
+"""Every operator in float64, written as plainly as possible, to compare ports with; it knows no port."""
 
 import math
 
@@ -53,7 +53,7 @@ def activate(x: Numbers, activation: str) -> Numbers:
 
 
 def slope(x: Numbers, activation: str) -> Numbers:
-    """x -> the derivative of activation at x; 0 at the kink of relu."""
+    """x -> the derivative of activation at x, elementwise; that of relu at 0 is 0."""
     if activation == "relu":
         return np.asarray(x > 0, np.float64)
     if activation == "tanh":

@@ -1,4 +1,4 @@
-"""A tiny model through the whole engine on any port, against float64: what must hold before anything is timed."""
+"""Checks the logits of a tiny model on a port against float64, before anything is timed; it knows no clock."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,27 +26,27 @@ from flexref.storage.weightfile import WeightFile, open_weight_file, read_tensor
 from flexref.storage.writer import WeightFileWriter
 
 SPEC = ModelSpec("smoke", 96, 64, 128, 128, 2, 2, 256, activation="gelu")
-"""Heads and groups of 64, as in the large models, and small enough to be computed in float64 in a second. No relu: the
-errors of half precision and of 4-bit caches would carry many arguments over its kink, where no first order holds."""
+"""Heads and groups of 64, as in the large models, and small enough for float64 to take a second. The activation is not
+relu: the errors of half precision and of 4-bit caches carry many arguments over 0, and bounds of first order fail."""
 
 QKV_FACTOR = 0.35
-"""Makes the scores of the usual random models smaller: sharp attention would enlarge the rounding of a 4-bit cache."""
+"""Scales the random QKV matrix down. Larger scores sharpen attention, which amplifies a 4-bit cache's errors."""
 
 GROUP_SIZE, SEED = 64, 0
 
 PROMPT_TOKENS = (17, 5, 12)
-"""Rows of different lengths, in two groups."""
+"""Tokens of the three prompts: different lengths, in two groups."""
 
 NEW_TOKENS = 4
 
 
 class WrongResult(FlexrefError):
-    """A port whose results are not those of the model."""
+    """The port's logits or tokens are not the model's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Passed:
-    """How many logits were compared, and the greatest error as a share of what its bound permits."""
+    """How many logits were compared, and the largest error as a share of its bound (1: just permitted)."""
 
     logits: int
     worst_share: float
@@ -55,11 +55,13 @@ class Passed:
 def check(
     make_backend: Callable[[], Backend], policy: Policy, *, scheme: str, dtype: str, disk_dir: str | None = None
 ) -> Passed:
-    """Run a tiny random model on the port that `make_backend` makes, placed as `policy` says, stored in `scheme`.
+    """Run a tiny random model on the port that `make_backend` makes, with the placement of `policy`.
 
-    `WrongResult` unless all logits lie within the bound of their float64 values (see `probable`) and every token is the
-    first of the greatest. Groups and blocks are smaller than the policy's: there are only a few rows. A 4-bit cache has
-    a wide bound, and so a plain one is tried before it.
+    `scheme` and `dtype`: how its weights are stored. `disk_dir`: where its disk tier lies. Groups and blocks are
+    smaller than the policy's, since there are only three rows. A 4-bit cache is checked after a plain one, because its
+    bound is so wide that it hides small errors.
+    Raises `WrongResult` unless every logit lies within its bound of the float64 value (see `probable`) and every token
+    is the first of the greatest logits; and what `flexref.load` and `Engine.generate` raise.
     """
     few = policy.changed(rows_per_group=2, groups_per_block=2, weights_scheme=None)
     logits, worst = 0, 0.0
@@ -79,7 +81,7 @@ def check(
 
 
 def _write_model(path: Path, scheme: str, dtype: str) -> None:
-    """A random model that attends to many tokens, in values that half precision holds."""
+    """Write a random model that attends to many tokens at once, all values representable in float16."""
     with WeightFileWriter(path, SPEC, scheme, GROUP_SIZE, dtype) as writer:
         for tensor in writer.tensors:
             values = random_tensor(tensor, SEED)
@@ -90,7 +92,7 @@ def _write_model(path: Path, scheme: str, dtype: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """What the engine gave for every prompt: tokens, and the logits that each was chosen from."""
+    """The result of every prompt: its tokens, and the logits (V,) that each was chosen from."""
 
     compute_dtype: str
     prompts: Sequence[list[int]]
@@ -99,6 +101,7 @@ class _Run:
 
 
 def _generate(file: WeightFile, backend: Backend, policy: Policy, disk_dir: str | None) -> _Run:
+    """Generate greedily from random prompts, and keep all logits."""
     draw = np.random.default_rng(0)
     prompts = [draw.integers(0, file.spec.vocabulary, count).tolist() for count in PROMPT_TOKENS]
     logits: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
@@ -116,7 +119,7 @@ def _generate(file: WeightFile, backend: Backend, policy: Policy, disk_dir: str 
 
 
 def _dense_or_operand(file: WeightFile, name: str, how: Arithmetic) -> npt.NDArray[Any] | Operand:
-    """A tensor as stored; 4-bit groups with what a port may make of them."""
+    """A tensor as stored; if it is in groups of codes, expanded, with the error of a port's expansion."""
     values = read_tensor(file.tensors[name])
     if not isinstance(values, Quantized):
         return values
@@ -124,7 +127,7 @@ def _dense_or_operand(file: WeightFile, name: str, how: Arithmetic) -> npt.NDArr
 
 
 def _worst_share(run: _Run, row: int, tensors: Mapping[str, npt.NDArray[Any] | Operand], tape: ProbableTape) -> float:
-    """The greatest share of its bound that an error of the row's logits takes; `WrongResult` beyond 1."""
+    """The largest error / bound of the row's logits. Raises `WrongResult` above 1, or for a wrong token."""
     prompt, generated, found = run.prompts[row], run.tokens[row], np.stack(run.logits[row]).astype(np.float64)
     logits, bound = model_logits_bound(SPEC, tensors, [*prompt, *generated[:-1]], tape, first=len(prompt) - 1)
     share = _shares(found, logits, bound)
@@ -141,7 +144,7 @@ def _worst_share(run: _Run, row: int, tensors: Mapping[str, npt.NDArray[Any] | O
 
 
 def _shares(found: Numbers, logits: Numbers, bound: Numbers) -> Numbers:
-    """|found - logits| / bound, infinite where a logit is not finite."""
+    """|found - logits| / bound, infinite where a found logit is not finite. Raises `ValueError` for such a bound."""
     if not np.isfinite(bound).all():
         raise ValueError("a bound is not finite: the comparison would say nothing")
     error = np.abs(np.where(np.isfinite(found), found, np.inf) - logits)

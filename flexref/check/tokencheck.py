@@ -1,4 +1,4 @@
-"""The tokens and logits of a run on any port beside a reference's, row by row; it knows no operator."""
+"""Compares the tokens and logits of a run on a port with a reference's, row by row; it knows no operator."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -21,8 +21,8 @@ from flexref.storage.weightfile import WeightFile
 
 EXACT = "the model in float64 on the host"
 NUMPY = "the numpy port through the engine with the same policy"
-"""Where the tokens come from that a port's are compared with; for a 4-bit cache numpy's, since one rounding more or
-less before a code is rounded too makes another cache."""
+"""What a port's tokens are compared with. With a 4-bit cache it is numpy's run and not float64's: the cache is part of
+the model then, and a code that rounds the other way, after a tiny difference, makes another cache."""
 
 OnVisit = Callable[[Stage, int, int], None]
 Ids = Sequence[int]
@@ -31,7 +31,7 @@ Logits = npt.NDArray[Any]
 
 @dataclass(slots=True)
 class TokenRun:
-    """What one run gave of every row: tokens, and the logits (V,) that each was chosen from."""
+    """One run's result: every row's tokens, and the logits (V,) that each was chosen from."""
 
     compute_dtype: str
     policy: Policy
@@ -47,9 +47,9 @@ def run_engine(
     options: Mapping[str, Any],
     on_visit: OnVisit | None = None,
 ) -> TokenRun:
-    """Generate greedily on `port`, which is closed after it; `options` are those of `flexref.load`.
+    """Generate greedily on `port`, then close it. `options`: those of `flexref.load`, and its errors are raised.
 
-    A policy that is to be chosen is chosen for a plain machine: a port that is checked is not measured first.
+    Where no policy is given, one is chosen for a plain machine, because a port that is being checked is not measured.
     """
     logits: list[list[Logits]] = [[] for _ in prompts]
 
@@ -66,11 +66,11 @@ def run_engine(
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first token of a row that is not the reference's, chosen in pass `turn`.
+    """The first token of a row that is not the reference's; it was chosen in pass `turn`.
 
-    `logit` is that of the port's token, `needed_logit` that of the reference's token, on the port and in the reference.
-    `permitted_gap`: how far the reference's two may be apart for rounding to exchange them; None where no bound is
-    known.
+    Four logits belong to it: of the port's token (`logit`) and of the reference's (`needed_logit`), both on the port;
+    and the same two in the reference (`reference_...`). `permitted_gap`: how far apart the last two may be for rounding
+    to have exchanged them; None where no bound is known.
     """
 
     row: int
@@ -85,12 +85,12 @@ class Difference:
 
     @property
     def gap(self) -> float:
-        """By how much the reference prefers its token."""
+        """How far apart the two logits are in the reference."""
         return self.reference_needed_logit - self.reference_logit
 
     @property
     def tie(self) -> bool | None:
-        """Whether rounding may have decided; None if that cannot be said."""
+        """Whether rounding alone may explain the difference; None where no bound is known."""
         return None if self.permitted_gap is None else self.gap <= self.permitted_gap
 
     def __str__(self) -> str:
@@ -105,15 +105,15 @@ class Difference:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure by its name."""
+        """All fields, `gap` and `tie`, as an object for `json.dumps`."""
         return {**asdict(self), "gap": self.gap, "tie": self.tie}
 
 
 @dataclass(slots=True)
 class Tokens:
-    """A port's tokens beside those of `reference`; of each row its first difference, if there is one.
+    """A port's tokens compared with those of `reference`: of each row, the first difference if there is one.
 
-    `largest_error`: the greatest |logit - the reference's| of all logits up to there.
+    `largest_error`: the largest |logit - the reference's logit|, over each row up to its first difference.
     """
 
     reference: str
@@ -122,12 +122,16 @@ class Tokens:
     largest_error: float = 0.0
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure by its name."""
+        """All fields as an object for `json.dumps`."""
         return {**asdict(self), "differences": [difference.to_json() for difference in self.differences]}
 
 
 def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: TokenRun, disk_dir: str | None = None) -> Tokens:
-    """The tokens of a run beside the reference's: each step after the tokens that the port chose itself."""
+    """Compare the tokens of a run with the reference's.
+
+    The reference is given the port's own tokens, so that every step is compared after the same ones. With a 4-bit cache
+    it runs through the engine on numpy, its disk tier in `disk_dir`.
+    """
     quantized = run.policy.cache_scheme != "none"
     if quantized:
         most = max(map(len, run.tokens))
@@ -153,9 +157,9 @@ def compare_tokens(file: WeightFile, prompts: Sequence[Ids], run: TokenRun, disk
 
 
 def _permitted(file: WeightFile, token_ids: Ids, pair: tuple[int, int], run: TokenRun) -> float | None:
-    """How far apart the reference's two logits may be, None where that cannot be said.
+    """How far apart the reference's logits of two tokens may be for rounding to exchange them; None if not known.
 
-    Numpy's logits may be off as well: its own bound comes on top.
+    Where numpy is the reference its logits are rounded too, so its bound is added.
     """
     group_size = None if run.policy.cache_scheme == "none" else run.policy.cache_group_size
     if not bounded(file.spec, len(token_ids), run.compute_dtype != "float32" or group_size is not None):
@@ -165,7 +169,7 @@ def _permitted(file: WeightFile, token_ids: Ids, pair: tuple[int, int], run: Tok
 
 
 def differing_bits(checked: TokenRun, plain: TokenRun) -> str | None:
-    """Where two runs of one port differ, which must not be in a single bit; None if they do not."""
+    """The first place where the logits of two runs of one port differ in any bit, in words; None if there is none."""
     for row, both in enumerate(zip(checked.logits, plain.logits, strict=True)):
         for turn, (one, other) in enumerate(zip(*both, strict=True)):
             if not np.array_equal(one, other):
@@ -175,7 +179,7 @@ def differing_bits(checked: TokenRun, plain: TokenRun) -> str | None:
 
 
 def _plain_machine(backend: Backend) -> Machine:
-    """A plain machine for a port that nobody has measured: one that is to be checked, say."""
+    """A machine of plain, invented speeds for a port that has not been measured."""
     caps = backend.caps
     port = Port(
         name=backend.name,

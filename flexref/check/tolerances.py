@@ -1,12 +1,14 @@
-"""How far a correct port may be from the exact result: bounds computed from the arithmetic; it knows no port.
+"""Computes how far a correct operator may be from its exact result, from the arithmetic alone; it knows no port.
 
-Notation and rules are those of Higham, *Accuracy and Stability of Numerical Algorithms* (2nd edition, 2002): the
-standard model with underflow, fl(a op b) = (a op b)(1 + d) + t with |d| <= u and |t| <= tiny (equations 2.4, 2.8), and
-gamma_n = n u / (1 - n u), which bounds the product of n factors (1 + d) (lemma 3.1). A sum of n terms in *any* order
-is off by at most gamma_(n-1) times the sum of magnitudes (section 4.2), so no bound here knows an order of summation.
+Rules and notation are those of Higham, *Accuracy and Stability of Numerical Algorithms* (2nd edition, 2002):
+- One operation: fl(a op b) = (a op b)(1 + d) + t, with |d| <= u and |t| <= tiny (equations 2.4 and 2.8). u is the unit
+  roundoff, and t allows for underflow.
+- A product of n factors (1 + d) differs from 1 by at most gamma_n = n u / (1 - n u) (lemma 3.1).
+- A sum of n terms, in *any* order, is off by at most gamma_(n-1) times the sum of their magnitudes (section 4.2). So no
+  bound depends on the order in which a port sums.
 
-What is asked of a port: it sums in float32 or wider, whatever the type of its activations, and rounds to that type
-where it stores. Functions take the exact operands in float64 and return the permitted |error| elementwise.
+A port must sum in float32 or wider, whatever the type of its activations, and round to that type when it stores a
+result. Every function here takes exact operands in float64 and returns the largest permitted |error|, elementwise.
 """
 
 from dataclasses import dataclass
@@ -20,16 +22,16 @@ Values = npt.NDArray[Any]
 Numbers = npt.NDArray[np.float64]
 
 FUNCTION_ULPS = 4
-"""Greatest error of an elementary function in units in the last place: numpy's vector code promises 4 for float32, the
-CUDA programming guide 2 for expf, tanhf, erff, rsqrtf and divisions without `-prec-div`."""
+"""Largest error of an elementary function (exp, tanh ...), in units in the last place. numpy's vector code promises 4
+for float32; the CUDA programming guide 2 for expf, tanhf, erff, rsqrtf, and division without `-prec-div`."""
 
 KEYS_PER_RESCALE = 16
-"""An online softmax may rescale its sums once per so many keys (a tile), and once more at its end."""
+"""An online softmax may rescale its sums once per tile of at least 16 keys, and once more at the end."""
 
 
 @dataclass(frozen=True, slots=True)
 class Precision:
-    """A floating-point type: `unit` roundoff, and `tiny`, the most that a result may lose to underflow."""
+    """A floating-point type: its unit roundoff, the most that underflow may cost a result, its largest value."""
 
     unit: float
     tiny: float
@@ -38,10 +40,10 @@ class Precision:
 
 FLOAT64 = Precision(2.0**-53, 2.0**-1022, float(np.finfo(np.float64).max))
 FLOAT32 = Precision(2.0**-24, 2.0**-126, float(np.finfo(np.float32).max))
-"""Results below the smallest normal number may be flushed to zero, as GPUs and fast modes do."""
+"""A result below the smallest normal number may become 0, as on GPUs and in fast modes."""
 
 FLOAT16 = Precision(2.0**-11, 2.0**-25, 65504.0)
-"""Conversions to float16 keep its subnormal numbers everywhere, so only their rounding is lost."""
+"""Conversions to float16 keep subnormal numbers everywhere, so underflow costs no more than a rounding."""
 
 PRECISIONS = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16}
 
@@ -54,31 +56,31 @@ def gamma(terms: int, precision: Precision) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """How a port computes: it sums in `accumulator` and keeps activations in `stored`."""
+    """How a port computes: the type in which it sums (`accumulator`), and that of its activations (`stored`)."""
 
     accumulator: Precision
     stored: Precision
 
     def sums(self, terms: int) -> float:
-        """Relative error of a sum of `terms` products, the float64 reference's own included."""
+        """Relative error of a sum of `terms` products, plus that of the reference, which sums in float64."""
         return gamma(terms, self.accumulator) + gamma(terms, FLOAT64)
 
     def storing(self, values: Numbers, roundings: int = 1) -> Numbers:
-        """Error of rounding `values`, a sum of magnitudes, to the stored type `roundings` times."""
+        """Error of rounding results of magnitude `values` to the stored type, `roundings` times in a row."""
         return gamma(roundings, self.stored) * np.abs(values) + roundings * self.stored.tiny
 
 
 def arithmetic(compute_dtype: str) -> Arithmetic:
-    """What the contract asks of a port with activations of `compute_dtype`."""
+    """The least accurate arithmetic that a port with activations of `compute_dtype` may have."""
     return Arithmetic(FLOAT32, PRECISIONS[compute_dtype])
 
 
 @dataclass(frozen=True, slots=True)
 class Operand:
-    """What an operator reads: exact `values`, and how far the port's own copy of them may be off, elementwise.
+    """An array that an operator reads: exact `values`, and how far a port's copy of each may be off (`error`).
 
-    `magnitude` bounds what is summed for one element: |values|, or |code * scale| + |zero| where a port may fold the
-    scale out of the sum.
+    `magnitude` is what an element adds to a sum of magnitudes: |value|, or |code * scale| + |zero|, since a port may
+    sum these two apart.
     """
 
     values: Numbers
@@ -87,30 +89,33 @@ class Operand:
 
 
 def exact(values: npt.NDArray[Any]) -> Operand:
-    """An operand that the port reads as it is."""
+    """An operand that a port reads as it is, without rounding."""
     wide = np.asarray(values, np.float64)
     return Operand(wide, np.abs(wide), np.zeros_like(wide))
 
 
 def converted(values: npt.NDArray[Any], how: Arithmetic) -> Operand:
-    """An operand that the port may first round to the type of its activations; exact where that type is wide enough."""
+    """An operand that a port may round to the type of its activations first; exact where that type can hold it."""
     wide = np.asarray(values, np.float64)
     fits = PRECISIONS[str(values.dtype)].unit >= how.stored.unit
     return exact(values) if fits else Operand(wide, np.abs(wide), how.storing(wide))
 
 
 def expanded(coded: Numbers, zero: Numbers, how: Arithmetic) -> Operand:
-    """An operand in groups, coded = code * scale: one product, one sum, one rounding to the stored type."""
+    """An operand stored in groups, of value coded + zero with coded = code * scale.
+
+    A port computes one product and one sum, and rounds once to the stored type.
+    """
     magnitude = np.abs(coded) + np.abs(zero)
     error = how.sums(2) * magnitude + 2 * how.accumulator.tiny
     return Operand(coded + zero, magnitude, error + how.storing(magnitude + error))
 
 
 def linear_bound(x: Operand, w: Operand, addends: Numbers, count: int, how: Arithmetic) -> Numbers:
-    """x (T, I) w (O, I) -> the error of x w^T plus `count` addends whose magnitudes sum to `addends`, (T, O).
+    """x (T, I), w (O, I) -> the error (T, O) of x w^T plus `count` addends, whose magnitudes sum to `addends` (T, O).
 
-    Inner product: gamma_n sum |x||w| (Higham, equation 3.5), more for inexact operands; every product, and every
-    operand that is subnormal, may be flushed: tiny (|x| + |w| + 1) each. Every addend is one more rounding.
+    An inner product is off by gamma_n sum |x||w| (Higham, equation 3.5), and by more where x or w are inexact. Every
+    product, and every subnormal operand, may become 0: tiny (|x| + |w| + 1) each. Every addend adds a rounding.
     """
     inputs, tiny = x.values.shape[-1], how.accumulator.tiny
     x_most, w_most = x.magnitude + x.error, w.magnitude + w.error
@@ -122,12 +127,12 @@ def linear_bound(x: Operand, w: Operand, addends: Numbers, count: int, how: Arit
 
 
 def layer_norm_bound(x: Numbers, w: Numbers, b: Numbers, epsilon: float, how: Arithmetic) -> Numbers:
-    """x (..., E) -> the error of (x - mean) / sqrt(var + epsilon) * w + b, any stable way.
+    """x (..., E), w and b (E,) -> the error of (x - mean) / sqrt(var + epsilon) * w + b, for any stable algorithm.
 
-    Mean: gamma_n mean |x| (Higham, section 4.2). Variance: the error of the centred values, inserted into the sum of
-    squares (two passes, Higham, section 1.9; Welford's and Chan's updates obey the same order
-    n u sqrt(1 + mean^2 / var)). The textbook formula E[x^2] - mean^2 does not. Root: the two ends of the interval in
-    which the variance lies.
+    The mean is off by gamma_n mean |x| (Higham, section 4.2). The variance's error follows from that of the centred
+    values in the sum of squares: two passes (Higham, section 1.9), or the updates of Welford or Chan, whose error is of
+    the same order n u sqrt(1 + mean^2 / var). The textbook formula E[x^2] - mean^2 is not within it. The error of the
+    root is taken at both ends of the interval in which the variance lies.
     """
     width, unit, tiny = x.shape[-1], how.accumulator.unit, how.accumulator.tiny
     centred = x - x.mean(-1, keepdims=True)
@@ -150,11 +155,12 @@ def layer_norm_bound(x: Numbers, w: Numbers, b: Numbers, epsilon: float, how: Ar
 
 
 def activation_bound(x: Numbers, y: Numbers, activation: str, how: Arithmetic) -> Numbers:
-    """x -> the error of y = activation(x), elementwise.
+    """x -> the error of y = activation(x), elementwise; relu is exact.
 
-    Gates g(z) in [0, 1] that multiply x: z is off by some roundings, which moves g by at most max |z g'(z)| (0.25 for
-    each of them) per unit of relative error; g itself is an elementary function, a sum and a product. So the error is a
-    multiple of |x|, not of |y|: for large negative x the sum cancels, in PyTorch too.
+    gelu, its tanh form, silu and quick_gelu are x g(z), with a gate g in [0, 1]; sigmoid is the gate alone. z is
+    rounded several times, and a relative error of z moves g by at most max |z g'(z)|, which is below 0.25 for all of
+    them, times that error. g itself is an elementary function, a sum and a product. So the error is a multiple of |x|
+    and not of |y|: for large negative x the sum in g cancels, in PyTorch too.
     """
     if activation == "relu":
         return np.zeros_like(x)
@@ -170,13 +176,15 @@ def activation_bound(x: Numbers, y: Numbers, activation: str, how: Arithmetic) -
 
 
 def attention_bound(q: Operand, k: Operand, v: Operand, past: int, scale: float, how: Arithmetic) -> Numbers:
-    """One row: q (S, H, D), k and v (past + S, H, D) -> the error of causal attention (S, H, D).
+    """One row's q (S, H, D), k and v (past + S, H, D) -> the error (S, H, D) of causal attention.
 
-    A score is an inner product, scaled: off by e_j <= gamma_(D+2) |scale| sum |q||k|. exp of it is off by a factor
-    within exp(+-h_j), h_j the sum of e_j, of the roundings of the argument (in base 2 too) and of the function, and of
-    the online rescalings. With a = sum p_j (exp(h_j) - 1) the quotient is off by at most (exp(h_j) - 1 + a) / (1 - a),
-    relatively: the error of any common factor, the maximum's too, cancels. Probabilities may be rounded to the stored
-    type; their sum and the weighted sum of values are sums of T terms (Higham, sections 3.1 and 4.2).
+    1. The score of key j is a scaled inner product, off by e_j <= gamma_(D+2) |scale| sum |q||k|.
+    2. Its exp is off by a factor between exp(-h_j) and exp(h_j). h_j is the sum of e_j, of the roundings of the
+       argument (also in base 2), of the error of exp, and of the rescalings of an online softmax.
+    3. A probability p_j is a quotient of such terms. With a = sum p_j (exp(h_j) - 1) its relative error is at most
+       (exp(h_j) - 1 + a) / (1 - a). The error of a common factor, that of the subtracted maximum too, cancels.
+    4. Probabilities may be rounded to the stored type. Their sum, and the sum of values weighted with them, are sums of
+       T terms (Higham, sections 3.1 and 4.2).
     """
     keys, width = k.values.shape[0], k.values.shape[2]
     unit, tiny = how.accumulator.unit, how.accumulator.tiny
@@ -214,8 +222,8 @@ def assert_within(
 ) -> None:
     """Raise `AssertionError` unless |actual - expected| <= bound everywhere, all of one shape.
 
-    The message names `what`, the shape of its `inputs`, the worst element and by how much. A bound that is not finite
-    would pass anything and raises `ValueError`.
+    The message names `what`, the shape of its `inputs`, the worst element and its error. Raises `ValueError` where a
+    bound is not finite, since it would permit anything.
     """
     if not np.isfinite(bound).all():
         raise ValueError(f"{what}: the bound is not finite, so the comparison says nothing")
