@@ -42,6 +42,11 @@ def check_registered(name: str) -> None:
     _entry(name)
 
 
+def home(name: str) -> str:
+    """Where the port `name` comes from, as its package registered it: `module:class`; `UnknownBackend` if none did."""
+    return _entry(name).value
+
+
 def maker(name: str) -> Any:
     """The class, or function, that makes the backends of the port `name`; no device is looked for.
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from flexref.cli.completion import sizes, suites
 from flexref.cli.options import BUDGETS, option, options
 from flexref.cli.show.outputs import check_outputs
 
@@ -24,9 +25,14 @@ PLACES = ("percent", "policy")
 
 
 @click.command("bench")
-@click.option("--suite", metavar="NAME", help="A named suite; other options given beside it change its benchmarks.")
+@click.option(
+    "--suite",
+    metavar="NAME",
+    shell_complete=suites,
+    help="A named suite; other options given beside it change its benchmarks.",
+)
 @click.option("--list", "list_suites", is_flag=True, help="List the suites and leave.")
-@option("--model", required=False, metavar="SIZE|FILE", help=MODEL_HELP)
+@option("--model", required=False, metavar="SIZE|FILE", shell_complete=sizes, help=MODEL_HELP)
 @click.option("--random-weights", is_flag=True, help="Random weights in place of a file's own.")
 @option("--dtype", help="Of random weights; default: float16.")
 @click.option(

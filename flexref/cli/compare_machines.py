@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.completion import priced_machines, sizes
 from flexref.cli.options import option
 from flexref.cli.plan_options import plan_options, plan_request_of
 from flexref.errors import CapacityError, PolicyError
@@ -23,9 +24,16 @@ FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_mi
 
 @click.command("compare-machines")
 @option("--machine", names=("machines",), multiple=True, help="Repeatable; default: all known ones.")
-@option("--model", names=("models",), multiple=True, metavar="SIZE|FILE", help="Repeatable.")
+@option("--model", names=("models",), multiple=True, metavar="SIZE|FILE", shell_complete=sizes, help="Repeatable.")
 @plan_options
-@click.option("--price-per-hour", "prices", multiple=True, metavar="MACHINE=PRICE", help="Repeatable.")
+@click.option(
+    "--price-per-hour",
+    "prices",
+    multiple=True,
+    metavar="MACHINE=PRICE",
+    shell_complete=priced_machines,
+    help="Repeatable.",
+)
 @option("--plot", metavar="FILE.png", help="Draw tokens per second, or with prices their cost.")
 @option("--force")
 @option("--json")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.architecture.stages import parameters
+from flexref.cli.completion import files, weight_files
 from flexref.cli.options import option
 from flexref.cli.show.outputs import check_replaced
 from flexref.cli.show.progress import byte_bar
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 @click.command("convert")
-@click.argument("source", metavar="SOURCE")
-@click.argument("out", metavar="OUT.h5")
+@click.argument("source", metavar="SOURCE", shell_complete=weight_files)
+@click.argument("out", metavar="OUT.h5", shell_complete=files)
 @click.option(
     "--quantize",
     "scheme",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--calibrate",
     metavar="FILE",
+    shell_complete=files,
     help="Serve texts like this one best (UTF-8, 10,000 words or more): a 4-bit cache loses less, with any weights, "
     "and 4-bit codes are chosen by what they do to it (scheme int4-calibrated). Slow: the model runs over the text.",
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.completion import files
 from flexref.cli.options import engine_for, option, options, scoring_options
 from flexref.cli.show.progress import counting
 
@@ -19,7 +20,7 @@ CHOICES_HELP = "Questions in JSON lines, as LAMBADA, HellaSwag and MMLU are dist
 @option("--model")
 @option("--text", help="A text in UTF-8, one document: its perplexity.")
 @option("--tokens")
-@click.option("--choices", "choices_file", metavar="FILE", help=CHOICES_HELP)
+@click.option("--choices", "choices_file", metavar="FILE", shell_complete=files, help=CHOICES_HELP)
 @options("--window", "--stride", "--bos")
 @scoring_options
 @option("--json")

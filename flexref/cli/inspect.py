@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.architecture.stages import parameters
+from flexref.cli.completion import weight_files
 from flexref.cli.options import option
 
 if TYPE_CHECKING:
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=weight_files)
 @option("--json")
 def command(file: str, as_json: bool) -> None:
     """List what the weight file FILE (or `demo`, the built-in model) holds.

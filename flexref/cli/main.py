@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import MappingProxyType
@@ -17,6 +17,9 @@ from flexref.errors import FlexrefError, UnknownBackend, UnknownName, WrongCall
 from flexref.version import __version__
 
 PROGRAM = "flexref"
+
+COMPLETION_VARIABLE = "_FLEXREF_COMPLETE"
+"""Through which a shell asks what may come next."""
 
 USER_ERROR = 1
 WRONG_CALL = 2
@@ -53,6 +56,9 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
         "compare-machines": Entry("flexref.cli.compare_machines", "Plan models on machines: which to rent or buy."),
         "profile": Entry("flexref.cli.profile", "Measure this machine: links, products, attention; for the planner."),
+        "info": Entry("flexref.cli.info", "Show versions, processor, devices, ports and folders of this installation."),
+        "models": Entry("flexref.cli.models", "List models that need no file: parameters, bytes, cache per token."),
+        "backends": Entry("flexref.cli.backends", "List the installed ports: what they can do, or why they cannot."),
     }
 )
 
@@ -97,13 +103,13 @@ def command_group(table: Mapping[str, Entry]) -> click.Group:
     return click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")(group)
 
 
-def run(group: click.Group, arguments: Sequence[str]) -> int:
-    """Run `group` on `arguments` and return the exit code.
+def run(group: click.Group, arguments: Sequence[str], completing: str | None = None) -> int:
+    """Run `group` on `arguments` and return the exit code; with `completing` answer a shell's question instead.
 
     0 success, 1 an error that the user can cause (one line on stderr), 2 a usage error, 70 a bug (the only case with a
     traceback), 130 interrupted, 141 the reader of our output has gone.
     """
-    code = _attempt(group, arguments)
+    code = _attempt(lambda: _answer(group, completing) if completing else _invoke(group, arguments))
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -115,10 +121,22 @@ def run(group: click.Group, arguments: Sequence[str]) -> int:
     return code
 
 
-def _attempt(group: click.Group, arguments: Sequence[str]) -> int:
+def _invoke(group: click.Group, arguments: Sequence[str]) -> int:
+    with group.make_context(PROGRAM, list(arguments)) as context:
+        group.invoke(context)
+    return 0
+
+
+def _answer(group: click.Group, asked: str) -> int:
+    from flexref.cli.completion import complete
+
+    return complete(group, PROGRAM, COMPLETION_VARIABLE, asked)
+
+
+def _attempt(act: Callable[[], int]) -> int:
+    """What `act` returns, or the exit code of what it raises."""
     try:
-        with group.make_context(PROGRAM, list(arguments)) as context:
-            group.invoke(context)
+        code = act()
         sys.stdout.flush()
     except click.exceptions.Exit as leave:
         return leave.exit_code
@@ -150,7 +168,7 @@ def _attempt(group: click.Group, arguments: Sequence[str]) -> int:
             return _complain(f"the system refuses threads or memory: {error}", USER_ERROR)
         traceback.print_exc()
         return _complain("this is a bug in flexref: please report it with the lines above", BUG)
-    return 0
+    return code
 
 
 def main() -> None:
@@ -160,7 +178,7 @@ def main() -> None:
     code = INTERRUPTED
     with suppress(KeyboardInterrupt):
         if prepare_streams():
-            code = run(command_group(COMMANDS), sys.argv[1:])
+            code = run(command_group(COMMANDS), sys.argv[1:], os.environ.get(COMPLETION_VARIABLE))
         else:
             code = _complain("standard output is closed: give it a file, or /dev/null", USER_ERROR)
     signals.release()

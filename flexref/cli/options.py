@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flexref.cli.completion import files, folders, machines, ports, weight_files
 from flexref.units import GIB
 
 if TYPE_CHECKING:
@@ -23,24 +24,40 @@ ROWS = click.IntRange(1, 1 << 20)
 
 DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
-        "--model": {"required": True, "metavar": "FILE|demo", "help": "A weight file, or the built-in model."},
+        "--model": {
+            "required": True,
+            "metavar": "FILE|demo",
+            "shell_complete": weight_files,
+            "help": "A weight file, or the built-in model.",
+        },
         "--prompt": {"names": ("prompts",), "multiple": True, "metavar": "TEXT"},
         "--input": {
             "names": ("input_file",),
             "metavar": "FILE|-",
+            "shell_complete": files,
             "help": "Prompts, one a line, or JSON lines with `prompt` and maybe `id`; -: standard input.",
         },
         "--max-new-tokens": {"type": TOKENS, "show_default": True, "help": "Per prompt."},
         "--seed": {},
         "--dtype": {"type": click.Choice(["float16", "float32"])},
-        "--backend": {"default": "numpy", "show_default": True, "help": "The port to run on."},
+        "--backend": {
+            "default": "numpy",
+            "show_default": True,
+            "shell_complete": ports,
+            "help": "The port to run on.",
+        },
         "--device-mem-gib": {"type": float, "help": "Budget of the device; default: what is free."},
         "--host-mem-gib": {"type": float, "help": "Budget of the host; default: what is free."},
         "--disk-dir": {
             "metavar": "DIR",
+            "shell_complete": folders,
             "help": "Where cache and activations may spill; default: the temporary folder.",
         },
-        "--policy": {"metavar": "FILE", "help": "A policy as JSON; default: chosen from the budgets."},
+        "--policy": {
+            "metavar": "FILE",
+            "shell_complete": files,
+            "help": "A policy as JSON; default: chosen from the budgets.",
+        },
         "--percent": {
             "nargs": 6,
             "type": float,
@@ -49,6 +66,7 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         },
         "--machine": {
             "metavar": "FILE|NAME",
+            "shell_complete": machines,
             "help": "A machine's file, or the name of a known one, to choose a policy for; default: this one, measured "
             "once.",
         },
@@ -67,10 +85,11 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--prompt-len": {"type": TOKENS},
         "--gen-len": {"type": TOKENS},
         "--rows": {"type": ROWS},
-        "--text": {"names": ("text_file",), "metavar": "FILE"},
+        "--text": {"names": ("text_file",), "metavar": "FILE", "shell_complete": files},
         "--tokens": {
             "names": ("tokens_file",),
             "metavar": "FILE",
+            "shell_complete": files,
             "help": "In place of a text its token ids: numbers between white space, a JSON list, or one on each line.",
         },
         "--window": {"type": TOKENS, "help": "Tokens of a window; default: the model's positions."},
@@ -81,9 +100,9 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "show_default": True,
             "help": "The token that begins a text: before the first token of all, or before every window.",
         },
-        "--plot": {"names": ("plot_file",), "metavar": "FILE"},
-        "--trace": {"names": ("trace_file",), "metavar": "FILE"},
-        "--output": {"names": ("-o", "output_file"), "metavar": "FILE"},
+        "--plot": {"names": ("plot_file",), "metavar": "FILE", "shell_complete": files},
+        "--trace": {"names": ("trace_file",), "metavar": "FILE", "shell_complete": files},
+        "--output": {"names": ("-o", "output_file"), "metavar": "FILE", "shell_complete": files},
         "--force": {"is_flag": True, "help": "Replace an output that is there already."},
         "--json": {"names": ("as_json",), "is_flag": True, "help": "Print one JSON object."},
     }

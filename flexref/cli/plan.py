@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.completion import files, sizes
 from flexref.cli.options import option
 from flexref.cli.plan_options import Amount, plan_options, plan_request_of
 from flexref.files import write_text
@@ -18,7 +19,7 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
 
 
 @click.command("plan")
-@option("--model", metavar="SIZE|FILE", help="A size (30b, opt-175b ...) or a weight file.")
+@option("--model", metavar="SIZE|FILE", shell_complete=sizes, help="A size (30b, opt-175b ...) or a weight file.")
 @option("--machine", help=MACHINE_HELP)
 @option("--backend", help="The port of this machine, where it is meant.")
 @plan_options
@@ -26,7 +27,13 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
 @click.option("--watts", type=Amount(), help="Its power, in place of a price; with --price-per-kwh.")
 @click.option("--price-per-kwh", type=Amount(), help="What a kWh costs.")
 @click.option("--disk-tbw", type=Amount(above=True), help="Terabytes that may be written to the drive in its life.")
-@click.option("--pareto", "pareto_file", metavar="PLOT.png", help="Draw throughput against the latency of a block.")
+@click.option(
+    "--pareto",
+    "pareto_file",
+    metavar="PLOT.png",
+    shell_complete=files,
+    help="Draw throughput against the latency of a block.",
+)
 @option("--trace", help="Write the simulated block as a Chrome trace.")
 @option("--output", help="Write the policy, with its reasons, as JSON.")
 @option("--force")

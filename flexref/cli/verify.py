@@ -5,13 +5,14 @@ import time
 
 import click
 
+from flexref.cli.completion import weight_files
 from flexref.cli.options import option
 from flexref.cli.show.progress import byte_bar
 from flexref.errors import FlexrefError, in_gib
 
 
 @click.command("verify")
-@click.argument("file", metavar="FILE")
+@click.argument("file", metavar="FILE", shell_complete=weight_files)
 @option("--json")
 def command(file: str, as_json: bool) -> None:
     """Check every dataset of the weight file FILE (or `demo`, the built-in model) against its checksum.

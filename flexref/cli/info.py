@@ -1,0 +1,22 @@
+"""`flexref info`: what is installed and found here; it parses, calls one function and prints."""
+
+import json
+
+import click
+
+from flexref.cli.options import option
+
+
+@click.command("info")
+@option("--json")
+def command(as_json: bool) -> None:
+    """Show versions, processor, memory, devices, ports and folders: what a report of a fault should say."""
+    from flexref.profile.installation import found_ports, installation
+
+    report = {**installation(), "backends": [port.to_json() for port in found_ports()]}
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    from flexref.cli.show.installation_report import print_installation
+
+    print_installation(report)
