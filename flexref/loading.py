@@ -40,9 +40,9 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
     """An engine for the weight file `path` (`demo`: the built-in model), or for one that is open already.
 
     Without budgets, what is free is the budget. Without a `policy`, one is chosen per job that has the fields in `keep`
-    as they are, for `machine`: a file, the name of a known one, or None for this machine, measured once. `on_event`
-    hears of what is loaded and measured (`engine.events`). Raises `StorageError`, `WeightFileError`, `UnknownBackend`,
-    `BackendUnavailable` or `PolicyError`.
+    as they are, for `machine`: a file, the name of a known one, or None for this machine, which is measured once if a
+    job does not simply fit on the device. `on_event` hears of what is loaded and measured (`engine.events`). Raises
+    `StorageError`, `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
     """
     return open_engine(
         path,
@@ -61,7 +61,7 @@ def advisor(
 ) -> Advisor:
     """Who settles the policies of an engine's jobs, and later says how far its predictions were off; see `load`."""
     if machine is None:
-        return Advisor(MeasuredOnce(), policy, keep)
+        return Advisor(MeasuredOnce(), policy, keep, plainly=True)
     return Advisor(Given(machine if isinstance(machine, Machine) else machine_named(machine)), policy, keep)
 
 

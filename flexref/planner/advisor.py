@@ -11,6 +11,7 @@ from flexref.engine.results import Generation, Stats
 from flexref.engine.session import Session
 from flexref.machine.machine import Machine
 from flexref.planner.choose import Choice, choose_policy
+from flexref.planner.plain_choice import PlainChoice
 from flexref.policy import Policy
 from flexref.simulator.prediction_error import PredictionError, prediction_error
 
@@ -28,9 +29,19 @@ class Machines(Protocol):
 class Advisor:
     """Settles policies (it is an `engine.session.Settle`): the one given, or the best for each job."""
 
-    def __init__(self, machines: Machines, policy: Policy | None = None, keep: Mapping[str, Any] | None = None) -> None:
-        """`keep` names fields of `Policy` that a chosen one must have so: rows per group, overlap, cache scheme."""
-        self.machines, self.policy, self.keep = machines, policy, dict(keep or {})
+    def __init__(
+        self,
+        machines: Machines,
+        policy: Policy | None = None,
+        keep: Mapping[str, Any] | None = None,
+        *,
+        plainly: bool = False,
+    ) -> None:
+        """`keep` names fields of `Policy` that a chosen one must have so: rows per group, overlap, cache scheme.
+
+        `plainly`: where all of a job fits on the device, no machine is asked for (`plain_choice`).
+        """
+        self.machines, self.policy, self.keep, self.plainly = machines, policy, dict(keep or {}), plainly
 
     def __call__(self, session: Session, rows: Sequence[RowLengths], /) -> Policy:
         """The policy that was given, or the one that takes the least time for a job of `rows`.
@@ -41,6 +52,11 @@ class Advisor:
         if self.policy is not None:
             return self.policy
         session.gate.check()
+        if self.plainly:
+            choice = PlainChoice(session.file, session.backend.caps, session.budgets, rows, self.keep)
+            plain = choice.policy()
+            if plain is not None:
+                return plain
         machine = self.machines.measured(session.backend, session.disk_dir, lambda text: session.on_event(Notice(text)))
         return choose_policy(Choice(session.file, machine, session.budgets, rows, self.keep))
 

@@ -1,0 +1,64 @@
+"""Who settles the policies of jobs: a machine is measured where there is something to choose, and nowhere else."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexref.engine.events import Notice
+from flexref.engine.generation import Request
+from flexref.engine.scoring import ScoredRow
+from flexref.errors import PolicyError
+from flexref.loading import load
+from flexref.machine.machine import Machine
+from flexref.machine.plain import plain_machine
+from flexref.profile import kept_machines
+from flexref.profile.kept_machines import CACHE_VARIABLE
+from flexref.profile.measure import port_of
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The ports with which this machine, of which nothing is kept, was measured since."""
+    asked: list[str] = []
+
+    def measure(backend: Any, disk_dir: Any, **_: Any) -> Machine:
+        asked.append(backend.name)
+        return plain_machine().changed(port=port_of(backend, False))
+
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(kept_machines, "measure_machine", measure)
+    monkeypatch.setattr(kept_machines.measured_machine, "__kwdefaults__", {"tell": None, "measure": measure})
+    return asked
+
+
+def test_nothing_is_measured_for_a_job_that_fits_on_the_device(measured: list[str]) -> None:
+    said: list[Any] = []
+    with load("demo", on_event=said.append) as engine:
+        policy = engine.generate(["The king"], Request(2)).stats.policy
+        scored = engine.score([ScoredRow((5, 6, 7, 8), 2)]).stats.policy
+    assert measured == []
+    assert [event for event in said if isinstance(event, Notice)] == []
+    for chosen in (policy, scored):
+        assert chosen.weights.device == chosen.cache.device == chosen.activations.device == 1
+        assert (chosen.rows_per_group, chosen.groups_per_block) == (1, 1)
+
+
+def test_a_job_that_does_not_fit_there_has_the_machine_measured_once(measured: list[str]) -> None:
+    with load("demo", device_mem_gib=16 * MIB / (1 << 30)) as engine:
+        stats = engine.generate(["The king"], Request(2)).stats
+    assert measured == ["numpy"]
+    assert stats.policy.weights.device < 1
+
+
+def test_a_machine_that_is_named_is_asked_though_all_fits(measured: list[str]) -> None:
+    elsewhere = plain_machine().changed(port=replace(plain_machine().port, name="abacus"))
+    with (
+        load("demo", machine=elsewhere) as engine,
+        pytest.raises(PolicyError, match="was measured with port abacus, not numpy"),
+    ):
+        engine.generate(["The king"], Request(2))
+    assert measured == []
