@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 from flexref.errors import PolicyError
 from flexref.files import read_object
-from flexref.units import KINDS, TIERS, is_finite, is_integer
+from flexref.json_types.objects import JsonField, JsonObject, check_fields, object_of
+from flexref.json_types.values import Number, OneOf, ReadBy, Whole
+from flexref.units import TIERS, is_finite
 
 WEIGHT_SCHEMES: Mapping[str, str] = MappingProxyType(
     {"none": "none", "int4": "int4", "int4-mse": "int4", "int4-calibrated": "int4", "int8": "int8"}
@@ -57,6 +59,27 @@ class Shares:
         return cls(device, host, max(0.0, 1 - device - host))
 
 
+PLACES = ("device", "host")
+"""Where attention may be computed."""
+
+COUNT = Whole(1, said="a positive integer")
+
+
+SHARE = ReadBy(Number(0, 1), lambda what, share: share)
+"""`Shares` checks them itself: it knows what rounding may leave."""
+
+THREE = JsonObject(
+    "Shares",
+    "How much of one kind of data lies on each tier; together they are 1.",
+    {
+        tier: JsonField(ReadBy(Number(0, 1), lambda what, share: share), f"The share on tier {tier}.", 0.0)
+        for tier in TIERS
+    },
+    Shares,
+    "an object with device, host and disk",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
     """One answer to "what lies where, and how many rows at a time" (FlexGen, section 4.3).
@@ -66,31 +89,25 @@ class Policy:
     where decode attention over a cache that is not on the device is computed.
     """
 
-    weights: Shares = field(default_factory=Shares)
-    cache: Shares = field(default_factory=Shares)
-    activations: Shares = field(default_factory=Shares)
-    rows_per_group: int = 16
-    groups_per_block: int = 1
-    overlap: bool = True
-    attention_on: str = "device"
-    weights_scheme: str | None = None
-    cache_scheme: str = "none"
-    cache_group_size: int = 64
+    weights: Annotated[Shares, THREE, "How much of the weights lies on each tier."] = field(default_factory=Shares)
+    cache: Annotated[Shares, THREE, "How much of the KV cache lies on each tier."] = field(default_factory=Shares)
+    activations: Annotated[Shares, THREE, "How much of the hidden states between layers lies on each tier."] = field(
+        default_factory=Shares
+    )
+    rows_per_group: Annotated[int, COUNT, "Rows that are computed together."] = 16
+    groups_per_block: Annotated[int, COUNT, "Groups that one fetch of a layer's weights serves."] = 1
+    overlap: Annotated[bool, "Whether copies go on while the device computes."] = True
+    attention_on: Annotated[str, OneOf(PLACES), "Where decode attention over a cache off the device is computed."] = (
+        "device"
+    )
+    weights_scheme: Annotated[
+        str | None, OneOf(tuple(WEIGHT_SCHEMES)), "How weights are stored for which this was planned; null: any."
+    ] = None
+    cache_scheme: Annotated[str, OneOf(CACHE_SCHEMES), "How the cache is stored: as computed, or in groups."] = "none"
+    cache_group_size: Annotated[int, COUNT, "Values of the cache that share a scale and a zero, if in groups."] = 64
 
     def __post_init__(self) -> None:
-        for kind in KINDS:
-            if not isinstance(getattr(self, kind), Shares):
-                raise PolicyError(f"{kind} must be the shares of three tiers, found {getattr(self, kind)!r}")
-        for count in ("rows_per_group", "groups_per_block", "cache_group_size"):
-            value = getattr(self, count)
-            if not is_integer(value) or value < 1:
-                raise PolicyError(f"{count} must be a positive integer, found {value!r}")
-        if not isinstance(self.overlap, bool):
-            raise PolicyError(f"overlap must be true or false, found {self.overlap!r}")
-        _one_of("attention_on", self.attention_on, ("device", "host"))
-        _one_of("cache_scheme", self.cache_scheme, CACHE_SCHEMES)
-        if self.weights_scheme is not None:
-            _one_of("weights_scheme", self.weights_scheme, tuple(WEIGHT_SCHEMES))
+        check_fields(self, PolicyError)
 
     @property
     def rows_per_block(self) -> int:
@@ -118,15 +135,7 @@ class Policy:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> "Policy":
         """The policy that a parsed JSON object describes; `PolicyError` names an unknown or ill-typed field."""
-        known = {entry.name for entry in fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise PolicyError(f"unknown policy field {unknown[0]!r}; known: {', '.join(sorted(known))}")
-        arguments = dict(values)
-        for kind in ("weights", "cache", "activations"):
-            if kind in arguments:
-                arguments[kind] = _shares(kind, arguments[kind])
-        return cls(**arguments)
+        return cls(**object_of(cls).read_members("", values, PolicyError, "policy field"))
 
     @classmethod
     def read(cls, path: str | Path) -> "Policy":
@@ -134,17 +143,6 @@ class Policy:
         values = read_object(path, PolicyError, what="policy ")
         inner = values.get("policy")
         return cls.from_mapping(inner if isinstance(inner, dict) else values)
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise PolicyError(f"{name} must be one of {', '.join(allowed)}, found {value!r}")
-
-
-def _shares(kind: str, value: object) -> Shares:
-    if not isinstance(value, dict) or not set(value) <= {"device", "host", "disk"}:
-        raise PolicyError(f"{kind} must be an object with device, host and disk, found {value!r}")
-    return Shares(**{"device": 0.0, **value})
 
 
 class Asked(NamedTuple):

@@ -38,7 +38,7 @@ def rule(modules: str, libraries: str = "") -> Rule:
 COMPUTING = " ".join(dependencies() - {"click", "rich"})
 
 RANKS = (
-    "errors units files version policy architecture",
+    "errors units files version json_types policy architecture",
     "backend schedule text machine storage",
     "model sampling tiers planner/program",
     "block calibration",
@@ -65,7 +65,8 @@ RULES = {
     "units": rule("errors"),
     "files": rule("errors"),
     "version": rule(""),
-    "policy": rule("errors units files"),
+    "json_types": rule("errors units"),
+    "policy": rule("errors units files json_types"),
     "architecture": rule("errors units"),
     "backend": rule(GROUND, "numpy"),
     "schedule": rule(GROUND),
