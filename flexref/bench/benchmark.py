@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -85,7 +84,6 @@ class Report:
     floors: tuple[PhaseFloor, PhaseFloor] | None
     prediction_error: PredictionError | None
     cut_short: str | None
-    trace: Trace | None
 
     @property
     def prefill_s(self) -> float:
@@ -209,12 +207,13 @@ class Benchmark:
     ) -> None:
         self.engine.close()
 
-    def run(self, *, traced: bool = False, on_run: Callable[[int], None]) -> Report:
+    def run(self, *, trace: Trace | None = None, on_run: Callable[[int], None]) -> Report:
         """Measure the machine, load the weights, and run the job as often as asked; `on_run` is told which comes.
 
-        An interrupt ends it: what has ended by then is reported. Traces cost marks between visits; the last is kept.
+        An interrupt ends it: what has ended by then is reported. `trace`, which costs marks between visits, is
+        begun again with every run.
         """
-        engine, runs, trace = self.engine, [], None
+        engine, runs = self.engine, []
         tokens = 0
 
         def count(_: object) -> None:
@@ -232,7 +231,8 @@ class Benchmark:
             for number in range(1, self.arguments.repeat + 1):
                 doing, tokens = f"run {number} of {self.arguments.repeat}", 0
                 on_run(number)
-                trace = Trace(perf_counter()) if traced else None
+                if trace is not None:
+                    trace.restart()
                 generation = engine.generate(
                     self._prompts, self._request, policy=self.policy, trace=trace, on_token=count
                 )
@@ -255,7 +255,6 @@ class Benchmark:
             floors=both,
             prediction_error=prediction_error,
             cut_short=cut_short,
-            trace=trace,
         )
 
     def _judged(self, runs: list[Stats]) -> PredictionError | None:

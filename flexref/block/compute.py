@@ -3,6 +3,7 @@
 What becomes of the last hidden states, tokens or scores, is not known here.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ from flexref.block.memory_plan import BlockRoom
 from flexref.block.rows import Fed, Group
 from flexref.block.state import BlockState
 from flexref.block.visits import EmbedInputs, embed_visit
+from flexref.block.watch import Computed
 from flexref.block.workspace import expandable
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
@@ -23,6 +25,17 @@ from flexref.schedule.zigzag import Visit
 from flexref.tiers.cache import RowPass
 from flexref.tiers.transfer import Crossing, view
 from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Kind, Tier, aligned
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A visit whose operators have been called, between two marks; what it `fed`: rows and tokens."""
+
+    stage: Stage
+    visit: Visit
+    fed: tuple[int, int]
+    begin: Ticket
+    end: Ticket
 
 
 @dataclass(eq=False)
@@ -36,7 +49,7 @@ class BlockComputation(BlockState):
     _expanded: tuple[int, dict[str, Matrix]] = field(init=False, default=(-1, {}))
     _kept: dict[int, dict[str, Matrix]] = field(init=False, default_factory=dict)
     _segments: dict[int, tuple[Sequence[RowPass], Any, Any, int]] = field(init=False, default_factory=dict)
-    _spans: list[tuple[Stage, int, Ticket, Ticket]] = field(init=False, default_factory=list)
+    _spans: deque[Span] = field(init=False, default_factory=deque)
     _fed: Fed = field(init=False, default_factory=Fed)
 
     def __post_init__(self) -> None:
@@ -58,7 +71,8 @@ class BlockComputation(BlockState):
             self.watch.on_visit(stage, visit.group, visit.pass_number)
         # Marks are passed when the operators before them are done: where a port is asynchronous, the host's clock says
         # when they were called.
-        begin = self.backend.mark() if self.watch.on_computed is not None else None
+        begin = self._begin(visit) if self.watch.on_computed is not None else None
+        fed = len(group.alive), group.tokens
         if stage.kind is StageKind.EMBED:
             self._embed(visit, group)
         elif stage.kind is StageKind.LAYER:
@@ -68,19 +82,37 @@ class BlockComputation(BlockState):
         if self.watch.on_hidden is not None and stage.kind is not StageKind.HEAD:
             self.watch.on_hidden(stage, group.row_numbers(), self.backend.download(self._x(visit, group)))
         if begin is not None:
-            self._spans.append((stage, visit.group, begin, self.backend.mark()))
+            self._spans.append(Span(stage, visit, fed, begin, self.backend.mark()))
 
     def take_fed(self) -> Fed:
         """The tokens that were fed since the last call."""
         fed, self._fed = self._fed, Fed()
         return fed
 
-    def tell_watch(self) -> None:
-        """Tell who watches of the visits that were computed since the last call; waits for them."""
-        spans, self._spans = self._spans, []
-        for stage, group, begin, end in spans:
+    def tell_watch(self, *, wait: bool = True) -> None:
+        """Tell who watches of the visits that were computed since the last call; of all, or of those that have ended.
+
+        With `wait` it waits for them.
+        """
+        while self._spans and (wait or self._spans[0].end.done()):
+            span = self._spans.popleft()
             assert self.watch.on_computed is not None
-            self.watch.on_computed(stage, group, begin.times()[0][0], end.times()[0][0])
+            times = span.begin.times()[0][0], span.end.times()[0][0]
+            self.watch.on_computed(Computed(span.stage, span.visit, *span.fed, *times))
+
+    def release(self) -> None:
+        """Give everything back. Before, who watches hears of what ended before an interrupt."""
+        try:
+            self.tell_watch(wait=False)
+        finally:
+            super().release()
+
+    def _begin(self, visit: Visit) -> Ticket:
+        """A mark before the visit's operators. Meanwhile who watches hears of what has ended, copies included."""
+        if visit.group == 0:
+            self.mover.harvest()
+        self.tell_watch(wait=False)
+        return self.backend.mark()
 
     def _x(self, visit: Visit, group: Group) -> Array:
         region = self._activations.on_device(visit.group, self.shape.data_slot(visit))

@@ -127,7 +127,7 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
             ledger.hands_on(movement, awaited)
             return
         lane = LANE_OF[movement.hop, movement.kind]
-        ticket = mover.submit(lane, transfers, [owed.ticket for owed in awaited])
+        ticket = mover.submit(lane, transfers, [owed.ticket for owed in awaited], movement)
         ledger.owes(movement, lane, ticket)
         if not overlap:
             ticket.wait()

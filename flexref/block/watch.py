@@ -8,9 +8,23 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.architecture.stages import Stage
+from flexref.schedule.zigzag import Visit
 
-OnComputed = Callable[[Stage, int, float, float], None]
-"""Told of every computed visit: stage, group, start and end in seconds of `time.perf_counter`."""
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A computed visit: how many rows and tokens it fed, its start and end in seconds of the port's clock."""
+
+    stage: Stage
+    visit: Visit
+    rows: int
+    tokens: int
+    start_s: float
+    end_s: float
+
+
+OnComputed = Callable[[Computed], None]
+"""Told of every computed visit."""
 
 OnVisit = Callable[[Stage, int, int], None]
 """Told before a visit's operators are called: stage, group, number of the pass."""

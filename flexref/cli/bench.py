@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from flexref.cli.completion import sizes, suites
 from flexref.cli.options import BUDGETS, option, options
-from flexref.cli.show.outputs import check_outputs
+from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
     from flexref.bench.benchmark import Benchmark, Report
@@ -51,7 +51,7 @@ PLACES = ("percent", "policy")
 @option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
 @click.option("--repeat", type=click.IntRange(1, 10_000), help="Runs; every one is shown, and the median.")
 @option("--seed", type=click.IntRange(min=0), help="Of random weights and prompts; default: 0.")
-@option("--trace", help="Write a Chrome trace of the last run; costs a little.")
+@option("--trace", help="Write a trace of the last run, in the Trace Event format; costs a little.")
 @option("--force")
 @option("--json", help="Print one JSON object per benchmark, each on a line.")
 def command(
@@ -120,17 +120,16 @@ def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | Non
     from flexref.cli.show.progress import EventDisplay
 
     display = EventDisplay()
-    with Benchmark(arguments, on_event=display) as benchmark:
-        passed = _check(benchmark)
-        with _loading(benchmark, display):
-            report = benchmark.run(traced=trace_file is not None, on_run=_tell(arguments.repeat))
-    if report.trace is not None and trace_file is not None:
-        report.trace.write(trace_file)
-    if as_json:
-        check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
-        click.echo(json.dumps({**about, **report.to_json(), **check}))
-    else:
-        _print(report, passed)
+    with tracing(trace_file) as trace:
+        with Benchmark(arguments, on_event=display) as benchmark:
+            passed = _check(benchmark)
+            with _loading(benchmark, display):
+                report = benchmark.run(trace=trace, on_run=_tell(arguments.repeat))
+        if as_json:
+            check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
+            click.echo(json.dumps({**about, **report.to_json(), **check}))
+        else:
+            _print(report, passed)
     return report
 
 

@@ -7,6 +7,7 @@ import click
 
 from flexref.cli.completion import files
 from flexref.cli.options import engine_for, option, options, scoring_options
+from flexref.cli.show.outputs import check_outputs, tracing
 from flexref.cli.show.progress import counting
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ CHOICES_HELP = "Questions in JSON lines, as LAMBADA, HellaSwag and MMLU are dist
 @click.option("--choices", "choices_file", metavar="FILE", shell_complete=files, help=CHOICES_HELP)
 @options("--window", "--stride", "--bos")
 @scoring_options
+@option("--trace", help="Write a trace of every copy and computation, in the Trace Event format.")
+@option("--force")
 @option("--json")
 def command(
     model: str,
@@ -43,6 +46,8 @@ def command(
         raise click.UsageError("give one of --text, --tokens and --choices")
     if choices_file is not None and (given["window"] or given["stride"] or given["bos"] != "first"):
         raise click.UsageError("--window, --stride and --bos belong to --text and --tokens")
+    inputs = (model, text_file, tokens_file, choices_file, given["policy"])
+    check_outputs({"--trace": given["trace_file"]}, inputs, force=given["force"])
     if text_file is not None or tokens_file is not None:
         _perplexity(model, text_file, tokens_file, given, as_json)
     elif choices_file is not None:
@@ -59,13 +64,13 @@ def _perplexity(
     text = None if text_file is None else read_text(text_file)
     ids = () if tokens_file is None else read_tokens(tokens_file)
     how = given["window"], given["stride"], given["bos"]
-    with engine_for(model, given) as engine:
+    with tracing(given["trace_file"]) as trace, engine_for(model, given) as engine:
         sample = sample_tokens(engine, ids, *how) if text is None else sample_text(engine, text, *how)
         with counting("windows", len(sample.rows)) as on_rows:
-            found = perplexity(engine, sample, on_rows)
+            found = perplexity(engine, sample, on_rows, trace)
         _show(found.to_json(), found.scores, engine, as_json)
-    if not as_json:
-        print_perplexity(found)
+        if not as_json:
+            print_perplexity(found)
 
 
 def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool) -> None:
@@ -74,12 +79,12 @@ def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool
     from flexref.quality.questions import read_questions
 
     questions = read_questions(choices_file)
-    with engine_for(model, given) as engine:
+    with tracing(given["trace_file"]) as trace, engine_for(model, given) as engine:
         with counting("choices", sum(len(question.choices) for question in questions)) as on_rows:
-            found = judge(engine, questions, on_rows)
+            found = judge(engine, questions, on_rows, trace)
         _show(found.to_json(), found.scores, engine, as_json)
-    if not as_json:
-        print_judged(found)
+        if not as_json:
+            print_judged(found)
 
 
 def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: bool) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.options import BUDGETS, asked_of, option, options, prompts_of
-from flexref.cli.show.outputs import check_outputs
+from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,7 +41,7 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 @option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
 @options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups")
 @options("--attention-on", "--quantize-cache", "--overlap")
-@option("--trace", help="Write a Chrome trace of every copy and computation.")
+@option("--trace", help="Write a trace of every copy and computation, in the Trace Event format.")
 @option("--force")
 @option("--json", help="Print outputs and stats as one JSON object.")
 def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> None:
@@ -60,7 +59,6 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     sampling_of(given)
     check_registered(given["backend"])
 
-    from flexref.block.trace import Trace
     from flexref.cli.show.progress import EventDisplay
     from flexref.loading import advisor, open_engine
 
@@ -70,14 +68,12 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     request, display = request_of(given), EventDisplay()
     settling = advisor(asked.policy, given["machine"], asked.keep)
     engine = open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=display)
-    with engine:
-        prompts = prompts_of(given["prompts"], given["input_file"], engine.file.spec.vocabulary)
-        trace = Trace(time.perf_counter()) if trace_file is not None else None
-        generation = _run(engine, prompts, request, _Shown(display, trace, as_json))
-        prediction_error = settling.judge(engine.session, generation)
-    if trace is not None and trace_file is not None:
-        trace.write(trace_file)
-    _print(generation, prediction_error, as_json, streamed=len(prompts) == 1)
+    with tracing(trace_file) as trace:
+        with engine:
+            prompts = prompts_of(given["prompts"], given["input_file"], engine.file.spec.vocabulary)
+            generation = _run(engine, prompts, request, _Shown(display, trace, as_json))
+            prediction_error = settling.judge(engine.session, generation)
+        _print(generation, prediction_error, as_json, streamed=len(prompts) == 1)
 
 
 def request_of(given: dict[str, Any]) -> "Request":

@@ -34,7 +34,7 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
     shell_complete=files,
     help="Draw throughput against the latency of a block.",
 )
-@option("--trace", help="Write the simulated block as a Chrome trace.")
+@option("--trace", help="Write a trace of the simulated block, in the Trace Event format.")
 @option("--output", help="Write the policy, with its reasons, as JSON.")
 @option("--force")
 @option("--json")
@@ -44,21 +44,18 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     Every way of storing things that is allowed is searched: all rows per group and groups up to a stated bound, and for
     each the shares that a linear program finds best. Those that come near the best are simulated, pass by pass.
     """
-    from flexref.block.trace import Trace
+    from flexref.cli.show.outputs import tracing
     from flexref.cli.show.progress import working
     from flexref.planner.plan import plan
 
     price = price_per_hour(options)
     check_files(model, options)
     machine, wanted = machine_of(options["machine"], options["backend"]), plan_request_of(options)
-    trace = Trace(0.0) if options["trace_file"] is not None else None
     start = perf_counter()
-    with working(f"planning {model} on {machine.name}"):
+    with working(f"planning {model} on {machine.name}"), tracing(options["trace_file"]) as trace:
         found = plan(model, machine, wanted, trace=trace)
     seconds = perf_counter() - start
     report = {**found.to_json(), **costs(found, price, options["disk_tbw"]), "plan_s": seconds}
-    if trace is not None:
-        trace.write(options["trace_file"])
     if options["output_file"] is not None:
         write_text(options["output_file"], json.dumps(report, indent=2) + "\n")
     if options["pareto_file"] is not None:

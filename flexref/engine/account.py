@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from flexref.block.budgets import totals
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.state import BlockState
+from flexref.block.trace import Trace
 from flexref.engine.results import Stats
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Flow
@@ -23,6 +24,7 @@ class Account:
     blocks: Sequence[PlannedBlock]
     weights: WeightStore
     arenas: Mapping[Tier, Arena]
+    trace: Trace | None = None
 
     def check_weights(self) -> None:
         """`StorageError` if weights that are read again in every pass are not those of the pass before."""
@@ -33,14 +35,22 @@ class Account:
     def memory_of(self, block: BlockState) -> Iterator[None]:
         """Take all that a block needs and give it back; the seconds of both are `allocate_s`."""
         start = time.perf_counter()
+        if self.trace is not None:
+            self.trace.begin_block()
         try:
             block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
+            self._tell_held()
             yield
         finally:
             start = time.perf_counter()
             block.release()
             self.stats.allocate_s += time.perf_counter() - start
+            self._tell_held()
+
+    def _tell_held(self) -> None:
+        if self.trace is not None:
+            self.trace.on_held(time.perf_counter(), self.arenas)
 
     def close(self, flows: Mapping[tuple[str, str], Flow]) -> None:
         """Write into `stats` what moved, what was held at most, and the bytes and shares of each kind on each tier."""

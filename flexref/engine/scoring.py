@@ -13,6 +13,7 @@ from flexref.block import executor
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Row
 from flexref.block.score_block import OnTile, ScoreBlock
+from flexref.block.trace import Trace
 from flexref.block.watch import OnHidden, Watch
 from flexref.engine.account import Account
 from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
@@ -83,13 +84,14 @@ class Scores:
 class Listener:
     """Who wants to hear of a scoring job while it runs.
 
-    on_tile is lent every tile of logits as it comes, on_hidden given every group's hidden states (`engine.watch`),
-    on_rows told how many more rows have been scored.
+    on_tile is lent every tile of logits as it comes, on_hidden given every group's hidden states (`block.watch`),
+    on_rows told how many more rows have been scored; trace is told of copies and visits.
     """
 
     on_tile: OnTile | None = None
     on_hidden: OnHidden | None = None
     on_rows: Callable[[int], None] | None = None
+    trace: Trace | None = None
 
 
 def check_computes(backend: Backend) -> None:
@@ -132,7 +134,7 @@ class ScoringJob:
             return self._run()
 
     def _run(self) -> Scores:
-        with self.session.job(self.stats, self.rows) as account:
+        with self.session.job(self.stats, self.rows, self.listener.trace) as account:
             for planned in account.blocks:
                 self._block(planned, account)
                 if self.listener.on_rows is not None:
@@ -144,13 +146,15 @@ class ScoringJob:
         mover, stats, groups = self.session.mover, self.stats, planned.groups
         shape = planned.shape(passes=1)
         firsts = tuple(int(self.starts[group.rows[0].number]) for group in groups)
-        watch = Watch(on_hidden=self.listener.on_hidden)
+        trace = self.listener.trace
+        watch = Watch(None if trace is None else trace.on_computed, on_hidden=self.listener.on_hidden)
         block = ScoreBlock(planned.memory, account.weights, mover, groups, shape, firsts, self._take, watch=watch)
         with account.memory_of(block):
             start = time.perf_counter()
             for _ in executor.run(mover, block, shape, overlap=self.policy.overlap):
                 pass
             account.check_weights()
+            block.tell_watch()
             stats.prefill_s += time.perf_counter() - start
             stats.blocks += 1
             stats.prompt_tokens += block.take_fed().prompt_tokens

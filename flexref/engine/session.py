@@ -158,13 +158,15 @@ class Session:
         """A job of `rows` under `stats.policy`, which has passed the gate; its account is written when it ends.
 
         Every block is planned before weights are read, and so before the first token of any. Finished copies are sent
-        to `trace`.
+        to `trace`, whose time 0 is when the first of its jobs comes to its first block.
         """
         blocks = self.planned(stats.policy, rows)
         for arena in self.arenas.values():
             arena.restart_peak()
-        account = Account(stats, blocks, self._weights_for(stats.policy), self.arenas)
+        account = Account(stats, blocks, self._weights_for(stats.policy), self.arenas, trace)
         self._traffic.restart(None if trace is None else trace.on_done)
+        if trace is not None:
+            trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
         try:
             yield account
         finally:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from flexref.block.trace import Trace
 from flexref.engine.scoring import Listener, ScoredRow, Scores
 from flexref.errors import PromptError
 from flexref.quality.intervals import wilson
@@ -67,7 +68,12 @@ class Judged:
         }
 
 
-def judge(engine: "Engine", questions: Sequence[Question], on_rows: Callable[[int], None] | None = None) -> Judged:
+def judge(
+    engine: "Engine",
+    questions: Sequence[Question],
+    on_rows: Callable[[int], None] | None = None,
+    trace: Trace | None = None,
+) -> Judged:
     """Score every choice of every question after its context, and count what is right.
 
     A single choice is right if every token of it is the most probable one. Of several, the one with the greatest
@@ -80,7 +86,7 @@ def judge(engine: "Engine", questions: Sequence[Question], on_rows: Callable[[in
             row, shortened = _row(tokenizer, question, choice, spec.positions, spec.bos_token_id)
             rows.append(row)
             cut += shortened
-    scores = engine.score(rows, listener=Listener(on_rows=on_rows))
+    scores = engine.score(rows, listener=Listener(on_rows=on_rows, trace=trace))
     left = iter(scores.rows)
     right = normalized = 0
     nats = 0.0

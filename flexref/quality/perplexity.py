@@ -8,6 +8,7 @@ from sys import float_info
 from typing import TYPE_CHECKING, Any
 
 from flexref.architecture.spec import ModelSpec
+from flexref.block.trace import Trace
 from flexref.engine.scoring import Listener, ScoredRow, Scores
 from flexref.errors import PromptError
 from flexref.files import as_text, read_bytes
@@ -210,9 +211,11 @@ def _lengths(positions: int, window: int | None, stride: int | None, bos: str) -
     return window, stride
 
 
-def perplexity(engine: "Engine", sample: Sample, on_rows: Callable[[int], None] | None = None) -> Perplexity:
+def perplexity(
+    engine: "Engine", sample: Sample, on_rows: Callable[[int], None] | None = None, trace: Trace | None = None
+) -> Perplexity:
     """Score a sample on an engine; `on_rows` is told how many more rows have been scored."""
-    scores = engine.score(sample.rows, listener=Listener(on_rows=on_rows))
+    scores = engine.score(sample.rows, listener=Listener(on_rows=on_rows, trace=trace))
     return Perplexity(math.fsum(-float(row.logprobs.sum()) for row in scores.rows), sample, scores)
 
 

@@ -132,7 +132,12 @@ class Simulation:
         )
         block = simulated_block(planned, self._weights, session.mover, shape, watch)
         session.mover.traffic.on_done = None if trace is None else trace.on_done
+        if trace is not None:
+            name = f"{session.file.spec.name} on {self.machine.name}, simulated"
+            trace.begin_job(name, self.backend.timing.now_s, session.arenas)
+            trace.begin_block()
         block.allocate(session.arenas)
+        self._tell_held(trace)
         prefill, decode = SimulatedAccount.nothing(), dict[int, SimulatedAccount]()
         try:
             for number, (account, fed) in zip(passes, self._passes(block, shape, passes), strict=True):
@@ -142,7 +147,12 @@ class Simulation:
                     decode[number] = account
         finally:
             block.release()
+            self._tell_held(trace)
         return prefill, interpolated(decode)
+
+    def _tell_held(self, trace: Trace | None) -> None:
+        if trace is not None:
+            trace.on_held(self.backend.timing.now_s, self._session.arenas)
 
     def _passes(
         self, block: GenerateBlock | ScoreBlock, shape: Shape, passes: Sequence[int]

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -11,6 +12,9 @@ import numpy.typing as npt
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
+
+CROSSING = "crossing"
+"""In place of a lane's name: what crosses a link in order with the operators."""
 
 
 def _nothing() -> None:
@@ -34,16 +38,17 @@ class Mover:
         self.backend, self.traffic, self.check = backend, traffic, check
         self.abandoned = False
         self._process = os.getpid()
-        self._open: list[tuple[Lane, Sequence[Transfer], Ticket]] = []
+        self._open: list[tuple[Lane, Sequence[Transfer], Ticket, object]] = []
+        self._crossings: deque[tuple[Crossing, Ticket, Ticket]] = deque()
         self._unsure: set[Lane] = set()
 
-    def submit(self, lane: Lane, copies: Sequence[Transfer], after: Sequence[Ticket]) -> Ticket:
-        """Run `copies` one after another on `lane` when `after` is done."""
+    def submit(self, lane: Lane, copies: Sequence[Transfer], after: Sequence[Ticket], purpose: object = None) -> Ticket:
+        """Run `copies` one after another on `lane` when `after` is done; a trace is told of their `purpose`."""
         for copy in copies:
             self.traffic.started(copy)
         self._unsure.add(lane)  # until the ticket is noted: `settle` waits for the lane if it never is
         ticket = self.backend.submit(lane, [self._step(copy) for copy in copies], after)
-        self._open.append((lane, copies, ticket))
+        self._open.append((lane, copies, ticket, purpose))
         self._unsure.discard(lane)
         return ticket
 
@@ -56,27 +61,39 @@ class Mover:
         self.check()
 
     def carry(self, crossing: "Crossing", source: Array, target: Array) -> None:
-        """Copy an operator's array to or from the host, in order with the operators; counted like any other copy."""
+        """Copy an operator's array to or from the host, in order with the operators; counted like any other copy.
+
+        For a trace it is timed by the port's own clock, else by the host's.
+        """
         self.traffic.started(crossing)
+        if self.traffic.on_done is not None:
+            begin = self.backend.mark()
+            self.backend.assign(target, source)
+            self._crossings.append((crossing, begin, self.backend.mark()))
+            return
         start = time.perf_counter()
         self.backend.assign(target, source)
-        self.traffic.finished("compute", crossing, start, time.perf_counter())
+        self.traffic.finished(CROSSING, crossing, (start, time.perf_counter()))
 
     def harvest(self) -> None:
         """Take the times of what is done; raises the failure of what failed."""
         started, self._open = self._open, []
         failure: Exception | None = None
-        for lane, copies, ticket in started:
+        for entry in started:
+            lane, copies, ticket, purpose = entry
             if not ticket.done():
-                self._open.append((lane, copies, ticket))
+                self._open.append(entry)
                 continue
             try:
                 ticket.wait()
             except Exception as error:
                 failure = failure or error
             else:
-                for copy, (start, end) in zip(copies, ticket.times(), strict=True):
-                    self.traffic.finished(lane, copy, start, end)
+                for copy, span_s in zip(copies, ticket.times(), strict=True):
+                    self.traffic.finished(lane, copy, span_s, purpose)
+        while self._crossings and self._crossings[0][2].done():  # operators end in the order of their calls
+            crossing, begin, end = self._crossings.popleft()
+            self.traffic.finished(CROSSING, crossing, (begin.times()[0][0], end.times()[0][0]))
         if failure is not None:
             raise failure
 
@@ -86,7 +103,7 @@ class Mover:
         if os.getpid() != self._process:
             return
         try:
-            for _, _, ticket in self._open:
+            for _, _, ticket, _ in self._open:
                 with suppress(Exception):  # `harvest` raises it, when nothing runs any more
                     ticket.wait()
             for lane in tuple(self._unsure):

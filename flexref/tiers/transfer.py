@@ -140,7 +140,10 @@ class Flow:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """One finished copy or piece of host work, for traces: seconds of `time.perf_counter`."""
+    """One finished copy or piece of host work, for traces: seconds of the port's clock.
+
+    `purpose` is what it was submitted for, as whoever submitted it says.
+    """
 
     lane: str
     what: str
@@ -148,6 +151,7 @@ class Done:
     nbytes: int
     start_s: float
     end_s: float
+    purpose: object = None
 
 
 @dataclass(slots=True)
@@ -163,11 +167,14 @@ class Traffic:
         flow.nbytes += copy.nbytes
         flow.copies += 1
 
-    def finished(self, lane: str, copy: "Transfer | Crossing", start_s: float, end_s: float) -> None:
-        """Add the seconds of a copy."""
+    def finished(
+        self, lane: str, copy: "Transfer | Crossing", span_s: tuple[float, float], purpose: object = None
+    ) -> None:
+        """Add the seconds of a copy, from `span_s`: its start and end."""
+        start_s, end_s = span_s
         self.flows[copy.link, copy.kind.value].seconds += end_s - start_s
         if self.on_done is not None:
-            self.on_done(Done(str(lane), copy.what, copy.link, copy.nbytes, start_s, end_s))
+            self.on_done(Done(str(lane), copy.what, copy.link, copy.nbytes, start_s, end_s, purpose))
 
     def restart(self, on_done: Callable[[Done], None] | None = None) -> dict[tuple[str, str], Flow]:
         """Begin a new account, of which `on_done` hears; the one until now."""

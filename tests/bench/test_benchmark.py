@@ -17,6 +17,7 @@ from flexref.bench.benchmark import Benchmark, Report, weights_of
 from flexref.bench.floor import Workload, cache_bytes_read, floors, weight_bytes_read
 from flexref.bench.rates import Rates
 from flexref.bench.suites import Arguments, read_suites
+from flexref.block.trace import Trace
 from flexref.check.models import write_model
 from flexref.engine.events import Event, WeightsLoaded
 from flexref.engine.results import Stats
@@ -313,10 +314,11 @@ def test_a_job_that_uses_the_disk_has_the_disks_rates(tmp_path: Path) -> None:
     assert only_weights["rates"]["to_spill_bytes_per_s"] is None
 
 
-def test_a_trace_tells_how_busy_each_lane_was() -> None:
-    report = run(STREAMED, traced=True)
-    assert report.trace is not None
-    assert report.trace.events
+def test_a_trace_tells_how_busy_each_lane_was_in_the_last_run(tmp_path: Path) -> None:
+    with Trace(tmp_path / "trace.json") as trace:
+        report = run({**STREAMED, "repeat": 2}, trace=trace)
+    events = json.loads((tmp_path / "trace.json").read_text())
+    assert {event["args"]["block"] for event in events if event.get("cat") == "compute"} == {0, 1}
     assert {"compute", "weights_in"} <= set(report.to_json()["runs"][0]["lane_busy"])
     assert run(STREAMED).to_json()["runs"][0]["lane_busy"] == {}
 

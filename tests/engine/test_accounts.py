@@ -1,5 +1,6 @@
 """What a job's account says of memory: seconds to take it, the most that the job held, and what loading needs."""
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -135,9 +136,12 @@ def test_a_policy_that_fits_but_for_its_loading_is_refused_by_the_plan(path: str
         assert error.value.needed_bytes == need + weights.loading_bytes
 
 
-def test_lanes_go_by_plain_names_in_the_account_and_in_a_trace(path: str) -> None:
-    trace = Trace(time.perf_counter())
-    with load(path, policy=Policy(cache=Shares(0, 1, 0)), backend=NumpyBackend()) as engine:
+def test_lanes_go_by_plain_names_in_the_account_and_in_a_trace(path: str, tmp_path: Path) -> None:
+    policy = Policy(cache=Shares(0, 1, 0))
+    with load(path, policy=policy, backend=NumpyBackend()) as engine, Trace(tmp_path / "trace.json") as trace:
         stats = engine.generate([[1, 2, 3]], Request(2, ignore_eos=True), trace=trace).stats
     assert {"cache_in", "cache_out", "compute"} == stats.lane_busy.keys()
-    assert {type(name) for name in (*stats.lane_busy, *(event["tid"] for event in trace.events))} == {str}
+    assert {type(name) for name in stats.lane_busy} == {str}
+    events = json.loads((tmp_path / "trace.json").read_text())
+    threads = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
+    assert sorted(threads) == sorted(stats.lane_busy)

@@ -1,6 +1,8 @@
 """Plans: what is returned fits and runs within its budgets, and says why it was chosen."""
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -198,10 +200,11 @@ def test_the_points_of_a_pareto_front_rise() -> None:
     assert rates == pytest.approx(sorted(rates), rel=0.05)  # the simulator may see near ties the other way round
 
 
-def test_a_trace_of_a_plan_holds_its_first_block() -> None:
-    trace = Trace(0.0)
-    plan("125m", SMALL, PlanRequest(16, 4, weights_schemes=("int4",), attention_on=("device",)), trace=trace)
-    assert {event["cat"] for event in trace.events} >= {"compute"}
+def test_a_trace_of_a_plan_holds_its_first_block(tmp_path: Path) -> None:
+    with Trace(tmp_path / "trace.json") as trace:
+        plan("125m", SMALL, PlanRequest(16, 4, weights_schemes=("int4",), attention_on=("device",)), trace=trace)
+    events = json.loads((tmp_path / "trace.json").read_text())
+    assert {event.get("cat") for event in events} >= {"compute"}
 
 
 def test_ragged_rows_are_planned_for_their_longest() -> None:

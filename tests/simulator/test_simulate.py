@@ -1,6 +1,9 @@
 """A simulated job: bytes and peaks are those of a real run, seconds follow from the machine alone."""
 
+import json
+import os
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,7 +109,7 @@ def test_passes_that_are_left_out_take_what_they_would(
     job = [RowLengths(9, new_tokens)] * rows
     policy = policy.changed(overlap=overlap, groups_per_block=8, rows_per_group=2)
     short = simulate(file, machine, policy, job, NO_BUDGETS)
-    whole = simulate(file, machine, policy, job, NO_BUDGETS, Trace(0.0))
+    whole = simulate(file, machine, policy, job, NO_BUDGETS, Trace(os.devnull))
     assert short.link_bytes == whole.link_bytes
     assert short.peak_bytes == whole.peak_bytes
     assert short.prefill_s == pytest.approx(whole.prefill_s)
@@ -183,13 +186,14 @@ def test_the_host_s_own_time_hides_behind_an_asynchronous_device_only() -> None:
     assert one(waits, policy).decode_s - one(free, policy).decode_s >= 1e-3 * visits
 
 
-def test_a_trace_of_a_simulation_is_one_of_a_run() -> None:
-    trace = Trace(0.0)
-    simulate(random_file(SPEC), plain_machine(), STREAMED, [RowLengths(8, 4)] * 4, NO_BUDGETS, trace)
-    lanes = {event["cat"] for event in trace.events}
+def test_a_trace_of_a_simulation_is_one_of_a_run(tmp_path: Path) -> None:
+    with Trace(tmp_path / "trace.json") as trace:
+        simulate(random_file(SPEC), plain_machine(), STREAMED, [RowLengths(8, 4)] * 4, NO_BUDGETS, trace)
+    slices = [event for event in json.loads((tmp_path / "trace.json").read_text()) if event["ph"] == "X"]
+    lanes = {event["cat"] for event in slices}
     assert lanes == {"compute", "weights_in", "cache_in", "cache_out", "disk_in"}
-    assert all(event["dur"] >= 0 for event in trace.events)
-    assert sum(event["name"] == "layer 1 group 0" for event in trace.events) == 4
+    assert all(event["dur"] >= 0 for event in slices)
+    assert sum(event["name"] == "layer 1 group 0" for event in slices) == 4
 
 
 def test_what_does_not_fit_is_refused_as_a_run_would() -> None:

@@ -3,10 +3,14 @@
 import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flexref.errors import StorageError
+
+if TYPE_CHECKING:
+    from flexref.block.trace import Trace
 
 BUILT_IN = {"demo": str(Path(__file__).parents[2] / "data" / "demo.h5")}
 """Files that go by a name of ours, where no file has it."""
@@ -21,6 +25,15 @@ def check_outputs(outputs: Mapping[str, str | None], inputs: Iterable[str | None
         if path is not None:
             check_writable(path)
     check_replaced(outputs, inputs, force=force)
+
+
+def tracing(path: str | None) -> "AbstractContextManager[Trace | None]":
+    """A trace that is written to `path` while the context lasts; none without a path."""
+    if path is None:
+        return nullcontext()
+    from flexref.block.trace import Trace
+
+    return Trace(path)
 
 
 def check_replaced(outputs: Mapping[str, str | None], inputs: Iterable[str | None], *, force: bool) -> None:
