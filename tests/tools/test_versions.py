@@ -1,6 +1,8 @@
 """The report of a run with other versions, the lower bounds, and that every tool's version is held."""
 
+import os
 import re
+import subprocess
 import sys
 from importlib.metadata import requires
 from pathlib import Path
@@ -60,3 +62,36 @@ def test_the_report_names_versions_and_failing_tests() -> None:
     assert re.search(r"^  pluggy 0\.1 -> [\d.]+ \(comes with others\)$", text, re.MULTILINE)
     assert text.index("numpy 1.0") < text.index("pluggy 0.1")
     assert text.endswith("tests that failed: 2\n  tests.a::test_wrong\n  tests.b::test_broken")
+
+
+FAKE_PYTHON = """#!/bin/sh
+case "$*" in
+*-m\\ venv*) mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
+*-m\\ pip*) ;;
+*-m\\ pytest*) {pytest} ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        pytest.param("exit 4", id="before any test"),
+        pytest.param('for word; do case $word in *.xml) echo "<tests" >"$word" ;; esac; done; exit 3', id="amid them"),
+    ],
+)
+def test_where_pytest_stops_early_one_line_says_so_and_the_exit_code_too(tmp_path: Path, ending: str) -> None:
+    python = tmp_path / "python"
+    python.write_text(FAKE_PYTHON.format(python=sys.executable, pytest=ending), encoding="utf-8")
+    python.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "tools" / "test_versions", "lowest"],
+        env={**os.environ, "PYTHON": str(python), "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Traceback" not in done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "tests that failed: unknown, since pytest stopped before it had run them"
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "tools/test_versions lowest: failed: tests")

@@ -70,14 +70,21 @@ def failing(xml: str) -> list[str]:
 
 
 def report(pyproject: str, held: str, xml: str) -> Iterator[str]:
-    """Versions that differ, those that pyproject.toml names first, and the tests that failed."""
+    """Versions that differ, those that pyproject.toml names first, and the tests that failed.
+
+    `xml` is no JUnit report where pytest stopped early, in a conftest say: the last line says so.
+    """
     here = {normal(found.name): found.version for found in distributions()}
     ours = {normal(name) for name in re.findall(r'"([A-Za-z0-9_.-]+?)(?:\[\w+\])?[><=]=', pyproject)}
     changes = [change for change in differing(held_versions(held), here) if change[0] not in ("pip", "flexref")]
     yield f"versions that differ from those held: {len(changes)}"
     for name, old, new in sorted(changes, key=lambda change: change[0] not in ours):
         yield f"  {name} {old} -> {new}{'' if name in ours else ' (comes with others)'}"
-    tests = failing(xml)
+    try:
+        tests = failing(xml)
+    except ElementTree.ParseError:
+        yield "tests that failed: unknown, since pytest stopped before it had run them"
+        return
     yield f"tests that failed: {len(tests)}"
     yield from (f"  {test}" for test in tests)
 
