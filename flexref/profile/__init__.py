@@ -1,1 +1,1 @@
-"""Measures a machine through a port, and keeps what it measured."""
+"""Measures a machine through a port, and keeps the measurements in a folder."""

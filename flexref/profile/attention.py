@@ -1,4 +1,4 @@
-"""Times `append` and `attend` of a port over caches of random tokens, on the device and on the host; no layer."""
+"""Times a port's `append` and `attend` on caches of random tokens, on the device and the host; it knows no layer."""
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,21 +13,25 @@ from flexref.profile.meter import Call, Meter, Point, backend_dtype
 from flexref.profile.operands import GROUP_SIZE, Memory, spread
 
 SCHEMES = ("none", "int4")
-"""How a cache may hold its records."""
+"""The schemes in which a cache may hold its records."""
 
 FIRST_TOKENS = 32
-"""Random records are appended once and then copied: as good to read, and much sooner there."""
+"""So many random records are appended, then copied over the whole cache: that is faster, and reading costs the same."""
 
 NARROWER = 4
-"""A port that computes on the host runs narrower models, and each row costs it more than its bytes do."""
+"""A port that computes on the host is measured with a quarter of the width: it runs smaller models, and its seconds
+depend more on rows than on bytes."""
 
 HANDLES_MOST = 64
-"""Bounds how many caches are read in turn."""
+"""Bounds how many caches take turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """A pool of valid records on a place, to be cut into rows anywhere, and (T, 3E) queries, keys and values there."""
+    """Memory full of valid records (`pool`) on the device or the host (`place`), which holds `tokens` of them.
+
+    Any part of it can serve as a row's cache. `qkv` (T, 3E) and `out` (T, E) lie in the same place.
+    """
 
     meter: Meter
     place: str
@@ -39,11 +43,11 @@ class Cache:
 
     @property
     def width(self) -> int:
-        """Of queries, keys and values."""
+        """Width E of queries, keys and values each."""
         return self.layout.heads * self.layout.head_width
 
     def handles(self, rows: int, tokens: int) -> list[Any]:
-        """Caches of `rows` rows of `tokens` tokens each, as many as the pool has, at different places of it."""
+        """Handles of caches of `rows` rows of `tokens` tokens each, on different parts of the pool, as many as fit."""
         backend, size = self.meter.backend, tokens * self.layout.record_bytes
         found = []
         for first in range(0, min(HANDLES_MOST, self.tokens // (rows * tokens)) * rows, rows):
@@ -52,7 +56,7 @@ class Cache:
         return found
 
     def attends(self, rows: int, past: int, new: int) -> list[Call]:
-        """Attention of `rows` rows with `past` and `new` tokens each."""
+        """Calls of `attend` for `rows` rows, each with `past` tokens in its cache before and `new` tokens to attend."""
         backend, width = self.meter.backend, self.width
         segments = backend.segments([past] * rows, [new] * rows)
         q, out = self.qkv[: rows * new, :width], self.out[: rows * new]
@@ -60,7 +64,7 @@ class Cache:
         return [partial(backend.attend, handle, segments, q, scale, out) for handle in self.handles(rows, past + new)]
 
     def appends(self, rows: int, new: int) -> list[Call]:
-        """Records of `new` tokens for each of `rows` rows."""
+        """Calls of `append` with `new` tokens for each of `rows` rows."""
         backend, width = self.meter.backend, self.width
         segments = backend.segments([0] * rows, [new] * rows)
         k, v = self.qkv[: rows * new, width : 2 * width], self.qkv[: rows * new, 2 * width :]
@@ -69,7 +73,7 @@ class Cache:
 
 @dataclass(frozen=True, slots=True)
 class Attention:
-    """Curves by `attention_key`, and those of appends by operator."""
+    """Curves of attention in decode and prefill, by `attention_key`; and of `append`, by the operator's name."""
 
     decode: dict[str, Curve]
     prefill: dict[str, Curve]
@@ -77,7 +81,7 @@ class Attention:
 
 
 def attention_curves(meter: Meter) -> Attention:
-    """All of them: on the device, and on the host where the port attends there."""
+    """Measure attention and appends on the device, and on the host if the port can attend there."""
     found = Attention({}, {}, {})
     places = {"device": meter.sizes.head_widths}
     if meter.backend.caps.attends_on_host:
@@ -90,6 +94,7 @@ def attention_curves(meter: Meter) -> Attention:
 
 
 def _measure(meter: Meter, where: tuple[str, str, int], found: Attention, appends: bool) -> None:
+    """Add the curves of one place, cache scheme and head width (`where`) to `found`."""
     place, scheme, head_width = where
     key = attention_key(*where)
     meter.tell(f"attention on {place} over a cache of scheme {scheme}, heads of width {head_width}")
@@ -105,7 +110,7 @@ def _measure(meter: Meter, where: tuple[str, str, int], found: Attention, append
 
 
 def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout) -> Cache:
-    """A pool as large as the longest point, or as what is to exceed a cache; half of the room at most."""
+    """A cache as large as the largest point needs, and larger than a processor's caches; at most half of the room."""
     sizes, backend = meter.sizes, meter.backend
     width, record = layout.heads * layout.head_width, layout.record_bytes
     shapes = (*sizes.decode, *sizes.prefill, *sizes.appends)
@@ -127,7 +132,7 @@ def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout) -> C
 
 
 def _spread(cache: Cache, done: int) -> None:
-    """Copy what lies in the first `done` bytes of the pool all over it."""
+    """Fill the pool with copies of its first `done` bytes."""
     backend, whole = cache.meter.backend, cache.tokens * cache.layout.record_bytes
     if cache.place == "host":
         backend.mark().wait()
@@ -141,28 +146,31 @@ def _spread(cache: Cache, done: int) -> None:
 
 
 def _decodes(cache: Cache) -> Generator[Point, None, None]:
-    """One new token for every row: over the bytes of the records that are read."""
+    """Points with one new token for every row; their size is the bytes of the records that are read."""
     for rows, context in _within(cache, cache.meter.sizes.decode, rows_only=True):
         nbytes = rows * context * cache.layout.record_bytes
         yield Point(nbytes, f"{rows} rows of {context} tokens", cache.attends(rows, context - 1, 1))
 
 
 def _prefills(cache: Cache) -> Generator[Point, None, None]:
-    """New rows: over FLOPs, 4 E for every pair of a query and a key that it sees (FlexGen, appendix A.3, causal)."""
+    """Points of whole prompts; their size is in FLOPs: 4 E for every visible pair of a query and a key.
+
+    Source: FlexGen, appendix A.3, here with the causal mask.
+    """
     for rows, prompt in _within(cache, cache.meter.sizes.prefill):
         flops = 4 * cache.width * rows * (prompt * (prompt + 1) // 2)
         yield Point(flops, f"{rows} rows of {prompt} tokens", cache.attends(rows, 0, prompt))
 
 
 def _appends(cache: Cache) -> Generator[Point, None, None]:
-    """New records: over their bytes."""
+    """Points of appends; their size is the bytes of the new records."""
     for rows, new in _within(cache, cache.meter.sizes.appends):
         nbytes = rows * new * cache.layout.record_bytes
         yield Point(nbytes, f"{rows} rows of {new} tokens", cache.appends(rows, new))
 
 
 def _within(cache: Cache, shapes: Sequence[tuple[int, int]], rows_only: bool = False) -> Iterator[tuple[int, int]]:
-    """The shapes that the pool, and the queries, have room for."""
+    """Those of `shapes`, (rows, tokens), for which the pool and the queries are large enough."""
     for rows, tokens in shapes:
         if rows * tokens <= cache.tokens and (rows if rows_only else rows * tokens) <= cache.qkv.shape[0]:
             yield rows, tokens

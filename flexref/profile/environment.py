@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, memory, device, and the versions of what ran; it measures nothing."""
+"""Describes the machine and the software that a figure was measured with; it measures nothing."""
 
 import os
 import platform
@@ -17,9 +17,10 @@ DRIVER_FOLDER = Path("/proc/driver/nvidia")
 
 
 def machine(port: Description) -> dict[str, Any]:
-    """Processor, cores that this process may use, bytes of memory, and devices: the port's, else what the system has.
+    """The processor, the cores that this process may use, bytes of memory, and names of GPUs.
 
-    A port without devices of its own may still share its memory and its bus with some.
+    GPUs are those that the port describes, else those that the system has: a port that uses none still shares memory
+    and bus with them.
     """
     return {
         "cpu": _after(PROCESSOR_FILE, "model name", ":") or platform.processor() or platform.machine(),
@@ -30,7 +31,7 @@ def machine(port: Description) -> dict[str, Any]:
 
 
 def versions(port: Description) -> dict[str, str]:
-    """Versions by name: flexref, Python, numpy, what numpy multiplies with, the driver, and the port's libraries."""
+    """Versions by name: flexref, Python, numpy and its BLAS, NVIDIA's driver, and the libraries of the port."""
     found = {"flexref": __version__, "python": platform.python_version(), "numpy": np.__version__}
     build: dict[str, Any] = np.show_config(mode="dicts")  # type: ignore[assignment]
     blas = build.get("Build Dependencies", {}).get("blas", {})
@@ -43,20 +44,21 @@ def versions(port: Description) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Names of the devices that NVIDIA's driver knows."""
+    """Names of the GPUs that NVIDIA's driver lists."""
     files = sorted(DRIVER_FOLDER.glob("gpus/*/information"))
     return [name for path in files if (name := _after(path, "Model", ":"))]
 
 
 def _first_line(path: Path) -> str:
+    """A file's first line; "" where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").partition("\n")[0]
-    except OSError:  # not a Linux that tells, or no such driver
+    except OSError:  # no such file: another system, or no NVIDIA driver
         return ""
 
 
 def _after(path: Path, key: str, separator: str) -> str:
-    """What stands after `separator` on the first line of a file that starts with `key`, or nothing."""
+    """The text after `separator` on the first line that starts with `key`; "" if there is none."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

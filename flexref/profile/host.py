@@ -1,7 +1,8 @@
-"""Times what a job costs the host beside operators and copies: calls, submissions, and the engine's own work.
+"""Times the host's own work in a job: calls of operators, submissions of copies, and the engine's Python; no curve.
 
-Small jobs run on the real engine, on the port inside a wrapper that adds up the seconds spent in operators; what is
-left of a pass is the engine's, and follows from its visits, groups and rows.
+The engine's part is found by subtraction. Small jobs run on the real engine, with the port in a wrapper that adds up
+the seconds spent in operators. What is left of a pass is the engine's work, and a fit splits it into seconds per visit,
+per group and per row.
 """
 
 from collections.abc import Callable
@@ -26,23 +27,23 @@ from flexref.profile.operands import TABLE_DTYPE, Memory
 from flexref.storage.random_weights import random_file
 
 CALLS = 200
-"""Operators that are called without waiting; a device's queue holds them."""
+"""Calls of an operator in a row, without waiting: a device's queue holds so many."""
 
 SUBMISSIONS = 50
-"""Moves that are submitted without waiting."""
+"""Moves that are submitted in a row, without waiting."""
 
 MOVED_BYTES = 4096
-"""Of such a move."""
+"""Bytes of each of these moves."""
 
 SMALL_WIDTH, SMALL_TOKENS = 128, 1
-"""Of operators and of a job's model: what they compute takes hardly any time."""
+"""Width and tokens of these operators, and width of the small jobs' model: computing takes hardly any time."""
 
 PROMPT = (3, 1, 4)
 
 
 @dataclass(frozen=True, slots=True)
 class PortCounts:
-    """What a counting port knows at a time: the time, and its sums until then."""
+    """The sums of a `Counted` port at the time `now_s`: seconds in operators and in `sample`, and calls so far."""
 
     now_s: float
     inside_s: float
@@ -53,11 +54,11 @@ class PortCounts:
 OPERATORS = frozenset(
     ("gather", "add_rows", "linear", "expand", "layer_norm", "activate", "append", "attend", "sample", "assign")
 )
-"""What a job calls to compute, and what curves tell the seconds of; all else that it asks of a port is its own work."""
+"""The methods of a port whose seconds are predicted from curves. Its other methods count as the engine's own work."""
 
 
 def host_seconds(meter: Meter, disk_dir: str | Path) -> HostSeconds:
-    """What calls, submissions and the engine take on the host."""
+    """Measure the seconds that calls, submissions and the engine take on the host. The engine spills to `disk_dir`."""
     meter.tell("the host's own work")
     with meter.memory() as memory:
         call_s = _call(meter, memory)
@@ -67,7 +68,10 @@ def host_seconds(meter: Meter, disk_dir: str | Path) -> HostSeconds:
 
 
 def _call(meter: Meter, memory: Memory) -> float:
-    """One call of a small operator on an asynchronous port; on another, what remains: a call of nothing."""
+    """Seconds of one call of a small operator on an asynchronous port; on any other, of a Python call of nothing.
+
+    On the latter an operator's own seconds are in its curve already.
+    """
     backend, dtype = meter.backend, backend_dtype(meter.backend)
     call: Callable[[], object] = _nothing
     if meter.asynchronous:
@@ -86,11 +90,11 @@ def _call(meter: Meter, memory: Memory) -> float:
 
 
 def _nothing() -> None:
-    """What calling costs the language alone."""
+    """Does nothing: times what a call costs in Python."""
 
 
 def _submission(meter: Meter, memory: Memory) -> float:
-    """One hand-over of a small move to a lane."""
+    """Seconds to submit one small move to a lane."""
     host, device = memory.buffer("host", MOVED_BYTES), memory.buffer("device", MOVED_BYTES)
     meter.backend.host_memory(host)[:] = np.arange(MOVED_BYTES, dtype=np.uint8)
     step = Move("measuring", Span(host, 0, MOVED_BYTES), Span(device, 0, MOVED_BYTES))
@@ -105,9 +109,10 @@ def _submission(meter: Meter, memory: Memory) -> float:
 
 
 class Counted:
-    """A port that counts operators' calls, and that stays open when an engine closes it.
+    """A port that counts the calls of its operators, and that stays open when an engine closes it.
 
-    Where operators are synchronous it also adds up the seconds inside of them; where they are not, their number tells.
+    On a synchronous port it adds up the seconds inside operators too. On an asynchronous one calls return at once, and
+    their number times the seconds of a call is used in place of that.
     """
 
     def __init__(self, backend: Backend, clock: Callable[[], float], asynchronous: bool) -> None:
@@ -116,7 +121,7 @@ class Counted:
         self.inside_s = 0.0
         self.sampling_s = 0.0
         self.sampled: list[PortCounts] = []
-        """After every `sample`."""
+        """The sums after every call of `sample`."""
         for name in OPERATORS:
             setattr(self, name, self._watched(name, getattr(backend, name)))
 
@@ -124,10 +129,11 @@ class Counted:
         return getattr(self._backend, name)
 
     def close(self) -> None:
-        """The port belongs to whoever measures; nothing is under way any more."""
+        """Wait for what is under way. The port itself stays open for the next measurement."""
         self._backend.mark().wait()
 
     def _watched(self, name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        """The operator with counting around it."""
         clock = self._clock
 
         def counted(*arguments: Any, **options: Any) -> Any:
@@ -156,13 +162,17 @@ class Counted:
 
 
 def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, float, float]:
-    """(visit, choice, choice of a row) in seconds: the least squares of what is left of passes of some small jobs."""
-    from scipy.optimize import nnls  # noqa: PLC0415  half a second, for who measures a machine alone
+    """Seconds of the engine's work per visit, per choice of tokens, and per row of a choice.
+
+    Passes of small jobs of several shapes are measured, and the three figures fitted to what operators leave of them
+    (least squares, none below 0).
+    """
+    from scipy.optimize import nnls  # noqa: PLC0415  takes half a second, which only measuring must pay
 
     sizes, equations, left = meter.sizes, [], []
     for layers, groups, rows in product(sizes.layers, sizes.groups, sizes.rows):
         count, seconds = _pass_left(meter, disk_dir, (layers, groups, rows), call_s)
-        # Relative to the pass: a long one must not outweigh the others.
+        # Errors count relative to a pass, so that long passes do not outweigh short ones.
         weight = 1 / max(seconds, 1e-6)
         equations.append([groups * count * weight, groups * weight, groups * rows * weight])
         left.append(seconds * weight)
@@ -172,10 +182,7 @@ def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, f
 
 
 def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], call_s: float) -> tuple[int, float]:
-    """Stages of a pass, and what is left of a decode pass's seconds without its operators, for a job of that shape.
-
-    What an asynchronous port's calls take is told by their number: only a sample's call waits for its result.
-    """
+    """A job of `shape` (layers, groups, rows): the stages of a pass, and a decode pass's seconds without operators."""
     layers, groups, rows = shape
     spec = ModelSpec(
         "small", 512, 64, SMALL_WIDTH, SMALL_WIDTH, layers, heads=2, ffn_width=4 * SMALL_WIDTH, eos_token_ids=()
@@ -188,7 +195,8 @@ def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], 
         request = Request(meter.sizes.passes + 1, ignore_eos=True)
         engine.generate([list(PROMPT)] * (rows * groups), request)
     left = []
-    # From one sample of a group to its next, after the first decode pass: the prefill is over for every group.
+    # A pass is measured from one `sample` of a group to its next. The first of each group ends the prefill, and is
+    # left out.
     for before, after in zip(counted.sampled[groups:], counted.sampled[2 * groups :], strict=False):
         calls = after.calls - before.calls - groups
         operators = calls * call_s if meter.asynchronous else after.inside_s - before.inside_s

@@ -1,4 +1,4 @@
-"""Times the links of a machine, each alone: copies to and from the device, a spill file, a weight file; no operator."""
+"""Times every link of a machine alone: copies to and from the device, spill file, weight file; it knows no operator."""
 
 import os
 import tempfile
@@ -23,24 +23,24 @@ from flexref.units import LINKS
 Bytes = npt.NDArray[np.uint8]
 
 COPIES_AT_ONCE_BYTES, COPIES_MOST, COPIES_LEAST = 16 << 20, 32, 4
-"""Copies are timed back to back on their lane, as they come in a job: so many bytes, within these numbers of them."""
+"""Copies are timed back to back on their lane, as they run in a job: about 16 MiB in all, in 4 to 32 copies."""
 
 LONGEST_COPY_S = 0.1
-"""A curve of copies ends where one takes longer."""
+"""A curve of copies ends after the first that takes longer."""
 
 SUBMIT_S = 50e-6
-"""More than it takes the host to submit one copy."""
+"""More than the host needs to submit one copy."""
 
 ANOTHER_BYTES = 8 << 20
-"""Of one write to a file that is not timed."""
+"""Bytes of one write to the file that is not timed."""
 
 DISK_REPEATS = 4
-"""Windows of pieces of one size; fewer, where one piece is as long as all that may be moved."""
+"""Repeats at every size on disk; fewer where one piece is already all that may be moved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One link at work: the lane it is on, and `count` steps of `nbytes` each."""
+    """A link: its lane, and `steps(nbytes, count)`, which makes `count` steps of `nbytes` each for that lane."""
 
     lane: Lane
     steps: Callable[[int, int], Sequence[LaneStep]]
@@ -48,7 +48,7 @@ class Link:
 
 @dataclass(slots=True)
 class Files:
-    """A spill file, of which the first `written_bytes` were written, and a weight file of random bytes; see `files`."""
+    """A spill file, written up to `written_bytes`, and a weight file of random bytes, both in `directory`."""
 
     directory: Path
     spill: SpillFile
@@ -60,9 +60,9 @@ class Files:
 
 @contextmanager
 def files(meter: Meter, directory: str | Path) -> Iterator[Files]:
-    """The two files in `directory`, gone at the end; `StorageError` if they cannot be written there.
+    """Make both files in `directory`, and remove them at the end. Raises `StorageError` if they cannot be written.
 
-    The spill file has room for all pieces of all sizes: as in a job, each is written where nothing was before.
+    The spill file has room for the pieces of all sizes, so that each is written where nothing was before, as in a job.
     """
     sizes = meter.sizes
     spill_bytes = max(sizes.beside_disk_bytes, sum(max(size, sizes.disk_bytes) for size in sizes.spills))
@@ -73,7 +73,7 @@ def files(meter: Meter, directory: str | Path) -> Iterator[Files]:
 
 
 def _weight_file(directory: str | Path, content: Bytes) -> WeightsOnDisk:
-    """An open file with this content on the disk, whose name is gone already."""
+    """An open file with this content, written through to the disk. Its name is removed at once."""
     try:
         with tempfile.NamedTemporaryFile(prefix="flexref-profile-", dir=directory, buffering=0) as file:
             done = 0
@@ -87,7 +87,10 @@ def _weight_file(directory: str | Path, content: Bytes) -> WeightsOnDisk:
 
 @dataclass(slots=True)
 class Places:
-    """Where successive pieces start in `length` bytes, round and round: no piece finds its bytes in a cache."""
+    """Gives successive pieces their places in `length` bytes, from the start again at the end.
+
+    A piece is thus not where the last one was, and its bytes are not in a processor's cache.
+    """
 
     length: int
     end: int = 0
@@ -100,9 +103,9 @@ class Places:
 
 
 def links_of(memory: Memory, found: Files, most_bytes: int) -> dict[str, Link]:
-    """Every link (and the weight file) as steps for its lane, over buffers of `most_bytes` and over the two files.
+    """The four links and the weight file by name, over two buffers of `most_bytes` and the files of `found`.
 
-    What is read of the spill file was written before, as long as anything was.
+    The spill file is read only where it has been written, so it must be written first.
     """
     device, host = memory.buffer("device", most_bytes), memory.buffer("host", most_bytes)
     content = memory.backend.host_memory(host)
@@ -139,10 +142,12 @@ def links_of(memory: Memory, found: Files, most_bytes: int) -> dict[str, Link]:
 
 
 def _each(step: Callable[[int], LaneStep]) -> Callable[[int, int], Sequence[LaneStep]]:
+    """`count` steps of `nbytes`, each made by `step`."""
     return lambda nbytes, count: [step(nbytes) for _ in range(count)]
 
 
 def _moves(source: Buffer, target: Buffer) -> Callable[[int, int], Sequence[LaneStep]]:
+    """Moves from `source` to `target`, each at the next place of both."""
     places = Places(source.nbytes)
 
     def move(nbytes: int) -> LaneStep:
@@ -153,9 +158,10 @@ def _moves(source: Buffer, target: Buffer) -> Callable[[int, int], Sequence[Lane
 
 
 def link_seconds(meter: Meter, memory: Memory, link: Link, nbytes: int, count: int) -> float:
-    """Seconds of one of `count` steps of `nbytes`, submitted one by one and run back to back.
+    """Seconds of one step, from `count` steps of `nbytes` that run back to back.
 
-    They are submitted while an asynchronous device is busy, so that the first has not ended when the last comes.
+    On an asynchronous port they are submitted while a product keeps the device busy, so that the lane never waits for
+    the host.
     """
     gate: tuple[Ticket, ...] = ()
     if meter.asynchronous:
@@ -167,7 +173,7 @@ def link_seconds(meter: Meter, memory: Memory, link: Link, nbytes: int, count: i
 
 
 def copy_curves(meter: Meter, found: Files) -> dict[str, Curve]:
-    """Seconds of one copy by link, over its bytes."""
+    """Measure the seconds of one copy over its bytes, for every link and the weight file."""
     sizes = meter.sizes
     curves = {}
     with meter.memory() as memory:
@@ -191,7 +197,7 @@ def copy_curves(meter: Meter, found: Files) -> dict[str, Curve]:
 
 
 def _write_another(found: Files) -> None:
-    """Write another spill file as large, and drop it: memory of a virtual machine is slow when it is first used."""
+    """Write a spill file of the same size and drop it: a virtual machine's memory is slow the first time it is used."""
     content = np.empty(min(found.spill_bytes, ANOTHER_BYTES), np.uint8)
     fill_bytes(content)
     with closing(SpillFile(found.directory, found.spill_bytes)) as another:
@@ -200,10 +206,10 @@ def _write_another(found: Files) -> None:
 
 
 def _typical(meter: Meter, memory: Memory, named: tuple[str, Link], nbytes: int, on_disk: bool) -> float:
-    """Seconds of one copy: of the disk the median, of other links the mean over a while.
+    """Seconds of one copy: the median for links to the disk, the mean over `sustained_s` for all others.
 
-    What else works on a host, another guest of it say, slows its links for a tenth of a second now and then. A job is
-    long enough to meet that, and so is this.
+    Other work on the host, another virtual machine's for example, slows its links for a tenth of a second now and then.
+    A job is long enough to meet such moments, so they must count, and a median would hide them.
     """
     name, link = named
     label, sizes = f"{nbytes} bytes", meter.sizes

@@ -1,4 +1,4 @@
-"""Memory of a measurement on a port: random operands, counted, and given back however it ends; it times nothing."""
+"""Takes memory for a measurement, fills it with random operands and gives it back at the end; it times nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -18,23 +18,23 @@ from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, aligned
 Values = npt.NDArray[Any]
 
 GROUP_SIZE = 64
-"""Of quantized matrices and caches: what a converter writes and a policy takes unless it is told otherwise."""
+"""Group size of quantized matrices and caches: the default of `flexref convert` and of a policy."""
 
 TABLE_DTYPE = "float16"
-"""The type of tables, norms and biases beside weights that are stored as halves or in groups."""
+"""Type of tables, norms and biases in a model whose matrices are float16 or quantized."""
 
 TILE_ELEMENTS = (1 << 20) - 3
-"""Random numbers are made once and repeated; a prime, so that no two rows of a matrix are alike."""
+"""Random numbers are made once and repeated. Their number is a prime, so that no two rows of a matrix are equal."""
 
 WEIGHT_DEVIATION, SCALE_DEVIATION = 0.02, 0.003
-"""Standard deviations of matrices, and of the scales of their groups: as in a model."""
+"""Standard deviations of matrices and of the scales of groups, about those of a model."""
 
 
 class Memory:
-    """Buffers of one measurement; a context manager that waits for what is under way before it gives them back."""
+    """The buffers of one measurement. As a context manager it waits for all copies, then releases the buffers."""
 
     def __init__(self, backend: Backend, most_bytes: Mapping[str, int]) -> None:
-        """`most_bytes` per tier are what it may take."""
+        """`most_bytes`: how much it may take of every tier."""
         self.backend = backend
         self._left = dict(most_bytes)
         self._buffers: list[Buffer] = []
@@ -48,7 +48,7 @@ class Memory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for ticket in self._tickets:
-            with suppress(Exception):  # whoever submitted it has waited for it and met its failure
+            with suppress(Exception):  # its failure was raised where it was waited for first
                 ticket.wait()
         self.backend.mark().wait()
         for buffer in self._buffers:
@@ -56,17 +56,17 @@ class Memory:
         self._buffers.clear()
 
     def room_bytes(self, tier: str = "device") -> int:
-        """What is left of a tier."""
+        """How many bytes it may still take of a tier."""
         return self._left[tier]
 
     def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket] = ()) -> Ticket:
-        """Put steps that use this memory on a lane."""
+        """Submit steps that use this memory to a lane; at the end it waits for them."""
         ticket = self.backend.submit(lane, steps, after)
         self._tickets.append(ticket)
         return ticket
 
     def buffer(self, tier: str, nbytes: int) -> Buffer:
-        """`nbytes` of a tier; `CapacityError` if a profile may not take so many."""
+        """A buffer of `nbytes` of a tier. Raises `CapacityError` if that is more than is left."""
         if nbytes > self._left[tier]:
             raise CapacityError(tier, "a profile", nbytes, self._left[tier], {}, "a quarter of what is free is used")
         buffer = self.backend.allocate(tier, nbytes)
@@ -75,14 +75,14 @@ class Memory:
         return buffer
 
     def array(self, shape: tuple[int, ...], dtype: str, scale: float = 1.0, tier: str = "device") -> Any:
-        """Normal random numbers with the standard deviation `scale`; random bytes for uint8."""
+        """An array of normal random numbers with the standard deviation `scale`; of random bytes for uint8."""
         (made,) = self.arrays(1, shape, dtype, scale, tier)
         return made
 
     def arrays(
         self, count: int, shape: tuple[int, ...], dtype: str, scale: float = 1.0, tier: str = "device"
     ) -> list[Any]:
-        """`count` arrays of random numbers in one buffer, each aligned."""
+        """`count` such arrays in one buffer, each aligned."""
         item = DTYPE_BYTES[dtype]
         stride = aligned(max(1, int(np.prod(shape, dtype=np.int64)) * item), ALIGNMENT_BYTES)
         buffer = self.buffer(tier, count * stride)
@@ -90,13 +90,13 @@ class Memory:
         return [self.backend.view(buffer, place * stride, shape, dtype) for place in range(count)]
 
     def ids(self, most: int, count: int) -> Any:
-        """(count,) random row numbers below `most`, int32, on the device."""
+        """Random row numbers below `most`: (count,) int32 on the device."""
         values = self._random.integers(0, most, count).astype(np.int32)
         place = self.backend.view(self.buffer("device", aligned(values.nbytes, ALIGNMENT_BYTES)), 0, (count,), "int32")
         return self.backend.upload(values, out=place)
 
     def matrices(self, stored: str, width: int, most: int) -> list[Matrix]:
-        """Square matrices as they are stored, at most `most` of them, and as many as half of the room holds."""
+        """At most `most` square matrices in the form `stored`; fewer, but at least one, if half of the room is less."""
         nbytes = matrix_bytes(stored, width)
         count = max(1, min(most, self.room_bytes() // 2 // nbytes))
         bits = BITS.get(stored)
@@ -122,7 +122,7 @@ class Memory:
 
 
 def spread(memory: npt.NDArray[np.uint8], done: int) -> None:
-    """Copy the first `done` bytes of host memory all over it, in place."""
+    """Fill host memory with copies of its first `done` bytes, in place."""
     while done < memory.nbytes:
         size = min(done, memory.nbytes - done)
         memory[done : done + size] = memory[:size]
@@ -130,7 +130,7 @@ def spread(memory: npt.NDArray[np.uint8], done: int) -> None:
 
 
 def fill_bytes(memory: npt.NDArray[np.uint8]) -> None:
-    """Random bytes all over host memory."""
+    """Fill host memory with random bytes."""
     some = min(memory.nbytes, TILE_ELEMENTS)
     memory[:some] = random_tile("uint8", 1.0)[:some]
     spread(memory, some)
@@ -138,7 +138,7 @@ def fill_bytes(memory: npt.NDArray[np.uint8]) -> None:
 
 @lru_cache(maxsize=16)
 def random_tile(dtype: str, scale: float) -> Values:
-    """Normal random numbers of a type with the standard deviation `scale`, or random bytes."""
+    """`TILE_ELEMENTS` normal random numbers with the standard deviation `scale`; random bytes for uint8."""
     draw = np.random.default_rng(0)
     if dtype == "uint8":
         return draw.integers(0, 256, TILE_ELEMENTS, np.uint8)
@@ -146,7 +146,7 @@ def random_tile(dtype: str, scale: float) -> Values:
 
 
 def matrix_bytes(stored: str, width: int) -> int:
-    """Bytes of a square matrix as `Memory.matrices` lays it out."""
+    """Bytes that `Memory.matrices` takes for one square matrix."""
     bits = BITS.get(stored)
     if bits is None:
         return aligned(width * width * DTYPE_BYTES[stored], ALIGNMENT_BYTES)

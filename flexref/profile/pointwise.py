@@ -1,4 +1,4 @@
-"""Times a port's other operators over the bytes of their results, and the host's gathering of table rows."""
+"""Times all operators but products and attention, and the host's gathering of table rows; it knows no layer."""
 
 from collections.abc import Callable, Generator
 from functools import partial
@@ -13,16 +13,16 @@ from flexref.profile.operands import TABLE_DTYPE, WEIGHT_DEVIATION, Memory, fill
 from flexref.units import DTYPE_BYTES, LOGITS_DTYPE
 
 TABLE_ROWS = 1024
-"""Of a small table; of a larger one rows are taken in no other time."""
+"""Rows of a small table: reading some rows takes as long as from a large one."""
 
 LOGITS_DEVIATION = 3.0
-"""About that of a model's logits."""
+"""Standard deviation of the random logits, about that of a model's."""
 
 MakeCall = Callable[["Operands"], Call]
 
 
 class Operands:
-    """What the operators of one size work on: x and y (T, E), tables of at least as many rows, ids (T,)."""
+    """The operands of one size: x and y (T, E), gain and shift (E,), tables of at least T rows, ids (T,)."""
 
     def __init__(self, memory: Memory, tokens: int, width: int) -> None:
         self.backend = memory.backend
@@ -36,7 +36,7 @@ class Operands:
 
 
 OPERANDS = 6
-"""Operands take about so many times as many bytes as a result, at most."""
+"""All operands of one size take at most about 6 times the bytes of a result."""
 
 OPERATORS: dict[str, MakeCall] = {
     "layer_norm": lambda on: partial(on.backend.layer_norm, on.x, on.gain, on.shift, LAYER_NORM_EPSILON, on.y),
@@ -45,11 +45,11 @@ OPERATORS: dict[str, MakeCall] = {
     "add_rows": lambda on: partial(on.backend.add_rows, on.x, on.added, on.ids),
     "assign": lambda on: partial(on.backend.assign, on.y, on.x),
 }
-"""The calls that are timed; results go where they went before."""
+"""The calls that are timed, by operator. Every call writes its result to the same place."""
 
 
 def operator_curves(meter: Meter) -> dict[str, Curve]:
-    """Seconds by operator, over the bytes of its result in the compute type; of `sample`, over those of the logits."""
+    """Measure the seconds of every operator over the bytes of its result; those of `sample` over its logits' bytes."""
     curves = _pointwise(meter)
     curves["sample"] = meter.curve("sample", _samples(meter))
     curves["token rows"] = _gathers(meter)
@@ -57,9 +57,10 @@ def operator_curves(meter: Meter) -> dict[str, Curve]:
 
 
 def _pointwise(meter: Meter) -> dict[str, Curve]:
-    """The operators, at one size after another: each curve ends where a call takes longer than it may.
+    """Curves of the operators in `OPERATORS`, each up to the first call that takes longer than `longest_s`.
 
-    Always on the same operands: in a job, too, they were written by the operator before.
+    Calls work on the same operands every time: in a job, too, an operator finds its operand in the cache, where the
+    operator before has written it.
     """
     sizes = meter.sizes
     row_bytes = sizes.pointwise_width * DTYPE_BYTES[backend_dtype(meter.backend)]
@@ -79,7 +80,7 @@ def _pointwise(meter: Meter) -> dict[str, Curve]:
 
 
 def _samples(meter: Meter) -> Generator[Point, None, None]:
-    """Greedy; the call returns with the tokens, so it is timed one by one."""
+    """Points of greedy sampling. A call waits for its tokens, so calls are timed one by one."""
     meter.tell("operator sample")
     vocabulary = meter.sizes.vocabulary
     for rows in meter.sizes.sampled_rows:
@@ -90,7 +91,7 @@ def _samples(meter: Meter) -> Generator[Point, None, None]:
 
 
 def _gathers(meter: Meter) -> Curve:
-    """Random rows of a table on the host, gathered as a job gathers those of its tokens: over their bytes."""
+    """The seconds to gather random rows of a table on the host, as for a job's tokens, over the bytes of the rows."""
     meter.tell("token rows")
     sizes, draw = meter.sizes, np.random.default_rng(0)
     row_bytes = sizes.pointwise_width * DTYPE_BYTES[TABLE_DTYPE]

@@ -1,4 +1,4 @@
-"""Times matrix products and expansions of a port by how the matrix is stored, over its size; it knows no layer."""
+"""Times a port's matrix products and expansions, for every form of stored matrix and many sizes; it knows no layer."""
 
 from collections.abc import Generator, Sequence
 from functools import partial
@@ -13,25 +13,26 @@ from flexref.profile.operands import TABLE_DTYPE, Memory, matrix_bytes
 from flexref.units import DTYPE_BYTES
 
 COPIES_MOST = 512
-"""Bounds how many matrices are taken in turn: small ones, of which many fit into what is to exceed a cache."""
+"""Bounds how many matrices take turns, where they are so small that very many exceed a cache."""
 
 HEAT_AGAIN = 4
-"""A device that was warm a moment ago is warm again after such a part of the time."""
+"""A device that was warm a moment ago is heated for a quarter of the time."""
 
 LEAST_POINTS = 4
-"""A curve over tokens has so many points, however long they take: a matrix is read, expanded and multiplied."""
+"""A curve over tokens has at least 4 points, however long they take: three costs of different growth are in it, to read
+a matrix, to expand it and to multiply."""
 
 LEAST_WIDTHS = 2
-"""A surface has so many curves, if any port of time allows it: one width says nothing of another."""
+"""A surface has at least 2 widths if memory allows: from one width nothing follows for another."""
 
 
 def stored_forms(compute_dtype: str) -> tuple[str, ...]:
-    """How matrices are stored whose products are timed: in the compute type, as halves, in 4-bit groups."""
+    """The forms of matrices whose products are timed: the compute type, float16, and 4-bit groups."""
     return tuple(dict.fromkeys((compute_dtype, TABLE_DTYPE, "int4")))
 
 
 def product_surfaces(meter: Meter) -> dict[str, Surface]:
-    """Seconds of a product by how its matrix is stored, over the matrix's elements and the tokens."""
+    """Measure the seconds of a product, for every stored form, over the matrix's elements and the tokens."""
     surfaces = {}
     for stored in stored_forms(backend_dtype(meter.backend)):
         curves: list[tuple[float, Curve]] = []
@@ -53,7 +54,10 @@ def product_surfaces(meter: Meter) -> dict[str, Surface]:
 
 
 def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool) -> Curve | None:
-    """The curve over tokens; None if it may be skipped, and a single token takes too long already."""
+    """The curve over tokens for square matrices of `width`.
+
+    None if `may_skip` and one token alone takes more than half of `product_longest_s`.
+    """
     sizes, dtype = meter.sizes, backend_dtype(meter.backend)
     copies = -(-sizes.rotated_bytes // matrix_bytes(stored, width))
     matrices = memory.matrices(stored, width, min(copies, COPIES_MOST))
@@ -80,9 +84,10 @@ def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool
 
 
 def _sweep(meter: Meter, timed: Sequence[Timed]) -> None:
-    """Time all points, the longest first, in several sweeps: what disturbs a moment disturbs one repeat of a few.
+    """Time all points, the longest first, once per sweep, in several sweeps.
 
-    What draws the most power is timed when the device is as warm as a prefill makes it.
+    A disturbance then spoils one repeat of some points, and not all repeats of one. The device is heated before each
+    sweep, and the longest products follow: they draw the most power, as in a prefill.
     """
     longest = timed[0].point.calls[0]
     for sweep in range(max(each.repeats for each in timed)):
@@ -93,18 +98,20 @@ def _sweep(meter: Meter, timed: Sequence[Timed]) -> None:
 
 
 def _ladder(meter: Meter, stored: str) -> list[int]:
-    """The numbers of tokens; for 4-bit matrices with the two between which a port changes its ways."""
+    """The numbers of tokens that are timed. For 4-bit matrices, also the last with which a port multiplies codes
+    directly, and the next."""
     fused = meter.backend.caps.fused_rows
     extra = (fused, fused + 1) if stored == "int4" and fused else ()
     return sorted({*meter.sizes.tokens, *extra})
 
 
 def _calls(meter: Meter, matrices: list[Matrix], bias: Any, x: Any, out: Any) -> list[Call]:
+    """A call of `linear` for every matrix."""
     return [partial(meter.backend.linear, x, matrix, bias, out=out) for matrix in matrices]
 
 
 def expansion_curves(meter: Meter) -> dict[str, Curve]:
-    """Seconds of `expand` by how a matrix is stored, over its elements; the compute type needs none."""
+    """Measure the seconds of `expand` over a matrix's elements, for every stored form but the compute type itself."""
     dtype = backend_dtype(meter.backend)
     return {
         stored: meter.curve(f"expansions of {stored} matrices", _expansions(meter, stored, dtype))
@@ -114,6 +121,7 @@ def expansion_curves(meter: Meter) -> dict[str, Curve]:
 
 
 def _expansions(meter: Meter, stored: str, dtype: str) -> Generator[Point, None, None]:
+    """Points of `expand`; their size is the matrix's elements."""
     meter.tell(f"expansions of {stored} matrices")
     for elements in meter.sizes.elements:
         width = round(elements**0.5)

@@ -1,4 +1,4 @@
-"""Times what slows what: pairs of links, and of links and products, at work at the same time; it knows no model."""
+"""Times pairs of links, and of a link and products, at work together: which slows which; it knows no model."""
 
 import math
 from collections.abc import Mapping
@@ -16,21 +16,24 @@ from flexref.units import LINKS
 COMPUTE = RESOURCES[-1]
 
 COPY_BYTES = 4 << 20
-"""Of one copy: long beside what it costs to start one."""
+"""Bytes of one copy: long enough that its start costs little."""
 
 NOISE = 0.02
-"""A slowdown by less is none."""
+"""A slowdown of less than 2 % counts as none."""
 
 LEAST_SHARED = 0.25
-"""Tells a slowdown: at least so much of its work must a resource have done beside the other."""
+"""A slowdown is known only where a resource did at least a quarter of its work while the other worked too."""
 
 PIECES_MOST = 256
-"""Bounds the steps of one resource in one measurement."""
+"""Bounds the pieces of one resource in one measurement."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """A resource, the seconds of one of its pieces alone, and how many it may do in one measurement."""
+    """A resource: the bytes of one piece of its work, its seconds alone, and the most pieces in one measurement.
+
+    `link` is None for products.
+    """
 
     name: str
     link: Link | None
@@ -43,7 +46,10 @@ Interval = tuple[float, float]
 
 
 def slowdowns(meter: Meter, found: Files) -> dict[str, dict[str, float]]:
-    """How many times as long each resource takes while another works too; those of about 1 are left out."""
+    """Measure how many times as long each resource takes while another works: {resource: {other: factor}}.
+
+    Factors of about 1 are left out.
+    """
     beside: dict[str, dict[str, float]] = {}
     with meter.memory() as memory:
         workers = _workers(meter, memory, found)
@@ -56,7 +62,7 @@ def slowdowns(meter: Meter, found: Files) -> dict[str, dict[str, float]]:
 
 
 def _workers(meter: Meter, memory: Memory, found: Files) -> Mapping[str, Worker]:
-    """All resources, with their seconds alone. What comes from disk comes from the weight file, past the page cache."""
+    """All resources, each timed alone. Reads from disk are reads of the weight file, which bypass the page cache."""
     sizes = meter.sizes
     copy_bytes = min(COPY_BYTES, max(sizes.copies))
     links = links_of(memory, found, min(max(16 * copy_bytes, *sizes.reads), memory.room_bytes() // 2))
@@ -75,17 +81,21 @@ def _workers(meter: Meter, memory: Memory, found: Files) -> Mapping[str, Worker]
 
 
 def _alone(meter: Meter, memory: Memory, worker: Worker, count: int) -> float:
+    """Seconds of `count` pieces of one resource while no other works."""
     begin, end = _interval(_start(meter, memory, worker, count))
     return end - begin
 
 
 def _pair(meter: Meter, memory: Memory, one: Worker, other: Worker) -> list[tuple[str, str, float]]:
-    """(resource, other, slowdown) of both: medians of repeats in which both begin with as long to do."""
+    """(resource, other, factor) for both of a pair: medians over repeats.
+
+    Both are given work for the same time and start together.
+    """
     seconds = min(meter.sizes.beside_s, one.most * one.piece_s, other.most * other.piece_s)
     counts = [max(1, min(worker.most, round(seconds / worker.piece_s))) for worker in (one, other)]
     found = []
     for _ in range(LEAST_REPEATS if "disk" in one.name + other.name else meter.sizes.repeats):
-        # A product of a port that is not asynchronous returns when it is done: copies must be under way before it.
+        # The copies of a pair come first: on a synchronous port the product's call returns when it is done.
         first = _start(meter, memory, one, counts[0])
         second = _start(meter, memory, other, counts[1])
         alone = counts[0] * one.piece_s, counts[1] * other.piece_s
@@ -98,7 +108,7 @@ def _pair(meter: Meter, memory: Memory, one: Worker, other: Worker) -> list[tupl
 
 
 def _start(meter: Meter, memory: Memory, worker: Worker, count: int) -> tuple[Ticket, Ticket]:
-    """Begin `count` pieces; tickets of the first and of the last of them (of a product: marks around all)."""
+    """Start `count` pieces. Returns the tickets of the first and the last; for products, marks before and after."""
     if worker.link is None:
         begin = meter.backend.mark()
         for _ in range(count):
@@ -110,17 +120,19 @@ def _start(meter: Meter, memory: Memory, worker: Worker, count: int) -> tuple[Ti
 
 
 def _interval(tickets: tuple[Ticket, Ticket]) -> Interval:
+    """Wait for the last of two tickets; the time at which the first began and that at which the last ended."""
     first, last = tickets
     last.wait()
     return first.times()[0][0], last.times()[-1][1]
 
 
 def overlap_slowdowns(intervals: tuple[Interval, Interval], alone_s: tuple[float, float]) -> tuple[float, float]:
-    """How many times as long two resources took for what they did while both worked, at least 1.
+    """How many times as long each of two resources took while both worked, at least 1.
 
-    `alone_s` is what each takes alone for all that it did; outside of the time in which both worked, each was as fast
-    as that. With t seconds in common, and u seconds outside, of what takes T alone, t / (T - u) is the slowdown; where
-    nearly all was done outside it is unknown (NaN).
+    `intervals`: when each began and ended; `alone_s`: what each would have taken alone for all of its work, T. Both
+    worked together for t seconds. For the other u seconds a resource worked alone, at its own speed, and did what
+    takes u. So t seconds went into the rest, which takes T - u alone: the factor is t / (T - u). It is NaN where the
+    rest is too small a part to tell (`LEAST_SHARED`).
     """
     common = min(end for _, end in intervals) - max(start for start, _ in intervals)
     factors = []
