@@ -27,6 +27,10 @@ class PromptError(FlexrefError):
     """A prompt or a sampling setting that the model cannot serve."""
 
 
+class LogitsFileError(FlexrefError):
+    """A file of logits that is damaged or foreign, or does not fit the reference that it is compared with."""
+
+
 class StorageError(FlexrefError):
     """A file system that refuses: full, unwritable, missing, or failing while it is read."""
 

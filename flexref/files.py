@@ -14,6 +14,7 @@ import os
 import re
 import stat
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,26 @@ def read_bytes(
     return data
 
 
-def _read_regular(path: str | Path, most_bytes: int) -> tuple[int, bytes]:
-    """(bytes found, the content) of a regular file; where more than `most_bytes` are found, not all the content."""
+def open_regular(path: str | Path) -> BufferedReader:
+    """A regular file, to be read; `OSError` if it is none."""
     # Without O_NONBLOCK the opening of a pipe waits for its writer; of a regular file it changes nothing.
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(mode):
             raise OSError(errno.EINVAL, "it is no regular file")
-        data, found = bytearray(), status.st_size
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def _read_regular(path: str | Path, most_bytes: int) -> tuple[int, bytes]:
+    """(bytes found, the content) of a regular file; where more than `most_bytes` are found, not all the content."""
+    with open_regular(path) as file:
+        data, found = bytearray(), os.fstat(file.fileno()).st_size
         while found <= most_bytes and (more := file.read(max(CHUNK_BYTES, found - len(data)))):
             data += more
             found = max(found, len(data))  # it may grow meanwhile

@@ -94,6 +94,10 @@ class Tape:
                 adjoints[operand] = adjoints[operand] + part if operand in adjoints else part
         return total
 
+    def given(self, value: Numbers) -> int:
+        """The site of what a table holds."""
+        return self.add(value, np.zeros_like(value))
+
     def linear(self, x: int, w: Numbers | Operand, b: Numbers | None) -> int:
         """The site of x w^T + b, (S, O), for w (O, I) and b (O,). On a port, w may be off by an `Operand`'s error."""
         value, operand = self.sites[x].value, w if isinstance(w, Operand) else exact(w)
@@ -190,23 +194,24 @@ class Tape:
 
 
 class Model:
-    """A model's tensors in float64; computes the steps of its program on a tape."""
+    """A model's tensors in float64; computes the steps of its program on a tape. A tensor is read when a step needs it."""
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any] | Operand]) -> None:
         self.program = program_of(spec)
-        self._tensors: dict[str, Any] = {
-            name: values if isinstance(values, Operand) else values.astype(np.float64)
-            for name, values in tensors.items()
-        }
+        self._tensors = tensors
+
+    def _tensor(self, name: str) -> Any:
+        values = self._tensors[name]
+        return values if isinstance(values, Operand) else values.astype(np.float64, copy=False)
 
     def table(self, table: Embedding) -> Numbers:
         """A table (V, W), put together from its tiles."""
         names = (tensor_name(table.role, TensorKind.TABLE, tile) for tile in count())
-        return np.concatenate([self._tensors[name] for name in takewhile(self._tensors.__contains__, names)])
+        return np.concatenate([self._tensor(name) for name in takewhile(self._tensors.__contains__, names)])
 
     def _learned(self, step: Norm | Project | Embedding, layer: int = 0) -> list[Any]:
         """A step's learned tensors: weight, then bias. Variants without a bias, or without both, give fewer."""
-        return [self._tensors[tensor_name(step.role, kind, layer)] for kind, _ in step.shapes]
+        return [self._tensor(tensor_name(step.role, kind, layer)) for kind, _ in step.shapes]
 
     def _step(self, tape: Tape, step: BranchStep, layer: int, x: int) -> int:
         """The site of one step's result on the site x."""
@@ -225,10 +230,10 @@ class Model:
         steps = self.program.embed
         rows, (positions,) = self.table(steps.tokens)[list(token_ids)], self._learned(steps.positions)
         places = positions[POSITION_OFFSET : POSITION_OFFSET + len(token_ids)]
-        x = tape.add(rows, np.zeros_like(rows))
+        x = tape.given(rows)
         if steps.project is not None:
             x = self._step(tape, steps.project, 0, x)
-        return tape.total(x, tape.add(places, np.zeros_like(places)))
+        return tape.total(x, tape.given(places))
 
     def layer(self, tape: Tape, layer: int, x: int) -> int:
         """The site of the hidden states after a decoder layer."""

@@ -57,7 +57,7 @@ def exact_logits(file: WeightFile, rows: Sequence[Sequence[int]], firsts: Sequen
     """
     spec, walk = file.spec, stages(file.spec, file.tile_rows)
     ids = np.unique(np.concatenate([np.asarray(row, np.int64) for row in rows]))
-    table = {tensor_name(Role.TOKENS, TensorKind.TABLE): _table_rows(file, ids), **_dense(file, walk[0])}
+    table = {tensor_name(Role.TOKENS, TensorKind.TABLE): table_rows(file, ids), **_dense(file, walk[0])}
     states = [_embedded(spec, table, np.searchsorted(ids, row).tolist()) for row in rows]
     for stage in walk:
         if stage.kind is StageKind.LAYER:
@@ -102,7 +102,7 @@ def permitted_gap(
         tensors[name] = operand if stored.spec.quantizable and operand.error.any() else operand.values
     tape, model = ProbableTape.of(how, group_size), Model(file.spec, tensors)
     x = model.hidden(tape, token_ids)
-    table = laws.matrix(_table_rows(file, np.array(pair), head=True), how)
+    table = laws.matrix(table_rows(file, np.array(pair), head=True), how)
     seeds = np.zeros((1, len(token_ids), table.values.shape[1]))
     seeds[0, -1] = table.values[0] - table.values[1]
     own = linear_bound(exact(tape.sites[x].value[-1:]), table, np.zeros((1, 2)), 0, how)
@@ -115,9 +115,7 @@ def _dense(file: WeightFile, stage: Stage) -> Mapping[str, Numbers]:
     return {name: laws.dense(read_tensor(file.tensors[name])) for name in names}
 
 
-def _table_rows(
-    file: WeightFile, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", head: bool = False
-) -> Numbers:
+def table_rows(file: WeightFile, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", head: bool = False) -> Numbers:
     """The rows `ids` (T,) of the token table, or of the head's table -> (T, W) in float64."""
     tiles = (head_tiles if head else token_tiles)(file.spec, file.tile_rows)
     rows = np.empty((len(ids), file.spec.embed_width))

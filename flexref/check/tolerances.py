@@ -45,7 +45,10 @@ FLOAT32 = Precision(2.0**-24, 2.0**-126, float(np.finfo(np.float32).max))
 FLOAT16 = Precision(2.0**-11, 2.0**-25, 65504.0)
 """Conversions to float16 keep subnormal numbers everywhere, so underflow costs no more than a rounding."""
 
-PRECISIONS = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16}
+BFLOAT16 = Precision(2.0**-8, 2.0**-126, 255 * 2.0**120)
+"""Whether its subnormal numbers are kept differs from device to device."""
+
+PRECISIONS = {"float64": FLOAT64, "float32": FLOAT32, "float16": FLOAT16, "bfloat16": BFLOAT16}
 
 
 def gamma(terms: int, precision: Precision) -> float:

@@ -74,6 +74,22 @@ def to_token_ids(  # one argument per size that a prompt must fit
     (`new_token_room`), so a row may end there with the finish reason `length`. `tokenizer` is None for a model without
     one. Raises `PromptError` naming the prompt's number.
     """
+    ids = encoded(prompt, tokenizer, vocabulary, positions, number)
+    if new_token_room(len(ids), positions, max_new_tokens) < 1:
+        raise PromptError(
+            f"prompt {number}: {len(ids)} tokens are too many: the model has {positions} positions, "
+            f"and at least one new token must fit after the prompt"
+        )
+    return ids
+
+
+def encoded(
+    prompt: Prompt, tokenizer: "Tokenizer | None", vocabulary: int, positions: int, number: int = 1
+) -> tuple[int, ...]:
+    """The token ids of prompt number `number`, at least one, all in the vocabulary; how many there are is not asked.
+
+    But a text that cannot become as few as `positions` tokens is refused. Raises `PromptError` with the number.
+    """
     place = f"prompt {number}"
     if prompt.token_ids is not None:
         ids = prompt.token_ids
@@ -83,11 +99,6 @@ def to_token_ids(  # one argument per size that a prompt must fit
         _check_bytes(prompt.text or "", tokenizer, positions, place)
         ids = _encode(prompt.text or "", tokenizer, place)
     _check_ids(ids, vocabulary, place)
-    if new_token_room(len(ids), positions, max_new_tokens) < 1:
-        raise PromptError(
-            f"{place}: {len(ids)} tokens are too many: the model has {positions} positions, "
-            f"and at least one new token must fit after the prompt"
-        )
     return ids
 
 

@@ -1,0 +1,171 @@
+"""The logits of rows of tokens in float64, and how far an engine of a stated type may be from each; it knows no engine.
+
+One tensor is held at a time, and a block of rows; a long row is a block of its own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from flexref.architecture.program import Role, TensorKind
+from flexref.architecture.stages import Stage, StageKind, stages, tensor_name
+from flexref.check import laws
+from flexref.check.forward import Model
+from flexref.check.greedy import table_rows
+from flexref.check.noisy import COPIES, NOTHING, NoisyTape, probable_arithmetic, unmoved
+from flexref.check.probable import DEVIATIONS
+from flexref.check.tolerances import Arithmetic, Numbers, Operand, exact, linear_bound
+from flexref.storage.weightfile import WeightFile, read_tensor
+
+COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
+"""Types as which an engine may store what its operators give."""
+
+BLOCK_BYTES = 1 << 28
+"""Bounds what a block of rows keeps of one layer, and what the logits of some positions take."""
+
+SITES_KEPT = 3
+"""So many times the widest result is about what a layer keeps."""
+
+
+class StageTensors(Mapping[str, "Numbers | Operand"]):
+    """A stage's tensors as they are asked for: matrices with what an engine's own copy may be off by.
+
+    Tiles of tables are left out, but for what is `given`.
+    """
+
+    def __init__(
+        self, file: WeightFile, stage: Stage, how: Arithmetic, given: Mapping[str, Numbers] = MappingProxyType({})
+    ) -> None:
+        self._file, self._how, self._given = file, how, given
+        self._specs = {tensor.name: tensor for tensor in stage.tensors if not tensor.is_tile}
+
+    def __getitem__(self, name: str) -> Numbers | Operand:
+        if name in self._given:
+            return self._given[name]
+        tensor = self._specs[name]
+        values = read_tensor(self._file.tensors[name])
+        is_table = len(tensor.shape) == 1 or tensor.role is Role.POSITIONS
+        return laws.dense(values) if is_table else laws.matrix(values, self._how)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self._given, **self._specs})
+
+    def __len__(self) -> int:
+        return len({**self._given, **self._specs})
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Rows of token ids to compute, each from position `firsts[row]` on."""
+
+    file: WeightFile
+    rows: Sequence[Sequence[int]]
+    firsts: Sequence[int]
+
+    def blocks(self) -> Iterator[range]:
+        """The numbers of the rows that are computed together."""
+        spec = self.file.spec
+        most = BLOCK_BYTES // (8 * (1 + COPIES) * SITES_KEPT * max(3 * spec.width, spec.ffn_width))
+        first, tokens = 0, 0
+        for row, ids in enumerate(self.rows):
+            if row > first and tokens + len(ids) > most:
+                yield range(first, row)
+                first, tokens = row, 0
+            tokens += len(ids)
+        yield range(first, len(self.rows))
+
+
+def hidden_states(job: Job, block: Sequence[int], how: Arithmetic, on_stage: Callable[[int], None]) -> list[Numbers]:
+    """Of each row of a block what the head's table is multiplied with (1 + COPIES, P, W); the first copy is exact.
+
+    `on_stage` is told 1 for every stage that is done.
+    """
+    file, rows = job.file, [job.rows[row] for row in block]
+    walk = stages(file.spec, file.tile_rows)
+    draw = np.random.default_rng(0)
+
+    def tape() -> NoisyTape:
+        return NoisyTape(how, tokens=[len(row) for row in rows], draw=draw)
+
+    x = _embedded(file, walk[0], rows, tape)
+    on_stage(1)
+    for stage in walk:
+        if stage.kind is StageKind.LAYER:
+            this = tape()
+            model = Model(file.spec, StageTensors(file, stage, how))
+            x = this.sites[model.layer(this, stage.index, this.add(x, NOTHING))].value
+            on_stage(1)
+    ends = np.cumsum([len(row) for row in rows])
+    parts = [
+        x[:, end - len(row) + job.firsts[number] : end] for number, row, end in zip(block, rows, ends, strict=True)
+    ]
+    head = next(stage for stage in walk if stage.kind is StageKind.HEAD)
+    model = Model(file.spec, StageTensors(file, head, how))
+    this = tape()
+    states = this.sites[model.final(this, this.add(np.concatenate(parts, 1), NOTHING))].value
+    on_stage(1)
+    return np.split(states, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
+
+
+def stage_count(job: Job, dtypes: Sequence[str]) -> int:
+    """How often `on_stage` is told of a stage in all."""
+    return sum(1 for _ in job.blocks()) * len(dtypes) * (job.file.spec.layers + 2)
+
+
+def _embedded(file: WeightFile, stage: Stage, rows: Sequence[Sequence[int]], tape: Callable[[], NoisyTape]) -> Numbers:
+    """The hidden states before the first layer (1 + COPIES, T, E)."""
+    ids = np.unique(np.concatenate([np.asarray(row, np.int64) for row in rows]))
+    states, table = [], table_rows(file, ids)
+    for row in rows:
+        this = tape()
+        tensors = StageTensors(file, stage, this.how, {tensor_name(Role.TOKENS, TensorKind.TABLE): table})
+        model = Model(file.spec, tensors)
+        states.append(this.sites[model.embed(this, np.searchsorted(ids, row).tolist())].value)
+    return np.concatenate(states, 1)
+
+
+def _tiles(file: WeightFile, how: Arithmetic) -> Iterator[tuple[slice, Operand]]:
+    """(which logits, their rows of the head's table), tile by tile."""
+    first = 0
+    for stage in stages(file.spec, file.tile_rows):
+        if stage.kind is StageKind.HEAD:
+            tile = laws.matrix(read_tensor(file.tensors[stage.tensors[-1].name]), how)
+            yield slice(first, first + len(tile.values)), tile
+            first += len(tile.values)
+
+
+def positions_at_once(file: WeightFile) -> int:
+    """Positions whose logits, exact ones and those of the copies of a tile, stay within `BLOCK_BYTES`."""
+    return max(1, BLOCK_BYTES // (8 * (3 * file.spec.vocabulary + (2 + COPIES) * file.tile_rows)))
+
+
+def exact_part(file: WeightFile, states: Numbers) -> Numbers:
+    """The logits (P, V) of some positions in float64, from their hidden states (1 + COPIES, P, W)."""
+    logits = np.empty((states.shape[1], file.spec.vocabulary))
+    for where, tile in _tiles(file, probable_arithmetic("float32")):
+        logits[:, where] = states[0] @ tile.values.T
+    return logits
+
+
+def bound_part(file: WeightFile, states: Numbers, how: Arithmetic) -> Numbers:
+    """How far such an engine's logits (P, V) of some positions may be from the exact ones, and probably are not.
+
+    The spread of the copies at one logit is known from `COPIES` values alone; so it is taken to be no less, for the
+    length of its row of the head's table, than that of all logits of the position.
+    """
+    spread, own = np.empty((states.shape[1], file.spec.vocabulary)), np.empty((states.shape[1], file.spec.vocabulary))
+    lengths = np.empty(file.spec.vocabulary)
+    tape = NoisyTape(how)
+    for where, tile in _tiles(file, how):
+        exactly, squares, read = states[0] @ tile.values.T, 0.0, tape.copies_of(tile)
+        for copy in range(1, len(states)):
+            squares = squares + np.square(states[copy] @ read(copy).T - exactly)
+        spread[:, where] = np.sqrt(squares / COPIES)
+        addends = np.zeros(len(tile.values))
+        own[:, where] = linear_bound(exact(states[0]), unmoved(tile), addends, 0, how)
+        lengths[where] = np.maximum(np.sqrt(np.square(tile.values).sum(-1)), np.finfo(np.float64).tiny)
+    common = np.sqrt(np.square(spread / lengths).mean(-1, keepdims=True))
+    total: Numbers = DEVIATIONS * np.maximum(spread, common * lengths) + own
+    return total

@@ -1,0 +1,212 @@
+"""Arrays in an .npz file, written as they come and read piece by piece; what comes from outside is believed nothing.
+
+Nothing in it is unpickled, and no size that it states is allocated: whoever reads says what shape is needed.
+"""
+
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from lzma import LZMAError
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.errors import LogitsFileError, StorageError
+from flexref.files import NewFile, open_regular
+
+Values = npt.NDArray[Any]
+
+AT_ONCE_BYTES = 1 << 22
+"""Bounds what is read at a time, the list of a file's members too: some 50,000 of them."""
+
+HEADER_CHARACTERS = 1 << 12
+"""Bounds the description of an array before it is parsed."""
+
+DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    LZMAError,
+    EOFError,
+    struct.error,
+    ValueError,
+    TypeError,
+    SyntaxError,
+    tokenize.TokenError,
+    OverflowError,
+    RecursionError,
+    NotImplementedError,
+    RuntimeError,
+)
+"""What zipfile and numpy raise of damaged and hostile files, encrypted ones among them."""
+
+
+class ArraysWriter:
+    """The .npz file `path` in the making: it gets its name when `with` ends without an error."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = path
+        with self._telling():
+            self._file = NewFile(Path(os.path.realpath(path)))
+            self._stream = os.fdopen(os.dup(self._file.descriptor), "wb")
+            self._zip = zipfile.ZipFile(self._stream, "w", zipfile.ZIP_STORED)
+
+    def __enter__(self) -> "ArraysWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._telling():
+            try:
+                if kind is None:
+                    self._zip.close()
+                    self._stream.flush()
+                    self._file.publish()
+            finally:
+                self._file.close()
+                self._stream.close()
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
+
+    @contextmanager
+    def array(self, name: str, shape: tuple[int, ...], dtype: str) -> Iterator[Callable[[Values], None]]:
+        """Yields a function that takes the array's next values, until there are as many as `shape` says."""
+        with self._telling(), self._zip.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
+            stored = np.dtype(dtype).newbyteorder("<")
+            header = {"descr": stored.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(member, header)
+            yield lambda values: _write(member, np.ascontiguousarray(values, stored))
+
+    def whole(self, name: str, values: Values) -> None:
+        """An array that is there already."""
+        with self.array(name, values.shape, values.dtype.str) as write:
+            write(values)
+
+
+def _write(member: IO[bytes], values: Values) -> None:
+    member.write(values.reshape(-1).view(np.uint8).data)
+
+
+class _Bounded:
+    """A file of which nobody reads much at a time: zipfile would read a list of members of any length."""
+
+    def __init__(self, file: BufferedReader) -> None:
+        self._file = file
+        self.seek, self.tell, self.seekable, self.close = file.seek, file.tell, file.seekable, file.close
+
+    def read(self, count: int = -1) -> bytes:
+        """`count` bytes or all that are left; `ValueError` if these are more than `AT_ONCE_BYTES`."""
+        data = self._file.read(count if 0 <= count <= AT_ONCE_BYTES else AT_ONCE_BYTES + 1)
+        if len(data) > AT_ONCE_BYTES:
+            raise ValueError(f"more than {AT_ONCE_BYTES} bytes describe it")
+        return data
+
+
+class StoredArray:
+    """One array of a file: its shape and type, its rows read in order."""
+
+    def __init__(self, member: IO[bytes], shape: tuple[int, ...], dtype: "np.dtype[Any]", telling: Any) -> None:
+        self._member, self.shape, self.dtype, self._telling = member, shape, dtype, telling
+
+    def read(self, count: int) -> Values:
+        """The next `count` rows (count, ...)."""
+        result = np.empty((count, *self.shape[1:]), self.dtype)
+        view = result.reshape(-1).view(np.uint8).data
+        with self._telling():
+            while view:
+                piece = self._member.read(min(len(view), AT_ONCE_BYTES))
+                if not piece:
+                    raise EOFError("it ends too early")
+                view[: len(piece)] = piece
+                view = view[len(piece) :]
+        return result
+
+    def end(self) -> None:
+        """The array's end, where its checksum is compared; more than the shape says is damage."""
+        with self._telling():
+            if self._member.read(1):
+                raise EOFError("it is longer than its shape says")
+            self._member.close()
+
+
+class ArraysFile:
+    """An .npz file from anywhere; every complaint is a `LogitsFileError` that names the file and the array."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
+        try:
+            self._file = open_regular(path)
+        except (OSError, ValueError) as error:
+            raise StorageError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        try:
+            with self.telling("it is no .npz file of numpy"):
+                self._zip = zipfile.ZipFile(_Bounded(self._file))  # type: ignore[arg-type]
+        except BaseException:
+            self._file.close()
+            raise
+        self.names = [name.removesuffix(".npy") for name in self._zip.namelist() if name.endswith(".npy")]
+
+    def __enter__(self) -> "ArraysFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._zip.close()
+        self._file.close()
+
+    @contextmanager
+    def telling(self, what: str) -> Iterator[None]:
+        """What is raised meanwhile is told of as `what`."""
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self.path}: cannot be read: {error.strerror or error}") from error
+        except DAMAGE as error:
+            said = " ".join(str(error).split())[:120] or type(error).__name__
+            raise LogitsFileError(f"{self.path}: {what}: {said}") from error
+
+    def array(self, name: str) -> StoredArray:
+        """The array of this name, nothing of it read but its description."""
+        if name not in self.names:
+            found = ", ".join(self.names[:8]) or "none"
+            raise LogitsFileError(f"{self.path}: needed an array {name!r}, found {found[:200]}")
+        damaged = f"the array {name!r} cannot be read"
+        with self.telling(damaged):
+            member = self._zip.open(f"{name}.npy")
+            version = np.lib.format.read_magic(member)
+            read = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }.get(version)
+            if read is None:
+                raise ValueError(f"version {version} of the format is not known")
+            shape, is_fortran, dtype = read(member, max_header_size=HEADER_CHARACTERS)
+            if is_fortran and len(shape) > 1:
+                raise ValueError("its columns lie one after another; np.ascontiguousarray puts rows so")
+            if dtype.hasobject:
+                raise ValueError("it holds Python objects, which are not unpickled")
+        return StoredArray(member, shape, dtype, lambda: self.telling(damaged))
+
+    def whole(self, name: str, kinds: str, most: int) -> Values:
+        """All of a list of numbers; `kinds` are numpy's letters of their types, `most` bounds how many there are."""
+        stored = self.array(name)
+        if stored.dtype.kind not in kinds or len(stored.shape) != 1 or not 0 <= stored.shape[0] <= most:
+            raise LogitsFileError(
+                f"{self.path}: the array {name!r} is {stored.dtype} {stored.shape}, needed one axis of at most {most} "
+                f"numbers of kind {' or '.join(kinds)}"
+            )
+        values = stored.read(stored.shape[0])
+        stored.end()
+        return values
