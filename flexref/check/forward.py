@@ -194,7 +194,10 @@ class Tape:
 
 
 class Model:
-    """A model's tensors in float64; computes the steps of its program on a tape. A tensor is read when a step needs it."""
+    """A model's tensors in float64; computes the steps of its program on a tape.
+
+    A tensor is read whenever a step needs it.
+    """
 
     def __init__(self, spec: ModelSpec, tensors: Mapping[str, npt.NDArray[Any] | Operand]) -> None:
         self.program = program_of(spec)

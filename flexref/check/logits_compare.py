@@ -54,7 +54,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Divergence:
+class TokenDivergence:
     """The first position of a row at which the greatest logit is another token's than in the reference.
 
     `gap`: by how much the reference prefers its token; `permitted`: up to which gap rounding may exchange them.
@@ -96,7 +96,7 @@ class RowDifference:
     largest_error: float = 0.0
     outside: int = 0
     diverging: int = 0
-    first_divergence: Divergence | None = None
+    first_divergence: TokenDivergence | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name."""
@@ -248,4 +248,4 @@ def _note(
         place = int(differing[0])
         pair = int(theirs[place]), int(ours[place])
         gap = float(exact[place, pair[1]] - exact[place, pair[0]])
-        row.first_divergence = Divergence(first + place, *pair, gap, float(bound[place, list(pair)].sum()))
+        row.first_divergence = TokenDivergence(first + place, *pair, gap, float(bound[place, list(pair)].sum()))

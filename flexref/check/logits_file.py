@@ -9,7 +9,7 @@ import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from lzma import LZMAError
 from pathlib import Path
@@ -72,7 +72,10 @@ class ArraysWriter:
                     self._file.publish()
             finally:
                 self._file.close()
-                self._stream.close()
+                with suppress(OSError, ValueError):  # of what has failed before
+                    self._zip.close()
+                with suppress(OSError):
+                    self._stream.close()
 
     @contextmanager
     def _telling(self) -> Iterator[None]:
@@ -171,9 +174,9 @@ class ArraysFile:
         """What is raised meanwhile is told of as `what`."""
         try:
             yield
-        except OSError as error:
-            raise StorageError(f"{self.path}: cannot be read: {error.strerror or error}") from error
-        except DAMAGE as error:
+        except (*DAMAGE, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # bz2 gives damage no number
+                raise StorageError(f"{self.path}: cannot be read: {error.strerror}") from error
             said = " ".join(str(error).split())[:120] or type(error).__name__
             raise LogitsFileError(f"{self.path}: {what}: {said}") from error
 
