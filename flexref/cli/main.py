@@ -53,9 +53,12 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "lm-eval": Entry("flexref.cli.lm_eval", "Run the lm-evaluation-harness's tasks on a model."),
         "check": Entry("flexref.cli.check", "Check a port: which operator is wrong, by how much, on what input."),
         "logits": Entry(
-            "flexref.cli.logits", "Write a reference run: logits in float64, and how far rounding moves them."
+            "flexref.cli.reference_run.logits",
+            "Write a reference run: logits in float64, and how far rounding moves them.",
         ),
-        "compare-logits": Entry("flexref.cli.compare_logits", "Compare another engine's logits with a reference run."),
+        "compare-logits": Entry(
+            "flexref.cli.reference_run.compare_logits", "Compare another engine's logits with a reference run."
+        ),
         "bench": Entry("flexref.cli.bench", "Time jobs on this machine, beside the least time it allows."),
         "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
         "compare-machines": Entry("flexref.cli.compare_machines", "Plan models on machines: which to rent or buy."),

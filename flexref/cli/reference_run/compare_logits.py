@@ -4,8 +4,8 @@ import json
 
 import click
 
-from flexref.cli.logits import DTYPES
 from flexref.cli.options import option
+from flexref.cli.reference_run.logits import DTYPES
 
 DTYPE_HELP = "What the other engine stores results as, summing in float32: the type whose bounds are asked."
 

@@ -1,0 +1,1 @@
+"""The commands on reference runs: one writes them, one compares another engine with them."""
