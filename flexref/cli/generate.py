@@ -47,8 +47,8 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> None:
     """Continue prompts with an OPT model whose weights, KV cache and activations lie on device, host and disk.
 
-    Text goes to stdout, progress and the tables of tiers and links to stderr, with what was predicted beside what was
-    measured.
+    Text goes to stdout, progress and the tables of tiers and links to stderr, with predictions that a job of a second
+    or more has missed.
     """
     from flexref.backend.registry import check_registered
 

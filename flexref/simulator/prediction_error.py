@@ -15,6 +15,13 @@ from flexref.units import Tier
 TOLD_FROM = 0.2
 """A phase whose prediction is further off than this share of what was measured is told to the user."""
 
+TOLD_FROM_S = 1.0
+"""Of a phase that neither was predicted to take so long nor took so long nothing is told: it is over too soon for
+anybody to have waited for it, and anything else that ran in that moment may have been the reason."""
+
+HARDLY = 0.1
+"""What took less than this share of its prediction is so many times as fast; what took more is shorter by a share."""
+
 DIFFERENT_BLOCKS_MOST = 32
 """Bounds the blocks of different lengths that are simulated after a run: each takes about a tenth of a second."""
 
@@ -31,12 +38,26 @@ class Miss:
     term_measured_s: float
 
     def __str__(self) -> str:
-        off = self.predicted_s / self.measured_s - 1
         return (
-            f"the prediction missed: {self.phase} {self.predicted_s:.3g} s, measured {self.measured_s:.3g} s "
-            f"({off:+.0%}); most of it in {self.term}: {self.term_predicted_s:.3g} s, "
-            f"measured {self.term_measured_s:.3g} s"
+            f"{self.phase}: predicted {self.predicted_s:.3g} s, took {self.measured_s:.3g} s: "
+            f"{compared(self.predicted_s, self.measured_s)}; most of it in {self.term}: "
+            f"predicted {self.term_predicted_s:.3g} s, took {self.term_measured_s:.3g} s"
         )
+
+
+def compared(predicted_s: float, measured_s: float) -> str:
+    """What something took beside its prediction, in words: `twice as long`, `30% shorter`."""
+    if not predicted_s or not measured_s:
+        return "more than nothing" if measured_s else "nothing at all"
+    ratio = measured_s / predicted_s
+    for words, exact in (("twice as long", 2.0), ("half as long", 0.5)):
+        if abs(ratio / exact - 1) < 0.025:
+            return words
+    if ratio < HARDLY:
+        return f"{1 / ratio:.0f} times as fast"
+    if ratio < 2:
+        return f"{ratio - 1:.0%} longer" if ratio >= 1 else f"{1 - ratio:.0%} shorter"
+    return f"{ratio:.2g} times as long" if ratio < 100 else f"{ratio:.0f} times as long"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +67,8 @@ class PredictionError:
     machine: str
     prediction: Prediction
     stats: Stats
+    spread: float = 0.0
+    """The share of their median over which repeats spread when the machine was measured: no prediction is nearer."""
 
     def errors(self) -> dict[str, float]:
         """How far off each phase is, as a share of what was measured: 0.1 is a tenth too slow."""
@@ -58,7 +81,7 @@ class PredictionError:
         return {phase: told / took - 1 for phase, (told, took) in phases.items() if took}
 
     def misses(self) -> list[Miss]:
-        """The phases that are further off than `TOLD_FROM`."""
+        """The phases that are further off than `TOLD_FROM` and than the machine's own spread, and not too short."""
         errors, prediction, stats = self.errors(), self.prediction, self.stats
         seconds = {
             "prefill": (prediction.prefill_s, stats.prefill_s),
@@ -68,7 +91,7 @@ class PredictionError:
         return [
             Miss(phase, both[0], both[1], term, told_s, took_s)
             for phase, both in seconds.items()
-            if phase in errors and abs(errors[phase]) > TOLD_FROM
+            if phase in errors and abs(errors[phase]) > max(TOLD_FROM, self.spread) and max(both) >= TOLD_FROM_S
         ]
 
     def _worst_term(self) -> tuple[str, float, float]:
@@ -94,6 +117,7 @@ class PredictionError:
             **self.prediction.to_json(),
             "machine": self.machine,
             "errors": self.errors(),
+            "spread": self.spread,
             "missed": [str(miss) for miss in self.misses()],
         }
 

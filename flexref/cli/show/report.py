@@ -37,19 +37,8 @@ def print_tables(console: Console, stats: "Stats") -> None:
 
 
 def print_prediction_error(console: Console, prediction_error: "PredictionError | None") -> None:
-    """Print what was predicted beside what was measured; what is far off, with the term that missed."""
-    if prediction_error is None:
-        console.print("not predicted: no machine is known, or its blocks are too many; --machine names one")
-        return
-    prediction, stats, errors = prediction_error.prediction, prediction_error.stats, prediction_error.errors()
-    phases = (("prefill", prediction.prefill_s, stats.prefill_s), ("decode", prediction.decode_s, stats.decode_s))
-    parts = [
-        f"{name} {told:.3g} s (measured {took:.3g}, {errors[name]:+.0%})"
-        for name, told, took in phases
-        if name in errors
-    ]
-    console.print(f"predicted for {prediction_error.machine}: {', '.join(parts)}", highlight=False)
-    for miss in prediction_error.misses():
+    """Print which phases took another time than was predicted, and in which term; nothing, where none did."""
+    for miss in () if prediction_error is None else prediction_error.misses():
         console.print(str(miss), highlight=False)
 
 
