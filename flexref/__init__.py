@@ -9,7 +9,7 @@ from flexref.errors import FlexrefError
 if TYPE_CHECKING:
     from flexref.engine.engine import Engine
     from flexref.engine.generation import Request
-    from flexref.engine.scoring import ScoredRow
+    from flexref.engine.scoring import Listener, ScoredRow
     from flexref.loading import load
     from flexref.policy import Policy, Shares
     from flexref.sampling.settings import SamplingSettings
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Engine",
     "FlexrefError",
+    "Listener",
     "Policy",
     "Request",
     "SamplingSettings",
@@ -33,6 +34,7 @@ _HOMES = MappingProxyType(
         "Engine": "flexref.engine.engine",
         "Request": "flexref.engine.generation",
         "ScoredRow": "flexref.engine.scoring",
+        "Listener": "flexref.engine.scoring",
         "Policy": "flexref.policy",
         "Shares": "flexref.policy",
         "SamplingSettings": "flexref.sampling.settings",

@@ -39,6 +39,12 @@ class UnknownName(StorageError):
     """A name that is neither a file nor one of those that are known."""
 
 
+class UnknownTensor(FlexrefError, KeyError):
+    """The name of a tensor that a model does not have."""
+
+    __str__ = Exception.__str__  # a KeyError would show its text in quotes
+
+
 class WrongCall(FlexrefError):
     """An argument of a command that no model and no machine can serve."""
 

@@ -3,16 +3,21 @@
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from flexref.backend.protocol import Backend
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit
-from flexref.engine.generation import AnyPrompt, GenerationJob, Request
+from flexref.engine.generation import AnyPrompt, GenerationJob, Request, request_of
 from flexref.engine.results import Generation, StreamedToken
 from flexref.engine.scoring import Listener, ScoredRow, Scores, ScoringJob
 from flexref.engine.session import Session
+from flexref.engine.tensors import shapes_of
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
@@ -61,6 +66,19 @@ class Engine:
         """The model's tokenizer, if its file holds one."""
         return self.session.tokenizer
 
+    @property
+    def tensors(self) -> Mapping[str, tuple[int, ...]]:
+        """The shape of every tensor by its name, in file order; a table that lies in tiles is listed by tile."""
+        return shapes_of(self.file)
+
+    def tensor(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor of the model in float32, dequantized if it is stored in groups; no budget counts it.
+
+        `tokens` is the whole table that lies in the tiles `tokens/0000` and so on. Raises `UnknownTensor`, a
+        `KeyError`, which names those that are called alike.
+        """
+        return self.session.tensor(name)
+
     def generate(
         self,
         prompts: Sequence[AnyPrompt],
@@ -71,27 +89,32 @@ class Engine:
         on_token: Callable[[StreamedToken], None] | None = None,
         on_logits: OnLogits | None = None,
         on_visit: OnVisit | None = None,
+        **fields: Any,
     ) -> Generation:
         """Run all prompts and return outputs in their order; see `stream` for what it raises.
 
-        `policy` is for this job alone; without one it runs under the engine's, or under one that is chosen for it.
+        What to do is a `request`, or its fields as keywords: `generate(["The king"], max_new_tokens=5)`. `policy` is
+        for this job alone; without one it runs under the engine's, or under one that is chosen for it.
         """
         self.session.gate.check()
-        job = GenerationJob(self.session, prompts, request or Request(), policy, trace, on_logits, on_visit)
+        asked = request_of(request, fields)
+        job = GenerationJob(self.session, prompts, asked, policy, trace, on_logits, on_visit)
         for token in job.run():
             if on_token is not None:
                 on_token(token)
         return job.result()
 
-    def stream(self, prompts: Sequence[AnyPrompt], request: Request | None = None) -> Iterator[StreamedToken]:
-        """Tokens as they come, of all rows, in the order in which they are chosen.
+    def stream(
+        self, prompts: Sequence[AnyPrompt], request: Request | None = None, **fields: Any
+    ) -> Iterator[StreamedToken]:
+        """Tokens as they come, of all rows, in the order in which they are chosen; `fields` as in `generate`.
 
         Raises `PromptError` for a prompt that cannot be served, `CapacityError` if the policy does not fit,
         `WeightFileError` naming the dataset if what is read is damaged, `EngineError` if another job is under way: all
         before the first token. The engine is this stream's until it is read to its end, closed or dropped.
         """
         self.session.gate.check()
-        yield from GenerationJob(self.session, prompts, request or Request()).run()
+        yield from GenerationJob(self.session, prompts, request_of(request, fields)).run()
 
     def score(
         self,

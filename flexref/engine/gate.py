@@ -25,6 +25,10 @@ class Gate:
         self._taken = threading.Lock()
         self._stream: weakref.ref[Generator[Any, None, None]] | None = None
 
+    def check_usable(self) -> None:
+        """`EngineError` if the engine can do nothing any more, here; a job that is under way is no obstacle."""
+        self._check_usable()
+
     def check(self) -> None:
         """`EngineError` unless a job could begin now."""
         self._check_usable()

@@ -1,9 +1,12 @@
 """Generation on a session: prompts in, tokens and their text out, block by block; it knows no file and no device."""
 
+import reprlib
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from typing import Any
 
 from flexref.block import executor
 from flexref.block.generate_block import GenerateBlock
@@ -51,6 +54,33 @@ class Request:
     def __post_init__(self) -> None:
         if not is_integer(self.logprobs) or self.logprobs < 0:
             raise PromptError(f"logprobs must be a number of tokens from 0 (none) on, found {self.logprobs!r}")
+        if isinstance(self.stops, str):
+            raise PromptError(f"stops must be a tuple of strings, found one string: ({self.stops!r},)")
+
+
+NEAR = 0.5
+"""How much alike two names are, from 0 to 1, when one may have been meant by the other: `max_tokens`, for example."""
+
+FIELDS = tuple(entry.name for entry in fields(Request))
+SAMPLING_FIELDS = tuple(entry.name for entry in fields(SamplingSettings))
+
+
+def request_of(request: Request | None, given: Mapping[str, Any]) -> Request:
+    """The request, or one of the fields that were `given`; `TypeError` for both, and for a field that there is not."""
+    for name in given:
+        if name in SAMPLING_FIELDS:
+            raise TypeError(f"{name} is a field of SamplingSettings: sampling=SamplingSettings({name}=...)")
+        if name not in FIELDS:
+            near = get_close_matches(name, FIELDS, 1, NEAR)
+            known = f"did you mean {near[0]}?" if near else f"the fields of a request are {', '.join(FIELDS)}"
+            raise TypeError(f"unknown argument {name!r}; {known}")
+    if request is None:
+        return Request(**given)
+    if given:
+        raise TypeError(f"give a Request or its fields ({', '.join(given)}), not both")
+    if not isinstance(request, Request):
+        raise TypeError(f"the second argument must be a Request, found {request!r}")
+    return request
 
 
 class GenerationJob:
@@ -66,13 +96,13 @@ class GenerationJob:
         on_logits: OnLogits | None = None,
         on_visit: OnVisit | None = None,
     ) -> None:
-        if not prompts:
+        self.prompts = _as_prompts(prompts)
+        if not self.prompts:
             raise PromptError("there is no prompt")
         spec, tokenizer = session.file.spec, session.tokenizer
         if request.stops and tokenizer is None:
             raise PromptError("stop strings need a tokenizer, and the model has none")
         self.session, self.request, self.trace = session, request, trace
-        self.prompts = [_as_prompt(prompt) for prompt in prompts]
         most = request.max_new_tokens
         ids = all_token_ids(self.prompts, tokenizer, spec.vocabulary, spec.positions, most)
         self.rows = [Row(number, row, new_token_room(len(row), spec.positions, most)) for number, row in enumerate(ids)]
@@ -176,7 +206,20 @@ def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]])
             total.setdefault(link, {})[kind] = total.get(link, {}).get(kind, 0) + nbytes
 
 
-def _as_prompt(prompt: AnyPrompt) -> Prompt:
+def _as_prompts(prompts: Sequence[AnyPrompt]) -> list[Prompt]:
+    if isinstance(prompts, str | bytes | Prompt):
+        shown = reprlib.repr(prompts)
+        raise PromptError(f"prompts must be a list, found a single one: write [{shown}] for {shown}")
+    if not isinstance(prompts, Iterable):
+        raise PromptError(f"prompts must be a list of texts, or of lists of token ids, found {prompts!r}")
+    return [_as_prompt(prompt, number) for number, prompt in enumerate(prompts, start=1)]
+
+
+def _as_prompt(prompt: AnyPrompt, number: int) -> Prompt:
     if isinstance(prompt, Prompt):
         return prompt
-    return Prompt(text=prompt) if isinstance(prompt, str) else Prompt(token_ids=tuple(prompt))
+    if isinstance(prompt, str):
+        return Prompt(text=prompt)
+    if not isinstance(prompt, Iterable):
+        raise PromptError(f"prompt {number}: it is neither text nor token ids, found {prompt!r}")
+    return Prompt(token_ids=tuple(prompt))

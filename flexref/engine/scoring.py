@@ -1,5 +1,6 @@
 """Scoring on a session: rows of tokens in, log-probabilities of the tokens that are asked for out; one pass a block."""
 
+import reprlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -116,6 +117,8 @@ class ScoringJob:
             raise PromptError("there is no row to score")
         spec = session.file.spec
         for number, row in enumerate(rows, start=1):
+            if not isinstance(row, ScoredRow):
+                raise PromptError(f"row {number}: it must be a ScoredRow, found {reprlib.repr(row)}")
             _check(row, number, spec.vocabulary, spec.positions)
         self.session, self.listener = session, listener
         self.counts = np.array([row.scored for row in rows], np.int64)

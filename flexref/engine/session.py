@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block
 from flexref.block.memory_plan import BlockPlan, blocks_of
@@ -21,6 +24,7 @@ from flexref.engine.events import OnEvent, WeightsLoaded, no_listener
 from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
+from flexref.engine.tensors import read_tensor
 from flexref.errors import PolicyError
 from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.random_weights import RandomFile, RandomWeights
@@ -131,6 +135,11 @@ class Session:
         policy = self.settle(self, rows) if policy is None else policy
         check_policy(policy, self.file, self.backend)
         return policy
+
+    def tensor(self, name: str) -> npt.NDArray[np.float32]:
+        """One tensor of the model in float32, as `tensors.read_tensor` reads it, also while a job is under way."""
+        self.gate.check_usable()
+        return read_tensor(self.file, self._disk.source, name)
 
     def weights_for(self, policy: Policy) -> WeightStore:
         """The weights as the policy places them; loaded on the first use, and again when the shares change.

@@ -1,0 +1,170 @@
+"""What a user of the library meets first: prompts, the fields of a request, single tensors, and who may look on."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from flexref_numpy import NumpyBackend
+
+import flexref
+from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import Stage
+from flexref.engine.scoring import Listener
+from flexref.errors import EngineError, FlexrefError, PromptError, UnknownTensor, WeightFileError
+from flexref.sampling.settings import SamplingSettings
+from flexref.storage.quant import Quantized, dequantize
+from flexref.storage.random_weights import random_file
+from flexref.storage.weightfile import open_weight_file, read_tensor
+from flexref.text.prompts import Prompt
+
+SPEC = ModelSpec("tiny", 600, 40, 32, 32, 2, 2, 64)
+ALL_ON_DEVICE = flexref.Policy()
+
+
+@pytest.fixture
+def engine(model_file: Any) -> Any:
+    with flexref.load(model_file(SPEC), policy=ALL_ON_DEVICE) as loaded:
+        yield loaded
+
+
+@pytest.mark.parametrize("one", ["King", b"King", Prompt(text="King")])
+def test_a_single_prompt_is_no_list_of_them(engine: flexref.Engine, one: Any) -> None:
+    for call in (engine.generate, lambda prompts: list(engine.stream(prompts))):
+        with pytest.raises(PromptError, match=r"prompts must be a list, found a single one: write \[.+\] for"):
+            call(one)
+
+
+def test_what_is_no_prompt_is_refused_in_one_line(engine: flexref.Engine) -> None:
+    with pytest.raises(PromptError, match=r"^prompt 1: it is neither text nor token ids, found 5$"):
+        engine.generate([5, 6])  # type: ignore[list-item]
+    with pytest.raises(PromptError, match=r"^prompts must be a list of texts, or of lists of token ids, found 5$"):
+        engine.generate(5)  # type: ignore[arg-type]
+    with pytest.raises(PromptError, match=r"^row 1: it must be a ScoredRow, found \[5, 6\]$"):
+        engine.score([[5, 6]])  # type: ignore[list-item]
+    with pytest.raises(PromptError, match=r"^stops must be a tuple of strings, found one string: \('end',\)$"):
+        flexref.Request(stops="end")  # type: ignore[arg-type]
+
+
+def test_the_fields_of_a_request_are_keywords_too(engine: flexref.Engine) -> None:
+    sampled = SamplingSettings(temperature=0.7, seed=5)
+    request = flexref.Request(5, sampling=sampled, ignore_eos=True, logprobs=2)
+    asked: dict[str, Any] = {"max_new_tokens": 5, "sampling": sampled, "ignore_eos": True, "logprobs": 2}
+    assert engine.generate([[5, 6]], **asked).outputs == engine.generate([[5, 6]], request).outputs
+    assert list(engine.stream([[5, 6]], **asked)) == list(engine.stream([[5, 6]], request))
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"max_tokens": 5}, "unknown argument 'max_tokens'; did you mean max_new_tokens?"),
+        ({"xyz": 5}, "unknown argument 'xyz'; the fields of a request are max_new_tokens, sampling, stops, ignore_eos"),
+        (
+            {"temperature": 0.5},
+            "temperature is a field of SamplingSettings: sampling=SamplingSettings(temperature=...)",
+        ),
+        ({"request": flexref.Request(), "logprobs": 1}, "give a Request or its fields (logprobs), not both"),
+        ({"request": 5}, "the second argument must be a Request, found 5"),
+    ],
+)
+def test_a_wrong_argument_is_refused_by_name(engine: flexref.Engine, given: dict[str, Any], complaint: str) -> None:
+    for call in (engine.generate, lambda prompts, **fields: list(engine.stream(prompts, **fields))):
+        with pytest.raises(TypeError) as caught:
+            call([[5, 6]], **given)
+        assert str(caught.value).startswith(complaint)
+
+
+@pytest.mark.parametrize(("scheme", "dtype"), [("none", "float16"), ("int4", "float16"), ("int8", "float32")])
+def test_every_tensor_can_be_read_in_float32(model_file: Any, scheme: str, dtype: str) -> None:
+    file = open_weight_file(model_file(SPEC, scheme, dtype))
+    with flexref.load(file, policy=ALL_ON_DEVICE) as engine:
+        assert dict(engine.tensors) == {name: stored.shape for name, stored in file.tensors.items()}
+        for name, shape in engine.tensors.items():
+            found, stored = engine.tensor(name), read_tensor(file.tensors[name])
+            assert (found.shape, found.dtype) == (shape, np.float32)
+            expected = dequantize(stored) if isinstance(stored, Quantized) else stored.astype(np.float32)
+            np.testing.assert_array_equal(found, expected)
+            found[...] = 0  # it is the caller's own
+        tiles = [name for name in engine.tensors if name.startswith("tokens/")]
+        assert len(tiles) > 1
+        table = np.concatenate([read_tensor(file.tensors[name]) for name in tiles])  # type: ignore[misc]
+        np.testing.assert_array_equal(engine.tensor("tokens"), table.astype(np.float32))
+
+
+def test_an_unknown_tensor_is_answered_with_names_that_are_near(engine: flexref.Engine) -> None:
+    with pytest.raises(UnknownTensor) as caught:
+        engine.tensor("layers/000/attention_qvk/weight")
+    assert isinstance(caught.value, KeyError)
+    assert isinstance(caught.value, FlexrefError)
+    said = str(caught.value)
+    assert said.startswith("the model has no tensor 'layers/000/attention_qvk/weight'; near: layers/0")
+    assert "\n" not in said
+    with pytest.raises(UnknownTensor, match="near: layers/001/attention_norm/weight, "):
+        engine.tensor("layers/001")
+    with pytest.raises(UnknownTensor, match="its first are: tokens, embed/positions, "):
+        engine.tensor("☃")
+
+
+def test_tensors_of_random_weights_and_of_damaged_files(model_file: Any, tmp_path: Path) -> None:
+    with flexref.load(random_file(SPEC), policy=ALL_ON_DEVICE) as engine:
+        assert engine.tensor("embed/positions").std() > 0
+    file = open_weight_file(model_file(SPEC))
+    name, stored = next(iter(file.tensors.items()))
+    damaged = bytearray(Path(file.path).read_bytes())
+    damaged[stored.parts[0].extent.offset] ^= 1
+    (tmp_path / "damaged.h5").write_bytes(damaged)
+    with (
+        flexref.load(tmp_path / "damaged.h5", policy=ALL_ON_DEVICE) as engine,
+        pytest.raises(WeightFileError, match=f"dataset {name} does not match"),
+    ):
+        engine.tensor(name)
+
+
+def test_a_tensor_can_be_read_while_a_job_is_under_way_but_not_after_close(model_file: Any) -> None:
+    with flexref.load(model_file(SPEC), policy=ALL_ON_DEVICE) as engine:
+        tokens = engine.stream([[5, 6]], max_new_tokens=3, ignore_eos=True)
+        next(tokens)
+        assert engine.tensor("embed/positions").shape == engine.tensors["embed/positions"]
+        assert len(list(tokens)) == 2
+    with pytest.raises(EngineError, match="closed"):
+        engine.tensor("embed/positions")
+
+
+def test_the_last_hidden_states_are_those_before_the_final_norm(engine: flexref.Engine) -> None:
+    seen: list[tuple[str, npt.NDArray[Any]]] = []
+
+    def on_hidden(stage: Stage, rows: npt.NDArray[np.int64], hidden: npt.NDArray[Any]) -> None:
+        seen.append((stage.name, hidden))
+
+    row = flexref.ScoredRow((5, 6, 7, 8), first=1)
+    (scored,) = engine.score([row], keep_logits=True, listener=Listener(on_hidden=on_hidden)).rows
+    assert [name for name, _ in seen] == ["embed", "layer 0", "layer 1"]
+    last = seen[-1][1]
+    assert last.shape == (3, SPEC.width)  # the last token is predicted and never fed
+    assert scored.logits is not None
+    weight, bias = engine.tensor("head/norm/weight"), engine.tensor("head/norm/bias")
+    centred = last - last.mean(-1, keepdims=True)
+    normed = centred / np.sqrt(last.var(-1, keepdims=True) + 1e-5) * weight + bias
+    np.testing.assert_allclose(normed @ engine.tensor("tokens").T, scored.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_port_that_passes_every_call_on_sees_the_operators(model_file: Any) -> None:
+    class Spy(NumpyBackend):
+        """The numpy port, with the shapes of its products."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.shapes: Counter[tuple[int, ...]] = Counter()
+
+        def linear(self, x: Any, w: Any, b: Any, *, out: Any = None, add: bool = False) -> Any:
+            self.shapes[w.shape] += 1
+            return super().linear(x, w, b, out=out, add=add)
+
+    port = Spy()
+    with flexref.load(model_file(SPEC), backend=port, policy=ALL_ON_DEVICE) as engine:
+        spied = engine.generate([[5, 6]], max_new_tokens=3, ignore_eos=True).outputs[0].token_ids
+    with flexref.load(model_file(SPEC), policy=ALL_ON_DEVICE) as engine:
+        assert engine.generate([[5, 6]], max_new_tokens=3, ignore_eos=True).outputs[0].token_ids == spied
+    assert port.shapes[(3 * SPEC.width, SPEC.width)] == 3 * SPEC.layers
