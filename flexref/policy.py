@@ -9,8 +9,9 @@ from typing import Annotated, Any, NamedTuple
 
 from flexref.errors import PolicyError
 from flexref.files import read_object
+from flexref.json_types.containers import ReadBy
 from flexref.json_types.objects import JsonField, JsonObject, check_fields, object_of
-from flexref.json_types.values import Number, OneOf, ReadBy, Whole
+from flexref.json_types.values import Number, OneOf, Whole
 from flexref.units import TIERS, is_finite
 
 WEIGHT_SCHEMES: Mapping[str, str] = MappingProxyType(

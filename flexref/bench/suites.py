@@ -1,18 +1,24 @@
 """What a benchmark is asked to do, by names that are those of the command's options, and the named suites of them."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flexref.errors import PolicyError
 from flexref.files import read_object
-from flexref.storage.schema import BITS
-from flexref.units import is_integer, is_number
+from flexref.json_types.containers import ListOf
+from flexref.json_types.objects import object_of
+from flexref.json_types.values import Number, OneOf, Text, Whole
+from flexref.policy import PLACES
+from flexref.storage.schema import BITS, DTYPES
 
 SUITES_FILE = Path(__file__).parents[1] / "data" / "suites.json"
 
-REPEAT_MOST = 1000
+
+FILLED = Text(filled=True)
+
+PERCENT = ListOf(Number(), 6, 6, "six numbers (weights, cache, activations on device and host)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,39 +30,34 @@ class Arguments:
     tokens.
     """
 
-    model: str
-    random_weights: bool = False
-    dtype: str = "float16"
-    quantize_weights: str | None = None
-    prompt_len: int = 512
-    gen_len: int = 32
-    rows: int = 8
-    rows_per_group: int | None = None
-    groups: int | None = None
-    percent: tuple[float, ...] | None = None
-    policy: str | None = None
-    machine: str | None = None
-    quantize_cache: bool = False
-    attention_on: str | None = None
-    overlap: bool | None = None
-    device_mem_gib: float | None = None
-    host_mem_gib: float | None = None
-    disk_dir: str | None = None
-    backend: str = "numpy"
-    repeat: int = 1
-    seed: int = 0
+    model: Annotated[str, FILLED, "A size, whose weights are random, or a weight file."]
+    random_weights: Annotated[bool, "Random weights in place of a file's own."] = False
+    dtype: Annotated[str, OneOf(DTYPES), "The type of random weights."] = "float16"
+    quantize_weights: Annotated[str | None, OneOf(tuple(BITS)), "How random weights are stored in groups."] = None
+    prompt_len: Annotated[int, Whole(1), "Tokens of every prompt."] = 512
+    gen_len: Annotated[int, Whole(1), "New tokens of every row."] = 32
+    rows: Annotated[int, Whole(1), "Rows in all."] = 8
+    rows_per_group: Annotated[int | None, Whole(1), "Rows that are computed together."] = None
+    groups: Annotated[int | None, Whole(1), "Groups of a block."] = None
+    percent: Annotated[tuple[float, ...] | None, PERCENT, "Weights, cache, activations on device and host."] = None
+    policy: Annotated[str | None, FILLED, "A policy's file, in place of percent."] = None
+    machine: Annotated[str | None, FILLED, "A machine's file or a known one, for which the policy is chosen."] = None
+    quantize_cache: Annotated[bool, "Whether the cache is stored in 4-bit groups."] = False
+    attention_on: Annotated[str | None, OneOf(PLACES), "Where decode attention is computed."] = None
+    overlap: Annotated[bool | None, "Whether copies go on while the device computes."] = None
+    device_mem_gib: Annotated[float | None, "Budget of the device, in GiB."] = None
+    host_mem_gib: Annotated[float | None, "Budget of the host, in GiB."] = None
+    disk_dir: Annotated[str | None, FILLED, "Where cache and activations are spilled to."] = None
+    backend: Annotated[str, FILLED, "The port that it runs on."] = "numpy"
+    repeat: Annotated[int, Whole(1), "Runs."] = 1
+    seed: Annotated[int, Whole(0), "Of random weights and prompts."] = 0
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> "Arguments":
         """The benchmark that names and values describe; `PolicyError` says what is wrong in `where`."""
-        unknown = sorted(set(values) - {entry.name for entry in fields(cls)})
-        if unknown:
-            raise PolicyError(f"{where}: unknown field {unknown[0]!r}")
         if "model" not in values:
             raise PolicyError(f"{where}: lacks the field 'model'")
-        for name, value in values.items():
-            if value is not None or name in REQUIRED:
-                _check(where, name, value)
+        object_of(cls).read_members(f"{where}: ", values, PolicyError)
         if values.get("percent") is not None:
             values = {**values, "percent": tuple(values["percent"])}
         made = cls(**values)
@@ -67,45 +68,6 @@ class Arguments:
     def to_json(self) -> dict[str, Any]:
         """Every field by its name."""
         return asdict(self)
-
-
-INTEGERS = {"prompt_len": 1, "gen_len": 1, "rows": 1, "rows_per_group": 1, "groups": 1, "repeat": 1, "seed": 0}
-"""Whole numbers, and the least that each may be."""
-
-CHOICES = {
-    "dtype": ("float16", "float32"),
-    "quantize_weights": tuple(BITS),
-    "attention_on": ("device", "host"),
-}
-TEXTS = ("model", "policy", "machine", "disk_dir", "backend")
-SWITCHES = ("random_weights", "quantize_cache", "overlap")
-NUMBERS = ("device_mem_gib", "host_mem_gib")
-REQUIRED = frozenset(entry.name for entry in fields(Arguments)) - {
-    "quantize_weights", "rows_per_group", "groups", "percent", "policy", "machine", "attention_on", "overlap",
-    "device_mem_gib", "host_mem_gib", "disk_dir",
-}  # fmt: skip
-"""Fields that have a value whatever happens: None says nothing for them."""
-
-
-def _check(where: str, name: str, value: object) -> None:
-    """`PolicyError` unless `value` is what the field `name` needs."""
-    if name in INTEGERS:
-        needed = f"a whole number of at least {INTEGERS[name]}"
-        right = is_integer(value) and value >= INTEGERS[name]
-    elif name in CHOICES:
-        needed, right = f"one of {', '.join(CHOICES[name])}", value in CHOICES[name]
-    elif name in TEXTS:
-        needed, right = "text", isinstance(value, str) and value != ""
-    elif name in SWITCHES:
-        needed, right = "true or false", isinstance(value, bool)
-    elif name in NUMBERS:
-        needed, right = "a number", is_number(value)
-    else:
-        items = value if isinstance(value, list | tuple) else ()
-        needed = "six numbers (weights, cache, activations on device and host)"
-        right = len(items) == 6 and all(is_number(item) for item in items)
-    if not right:
-        raise PolicyError(f"{where}: {name} must be {needed}, found {value!r}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from inspect import cleandoc
 from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from flexref.errors import FlexrefError
-from flexref.json_types.values import Defined, JsonType, ListOf, MapOf, Maybe, Number, Text, Truth, Whole, shown
+from flexref.json_types.containers import ListOf, MapOf
+from flexref.json_types.values import LONGEST_SHOWN, Defined, JsonType, Maybe, Number, Text, Truth, Whole, shown
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -40,16 +41,18 @@ class JsonField(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class JsonObject(JsonType):
-    """An object of known members, all others refused: schemas refer to it by `title`, `about` says what it is.
+    """An object of known members, all others refused. `about` says what it is; schemas refer to it by `title`.
 
-    `made` is the dataclass that it is read as, where there is one.
+    `made` is what it is read as, from its members by name; `said` is the need in words. Complaints join the object's
+    name and a member's by `joint`.
     """
 
     title: str
     about: str
     members: Mapping[str, JsonField]
-    made: type[Any] | None = None
+    made: type[Any] = dict
     said: str = ""
+    joint: str = "."
 
     @property
     def needed(self) -> str:  # type: ignore[override]
@@ -61,18 +64,22 @@ class JsonObject(JsonType):
         return [name for name, member in self.members.items() if member.default is MISSING]
 
     def takes(self, value: object) -> bool:
-        return self.made is not None and isinstance(value, self.made)
+        return isinstance(value, self.made)
 
     def read(self, what: str, value: object, wrong: type[FlexrefError]) -> Any:
-        if not isinstance(value, Mapping) or (self.said and not self._has_members_of(value)):
+        if not isinstance(value, Mapping) or (self.said and not self._has_names_of(value)):
             raise wrong(f"{what} must be {self.needed}, found {shown(value)}")
-        if not self._has_members_of(value):
-            raise wrong(f"{what} must have the fields {', '.join(self.members)}, found {', '.join(sorted(value))}")
-        assert self.made is not None
+        self.check_names(what, value, wrong)
         defaults = {name: member.default for name, member in self.members.items() if member.default is not UNSAID}
-        return self.made(**{**defaults, **self.read_members(f"{what}.", value, wrong)})
+        return self.made(**{**defaults, **self.read_members(f"{what}{self.joint}", value, wrong)})
 
-    def _has_members_of(self, value: Mapping[str, Any]) -> bool:
+    def check_names(self, what: str, value: Mapping[str, Any], wrong: type[FlexrefError]) -> None:
+        """`wrong` lists all names unless `value` has those that it must have, and no others."""
+        if not self._has_names_of(value):
+            found = ", ".join(sorted(value))[:LONGEST_SHOWN]
+            raise wrong(f"{what} must have the fields {', '.join(self.members)}, found {found}")
+
+    def _has_names_of(self, value: Mapping[str, Any]) -> bool:
         return set(self.required) <= set(value) <= set(self.members)
 
     def read_members(
@@ -91,16 +98,19 @@ class JsonObject(JsonType):
         return {name: self.members[name].kind.read(f"{where}{name}", value, wrong) for name, value in values.items()}
 
     def schema(self, defined: Defined) -> dict[str, Any]:
-        if self.title not in defined:
-            defined[self.title] = {}  # its place among the others
-            defined[self.title] = {
-                "title": self.title,
-                "description": self.about,
-                "type": "object",
-                "properties": {name: member.schema(defined) for name, member in self.members.items()},
-                "required": self.required,
-                "additionalProperties": False,
-            }
+        if self.title in defined:
+            return {"$ref": f"#/$defs/{self.title}"}
+        if self.title:
+            defined[self.title] = {}  # it comes before the objects in it
+        schema = {
+            "type": "object",
+            "properties": {name: member.schema(defined) for name, member in self.members.items()},
+            "required": self.required,
+            "additionalProperties": False,
+        }
+        if not self.title:
+            return schema
+        defined[self.title] = {"title": self.title, "description": self.about, **schema}
         return {"$ref": f"#/$defs/{self.title}"}
 
 

@@ -1,7 +1,5 @@
-"""What JSON values may be: each type checks values, and says the same in JSON Schema (2020-12); it knows no format."""
+"""Types of JSON values: each checks values, and says the same in JSON Schema (2020-12); it knows no format."""
 
-import re
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +49,7 @@ class Truth(JsonType):
 
 @dataclass(frozen=True, slots=True)
 class Text(JsonType):
-    """A text; with `filled` one that is more than white space."""
+    """A text; with `filled` one that is more than white space. `needed` is the need in words."""
 
     filled: bool = False
     needed: str = "text"
@@ -71,7 +69,7 @@ class OneOf(JsonType):
 
     @property
     def needed(self) -> str:  # type: ignore[override]
-        return f"one of {', '.join(self.values)}"
+        return f"one of {', '.join(self.values)}" if len(self.values) > 1 else repr(self.values[0])
 
     def takes(self, value: object) -> bool:
         return isinstance(value, str) and value in self.values
@@ -93,7 +91,7 @@ class Whole(JsonType):
         return self.said or f"a whole number{_between(self.least, self.most)}"
 
     def takes(self, value: object) -> bool:
-        return is_integer(value) and _lies_in(value, self.least, self.most)
+        return is_integer(value) and lies_in(value, self.least, self.most)
 
     def schema(self, defined: Defined) -> dict[str, Any]:
         return {"type": "integer", **_bounds(self.least, self.most)}
@@ -111,7 +109,7 @@ class Number(JsonType):
         return f"a number{_between(self.least, self.most)}"
 
     def takes(self, value: object) -> bool:
-        return is_finite(value) and _lies_in(value, self.least, self.most)
+        return is_finite(value) and lies_in(value, self.least, self.most)
 
     def read(self, what: str, value: object, wrong: type[FlexrefError]) -> float:
         return float(JsonType.read(self, what, value, wrong))
@@ -134,33 +132,6 @@ class Positive(JsonType):
 
     def schema(self, defined: Defined) -> dict[str, Any]:
         return {"type": "number", "exclusiveMinimum": 0}
-
-
-@dataclass(frozen=True, slots=True)
-class ReadBy(JsonType):
-    """What `reader` makes of a name and a value, raising for itself; `kind` describes it, by `title` among schemas."""
-
-    kind: JsonType
-    reader: Callable[[str, Any], Any]
-    title: str = ""
-    about: str = ""
-
-    @property
-    def needed(self) -> str:  # type: ignore[override]
-        return self.kind.needed
-
-    def takes(self, value: object) -> bool:
-        return self.kind.takes(value)
-
-    def read(self, what: str, value: object, wrong: type[FlexrefError]) -> Any:
-        return self.reader(what, value)
-
-    def schema(self, defined: Defined) -> dict[str, Any]:
-        if not self.title:
-            return self.kind.schema(defined)
-        if self.title not in defined:
-            defined[self.title] = {"title": self.title, "description": self.about, **self.kind.schema(defined)}
-        return {"$ref": f"#/$defs/{self.title}"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,84 +171,14 @@ class Either(JsonType):
         return {"anyOf": [kind.schema(defined) for kind in self.kinds]}
 
 
-@dataclass(frozen=True, slots=True)
-class ListOf(JsonType):
-    """A list of `least` to `most` values of `kind`, where bounds are given; read as a tuple."""
-
-    kind: JsonType
-    least: int | None = None
-    most: int | None = None
-    said: str = ""
-
-    @property
-    def needed(self) -> str:  # type: ignore[override]
-        return self.said or f"a list of {self.kind.needed}"
-
-    def takes(self, value: object) -> bool:
-        if not isinstance(value, list | tuple) or not _lies_in(len(value), self.least, self.most):
-            return False
-        return all(self.kind.takes(item) for item in value)
-
-    def read(self, what: str, value: object, wrong: type[FlexrefError]) -> tuple[Any, ...]:
-        if not isinstance(value, list | tuple) or not _lies_in(len(value), self.least, self.most):
-            raise wrong(f"{what} must be {self.needed}, found {shown(value)}")
-        return tuple(self.kind.read(what, item, wrong) for item in value)
-
-    def schema(self, defined: Defined) -> dict[str, Any]:
-        bounds = {"minItems": self.least, "maxItems": self.most}
-        given = {name: bound for name, bound in bounds.items() if bound is not None}
-        return {"type": "array", "items": self.kind.schema(defined), **given}
-
-
-@dataclass(frozen=True, slots=True)
-class MapOf(JsonType):
-    """An object whose values are of `kind`, by any name, one of `known`, or one that `pattern` matches as a whole.
-
-    `needs` are names that must be there; a complaint calls a name `noun`.
-    """
-
-    kind: JsonType
-    known: tuple[str, ...] = ()
-    needs: tuple[str, ...] = ()
-    pattern: str = ""
-    noun: str = "name"
-    needed: str = "a JSON object"
-
-    def takes(self, value: object) -> bool:
-        return isinstance(value, Mapping) and not self._wrong(value) and all(map(self.kind.takes, value.values()))
-
-    def read(self, what: str, value: object, wrong: type[FlexrefError]) -> dict[str, Any]:
-        if not isinstance(value, Mapping):
-            raise wrong(f"{what} must be {self.needed}, found {shown(value)}")
-        if complaint := self._wrong(value):
-            raise wrong(f"{what}{complaint}")
-        return {name: self.kind.read(f"{what}.{name}", part, wrong) for name, part in value.items()}
-
-    def _wrong(self, given: Mapping[str, object]) -> str:
-        """What is wrong with the names, after what they are the names of; empty if nothing is."""
-        for name in given:
-            if self.known and name not in self.known:
-                return f": unknown {self.noun} {shown(name)}; known: {', '.join(self.known)}"
-            if self.pattern and not re.fullmatch(self.pattern, name):
-                return f" must be named by {self.noun}, found {name[:LONGEST_SHOWN]!r}"
-        return next((f" lacks {name!r}" for name in self.needs if name not in given), "")
-
-    def schema(self, defined: Defined) -> dict[str, Any]:
-        schema: dict[str, Any] = {"type": "object", "additionalProperties": self.kind.schema(defined)}
-        if self.known:
-            schema["propertyNames"] = {"enum": list(self.known)}
-        elif self.pattern:
-            schema["propertyNames"] = {"pattern": f"^{self.pattern}$"}
-        return {**schema, "required": list(self.needs)} if self.needs else schema
-
-
 def shown(value: object) -> str:
     """`value` as a complaint repeats it."""
     text = repr(value)
     return text if len(text) <= LONGEST_SHOWN else f"{text[: LONGEST_SHOWN - 3]}..."
 
 
-def _lies_in(value: float, least: float | None, most: float | None) -> bool:
+def lies_in(value: float, least: float | None, most: float | None) -> bool:
+    """Whether `value` keeps the bounds that are given."""
     return (least is None or least <= value) and (most is None or value <= most)
 
 

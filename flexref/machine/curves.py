@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 
 from flexref.errors import PolicyError
+from flexref.json_types.containers import ListOf, Pair, ReadBy
+from flexref.json_types.values import Positive, shown
 from flexref.machine.arrays import Numbers, Size
 from flexref.units import is_number
 
@@ -25,7 +27,7 @@ def check_number(what: str, value: object, *, least: float = 0.0, above: bool = 
     # Compared, not converted: a whole number in a file may be too long for a float.
     if not is_number(value) or not least <= value <= sys.float_info.max or (above and value == least):
         needed = f"above {least:g}" if above else f"of at least {least:g}"
-        raise PolicyError(f"{what} must be a number {needed}, found {_short(value)}")
+        raise PolicyError(f"{what} must be a number {needed}, found {shown(value)}")
     return float(value)
 
 
@@ -97,7 +99,7 @@ class Curve:
     def from_json(cls, what: str, values: object) -> "Curve":
         """What `to_json` gave; `PolicyError` names `what`."""
         if not isinstance(values, list) or not all(isinstance(point, list) and len(point) == 2 for point in values):
-            raise PolicyError(f"{what} must be a list of [size, seconds], found {_short(values)}")
+            raise PolicyError(f"{what} must be a list of [size, seconds], found {shown(values)}")
         try:
             return cls(tuple((point[0], point[1]) for point in values))
         except PolicyError as error:
@@ -156,13 +158,25 @@ class Surface:
     def from_json(cls, what: str, values: object) -> "Surface":
         """What `to_json` gave; `PolicyError` names `what`."""
         if not isinstance(values, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in values):
-            raise PolicyError(f"{what} must be a list of [breadth, curve], found {_short(values)}")
+            raise PolicyError(f"{what} must be a list of [breadth, curve], found {shown(values)}")
         try:
             return cls(tuple((pair[0], Curve.from_json(what, pair[1])) for pair in values))
         except PolicyError as error:
             raise PolicyError(str(error) if str(error).startswith(what) else f"{what}: {error}") from error
 
 
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+CURVE = ReadBy(
+    ListOf(Pair(Positive(), Positive()), 1, POINTS_MOST),
+    Curve.from_json,
+    "Curve",
+    "Seconds over size, as pairs [size, seconds] in rising order of size.",
+)
+"""A curve in JSON."""
+
+SURFACE = ReadBy(
+    ListOf(Pair(Positive(), CURVE), 1, POINTS_MOST),
+    Surface.from_json,
+    "Surface",
+    "Seconds over two sizes, as pairs [breadth, curve] in rising order of breadth.",
+)
+"""A surface in JSON."""

@@ -2,15 +2,18 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from flexref.errors import PolicyError
 from flexref.files import read_object, write_text
-from flexref.machine.curves import Curve, Surface, check_number
-from flexref.units import LINKS, TIERS, is_integer
+from flexref.json_types.containers import MapOf
+from flexref.json_types.objects import object_of
+from flexref.json_types.values import Number, Whole, shown
+from flexref.machine.curves import CURVE, SURFACE, Curve, Surface
+from flexref.units import LINKS, TIERS
 
 FORMAT = "flexref machine 1"
 
@@ -25,6 +28,17 @@ WIDTH_DIGITS = 6
 RESOURCES = (*LINKS, "compute")
 """What works at the same time: the links, and the device's operators."""
 
+COUNT = Whole(0, (1 << 62) - 1, said="a whole number of at least 0")
+
+SECONDS = Number(0)
+
+ATTENTION = MapOf(
+    CURVE,
+    pattern=f"(device|host) [^ ]* [1-9][0-9]{{0,{WIDTH_DIGITS - 1}}}",
+    noun="place, scheme and head width",
+)
+"""Curves by `attention_key`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Port:
@@ -33,13 +47,13 @@ class Port:
     `asynchronous`: operators run later than they are called, so that the host's own time overlaps with theirs.
     """
 
-    name: str
-    compute_dtype: str
-    asynchronous: bool
-    overlaps_copies: bool
-    attends_on_host: bool
-    scratch_bytes: int
-    fused_rows: int
+    name: Annotated[str, "Its name, as --backend takes it."]
+    compute_dtype: Annotated[str, "The type that it computes in."]
+    asynchronous: Annotated[bool, "Whether operators run later than they are called."]
+    overlaps_copies: Annotated[bool, "Whether copies go on while it computes."]
+    attends_on_host: Annotated[bool, "Whether it can compute attention on the host."]
+    scratch_bytes: Annotated[int, COUNT, "Bytes on the device that its operators need for themselves."]
+    fused_rows: Annotated[int, COUNT, "Tokens up to which a product reads a matrix in groups as it is stored."]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +64,11 @@ class HostSeconds:
     group. choice: the end of a group's pass, from its sampled tokens to its next pass; choice_row: of it, per row.
     """
 
-    call: float
-    submission: float
-    visit: float
-    choice: float
-    choice_row: float
+    call: Annotated[float, SECONDS, "For one operator."]
+    submission: Annotated[float, SECONDS, "For one hand-over of copies to a lane."]
+    visit: Annotated[float, SECONDS, "For the bookkeeping of one stage for one group."]
+    choice: Annotated[float, SECONDS, "From a group's sampled tokens to its next pass."]
+    choice_row: Annotated[float, SECONDS, "Of that, for every row."]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,19 +84,35 @@ class Machine:
     records). `sources` says where figures come from, `warnings` which ones are unstable.
     """
 
-    name: str
-    port: Port
-    capacity_bytes: Mapping[str, int]
-    copies: Mapping[str, Curve]
-    beside: Mapping[str, Mapping[str, float]]
-    products: Mapping[str, Surface]
-    expansions: Mapping[str, Curve]
-    decode_attention: Mapping[str, Curve]
-    prefill_attention: Mapping[str, Curve]
-    operators: Mapping[str, Curve]
-    host_s: HostSeconds
-    sources: Mapping[str, str] = field(default_factory=dict)
-    warnings: tuple[str, ...] = ()
+    name: Annotated[str, "What the machine is called."]
+    port: Annotated[Port, "The port that it was measured with."]
+    capacity_bytes: Annotated[Mapping[str, int], MapOf(COUNT, needs=TIERS), "Bytes that each tier holds."]
+    copies: Annotated[Mapping[str, Curve], MapOf(CURVE, needs=COPIES), "Seconds of a copy over its bytes, by link."]
+    beside: Annotated[
+        Mapping[str, Mapping[str, float]],
+        MapOf(MapOf(Number(1), RESOURCES, noun="resource"), RESOURCES, noun="resource"),
+        "How many times as long a resource takes while another one works too.",
+    ]
+    products: Annotated[
+        Mapping[str, Surface],
+        MapOf(SURFACE),
+        "Seconds of a product over the matrix' elements and the tokens, by how the matrix is stored.",
+    ]
+    expansions: Annotated[
+        Mapping[str, Curve], MapOf(CURVE), "Seconds to expand a matrix over its elements, by how it is stored."
+    ]
+    decode_attention: Annotated[
+        Mapping[str, Curve], ATTENTION, "Seconds in a decode pass over bytes of records read, by place, scheme, width."
+    ]
+    prefill_attention: Annotated[
+        Mapping[str, Curve], ATTENTION, "Seconds in a prefill over FLOPs, by place, scheme and head width."
+    ]
+    operators: Annotated[
+        Mapping[str, Curve], MapOf(CURVE), "Seconds of every other operator over bytes of its result, by name."
+    ]
+    host_s: Annotated[HostSeconds, "Seconds of the engine's own work on the host."]
+    sources: Annotated[Mapping[str, str], "Where figures come from."] = field(default_factory=dict)
+    warnings: Annotated[tuple[str, ...], "Which figures are unstable or assumed."] = ()
 
     def __post_init__(self) -> None:
         for what, needed in (("capacity_bytes", TIERS), ("copies", COPIES)):
@@ -133,17 +163,12 @@ class Machine:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> "Machine":
         """The machine that a parsed JSON object describes; `PolicyError` says what is wrong in `where`."""
-        known = {entry.name for entry in fields(cls)}
         if values.get("format") != FORMAT:
-            raise PolicyError(f"{where}: format must be {FORMAT!r}, found {values.get('format')!r}")
+            raise PolicyError(f"{where}: format must be {FORMAT!r}, found {shown(values.get('format'))}")
         given = {name: value for name, value in values.items() if name != "format"}
-        unknown = sorted(set(given) - known)
-        missing = sorted(known - set(given) - {"sources", "warnings"})
-        if unknown or missing:
-            complaint = f"unknown field {unknown[0]!r}" if unknown else f"field {missing[0]!r} is missing"
-            raise PolicyError(f"{where}: {complaint}")
+        members = object_of(cls).read_members(f"{where}: ", given, PolicyError)
         try:
-            return cls(**{name: READERS[name](name, value) for name, value in given.items()})
+            return cls(**members)
         except PolicyError as error:
             raise PolicyError(f"{where}: {error}") from error
 
@@ -173,105 +198,5 @@ def nearest_attention(curves: Mapping[str, Curve], place: str, scheme: str, head
     return curves[attention_key(place, scheme, width)]
 
 
-def _mapping(what: str, value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise PolicyError(f"{what} must be a JSON object, found {type(value).__name__}")
-    return value
-
-
-def _text(what: str, value: object) -> str:
-    if not isinstance(value, str):
-        raise PolicyError(f"{what} must be text, found {value!r}")
-    return value
-
-
-def _texts(what: str, value: object) -> tuple[str, ...]:
-    if not isinstance(value, list):
-        raise PolicyError(f"{what} must be a list of texts, found {value!r}")
-    return tuple(_text(what, text) for text in value)
-
-
-def _typed(what: str, value: object, made: type[Any]) -> Any:
-    """An instance of a dataclass whose fields are text, truth values and numbers."""
-    given = _mapping(what, value)
-    names = [entry.name for entry in fields(made)]
-    if sorted(given) != sorted(names):
-        raise PolicyError(f"{what} must have the fields {', '.join(names)}, found {', '.join(sorted(given))}")
-    checks: dict[str, Callable[[str, object], Any]] = {
-        "str": _text,
-        "bool": _truth,
-        "int": _count,
-        "float": check_number,
-    }
-    kinds = {entry.name: entry.type if isinstance(entry.type, str) else entry.type.__name__ for entry in fields(made)}
-    return made(**{name: checks[kinds[name]](f"{what}.{name}", given[name]) for name in names})
-
-
-def _truth(what: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise PolicyError(f"{what} must be true or false, found {value!r}")
-    return value
-
-
-def _count(what: str, value: object) -> int:
-    if not is_integer(value) or not 0 <= value < 1 << 62:
-        raise PolicyError(f"{what} must be a whole number of at least 0, found {value!r}")
-    return value
-
-
-def _curves(what: str, value: object) -> dict[str, Curve]:
-    return {name: Curve.from_json(f"{what}.{name}", curve) for name, curve in _mapping(what, value).items()}
-
-
-def _attention_curves(what: str, value: object) -> dict[str, Curve]:
-    curves = _curves(what, value)
-    for key in curves:
-        parts = key.split(" ")
-        named = len(parts) == 3 and parts[0] in ("device", "host") and parts[2].isdecimal()
-        if not named or len(parts[2]) > WIDTH_DIGITS or not int(parts[2]):
-            raise PolicyError(f"{what} must be named by place, scheme and head width, found {key[:60]!r}")
-    return curves
-
-
-def _surfaces(what: str, value: object) -> dict[str, Surface]:
-    return {name: Surface.from_json(f"{what}.{name}", surface) for name, surface in _mapping(what, value).items()}
-
-
-def _capacities(what: str, value: object) -> dict[str, int]:
-    return {tier: _count(f"{what}.{tier}", count) for tier, count in _mapping(what, value).items()}
-
-
-def _beside(what: str, value: object) -> dict[str, dict[str, float]]:
-    found = {}
-    for resource, others in _mapping(what, value).items():
-        found[resource] = {
-            other: check_number(f"{what}.{resource}.{other}", factor, least=1.0)
-            for other, factor in _mapping(f"{what}.{resource}", others).items()
-        }
-        strange = sorted({resource, *others} - set(RESOURCES))
-        if strange:
-            raise PolicyError(f"{what}: unknown resource {strange[0]!r}; known: {', '.join(RESOURCES)}")
-    return found
-
-
 CURVED = ("copies", "products", "expansions", "decode_attention", "prefill_attention", "operators")
 """Fields whose values are curves or surfaces."""
-
-READERS: Mapping[str, Callable[[str, Any], Any]] = {
-    "name": _text,
-    "port": lambda what, value: _typed(what, value, Port),
-    "capacity_bytes": _capacities,
-    "copies": _curves,
-    "beside": _beside,
-    "products": _surfaces,
-    "expansions": _curves,
-    "decode_attention": _attention_curves,
-    "prefill_attention": _attention_curves,
-    "operators": _curves,
-    "host_s": lambda what, value: _typed(what, value, HostSeconds),
-    "sources": lambda what, value: {
-        name: _text(f"{what}.{name}", text) for name, text in _mapping(what, value).items()
-    },
-    "warnings": _texts,
-}
-"""How each field is read from JSON."""

@@ -82,6 +82,7 @@ def test_every_case_fits_a_device_of_16_gib_and_a_host_of_117(name: str) -> None
         ({"model": "tiny", "quantize_cache": 1}, "quantize_cache must be true or false"),
         ({"model": "tiny", "attention_on": "disk"}, "attention_on must be one of device, host"),
         ({"model": "tiny", "device_mem_gib": "16"}, "device_mem_gib must be a number"),
+        ({"model": "tiny", "device_mem_gib": 10**400}, "device_mem_gib must be a number, found 1000"),
         ({"model": "tiny", "percent": [1, 2]}, "percent must be six numbers"),
         ({"model": "tiny", "percent": [0] * 6, "policy": "p.json"}, "percent and policy exclude each other"),
     ],

@@ -49,6 +49,9 @@ def complaints(value: Any, schema: Mapping[str, Any], root: Mapping[str, Any], w
         elif word == "items":
             parts = enumerate(value) if TYPES["array"](value) else ()
             found = [line for at, part in parts for line in complaints(part, said, root, f"{where}[{at}]")]
+        elif word == "prefixItems":
+            pairs = enumerate(zip(value, said, strict=False)) if TYPES["array"](value) else ()
+            found = [line for at, (part, by) in pairs for line in complaints(part, by, root, f"{where}[{at}]")]
         elif word == "propertyNames":
             found = [line for name in names(value) for line in complaints(name, said, root, f"{where} name {name!r}")]
         elif word == "additionalProperties":

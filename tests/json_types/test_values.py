@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.errors import PolicyError
+from flexref.json_types.containers import ListOf, MapOf, Pair
 from flexref.json_types.objects import document
-from flexref.json_types.values import Either, ListOf, MapOf, Maybe, Number, OneOf, Positive, Text, Truth, Whole
+from flexref.json_types.values import Either, Maybe, Number, OneOf, Positive, Text, Truth, Whole
 
 TYPES = {
     "truth": Truth(),
@@ -27,6 +28,7 @@ TYPES = {
     "maybe": Maybe(Whole(0)),
     "either": Either((Text(), Whole())),
     "list": ListOf(Number(), 2, 3),
+    "pair": Pair(Whole(), Truth()),
     "map": MapOf(Whole()),
     "map of known": MapOf(Whole(), known=("a", "b"), noun="letter"),
     "map that needs": MapOf(Whole(), needs=("a",)),

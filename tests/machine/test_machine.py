@@ -103,6 +103,7 @@ def test_an_unknown_field_is_refused(name: str) -> None:
         (("host_s",), {"call": 1}, "host_s must have the fields"),
         (("decode_attention",), {"device int4": [[1, 1]]}, "named by place, scheme and head width"),
         (("decode_attention",), {"device int4 0": [[1, 1]]}, "named by place, scheme and head width"),
+        (("decode_attention",), {"device int4 064": [[1, 1]]}, "named by place, scheme and head width"),
         (("decode_attention",), {"device int4 " + "9" * 5000: [[1, 1]]}, "named by place, scheme and head width"),
         (("warnings",), "unstable", "warnings must be a list"),
         (("warnings",), 3, "warnings must be a list"),
