@@ -20,7 +20,8 @@ from flexref.machine.machine import Machine
 from flexref.planner.advisor import Advisor
 from flexref.policy import Policy
 from flexref.profile.kept_machines import Given, MeasuredOnce
-from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
+from flexref.storage.names import resolve
+from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.units import GIB
 
 

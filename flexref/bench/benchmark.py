@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from flexref.architecture.published import SIZES, size_named
+from flexref.architecture.published import size_named
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.bench.floor import PhaseFloor, Workload, decode_link_bytes, floors
@@ -21,13 +21,14 @@ from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.generation import GenerationJob, Request
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
-from flexref.errors import PolicyError, PromptError, UnknownName
+from flexref.errors import PolicyError, PromptError
 from flexref.loading import advisor, open_engine
 from flexref.policy import Policy, asked
 from flexref.profile.environment import machine, versions
 from flexref.simulator.prediction_error import PredictionError
+from flexref.storage.names import check_model, resolve
 from flexref.storage.random_weights import RandomFile, random_file
-from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
+from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import slots_of
 
@@ -51,10 +52,7 @@ def weights_of(arguments: Arguments) -> WeightFile:
     asked, dtype = arguments.quantize_weights, arguments.dtype
     scheme = asked or "none"
     if spec is None:
-        if arguments.model != DEMO and not Path(arguments.model).exists():
-            raise UnknownName(
-                f"{arguments.model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}"
-            )
+        check_model(arguments.model)
         file = open_weight_file(resolve(arguments.model))
         if not arguments.random_weights:
             if asked not in (None, file.layout):

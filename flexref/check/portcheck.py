@@ -16,7 +16,8 @@ from flexref.check.findings import Findings
 from flexref.check.tokencheck import OnVisit, Tokens, compare_tokens, differing_bits, run_engine
 from flexref.errors import FlexrefError
 from flexref.policy import Policy
-from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
+from flexref.storage.names import resolve
+from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.prompts import Prompt, all_token_ids
 from flexref.text.tokenizer import Tokenizer
 

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
+from flexref.cli.arguments import MODEL
 from flexref.cli.completion import sizes, suites
-from flexref.cli.options import BUDGETS, option, options
+from flexref.cli.options import BUDGETS, asked_of, computing_port, option, options
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ PLACES = ("percent", "policy")
     help="A named suite; other options given beside it change its benchmarks.",
 )
 @click.option("--list", "list_suites", is_flag=True, help="List the suites and leave.")
-@option("--model", required=False, metavar="SIZE|FILE", shell_complete=sizes, help=MODEL_HELP)
+@option("--model", required=False, type=MODEL, metavar="SIZE|FILE", shell_complete=sizes, help=MODEL_HELP)
 @click.option("--random-weights", is_flag=True, help="Random weights in place of a file's own.")
 @option("--dtype", help="Of random weights; default: float16.")
 @click.option(
@@ -68,6 +69,7 @@ def command(
     if list_suites:
         _list()
         return
+    asked_of(values)
     benchmarks = _benchmarks(suite, given)
     traces = [_numbered(trace_file, number) for number in range(1, len(benchmarks) + 1)]
     inputs = [path for asked in benchmarks for path in (asked.model, asked.policy, asked.machine)]
@@ -90,10 +92,7 @@ def _was_given(context: click.Context, name: str) -> bool:
 def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]":
     """What is asked for: the suite's benchmarks with the given options in place of theirs, or the options alone."""
     from flexref.bench.suites import Arguments, read_suites
-    from flexref.errors import WrongCall
 
-    if "percent" in given and "policy" in given:
-        raise WrongCall("percent and policy exclude each other")
     if suite is None:
         if "model" not in given:
             raise click.UsageError("give --model or --suite; --list shows the suites")
@@ -121,7 +120,7 @@ def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | Non
 
     display = EventDisplay()
     with tracing(trace_file) as trace:
-        with Benchmark(arguments, on_event=display) as benchmark:
+        with Benchmark(arguments, lambda: computing_port(arguments.backend), display) as benchmark:
             passed = _check(benchmark)
             with _loading(benchmark, display):
                 report = benchmark.run(trace=trace, on_run=_tell(arguments.repeat))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.options import asked_of, option, options, prompts_of
+from flexref.cli.options import asked_of, computing_port, option, options, prompts_of
 from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
@@ -65,16 +65,16 @@ def command(as_json: bool, every_layer: bool, contract: bool | None, examples: i
 
 def _job(given: dict[str, Any]) -> "PortCheck":
     """What the options ask for."""
-    from flexref.backend.registry import create
     from flexref.check.portcheck import PortCheck
-    from flexref.storage.weightfile import read_layout, resolve
+    from flexref.storage.names import resolve
+    from flexref.storage.weightfile import read_layout
 
     asked = asked_of(given)
     texts, path = given["prompts"], given["input_file"]
     vocabulary = read_layout(resolve(given["model"])).spec.vocabulary
     return PortCheck(
         given["model"],
-        lambda: create(given["backend"]),
+        lambda: computing_port(given["backend"]),
         prompts_of(texts, path, vocabulary) if texts or path is not None else (),
         given["max_new_tokens"],
         {"policy": asked.policy, "keep": asked.keep, **asked.budgets},

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.arguments import MODEL
 from flexref.cli.completion import priced_machines, sizes
 from flexref.cli.options import option
 from flexref.cli.plan_options import plan_options, plan_request_of
@@ -24,7 +25,15 @@ FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_mi
 
 @click.command("compare-machines")
 @option("--machine", names=("machines",), multiple=True, help="Repeatable; default: all known ones.")
-@option("--model", names=("models",), multiple=True, metavar="SIZE|FILE", shell_complete=sizes, help="Repeatable.")
+@option(
+    "--model",
+    names=("models",),
+    multiple=True,
+    type=MODEL,
+    metavar="SIZE|FILE",
+    shell_complete=sizes,
+    help="Repeatable.",
+)
 @plan_options
 @click.option(
     "--price-per-hour",
@@ -57,7 +66,8 @@ def command(
     from flexref.cli.show.outputs import check_outputs
     from flexref.cli.show.plots import check_plot
     from flexref.cli.side_by_side import side_by_side
-    from flexref.machine.known import known_machines, machine_named
+    from flexref.machine.known import machine_named
+    from flexref.machine.names import known_machines
     from flexref.planner.candidates import layouts
 
     known_prices = prices_of(prices)

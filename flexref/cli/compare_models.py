@@ -5,14 +5,15 @@ from typing import Any
 
 import click
 
+from flexref.cli.arguments import WEIGHT_FILE
 from flexref.cli.completion import weight_files
 from flexref.cli.options import engine_for, option, options, scoring_options
 from flexref.cli.show.progress import counting
 
 
 @click.command("compare-models")
-@click.argument("first", metavar="A", shell_complete=weight_files)
-@click.argument("second", metavar="B", shell_complete=weight_files)
+@click.argument("first", type=WEIGHT_FILE, metavar="A", shell_complete=weight_files)
+@click.argument("second", type=WEIGHT_FILE, metavar="B", shell_complete=weight_files)
 @option("--text", help="A text in UTF-8, one document.")
 @option("--tokens")
 @options("--window", "--stride", "--bos")

@@ -46,7 +46,7 @@ def _installed_ports() -> Iterable[str]:
 
 
 def _known_machines() -> Iterable[str]:
-    from flexref.machine.known import known_machines
+    from flexref.machine.names import known_machines
 
     return known_machines()
 

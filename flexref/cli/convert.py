@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.architecture.stages import parameters
+from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files, weight_files
 from flexref.cli.options import option
 from flexref.cli.show.outputs import check_replaced
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 
 @click.command("convert")
-@click.argument("source", metavar="SOURCE", shell_complete=weight_files)
-@click.argument("out", metavar="OUT.h5", shell_complete=files)
+@click.argument("source", type=TEXT, metavar="SOURCE", shell_complete=weight_files)
+@click.argument("out", type=TEXT, metavar="OUT.h5", shell_complete=files)
 @click.option(
     "--quantize",
     "scheme",
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--calibrate",
+    type=TEXT,
     metavar="FILE",
     shell_complete=files,
     help="Serve texts like this one best (UTF-8, 10,000 words or more): a 4-bit cache loses less, with any weights, "
@@ -110,7 +112,8 @@ def _tokenizer_of(source: str) -> bytes | None:
     """The tokenizer's document, in the folder or in the weight file."""
     from flexref.storage.checkpoint.folder import open_checkpoint
     from flexref.storage.convert import is_weight_file
-    from flexref.storage.weightfile import open_weight_file, resolve
+    from flexref.storage.names import resolve
+    from flexref.storage.weightfile import open_weight_file
     from flexref.text.tokenizer import tokenizer_json_from_files
 
     if is_weight_file(source):

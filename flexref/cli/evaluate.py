@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files
 from flexref.cli.options import engine_for, option, options, scoring_options
 from flexref.cli.show.outputs import check_outputs, tracing
@@ -21,7 +22,7 @@ CHOICES_HELP = "Questions in JSON lines, as LAMBADA, HellaSwag and MMLU are dist
 @option("--model")
 @option("--text", help="A text in UTF-8, one document: its perplexity.")
 @option("--tokens")
-@click.option("--choices", "choices_file", metavar="FILE", shell_complete=files, help=CHOICES_HELP)
+@click.option("--choices", "choices_file", type=TEXT, metavar="FILE", shell_complete=files, help=CHOICES_HELP)
 @options("--window", "--stride", "--bos")
 @scoring_options
 @option("--trace", help="Write a trace of every copy and computation, in the Trace Event format.")

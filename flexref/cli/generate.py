@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.arguments import TEXT
 from flexref.cli.options import BUDGETS, asked_of, option, options, prompts_of
 from flexref.cli.show.outputs import check_outputs, tracing
 
@@ -33,7 +34,7 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 @option("--input")
 @option("--max-new-tokens", default=32)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
-@click.option("--stop", "stops", multiple=True, metavar="TEXT", help="End a row before this text; repeatable.")
+@click.option("--stop", "stops", multiple=True, type=TEXT, help="End a row before this text; repeatable.")
 @click.option("--temperature", default=0.0, show_default=True, help="0: greedy.")
 @click.option("--top-k", default=0, show_default=True, help="Keep the k most probable tokens; 0: all.")
 @click.option("--top-p", default=1.0, show_default=True, help="Keep the most probable tokens up to this probability.")
@@ -50,21 +51,18 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     Text goes to stdout, progress and the tables of tiers and links to stderr, with predictions that a job of a second
     or more has missed.
     """
-    from flexref.backend.registry import check_registered
-
     if given["logprobs"] and not as_json:
         raise click.UsageError("--logprobs belongs to --json")
     if not given["prompts"] and given["input_file"] is None:
         raise click.UsageError("give --prompt or --input")
     sampling_of(given)
-    check_registered(given["backend"])
+    inputs = (model, given["input_file"], given["policy"], given["machine"])
+    check_outputs({"--trace": trace_file}, inputs, force=given["force"])
+    asked = asked_of(given)
 
     from flexref.cli.show.progress import EventDisplay
     from flexref.loading import advisor, open_engine
 
-    inputs = (model, given["input_file"], given["policy"], given["machine"])
-    check_outputs({"--trace": trace_file}, inputs, force=given["force"])
-    asked = asked_of(given)
     request, display = request_of(given), EventDisplay()
     settling = advisor(asked.policy, given["machine"], asked.keep)
     engine = open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=display)

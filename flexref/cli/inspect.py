@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.architecture.stages import parameters
+from flexref.cli.arguments import WEIGHT_FILE
 from flexref.cli.completion import weight_files
 from flexref.cli.options import option
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.command("inspect")
-@click.argument("file", metavar="FILE", shell_complete=weight_files)
+@click.argument("file", type=WEIGHT_FILE, metavar="FILE", shell_complete=weight_files)
 @option("--json")
 def command(file: str, as_json: bool) -> None:
     """List what the weight file FILE (or `demo`, the built-in model) holds.
@@ -23,7 +24,8 @@ def command(file: str, as_json: bool) -> None:
     fp16. Checks all that the file's metadata can tell; `flexref verify` checks the data too.
     """
     from flexref.cli.show.inspect_report import print_tensors
-    from flexref.storage.weightfile import read_layout, resolve
+    from flexref.storage.names import resolve
+    from flexref.storage.weightfile import read_layout
 
     report = _report(read_layout(resolve(file)))
     if as_json:

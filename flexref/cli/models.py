@@ -27,7 +27,8 @@ def command(as_json: bool) -> None:
     groups of 64 where they are quantized.
     """
     from flexref.architecture.published import SIZES
-    from flexref.storage.weightfile import DEMO, read_layout, resolve
+    from flexref.storage.names import DEMO, resolve
+    from flexref.storage.weightfile import read_layout
 
     found = [_row(DEMO, "built in", read_layout(resolve(DEMO)).spec)]
     found += [_row(name, "size", spec) for name, spec in SIZES.items()]

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from flexref.cli.arguments import BACKEND, BUDGET_GIB, MACHINE, TEXT, WEIGHT_FILE
 from flexref.cli.completion import files, folders, machines, ports, weight_files
 from flexref.units import GIB
 
 if TYPE_CHECKING:
+    from flexref.backend.protocol import Backend
     from flexref.engine.engine import Engine
     from flexref.policy import Asked
     from flexref.text.prompts import Prompt
@@ -26,13 +28,15 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "--model": {
             "required": True,
+            "type": WEIGHT_FILE,
             "metavar": "FILE|demo",
             "shell_complete": weight_files,
             "help": "A weight file, or the built-in model.",
         },
-        "--prompt": {"names": ("prompts",), "multiple": True, "metavar": "TEXT"},
+        "--prompt": {"names": ("prompts",), "multiple": True, "type": TEXT},
         "--input": {
             "names": ("input_file",),
+            "type": TEXT,
             "metavar": "FILE|-",
             "shell_complete": files,
             "help": "Prompts, one a line, or JSON lines with `prompt` and maybe `id`; -: standard input.",
@@ -41,19 +45,22 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--seed": {},
         "--dtype": {"type": click.Choice(["float16", "float32"])},
         "--backend": {
+            "type": BACKEND,
             "default": "numpy",
             "show_default": True,
             "shell_complete": ports,
             "help": "The port to run on.",
         },
-        "--device-mem-gib": {"type": float, "help": "Budget of the device; default: what is free."},
-        "--host-mem-gib": {"type": float, "help": "Budget of the host; default: what is free."},
+        "--device-mem-gib": {"type": BUDGET_GIB, "help": "Budget of the device; default: what is free."},
+        "--host-mem-gib": {"type": BUDGET_GIB, "help": "Budget of the host; default: what is free."},
         "--disk-dir": {
+            "type": TEXT,
             "metavar": "DIR",
             "shell_complete": folders,
             "help": "Where cache and activations may spill; default: the temporary folder.",
         },
         "--policy": {
+            "type": TEXT,
             "metavar": "FILE",
             "shell_complete": files,
             "help": "A policy as JSON; default: chosen from the budgets.",
@@ -65,6 +72,7 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "help": "Shares in percent, the rest on disk: weights, cache, activations, each on device and on host.",
         },
         "--machine": {
+            "type": MACHINE,
             "metavar": "FILE|NAME",
             "shell_complete": machines,
             "help": "A machine's file, or the name of a known one, to choose a policy for; default: this one, measured "
@@ -85,9 +93,10 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--prompt-len": {"type": TOKENS},
         "--gen-len": {"type": TOKENS},
         "--rows": {"type": ROWS},
-        "--text": {"names": ("text_file",), "metavar": "FILE", "shell_complete": files},
+        "--text": {"names": ("text_file",), "type": TEXT, "metavar": "FILE", "shell_complete": files},
         "--tokens": {
             "names": ("tokens_file",),
+            "type": TEXT,
             "metavar": "FILE",
             "shell_complete": files,
             "help": "In place of a text its token ids: numbers between white space, a JSON list, or one on each line.",
@@ -100,9 +109,9 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "show_default": True,
             "help": "The token that begins a text: before the first token of all, or before every window.",
         },
-        "--plot": {"names": ("plot_file",), "metavar": "FILE", "shell_complete": files},
-        "--trace": {"names": ("trace_file",), "metavar": "FILE", "shell_complete": files},
-        "--output": {"names": ("-o", "output_file"), "metavar": "FILE", "shell_complete": files},
+        "--plot": {"names": ("plot_file",), "type": TEXT, "metavar": "FILE", "shell_complete": files},
+        "--trace": {"names": ("trace_file",), "type": TEXT, "metavar": "FILE", "shell_complete": files},
+        "--output": {"names": ("-o", "output_file"), "type": TEXT, "metavar": "FILE", "shell_complete": files},
         "--force": {"is_flag": True, "help": "Replace an output that is there already."},
         "--json": {"names": ("as_json",), "is_flag": True, "help": "Print one JSON object."},
     }
@@ -165,21 +174,31 @@ def asked_of(given: Mapping[str, Any]) -> "Asked":
 
 def engine_for(model: str, given: Mapping[str, Any], share: int = 1) -> "Engine":
     """An engine for `model` as scoring options ask for it; of memory without a budget it gets one part in `share`."""
-    from flexref.backend.registry import create
-    from flexref.cli.show.progress import EventDisplay
-    from flexref.engine.scoring import check_computes
-    from flexref.loading import load
-
     # Attention on the host is for decode, of which there is none.
     asked = asked_of({"attention_on": "device", **given})
-    port = create(given["backend"])
-    check_computes(port)
+
+    from flexref.cli.show.progress import EventDisplay
+    from flexref.loading import load
+
+    port = computing_port(given["backend"])
     budgets = dict(asked.budgets)
     if share > 1:
         for tier in ("device", "host"):
             if budgets[f"{tier}_mem_gib"] is None:
                 budgets[f"{tier}_mem_gib"] = port.free_bytes(tier) / share / GIB
     return load(model, policy=asked.policy, keep=asked.keep, backend=port, **budgets, on_event=EventDisplay())
+
+
+def computing_port(name: str) -> "Backend":
+    """The port `name`; `WrongCall` if it only counts, so that no command that computes can have it."""
+    from flexref.backend.registry import create
+    from flexref.errors import WrongCall
+
+    port = create(name)
+    if not port.caps.computes:
+        port.close()
+        raise WrongCall(f"backend {name} computes nothing: there is nothing to measure, score or check")
+    return port
 
 
 def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) -> "list[Prompt]":

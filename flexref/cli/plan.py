@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.arguments import MODEL, TEXT, Amount
 from flexref.cli.completion import files, sizes
-from flexref.cli.options import option
-from flexref.cli.plan_options import Amount, plan_options, plan_request_of
+from flexref.cli.options import computing_port, option
+from flexref.cli.plan_options import plan_options, plan_request_of
 from flexref.files import write_text
 
 if TYPE_CHECKING:
@@ -19,7 +20,13 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
 
 
 @click.command("plan")
-@option("--model", metavar="SIZE|FILE", shell_complete=sizes, help="A size (30b, opt-175b ...) or a weight file.")
+@option(
+    "--model",
+    type=MODEL,
+    metavar="SIZE|FILE",
+    shell_complete=sizes,
+    help="A size (30b, opt-175b ...) or a weight file.",
+)
 @option("--machine", help=MACHINE_HELP)
 @option("--backend", help="The port of this machine, where it is meant.")
 @plan_options
@@ -30,6 +37,7 @@ MACHINE_HELP = "A machine's file, or the name of a known one; default: this mach
 @click.option(
     "--pareto",
     "pareto_file",
+    type=TEXT,
     metavar="PLOT.png",
     shell_complete=files,
     help="Draw throughput against the latency of a block.",
@@ -88,7 +96,6 @@ def check_files(model: str, options: dict[str, Any]) -> None:
 
 def machine_of(name: str | None, backend: str) -> "Machine":
     """The machine of that name or file; without one, this machine with its port, measured once."""
-    from flexref.backend.registry import create
     from flexref.machine.known import machine_named
     from flexref.profile.kept_machines import measured_machine
 
@@ -96,7 +103,7 @@ def machine_of(name: str | None, backend: str) -> "Machine":
         return machine_named(name)
     import tempfile
 
-    port = create(backend)
+    port = computing_port(backend)
     try:
         return measured_machine(port, tempfile.gettempdir(), tell=lambda what: click.echo(what, err=True))
     finally:

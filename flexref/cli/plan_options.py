@@ -1,11 +1,11 @@
 """Options of the commands that plan, and what they ask of the planner; it computes nothing."""
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.arguments import Amount
 from flexref.cli.options import Command, option, options
 
 if TYPE_CHECKING:
@@ -16,21 +16,6 @@ CACHE_CHOICE = click.Choice(["none", "int4", "any"])
 WEIGHTS_HELP = "How weights are stored; any: a file's as they are, a size's as none or int4, whichever is faster."
 PLACE_CHOICE = click.Choice(["device", "host", "any"])
 CAPACITY_HELP = "In place of the machine's."
-
-
-class Amount(click.FloatRange):
-    """A finite number of at least 0; nan and infinity, which a range lets through, are no amounts."""
-
-    def __init__(self, *, above: bool = False) -> None:
-        """With `above`, 0 is no amount either."""
-        super().__init__(min=0, min_open=above)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """The number; a usage error if it is none."""
-        number: float = super().convert(value, param, ctx)
-        if not math.isfinite(number):
-            self.fail(f"{value} is not a finite number.", param, ctx)
-        return number
 
 
 OPTIONS = (

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 
 import click
 
-from flexref.cli.options import option
+from flexref.cli.options import computing_port, option
 from flexref.cli.show.outputs import check_outputs
 
 
@@ -29,11 +29,10 @@ def command(
     quarter of the free memory at most, and moves about 1 GiB to the disk and from it. What else runs on the machine
     meanwhile is measured too.
     """
-    from flexref.backend.registry import create
     from flexref.profile.measure import measure_machine
 
     check_outputs({"-o": output_file}, (), force=force)
-    with closing(create(backend)) as port, _telling() as tell:
+    with closing(computing_port(backend)) as port, _telling() as tell:
         machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=tell)
     if output_file is not None:
         machine.write(output_file)

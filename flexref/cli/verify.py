@@ -5,6 +5,7 @@ import time
 
 import click
 
+from flexref.cli.arguments import WEIGHT_FILE
 from flexref.cli.completion import weight_files
 from flexref.cli.options import option
 from flexref.cli.show.progress import byte_bar
@@ -12,15 +13,16 @@ from flexref.errors import FlexrefError, in_gib
 
 
 @click.command("verify")
-@click.argument("file", metavar="FILE", shell_complete=weight_files)
+@click.argument("file", type=WEIGHT_FILE, metavar="FILE", shell_complete=weight_files)
 @option("--json")
 def command(file: str, as_json: bool) -> None:
     """Check every dataset of the weight file FILE (or `demo`, the built-in model) against its checksum.
 
     Prints the name of each damaged dataset, and why the tokenizer cannot be used if it cannot; the exit code is then 1.
     """
+    from flexref.storage.names import resolve
     from flexref.storage.schema import TOKENIZER
-    from flexref.storage.weightfile import read_layout, resolve, verify
+    from flexref.storage.weightfile import read_layout, verify
 
     path = resolve(file)
     started = time.perf_counter()

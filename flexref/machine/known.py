@@ -8,21 +8,13 @@ from importlib.metadata import entry_points
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from flexref.errors import PolicyError, UnknownName
+from flexref.errors import PolicyError
 from flexref.machine.machine import FORMAT, Machine, read_machine_object
+from flexref.machine.names import check_machine, known_machines
 from flexref.machine.nominal_facts import NOMINAL_FORMAT, NominalFacts
 
 NOMINAL_GROUP = "flexref.nominal"
 """The entry points under which a port ships `machine_of(facts: NominalFacts) -> Machine`, by its own name."""
-
-
-def known_machines() -> tuple[str, ...]:
-    """Names of the machines that ship, sorted."""
-    folder = files("flexref.data").joinpath("machines")
-    if not folder.is_dir():
-        return ()
-    names = (entry.name for entry in folder.iterdir())
-    return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
 
 
 def machine_named(name_or_path: str) -> Machine:
@@ -30,12 +22,8 @@ def machine_named(name_or_path: str) -> Machine:
 
     `UnknownName` lists the known names if it is neither; `PolicyError` says what is wrong in a file.
     """
-    known = known_machines()
-    if Path(name_or_path).is_file() or name_or_path not in known:
-        if not Path(name_or_path).exists():
-            raise UnknownName(
-                f"{name_or_path!r} is neither a machine's file nor a known machine; known: {', '.join(known) or 'none'}"
-            )
+    check_machine(name_or_path)
+    if Path(name_or_path).is_file() or name_or_path not in known_machines():
         return read_machine(name_or_path)
     with as_file(files("flexref.data").joinpath("machines", f"{name_or_path}.json")) as path:
         return read_machine(path)

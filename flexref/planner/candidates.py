@@ -6,11 +6,11 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from flexref.architecture.published import SIZES, size_named
+from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
 from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted
 from flexref.block.trace import Trace
-from flexref.errors import CapacityError, PolicyError, PromptError, UnknownName
+from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import Situation, fitted
 from flexref.planner.plan_request import PlanRequest
@@ -19,8 +19,9 @@ from flexref.planner.program.task import Limits
 from flexref.policy import Policy
 from flexref.simulator.prediction import Prediction
 from flexref.simulator.simulate import simulate
+from flexref.storage.names import check_model, resolve
 from flexref.storage.random_weights import random_file
-from flexref.storage.weightfile import DEMO, WeightFile, open_weight_file, resolve
+from flexref.storage.weightfile import WeightFile, open_weight_file
 
 TIGHTENING_ROUNDS = 3
 """How often a bound on latency or disk writes is tightened, where the simulator finds more than the linear program."""
@@ -167,8 +168,7 @@ def layouts(model: str, schemes: tuple[str, ...] | None) -> Iterator[tuple[str, 
         for scheme in schemes or SIZES_SCHEMES:
             yield scheme, random_file(spec, scheme=scheme)
         return
-    if model != DEMO and not Path(model).exists():
-        raise UnknownName(f"{model!r} is neither a weight file nor the size of a model; sizes: {', '.join(SIZES)}")
+    check_model(model)
     file = open_weight_file(resolve(model))
     if schemes is not None and file.layout not in schemes:
         raise PolicyError(f"{file.path} holds {file.stored} weights, asked for: {', '.join(schemes)}")

@@ -7,9 +7,10 @@ from pathlib import Path
 from flexref.architecture.spec import ModelSpec
 from flexref.storage.checkpoint.rows import checkpoint_origin
 from flexref.storage.file_rows import file_origin
+from flexref.storage.names import DEMO, resolve
 from flexref.storage.origin import Origin, Rows
 from flexref.storage.quant import Array
-from flexref.storage.weightfile import DEMO, Progress, read_layout, resolve
+from flexref.storage.weightfile import Progress, read_layout
 from flexref.storage.writer import WeightFileWriter
 
 

@@ -23,9 +23,6 @@ from flexref.storage.quant import Array, Quantized
 from flexref.storage.schema import BITS, TOKENIZER, FileHeader
 from flexref.storage.trailer import CHUNK_BYTES, check_trailer
 
-DEMO = "demo"
-"""The name under which the built-in model goes wherever a file is asked for."""
-
 Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
@@ -127,16 +124,6 @@ class WeightFile:
     def nbytes(self) -> int:
         """Bytes of all tensors as stored."""
         return sum(tensor.nbytes for tensor in self.tensors.values())
-
-
-def resolve(name: str | Path) -> str:
-    """The path that `name` means: the built-in model for `demo`, else the file; `StorageError` if it is missing."""
-    path = Path(__file__).parents[1] / "data" / "demo.h5" if str(name) == DEMO else Path(name)
-    if path.is_file():
-        return str(path)
-    if str(name) == DEMO:
-        raise StorageError(f"the built-in model is missing from this installation: no file {path}")
-    raise StorageError(f"{path} is not a file" if path.exists() else f"no such weight file: {path}")
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.machine import known as machines
+from flexref.machine.names import known_machines
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
 
@@ -90,7 +91,7 @@ def test_the_table_says_what_each_machine_makes_of_each_model(
 def test_without_machines_all_known_ones_are_compared(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    names = machines.known_machines()
+    names = known_machines()
     monkeypatch.setattr(machines, "machine_named", lambda name: plain_machine().changed(name=name))
     rows = rows_of(capsys, "--model", "tiny")
     assert {row["machine"] for row in rows} == set(names)

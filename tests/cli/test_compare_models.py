@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.storage.weightfile import open_weight_file, read_tensor, resolve
+from flexref.storage.names import resolve
+from flexref.storage.weightfile import open_weight_file, read_tensor
 from flexref.storage.writer import WeightFileWriter
 
 HELD = Path(__file__).parents[1] / "data" / "heldout"
@@ -97,5 +98,5 @@ def test_a_plot_without_matplotlib_is_refused_before_anything_is_computed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("flexref.cli.show.plots.find_spec", lambda name: None)
-    assert compare_models("demo", "/nowhere.h5", "--text", "/nowhere", "--plot", "errors.png") == 1
+    assert compare_models("demo", "demo", "--text", "/nowhere", "--plot", "errors.png") == 1
     assert "--plot needs matplotlib" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 from flexref.architecture.published import SIZES
 from flexref.backend.registry import installed
 from flexref.cli.main import COMMANDS, LazyCommand
-from flexref.machine.known import known_machines
+from flexref.machine.names import known_machines
 
 PROGRAM = [sys.executable, "-m", "flexref"]
 

@@ -13,7 +13,8 @@ import pytest
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import parameters
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.storage.weightfile import open_weight_file, read_tensor, resolve
+from flexref.storage.names import resolve
+from flexref.storage.weightfile import open_weight_file, read_tensor
 
 ROOT = Path(__file__).parents[2]
 SPEC = ModelSpec("tiny", 300, 16, 32, 32, 2, 2, 64)

@@ -9,7 +9,7 @@ import pytest
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import parameters
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.storage import weightfile
+from flexref.storage import names
 from flexref.storage.weightfile import open_weight_file
 from flexref.storage.writer import WeightFileWriter
 
@@ -58,7 +58,7 @@ def test_demo_is_the_built_in_model(
     shipped = tmp_path / "flexref" / "data" / "demo.h5"
     shipped.parent.mkdir(parents=True)
     shipped.write_bytes(file.read_bytes())
-    monkeypatch.setattr(weightfile, "__file__", str(tmp_path / "flexref" / "storage" / "weightfile.py"))
+    monkeypatch.setattr(names, "__file__", str(tmp_path / "flexref" / "storage" / "names.py"))
     assert run(command_group(COMMANDS), ["inspect", "demo", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["file"] == str(shipped)
 

@@ -18,7 +18,8 @@ from flexref.block.memory_plan import record_layout
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.errors import BackendUnavailable
 from flexref.policy import Policy
-from flexref.storage.weightfile import open_weight_file, resolve
+from flexref.storage.names import resolve
+from flexref.storage.weightfile import open_weight_file
 
 
 def absent() -> NumpyBackend:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from flexref.errors import PolicyError, StorageError
-from flexref.machine.known import known_machines, machine_named
+from flexref.machine.known import machine_named
+from flexref.machine.names import known_machines
 from flexref.machine.plain import plain_machine
 
 

@@ -25,7 +25,8 @@ from flexref.loading import load
 from flexref.policy import Policy
 from flexref.quality.perplexity import perplexity, sample_text
 from flexref.storage.convert import convert
-from flexref.storage.weightfile import DEMO, open_weight_file, resolve
+from flexref.storage.names import DEMO, resolve
+from flexref.storage.weightfile import open_weight_file
 from flexref.text.tokenizer import tokenizer_json_from_files
 
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune must want a wife."

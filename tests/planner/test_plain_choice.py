@@ -21,8 +21,9 @@ from flexref.planner.plain_choice import (
     shapes,
 )
 from flexref.policy import Policy, Shares
+from flexref.storage.names import resolve
 from flexref.storage.random_weights import random_file
-from flexref.storage.weightfile import WeightFile, open_weight_file, resolve
+from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.units import GIB, Tier
 
 DEMO = open_weight_file(resolve("demo"))

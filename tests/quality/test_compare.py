@@ -24,7 +24,8 @@ from flexref.quality import compare
 from flexref.quality.compare import Divergence, HiddenErrors, HiddenStates, batches, check_comparable
 from flexref.quality.intervals import Paired
 from flexref.quality.perplexity import Protocol, sample_text
-from flexref.storage.weightfile import open_weight_file, resolve
+from flexref.storage.names import resolve
+from flexref.storage.weightfile import open_weight_file
 from flexref.storage.writer import WeightFileWriter
 from flexref.testing import strategies as own
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flexref.storage.weightfile import resolve
+from flexref.storage.names import resolve
 
 WRITE = """
 import sys

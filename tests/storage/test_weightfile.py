@@ -9,9 +9,10 @@ import pytest
 
 from flexref.architecture.stages import parameters
 from flexref.errors import FlexrefError, StorageError, WeightFileError
-from flexref.storage import weightfile
+from flexref.storage import names, weightfile
+from flexref.storage.names import resolve
 from flexref.storage.quant import Quantized, dequantize, error_bound
-from flexref.storage.weightfile import check_bytes, open_weight_file, read_part, read_tensor, resolve, verify
+from flexref.storage.weightfile import check_bytes, open_weight_file, read_part, read_tensor, verify
 
 
 def test_extents_are_where_plain_reads_find_the_bytes(tiny_file) -> None:
@@ -79,7 +80,7 @@ def test_resolve_finds_files_and_the_built_in_model(tiny_file, tmp_path: Path, m
     assert resolve(tiny_file.path) == str(tiny_file.path)
     shipped = tmp_path / "flexref" / "data" / "demo.h5"
     shipped.parent.mkdir(parents=True)
-    monkeypatch.setattr(weightfile, "__file__", str(tmp_path / "flexref" / "storage" / "weightfile.py"))
+    monkeypatch.setattr(names, "__file__", str(tmp_path / "flexref" / "storage" / "names.py"))
     with pytest.raises(StorageError, match="built-in model is missing"):
         resolve("demo")
     shipped.touch()

@@ -4,6 +4,7 @@ import json
 
 import click
 
+from flexref.cli.arguments import TEXT
 from flexref.cli.options import option
 from flexref.cli.reference_run.logits import DTYPES
 
@@ -11,8 +12,8 @@ DTYPE_HELP = "What the other engine stores results as, summing in float32: the t
 
 
 @click.command("compare-logits")
-@click.argument("reference", metavar="REFERENCE")
-@click.argument("theirs", metavar="THEIRS")
+@click.argument("reference", type=TEXT, metavar="REFERENCE")
+@click.argument("theirs", type=TEXT, metavar="THEIRS")
 @option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help=DTYPE_HELP)
 @option("--json")
 def command(reference: str, theirs: str, dtype: str, as_json: bool) -> None:

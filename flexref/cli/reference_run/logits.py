@@ -73,7 +73,8 @@ def _job(
     """What is asked for, and what its rows are called."""
     from flexref.check.logits import Job
     from flexref.errors import PromptError
-    from flexref.storage.weightfile import open_weight_file, resolve
+    from flexref.storage.names import resolve
+    from flexref.storage.weightfile import open_weight_file
     from flexref.text.prompts import encoded
     from flexref.text.tokenizer import Tokenizer
 
