@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-from flexref.storage.weightfile import resolve
+from flexref.storage.names import resolve
 from hostile_run.judging import READER_GONE
 from hostile_run.mutations import changed_bytes
 from hostile_run.shelf import Shelf
