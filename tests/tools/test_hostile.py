@@ -70,7 +70,7 @@ CAUGHT = {
     "odd code": "exits with 3",
     "silent": "says nothing",
     "talkative": "says beside its complaint: ['one', 'two']",
-    "leave": "left.partial was left in the working folder",
+    "leave": "left in the working folder: ['left.partial']",
     "spill": "left in the temporary folder: ['spill']",
     "change": "an input was changed",
     "replace": "old.h5 is gone",

@@ -18,7 +18,10 @@ SMALL = ("0", "1", "2", "3", "5")
 LONG_WORK = frozenset({"profile", "lm-eval", "compare-machines", "bench"})
 """Commands that measure or plan for long when all is right: their calls always have something wrong."""
 
-OUTPUTS = frozenset({"new.json", "new.h5", "new.png", "old.json"})
+WORK = frozenset({"prompts", "input_file", "text_file", "tokens_file"})
+"""Options without which most calls have nothing to do."""
+
+OUTPUTS = frozenset({"new.json", "new.h5", "new.png", "new.npz", "old.json"})
 """Names in the working folder that outputs may be given; `old.json` is there before."""
 
 
@@ -26,7 +29,9 @@ def trial(draw: Random, shelf: Shelf, folder: Path) -> Trial:
     """A random call of a random command."""
     name = draw.choice(sorted(COMMANDS))
     command = LazyCommand(name, COMMANDS[name]).load()
-    parts = [_parameter(draw, shelf, parameter) for parameter in command.params]
+    # One in two calls is nearly right, so that more than what is wrong first is met.
+    odd = draw.choice((0.01, 0.15))
+    parts = [_parameter(draw, shelf, parameter, odd) for parameter in command.params]
     draw.shuffle(parts)
     line = [name, *(argument for part in parts for argument in part)]
     if name in LONG_WORK:
@@ -35,7 +40,9 @@ def trial(draw: Random, shelf: Shelf, folder: Path) -> Trial:
         line.insert(draw.randrange(len(line) + 1), draw.choice(STRAY))
     if draw.random() < 0.02:
         line = draw.choice(([], ["--version"], ["nothing"], ["--help"], ["-"], ["\udcff"], [*line, *line]))
-    return Trial([[_argument(text) for text in line]], folder, outputs=OUTPUTS)
+    line = [_argument(text) for text in line]
+    # An output may have been given any of the texts; what it is then is judged all the same.
+    return Trial([line], folder, outputs=OUTPUTS | {*line, *(text.partition("=")[2] for text in line)})
 
 
 def _argument(text: str) -> str:
@@ -44,38 +51,40 @@ def _argument(text: str) -> str:
     return kept.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
-def _parameter(draw: Random, shelf: Shelf, parameter: click.Parameter) -> list[str]:
+def _parameter(draw: Random, shelf: Shelf, parameter: click.Parameter, odd: float) -> list[str]:
     """One option or argument, as it stands on the line; nothing if it is left out."""
     needed = parameter.required or isinstance(parameter, click.Argument)
-    if draw.random() < (0.05 if needed else 0.75):
+    often = odd / 3 if needed else 0.4 if parameter.name in WORK else 0.8
+    if draw.random() < often:
         return []
     count = 1 if parameter.nargs == -1 else parameter.nargs
-    values = [_value(draw, shelf, parameter) for _ in range(count)]
+    values = [_value(draw, shelf, parameter, odd) for _ in range(count)]
     if isinstance(parameter, click.Argument):
         return values
     flag = draw.choice([*parameter.opts, *parameter.secondary_opts])
     if isinstance(parameter, click.Option) and (parameter.is_flag or parameter.count):
         return [flag]
-    if draw.random() < 0.1:
+    if draw.random() < odd / 2:
         values = values[1:]
     return [f"{flag}={values[0]}"] if len(values) == 1 and draw.random() < 0.1 else [flag, *values]
 
 
-def _value(draw: Random, shelf: Shelf, parameter: click.Parameter) -> str:
+def _value(draw: Random, shelf: Shelf, parameter: click.Parameter, odd: float) -> str:
     kind: Any = parameter.type
     name = parameter.name or ""
-    if draw.random() < 0.12:
+    if draw.random() < odd:
         return draw.choice((*ODD_TEXTS, *LARGE))
     if isinstance(kind, click.Choice):
         return str(draw.choice(list(kind.choices)))
     if isinstance(kind, (click.types.IntParamType, click.types.FloatParamType)):
-        return draw.choice(SMALL) if draw.random() < 0.85 else draw.choice(LARGE)
-    return draw.choice(_texts(shelf, name))
+        return draw.choice(SMALL[1:]) if draw.random() > odd else draw.choice(("0", *LARGE))
+    texts = _texts(shelf, name)
+    return draw.choice(texts[:1] if draw.random() > 4 * odd else texts)
 
 
 def _texts(shelf: Shelf, name: str) -> tuple[str, ...]:
     """What a text parameter of this name may be."""
-    models = tuple(shelf.path(file) for file in WEIGHT_FILES)
+    models = (shelf.path("words.h5"), *(shelf.path(file) for file in WEIGHT_FILES))
     outputs = ("new.json", "old.json", "nowhere/new.json", "/dev/null", ".", "/dev/full", "new.h5", "new.png")
     files = tuple(shelf.path(file) for file in ("prompts.txt", "ids.jsonl", "policy.json", "machine.json", "text.txt"))
     if name in {"model", "a", "b", "source", "file", "path", "models"}:
@@ -93,6 +102,8 @@ def _texts(shelf: Shelf, name: str) -> tuple[str, ...]:
         "tokens_file": ("tokens.txt", "tokens.json"),
         "choices_file": ("letters.jsonl", "endings.jsonl", "words.jsonl"),
         "calibrate": ("long.txt", "text.txt"),
+        "reference": ("reference.npz",),
+        "theirs": ("theirs.npz", "reference.npz"),
     }.get(name)
     if wanted:
         right = tuple(shelf.path(file) for file in wanted)

@@ -29,7 +29,7 @@ def trial(draw: Random, shelf: Shelf, folder: Path) -> Trial:
             stdin, command = content, ["-" if part == str(bad) else part for part in command]
         else:
             bad.write_bytes(content)
-    return Trial([command], folder, stdin=stdin, outputs=frozenset({"out.h5", "plan.json"}))
+    return Trial([command], folder, stdin=stdin, outputs=frozenset({"out.h5", "out.npz", "plan.json"}))
 
 
 def _readers(shelf: Shelf, bad: str) -> list[tuple[str, list[str]]]:
@@ -38,6 +38,7 @@ def _readers(shelf: Shelf, bad: str) -> list[tuple[str, list[str]]]:
     generate = [*GENERATE, "--model"]
     prompt = ["--input", shelf.path("ids.jsonl")]
     text = [("text.txt", ["--text"]), ("tokens.txt", ["--tokens"]), ("tokens.json", ["--tokens"])]
+    rows = ("prompts.txt", "ids.jsonl")
     choices = ("letters.jsonl", "endings.jsonl", "words.jsonl")
     plan = ["plan", "--model", ids, "--rows", "4", "--prompt-len", "8", "--gen-len", "4", "--machine"]
     return [
@@ -52,6 +53,7 @@ def _readers(shelf: Shelf, bad: str) -> list[tuple[str, list[str]]]:
         *((what, ["eval", "--model", words, "--choices", bad, *DEVICE]) for what in choices),
         ("text.txt", ["compare-models", words, words, "--text", bad, *DEVICE]),
         ("prompts.jsonl", ["check", "--backend", "numpy", "--model", words, "--input", bad, "--no-contract", *DEVICE]),
+        *((what, ["logits", "--model", words, "--input", bad, "-o", "out.npz", "--dtype", "float32"]) for what in rows),
         ("long.txt", ["convert", words, "out.h5", "--group-size", "16", "--calibrate", bad]),
     ]
 

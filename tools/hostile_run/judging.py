@@ -5,12 +5,14 @@ import json
 import os
 import re
 import stat
+import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flexref.errors import FlexrefError
+from flexref.storage.trailer import HDF5_SIGNATURE
 from flexref.storage.weightfile import open_weight_file, verify
 from hostile_run.trial import CACHE, HUNG, IN, OUT, TEMPORARY, Ran, Trial
 
@@ -27,7 +29,9 @@ NOTES = re.compile(
 )
 """Lines that may stand on stderr before a complaint: what a command has told of its work until then."""
 
+PICTURES = (b"\x89PNG", b"%PDF", b"<?xml")
 HASHED_BYTES = 1 << 26
+SHOWN_NAMES = 4
 
 Seen = dict[str, tuple[Any, ...]]
 
@@ -129,20 +133,20 @@ def _file_faults(trial: Trial, code: int, before: Before) -> Iterator[str]:
     if stamps([Path(path) for path in before.shelf]) != before.shelf:
         yield "something that every case reads was changed"
     could_act = code >= 0 or code == HUNG
-    after = seen(trial.folder / OUT)
+    after, left = seen(trial.folder / OUT), []
     for name in sorted({*after, *before.outputs}):
         if name not in after:
             yield f"{name} is gone from the working folder"
         elif after[name] != before.outputs.get(name):
-            if name not in trial.outputs:
-                if could_act or not name.endswith(".partial"):
-                    yield f"{name} was left in the working folder"
-            else:
+            if name in trial.outputs:
                 yield from _output_faults(trial.folder / OUT / name)
+            elif could_act or not name.endswith(".partial"):
+                left.append(name)
+    if left:
+        yield f"left in the working folder: {left[:SHOWN_NAMES]}"
     if could_act:
-        left = sorted(seen(trial.folder / TEMPORARY))
-        if left:
-            yield f"left in the temporary folder: {left[:3]}"
+        if left := sorted(seen(trial.folder / TEMPORARY)):
+            yield f"left in the temporary folder: {left[:SHOWN_NAMES]}"
         yield from _cache_faults(trial.folder / CACHE)
     beside = {path.name for path in trial.folder.iterdir()} - {IN, OUT, TEMPORARY, CACHE}
     if beside:
@@ -157,7 +161,9 @@ def _cache_faults(folder: Path) -> Iterator[str]:
 
 def _output_faults(path: Path) -> Iterator[str]:
     """Whether a file that was written is whole."""
-    if path.suffix == ".h5":
+    with path.open("rb") as file:
+        begins = file.read(8)
+    if begins == HDF5_SIGNATURE:
         try:
             open_weight_file(path)
             damaged = verify(path)
@@ -166,7 +172,12 @@ def _output_faults(path: Path) -> Iterator[str]:
         else:
             if damaged:
                 yield f"a weight file was written that is damaged: {damaged}"
-    elif path.suffix == ".json":
+    elif begins[:2] == b"PK":
+        with zipfile.ZipFile(path) as archive:
+            damaged_member = archive.testzip()
+        if damaged_member is not None:
+            yield f"{path.name} was written and its member {damaged_member} is damaged"
+    elif not begins.startswith(PICTURES):
         try:
             json.loads(path.read_bytes())
         except (ValueError, RecursionError) as error:

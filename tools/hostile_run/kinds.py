@@ -7,7 +7,7 @@ from random import Random
 from types import MappingProxyType
 from typing import NamedTuple
 
-from hostile_run import command_lines, endings, folders, inputs, placements, weight_files
+from hostile_run import array_files, command_lines, endings, folders, inputs, placements, weight_files
 from hostile_run.shelf import Shelf
 from hostile_run.trial import MADE, OUT, Trial
 
@@ -21,12 +21,13 @@ class Kind(NamedTuple):
 
 KINDS: Mapping[str, Kind] = MappingProxyType(
     {
-        "weight-file": Kind(weight_files.trial, 20),
+        "weight-file": Kind(weight_files.trial, 18),
         "checkpoint": Kind(folders.checkpoint, 16),
         "tokenizer": Kind(folders.tokenizer, 8),
-        "input": Kind(inputs.trial, 18),
+        "input": Kind(inputs.trial, 17),
+        "array-file": Kind(array_files.trial, 4),
         "command-line": Kind(command_lines.trial, 14),
-        "placement": Kind(placements.trial, 8),
+        "placement": Kind(placements.trial, 7),
         "signal": Kind(endings.signals, 6),
         "disk": Kind(endings.disks, 3),
         "stream": Kind(endings.streams, 3),

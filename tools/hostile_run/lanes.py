@@ -15,6 +15,7 @@ from pathlib import Path
 
 import flexref
 from hostile_run import judging
+from hostile_run.array_files import write_theirs
 from hostile_run.kinds import kind_of, make
 from hostile_run.running import Runner
 from hostile_run.shelf import Shelf, fill_shelf
@@ -57,6 +58,9 @@ def prepare(settings: Settings) -> Shelf:
         expected[name] = judging.tokens_of(ran.stdout)
         if expected[name] is None:
             raise RuntimeError(f"{' '.join(arguments)} gave no tokens: {ran.stderr.decode(errors='replace')}")
+    arguments = ["logits", "--model", shelf.path("half.h5"), "--input", shelf.path("ids.jsonl"), "--output"]
+    runner.run(Trial([[*arguments, shelf.path("reference.npz")]], place))
+    write_theirs(shelf.folder / "reference.npz", shelf.folder / "theirs.npz")
     shutil.rmtree(place)
     (shelf.folder / "expected.json").write_text(json.dumps(expected))
     return shelf

@@ -34,7 +34,7 @@ def trial(draw: Random, shelf: Shelf, folder: Path) -> Trial:
     commands = [_command(draw, shelf, str(bad))]
     if draw.random() < 0.2:
         commands = [["verify", str(bad)], *commands]
-    made = Trial(commands, folder, outputs=frozenset({"out.h5", "plan.json"}))
+    made = Trial(commands, folder, outputs=frozenset({"out.h5", "out.npz", "plan.json"}))
     if commands[-1][0] == "generate" and not resealed:
         made.expected = reference(shelf, name)
     return made
@@ -54,6 +54,7 @@ def _command(draw: Random, shelf: Shelf, bad: str) -> list[str]:
             ["plan", "--model", bad, "--machine", shelf.path("machine.json"), "--rows", "4", "-o", "plan.json"],
             ["convert", bad, "out.h5", "--quantize", draw.choice(("int4", "int8", "none")), "--group-size", "16"],
             ["check", "--backend", "numpy", "--model", bad, "--no-contract", "--max-new-tokens", "2", *DEVICE],
+            ["logits", "--model", bad, "--input", shelf.path("ids.jsonl"), "-o", "out.npz", "--dtype", "float32"],
             ["compare-models", *draw.sample([bad, other], 2), *tokens, *DEVICE],
         )
     )
