@@ -101,7 +101,7 @@ def convert_calibrated(
                 done += sum(rows.nbytes for rows in plan[tensor.name])
                 if on_progress is not None:
                     on_progress(done, total)
-    return Conversion(str(out), origin.spec, total, Path(out).stat().st_size, origin.unused(plan))
+    return Conversion(str(out), origin.spec, total, Path(out).stat().st_size, origin.unused(plan), writer.rounding)
 
 
 def _slabs(parts: Sequence[Rows]) -> Iterator[tuple[str, Numbers]]:

@@ -6,11 +6,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
-from click.core import ParameterSource
 
 from flexref.cli.arguments import MODEL
 from flexref.cli.completion import sizes, suites
-from flexref.cli.options import BUDGETS, asked_of, computing_port, option, options
+from flexref.cli.options import BUDGETS, asked_of, computing_port, option, options, was_given
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def command(
     run is a full one: an interrupted run is reported as such and gives no figures.
     """
     context = click.get_current_context()
-    given = {name: value for name, value in values.items() if _was_given(context, name)}
+    given = {name: value for name, value in values.items() if was_given(context, name)}
     if list_suites:
         _list()
         return
@@ -83,10 +82,6 @@ def command(
 def _numbered(path: str | None, number: int) -> str | None:
     """Where the trace of a suite's benchmark goes; the first one's to the path itself."""
     return path if path is None or number == 1 else f"{path}.{number}"
-
-
-def _was_given(context: click.Context, name: str) -> bool:
-    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]":

@@ -9,7 +9,7 @@ import click
 from flexref.architecture.stages import parameters
 from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files, weight_files
-from flexref.cli.options import option
+from flexref.cli.options import option, was_given
 from flexref.cli.show.outputs import check_replaced
 from flexref.cli.show.progress import byte_bar
 from flexref.errors import PromptError, in_gib
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     "--quantize",
     "scheme",
     type=click.Choice(["int4", "int4-mse", "int8", "none"]),
-    default="int4",
+    default="none",
     show_default=True,
-    help="How the matrices of the decoder layers are stored: in groups of 4-bit codes from a group's least to its "
-    "greatest value (int4) or with the least squared error (int4-mse), of 8-bit codes (int8), or as they are (none).",
+    help="How the matrices of the decoder layers are stored: as they are (none), in groups of 4-bit codes from a "
+    "group's least to its greatest value (int4) or with the least squared error (int4-mse), or of 8-bit codes (int8).",
 )
 @click.option(
     "--calibrate",
@@ -63,6 +63,9 @@ def command(source: str, out: str, calibrate: str | None, force: bool, as_json: 
     """
     from flexref.storage.convert import convert
 
+    context = click.get_current_context()
+    if was_given(context, "group_size") and not was_given(context, "scheme"):
+        raise click.UsageError("--group-size is that of quantized weights: give --quantize int4 or int8 with it")
     check_replaced({"OUT.h5": out}, (source, calibrate), force=force)
     scheme, group_size, dtype = given["scheme"], given["group_size"], given["dtype"]
     tokenizer = _tokenizer_of(source)
@@ -95,13 +98,14 @@ def command(source: str, out: str, calibrate: str | None, force: bool, as_json: 
         "file_bytes": done.file_bytes,
         "fp16_bytes": 2 * parameters(done.spec),
         "elapsed_s": elapsed,
+        "rounding": None if done.rounding is None else done.rounding.to_json(),
         "ignored_tensors": list(done.ignored),
     }
     _complain(done, source, tokenizer is None)
     if as_json:
         click.echo(json.dumps(report))
         return
-    stored = dtype if groups is None else f"{scheme} in groups of {groups}"
+    stored = f"{dtype}, not quantized" if groups is None else f"{scheme} in groups of {groups}"
     click.echo(
         f"{done.path}: {done.spec.name}, {stored}, {in_gib(done.file_bytes)} "
         f"(fp16 {in_gib(2 * parameters(done.spec))}) in {elapsed:.1f} s"
@@ -128,5 +132,7 @@ def _complain(done: "Conversion", source: str, no_tokenizer: bool) -> None:
         click.echo(
             f"ignored {len(done.ignored)} tensors that this model has no use for: {done.ignored[0]} ...", err=True
         )
+    if done.rounding is not None:
+        click.echo(str(done.rounding), err=True)
     if no_tokenizer:
         click.echo(f"{source} has no tokenizer: prompts for this file are token ids", err=True)

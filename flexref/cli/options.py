@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from flexref.cli.arguments import BACKEND, BUDGET_GIB, MACHINE, TEXT, WEIGHT_FILE
 from flexref.cli.completion import files, folders, machines, ports, weight_files
@@ -140,6 +141,11 @@ def options(*flags: str) -> Callable[[Command], Command]:
         return command
 
     return decorated
+
+
+def was_given(context: click.Context, name: str) -> bool:
+    """Whether the parameter `name` stands on the command line, be it with its default."""
+    return context.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def scoring_options(command: Command) -> Command:

@@ -10,19 +10,24 @@ from flexref.storage.file_rows import file_origin
 from flexref.storage.names import DEMO, resolve
 from flexref.storage.origin import Origin, Rows
 from flexref.storage.quant import Array
+from flexref.storage.rounding import Rounding
 from flexref.storage.weightfile import Progress, read_layout
 from flexref.storage.writer import WeightFileWriter
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion did: bytes of the weights read, and the tensors of the folder that the model has no use for."""
+    """What a conversion did: bytes of the weights read, tensors of the folder that the model has no use for.
+
+    `rounding`: what dense values lost on their way into a narrower type, None if nothing.
+    """
 
     path: str
     spec: ModelSpec
     source_bytes: int
     file_bytes: int
     ignored: tuple[str, ...]
+    rounding: Rounding | None
 
 
 def open_origin(source: str | Path) -> Origin:
@@ -44,7 +49,7 @@ def is_weight_file(source: str | Path) -> bool:
 def convert(
     source: str | Path,
     out: str | Path,
-    scheme: str = "int4",
+    scheme: str = "none",
     group_size: int = 64,
     dtype: str = "float16",
     tokenizer_json: bytes | None = None,
@@ -73,4 +78,4 @@ def convert(
     with writer:
         for name, parts in plan.items():
             writer.write_slabs(name, slabs(parts))
-    return Conversion(str(out), origin.spec, total, Path(out).stat().st_size, origin.unused(plan))
+    return Conversion(str(out), origin.spec, total, Path(out).stat().st_size, origin.unused(plan), writer.rounding)

@@ -19,6 +19,7 @@ from flexref.errors import CheckpointError, StorageError, in_gib
 from flexref.files import NewFile
 from flexref.storage.metadata_image import MetadataImage
 from flexref.storage.quant import Array, Quantized
+from flexref.storage.rounding import Rounding, rounding_of
 from flexref.storage.schema import TOKENIZER, FileHeader, PartSpec
 from flexref.storage.schemes import quantize_as
 from flexref.storage.sink import Sink, told
@@ -65,6 +66,8 @@ class WeightFileWriter:
         self.header = FileHeader.of(spec, scheme, group_size, dtype)
         self._tokenizer = tokenizer_json or None
         self._tensors = [tensor for stage in self.header.stages() for tensor in stage.tensors]
+        self.rounding: Rounding | None = None
+        """What was lost so far where dense values were rounded to the file's type."""
         self._next = 0
         self._file: NewFile | None = None
         self._image: MetadataImage | None = None
@@ -156,24 +159,33 @@ class WeightFileWriter:
         self, tensor: TensorSpec, slabs: Iterable[tuple[str, Array | Quantized]]
     ) -> Iterator[tuple[Array, ...]]:
         """The slabs as they are stored, in order: some are being quantized while one is read and one is written."""
-        waiting: deque[Future[tuple[Array, ...]]] = deque()
+        waiting: deque[Future[tuple[tuple[Array, ...], Rounding | None]]] = deque()
         for what, slab in slabs:
             if slab.shape[1:] != tensor.shape[1:]:
                 raise ValueError(f"{tensor.name}: a slab has shape {slab.shape}, needed rows of {tensor.shape}")
             waiting.append(self._pool.submit(self._encode, tensor, what, slab))
             if len(waiting) > self._workers:
-                yield waiting.popleft().result()
+                yield self._noted(waiting.popleft())
         while waiting:
-            yield waiting.popleft().result()
+            yield self._noted(waiting.popleft())
 
-    def _encode(self, tensor: TensorSpec, what: str, slab: Array | Quantized) -> tuple[Array, ...]:
+    def _noted(self, done: "Future[tuple[tuple[Array, ...], Rounding | None]]") -> tuple[Array, ...]:
+        arrays, lost = done.result()
+        if lost is not None:
+            self.rounding = lost if self.rounding is None else self.rounding.joined(lost)
+        return arrays
+
+    def _encode(
+        self, tensor: TensorSpec, what: str, slab: Array | Quantized
+    ) -> tuple[tuple[Array, ...], Rounding | None]:
+        """The arrays as they are stored, and what rounding dense ones to the file's type lost."""
         dtype = self.header.dense_dtype
         if self.header.group_size is not None and tensor.quantizable:
             if not isinstance(slab, Quantized):
                 slab = quantize_as(self.header.scheme, slab, self.header.group_size, dtype, what)
             if (slab.group_size, slab.bits, slab.scale.dtype) != (self.header.group_size, self.header.bits, dtype):
                 raise ValueError(f"{what}: groups of {slab.group_size} values in {slab.bits} bits do not fit the file")
-            return slab.codes, slab.scale, slab.zero
+            return (slab.codes, slab.scale, slab.zero), None
         if isinstance(slab, Quantized):
             raise ValueError(f"{what} is in groups, but the file holds it dense")
         with np.errstate(over="ignore"):
@@ -182,7 +194,7 @@ class WeightFileWriter:
             if np.isfinite(slab).all():
                 raise CheckpointError(f"{what}: holds values beyond the range of {dtype}; use float32")
             raise CheckpointError(f"{what}: holds weights that are not finite")
-        return (dense,)
+        return (dense,), rounding_of(slab, dense)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -47,15 +47,52 @@ def test_a_folder_becomes_a_file_and_a_line(folder: Path, capsys: pytest.Capture
     assert flexref("convert", folder, out) == 0
     shown = capsys.readouterr()
     found = open_weight_file(out)
-    assert (found.scheme, found.group_size, found.dtype) == ("int4", 64, "float16")
-    assert shown.out.startswith(f"{out}: tiny, int4 in groups of 64, ")
+    assert (found.scheme, found.group_size, found.dtype) == ("none", None, "float16")
+    assert shown.out.startswith(f"{out}: tiny, float16, not quantized, ")
     assert shown.out.count("\n") == 1
     assert shown.err == f"{folder} has no tokenizer: prompts for this file are token ids\n"
 
 
+def test_quantized_is_what_is_asked_for_by_name(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = folder.parent / "tiny.h5"
+    assert flexref("convert", folder, out, "--quantize", "int4") == 0
+    assert capsys.readouterr().out.startswith(f"{out}: tiny, int4 in groups of 64, ")
+    assert open_weight_file(out).group_size == 64
+    assert flexref("convert", folder, out, "--group-size", 16, "--force") == 2
+    assert "--group-size is that of quantized weights: give --quantize int4 or int8" in capsys.readouterr().err
+
+
+def test_rounding_float32_to_float16_is_told_in_one_line(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    out, path = folder.parent / "tiny.h5", folder / "model.safetensors"
+    tensors = {name: tensor.astype(np.float32) for name, tensor in load_file(path).items()}
+    save_file(tensors, path)
+    assert flexref("convert", folder, out, "--json") == 0
+    shown = capsys.readouterr()
+    assert json.loads(shown.out)["rounding"] is None  # float32 that holds float16 loses nothing
+    assert "rounded" not in shown.err
+    name = next(name for name in tensors if name.endswith("fc1.weight"))
+    tensors[name].flat[3] = 1 + 2.0**-12
+    save_file(tensors, path)
+    assert flexref("convert", folder, out, "--force") == 0
+    assert "float32 rounded to float16, largest relative error 0.000244\n" in capsys.readouterr().err
+    assert flexref("convert", folder, out, "--force", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["rounding"] == {
+        "from": ["float32"],
+        "to": "float16",
+        "changed_values": 1,
+        "largest_relative_error": 2.0**-12 / (1 + 2.0**-12),
+        "largest_error_below_normal_range": 0.0,
+    }
+    assert flexref("convert", folder, out, "--force", "--dtype", "float32") == 0
+    assert "rounded" not in capsys.readouterr().err
+
+
 def test_options_reach_the_file_and_json_tells_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder.parent / "tiny.h5"
-    assert flexref("convert", folder, out, "--group-size", 16, "--dtype", "float32", "--json") == 0
+    asked = ("--quantize", "int4", "--group-size", 16, "--dtype", "float32", "--json")
+    assert flexref("convert", folder, out, *asked) == 0
     report = json.loads(capsys.readouterr().out)
     found = open_weight_file(out)
     assert (found.scheme, found.group_size, found.dtype) == ("int4", 16, "float32")
@@ -71,6 +108,7 @@ def test_options_reach_the_file_and_json_tells_them(folder: Path, capsys: pytest
         "source_bytes": 2 * parameters(SPEC),
         "file_bytes": out.stat().st_size,
         "fp16_bytes": 2 * parameters(SPEC),
+        "rounding": None,
         "ignored_tensors": [],
     }
     assert flexref("convert", folder, out, "--force", "--quantize", "none", "--json") == 0
@@ -200,7 +238,10 @@ def test_weights_that_are_not_finite_are_one_line_without_warnings(
     sample = ["--calibrate", text] if calibrated else []
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        assert flexref("convert", folder, folder.parent / "tiny.h5", "--group-size", 32, *sample) == 1
+        assert (
+            flexref("convert", folder, folder.parent / "tiny.h5", "--quantize", "int4", "--group-size", 32, *sample)
+            == 1
+        )
     assert [str(warning.message) for warning in told] == []
     shown = capsys.readouterr()
     assert shown.err.count("\n") == 1

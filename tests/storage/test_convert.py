@@ -241,7 +241,7 @@ def test_weights_that_are_not_finite_are_named_as_in_the_folder(
     tensors[name].view(-1)[-1] = torch.nan
     folder = kit.write_folder(tied_spec, tensors, kit.folder(), form)
     with pytest.raises(error, match=f"^{name}: holds .* not finite"):
-        convert(folder, folder / "model.h5")
+        convert(folder, folder / "model.h5", "int4")
     assert not [path for path in folder.iterdir() if ".h5" in path.name]
 
 
