@@ -23,6 +23,12 @@ FIGURES = ("tokens_per_s", "cost_per_million_tokens", "disk_written_bytes_per_mi
 """What is known of a machine that can run a model; the cost only if its price is."""
 
 
+SPEED_UNIT = "generated tokens per second (more is better)"
+
+COST_UNIT = "cost of a million generated tokens, in the currency of the prices (less is better)"
+"""What a plot's axis says."""
+
+
 @click.command("compare-machines")
 @option("--machine", names=("machines",), multiple=True, help="Repeatable; default: all known ones.")
 @option(
@@ -90,7 +96,7 @@ def command(
         rows.append(next(found))
     rows.sort(key=lambda found: (models.index(found["model"]), _order(found, bool(known_prices))))
     if plot_file is not None:
-        _draw(rows, plot_file, bool(known_prices))
+        _draw(rows, wanted, plot_file, bool(known_prices))
     if as_json:
         click.echo(json.dumps({"rows": rows}))
     else:
@@ -139,22 +145,24 @@ def _order(found: dict[str, Any], by_cost: bool) -> tuple[bool, bool, float, flo
     return tokens_per_s is None, by_cost and cost is None, cost if priced else 0.0, -(tokens_per_s or 0.0)
 
 
-def _draw(rows: Sequence[dict[str, Any]], path: str, by_cost: bool) -> None:
+def _draw(rows: Sequence[dict[str, Any]], wanted: "PlanRequest", path: str, by_cost: bool) -> None:
+    from flexref.cli.show.plot_titles import plan_title
     from flexref.cli.show.plots import draw_machines
 
     key = "cost_per_million_tokens" if by_cost else "tokens_per_s"
     ticks = {found["machine"]: _tick(found["machine"]) for found in rows}
     if len(set(ticks.values())) < len(ticks):  # files of one name in two folders
         ticks = {machine: machine for machine in ticks}
-    bars = [
-        (ticks[found["machine"]], found["model"], found[key])
-        for found in rows
-        if found["problem"] is not None or found[key] is not None
-    ]
-    what, unit = ("Cost", "cost (per million generated tokens)") if by_cost else ("Speed", "generated tokens/s")
-    draw_machines(f"{what} of {', '.join(dict.fromkeys(found['model'] for found in rows))}", bars, path, unit)
+    points: list[tuple[str, str, float | str]] = []
+    for found in rows:
+        why = "no price was given" if found["problem"] is None else "cannot run it"
+        points.append((ticks[found["machine"]], found["model"], why if found[key] is None else found[key]))
+    models = ", ".join(dict.fromkeys(_tick(found["model"]) for found in rows))
+    what = "Cost of a million tokens" if by_cost else "Tokens per second"
+    unit = COST_UNIT if by_cost else SPEED_UNIT
+    draw_machines(plan_title(f"{what}: {models}", wanted), points, path, unit)
 
 
-def _tick(machine: str) -> str:
-    """A machine's name as it stands below its bars: of a file its own name."""
-    return Path(machine).stem if machine.endswith(".json") else machine
+def _tick(name: str) -> str:
+    """A machine's or a model's name as it stands in a plot: of a file its own name."""
+    return Path(name).stem if name.endswith((".json", ".h5")) else name

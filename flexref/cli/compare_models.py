@@ -38,6 +38,7 @@ def command(
     from flexref.cli.show.compare_models_plot import draw
     from flexref.cli.show.compare_models_report import print_comparison
     from flexref.cli.show.outputs import check_outputs
+    from flexref.cli.show.plot_titles import comparison_title
     from flexref.cli.show.plots import check_plot
     from flexref.quality.compare import check_comparable, compare
     from flexref.quality.perplexity import read_text, sample_text, sample_tokens
@@ -59,7 +60,7 @@ def command(
             found = compare(a, b, sample, on_rows)
         names = a.file.path, b.file.path
     if plot_file is not None:
-        draw(found, plot_file)
+        draw(comparison_title(*names, found), found, plot_file)
     if as_json:
         click.echo(json.dumps({"model_a": names[0], "model_b": names[1], **found.to_json()}))
     else:

@@ -67,12 +67,14 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     if options["output_file"] is not None:
         write_text(options["output_file"], json.dumps(report, indent=2) + "\n")
     if options["pareto_file"] is not None:
+        from flexref.cli.show.plot_titles import plan_title
         from flexref.cli.show.plots import draw_pareto
         from flexref.planner.pareto import pareto
 
         with working("looking for the best policy under several bounds on latency"):
             points = pareto(model, machine, wanted, found.best)
-        draw_pareto(f"{model} on {machine.name}", points, options["pareto_file"])
+        title = plan_title(f"Throughput against latency: {model} on {machine.name}", wanted)
+        draw_pareto(title, points, options["pareto_file"])
     if as_json:
         click.echo(json.dumps(report))
         return

@@ -1,6 +1,8 @@
 """`flexref compare-machines`: every model on every machine, the best first, and what cannot run says why."""
 
 import json
+import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from flexref.machine import known as machines
 from flexref.machine.names import known_machines
 from flexref.machine.plain import plain_machine
 from flexref.planner import plan as planning
+from flexref.version import __version__
 
 ONE = (
     *("--prompt-len", "32", "--gen-len", "4", "--rows-per-group", "4", "--groups", "1", "--attention-on", "device"),
@@ -110,6 +113,22 @@ def test_plots_are_the_same_every_time(
     first, second = (plot.read_bytes() for plot in drawn)
     assert first == second
     assert first.startswith(b"\x89PNG")
+
+
+def test_a_plot_names_its_job_and_every_machine_and_says_why_one_has_no_figure(
+    capsys: pytest.CaptureFixture[str], folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    plot = tmp_path / "plot.svg"
+    where = ("--model", "125m", *machine_options(folder, "fast", "slow", "small"), "--host-mem-gib", "0.5")
+    rows_of(capsys, *where, "--price-per-hour", f"{folder / 'fast.json'}=3", "--plot", str(plot))
+    texts = re.findall(r"<!-- (.*?) -->", plot.read_text())  # matplotlib draws letters, and notes what they say
+    assert {"fast", "slow", "small", " no price was given", " cannot run it"} <= set(texts)
+    assert "Cost of a million tokens: 125m" in texts
+    about = " ".join(texts)
+    assert "as many rows as fill a block, prompts of 32 tokens, 4 new tokens; " in about
+    assert "host at most 0.5 GiB" in about
+    assert f"predicted by flexref {__version__}, {date.today().isoformat()}" in about
 
 
 @pytest.mark.parametrize(

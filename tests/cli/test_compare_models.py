@@ -1,6 +1,7 @@
 """`flexref compare-models` as its users call it: the built-in model beside itself in other forms."""
 
 import json
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from flexref.cli.main import COMMANDS, command_group, run
 from flexref.storage.names import resolve
 from flexref.storage.weightfile import open_weight_file, read_tensor
 from flexref.storage.writer import WeightFileWriter
+from flexref.version import __version__
 
 HELD = Path(__file__).parents[1] / "data" / "heldout"
 
@@ -74,6 +76,17 @@ def test_the_errors_by_layer_are_drawn(coarse: str, text: str, tmp_path: Path) -
     path = tmp_path / "errors.png"
     assert compare_models("demo", coarse, "--text", text, "--window", "128", "--plot", str(path)) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_says_what_it_shows_and_is_the_same_every_time(coarse: str, text: str, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    drawn = [tmp_path / "one.svg", tmp_path / "two.svg"]
+    for path in drawn:
+        assert compare_models("demo", coarse, "--text", text, "--window", "128", "--plot", str(path)) == 0
+    first, second = (path.read_text() for path in drawn)
+    assert first == second
+    assert f"How far {Path(coarse).name} (B) is from demo.h5 (A)" in first
+    assert f"flexref {__version__}, {date.today().isoformat()}" in first
 
 
 @pytest.mark.parametrize(

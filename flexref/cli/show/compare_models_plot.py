@@ -1,32 +1,28 @@
-"""The errors of a comparison drawn over the layers; matplotlib is loaded when something is drawn, and not before."""
+"""The errors of a comparison drawn over the layers; it compares nothing."""
 
-from io import BytesIO
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexref.files import write_bytes
+from flexref.cli.show.plots import HEIGHT, drawing, style
 
 if TYPE_CHECKING:
     from flexref.quality.compare import Comparison
 
+TURNED = 8
+"""With more stages than this their names stand upright."""
 
-def draw(found: "Comparison", path: str) -> None:
+
+def draw(title: str, found: "Comparison", path: str) -> None:
     """Relative errors of hidden states by stage; `StorageError` if `path` cannot be written."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # type: ignore[import-not-found]
-    from matplotlib.figure import Figure  # type: ignore[import-not-found]
-
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    stages = [layer.stage for layer in found.layers]
-    axes.plot(stages, [layer.overall for layer in found.layers], marker="o", label="over all tokens")
-    axes.plot(stages, [layer.median_token for layer in found.layers], marker="s", label="median token")
-    axes.set_ylim(bottom=0)
-    axes.tick_params(axis="x", rotation=90 if len(stages) > 8 else 0)
-    axes.set_ylabel("relative error of hidden states")
-    axes.set_title(f"KL(A||B) {found.kl_mean:.3g} nats, same top token {found.same_top:.1%}, {found.tokens} tokens")
-    axes.grid(visible=True, alpha=0.3)
-    axes.legend()
-    content = BytesIO()
-    figure.savefig(content, format=Path(path).suffix.lower().removeprefix("."), dpi=150)
-    write_bytes(path, content.getvalue())
+    with drawing(path, title, HEIGHT) as axes:
+        stages = [layer.stage for layer in found.layers]
+        axes.plot(stages, [layer.overall for layer in found.layers], label="over all tokens", **style(0))
+        axes.plot(stages, [layer.median_token for layer in found.layers], label="median token", **style(1))
+        axes.set_ylim(bottom=0)
+        axes.tick_params(axis="x", rotation=90 if len(stages) > TURNED else 0)
+        axes.set_xlabel("after")
+        axes.set_ylabel("relative error of hidden states")
+        axes.grid(visible=True, alpha=0.3)
+        if stages:
+            axes.legend()
+        else:
+            axes.text(0.5, 0.5, "hidden states were not compared: the models differ in layers or width", ha="center")

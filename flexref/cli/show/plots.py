@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 from flexref.errors import FlexrefError
@@ -26,20 +27,23 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Tell the ways of storing things apart without any colour."""
 
-BAR_WIDTH = 0.8
-"""Of all bars of one machine together, where machines are 1 apart."""
-
-INCHES_PER_BAR = 0.45
-"""Leaves room for the figure above a bar."""
-
 HEIGHT = 5.0
-"""Inches of every plot."""
+"""Inches of a plot, and of all that a dot plot has beside its lines."""
 
-WIDTHS = (8.0, 24.0)
-"""Inches that a plot is wide at least and at most."""
+WIDTH = 8.0
+"""Inches of every plot: in 800 pixels the smallest letters are still read."""
 
-DECADE_TICKS = (1, 2, 5)
-"""Numbered ticks of every decade of a logarithmic axis."""
+LINE_HEIGHT, FRAME_HEIGHT, MOST_HEIGHT = 0.27, 1.9, 24.0
+"""Inches of a line of a dot plot, of what is above and below all lines, and of a plot at most."""
+
+ROW_SHARE = 0.8
+"""Of the room of a machine that its lines take, where machines are 1 apart."""
+
+TITLE_LETTERS, TITLE_POINTS, LINE_POINTS = 92, 8, 10
+"""Letters of a line below a title, and how high a title stands above the axes, with every such line."""
+
+DECADE_TICKS, DECADES_OF_MANY = (1, 2, 5), 2.5
+"""Numbered ticks of every decade of a logarithmic axis; of one that spans more decades only the first."""
 
 
 def check_plot(path: str, option: str) -> None:
@@ -54,7 +58,10 @@ def check_plot(path: str, option: str) -> None:
 
 
 def draw_pareto(title: str, points: "Sequence[tuple[float, Candidate]]", path: str) -> None:
-    """Tokens per second over the latency of a block, the best policy at each bound; `StorageError` if refused."""
+    """Tokens per second over the latency of a block, the best policy at each bound; `StorageError` if refused.
+
+    Of `title`, the first line says what is shown, what follows about what.
+    """
     schemes: dict[str, dict[tuple[float, float], str]] = {}
     for _, candidate in points:
         prediction, policy = candidate.prediction, candidate.policy
@@ -62,77 +69,89 @@ def draw_pareto(title: str, points: "Sequence[tuple[float, Candidate]]", path: s
             block_s = (prediction.prefill_s + prediction.decode_s) / prediction.blocks
             rows = f"{policy.rows_per_group} x {policy.groups_per_block}"
             schemes.setdefault(candidate.label, {})[block_s, prediction.tokens_per_s] = rows
-    with _drawing(path, WIDTHS[0]) as axes:
+    with drawing(path, title, HEIGHT) as axes:
         front = sorted(place for places in schemes.values() for place in places)
         axes.plot(*zip(*front, strict=True), color="0.75", zorder=1)
         for at, (label, places) in enumerate(sorted(schemes.items())):
-            style = {"color": COLOURS[at % len(COLOURS)], "marker": MARKERS[at % len(MARKERS)]}
-            axes.plot(*zip(*places, strict=True), linestyle="", label=label, zorder=2, **style)
+            axes.plot(*zip(*places, strict=True), linestyle="", label=label, zorder=2, **style(at))
             for place, rows in places.items():
                 axes.annotate(rows, place, textcoords="offset points", xytext=(6, -12), fontsize=8)
         axes.set_xscale("log")
-        _plain_numbers(axes.xaxis)
+        _plain_numbers(axes.xaxis, [block_s for block_s, _ in front])
         axes.margins(x=0.1, y=0.1)
         axes.set_ylim(bottom=0)
         axes.set_xlabel("latency of a block, prefill and decode (s)")
         axes.set_ylabel("throughput (generated tokens/s)")
-        axes.set_title(title)
         axes.grid(visible=True, alpha=0.3)
         axes.legend(title="the best policy, with rows per group x groups", loc="best", fontsize=9)
 
 
-def draw_machines(title: str, bars: Sequence[tuple[str, str, float | None]], path: str, unit: str) -> None:
-    """Bars of (machine, model, value), grouped by machine in the order in which they come, on a logarithmic scale.
+def draw_machines(title: str, found: Sequence[tuple[str, str, float | str]], path: str, unit: str) -> None:
+    """A dot for every (machine, model, value), a line each, by machine in the order in which they come.
 
-    `unit` says what is drawn; where the value is None the machine cannot run the model. `StorageError` if refused.
+    `unit` says what is drawn, on a logarithmic axis. In place of a value may stand why there is none, which is written
+    on its line. `StorageError` if refused.
     """
-    machines = list(dict.fromkeys(machine for machine, _, _ in bars))
-    models = list(dict.fromkeys(model for _, model, _ in bars))
-    known = [value for _, _, value in bars if value]
-    floor = min(known, default=1.0) / 2
-    width = BAR_WIDTH / max(1, len(models))
-    inches = INCHES_PER_BAR * (len(models) + 1) * len(machines)
-    with _drawing(path, min(max(inches, WIDTHS[0]), WIDTHS[1])) as axes:
-        axes.set_yscale("log")
-        axes.set_ylim(floor, max(known, default=1.0) * 2)
+    machines = list(dict.fromkeys(machine for machine, _, _ in found))
+    models = list(dict.fromkeys(model for _, model, _ in found))
+    values = [value for _, _, value in found if not isinstance(value, str) and value > 0]
+    low, high = min(values, default=1.0) / 1.6, max(values, default=1.0) * 1.6
+    height = FRAME_HEIGHT + LINE_HEIGHT * (len(models) + 0.5) * len(machines)
+    with drawing(path, title, min(height, MOST_HEIGHT)) as axes:
+        axes.set_xscale("log")
+        axes.set_xlim(low, high)
         for at, model in enumerate(models):
-            values = {machine: value for machine, of, value in bars if of == model}
-            lefts = [machines.index(machine) + (at - (len(models) - 1) / 2) * width for machine in values]
-            heights = [value or 0.0 for value in values.values()]
-            drawn = axes.bar(lefts, heights, width, label=model, color=COLOURS[at % len(COLOURS)], edgecolor="white")
-            axes.bar_label(drawn, [_three_digits(value) for value in values.values()], padding=2, fontsize=8)
-            for left, value in zip(lefts, values.values(), strict=True):
-                if value is None:
-                    axes.text(left, floor * 1.1, "does not fit", rotation=90, ha="center", va="bottom", fontsize=8)
-        axes.set_xticks(range(len(machines)), machines)
-        _plain_numbers(axes.yaxis)
-        axes.set_ylabel(unit)
-        axes.set_title(title)
-        axes.grid(visible=True, axis="y", alpha=0.3)
+            offset = (at - (len(models) - 1) / 2) * ROW_SHARE / len(models)
+            axes.plot([], [], linestyle="", label=model, **style(at))
+            for machine, value in ((machine, value) for machine, of, value in found if of == model):
+                line = machines.index(machine) + offset
+                if isinstance(value, str) or value <= 0:
+                    about = value if isinstance(value, str) else _three_digits(value)
+                    about = about if len(models) == 1 else f"{model}: {about}"
+                    axes.text(low, line, f" {about}", va="center", fontsize=8, color="0.4", style="italic")
+                    continue
+                axes.plot([value], [line], linestyle="", **style(at))
+                place = {"textcoords": "offset points", "xytext": (7, 0), "va": "center", "fontsize": 8}
+                axes.annotate(_three_digits(value), (value, line), **place)
+        axes.set_yticks(range(len(machines)), machines)
+        axes.set_ylim(len(machines) - 0.4, -0.6)  # the first on top
+        for between in range(1, len(machines)):
+            axes.axhline(between - 0.5, color="0.9", linewidth=0.8, zorder=0)
+        _plain_numbers(axes.xaxis, values)
+        axes.set_xlabel(unit)
+        axes.grid(visible=True, axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-        axes.figure.legend(title="model", loc="outside right upper")
+        if len(models) > 1:
+            axes.figure.legend(title="model", loc="outside right upper", fontsize=9)
 
 
-def _three_digits(value: float | None) -> str:
-    """A figure above a bar, in digits; nothing where there is no bar."""
-    if not value:
-        return ""
-    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+def style(number: int) -> dict[str, str]:
+    """Colour and marker of what is drawn as number so and so."""
+    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+
+
+def _three_digits(value: float) -> str:
+    """A figure beside its dot."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 @contextmanager
-def _drawing(path: str, width: float) -> Iterator[Any]:
-    """Axes to draw on, whatever the user's own style is; written to `path` when the context ends."""
+def drawing(path: str, title: str, height: float) -> Iterator[Any]:
+    """Axes to draw on, whatever the user's own style is; written to `path` when the context ends.
+
+    The first line of `title` stands in large letters, the others below it in small ones.
+    """
     from matplotlib import rc_context, rcdefaults
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     with rc_context():
         rcdefaults()
-        figure = Figure(figsize=(width, HEIGHT), layout="constrained")
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes: Any = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
+        _write_title(axes, title)
         yield axes
         with rc_context({"svg.hashsalt": "flexref"}):
             kind, content = Path(path).suffix.lower(), BytesIO()
@@ -140,10 +159,20 @@ def _drawing(path: str, width: float) -> Iterator[Any]:
     write_bytes(path, content.getvalue())
 
 
-def _plain_numbers(axis: Any) -> None:
-    """Numbers a logarithmic axis in digits and not in powers of ten."""
+def _write_title(axes: Any, title: str) -> None:
+    first, *others = title.splitlines()
+    about = [part for line in others for part in wrap(line, TITLE_LETTERS)]
+    axes.set_title("\n".join(about), loc="left", fontsize=8, color="0.35")
+    place = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": 12, "va": "bottom"}
+    above = TITLE_POINTS + LINE_POINTS * len(about)
+    axes.annotate("\n".join(wrap(first, TITLE_LETTERS * 2 // 3)), (0, 1), xytext=(0, above), **place)
+
+
+def _plain_numbers(axis: Any, values: Sequence[float]) -> None:
+    """Numbers a logarithmic axis in digits and not in powers of ten, sparsely where `values` span many decades."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    axis.set_major_locator(LogLocator(subs=DECADE_TICKS))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    wide = bool(values) and max(values) / min(values) > 10**DECADES_OF_MANY
+    axis.set_major_locator(LogLocator(subs=DECADE_TICKS[:1] if wide else DECADE_TICKS))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
     axis.set_minor_formatter(NullFormatter())
