@@ -61,6 +61,11 @@ class BackendUnavailable(FlexrefError):
     """A backend that is installed but whose device, driver or library is not here."""
 
 
+def install_hint(extra: str) -> str:
+    """How the packages of an extra are had; flexref is on no index, so that its name alone would find nothing."""
+    return f"pip install '.[{extra}]' in the checkout of flexref"
+
+
 def in_gib(size_bytes: int) -> str:
     """`size_bytes` in the largest binary unit that keeps it at 1 or more, for people: `1.50 GiB`, `12 bytes`."""
     for unit, unit_bytes in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

@@ -7,7 +7,9 @@ from flexref.errors import BackendUnavailable
 DRIVER_NEEDED = {12: "525", 13: "580"}
 """The oldest Linux driver that runs programs of a CUDA major version (NVIDIA, *CUDA Compatibility*, table 1)."""
 
-INSTALL = "pip install 'flexref[cuda13]' (driver 580 or later) or 'flexref[cuda12]' (driver 525 or later)"
+INSTALL = (
+    "pip install '.[cuda13]' (driver 580 or later) or '.[cuda12]' (driver 525 or later) in the checkout of flexref"
+)
 
 
 def check_driver(runtime: Any) -> None:

@@ -81,8 +81,9 @@ class Capabilities:
 
     compute_dtype: type of activations and of an unquantized cache. computes: False for a port that only counts.
     overlaps_copies: whether lanes run while operators do. attends_on_host: whether `append` and `attend` also work on
-    host memory. scratch_bytes: device memory that operators use internally, whatever their shapes. fused_rows: for at
-    most so many tokens `linear` reads 4-bit codes directly; for more it is faster to `expand` first.
+    host memory. scratch_bytes: device memory that operators use internally, whatever their shapes; 0: none.
+    fused_rows: for at most so many tokens `linear` reads 4-bit codes directly; for more it is faster to `expand` first.
+    0: for any number, and where there is room matrices are kept expanded.
     """
 
     compute_dtype: str
@@ -191,13 +192,19 @@ class Backend(Protocol):
         """Give a buffer back; nothing may still read or write it."""
 
     def view(self, buffer: Buffer, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
-        """The bytes of `buffer` from `offset` on as an array."""
+        """The bytes of `buffer` from `offset` on as an array of a type in `units.DTYPE_BYTES`, row by row.
+
+        `IndexError` where it would lie outside the buffer.
+        """
 
     def host_memory(self, buffer: Buffer) -> npt.NDArray[np.uint8]:
         """A host buffer as writable bytes, for the disk and for checks."""
 
     def upload(self, values: npt.NDArray[Any], out: Array | None = None) -> Array:
-        """Copy small host values (token ids, for example; not weights) to the device, in order with the operators."""
+        """Copy small host values (token ids, for example; not weights) to the device, in order with the operators.
+
+        Without `out` the array takes from the workspace. The values may be changed as soon as this returns.
+        """
 
     def download(self, x: Array) -> npt.NDArray[Any]:
         """A copy of a device array on the host; waits for the operators called so far."""
@@ -222,7 +229,9 @@ class Backend(Protocol):
     def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
         """Run `steps` in order on `lane`, once `after` and the lane's earlier submissions are done.
 
-        Raises `RuntimeError` once the port is closed, since its ticket would never be done.
+        What a step raises is raised by its ticket, each time, and by all that waits for it; the submission's later
+        steps, and submissions that come after its ticket, do not run; the lane goes on. Raises `RuntimeError` once the
+        port is closed, since its ticket would never be done.
         """
 
     def mark(self) -> Ticket:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.options import asked_of, computing_port, option, options, prompts_of
-from flexref.errors import FlexrefError
+from flexref.errors import FlexrefError, install_hint
 
 if TYPE_CHECKING:
     from flexref.check.portcheck import PortCheck, PortReport
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CONTRACT_HELP = "Check every clause of the port contract as well; default: if hypothesis is installed."
 
-MISSING = "the contract needs hypothesis, which is not installed: pip install 'flexref[testing]'"
+MISSING = f"the contract needs hypothesis, which is not installed: {install_hint('testing')}"
 
 
 @click.command("check")

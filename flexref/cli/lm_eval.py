@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import click
 
-from flexref.errors import FlexrefError
+from flexref.errors import FlexrefError, install_hint
 
 NO_MODEL = ("ls", "validate")
 """Commands of the harness that run no model."""
@@ -21,7 +21,7 @@ def command(arguments: tuple[str, ...]) -> None:
     `flexref lm-eval --model_args path=opt-1.3b.h5 --tasks hellaswag`. Its own help: `flexref lm-eval run --help`.
     """
     if find_spec("lm_eval") is None:
-        raise FlexrefError("flexref lm-eval needs the harness: pip install 'flexref[lm-eval]'")
+        raise FlexrefError(f"flexref lm-eval needs the harness: {install_hint('lm-eval')}")
     from lm_eval.__main__ import cli_evaluate
 
     import flexref.harness.model  # noqa: F401  (registers it)

@@ -1,4 +1,4 @@
-"""Tests for ports and models that anyone may run: `pip install flexref[testing]`; nothing at run time needs it.
+"""Tests for ports and models that anyone may run; nothing at run time needs them, and they need the extra `testing`.
 
 The contract needs hypothesis, and is loaded on its first use; what compares a run with float64 does without.
 """

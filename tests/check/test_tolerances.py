@@ -24,7 +24,7 @@ from flexref.check.tolerances import (
 )
 from flexref.testing.strategies import Values, arrays, numbers, seeds
 
-torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install '.[oracle]'")
 functional = torch.nn.functional
 
 SINGLE = arithmetic("float32")

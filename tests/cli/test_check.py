@@ -149,7 +149,7 @@ def test_without_hypothesis_the_contract_is_left_out_or_refused_in_one_line(
     assert "contract: not checked, the contract needs hypothesis" in capsys.readouterr().out
     assert check("--model", model, "--contract") == 1
     (line,) = complaints(capsys.readouterr().err)
-    assert "pip install 'flexref[testing]'" in line
+    assert "pip install '.[testing]' in the checkout of flexref" in line
 
 
 def test_the_options_of_generate_mean_the_same_here(model: str, capsys: pytest.CaptureFixture[str]) -> None:

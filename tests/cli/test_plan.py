@@ -276,7 +276,8 @@ def test_a_plot_without_matplotlib_names_the_command_that_brings_it(
     monkeypatch.setattr(plots, "find_spec", lambda name: None if name == "matplotlib" else real(name))
     assert flexref(*JOB, "--machine", "t4-gcp", "--pareto", "front.png") == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == "flexref: --pareto needs matplotlib, which is not installed: pip install 'flexref[plots]'"
+    needed = "pip install '.[plots]' in the checkout of flexref"
+    assert line == f"flexref: --pareto needs matplotlib, which is not installed: {needed}"
 
 
 def test_matplotlib_is_loaded_for_plots_alone(machine: str) -> None:

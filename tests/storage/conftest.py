@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def oracles_torch() -> Any:
     """PyTorch, which writes checkpoints; without it the test is skipped."""
-    return pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+    return pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install '.[oracle]'")
 
 
 @dataclass(frozen=True)

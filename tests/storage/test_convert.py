@@ -20,7 +20,7 @@ from flexref.storage.convert import convert
 from flexref.storage.quant import Quantized, quantize
 from flexref.storage.weightfile import open_weight_file, read_tensor
 
-torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install '.[oracle]'")
 
 
 def whole_tables(found) -> dict[str, np.ndarray]:

@@ -3,9 +3,12 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import flexref.testing
+from flexref.backend.protocol import Capabilities
+from flexref.units import DTYPE_BYTES
 
 README = Path(flexref.testing.__file__).with_name("README.md")
 
@@ -17,6 +20,16 @@ def run_recipe(folder: Path, port: str) -> subprocess.CompletedProcess[str]:
     (folder / "my_port.py").write_text(port, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "gather or frames"]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_recipe_begins_with_check_and_names_what_a_port_needs_to_know() -> None:
+    """A type, a capability or a file that is new has to be told of."""
+    text = README.read_text(encoding="utf-8")
+    assert 0 < text.index("flexref check --backend mine") < text.index("import pytest")
+    for name in (*DTYPE_BYTES, *(entry.name for entry in fields(Capabilities))):
+        assert f"`{name}`" in text, name
+    for name in ("records.py", "workspace.py", "quant.py", "protocol.py"):
+        assert name in text
 
 
 def test_the_recipe_passes_a_right_port(tmp_path: Path) -> None:

@@ -101,9 +101,7 @@ def layouts(
     galactica_document: dict[str, Any],
 ) -> dict[str, Path]:
     """A folder for every layout, by name; each has a config.json of OPT, which the oracle asks for."""
-    transformers = pytest.importorskip(
-        "transformers", reason="the oracle needs transformers: pip install flexref[oracle]"
-    )
+    transformers = pytest.importorskip("transformers", reason="the oracle needs transformers: pip install '.[oracle]'")
 
     root = tmp_path_factory.mktemp("layouts")
     published = {name: token_object(content) for name, content in OPT_SPECIAL_TOKENS.items()}

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install '.[oracle]'")
 OPTForCausalLM = pytest.importorskip("transformers").OPTForCausalLM
 
 from builtin import packed, train  # noqa: E402

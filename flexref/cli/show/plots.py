@@ -8,7 +8,7 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
-from flexref.errors import FlexrefError
+from flexref.errors import FlexrefError, install_hint
 from flexref.files import write_bytes
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def check_plot(path: str, option: str) -> None:
     if Path(path).suffix.lower() not in METADATA:
         raise FlexrefError(f"{option} writes {', '.join(METADATA)} files, found {path!r}")
     if find_spec("matplotlib") is None:
-        raise FlexrefError(f"{option} needs matplotlib, which is not installed: pip install 'flexref[plots]'")
+        raise FlexrefError(f"{option} needs matplotlib, which is not installed: {install_hint('plots')}")
 
 
 def draw_pareto(title: str, points: "Sequence[tuple[float, Candidate]]", path: str) -> None:

@@ -8,5 +8,5 @@ import pytest
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 # Tests take `torch` from here: so they are skipped before they import it.
-torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
-pytest.importorskip("transformers", reason="the oracle needs transformers: pip install flexref[oracle]")
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install '.[oracle]'")
+pytest.importorskip("transformers", reason="the oracle needs transformers: pip install '.[oracle]'")

@@ -20,7 +20,7 @@ from flexref.storage.checkpoint import pickle_machine
 from flexref.storage.checkpoint.source import FLOAT_TYPES
 from flexref.storage.checkpoint.torch_file import list_torch
 
-torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install flexref[oracle]")
+torch = pytest.importorskip("torch", reason="the oracle needs PyTorch: pip install '.[oracle]'")
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool)
 
