@@ -14,9 +14,7 @@ from flexref.cli.show.outputs import check_outputs
 @click.command("profile")
 @option("--backend", help="The port to measure with.")
 @option("--disk-dir", help="The folder whose disk is measured; default: the temporary folder.")
-@click.option(
-    "--quick", is_flag=True, help="About ten seconds in place of a minute or two: fewer sizes, fewer repeats."
-)
+@click.option("--quick", is_flag=True, help="Five seconds in place of a minute or two: fewer sizes, fewer repeats.")
 @option("--output", help="Write the machine as JSON, for `flexref plan --machine FILE`.")
 @option("--force")
 @option("--json", help="Print the machine as one JSON object.")

@@ -3,6 +3,7 @@
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 from flexref.backend.protocol import Buffer
@@ -86,10 +87,13 @@ def attention_curves(meter: Meter) -> Attention:
     places = {"device": meter.sizes.head_widths}
     if meter.backend.caps.attends_on_host:
         places["host"] = meter.sizes.host_head_widths
-    for place, head_widths in places.items():
-        for scheme in SCHEMES:
-            for head_width in head_widths:
-                _measure(meter, (place, scheme, head_width), found, appends=head_width == head_widths[-1])
+    keys = [
+        (place, scheme, head_width)
+        for place, head_widths in places.items()
+        for scheme, head_width in product(SCHEMES, head_widths)
+    ]
+    for place, scheme, head_width in meter.pace.parts(keys):
+        _measure(meter, (place, scheme, head_width), found, appends=head_width == places[place][-1])
     return found
 
 
@@ -102,11 +106,16 @@ def _measure(meter: Meter, where: tuple[str, str, int], found: Attention, append
     layout = RecordLayout(max(1, width // head_width), head_width, backend_dtype(meter.backend), scheme, GROUP_SIZE)
     with meter.memory() as memory:
         cache = _filled(meter, memory, place, layout)
-        found.decode[key] = meter.curve(f"decode attention, {key}", _decodes(cache))
-        found.prefill[key] = meter.curve(f"prefill attention, {key}", _prefills(cache))
-        if appends:
-            name = f"append {scheme}" + (" host" if place == "host" else "")
-            found.appends[name] = meter.curve(name, _appends(cache))
+        for kind in meter.pace.parts(("decode", "prefill", "append") if appends else ("decode", "prefill")):
+            if kind == "decode":
+                name = f"decode attention, {key}"
+                found.decode[key] = meter.curve(name, _decodes(cache), len(meter.sizes.decode))
+            elif kind == "prefill":
+                name = f"prefill attention, {key}"
+                found.prefill[key] = meter.curve(name, _prefills(cache), len(meter.sizes.prefill))
+            else:
+                name = f"append {scheme}" + (" host" if place == "host" else "")
+                found.appends[name] = meter.curve(name, _appends(cache), len(meter.sizes.appends))
 
 
 def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout) -> Cache:
@@ -114,7 +123,7 @@ def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout) -> C
     sizes, backend = meter.sizes, meter.backend
     width, record = layout.heads * layout.head_width, layout.record_bytes
     shapes = (*sizes.decode, *sizes.prefill, *sizes.appends)
-    wanted = max(*(rows * tokens for rows, tokens in shapes), sizes.rotated_bytes // record)
+    wanted = max(*(rows * tokens for rows, tokens in shapes), meter.rotated_bytes // record)
     tokens = max(FIRST_TOKENS, min(wanted, memory.room_bytes(place) // 2 // record))
     pool = memory.buffer(place, tokens * record)
     item = 4 if layout.dtype == "float32" else 2

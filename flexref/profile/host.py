@@ -5,14 +5,16 @@ the seconds spent in operators. What is left of a pass is the engine's work, and
 per group and per row.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
 from flexref.architecture.stages import stages as stages_of
@@ -25,6 +27,8 @@ from flexref.policy import Policy
 from flexref.profile.meter import Meter, backend_dtype
 from flexref.profile.operands import TABLE_DTYPE, Memory
 from flexref.storage.random_weights import random_file
+
+Values = npt.NDArray[np.float64]
 
 CALLS = 200
 """Calls of an operator in a row, without waiting: a device's queue holds so many."""
@@ -86,7 +90,7 @@ def _call(meter: Meter, memory: Memory) -> float:
             call()
         values.append((meter.clock() - begin) / CALLS)
         backend.mark().wait()
-    return meter.median("one call of an operator", "the host", values)
+    return meter.record.figure("one call of an operator", "the host", values)
 
 
 def _nothing() -> None:
@@ -105,7 +109,7 @@ def _submission(meter: Meter, memory: Memory) -> float:
         tickets = [meter.backend.submit(Lane.WEIGHTS_IN, [step], ()) for _ in range(SUBMISSIONS)]
         values.append((meter.clock() - begin) / SUBMISSIONS)
         tickets[-1].wait()
-    return meter.median("one submission", "the host", values)
+    return meter.record.figure("one submission", "the host", values)
 
 
 class Counted:
@@ -167,18 +171,40 @@ def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, f
     Passes of small jobs of several shapes are measured, and the three figures fitted to what operators leave of them
     (least squares, none below 0).
     """
-    from scipy.optimize import nnls  # noqa: PLC0415  takes half a second, which only measuring must pay
-
     sizes, equations, left = meter.sizes, [], []
-    for layers, groups, rows in product(sizes.layers, sizes.groups, sizes.rows):
+    shapes = sorted(product(sizes.layers, sizes.groups, sizes.rows), key=math.prod)
+    took_s = 0.0
+    for place, (layers, groups, rows) in enumerate(meter.pace.parts(shapes)):
+        if place and not meter.pace.has(took_s):
+            meter.record.cut("the engine's own work", f"{place} of {len(shapes)} small jobs")
+            break
+        begin = meter.clock()
         count, seconds = _pass_left(meter, disk_dir, (layers, groups, rows), call_s)
+        took_s = meter.clock() - begin
         # Errors count relative to a pass, so that long passes do not outweigh short ones.
         weight = 1 / max(seconds, 1e-6)
         equations.append([groups * count * weight, groups * weight, groups * rows * weight])
         left.append(seconds * weight)
-    solution, _ = nnls(np.array(equations), np.array(left))
-    visit, choice, choice_row = (float(value) for value in solution)
+    visit, choice, choice_row = (float(value) for value in least_squares(np.array(equations), np.array(left)))
     return visit, choice, choice_row
+
+
+def least_squares(equations: Values, values: Values) -> Values:
+    """The numbers (N,), none below 0, that solve equations (M, N) with least squares of what is left of values (M,).
+
+    For the few numbers that there are here all are tried that may be other than 0: to import scipy for it would take
+    longer than to measure what is to be solved.
+    """
+    count = equations.shape[1]
+    best, least = np.zeros(count), float(np.sum(values**2))
+    for size in range(1, count + 1):
+        for columns in map(list, combinations(range(count), size)):
+            found = np.linalg.lstsq(equations[:, columns], values)[0]
+            error = float(np.sum((equations[:, columns] @ found - values) ** 2))
+            if np.all(found >= 0) and error < least:
+                best, least = np.zeros(count), error
+                best[columns] = found
+    return best
 
 
 def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], call_s: float) -> tuple[int, float]:
@@ -202,4 +228,4 @@ def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], 
         operators = calls * call_s if meter.asynchronous else after.inside_s - before.inside_s
         left.append(max(0.0, after.now_s - before.now_s - (after.sampling_s - before.sampling_s) - operators))
     name = f"the engine's own work, {layers} layers, {groups} groups, {rows} rows"
-    return len(stages_of(spec, file.tile_rows)), meter.median(name, "a pass", left)
+    return len(stages_of(spec, file.tile_rows)), meter.record.figure(name, "a pass", left)

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,11 +18,15 @@ from flexref.machine.machine import FORMAT, Machine
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
 from flexref.profile.measure import capacities, measure_machine
+from flexref.profile.sizes import QUICK_S
 
 CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
 """Names the folder in which measured machines are kept, in place of the user's own for caches."""
 
-PROFILE_VERSION = 2
+TOLD_EVERY_S = 1.0
+"""Of a measurement that takes longer something is said so often."""
+
+PROFILE_VERSION = 3
 """Rises when a profile measures something else than before: what is kept of an older one is measured again."""
 
 
@@ -32,7 +37,7 @@ def measured_machine(
     tell: Callable[[str], None] | None = None,
     measure: Callable[..., Machine] = measure_machine,
 ) -> Machine:
-    """This machine with this port: as it was measured before, or measured quickly (about ten seconds) and kept.
+    """This machine with this port: as it was measured before, or measured quickly (in five seconds) and kept.
 
     Capacities are what is free now. Where nothing can be kept, `tell` hears of it and the next call measures again.
     `measure` is called as `measure_machine` is. Raises what that raises.
@@ -47,14 +52,27 @@ def measured_machine(
         else:
             return kept.changed(capacity_bytes=capacities(backend, disk_dir))
     else:
-        said("this machine is measured once, which takes about ten seconds")
-    machine = measure(backend, disk_dir, quick=True)
+        said(f"this machine is measured once, which takes about {QUICK_S:.0f} seconds")
+    machine = measure(backend, disk_dir, quick=True, on_part=_now_and_then(said))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(machine.to_mapping()))
     except OSError as error:
         said(f"the measured machine cannot be kept in {path.parent}: {error.strerror}")
     return machine
+
+
+def _now_and_then(said: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
+    """Says what is measured, if nothing was said for `TOLD_EVERY_S`."""
+    last_s = clock()
+
+    def on_part(part: str) -> None:
+        nonlocal last_s
+        if clock() - last_s >= TOLD_EVERY_S:
+            last_s = clock()
+            said(f"measuring {part}")
+
+    return on_part
 
 
 class MeasuredOnce:

@@ -15,8 +15,9 @@ from flexref.backend.protocol import Buffer, HostWork, Lane, LaneStep, Move, Spa
 from flexref.errors import StorageError
 from flexref.machine.curves import Curve
 from flexref.machine.machine import WEIGHT_FILE
-from flexref.profile.meter import LEAST_S, Meter
+from flexref.profile.meter import Meter
 from flexref.profile.operands import Memory, fill_bytes
+from flexref.profile.record import LEAST_S
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
 from flexref.units import LINKS
 
@@ -24,6 +25,12 @@ Bytes = npt.NDArray[np.uint8]
 
 COPIES_AT_ONCE_BYTES, COPIES_MOST, COPIES_LEAST = 16 << 20, 32, 4
 """Copies are timed back to back on their lane, as they run in a job: about 16 MiB in all, in 4 to 32 copies."""
+
+LEAST_COPIES = 1 + COPIES_LEAST
+"""What one size of a copy takes at least, in copies."""
+
+LEAST_LINKED_BYTES = 16 << 20
+"""Copies of a link go round and round over no fewer bytes, however little time there is to fill them."""
 
 LONGEST_COPY_S = 0.1
 """A curve of copies ends after the first that takes longer."""
@@ -179,9 +186,12 @@ def copy_curves(meter: Meter, found: Files) -> dict[str, Curve]:
     with meter.memory() as memory:
         room = min(memory.room_bytes("device"), memory.room_bytes("host"))
         copies = [size for size in sizes.copies if size <= room]
-        most = min(room, max(sizes.linked_bytes, *copies, *sizes.spills, *sizes.reads))
+        most = min(
+            room, max(meter.timely(sizes.linked_bytes, LEAST_LINKED_BYTES), copies[0], *sizes.spills, *sizes.reads)
+        )
         links = links_of(memory, found, most)
-        for name, link in links.items():
+        for name in meter.pace.parts(tuple(links)):
+            link = links[name]
             meter.tell(f"{name} copies" if name != WEIGHT_FILE else "reads of a weight file")
             wanted = {LINKS[2]: sizes.spills, LINKS[3]: sizes.spills, WEIGHT_FILE: sizes.reads}.get(name, copies)
             on_disk = link.lane in (Lane.DISK_IN, Lane.DISK_OUT)
@@ -189,7 +199,12 @@ def copy_curves(meter: Meter, found: Files) -> dict[str, Curve]:
                 _write_another(found)
             points: list[tuple[float, float]] = []
             for nbytes in wanted:
-                if nbytes > most or (points and points[-1][1] > LONGEST_COPY_S):
+                if points and points[-1][1] > LONGEST_COPY_S:
+                    break
+                late = points and not meter.pace.has(LEAST_COPIES * points[-1][1] * nbytes / points[-1][0])
+                if nbytes > most or late:
+                    if nbytes in copies:
+                        meter.record.cut(name, f"{points[-1][0]:.0f} bytes")
                     break
                 points.append((nbytes, _typical(meter, memory, (name, link), nbytes, on_disk)))
             curves[name] = Curve(tuple(points))
@@ -216,13 +231,19 @@ def _typical(meter: Meter, memory: Memory, named: tuple[str, Link], nbytes: int,
     if on_disk:
         pieces = max(1, sizes.disk_bytes // nbytes)
         repeats = min(DISK_REPEATS, pieces)
-        return meter.median(
-            name, label, [link_seconds(meter, memory, link, nbytes, pieces // repeats) for _ in range(repeats)]
-        )
+        values = [link_seconds(meter, memory, link, nbytes, pieces // repeats)]
+        while len(values) < repeats and meter.pace.has(values[-1] * (pieces // repeats)):
+            values.append(link_seconds(meter, memory, link, nbytes, pieces // repeats))
+        return meter.record.figure(name, label, values, nbytes)
     count = max(COPIES_LEAST, min(COPIES_MOST, COPIES_AT_ONCE_BYTES // nbytes))
-    link_seconds(meter, memory, link, nbytes, 1)
-    values: list[float] = []
+    single_s = link_seconds(meter, memory, link, nbytes, 1)
+    if not meter.pace.has(count * single_s):
+        meter.record.cut(name, label)
+        return single_s
+    values = []
     while len(values) < sizes.repeats or sum(values) * count < sizes.sustained_s:
         values.append(link_seconds(meter, memory, link, nbytes, count))
-    meter.median(name, label, values)
+        if not meter.pace.has(values[-1] * count):
+            break
+    meter.record.figure(name, label, values)
     return fmean(values)

@@ -2,9 +2,10 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
+from types import MappingProxyType
 
 from flexref.backend.protocol import Backend
 from flexref.errors import PolicyError
@@ -26,6 +27,20 @@ SPILL_NOTE = (
 )
 
 
+PARTS: Mapping[str, float] = MappingProxyType(
+    {
+        "copies": 18,
+        "copies side by side": 7,
+        "products": 30,
+        "expansions": 8,
+        "attention": 20,
+        "other operators": 9,
+        "the engine's own work": 8,
+    }
+)
+"""The parts of a profile in their order, with their shares of its time; what one does not use is left for the next."""
+
+
 def measure_machine(
     backend: Backend,
     disk_dir: str | Path,
@@ -34,12 +49,15 @@ def measure_machine(
     tell: Callable[[str], None] | None = None,
     sizes: Sizes | None = None,
     clock: Callable[[], float] = time.perf_counter,
+    on_part: Callable[[str], None] | None = None,
 ) -> Machine:
     """What this machine does and holds with the port `backend`, and with `disk_dir` as its disk.
 
-    About a minute, `quick` ten seconds; a quarter of the free memory at most. Everything is given back, however it
-    ends. `tell` hears what is measured now; `sizes` take the place of those of a full or quick profile; `clock` tells
-    the host's seconds. Raises `PolicyError` for a port that computes nothing, `StorageError` if `disk_dir` refuses.
+    About a minute, `quick` five seconds at most, but for the first point of every curve, which is measured whatever
+    it takes; a quarter of the free memory at most. Everything is given back, however it ends. What there was no time
+    for is told by `Machine.warnings`; a safe bound stands for it. `tell` hears what is measured now, `on_part` which
+    part of it all; `sizes` take the place of those of a full or quick profile; `clock` tells the host's seconds. Raises
+    `PolicyError` for a port that computes nothing, `StorageError` if `disk_dir` refuses.
     """
     if not backend.caps.computes:
         raise PolicyError(f"backend {backend.name} computes nothing: there is nothing to measure")
@@ -47,12 +65,22 @@ def measure_machine(
     chosen = sizes or (Sizes.quick() if quick else Sizes.full())
     capacity_bytes = capacities(backend, directory)
     with Meter(backend, chosen, tell, clock) as meter:
+        turn = _turn(meter, on_part)
+        next(turn)
         with files(meter, directory) as found:
             copies = copy_curves(meter, found)
+            next(turn)
             beside = slowdowns(meter, found)
             direct = found.weights.direct
-        products, expansions = product_surfaces(meter), expansion_curves(meter)
-        attention, operators = attention_curves(meter), operator_curves(meter)
+        next(turn)
+        products = product_surfaces(meter)
+        next(turn)
+        expansions = expansion_curves(meter)
+        next(turn)
+        attention = attention_curves(meter)
+        next(turn)
+        operators = operator_curves(meter)
+        next(turn)
         host_s = host_seconds(meter, directory)
         return Machine(
             name=_name(backend),
@@ -67,8 +95,16 @@ def measure_machine(
             operators={**operators, **attention.appends},
             host_s=host_s,
             sources=_sources(backend, quick, direct),
-            warnings=meter.warnings,
+            warnings=meter.record.warnings,
         )
+
+
+def _turn(meter: Meter, on_part: Callable[[str], None] | None) -> Iterator[str]:
+    """The parts in turn, each with its share of the time; `on_part` hears of each as it begins."""
+    for number, part in enumerate(meter.pace.parts(list(PARTS), list(PARTS.values())), start=1):
+        if on_part is not None:
+            on_part(f"{part} ({number} of {len(PARTS)})")
+        yield part
 
 
 def capacities(backend: Backend, disk_dir: str | Path) -> dict[str, int]:

@@ -11,34 +11,34 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import cycle
-from statistics import median, quantiles
+from statistics import median
 from types import TracebackType
 from typing import Any
 
 from flexref.backend.protocol import Backend, Ticket
 from flexref.machine.curves import Curve
 from flexref.profile.operands import WEIGHT_DEVIATION, Memory
+from flexref.profile.pace import Pace
+from flexref.profile.record import LEAST_REPEATS, LEAST_S, Record, is_unstable
 from flexref.profile.sizes import Sizes
 
 Call = Callable[[], object]
 
-UNSTABLE_SPREAD = 0.15
-"""Where the interquartile range of repeats exceeds this share of their median, the figure is said to be unstable."""
-
 FORGOTTEN_S = 0.005
 """Longer operators take about the same time whatever the processor's caches hold when they begin."""
-
-UNSTABLE_S = 1e-6
-"""A figure that spreads over less changes no prediction."""
-
-LEAST_S = 1e-9
-"""Stands for what took no time by the port's clock."""
 
 CALLS_MOST = 64
 """Bounds the calls of a window: a device's queue holds them all."""
 
-LEAST_REPEATS = 3
-"""Even what takes long is repeated so often: fewer have no median to speak of."""
+AGAIN_MOST = 3
+"""What is unstable is repeated until there are so many times as many repeats, while there is time."""
+
+FILLED_BYTES = 4 << 20
+"""Of device memory are filled to see how fast that goes."""
+
+FILLING_PART, LEAST_ROTATED_BYTES = 4, 48 << 20
+"""One part in so many of the time that is left may go into filling operands; and so many bytes are filled whatever it
+takes: more than most processors keep near a core."""
 
 PRODUCT_WIDTHS = (64, 256, 512, 1024, 2048, 4096)
 """The product that keeps a device busy grows until it takes long enough."""
@@ -79,6 +79,12 @@ class Timed:
     issue_s: float
     values: list[float] = field(default_factory=list)
 
+    @property
+    def wants_more(self) -> bool:
+        """Whether it has not been repeated enough."""
+        count = len(self.values)
+        return count < self.repeats or (count < AGAIN_MOST * self.repeats and is_unstable(self.values))
+
 
 class Meter:
     """Measures on one port; a context manager, for the product that keeps the device busy takes memory."""
@@ -94,8 +100,9 @@ class Meter:
         self.asynchronous = False
         self.product: Call = lambda: None
         self.product_s = LEAST_S
+        self.filled_per_s = math.inf
         self._tell = tell
-        self._unstable: dict[str, tuple[float, str]] = {}
+        self.record, self.pace = Record(), Pace(sizes.bound_s, clock)
         self._stack = ExitStack()
         tiers = ("device", "host")
         self._most_bytes = {tier: min(backend.free_bytes(tier) // 4, sizes.most_bytes) for tier in tiers}
@@ -103,6 +110,9 @@ class Meter:
     def __enter__(self) -> "Meter":
         try:
             memory = self._stack.enter_context(self.memory())
+            begin = self.clock()
+            memory.array((min(FILLED_BYTES, memory.room_bytes() // 8),), "uint8")
+            self.filled_per_s = FILLED_BYTES / max(self.clock() - begin, LEAST_S)
             self._find_product(memory)
             self._most_bytes["device"] = memory.room_bytes("device")
         except BaseException:
@@ -125,31 +135,56 @@ class Meter:
         return Memory(self.backend, self._most_bytes)
 
     @property
-    def warnings(self) -> tuple[str, ...]:
-        """Which curves are unstable, by how much, and where most."""
-        return tuple(
-            f"{curve}: the middle half of the repeats spreads over {spread:.0%} of their median at {label}"
-            for curve, (spread, label) in sorted(self._unstable.items())
-        )
+    def rotated_bytes(self) -> int:
+        """Over how many bytes operands change, as far as there is time to fill them."""
+        return self.timely(self.sizes.rotated_bytes)
 
-    def curve(self, name: str, points: Generator[Point, None, None]) -> Curve:
-        """The curve through points of rising size; it ends where a call takes longer than it may."""
+    def timely(self, nbytes: int, least: int = LEAST_ROTATED_BYTES) -> int:
+        """So many bytes, or as many as there is time to fill, but `least` of them whatever it takes."""
+        return int(min(nbytes, max(least, self.pace.left_s * self.filled_per_s / FILLING_PART)))
+
+    def curve(self, name: str, points: Generator[Point, None, None], count: int) -> Curve:
+        """The curve through points of rising size, `count` at most; it ends where a call takes longer than it may, or
+        where there is no time for more. The first point is there whatever it takes.
+        """
         longest_s, found = self.sizes.longest_s, list[tuple[float, float]]()
+        label, taken_s = "", 0.0
         with closing(points):  # whoever yields a point may hold memory for it
-            for point in points:
+            while len(found) < count:
+                if found and not self.pace.has(taken_s):
+                    self.record.cut(name, label)
+                    break
+                begin = self.clock()
+                point = next(points, None)
+                if point is None:
+                    break
                 if found:
                     size, seconds = found[-1]
                     if seconds > longest_s or seconds * point.size / size > FAR_TOO_LONG * longest_s:
                         break
                 found.append((point.size, self.operator(name, point)))
+                label, taken_s = point.label, self.clock() - begin
         return Curve(tuple(found))
 
     def operator(self, name: str, point: Point) -> float:
-        """Seconds of one of the calls in the device's time: the median over windows of them, after a warm-up."""
-        timed = self.timed(point, self.settled(point.calls[0]))
-        for _ in range(timed.repeats):
+        """Seconds of one of the calls in the device's time: the median over windows of them, after a warm-up.
+
+        Where there is no time for a window, they are those of the warm-up by the host's clock, which are not less.
+        """
+        single_s = self.once(point.calls[0])
+        if self.pace.has(single_s):
+            single_s = self.once(point.calls[0])
+        timed = self.timed(point, single_s)
+        while timed.wants_more and self.has_time_for(timed):
             self.window(timed)
-        return self.median(name, point.label, timed.values)
+        if not timed.values:
+            self.record.cut(name, point.label)
+        return self.record.figure(name, point.label, timed.values or [single_s], point.size)
+
+    def has_time_for(self, timed: "Timed") -> bool:
+        """Whether another window of it would end in time."""
+        before_s = self.product_s if not self.asynchronous and timed.single_s < FORGOTTEN_S else timed.issue_s
+        return self.pace.has(timed.count * timed.single_s + before_s)
 
     def timed(self, point: Point, single_s: float) -> "Timed":
         """A point ready to be timed in windows; one of its calls takes about `single_s`."""
@@ -183,26 +218,17 @@ class Meter:
         self.once(call)
         return self.once(call)
 
-    def host(self, name: str, label: str, call: Call) -> float:
+    def host(self, name: str, label: str, call: Call, size: float) -> float:
         """Seconds of something that the host does, as the median over windows of it."""
-        count = max(1, min(CALLS_MOST, int(self.sizes.window_s / self.settled(call))))
-        values = []
-        for _ in range(self.sizes.repeats):
+        single_s = self.settled(call)
+        count = max(1, min(CALLS_MOST, int(self.sizes.window_s / single_s)))
+        values: list[float] = []
+        while len(values) < self.sizes.repeats and (not values or self.pace.has(count * single_s)):
             begin = self.clock()
             for _ in range(count):
                 call()
             values.append((self.clock() - begin) / count)
-        return self.median(name, label, values)
-
-    def median(self, name: str, label: str, values: Sequence[float]) -> float:
-        """Their median, at least `LEAST_S`; what spreads widely is noted."""
-        middle = max(median(values), LEAST_S)
-        if len(values) >= LEAST_REPEATS:
-            low, _, high = quantiles(values, n=4, method="inclusive")
-            spread = (high - low) / middle
-            if spread > UNSTABLE_SPREAD and high - low > UNSTABLE_S:
-                self._unstable[name] = max(self._unstable.get(name, (0.0, "")), (spread, label))
-        return middle
+        return self.record.figure(name, label, values, size)
 
     def keep_busy(self, seconds: float) -> None:
         """Give an asynchronous device products to do for as long as that; the call returns at once."""

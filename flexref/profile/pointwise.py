@@ -50,8 +50,12 @@ OPERATORS: dict[str, MakeCall] = {
 
 def operator_curves(meter: Meter) -> dict[str, Curve]:
     """Measure the seconds of every operator over the bytes of its result; those of `sample` over its logits' bytes."""
+    turn = meter.pace.parts(("pointwise", "sample", "token rows"), (3, 1, 1))
+    next(turn)
     curves = _pointwise(meter)
-    curves["sample"] = meter.curve("sample", _samples(meter))
+    next(turn)
+    curves["sample"] = meter.curve("sample", _samples(meter), len(meter.sizes.sampled_rows))
+    next(turn)
     curves["token rows"] = _gathers(meter)
     return curves
 
@@ -65,8 +69,11 @@ def _pointwise(meter: Meter) -> dict[str, Curve]:
     sizes = meter.sizes
     row_bytes = sizes.pointwise_width * DTYPE_BYTES[backend_dtype(meter.backend)]
     points: dict[str, list[tuple[float, float]]] = {name: [] for name in OPERATORS}
-    for tokens in sizes.pointwise_tokens:
+    for tokens in meter.pace.parts(sizes.pointwise_tokens):
         nbytes = tokens * row_bytes
+        if tokens > sizes.pointwise_tokens[0] and not meter.pace.left_s:
+            meter.record.cut("pointwise operators", f"{points['layer_norm'][-1][0]:.0f} bytes")
+            break
         meter.tell(f"operators, {tokens} tokens of width {sizes.pointwise_width}")
         with meter.memory() as memory:
             if tokens > sizes.pointwise_tokens[0] and OPERANDS * nbytes > memory.room_bytes():
@@ -95,12 +102,15 @@ def _gathers(meter: Meter) -> Curve:
     meter.tell("token rows")
     sizes, draw = meter.sizes, np.random.default_rng(0)
     row_bytes = sizes.pointwise_width * DTYPE_BYTES[TABLE_DTYPE]
-    points = []
+    points: list[tuple[float, float]] = []
     with meter.memory() as memory:
-        rows = max(1, min(sizes.rotated_bytes, memory.room_bytes("host") // 2) // row_bytes)
+        rows = max(1, min(meter.rotated_bytes, memory.room_bytes("host") // 2) // row_bytes)
         table: Any = meter.backend.host_memory(_random_host(memory, rows * row_bytes)).reshape(rows, row_bytes)
         for tokens in sizes.pointwise_tokens:
             if tokens * row_bytes > memory.room_bytes("host"):
+                break
+            if points and not meter.pace.left_s:
+                meter.record.cut("token rows", f"{points[-1][0]:.0f} bytes")
                 break
             target = meter.backend.host_memory(memory.buffer("host", tokens * row_bytes)).reshape(tokens, row_bytes)
             places = np.arange(tokens)
@@ -108,7 +118,7 @@ def _gathers(meter: Meter) -> Curve:
             def gather(target: Any = target, places: Any = places, count: int = tokens) -> None:
                 target[places] = table[draw.integers(0, rows, count)]
 
-            points.append((float(target.nbytes), meter.host("token rows", f"{tokens} rows", gather)))
+            points.append((float(target.nbytes), meter.host("token rows", f"{tokens} rows", gather, tokens)))
     return Curve(tuple(points))
 
 

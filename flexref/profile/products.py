@@ -1,6 +1,6 @@
 """Times a port's matrix products and expansions, for every form of stored matrix and many sizes; it knows no layer."""
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -8,7 +8,7 @@ from typing import Any
 from flexref.backend.protocol import Matrix
 from flexref.machine.curves import Curve, Surface
 from flexref.machine.durations import EXPANDED_FIRST
-from flexref.profile.meter import Call, Meter, Point, Timed, backend_dtype
+from flexref.profile.meter import AGAIN_MOST, Call, Meter, Point, Timed, backend_dtype
 from flexref.profile.operands import TABLE_DTYPE, Memory, matrix_bytes
 from flexref.units import DTYPE_BYTES
 
@@ -22,6 +22,9 @@ LEAST_POINTS = 4
 """A curve over tokens has at least 4 points, however long they take: three costs of different growth are in it, to read
 a matrix, to expand it and to multiply."""
 
+SWEEPS_SHARE = 0.5
+"""Of the time for a curve, what is left for repeats after every point has been tried; of that, what is for warming."""
+
 LEAST_WIDTHS = 2
 """A surface has at least 2 widths if memory allows: from one width nothing follows for another."""
 
@@ -34,17 +37,21 @@ def stored_forms(compute_dtype: str) -> tuple[str, ...]:
 def product_surfaces(meter: Meter) -> dict[str, Surface]:
     """Measure the seconds of a product, for every stored form, over the matrix's elements and the tokens."""
     surfaces = {}
-    for stored in stored_forms(backend_dtype(meter.backend)):
+    for stored in meter.pace.parts(stored_forms(backend_dtype(meter.backend))):
         curves: list[tuple[float, Curve]] = []
         begin = meter.clock()
-        for width in meter.sizes.widths:
+        for width in meter.pace.parts(meter.sizes.widths):
             spent_s = meter.clock() - begin
             if len(curves) >= LEAST_WIDTHS and spent_s > meter.sizes.products_s / 3:
+                break
+            name = f"products with {stored} matrices of width {width}"
+            if curves and not meter.pace.has(_estimate_s(meter, stored, width, curves[-1])):
+                meter.record.cut(f"products with {stored} matrices", f"width {curves[-1][0] ** 0.5:.0f}")
                 break
             with meter.memory() as memory:
                 if curves and matrix_bytes(stored, width) > memory.room_bytes() // 2:
                     break
-                meter.tell(f"products with {stored} matrices of width {width}")
+                meter.tell(name)
                 curve = _curve(meter, memory, stored, width, may_skip=len(curves) >= LEAST_WIDTHS)
             if curve is None:
                 break
@@ -53,34 +60,62 @@ def product_surfaces(meter: Meter) -> dict[str, Surface]:
     return surfaces
 
 
+def _estimate_s(meter: Meter, stored: str, width: int, before: tuple[float, Curve]) -> float:
+    """Seconds that the least of a curve takes, the width before it being known: filling a matrix, and some products."""
+    elements, curve = before
+    filling_s = matrix_bytes(stored, width) / meter.filled_per_s
+    return filling_s + LEAST_POINTS * curve.points[0][1] * width * width / elements
+
+
 def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool) -> Curve | None:
     """The curve over tokens for square matrices of `width`.
 
     None if `may_skip` and one token alone takes more than half of `product_longest_s`.
     """
     sizes, dtype = meter.sizes, backend_dtype(meter.backend)
-    copies = -(-sizes.rotated_bytes // matrix_bytes(stored, width))
+    copies = -(-meter.rotated_bytes // matrix_bytes(stored, width))
     matrices = memory.matrices(stored, width, min(copies, COPIES_MOST))
     bias = memory.array((width,), TABLE_DTYPE if stored == "int4" else stored)
     most = memory.room_bytes() // 2 // (width * DTYPE_BYTES[dtype])
     ladder = [tokens for tokens in _ladder(meter, stored) if tokens < most or tokens == sizes.tokens[0]]
     x, out = (memory.array((ladder[-1], width), dtype) for _ in range(2))
-    singles: dict[int, float] = {}
-    for tokens in ladder:
-        (call,) = _calls(meter, matrices[:1], bias, x[:tokens], out[:tokens])
-        singles[tokens] = meter.settled(call)
-        if may_skip and len(singles) == 1 and singles[tokens] > sizes.product_longest_s / 2:
-            return None
-        if singles[tokens] > sizes.product_longest_s and len(singles) >= LEAST_POINTS:
-            break
     name = f"products with {stored} matrices of width {width}"
+    singles = _singles(
+        meter, name, ladder, lambda tokens: _calls(meter, matrices[:1], bias, x[:tokens], out[:tokens])[0]
+    )
+    if may_skip and singles[ladder[0]] > sizes.product_longest_s / 2:
+        return None
     timed = []
     for tokens, single_s in reversed(singles.items()):
         point = Point(tokens, f"{tokens} tokens", _calls(meter, matrices, bias, x[:tokens], out[:tokens]))
         timed.append(meter.timed(point, single_s))
     _sweep(meter, timed)
-    points = [(float(each.point.size), meter.median(name, each.point.label, each.values)) for each in timed]
-    return Curve(tuple(reversed(points)))
+    points = []
+    for each in reversed(timed):
+        if not each.values:
+            meter.record.cut(name, each.point.label)
+        seconds = meter.record.figure(name, each.point.label, each.values or [each.single_s], each.point.size)
+        points.append((float(each.point.size), seconds))
+    return Curve(tuple(points))
+
+
+def _singles(meter: Meter, name: str, ladder: Sequence[int], call: Callable[[int], Call]) -> dict[int, float]:
+    """Seconds of a single product by its tokens, as far up the ladder as it may take and as there is time for.
+
+    Every one takes its turn in the sweeps after that: half of the time is left for them.
+    """
+    sizes, found = meter.sizes, dict[int, float]()
+    sweeps_s = meter.pace.left_s * SWEEPS_SHARE
+    for tokens in ladder:
+        if found:
+            before, seconds = next(reversed(found.items()))
+            if seconds > sizes.product_longest_s and len(found) >= LEAST_POINTS:
+                break
+            if not meter.pace.has(2 * seconds * tokens / before + sweeps_s):
+                meter.record.cut(name, f"{before} tokens")
+                break
+        found[tokens] = meter.settled(call(tokens))
+    return found
 
 
 def _sweep(meter: Meter, timed: Sequence[Timed]) -> None:
@@ -89,11 +124,15 @@ def _sweep(meter: Meter, timed: Sequence[Timed]) -> None:
     A disturbance then spoils one repeat of some points, and not all repeats of one. The device is heated before each
     sweep, and the longest products follow: they draw the most power, as in a prefill.
     """
-    longest = timed[0].point.calls[0]
-    for sweep in range(max(each.repeats for each in timed)):
-        meter.heat(longest, meter.sizes.heat_s if not sweep else meter.sizes.heat_s / HEAT_AGAIN)
-        for each in timed:
-            if len(each.values) < each.repeats:
+    longest, repeats = timed[0].point.calls[0], max(each.repeats for each in timed)
+    for sweep in range(AGAIN_MOST * repeats):
+        left = [each for each in timed if each.wants_more]
+        if not left or not meter.has_time_for(left[0]):
+            break
+        heat_s = meter.sizes.heat_s if not sweep else meter.sizes.heat_s / HEAT_AGAIN
+        meter.heat(longest, min(heat_s, meter.pace.left_s * SWEEPS_SHARE))
+        for each in left:
+            if meter.has_time_for(each):
                 meter.window(each)
 
 
@@ -114,9 +153,10 @@ def expansion_curves(meter: Meter) -> dict[str, Curve]:
     """Measure the seconds of `expand` over a matrix's elements, for every stored form but the compute type itself."""
     dtype = backend_dtype(meter.backend)
     return {
-        stored: meter.curve(f"expansions of {stored} matrices", _expansions(meter, stored, dtype))
-        for stored in (*stored_forms(dtype), EXPANDED_FIRST)
-        if stored != dtype
+        stored: meter.curve(
+            f"expansions of {stored} matrices", _expansions(meter, stored, dtype), len(meter.sizes.elements)
+        )
+        for stored in meter.pace.parts([form for form in (*stored_forms(dtype), EXPANDED_FIRST) if form != dtype])
     }
 
 
@@ -128,7 +168,7 @@ def _expansions(meter: Meter, stored: str, dtype: str) -> Generator[Point, None,
         with meter.memory() as memory:
             if width * width * DTYPE_BYTES[dtype] > memory.room_bytes() // 2 and elements > meter.sizes.elements[0]:
                 return
-            copies = min(COPIES_MOST, -(-meter.sizes.rotated_bytes // matrix_bytes(dtype, width)))
+            copies = min(COPIES_MOST, -(-meter.rotated_bytes // matrix_bytes(dtype, width)))
             matrices = memory.matrices(stored, width, copies)
             fitting = memory.room_bytes() // matrix_bytes(dtype, width)
             results = memory.arrays(min(len(matrices), fitting), (width, width), dtype)

@@ -1,15 +1,20 @@
 """How much a profile of a machine measures: sizes, repeats and bounds, as data; it measures nothing."""
 
+import math
 from dataclasses import dataclass
 
 from flexref.units import GIB, KIB, MIB
+
+QUICK_S = 5.0
+"""What a quick profile may take: it stands between a user and the first token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
     """The points of all curves, and what bounds the seconds and bytes that they take.
 
-    repeats: windows of calls whose median counts; window_s: how long one lasts at least, where calls are short.
+    bound_s: seconds that all of it may take, but for the first point of every curve (see `pace`). repeats: windows of
+    calls whose median counts; window_s: how long one lasts at least, where calls are short.
     longest_s: a curve ends where a call takes longer, that of a product at product_longest_s; products_s: once they
     have taken so long, no wider matrix is begun. heat_s: heavy products run so long before they are timed, for a device
     that draws much power slows down; busy_s: a product that takes so long keeps a device busy. most_bytes: of any tier,
@@ -29,6 +34,7 @@ class Sizes:
     layers, groups, rows, passes: of the small jobs that tell what the engine's own work takes.
     """
 
+    bound_s: float
     repeats: int
     window_s: float
     longest_s: float
@@ -70,6 +76,7 @@ class Sizes:
     def full(cls) -> "Sizes":
         """A profile of about a minute; writes about 1 GiB to disk and reads as much."""
         return cls(
+            bound_s=150.0,
             repeats=7,
             window_s=0.01,
             longest_s=0.05,
@@ -110,8 +117,9 @@ class Sizes:
 
     @classmethod
     def quick(cls) -> "Sizes":
-        """A profile of about ten seconds with fewer points of everything; about 100 MiB to disk and back."""
+        """A profile of at most five seconds with fewer points of everything; about 100 MiB to disk and back."""
         return cls(
+            bound_s=QUICK_S,
             repeats=3,
             window_s=0.004,
             longest_s=0.03,
@@ -120,8 +128,8 @@ class Sizes:
             heat_s=0.05,
             busy_s=0.002,
             most_bytes=2 * GIB,
-            rotated_bytes=256 * MIB,
-            linked_bytes=256 * MIB,
+            rotated_bytes=128 * MIB,
+            linked_bytes=128 * MIB,
             sustained_s=0.1,
             copies=(16 * KIB, 256 * KIB, 4 * MIB, 64 * MIB),
             spills=(64 * KIB, MIB, 4 * MIB),
@@ -132,7 +140,7 @@ class Sizes:
             beside_disk_bytes=2 * MIB,
             beside_piece_bytes=MIB,
             widths=(512, 2048, 8192),
-            tokens=(1, 8, 32, 64, 128, 256, 1024, 4096),
+            tokens=(1, 8, 64, 256, 1024, 4096),
             elements=(1 << 18, 1 << 20, 1 << 24),
             head_widths=(64, 128),
             host_head_widths=(128,),
@@ -147,13 +155,14 @@ class Sizes:
             layers=(4, 12),
             groups=(1, 4),
             rows=(1, 32),
-            passes=8,
+            passes=5,
         )
 
     @classmethod
     def tiny(cls) -> "Sizes":
         """A profile of a second, for tests of whether it is one: its figures are worth nothing."""
         return cls(
+            bound_s=math.inf,
             repeats=2,
             window_s=0.0,
             longest_s=0.02,

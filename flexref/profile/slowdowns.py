@@ -9,14 +9,18 @@ from statistics import median
 from flexref.backend.protocol import Ticket
 from flexref.machine.machine import RESOURCES, WEIGHT_FILE
 from flexref.profile.links import Files, Link, links_of
-from flexref.profile.meter import LEAST_REPEATS, LEAST_S, Meter
+from flexref.profile.meter import Meter
 from flexref.profile.operands import Memory
+from flexref.profile.record import LEAST_REPEATS, LEAST_S
 from flexref.units import LINKS
 
 COMPUTE = RESOURCES[-1]
 
 COPY_BYTES = 4 << 20
 """Bytes of one copy: long enough that its start costs little."""
+
+TAKING_TURNS = 2.0
+"""Stands for the slowdown of two resources of which nothing is known: as if only one of them worked at a time."""
 
 NOISE = 0.02
 """A slowdown of less than 2 % counts as none."""
@@ -53,7 +57,11 @@ def slowdowns(meter: Meter, found: Files) -> dict[str, dict[str, float]]:
     beside: dict[str, dict[str, float]] = {}
     with meter.memory() as memory:
         workers = _workers(meter, memory, found)
-        for one, other in combinations(RESOURCES, 2):
+        for one, other in meter.pace.parts(list(combinations(RESOURCES, 2))):
+            if not meter.pace.left_s:
+                meter.record.cut(f"{one} beside {other}")
+                beside.setdefault(one, {})[other] = beside.setdefault(other, {})[one] = TAKING_TURNS
+                continue
             meter.tell(f"{one} beside {other}")
             for name, by, factor in _pair(meter, memory, workers[one], workers[other]):
                 if factor >= 1 + NOISE:

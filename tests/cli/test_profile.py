@@ -8,6 +8,7 @@ import pytest
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.machine.machine import Machine
 from flexref.profile.meter import Meter
+from flexref.profile.record import Record
 from flexref.profile.sizes import Sizes
 
 
@@ -46,7 +47,7 @@ def test_json_is_one_object_that_reads_as_a_machine(capsys: pytest.CaptureFixtur
 def test_unstable_figures_are_complained_of(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Meter, "warnings", ("a link: it wobbles",))
+    monkeypatch.setattr(Record, "warnings", ("a link: it wobbles",))
     assert profile("--disk-dir", str(tmp_path)) == 0
     shown = capsys.readouterr()
     assert shown.err.splitlines() == ["unstable: a link: it wobbles"]

@@ -50,7 +50,7 @@ def test_this_machine_is_measured_once(measured: Any, cache: Path) -> None:
     measure = Measuring()
     first, lines = measured(measure)
     assert [options["quick"] for options in measure.asked] == [True]
-    assert lines == ["this machine is measured once, which takes about ten seconds"]
+    assert lines == ["this machine is measured once, which takes about 5 seconds"]
     second, lines = measured(measure)
     assert len(measure.asked) == 1
     assert lines == []
@@ -156,3 +156,12 @@ def test_a_file_in_the_folders_place_is_said_and_nothing_is_measured_again(measu
     with pytest.raises(StorageError, match=r"cannot write in .*file: it is no folder"):
         measured_machine(NumpyBackend(), tmp_path / "file", tell=said.append, measure=measure)
     assert (said, measure.asked) == ([], [])
+
+
+def test_of_a_measurement_that_takes_long_something_is_said_every_second() -> None:
+    now, said = 0.0, []
+    on_part = machines._now_and_then(said.append, lambda: now)
+    for number in range(5):
+        now += 0.6
+        on_part(str(number))
+    assert said == ["measuring 1", "measuring 3"]

@@ -1,8 +1,10 @@
 """Profiles of a port that makes its times up, by a clock that nothing else moves: every curve must be those times."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import product
+from dataclasses import replace
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -229,10 +231,10 @@ def test_the_traffic_of_the_disk_is_bounded(sizes: Sizes, most: int, tmp_path: P
 
 def test_what_spreads_widely_is_named_with_its_spread() -> None:
     with Meter(FakePort(asynchronous=False), TINY) as meter:
-        assert meter.median("steady", "4 bytes", [1.0, 1.01, 1.02, 1.0, 9.0]) == 1.01
-        meter.median("shaky", "4 bytes", [1.0, 1.3, 1.0, 1.3, 1.1])
-        meter.median("shaky", "8 bytes", [1.0, 2.0, 1.0, 2.0, 1.5])
-        (warning,) = meter.warnings
+        assert meter.record.figure("steady", "4 bytes", [1.0, 1.01, 1.02, 1.0, 9.0]) == 1.01
+        meter.record.figure("shaky", "4 bytes", [1.0, 1.3, 1.0, 1.3, 1.1])
+        meter.record.figure("shaky", "8 bytes", [1.0, 2.0, 1.0, 2.0, 1.5])
+        (warning,) = meter.record.warnings
     assert warning.startswith("shaky: ")
     assert warning.endswith("spreads over 67% of their median at 8 bytes")
 
@@ -245,5 +247,50 @@ def test_a_curve_ends_where_a_call_takes_too_long(tmp_path: Path) -> None:
             yield Point(2.0**power, str(power), [lambda power=power: port._run(0.001 * 2**power)])
 
     with Meter(port, TINY, None, port.clock) as meter:
-        curve = meter.curve("slow", points())
+        curve = meter.curve("slow", points(), 20)
     assert curve.points[-2][1] <= TINY.longest_s < curve.points[-1][1]
+
+
+class SlowPort(FakePort):
+    """Whatever it does takes as long as thousands of times would on another."""
+
+    slower = 20_000.0
+
+    def _run(self, seconds: float) -> None:
+        super()._run(seconds * self.slower)
+
+    @staticmethod
+    def step_s(lane: str, nbytes: int) -> float:
+        return FakePort.step_s(lane, nbytes) * 100
+
+
+def test_a_bound_on_its_seconds_is_kept_and_what_was_not_measured_has_a_safe_bound(tmp_path: Path) -> None:
+    """Safe: no shorter than what the port would have taken. Each curve has its first point whatever that takes."""
+    port = SlowPort(asynchronous=False)
+    unbounded = measure_machine(port, tmp_path, sizes=TINY, clock=port.clock)
+    whole_s, begin = port.now, port.now
+    machine = measure_machine(port, tmp_path, sizes=replace(TINY, bound_s=5.0), clock=port.clock)
+    assert whole_s > 100
+    assert port.now - begin < 0.3 * whole_s
+    assert any("there was no time to measure" in warning for warning in machine.warnings)
+    for kind in ("copies", "expansions", "decode_attention", "prefill_attention", "operators"):
+        bounded, whole = getattr(machine, kind), getattr(unbounded, kind)
+        assert bounded.keys() == whole.keys()
+        for name in whole:
+            for size, seconds in whole[name].points:
+                assert bounded[name].seconds(size) >= seconds * (1 - 1e-6), (name, size)
+    for stored, surface in unbounded.products.items():
+        for elements, curve in surface.curves:
+            for tokens, seconds in curve.points:
+                assert machine.products[stored].seconds(elements, tokens) >= seconds * (1 - 1e-6), (stored, tokens)
+    pairs = combinations((*LINKS, "compute"), 2)
+    assert all(machine.slowdown(one, other) >= unbounded.slowdown(one, other) for one, other in pairs)
+
+
+def test_a_bound_that_is_wide_enough_changes_nothing(tmp_path: Path) -> None:
+    found = []
+    for bound_s in (math.inf, 1e6):
+        port = FakePort(asynchronous=False)
+        machine = measure_machine(port, tmp_path, sizes=replace(TINY, bound_s=bound_s), clock=port.clock)
+        found.append(machine.changed(sources={}, capacity_bytes={"device": 1, "host": 1, "disk": 1}))
+    assert found[0] == found[1]

@@ -1,0 +1,95 @@
+"""What a profile has to say of its own figures: how far repeats spread, what was not measured; it measures nothing."""
+
+from collections.abc import Sequence
+from statistics import median, quantiles
+
+UNSTABLE_SPREAD = 0.15
+"""Where the interquartile range of repeats exceeds this share of their median, the figure is said to be unstable."""
+
+UNSTABLE_S = 1e-6
+"""A figure that spreads over less changes no prediction."""
+
+LEAST_S = 1e-9
+"""Stands for what took no time by the port's clock."""
+
+LEAST_REPEATS = 3
+"""Even what takes long is repeated so often: fewer have no median to speak of."""
+
+
+def spread_of(values: Sequence[float]) -> tuple[float, float]:
+    """(interquartile range of repeats in seconds, as a share of their median); of fewer than three, zeros."""
+    if len(values) < LEAST_REPEATS:
+        return 0.0, 0.0
+    low, _, high = quantiles(values, n=4, method="inclusive")
+    return high - low, (high - low) / max(median(values), LEAST_S)
+
+
+def is_unstable(values: Sequence[float]) -> bool:
+    """Whether repeats spread too widely for their median to be believed."""
+    seconds, share = spread_of(values)
+    return share > UNSTABLE_SPREAD and seconds > UNSTABLE_S
+
+
+class Record:
+    """The figures of a profile as they come, by curve and by the label of a point on it."""
+
+    def __init__(self) -> None:
+        self.spreads: dict[str, dict[str, float]] = {}
+        """By curve and label, the interquartile range of repeats as a share of their median."""
+        self._unstable: dict[str, tuple[float, str, bool]] = {}
+        self._cut: dict[str, str] = {}
+        self._stable: dict[str, tuple[float, float]] = {}
+
+    def figure(self, name: str, label: str, values: Sequence[float], size: float | None = None) -> float:
+        """The seconds that repeats tell: their median, at least `LEAST_S`.
+
+        Where they spread widely and `size` says where on its curve the point is, a safe bound takes its place: the
+        slowest repeat, or what the next smaller stable point takes in proportion, if that is less (and no repeat was
+        slower than all of that). Points of a curve come in rising order.
+        """
+        middle = max(median(values), LEAST_S)
+        if len(values) >= LEAST_REPEATS:
+            self.spreads.setdefault(name, {})[label] = round(spread_of(values)[1], 4)
+        if not is_unstable(values):
+            if size is not None:
+                self._stable[name] = (size, middle)
+            return middle
+        spread = spread_of(values)[1]
+        worst = self._unstable.get(name, (0.0, "", False))
+        self._unstable[name] = max(worst, (spread, label, size is not None))
+        if size is None:
+            return middle
+        bound = max(values)
+        if name in self._stable:
+            before, seconds = self._stable[name]
+            bound = min(bound, max(seconds * size / before, min(values)))
+        return max(bound, LEAST_S)
+
+    def cut(self, name: str, label: str = "") -> None:
+        """There was no time for what comes after the point `label` of a curve, for more of that, or for any point."""
+        self._cut[name] = label
+
+    @property
+    def unstable(self) -> int:
+        """How many points spread too widely."""
+        return sum(share > UNSTABLE_SPREAD for points in self.spreads.values() for share in points.values())
+
+    @property
+    def points(self) -> int:
+        """How many points have repeats."""
+        return sum(len(points) for points in self.spreads.values())
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Which curves are unstable, by how much and where most; and which were not measured to their end."""
+        unstable = (
+            f"{curve}: the middle half of the repeats spreads over {spread:.0%} of their median at {label}"
+            + (", where a safe bound stands for them" if bounded else "")
+            for curve, (spread, label, bounded) in sorted(self._unstable.items())
+        )
+        cut = (
+            f"{curve}: there was no time to measure "
+            + (f"more than {label}; a safe bound stands for the rest" if label else "it; a safe bound stands for it")
+            for curve, label in sorted(self._cut.items())
+        )
+        return (*unstable, *cut)
