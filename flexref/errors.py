@@ -66,6 +66,12 @@ def install_hint(extra: str) -> str:
     return f"pip install '.[{extra}]' in the checkout of flexref"
 
 
+def described(error: BaseException) -> str:
+    """An error in one line: its type, and what it says if it says anything."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said}" if said else f"{type(error).__name__} without a message"
+
+
 def in_gib(size_bytes: int) -> str:
     """`size_bytes` in the largest binary unit that keeps it at 1 or more, for people: `1.50 GiB`, `12 bytes`."""
     for unit, unit_bytes in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from flexref.architecture.program import Norm, Role
 from flexref.architecture.stages import Stage, StageKind, TensorSpec
 from flexref.check.tolerances import Numbers
-from flexref.errors import FlexrefError
+from flexref.errors import FlexrefError, described
 
 OUTSIDE = "no stage"
 """The stage's name for calls outside any visit."""
@@ -74,6 +74,11 @@ class Finding:
         where = f"{self.label} of {self.stage} (pass {self.turn}, group {self.group}, operands {self.inputs})"
         if self.fault is not None:
             return f"{where} {self.fault}"
+        if not math.isfinite(self.found):
+            return (
+                f"{where} gives no finite number, which is more than any rounding: {self.place} is {self.found}, "
+                f"needed {self.needed:.9g} within {self.bound:.3g}"
+            )
         times = f"{self.ratio:.3g} times its bound" if math.isfinite(self.ratio) else "more than any rounding"
         return (
             f"{where} is off by {times}: {self.place} is {self.found:.9g}, needed {self.needed:.9g} "
@@ -168,7 +173,7 @@ class Call:
         except FlexrefError:
             raise
         except Exception as error:  # whatever a broken port raises
-            raise self.stop(f"raised {type(error).__name__}: {' '.join(str(error).split())}") from error
+            raise self.stop(f"raised {described(error)}, needed a result") from error
 
     def stop(self, text: str) -> PortFailure:
         """Note a fault after which the run cannot go on; returns the error for the caller to raise."""

@@ -238,8 +238,10 @@ def assert_within(
     if excess.size and excess.max() > 0:
         at = tuple(int(place) for place in np.unravel_index(int(excess.argmax()), excess.shape))
         permitted = float(np.broadcast_to(bound, expected.shape)[at])
+        of = f" (inputs {inputs})" if inputs not in ((), actual.shape) else ""
+        is_finite = "" if np.isfinite(wide[at]) else ", which is no finite number"
         raise AssertionError(
-            f"{what}: element {at} of {actual.shape} (inputs {inputs or actual.shape}) is {wide[at]:.9g}, needed "
-            f"{expected[at]:.9g} within {permitted:.3g}: off by {abs(wide[at] - expected[at]):.3g}; "
-            f"{int((excess > 0).sum())} elements are"
+            f"{what}: element {at} of {actual.shape}{of} is {wide[at]:.9g}{is_finite}, needed {expected[at]:.9g} "
+            f"within {permitted:.3g}: off by {abs(wide[at] - expected[at]):.3g}; "
+            f"{int((excess > 0).sum())} of {excess.size} elements are beyond what is permitted"
         )

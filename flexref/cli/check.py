@@ -17,12 +17,32 @@ if TYPE_CHECKING:
 
 CONTRACT_HELP = "Check every clause of the port contract as well; default: if hypothesis is installed."
 
+MATCHING_HELP = "Check only the clauses whose names hold this, and no model; give it once or more."
+
+EXPLAIN_HELP = "Print a clause's law, who must pass it, and its source; all: the law of each."
+
 MISSING = f"the contract needs hypothesis, which is not installed: {install_hint('testing')}"
 
 
+def _explain(context: click.Context, _: click.Parameter, clause: str | None) -> None:
+    """Prints a clause and leaves."""
+    if clause is None or context.resilient_parsing:
+        return
+    _need_hypothesis()
+    from flexref.testing.verdicts import explanation
+
+    click.echo(explanation(clause).rstrip())
+    context.exit()
+
+
+def _need_hypothesis() -> None:
+    if find_spec("hypothesis") is None:
+        raise FlexrefError(MISSING)
+
+
 @click.command("check")
-@option("--backend", default=None, show_default=None, required=True, metavar="NAME", help="The port to check.")
-@option("--model")
+@option("--backend", default=None, show_default=None, metavar="NAME", help="The port to check.")
+@option("--model", required=False)
 @option("--prompt", help="A prompt; default: rows of random tokens.")
 @option("--input")
 @option("--max-new-tokens", default=8, help="Per prompt, greedy.")
@@ -30,33 +50,42 @@ MISSING = f"the contract needs hypothesis, which is not installed: {install_hint
 @click.option("--layers", "every_layer", is_flag=True, help="Show every layer and not just the worst.")
 @click.option("--contract/--no-contract", default=None, help=CONTRACT_HELP)
 @click.option("--examples", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="For every clause.")
+@click.option("-k", "words", multiple=True, metavar="WORD", help=MATCHING_HELP)
+@click.option("--explain", metavar="CLAUSE", is_eager=True, expose_value=False, callback=_explain, help=EXPLAIN_HELP)
 @option("--device-mem-gib")
 @option("--host-mem-gib", help="Budget of the host, checks not counted; default: what is free.")
 @options("--disk-dir", "--policy", "--percent", "--rows-per-group", "--groups")
 @options("--attention-on", "--quantize-cache", "--overlap")
 @option("--json", help="Print all of it as one JSON object.")
-def command(as_json: bool, every_layer: bool, contract: bool | None, examples: int, **given: Any) -> None:
+def command(
+    as_json: bool, every_layer: bool, contract: bool | None, examples: int, words: tuple[str, ...], **given: Any
+) -> None:
     """Run a model on a port and hold every operator against float64 on the very operands that it was given.
 
     Errors are multiples of the bound that follows from the arithmetic: up to 1 they are rounding. If anything is beyond
     its bound, the exit code is 1 and one line on stderr names the worst operator.
     """
+    if given["backend"] is None:
+        raise click.UsageError("give --backend, the port to check")
+    if given["model"] is None and not words:
+        raise click.UsageError("give --model, or -k to check clauses of the contract alone")
+    if words and (contract is False or given["model"] is not None):
+        raise click.UsageError("-k checks clauses alone: it goes with neither --model nor --no-contract")
     found = find_spec("hypothesis") is not None
-    if contract and not found:
-        raise FlexrefError(MISSING)
-    report = _check(given)
-    verdicts = None if contract is False or not found else _verdicts(given["backend"], examples)
-    fault = report.fault or _broken(verdicts)
+    if contract or words:
+        _need_hypothesis()
+    report = None if words else _check(given)
+    verdicts = None if contract is False or not found else _verdicts(given["backend"], examples, words)
+    fault = (None if report is None else report.fault) or _broken(verdicts)
     if as_json:
         clauses = None if verdicts is None else {"examples": examples, "clauses": [part.to_json() for part in verdicts]}
-        click.echo(
-            json.dumps({**report.to_json(), "contract": clauses, "fault": fault, "within_bounds": fault is None})
-        )
+        about = {"backend": given["backend"]} if report is None else report.to_json()
+        click.echo(json.dumps({**about, "contract": clauses, "fault": fault, "within_bounds": fault is None}))
     else:
         _print(report, verdicts, every_layer)
         if contract is None and not found:
             click.echo(f"contract: not checked, {MISSING}")
-        if fault is None:
+        if fault is None and (report is not None or any(part.applies for part in verdicts or ())):
             click.echo("all is within bounds")
     if fault is not None:
         click.echo(f"flexref: {fault}", err=True)
@@ -90,15 +119,18 @@ def _check(given: dict[str, Any]) -> "PortReport":
         return check_port(job, lambda stage, group, turn: tell(f"pass {turn}, {stage.name}, group {group}"))
 
 
-def _verdicts(backend: str, examples: int) -> "list[Verdict]":
+def _verdicts(backend: str, examples: int, words: tuple[str, ...]) -> "list[Verdict]":
+    """Of all clauses, or of those whose names hold one of the words."""
     from flexref.backend.registry import create
-    from flexref.testing.verdicts import verdicts
+    from flexref.testing.contract import CONTRACT
+    from flexref.testing.verdicts import matching, verdicts
 
+    clauses = matching(words) if words else CONTRACT
     port = create(backend)
     found = []
     try:
         with _told("the contract") as tell:
-            for verdict in verdicts(port, examples):
+            for verdict in verdicts(port, examples, clauses):
                 found.append(verdict)
                 tell(f"the contract: {verdict.clause}")
     finally:
@@ -122,14 +154,18 @@ def _told(what: str) -> Iterator[Callable[[str], None]]:
 def _broken(verdicts: "list[Verdict] | None") -> str | None:
     """The first clause that failed, in one line."""
     failed = [verdict for verdict in verdicts or () if verdict.error is not None]
-    return f"the port breaks the clause {failed[0].clause}: {failed[0].error}" if failed else None
+    if not failed:
+        return None
+    first = failed[0]
+    return f"the port breaks the clause {first.clause}: {first.error}; its law: {first.law}"
 
 
-def _print(report: "PortReport", verdicts: "list[Verdict] | None", every_layer: bool) -> None:
+def _print(report: "PortReport | None", verdicts: "list[Verdict] | None", every_layer: bool) -> None:
     from flexref.cli.show.check_report import print_contract, print_report
     from flexref.cli.show.console import PIPED_WIDTH_OF_OPERATORS, table_console
 
     console = table_console(PIPED_WIDTH_OF_OPERATORS, highlight=False)
-    print_report(console, report, every_layer)
+    if report is not None:
+        print_report(console, report, every_layer)
     if verdicts is not None:
         print_contract(console, verdicts)

@@ -146,8 +146,11 @@ class Guarded:
         inside = self._inside(found)
         inside[...] = guard_values(inside.shape, str(self._dtype))
         if not (found == GUARD).all():
-            place = int(np.argmax(found != GUARD)) - EDGE_BYTES
-            raise AssertionError(f"{what}: wrote outside its result {inside.shape}, at byte {place}")
+            place = int(np.argmax(found != GUARD))
+            raise AssertionError(
+                f"{what}: wrote outside its result {inside.shape}: byte {place - EDGE_BYTES}, counted from the array's "
+                f"first, is {found[place]}, needed {GUARD}, as it was before"
+            )
 
 
 def guard_values(shape: tuple[int, ...], dtype: str) -> Values:
@@ -166,16 +169,19 @@ def move(source: Span, target: Span) -> Move:
     return Move("a move of a test", source, target)
 
 
-def assert_same_bits(actual: Values, expected: Values, what: str) -> None:
-    """Raise `AssertionError` naming `what` unless both arrays hold the same numbers; 0 and -0 are the same."""
+def assert_same_bits(actual: Values, expected: Values, what: str, note: str = "") -> None:
+    """Raise `AssertionError` naming `what` unless both arrays hold the same numbers; 0 and -0 are the same.
+
+    `note` ends the message: what else one must know of the call.
+    """
     if actual.shape != expected.shape or actual.dtype != expected.dtype:
         raise AssertionError(f"{what}: {actual.dtype} {actual.shape}, needed {expected.dtype} {expected.shape}")
     same = (actual == expected) | (np.isnan(actual) & np.isnan(expected))
     if not same.all():
         at = tuple(int(place) for place in np.unravel_index(int(np.argmin(same)), same.shape))
         raise AssertionError(
-            f"{what}: element {at} of {actual.shape} is {actual[at]!r}, needed {expected[at]!r} exactly; "
-            f"{int((~same).sum())} elements differ"
+            f"{what}: element {at} of {actual.shape} is {actual[at]!s}, needed {expected[at]!s} exactly; "
+            f"{int((~same).sum())} of {same.size} elements differ{note}"
         )
 
 

@@ -224,3 +224,28 @@ def test_a_port_that_fails_is_named_and_the_run_says_where_it_ended(
     assert (report.ended is None) == (ended is None)
     assert ended is None or ended in str(report.ended)
     assert json.dumps(report.to_json(), allow_nan=False)
+
+
+class RaisesWithoutAMessage(NumpyBackend):
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        raise NotImplementedError
+
+
+class NormIsNoNumber(NumpyBackend):
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
+        result = super().layer_norm(x, w, b, epsilon, out)
+        result[0, 3] = np.nan
+        return result
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_what_is_no_number_and_what_is_raised_without_a_word_are_told_in_whole_sentences(model: Any) -> None:
+    raised = checked(model(SPEC), RaisesWithoutAMessage).fault
+    assert raised is not None
+    assert raised.endswith(" raised NotImplementedError without a message, needed a result")
+    number = checked(model(SPEC), NormIsNoNumber).fault
+    assert number is not None
+    assert re.search(
+        r"\) gives no finite number, .* any rounding: \(0, 3\) is nan, needed [-\d.e]+ within [\d.e-]+$",
+        number,
+    )

@@ -141,6 +141,81 @@ def test_a_broken_clause_alone_is_a_fault_too(
     assert "  greedy_takes_the_lowest_of_the_best: FAILED: " in shown.out
 
 
+def test_a_broken_clause_comes_with_its_law(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flexref.backend.registry, "create", lambda name: Forgetful())
+    assert check("-k", "greedy", "--examples", "10") == 1
+    shown = capsys.readouterr()
+    law = "Temperature 0, or `top_k` 1, takes the first of the greatest logits, whatever the uniform numbers."
+    (line,) = complaints(shown.err)
+    assert line.startswith("flexref: the port breaks the clause greedy_takes_the_lowest_of_the_best: AssertionError")
+    assert line.endswith(f"; its law: {law}")
+    assert f"    the law: {law}" in shown.out.splitlines()
+    assert "flexref check --explain greedy_takes_the_lowest_of_the_best shows" in shown.out
+    assert check("-k", "greedy", "--examples", "10", "--json") == 1
+    (clause,) = json.loads(capsys.readouterr().out)["contract"]["clauses"]
+    assert (clause["law"], clause["passed"]) == (law, False)
+
+
+def test_clauses_that_match_are_checked_without_a_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("-k", "gather_takes", "-k", "frames", "--examples", "3") == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "contract: 2 of 2 clauses passed, 0 do not apply to this port",
+        "  frames_give_back: passed",
+        "  gather_takes_the_named_rows: passed",
+        "all is within bounds",
+    ]
+    assert check("--backend", "dry", "-k", "gather_takes", "--examples", "3") == 0
+    assert capsys.readouterr().out.splitlines() == ["contract: 0 of 0 clauses passed, 1 do not apply to this port"]
+
+
+def explain(*arguments: str) -> int:
+    return run(command_group(COMMANDS), ["check", "--explain", *arguments])
+
+
+def test_a_clause_is_explained_by_its_law_and_its_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert explain("attend_works_on_host_memory") == 0
+    shown = capsys.readouterr().out
+    assert "Caches, queries and results in host memory: the same law." in shown
+    assert "Needed of: ports that compute and attend on the host (`caps.attends_on_host`)" in shown
+    assert "Source: flexref/testing/clauses/attention.py, line " in shown
+    assert "def attend_works_on_host_memory(backend: Backend, data: st.DataObject) -> None:" in shown
+    assert explain("a_closed_port_is_done_and_takes_no_work") == 0
+    assert "Needed of: every port" in capsys.readouterr().out
+    assert explain("all") == 0
+    names = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
+    assert {"frames_give_back", "attend_is_causal_attention"} < set(names)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (
+            ("--explain", "gater_takes_the_named_rows"),
+            "'gater_takes_the_named_rows'; near: gather_takes_the_named_rows",
+        ),
+        (("--explain", "Frames-give-back"), "'Frames-give-back'; near: frames_give_back"),
+        (("--explain", "tickt"), "'tickt'; near: tickets_are_waited_for"),
+        (("--explain", "zzz"), "'zzz'; `flexref check --explain all` shows all"),
+        (("--backend", "numpy", "-k", "gathr"), "'gathr'; near: gather_takes_the_named_rows, gather_tile_by_tile"),
+    ],
+)
+def test_an_unknown_clause_is_a_wrong_call_that_names_what_is_near(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], near: str
+) -> None:
+    assert run(command_group(COMMANDS), ["check", *arguments]) == 2
+    (line,) = complaints(capsys.readouterr().err)
+    assert near in line
+
+
+def test_explanations_need_hypothesis(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flexref.cli.check, "find_spec", lambda name: None)
+    assert explain("frames_give_back") == 1
+    assert check("-k", "frames") == 1
+    assert all("the contract needs hypothesis" in line for line in complaints(capsys.readouterr().err))
+
+
 def test_without_hypothesis_the_contract_is_left_out_or_refused_in_one_line(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,7 +298,14 @@ def test_bad_input_gets_one_clear_line(
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["--model", "demo", "--examples", "0"], ["--model", "demo", "--layers-checked", "0"]]
+    "arguments",
+    [
+        [],
+        ["--model", "demo", "--examples", "0"],
+        ["--model", "demo", "--layers-checked", "0"],
+        ["--model", "demo", "-k", "gather"],
+        ["-k", "gather", "--no-contract"],
+    ],
 )
 def test_a_call_that_makes_no_sense_is_a_usage_error(arguments: list[str]) -> None:
     assert check(*arguments) == 2

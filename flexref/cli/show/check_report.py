@@ -97,3 +97,7 @@ def print_contract(console: Console, verdicts: Sequence["Verdict"]) -> None:
     for verdict in applied:
         outcome = "passed" if verdict.error is None else f"FAILED: {verdict.error}"
         console.print(Text(f"  {verdict.clause}: {outcome}"), soft_wrap=True)
+        if verdict.error is not None:
+            console.print(Text(f"    the law: {verdict.law}"), soft_wrap=True)
+    if failed:
+        console.print(f"flexref check --explain {failed[0].clause} shows a clause's law and source", soft_wrap=True)

@@ -115,7 +115,11 @@ def _append_to_some(backend: Backend, data: st.DataObject, schemes: tuple[str, .
                     assert_within(part.found, part.value, part.bound, f"{part.what} in the records of row {row}")
             size = layout.record_bytes
             untouched = np.concatenate((content[: first * size], content[(first + count) * size :]))
-            assert (untouched == STALE).all(), f"append wrote outside records {first} to {first + count} of row {row}"
+            written = int(np.count_nonzero(untouched != STALE))
+            assert not written, (
+                f"append of records {first} to {first + count - 1} changed {written} bytes of other records of row "
+                f"{row}, needed none"
+            )
             cache.records[row].assert_untouched_around("append")
 
 

@@ -2,19 +2,16 @@
 
 import threading
 import time
-from collections.abc import Callable
 
 import numpy as np
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import LANES, Backend, HostWork, LaneStep, Span, Ticket
+from flexref.backend.protocol import LANES, Backend, LaneStep, Span, Ticket
 from flexref.check.tolerances import Values, assert_within, exact, linear_bound
-from flexref.errors import StorageError
+from flexref.errors import StorageError, described
 from flexref.testing.bench import Bench, assert_raises, assert_same_bits, move, whole
+from flexref.testing.lane_steps import LATE_S, host_work, late, long_moves, times_of
 from flexref.testing.strategies import numbers, seeds
-
-LATE_S = 0.01
-"""A step that sleeps so long is overtaken by every copy that does not wait for it."""
 
 HANG_S = 30.0
 """A step that waits so long for what another lane should do has waited in vain."""
@@ -28,24 +25,7 @@ EVENT_RESOLUTION_S = 1e-6
 LARGE_BYTES = 1 << 18
 """A move of so many bytes takes far longer than that resolution."""
 
-LONG_BYTES = 8 << 20
-"""Some moves of so many bytes take longer than a port takes to start an operator after them."""
-
 lanes = st.sampled_from(LANES)
-
-
-def _host_work(call: Callable[[], None]) -> HostWork:
-    return HostWork("host work of a test", call)
-
-
-def _late() -> HostWork:
-    return _host_work(lambda: time.sleep(LATE_S))
-
-
-def _long_moves(bench: Bench) -> list[LaneStep]:
-    """Moves that take long on any device, and that no host has to wait for."""
-    source, target = bench.buffer("host", LONG_BYTES), bench.buffer("device", LONG_BYTES)
-    return [move(whole(source), whole(target))] * 4
 
 
 def _bytes(data: st.DataObject, nbytes: int) -> Values:
@@ -64,12 +44,12 @@ def tickets_are_waited_for(backend: Backend, data: st.DataObject) -> None:
             tickets.append(ticket)
             ticket.wait()
             ticket.wait()
-            assert ticket.done(), "a ticket that was waited for is not done"
-            assert len(ticket.times()) == len(steps), f"{len(ticket.times())} times for {len(steps)} steps"
+            assert ticket.done(), "done() of a ticket that was waited for gives False, needed True"
+            times_of(ticket, len(steps))
         mark = backend.mark()
         backend.wait(mark)
         mark.wait()
-        assert mark.done(), "a mark that was waited for is not done"
+        assert mark.done(), "done() of a mark that was waited for gives False, needed True"
 
 
 def times_are_in_order(backend: Backend, data: st.DataObject) -> None:
@@ -77,16 +57,17 @@ def times_are_in_order(backend: Backend, data: st.DataObject) -> None:
     with Bench(backend) as bench:
         source, target = bench.buffer("host", LARGE_BYTES), bench.buffer("device", LARGE_BYTES)
         lane = data.draw(lanes)
-        tickets = [
-            backend.submit(lane, [move(whole(source), whole(target))] * data.draw(st.integers(1, 3)), ())
-            for _ in range(data.draw(st.integers(1, 4)))
-        ]
+        counts = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=4))
+        tickets = [backend.submit(lane, [move(whole(source), whole(target))] * count, ()) for count in counts]
         for ticket in tickets:
             ticket.wait()
         before = -np.inf
-        for start, end in (time for ticket in tickets for time in ticket.times()):
-            assert start <= end, f"a step ends {start - end} s before it starts"
-            assert start >= before - EVENT_RESOLUTION_S, "a step starts before the one before it ended"
+        steps = (step for ticket, count in zip(tickets, counts, strict=True) for step in times_of(ticket, count))
+        for start, end in steps:
+            assert start <= end, f"a step ends {start - end:.3g} s before it starts, needed an end after the start"
+            assert start >= before - EVENT_RESOLUTION_S, (
+                f"a step starts {before - start:.3g} s before the end of the step before it, needed one after another"
+            )
             before = end
 
 
@@ -97,19 +78,28 @@ def times_are_those_of_the_host(backend: Backend, data: st.DataObject) -> None:
     """
     with Bench(backend) as bench:
         source, target = bench.buffer("host", 4096), bench.buffer("device", 4096)
-        steps: list[LaneStep] = [_late(), move(whole(source), whole(target))]
+        steps: list[LaneStep] = [late(), move(whole(source), whole(target))]
         before = time.perf_counter()
         ticket = backend.submit(data.draw(lanes), steps, ())
         ticket.wait()
         after = time.perf_counter()
-        (slept, woke), (_, end) = ticket.times()
+        (slept, woke), (_, end) = times_of(ticket, len(steps))
         mark = backend.mark()
         mark.wait()
-        ((passed, _),) = mark.times()
-        assert after - CLOCK_SLACK_S <= passed <= time.perf_counter() + CLOCK_SLACK_S, "a mark has another clock"
-        assert before - CLOCK_SLACK_S <= slept, "a step started before it was submitted"
-        assert end <= after + CLOCK_SLACK_S, "a step ended after it was waited for"
-        assert woke - slept >= LATE_S - CLOCK_SLACK_S, f"a step that takes {LATE_S} s took {woke - slept} s"
+        ((passed, _),) = times_of(mark)
+        now = time.perf_counter()
+        assert after - CLOCK_SLACK_S <= passed <= now + CLOCK_SLACK_S, (
+            f"a mark has the time {passed:.6f}, needed one from {after:.6f} to {now:.6f} of time.perf_counter"
+        )
+        assert before - CLOCK_SLACK_S <= slept, (
+            f"a step starts at {slept:.6f}, needed {before:.6f} of time.perf_counter, when it was submitted, or later"
+        )
+        assert end <= after + CLOCK_SLACK_S, (
+            f"a step ends at {end:.6f}, needed {after:.6f} of time.perf_counter, when it was waited for, or earlier"
+        )
+        assert woke - slept >= LATE_S - CLOCK_SLACK_S, (
+            f"a step has the length {woke - slept:.3g} s, needed {LATE_S} s, for so long it slept"
+        )
 
 
 def moves_copy_exactly_their_bytes(backend: Backend, data: st.DataObject) -> None:
@@ -168,12 +158,13 @@ def a_lane_keeps_its_order(backend: Backend, data: st.DataObject) -> None:
                 found.append(int(memory[0]))
 
             there, back = move(whole(first), whole(second)), move(whole(second), whole(first))
-            clear = _host_work(lambda: memory.fill(0))
-            steps: list[LaneStep] = [_host_work(write), there, clear, back, _host_work(read)]
+            clear = host_work(lambda: memory.fill(0))
+            steps: list[LaneStep] = [host_work(write), there, clear, back, host_work(read)]
             cut = data.draw(st.integers(0, len(steps)))
             tickets += [backend.submit(lane, steps[:cut], ()), backend.submit(lane, steps[cut:], ())]
         tickets[-1].wait()
-        assert all(ticket.done() for ticket in tickets), "a lane's last ticket is done before its earlier ones"
+        done = [ticket.done() for ticket in tickets]
+        assert all(done), f"a lane's last ticket is done, of all {len(done)} only {sum(done)}, needed all"
         assert found == values.tolist(), f"values passed along one lane arrived as {found}, needed {values.tolist()}"
 
 
@@ -184,7 +175,7 @@ def a_lane_waits_for_other_lanes(backend: Backend, data: st.DataObject) -> None:
         content = _bytes(data, 256)
         spots = [bench.buffer(tier, 256) for tier in ("host", "device", "host", "device")]
         bench.host_bytes(spots[0])[:] = content
-        ticket = backend.submit(order[0], [_late(), move(whole(spots[0]), whole(spots[1]))], ())
+        ticket = backend.submit(order[0], [late(), move(whole(spots[0]), whole(spots[1]))], ())
         unrelated = backend.mark()
         for lane, source, target in zip(order[1:], spots[1:], spots[2:], strict=False):
             after = data.draw(st.permutations([ticket, unrelated]))
@@ -193,30 +184,47 @@ def a_lane_waits_for_other_lanes(backend: Backend, data: st.DataObject) -> None:
         assert_same_bits(bench.bytes_of(spots[3]), content, "bytes passed along three lanes")
 
 
+def _lane_is_dead(error: StorageError) -> AssertionError:
+    return AssertionError(
+        f"submit to a lane on which earlier work failed raised {described(error)}; needed a lane that lives on"
+    )
+
+
 def failures_reach_all_who_wait(backend: Backend, data: st.DataObject) -> None:
     """What host work raises is raised by its ticket, each time, and by everything that waits for it.
 
     Nothing of that runs, and none of the submission's later steps. The lane itself lives on.
     """
     lane, other = data.draw(st.permutations(LANES))[:2]
-    message = f"the disk says no, {data.draw(st.integers(0, 99))} times"
+    message = f"host work that fails on purpose, number {data.draw(st.integers(0, 99))}"
     ran: list[str] = []
 
     def fail() -> None:
         ran.append("first")
         raise StorageError(message)
 
-    steps = [_host_work(fail), _host_work(lambda: ran.append("after the failure"))]
-    failed = backend.submit(lane, steps, ())
-    dependent = backend.submit(other, [_host_work(lambda: ran.append("after the failure"))], [failed])
-    last = backend.submit(lane, [_host_work(lambda: ran.append("two after"))], [dependent])
+    steps = [host_work(fail), host_work(lambda: ran.append("after the failure"))]
+    try:
+        failed = backend.submit(lane, steps, ())
+        dependent = backend.submit(other, [host_work(lambda: ran.append("after the failure"))], [failed])
+        last = backend.submit(lane, [host_work(lambda: ran.append("two after"))], [dependent])
+    except StorageError as error:
+        if not ran:  # its host work has not begun: it is an earlier failure
+            raise _lane_is_dead(error) from error
+        raise AssertionError(
+            f"submit raised what its host work raised ({error}), needed a ticket whose wait raises it"
+        ) from error
     for ticket in (failed, failed, dependent, last):
-        error = assert_raises(StorageError, ticket.wait, "wait for a ticket of failed work")
-        assert str(error) == message, f"the failure says {error}, needed {message}"
+        said = str(assert_raises(StorageError, ticket.wait, "wait for a ticket of failed work"))
+        assert said == message, f"the failure says {said!r}, needed {message!r}"
     assert_raises(StorageError, lambda: backend.wait(last), "operators that wait for failed work")
     for name in (lane, other):
-        backend.submit(name, [_host_work(lambda: ran.append("afterwards"))], ()).wait()
-    assert ran == ["first", "afterwards", "afterwards"], f"host work that ran: {ran}"
+        try:
+            backend.submit(name, [host_work(lambda: ran.append("afterwards"))], ()).wait()
+        except StorageError as error:
+            raise _lane_is_dead(error) from error
+    needed = ["first", "afterwards", "afterwards"]
+    assert ran == needed, f"host work that ran is {ran}, needed {needed}: nothing of what waits for a failure"
 
 
 def operators_wait_for_lanes(backend: Backend, data: st.DataObject) -> None:
@@ -236,10 +244,10 @@ def operators_wait_for_lanes(backend: Backend, data: st.DataObject) -> None:
         there = backend.view(device_x, 0, x.shape, bench.dtype)
         result = backend.view(device_y, 0, x.shape, bench.dtype)
         weights = bench.array(w)
-        late = [_late()] if data.draw(st.booleans()) else _long_moves(bench)
+        slow = [late()] if data.draw(st.booleans()) else long_moves(bench)
         backend.upload(spoilt, out=there)
         backend.linear(there, weights, None, out=result)  # whatever a port makes once is made now
-        steps = [*late, move(whole(host_x), whole(device_x))]
+        steps = [*slow, move(whole(host_x), whole(device_x))]
         backend.wait(backend.submit(lane, steps, [backend.mark()]))
         backend.linear(there, weights, None, out=result)
         mark = backend.mark()
@@ -259,16 +267,18 @@ def lanes_do_not_hold_each_other_up(backend: Backend, data: st.DataObject) -> No
         opened: list[bool] = []
         source, target = bench.buffer("host", 64), bench.buffer("device", 64)
         copy = move(whole(source), whole(target))
-        stuck = backend.submit(blocked, [_host_work(lambda: opened.append(gate.wait(HANG_S))), copy], ())
+        stuck = backend.submit(blocked, [host_work(lambda: opened.append(gate.wait(HANG_S))), copy], ())
         try:
             later = backend.submit(others[0], (), [stuck])
             for free in others[1:]:
-                backend.submit(free, [_host_work(lambda: None), copy], ()).wait()
+                backend.submit(free, [host_work(lambda: None), copy], ()).wait()
             x = bench.array(np.ones((1, 4), bench.dtype))
             bench.read(backend.activate(x, "relu"))
-            assert not stuck.done(), "a ticket is done while its host work still waits"
-            assert not later.done(), "a ticket is done before the one that it comes after"
+            assert not stuck.done(), "done() of a ticket whose host work still waits gives True, needed False"
+            assert not later.done(), "done() of a ticket that comes after one not done gives True, needed False"
         finally:
             gate.set()
         later.wait()
-        assert opened == [True], "host work that blocks was waited for before anything else ran"
+        assert opened == [True], (
+            f"host work that blocks held up everything else for {HANG_S} s, needed other lanes and operators to go on"
+        )

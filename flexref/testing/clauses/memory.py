@@ -29,10 +29,11 @@ def _integers(shape: tuple[int, ...], dtype: str, seed: int) -> Values:
 def it_describes_itself(backend: Backend, data: st.DataObject) -> None:
     """`describe` names devices and versions in text, which goes into reports, and says the same each time."""
     found: Any = backend.describe()
-    assert found == backend.describe(), "describe() says something else each time"
+    again = backend.describe()
+    assert found == again, f"describe() gives {found}, then {again}, needed the same each time"
     names = [*found.devices, *found.versions, *found.versions.values()]
-    assert all(isinstance(name, str) and name for name in names), f"describe() has what is no text: {found}"
-    assert isinstance(found.devices, tuple), f"the devices are no tuple: {found.devices!r}"
+    assert all(isinstance(name, str) and name for name in names), f"describe() gives {found}, needed names in text"
+    assert isinstance(found.devices, tuple), f"devices of describe() is {found.devices!r}, needed a tuple"
 
 
 def allocated_memory_has_the_asked_size(backend: Backend, data: st.DataObject) -> None:
@@ -40,7 +41,8 @@ def allocated_memory_has_the_asked_size(backend: Backend, data: st.DataObject) -
     with Bench(backend) as bench:
         for tier in ("device", "host"):
             nbytes = data.draw(st.integers(1, 3 * ALIGNMENT_BYTES))
-            assert bench.buffer(tier, nbytes).nbytes == nbytes, f"allocate({tier!r}, {nbytes}) has another size"
+            given = bench.buffer(tier, nbytes).nbytes
+            assert given == nbytes, f"allocate({tier!r}, {nbytes}) has {given} bytes, needed {nbytes}"
 
 
 def free_memory_is_reported(backend: Backend, data: st.DataObject) -> None:
@@ -48,8 +50,8 @@ def free_memory_is_reported(backend: Backend, data: st.DataObject) -> None:
     with Bench(backend) as bench:
         for tier in ("device", "host"):
             free = backend.free_bytes(tier)
-            assert isinstance(free, int), f"free_bytes({tier!r}) is no int: {free!r}"
-            assert free > 0, f"free_bytes({tier!r}) is {free}"
+            assert isinstance(free, int), f"free_bytes({tier!r}) gives {free!r}, needed an int"
+            assert free > 0, f"free_bytes({tier!r}) gives {free}, needed more than 0"
             bench.buffer(tier, min(free, 1 << 16))
 
 
@@ -84,9 +86,10 @@ def host_memory_is_aligned_and_writable(backend: Backend, data: st.DataObject) -
         nbytes = data.draw(st.integers(1, 2 * ALIGNMENT_BYTES))
         buffer = bench.buffer("host", nbytes)
         memory = backend.host_memory(buffer)
-        assert memory.dtype == np.uint8, f"host_memory is {memory.dtype}"
-        assert memory.shape == (nbytes,), f"host_memory of {nbytes} bytes has shape {memory.shape}"
-        assert memory.ctypes.data % ALIGNMENT_BYTES == 0, "host memory is not aligned"
+        assert memory.dtype == np.uint8, f"host_memory is {memory.dtype}, needed uint8"
+        assert memory.shape == (nbytes,), f"host_memory has shape {memory.shape}, needed {(nbytes,)}"
+        beyond = memory.ctypes.data % ALIGNMENT_BYTES
+        assert beyond == 0, f"host memory starts {beyond} bytes after a multiple of {ALIGNMENT_BYTES}, needed one"
         content = _integers((nbytes,), "uint8", data.draw(seeds))
         memory[:] = content
         assert_same_bits(backend.host_memory(buffer).copy(), content, "host_memory, asked again")
@@ -228,7 +231,10 @@ def live_results_never_overlap(backend: Backend, data: st.DataObject) -> None:
                     for x, values in held:
                         assert_same_bits(backend.download(x), values, "a live result")
                     content = bench.bytes_of(memory).tobytes()
-                    assert all(values.tobytes() in content for _, values in held), "a result outside the workspace"
+                    inside = [values.tobytes() in content for _, values in held]
+                    assert all(inside), (
+                        f"{inside.count(False)} of {len(held)} results lie outside the workspace's buffer, needed none"
+                    )
                     del held[before:]
                 make()
             for x, values in held:
@@ -240,7 +246,8 @@ def the_workspace_remembers_its_peak(backend: Backend, data: st.DataObject) -> N
     with Bench(backend) as bench:
         for _ in range(2):
             bench.workspace(1 << 16)
-            assert backend.workspace_peak_bytes() == 0, "a new workspace has a peak already"
+            peak = backend.workspace_peak_bytes()
+            assert peak == 0, f"workspace_peak_bytes of a new workspace is {peak}, needed 0"
             most = 0
             for _ in range(data.draw(st.integers(1, 3))):
                 with backend.frame():
@@ -249,4 +256,4 @@ def the_workspace_remembers_its_peak(backend: Backend, data: st.DataObject) -> N
                         backend.empty((RESULT_ALIGNMENT_BYTES,), "uint8")
                     most = max(most, count * RESULT_ALIGNMENT_BYTES)
             found = backend.workspace_peak_bytes()
-            assert found == most, f"workspace_peak_bytes is {found}, results held {most}"
+            assert found == most, f"workspace_peak_bytes is {found}, needed {most}, the most that results held at once"

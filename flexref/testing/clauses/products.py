@@ -71,8 +71,11 @@ def gather_takes_the_named_rows(backend: Backend, data: st.DataObject) -> None:
         expected = before.copy()
         here = (ids >= first) & (ids < first + rows)
         expected[here] = table[ids[here] - first].astype(out_dtype)
-        what = f"gather of {ids.tolist()} from rows {first} to {first + rows}"
-        assert_same_bits(bench.read(out.array), expected, what)
+        found = bench.read(out.array)
+        differs = (found != expected).any(-1) if found.shape == expected.shape else np.ones(1, np.bool_)
+        token = int(differs.argmax())
+        note = f"; token {token} has the id {ids[token]}, the table the rows {first} to {first + rows - 1}"
+        assert_same_bits(found, expected, "gather", note)
         out.assert_untouched_around("gather")
 
 

@@ -37,7 +37,9 @@ def sampling_gives_a_token_per_row(backend: Backend, data: st.DataObject) -> Non
         assert isinstance(found, np.ndarray), f"sample gives {type(found).__name__}, needed an array on the host"
         assert found.shape == (count,), f"sample gives shape {found.shape}, needed {(count,)}"
         assert found.dtype == np.int64, f"sample gives {found.dtype}, needed int64"
-        assert ((found >= 0) & (found < vocabulary)).all(), f"sample gives {found} of {vocabulary} tokens"
+        assert ((found >= 0) & (found < vocabulary)).all(), (
+            f"sample gives {found.tolist()}, needed ids from 0 to {vocabulary - 1}"
+        )
 
 
 def greedy_takes_the_lowest_of_the_best(backend: Backend, data: st.DataObject) -> None:
@@ -63,7 +65,7 @@ def logits_that_are_not_finite_are_refused(backend: Backend, data: st.DataObject
         error = assert_raises(
             FlexrefError, lambda: backend.sample(placed, temperature, 0, 1.0, draws), f"sample with {logits[place]}"
         )
-        assert "\n" not in str(error), "the error is more than one line"
+        assert "\n" not in str(error), f"the error is {str(error)!r}, needed one line"
 
 
 def sampling_inverts_the_distribution(backend: Backend, data: st.DataObject) -> None:
@@ -96,4 +98,4 @@ def samples_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) -
         draws = _uniforms(data, shape[0])
         together = backend.sample(logits, *settings, draws).tolist()
         alone = [int(backend.sample(logits[n : n + 1], *settings, draws[n : n + 1])[0]) for n in range(shape[0])]
-        assert alone == together, f"rows alone give {alone}, together {together}"
+        assert alone == together, f"rows alone give {alone}, needed {together}, which they give together"
