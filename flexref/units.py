@@ -1,10 +1,10 @@
 """Words and units that all parts share: tiers, links, kinds of data, types and their bytes; it knows no part."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from types import MappingProxyType
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 """Bytes of binary units."""
@@ -87,6 +87,18 @@ def aligned(nbytes: int, alignment: int = ALIGNMENT_BYTES) -> int:
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether `value` is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def plain_integers(values: Iterable[Any]) -> tuple[Any, ...]:
+    """`values`, with whole numbers of numpy or torch among them as ints; what is no whole number stays as it is."""
+    return tuple(value if type(value) is int or not hasattr(value, "__index__") else _index(value) for value in values)
+
+
+def _index(value: Any) -> Any:
+    try:
+        return value if isinstance(value, bool) else value.__index__()
+    except TypeError:  # an array of several has the method, and no number
+        return value
 
 
 def is_number(value: object) -> TypeGuard[int | float]:

@@ -21,7 +21,7 @@ from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
 from flexref.engine.results import Stats
 from flexref.engine.session import Session
 from flexref.errors import PolicyError, PromptError
-from flexref.units import is_integer
+from flexref.units import is_integer, plain_integers
 
 GENERATION_KEYS = ("generated_tokens", "decode_s", "tokens_per_s")
 """What the account of a job says of tokens that were generated, of which there are none here."""
@@ -36,6 +36,9 @@ class ScoredRow:
 
     token_ids: tuple[int, ...]
     first: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token_ids", plain_integers(self.token_ids))
 
     @property
     def scored(self) -> int:

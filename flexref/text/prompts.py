@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flexref.errors import FlexrefError, PromptError
 from flexref.text.prompt_lines import prompt_lines
-from flexref.units import is_integer
+from flexref.units import is_integer, plain_integers
 
 if TYPE_CHECKING:
     # Only for its type: token ids alone need no tokenizer library.
@@ -28,6 +28,8 @@ class Prompt:
     def __post_init__(self) -> None:
         if (self.text is None) == (self.token_ids is None):
             raise PromptError("a prompt is either text or token ids")
+        if self.token_ids is not None:
+            object.__setattr__(self, "token_ids", plain_integers(self.token_ids))
 
 
 def read_prompts(

@@ -48,6 +48,18 @@ def test_what_is_no_prompt_is_refused_in_one_line(engine: flexref.Engine) -> Non
         flexref.Request(stops="end")  # type: ignore[arg-type]
 
 
+def test_ids_may_be_integers_of_numpy_but_nothing_else(engine: flexref.Engine) -> None:
+    asked = {"max_new_tokens": 3, "ignore_eos": True}
+    expected = engine.generate([[5, 6], [7, 8]], **asked).outputs
+    assert engine.generate(np.array([[5, 6], [7, 8]]), **asked).outputs == expected  # type: ignore[arg-type]
+    assert type(engine.generate([np.array([5, 6], np.int32)], **asked).outputs[0].prompt[0]) is int  # type: ignore[list-item]
+    row, same = flexref.ScoredRow((5, 6, 7)), flexref.ScoredRow(np.array([5, 6, 7]))  # type: ignore[arg-type]
+    assert row == same
+    for wrong in (5.0, True, "5", np.float64(5)):
+        with pytest.raises(PromptError, match="prompt 1: token 2 is "):
+            engine.generate([[5, wrong]])  # type: ignore[list-item]
+
+
 def test_the_fields_of_a_request_are_keywords_too(engine: flexref.Engine) -> None:
     sampled = SamplingSettings(temperature=0.7, seed=5)
     request = flexref.Request(5, sampling=sampled, ignore_eos=True, logprobs=2)
