@@ -1,5 +1,6 @@
 """The library's front door: the names that users need, each loaded on its first use; it computes nothing."""
 
+import logging
 from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from flexref.policy import Policy, Shares
     from flexref.sampling.settings import SamplingSettings
     from flexref.version import __version__
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())  # who uses a library says where its logs go
 
 __all__ = [
     "Engine",

@@ -3,6 +3,7 @@
 `load` does it all; `advisor` and `open_engine` are its two halves, for whoever wants to hear of predictions.
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from flexref.engine.engine import Engine
 from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.session import Session, check_policy
-from flexref.errors import PolicyError
+from flexref.errors import PolicyError, in_gib
 from flexref.machine.known import machine_named
 from flexref.machine.machine import Machine
 from flexref.planner.advisor import Advisor
@@ -23,6 +24,8 @@ from flexref.profile.kept_machines import Given, MeasuredOnce
 from flexref.storage.names import resolve
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.units import GIB
+
+LOG = logging.getLogger(__name__)
 
 
 def load(  # noqa: PLR0913 - a front door names all that can be asked for
@@ -89,6 +92,9 @@ def open_engine(
                 check_policy(settling.policy, file, port)  # before anything is open
             budgets = backend_budgets(port, *asked)
             session = Session(file, port, settling, budgets, disk_dir=disk_dir, on_event=on_event)
+        LOG.info("opened %s: %s, %s weights, %s", file.path, file.spec.name, file.stored, in_gib(file.nbytes))
+        shown = ", ".join(f"{tier.value} {'any' if size is None else in_gib(size)}" for tier, size in budgets.items())
+        LOG.info("port %s, memory: %s; what spills goes to %s", port.name, shown, session.disk_dir)
         return Engine(session)
     except BaseException:
         for opened in (session, port):

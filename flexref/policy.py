@@ -115,6 +115,17 @@ class Policy:
         """Rows that one fetch of a layer serves."""
         return self.rows_per_group * self.groups_per_block
 
+    @property
+    def in_short(self) -> str:
+        """What lies where in percent of device, host and disk, and how many rows are computed together, in a line."""
+        kinds = {"weights": self.weights, "cache": self.cache, "activations": self.activations}
+        shares = (
+            f"{kind} {'/'.join(f'{100 * share:.3g}' for share in (held.device, held.host, held.disk))}"
+            for kind, held in kinds.items()
+        )
+        rows = f"{self.groups_per_block} x {self.rows_per_group} rows"
+        return f"{', '.join(shares)} % on device/host/disk, {rows}, attention on {self.attention_on}"
+
     def changed(self, **changes: Any) -> "Policy":
         """This policy with some fields replaced."""
         return replace(self, **changes)

@@ -1,8 +1,8 @@
 """`flexref bench`: times jobs on random or real weights and holds them against the floor; parses, calls, prints."""
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import logging
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from flexref.bench.benchmark import Benchmark, Report
     from flexref.bench.suites import Arguments
     from flexref.check.smoke import Passed
-    from flexref.cli.show.progress import EventDisplay
+
+LOG = logging.getLogger(__name__)
 
 MODEL_HELP = "A size (6.7b, opt-175b, tiny ...), whose weights are random, or a weight file."
 
@@ -111,14 +112,22 @@ def _list() -> None:
 
 def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, as_json: bool) -> "Report":
     from flexref.bench.benchmark import Benchmark
-    from flexref.cli.show.progress import EventDisplay
+    from flexref.cli.show.progress import progress
 
-    display = EventDisplay()
     with tracing(trace_file) as trace:
-        with Benchmark(arguments, lambda: computing_port(arguments.backend), display) as benchmark:
+        with (
+            progress("preparing") as shown,
+            Benchmark(arguments, lambda: computing_port(arguments.backend), shown) as benchmark,
+        ):
+            shown.begin("checking the port on a tiny model")
             passed = _check(benchmark)
-            with _loading(benchmark, display):
-                report = benchmark.run(trace=trace, on_run=_tell(arguments.repeat))
+            shown.begin("measuring rates of this machine")
+
+            def begin(number: int) -> None:
+                LOG.info("run %d of %d", number, arguments.repeat)
+                shown.begin(f"run {number} of {arguments.repeat}")
+
+            report = benchmark.run(trace=trace, on_run=begin)
         if as_json:
             check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
             click.echo(json.dumps({**about, **report.to_json(), **check}))
@@ -135,27 +144,6 @@ def _check(benchmark: "Benchmark") -> "Passed":
     return check(
         benchmark.make_backend, benchmark.policy, scheme=file.layout, dtype=file.dtype, disk_dir=arguments.disk_dir
     )
-
-
-def _tell(runs: int) -> Any:
-    return lambda number: click.echo(f"run {number} of {runs} ...", err=True)
-
-
-@contextmanager
-def _loading(benchmark: "Benchmark", display: "EventDisplay") -> "Iterator[None]":
-    """A bar on stderr while weights are loaded."""
-    from flexref.cli.show.progress import byte_bar
-
-    done, total = 0, benchmark.file.nbytes
-    with byte_bar("loading weights") as show:
-
-        def on_loaded(nbytes: int) -> None:
-            nonlocal done
-            done += nbytes
-            show(done, total)
-
-        with display.loading(on_loaded):
-            yield
 
 
 def _print(report: "Report", passed: "Passed") -> None:

@@ -1,14 +1,13 @@
 """`flexref check`: which operator of a port is wrong, by how much, on what input; it parses, calls and prints."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flexref.cli.options import asked_of, computing_port, option, options, prompts_of
+from flexref.cli.show.progress import progress
 from flexref.errors import FlexrefError, install_hint
 
 if TYPE_CHECKING:
@@ -115,8 +114,8 @@ def _check(given: dict[str, Any]) -> "PortReport":
     from flexref.check.portcheck import check_port
 
     job = _job(given)
-    with _told("loading") as tell:
-        return check_port(job, lambda stage, group, turn: tell(f"pass {turn}, {stage.name}, group {group}"))
+    with progress("checking the port") as shown:
+        return check_port(job, lambda stage, group, turn: shown.note(f"pass {turn}, {stage.name}, group {group}"))
 
 
 def _verdicts(backend: str, examples: int, words: tuple[str, ...]) -> "list[Verdict]":
@@ -129,26 +128,13 @@ def _verdicts(backend: str, examples: int, words: tuple[str, ...]) -> "list[Verd
     port = create(backend)
     found = []
     try:
-        with _told("the contract") as tell:
+        with progress("checking the contract", len(clauses), "clauses") as shown:
             for verdict in verdicts(port, examples, clauses):
                 found.append(verdict)
-                tell(f"the contract: {verdict.clause}")
+                shown.advance()
     finally:
         port.close()
     return found
-
-
-@contextmanager
-def _told(what: str) -> Iterator[Callable[[str], None]]:
-    """Yields a function that says on stderr what is being done; silent where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=None)
-        yield lambda text: progress.update(task, description=text)
 
 
 def _broken(verdicts: "list[Verdict] | None") -> str | None:

@@ -65,12 +65,13 @@ def command(
 
     Machines are sorted by what a million tokens cost if any price is known, else by tokens per second; those that
     cannot run a model come last and say why. Every pair takes some seconds, and as many are planned at once as there
-    are cores: a line on stderr says which is waited for.
+    are cores.
     """
     from flexref.cli.show.compare_machines_report import print_machines
     from flexref.cli.show.console import table_console
     from flexref.cli.show.outputs import check_outputs
     from flexref.cli.show.plots import check_plot
+    from flexref.cli.show.progress import progress
     from flexref.cli.side_by_side import side_by_side
     from flexref.machine.known import machine_named
     from flexref.machine.names import known_machines
@@ -91,9 +92,11 @@ def command(
     pairs = list(product(models, chosen))
     found = side_by_side(row, [(model, named, wanted, known_prices.get(named[0])) for model, named in pairs])
     rows: list[dict[str, Any]] = []
-    for number, (model, named) in enumerate(pairs, start=1):
-        click.echo(f"planning {model} on {named[0]} ({number} of {len(pairs)})", err=True)
-        rows.append(next(found))
+    with progress("planning", len(pairs), "plans") as shown:
+        for model, named in pairs:
+            shown.note(f"{model} on {named[0]}")
+            rows.append(next(found))
+            shown.advance()
     rows.sort(key=lambda found: (models.index(found["model"]), _order(found, bool(known_prices))))
     if plot_file is not None:
         _draw(rows, wanted, plot_file, bool(known_prices))

@@ -8,7 +8,7 @@ import click
 from flexref.cli.arguments import WEIGHT_FILE
 from flexref.cli.completion import weight_files
 from flexref.cli.options import engine_for, option, options, scoring_options
-from flexref.cli.show.progress import counting
+from flexref.cli.show.progress import progress
 
 
 @click.command("compare-models")
@@ -53,11 +53,15 @@ def command(
     ids = () if tokens_file is None else read_tokens(tokens_file)
     how = given["window"], given["stride"], given["bos"]
     exact = {**given, "quantize_cache": False}
-    with engine_for(first, exact, share=2) as a, engine_for(second, given, share=2) as b:
+    with (
+        progress("preparing") as shown,
+        engine_for(first, exact, shown, share=2) as a,
+        engine_for(second, given, shown, share=2) as b,
+    ):
         check_comparable(a, b, text)
         sample = sample_tokens(a, ids, *how) if text is None else sample_text(a, text, *how)
-        with counting("windows", len(sample.rows)) as on_rows:
-            found = compare(a, b, sample, on_rows)
+        shown.begin("windows", len(sample.rows), "windows")
+        found = compare(a, b, sample, shown.advance)
         names = a.file.path, b.file.path
     if plot_file is not None:
         draw(comparison_title(*names, found), found, plot_file)

@@ -1,6 +1,7 @@
 """`flexref convert`: a weight file from a folder or another weight file; it parses, calls one function and prints."""
 
 import json
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +12,14 @@ from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files, weight_files
 from flexref.cli.options import option, was_given
 from flexref.cli.show.outputs import check_replaced
-from flexref.cli.show.progress import byte_bar
+from flexref.cli.show.progress import progress
+from flexref.cli.show.stage import BYTES
 from flexref.errors import PromptError, in_gib
 
 if TYPE_CHECKING:
     from flexref.storage.convert import Conversion
+
+LOG = logging.getLogger(__name__)
 
 
 @click.command("convert")
@@ -70,9 +74,9 @@ def command(source: str, out: str, calibrate: str | None, force: bool, as_json: 
     scheme, group_size, dtype = given["scheme"], given["group_size"], given["dtype"]
     tokenizer = _tokenizer_of(source)
     started = time.perf_counter()
-    with byte_bar("converting") as on_progress:
+    with progress("converting", unit=BYTES) as shown:
         if calibrate is None:
-            done = convert(source, out, scheme, group_size, dtype, tokenizer, on_progress)
+            done = convert(source, out, scheme, group_size, dtype, tokenizer, shown.reach)
         else:
             from flexref.calibration.calibrate import SCHEME, CalibrationSample, convert_calibrated
             from flexref.quality.perplexity import read_text
@@ -83,7 +87,7 @@ def command(source: str, out: str, calibrate: str | None, force: bool, as_json: 
                 SCHEME if scheme.startswith("int4") else scheme,
                 CalibrationSample(read_text(calibrate), tokenizer),
             )
-            done = convert_calibrated(source, out, sample, scheme, group_size, dtype, on_progress)
+            done = convert_calibrated(source, out, sample, scheme, group_size, dtype, shown.reach)
     elapsed = time.perf_counter() - started
     groups = None if scheme == "none" else group_size
     report = {
@@ -129,10 +133,8 @@ def _tokenizer_of(source: str) -> bytes | None:
 def _complain(done: "Conversion", source: str, no_tokenizer: bool) -> None:
     """Tell on stderr what the file lacks, or has no use for."""
     if done.ignored:
-        click.echo(
-            f"ignored {len(done.ignored)} tensors that this model has no use for: {done.ignored[0]} ...", err=True
-        )
+        LOG.warning("ignored %d tensors that this model has no use for: %s ...", len(done.ignored), done.ignored[0])
     if done.rounding is not None:
-        click.echo(str(done.rounding), err=True)
+        LOG.warning("%s", done.rounding)
     if no_tokenizer:
-        click.echo(f"{source} has no tokenizer: prompts for this file are token ids", err=True)
+        LOG.warning("%s has no tokenizer: prompts for this file are token ids", source)

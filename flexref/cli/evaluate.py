@@ -9,7 +9,7 @@ from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files
 from flexref.cli.options import engine_for, option, options, scoring_options
 from flexref.cli.show.outputs import check_outputs, tracing
-from flexref.cli.show.progress import counting
+from flexref.cli.show.progress import progress
 
 if TYPE_CHECKING:
     from flexref.engine.engine import Engine
@@ -65,10 +65,15 @@ def _perplexity(
     text = None if text_file is None else read_text(text_file)
     ids = () if tokens_file is None else read_tokens(tokens_file)
     how = given["window"], given["stride"], given["bos"]
-    with tracing(given["trace_file"]) as trace, engine_for(model, given) as engine:
+    with (
+        tracing(given["trace_file"]) as trace,
+        progress("preparing") as shown,
+        engine_for(model, given, shown) as engine,
+    ):
         sample = sample_tokens(engine, ids, *how) if text is None else sample_text(engine, text, *how)
-        with counting("windows", len(sample.rows)) as on_rows:
-            found = perplexity(engine, sample, on_rows, trace)
+        shown.begin("windows", len(sample.rows), "windows")
+        found = perplexity(engine, sample, shown.advance, trace)
+        shown.stop()
         _show(found.to_json(), found.scores, engine, as_json)
         if not as_json:
             print_perplexity(found)
@@ -80,9 +85,14 @@ def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool
     from flexref.quality.questions import read_questions
 
     questions = read_questions(choices_file)
-    with tracing(given["trace_file"]) as trace, engine_for(model, given) as engine:
-        with counting("choices", sum(len(question.choices) for question in questions)) as on_rows:
-            found = judge(engine, questions, on_rows, trace)
+    with (
+        tracing(given["trace_file"]) as trace,
+        progress("preparing") as shown,
+        engine_for(model, given, shown) as engine,
+    ):
+        shown.begin("choices", sum(len(question.choices) for question in questions), "choices")
+        found = judge(engine, questions, shown.advance, trace)
+        shown.stop()
         _show(found.to_json(), found.scores, engine, as_json)
         if not as_json:
             print_judged(found)

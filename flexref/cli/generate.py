@@ -2,8 +2,6 @@
 
 import json
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +12,9 @@ from flexref.cli.options import BUDGETS, asked_of, option, options, prompts_of
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
+    from flexref.architecture.stages import Stage
     from flexref.block.trace import Trace
-    from flexref.cli.show.progress import EventDisplay
+    from flexref.cli.show.progress import Progress
     from flexref.engine.engine import Engine
     from flexref.engine.generation import Request
     from flexref.engine.results import Generation, StreamedToken
@@ -60,16 +57,17 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     check_outputs({"--trace": trace_file}, inputs, force=given["force"])
     asked = asked_of(given)
 
-    from flexref.cli.show.progress import EventDisplay
+    from flexref.cli.show.progress import progress
     from flexref.loading import advisor, open_engine
 
-    request, display = request_of(given), EventDisplay()
-    settling = advisor(asked.policy, given["machine"], asked.keep)
-    engine = open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=display)
+    request, settling = request_of(given), advisor(asked.policy, given["machine"], asked.keep)
     with tracing(trace_file) as trace:
-        with engine:
+        with (
+            progress("choosing a policy") as shown,
+            open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=shown) as engine,
+        ):
             prompts = prompts_of(given["prompts"], given["input_file"], engine.file.spec.vocabulary)
-            generation = _run(engine, prompts, request, _Shown(display, trace, as_json))
+            generation = _run(engine, prompts, request, _Shown(shown, trace, as_json))
             prediction_error = settling.judge(engine.session, generation)
         _print(generation, prediction_error, as_json, streamed=len(prompts) == 1)
 
@@ -94,9 +92,9 @@ def sampling_of(given: dict[str, Any]) -> "SamplingSettings":
 
 @dataclass(frozen=True, slots=True)
 class _Shown:
-    """How a run is shown: who hears of its events, the trace if one is kept, and whether a reader wants JSON."""
+    """How a run is shown: its progress, the trace if one is kept, and whether a reader wants JSON."""
 
-    display: "EventDisplay"
+    progress: "Progress"
     trace: "Trace | None"
     as_json: bool
 
@@ -105,46 +103,41 @@ def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", shown: _
     """Generate with progress on stderr; a single prompt's text is streamed to stdout as it comes."""
     streamed = len(prompts) == 1 and not shown.as_json
     opening = [prompts[0].text or ""]
-    tokens = None if streamed else len(prompts) * request.max_new_tokens
-    with _progress(engine, shown.display, tokens) as progress:
+    at = _Place()
+    shown.progress.begin("tokens", len(prompts) * request.max_new_tokens, "tokens", at.text)
 
-        def show(token: "StreamedToken") -> None:
-            if not streamed:
-                progress.advance(progress.task_ids[-1])
-                return
-            if opening:
-                progress.stop()  # the text takes the place of the bars
-                click.echo(opening.pop(), nl=False)
-            click.echo(token.text if engine.tokenizer is not None else f"{token.token_id} ", nl=False)
-            sys.stdout.flush()
+    def show(token: "StreamedToken") -> None:
+        shown.progress.advance()
+        if not streamed:
+            return
+        if opening:
+            shown.progress.stop()  # the text takes the place of the bar
+            click.echo(opening.pop(), nl=False)
+        click.echo(token.text if engine.tokenizer is not None else f"{token.token_id} ", nl=False)
+        sys.stdout.flush()
 
-        generation = engine.generate(prompts, request, trace=shown.trace, on_token=show)
+    generation = engine.generate(prompts, request, trace=shown.trace, on_token=show, on_visit=at.visit)
     if streamed:
         click.echo()
     return generation
 
 
-@contextmanager
-def _progress(engine: "Engine", display: "EventDisplay", tokens: int | None) -> "Iterator[Progress]":
-    """Bars on stderr, where that is a terminal: MiB of weights that were loaded, and `tokens` if they are counted."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+class _Place:
+    """Where a job is now: every visit is noted, and made words of when they are shown."""
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        loading = progress.add_task("loading MiB", total=engine.file.nbytes >> 20)
-        if tokens is not None:
-            progress.add_task("tokens", total=tokens)
-        loaded_bytes = 0
+    def __init__(self) -> None:
+        self._visit: tuple[Stage, int, int] | None = None
 
-        def on_loaded(nbytes: int) -> None:
-            nonlocal loaded_bytes
-            loaded_bytes += nbytes
-            progress.update(loading, completed=loaded_bytes >> 20)
+    def visit(self, stage: "Stage", group: int, turn: int) -> None:
+        """The job is at this stage, group and pass (an `OnVisit`)."""
+        self._visit = stage, group, turn
 
-        with display.loading(on_loaded):
-            yield progress
+    def text(self) -> str:
+        """It in words; nothing before the first."""
+        if self._visit is None:
+            return ""
+        stage, group, turn = self._visit
+        return f"pass {turn + 1}, {stage.name}, group {group + 1}"
 
 
 def _print(generation: "Generation", prediction_error: "PredictionError | None", as_json: bool, streamed: bool) -> None:

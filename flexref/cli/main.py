@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import click
 
+from flexref.cli.logs import LOG_OPTIONS, level_of, logging_at, with_log_options
 from flexref.cli.signals import Signals
-from flexref.cli.streams import abandon, prepare_streams
+from flexref.cli.streams import abandon, prepare_streams, tell
 from flexref.errors import FlexrefError, UnknownBackend, UnknownName, WrongCall
 from flexref.version import __version__
 
@@ -78,15 +79,18 @@ class LazyCommand(click.Command):
         self.module = entry.module
 
     def load(self) -> click.Command:
-        """The real command: `command` of the entry's module."""
+        """The real command: `command` of the entry's module, with what all commands are asked for their logs."""
         command: click.Command = import_module(self.module).command
-        return command
+        return with_log_options(command)
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
     ) -> click.Context:
-        """The context of the real command, which is the one that click then invokes."""
-        return self.load().make_context(info_name, args, parent, **extra)
+        """The context of the real command, which is the one that click then invokes; while it lasts, logs are shown."""
+        context = self.load().make_context(info_name, args, parent, **extra)
+        if not context.resilient_parsing:
+            context.with_resource(logging_at(level_of(context)))
+        return context
 
 
 class CommandTable(click.Group):
@@ -104,6 +108,7 @@ def command_group(table: Mapping[str, Entry]) -> click.Group:
         commands={name: LazyCommand(name, entry) for name, entry in table.items()},
         help="Run OPT models that do not fit their device, over three memory tiers, checked against a reference.",
         epilog=f"Each command has its own help: {PROGRAM} COMMAND -h.",
+        params=list(LOG_OPTIONS),
         context_settings={"help_option_names": ["-h", "--help"]},
         no_args_is_help=True,
     )
@@ -201,14 +206,8 @@ def _is_refused_resource(error: Exception) -> bool:
 
 
 def _complain(message: str, exit_code: int) -> int:
-    """Print `message` as one line on stderr, whatever the file names and tensor names in it contain."""
-    line = "".join(
-        character if character.isprintable() else character.encode("unicode_escape").decode() for character in message
-    )
-    try:
-        click.echo(f"{PROGRAM}: {line}", err=True)
-    except OSError:
-        abandon(sys.stderr)  # nobody reads it
+    """Print `message` as one line on stderr."""
+    tell(f"{PROGRAM}: {message}")
     return exit_code
 
 

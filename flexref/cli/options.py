@@ -1,5 +1,6 @@
 """Options that more than one command has, each declared once, and what they ask of an engine; it runs nothing."""
 
+import logging
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,8 +15,11 @@ from flexref.units import GIB
 if TYPE_CHECKING:
     from flexref.backend.protocol import Backend
     from flexref.engine.engine import Engine
+    from flexref.engine.events import OnEvent
     from flexref.policy import Asked
     from flexref.text.prompts import Prompt
+
+LOG = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -178,12 +182,11 @@ def asked_of(given: Mapping[str, Any]) -> "Asked":
         raise WrongCall(str(error)) from error
 
 
-def engine_for(model: str, given: Mapping[str, Any], share: int = 1) -> "Engine":
+def engine_for(model: str, given: Mapping[str, Any], on_event: "OnEvent", share: int = 1) -> "Engine":
     """An engine for `model` as scoring options ask for it; of memory without a budget it gets one part in `share`."""
     # Attention on the host is for decode, of which there is none.
     asked = asked_of({"attention_on": "device", **given})
 
-    from flexref.cli.show.progress import EventDisplay
     from flexref.loading import load
 
     port = computing_port(given["backend"])
@@ -192,7 +195,7 @@ def engine_for(model: str, given: Mapping[str, Any], share: int = 1) -> "Engine"
         for tier in ("device", "host"):
             if budgets[f"{tier}_mem_gib"] is None:
                 budgets[f"{tier}_mem_gib"] = port.free_bytes(tier) / share / GIB
-    return load(model, policy=asked.policy, keep=asked.keep, backend=port, **budgets, on_event=EventDisplay())
+    return load(model, policy=asked.policy, keep=asked.keep, backend=port, **budgets, on_event=on_event)
 
 
 def computing_port(name: str) -> "Backend":
@@ -218,4 +221,4 @@ def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) 
 
 
 def _tell_of_blank_lines(count: int) -> None:
-    click.echo(f"skipped {count} blank {'line' if count == 1 else 'lines'}", err=True)
+    LOG.warning("skipped %d blank %s", count, "line" if count == 1 else "lines")

@@ -1,6 +1,7 @@
 """`flexref plan`: the best policy for a model on a machine, what it will take and cost; parses, calls, prints."""
 
 import json
+import logging
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from flexref.planner.plan import Plan
 
 MACHINE_HELP = "A machine's file, or the name of a known one; default: this machine, measured once and kept."
+
+
+LOG = logging.getLogger(__name__)
 
 
 @click.command("plan")
@@ -53,16 +57,18 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     each the shares that a linear program finds best. Those that come near the best are simulated, pass by pass.
     """
     from flexref.cli.show.outputs import tracing
-    from flexref.cli.show.progress import working
+    from flexref.cli.show.progress import progress
     from flexref.planner.plan import plan
 
     price = price_per_hour(options)
     check_files(model, options)
-    machine, wanted = machine_of(options["machine"], options["backend"]), plan_request_of(options)
-    start = perf_counter()
-    with working(f"planning {model} on {machine.name}"), tracing(options["trace_file"]) as trace:
+    wanted = plan_request_of(options)
+    with progress("measuring this machine") as shown, tracing(options["trace_file"]) as trace:
+        machine = machine_of(options["machine"], options["backend"])
+        shown.begin(f"planning {model} on {machine.name}")
+        start = perf_counter()
         found = plan(model, machine, wanted, trace=trace)
-    seconds = perf_counter() - start
+        seconds = perf_counter() - start
     report = {**found.to_json(), **costs(found, price, options["disk_tbw"]), "plan_s": seconds}
     if options["output_file"] is not None:
         write_text(options["output_file"], json.dumps(report, indent=2) + "\n")
@@ -71,7 +77,7 @@ def command(model: str, as_json: bool, **options: Any) -> None:
         from flexref.cli.show.plots import draw_pareto
         from flexref.planner.pareto import pareto
 
-        with working("looking for the best policy under several bounds on latency"):
+        with progress("looking for the best policy under several bounds on latency"):
             points = pareto(model, machine, wanted, found.best)
         title = plan_title(f"Throughput against latency: {model} on {machine.name}", wanted)
         draw_pareto(title, points, options["pareto_file"])
@@ -107,7 +113,7 @@ def machine_of(name: str | None, backend: str) -> "Machine":
 
     port = computing_port(backend)
     try:
-        return measured_machine(port, tempfile.gettempdir(), tell=lambda what: click.echo(what, err=True))
+        return measured_machine(port, tempfile.gettempdir(), tell=LOG.warning)
     finally:
         port.close()
 

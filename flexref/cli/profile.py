@@ -1,14 +1,17 @@
 """`flexref profile`: measures this machine for the planner; it parses, calls one function, writes and prints."""
 
 import json
+import logging
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 
 import click
 
 from flexref.cli.options import computing_port, option
 from flexref.cli.show.outputs import check_outputs
+from flexref.cli.show.progress import progress
+
+LOG = logging.getLogger(__name__)
 
 
 @click.command("profile")
@@ -30,12 +33,12 @@ def command(
     from flexref.profile.measure import measure_machine
 
     check_outputs({"-o": output_file}, (), force=force)
-    with closing(computing_port(backend)) as port, _telling() as tell:
-        machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=tell)
+    with closing(computing_port(backend)) as port, progress("measuring") as shown:
+        machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=shown.note)
     if output_file is not None:
         machine.write(output_file)
     for warning in machine.warnings:
-        click.echo(f"unstable: {warning}", err=True)
+        LOG.warning("unstable: %s", warning)
     if as_json:
         click.echo(json.dumps(machine.to_mapping()))
         return
@@ -43,16 +46,3 @@ def command(
     from flexref.cli.show.profile_report import print_machine
 
     print_machine(table_console(), machine)
-
-
-@contextmanager
-def _telling() -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is measured now; silent where stderr is no terminal."""
-    from rich.console import Console
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("measuring") as status:
-        yield lambda what: status.update(f"measuring {what}")

@@ -6,6 +6,8 @@ import sys
 from contextlib import suppress
 from typing import TextIO
 
+import click
+
 
 def prepare_streams() -> bool:
     """Make stdin, stdout and stderr usable; whether stdout was open.
@@ -27,6 +29,17 @@ def abandon(stream: TextIO) -> None:
     """Let what is still buffered go nowhere: the interpreter flushes once more when it exits."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def tell(text: str) -> None:
+    """Print `text` as one line on stderr, whatever the names in it contain; nothing if nobody reads it."""
+    line = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
+    )
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        abandon(sys.stderr)
 
 
 def _is_open(number: int) -> bool:

@@ -8,7 +8,8 @@ import click
 from flexref.cli.arguments import WEIGHT_FILE
 from flexref.cli.completion import weight_files
 from flexref.cli.options import option
-from flexref.cli.show.progress import byte_bar
+from flexref.cli.show.progress import progress
+from flexref.cli.show.stage import BYTES
 from flexref.errors import FlexrefError, in_gib
 
 
@@ -27,11 +28,11 @@ def command(file: str, as_json: bool) -> None:
     path = resolve(file)
     started = time.perf_counter()
     parts = list(read_layout(path).parts)
-    with byte_bar("checking") as on_progress:
-        damaged = verify(path, on_progress)
+    checked_bytes = sum(part.extent.nbytes for part in parts)
+    with progress("checking", checked_bytes, BYTES) as shown:
+        damaged = verify(path, shown.reach)
     refused = None if TOKENIZER in damaged else _refused_tokenizer(path)
     elapsed = time.perf_counter() - started
-    checked_bytes = sum(part.extent.nbytes for part in parts)
     if as_json:
         report = {
             "file": path,

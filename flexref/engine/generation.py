@@ -15,6 +15,7 @@ from flexref.block.rows import Row
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit, Watch
 from flexref.engine.account import Account
+from flexref.engine.block_log import logged
 from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.results import Generation, Output, Stats, StreamedToken
@@ -160,7 +161,7 @@ class GenerationJob:
         block = GenerateBlock(
             planned.memory, account.weights, mover, planned.groups, shape, sampler, self._judge, watch=self.watch
         )
-        with account.memory_of(block):
+        with account.memory_of(block), logged(planned, account, mover.traffic):
             before = mover.traffic.snapshot()
             start = marked = time.perf_counter()
             prefill_s = 0.0

@@ -17,6 +17,7 @@ from flexref.block.score_block import OnTile, ScoreBlock
 from flexref.block.trace import Trace
 from flexref.block.watch import OnHidden, Watch
 from flexref.engine.account import Account
+from flexref.engine.block_log import logged
 from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
 from flexref.engine.results import Stats
 from flexref.engine.session import Session
@@ -155,7 +156,7 @@ class ScoringJob:
         trace = self.listener.trace
         watch = Watch(None if trace is None else trace.on_computed, on_hidden=self.listener.on_hidden)
         block = ScoreBlock(planned.memory, account.weights, mover, groups, shape, firsts, self._take, watch=watch)
-        with account.memory_of(block):
+        with account.memory_of(block), logged(planned, account, mover.traffic):
             start = time.perf_counter()
             for _ in executor.run(mover, block, shape, overlap=self.policy.overlap):
                 pass

@@ -3,6 +3,7 @@
 It knows no prompt, no token and no planner: who made it says which policy a job runs under (`Settle`).
 """
 
+import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,12 +21,12 @@ from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Row, RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.account import Account
-from flexref.engine.events import OnEvent, WeightsLoaded, no_listener
+from flexref.engine.events import OnEvent, WeightsLoaded, logged, no_listener
 from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
 from flexref.engine.tensors import read_tensor
-from flexref.errors import PolicyError
+from flexref.errors import PolicyError, in_gib
 from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.random_weights import RandomFile, RandomWeights
 from flexref.storage.weightfile import WeightFile
@@ -38,6 +39,8 @@ from flexref.tiers.weight_source import WeightSource, check_homes
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier, slots_of
+
+LOG = logging.getLogger(__name__)
 
 
 class Settle(Protocol):
@@ -100,7 +103,7 @@ class Session:
         on_event: OnEvent = no_listener,
     ) -> None:
         """Without `budgets` what is free is the budget; without `disk` weights come from the file itself."""
-        self.file, self.backend, self.settle, self.on_event = file, backend, settle, on_event
+        self.file, self.backend, self.settle, self.on_event = file, backend, settle, logged(on_event)
         self.budgets = dict(budgets or backend_budgets(backend, None, None))
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
@@ -191,7 +194,7 @@ class Session:
             return self._weights
         self._unload()
         start = time.perf_counter()
-        store = WeightStore(plan, self.mover, self._disk.source, lambda nbytes: self.on_event(WeightsLoaded(nbytes)))
+        store = WeightStore(plan, self.mover, self._disk.source, self._tell_of_loaded)
         self._weights = store
         try:
             store.allocate(self.arenas)
@@ -200,7 +203,12 @@ class Session:
             self._unload()
             raise
         self._load_s = time.perf_counter() - start
+        held = ", ".join(f"{in_gib(plan.bytes_at_home(tier))} on {tier.value}" for tier in Tier)
+        LOG.info("loaded weights of %s in %.2f s: %s", self.file.path, self._load_s, held)
         return store
+
+    def _tell_of_loaded(self, loaded_bytes: int, total_bytes: int) -> None:
+        self.on_event(WeightsLoaded(loaded_bytes, total_bytes))
 
     def _unload(self) -> None:
         if self._weights is not None:

@@ -1,5 +1,6 @@
 """Chooses the policies of a session's jobs for its machine, and holds what they took against what was predicted."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,8 @@ from flexref.planner.choose import Choice, choose_policy
 from flexref.planner.plain_choice import PlainChoice
 from flexref.policy import Policy
 from flexref.simulator.prediction_error import PredictionError, prediction_error
+
+LOG = logging.getLogger(__name__)
 
 
 class Machines(Protocol):
@@ -50,15 +53,19 @@ class Advisor:
         if no policy fits, `EngineError` while a job is under way.
         """
         if self.policy is not None:
+            LOG.info("policy: %s; it was given", self.policy.in_short)
             return self.policy
         session.gate.check()
         if self.plainly:
             choice = PlainChoice(session.file, session.backend.caps, session.budgets, rows, self.keep)
             plain = choice.policy()
             if plain is not None:
+                LOG.info("policy: %s; all of the job fits on the device", plain.in_short)
                 return plain
         machine = self.machines.measured(session.backend, session.disk_dir, lambda text: session.on_event(Notice(text)))
-        return choose_policy(Choice(session.file, machine, session.budgets, rows, self.keep))
+        chosen = choose_policy(Choice(session.file, machine, session.budgets, rows, self.keep))
+        LOG.info("policy: %s; the fastest that is predicted for %s", chosen.in_short, machine.name)
+        return chosen
 
     def judge(self, session: Session, generation: Generation) -> PredictionError | None:
         """What the machine was to take for a generation, beside what it took: see `judge_stats`.

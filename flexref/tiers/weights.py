@@ -55,7 +55,8 @@ class WeightStore:
     plan: WeightsPlan
     mover: Mover
     source: WeightSource
-    on_loaded: Callable[[int], None] | None = None
+    on_loaded: Callable[[int, int], None] | None = None
+    """Told of how many bytes have been read so far, and how many there are to read before the first pass."""
     _homes: dict[str, Located] = field(default_factory=dict)
     _host: dict[int, Region] = field(default_factory=dict)
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
@@ -64,6 +65,8 @@ class WeightStore:
     _checked_stages: set[int] = field(default_factory=set)
     _checked_runs: set[int] = field(default_factory=set)
     _counted_bytes: int = 0
+    _loaded_bytes: int = 0
+    _loading_bytes: int = 0
 
     @property
     def backend(self) -> Backend:
@@ -92,6 +95,7 @@ class WeightStore:
 
         Raises `WeightFileError` with the dataset's name if a checksum differs.
         """
+        self._loaded_bytes, self._loading_bytes = 0, sum(run.nbytes for run, _ in self._to_load())
         if self._staging:
             self._load_homes(self._staging[0])
             return
@@ -103,22 +107,31 @@ class WeightStore:
 
     def _load_homes(self, bounce: Region) -> None:
         """Load everything; what does not have its home on the host passes through `bounce`, in pieces."""
-        for index, plan in enumerate(self.plan.stages):
-            for run in plan.homes[Tier.HOST].runs:
-                self._load_host(run)
-            for run in plan.homes[Tier.DEVICE].runs:
-                self._through(run, bounce, self._homes[run.tensors[0].name])
-            if plan.stage.kind is StageKind.HEAD and self.plan.file.spec.tied_head:
-                # The first pass gathers token rows before it streams, and so checks, the whole table.
-                for run in plan.homes[Tier.DISK].runs:
-                    self._through(run, bounce, None)
-                self._checked_stages.add(index)
-        for tensor, tier in self.plan.gathered:
+        for run, tier in self._to_load():
             if tier is Tier.HOST:
-                self._load_host(Run.of([tensor]))
+                self._load_host(run)
             else:
-                home = self._homes[tensor.name] if tier is Tier.DEVICE else None
-                self._through(Run.of([tensor]), bounce, home)
+                self._through(run, bounce, self._homes[run.tensors[0].name] if tier is Tier.DEVICE else None)
+        self._checked_stages.update(self._checked_while_loading())
+
+    def _to_load(self) -> Iterator[tuple[Run, Tier]]:
+        """Every run that is read before the first pass, and its home; of those whose home is the disk what is checked.
+
+        The first pass gathers token rows before it streams, and so checks, the whole table of a tied head.
+        """
+        checked = self._checked_while_loading()
+        for index, plan in enumerate(self.plan.stages):
+            for tier in (Tier.HOST, Tier.DEVICE, *((Tier.DISK,) if index in checked else ())):
+                for run in plan.homes[tier].runs:
+                    yield run, tier
+        for tensor, tier in self.plan.gathered:
+            yield Run.of([tensor]), tier
+
+    def _checked_while_loading(self) -> set[int]:
+        """The stages whose part on the disk is checked before the first pass."""
+        if not self.plan.file.spec.tied_head:
+            return set()
+        return {index for index, plan in enumerate(self.plan.stages) if plan.stage.kind is StageKind.HEAD}
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
         """disk -> host: the stage's part whose home is the disk. A run is checked until it has arrived once."""
@@ -256,8 +269,9 @@ class WeightStore:
             self._progress(size)
 
     def _progress(self, nbytes: int) -> None:
+        self._loaded_bytes += nbytes
         if self.on_loaded is not None:
-            self.on_loaded(nbytes)
+            self.on_loaded(self._loaded_bytes, self._loading_bytes)
 
 
 def _check_run(run: Run, memory: npt.NDArray[np.uint8]) -> None:

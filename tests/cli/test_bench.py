@@ -87,9 +87,7 @@ def test_options_beside_a_suite_take_the_place_of_its_own(capsys: pytest.Capture
 
 def test_the_tables_show_tiers_links_floors_and_every_run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     trace = tmp_path / "trace.json"
-    assert (
-        bench(*SMALL, "--percent", *("0", "100", "0", "100", "0", "100"), "--repeat", "2", "--trace", str(trace)) == 0
-    )
+    assert bench(*SMALL, "-v", "--percent", *("0", "100") * 3, "--repeat", "2", "--trace", str(trace)) == 0
     shown = capsys.readouterr()
     for text in (
         *("tiny, float16 weights, on numpy: 4 rows of 12 tokens, 4 new tokens each", "checked first: 1152 logits"),
@@ -97,7 +95,7 @@ def test_the_tables_show_tiers_links_floors_and_every_run(capsys: pytest.Capture
         *("Seconds (median of 2 runs) and their floor", "decode step", "tokens/s", "machine:", "versions: flexref"),
     ):
         assert text in shown.out
-    assert "run 2 of 2 ..." in shown.err
+    assert "run 2 of 2" in shown.err.splitlines()
     assert json.loads(trace.read_text())
 
 

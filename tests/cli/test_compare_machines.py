@@ -88,7 +88,7 @@ def test_the_table_says_what_each_machine_makes_of_each_model(
     shown = capsys.readouterr()
     for expected in ("What each machine makes", "cost of 1 M tokens", "0 bytes", "4 x 1 rows", "too small"):
         assert expected in shown.out
-    assert shown.err.splitlines() == ["planning 125m on fast.json (1 of 2)", "planning 125m on small.json (2 of 2)"]
+    assert shown.err == ""
 
 
 def test_without_machines_all_known_ones_are_compared(

@@ -147,7 +147,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         if short is not None and budgets[short]:
             budgets[short] -= 1
         self.arenas = {tier: self.arena(tier, budgets[tier]) for tier in Tier}
-        self.loaded_bytes = 0
+        self.loaded_bytes = self.loading_bytes = 0
         store = WeightStore(self.plan, self.mover, self.disk, self.count_loaded)
         self.disk.failed, self.disk.reads_left = False, after if breaks == "disk" else -1
         self.checks_left = after if breaks == "Ctrl-C" else -1
@@ -167,7 +167,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         assert not self.disk.failed
         assert breaks != "Ctrl-C" or interrupted >= 0
         assert short is None or not budgets[short], "a budget was exceeded"
-        assert self.loaded_bytes == sum(run.nbytes for run in runs)
+        assert self.loaded_bytes == self.loading_bytes == sum(run.nbytes for run in runs)
         assert all(self.arenas[tier].held_bytes == needs[tier] for tier in Tier)
         self.store, self.passed = store, set[int]()
         self.staged: dict[int, tuple[int, dict[str, bytes]]] = {}
@@ -181,8 +181,9 @@ class WeightStoreStates(RuleBasedStateMachine):
 
         return Arena(tier, budget, allocate, self.port.release)
 
-    def count_loaded(self, nbytes: int) -> None:
-        self.loaded_bytes += nbytes
+    def count_loaded(self, loaded_bytes: int, total_bytes: int) -> None:
+        assert self.loaded_bytes < loaded_bytes <= total_bytes
+        self.loaded_bytes, self.loading_bytes = loaded_bytes, total_bytes
 
     def is_expected(self, error: BaseException, short: Tier | None) -> None:
         if isinstance(error, CapacityError):

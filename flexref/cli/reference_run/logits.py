@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.options import option, prompts_of
-from flexref.cli.show.progress import counting
+from flexref.cli.show.progress import progress
 
 if TYPE_CHECKING:
     from flexref.check.logits import Job
@@ -46,8 +46,8 @@ def command(
     check_outputs({"-o": output_file}, (model, path), force=given["force"])
     chosen = tuple(dtype for dtype in DTYPES if dtype in dtypes) or DTYPES
     job, record_ids = _job(model, texts, path, positions)
-    with counting("stages", stage_count(job, chosen)) as on_stage:
-        about = write_reference(output_file, job, record_ids, chosen, on_stage)
+    with progress("stages", stage_count(job, chosen), "stages") as shown:
+        about = write_reference(output_file, job, record_ids, chosen, shown.advance)
     if as_json:
         row_figures = [{"id": row.record_id, "tokens": row.tokens, "positions": row.positions} for row in about.rows]
         found = {

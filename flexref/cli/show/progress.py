@@ -1,79 +1,84 @@
-"""Progress on stderr, where that is a terminal: a bar for work counted in bytes, a line for what is not counted."""
+"""Progress on stderr: a bar on a terminal, a plain line now and then elsewhere, nothing where errors alone are wanted.
 
+A command says what it is at (`Progress.begin`) and how far it has come. It knows no command.
+"""
+
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import click
+from flexref.cli.logs import shows_progress
+from flexref.cli.show.displays import Bar, Display, Nothing, PlainLines, terminal
+from flexref.cli.show.stage import BYTES, Stage
 
 if TYPE_CHECKING:
     from flexref.engine.events import Event
 
+LOADING = "loading weights"
 
-class EventDisplay:
-    """Shows what a session tells (an `engine.events.OnEvent`): notices as lines on stderr, loaded bytes on a bar."""
 
-    def __init__(self) -> None:
-        self._on_loaded: Callable[[int], None] | None = None
+class Progress:
+    """What a command tells of its work; an engine is given it as its listener (an `engine.events.OnEvent`)."""
+
+    def __init__(self, what: str, display: Display, clock: Callable[[], float] = time.perf_counter) -> None:
+        self._display, self._clock = display, clock
+        self._stage = Stage(what, clock())
+        self._loading: Stage | None = None
+
+    def begin(
+        self, what: str, total: int | None = None, unit: str = "", detail: Callable[[], str] | None = None
+    ) -> None:
+        """The stage before has ended and this one begins: `total` things to do, called `unit`; see `Stage`."""
+        self._stage = Stage(what, self._clock(), total, unit, detail=detail)
+        self._display.begin(self._stage)
+
+    def advance(self, count: int = 1) -> None:
+        """So many more things are done."""
+        self._stage.done += count
+        self._display.update(self._loading or self._stage)
+
+    def note(self, text: str) -> None:
+        """What is being done just now; a bar or a line will show it."""
+        self._stage.detail = lambda: text
+
+    def reach(self, done: int, total: int) -> None:
+        """So many of so many bytes are done."""
+        self._stage.done, self._stage.total = done, total
+        self._display.update(self._stage)
+
+    def stop(self) -> None:
+        """The command writes to stdout from here on: show nothing that would stand in its text."""
+        self._display.stop()
 
     def __call__(self, event: "Event") -> None:
-        from flexref.engine.events import Notice
+        """A session's event: weights that were loaded, a stage inside the one under way. Its notices are logged."""
+        from flexref.engine.events import WeightsLoaded
 
-        if isinstance(event, Notice):
-            click.echo(event.text, err=True)
-        elif self._on_loaded is not None:
-            self._on_loaded(event.nbytes)
-
-    @contextmanager
-    def loading(self, on_loaded: Callable[[int], None]) -> Iterator[None]:
-        """Meanwhile `on_loaded` is told how many more bytes of weights have come."""
-        self._on_loaded = on_loaded
-        try:
-            yield
-        finally:
-            self._on_loaded = None
-
-
-@contextmanager
-def byte_bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function of bytes done and bytes in all that moves a bar; silent where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(binary_units=True),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        if not isinstance(event, WeightsLoaded):
+            return
+        if self._loading is None:
+            self._loading = Stage(LOADING, self._clock(), event.total_bytes, BYTES)
+            self._display.begin(self._loading)
+        self._loading.done = event.loaded_bytes
+        self._display.update(self._loading)
+        if event.loaded_bytes >= event.total_bytes:
+            self._loading = None
+            if not self._stage.done:
+                self._stage.start_s = self._clock()
+            self._display.begin(self._stage)
 
 
 @contextmanager
-def working(description: str) -> Iterator[None]:
-    """A line that says what is being done and for how long; silent where stderr is no terminal."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        progress.add_task(description, total=None)
-        yield
-
-
-@contextmanager
-def counting(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar of `total` things; what is yielded is told how many more of them are done."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(what, total=total)
-        yield lambda count: progress.advance(task, count)
+def progress(what: str, total: int | None = None, unit: str = "") -> Iterator[Progress]:
+    """Shows what a command is at while the context lasts, `what` to begin with."""
+    display: Display = Nothing()
+    if shows_progress():
+        console = terminal()
+        display = PlainLines() if console is None else Bar(console)
+    shown = Progress(what, display)
+    shown.begin(what, total, unit)
+    try:
+        yield shown
+    finally:
+        display.end()
