@@ -179,7 +179,9 @@ def _attempt(act: Callable[[], int]) -> int:
         if _is_refused_resource(error):
             return _complain(f"the system refuses threads or memory: {error}", USER_ERROR)
         traceback.print_exc()
-        return _complain("this is a bug in flexref: please report it with the lines above", BUG)
+        return _complain(
+            "this is a bug in flexref: please report it with the lines above and what `flexref info` prints", BUG
+        )
     return code
 
 
