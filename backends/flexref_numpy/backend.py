@@ -41,6 +41,7 @@ class NumpyBackend:
             attends_on_host=True,
             scratch_bytes=scratch_bytes,
             fused_rows=0,
+            one_memory=True,
         )
         self._scratch = operators.Scratch(scratch_bytes)
         self._lanes: dict[str, Lane] = {lane: Lane(lane) for lane in LANES}

@@ -83,7 +83,8 @@ class Capabilities:
     overlaps_copies: whether lanes run while operators do. attends_on_host: whether `append` and `attend` also work on
     host memory. scratch_bytes: device memory that operators use internally, whatever their shapes; 0: none.
     fused_rows: for at most so many tokens `linear` reads 4-bit codes directly; for more it is faster to `expand` first.
-    0: for any number, and where there is room matrices are kept expanded.
+    0: for any number, and where there is room matrices are kept expanded. one_memory: device memory is host memory,
+    and one processor works on both, so that nothing is faster on the host than on the device.
     """
 
     compute_dtype: str
@@ -92,6 +93,7 @@ class Capabilities:
     attends_on_host: bool
     scratch_bytes: int
     fused_rows: int
+    one_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,14 @@
 A size is one number, or an array with one for every candidate; seconds are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from flexref.errors import PolicyError
 from flexref.machine.arrays import Size, numbers
+from flexref.machine.curves import Curve
 from flexref.machine.machine import WEIGHT_FILE, Machine, nearest_attention
 from flexref.units import DTYPE_BYTES
 
@@ -76,23 +77,41 @@ class Durations:
 
     def attend_records(self, where: tuple[str, str, int], nbytes: Size) -> Size:
         """One call over rows of one new token each, which read so many bytes of records."""
-        return nearest_attention(self.machine.decode_attention, *where).seconds(nbytes)
+        return self._attention(self.machine.decode_attention, where, nbytes)
 
     def attend_pairs(self, where: tuple[str, str, int], flops: Size) -> Size:
         """One call over rows of several new tokens each, which take so many FLOPs."""
-        return nearest_attention(self.machine.prefill_attention, *where).seconds(flops)
+        return self._attention(self.machine.prefill_attention, where, flops)
+
+    def _attention(self, curves: Mapping[str, Curve], where: tuple[str, str, int], size: Size) -> Size:
+        """Attention at a place; where device and host are one memory never less on the host, whatever was measured."""
+        seconds = nearest_attention(curves, *where).seconds(size)
+        if where[0] == "host" and self.machine.port.one_memory:
+            return _longer(seconds, nearest_attention(curves, "device", *where[1:]).seconds(size))
+        return seconds
 
     def append(self, place: str, scheme: str, nbytes: Size) -> Size:
         """New records of so many bytes, in all, written to a cache."""
         on_host = f"append {scheme} host"
-        name = on_host if place == "host" and on_host in self.machine.operators else f"append {scheme}"
-        return self.operator(name, nbytes)
+        if place != "host" or on_host not in self.machine.operators:
+            return self.operator(f"append {scheme}", nbytes)
+        seconds = self.operator(on_host, nbytes)
+        if self.machine.port.one_memory:
+            return _longer(seconds, self.operator(f"append {scheme}", nbytes))
+        return seconds
 
     def operator(self, name: str, nbytes: Size) -> Size:
         """One call of an operator whose time follows from the bytes of its result."""
         if name not in self.machine.operators:
             raise PolicyError(f"machine {self.machine.name!r} has no operator {name!r}")
         return self.machine.operators[name].seconds(nbytes)
+
+
+def _longer(one: Size, other: Size) -> Size:
+    """The longer of two durations, or of each pair of two arrays of them."""
+    if isinstance(one, np.ndarray):
+        return np.maximum(one, other)
+    return max(one, other)
 
 
 def decoding_records(rows: Sequence[tuple[int, int]]) -> int:

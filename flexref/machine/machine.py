@@ -13,6 +13,7 @@ from flexref.json_types.containers import MapOf
 from flexref.json_types.objects import object_of
 from flexref.json_types.values import Number, Whole, shown
 from flexref.machine.curves import CURVE, SURFACE, Curve, Surface
+from flexref.machine.quality import Quality
 from flexref.units import LINKS, TIERS
 
 FORMAT = "flexref machine 1"
@@ -54,6 +55,7 @@ class Port:
     attends_on_host: Annotated[bool, "Whether it can compute attention on the host."]
     scratch_bytes: Annotated[int, COUNT, "Bytes on the device that its operators need for themselves."]
     fused_rows: Annotated[int, COUNT, "Tokens up to which a product reads a matrix in groups as it is stored."]
+    one_memory: Annotated[bool, "Whether device and host are one memory, worked on by one processor."] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ class Machine:
 
     Attention is by `attention_key`; in a decode pass over bytes of the records that are read, in a prefill over FLOPs.
     `operators`: by name, over bytes of the result (`sample`: logits; `token rows`: gathered on the host; `append KEY`:
-    records). `sources` says where figures come from, `warnings` which ones are unstable.
+    records). `sources` says where figures come from, `warnings` which ones are unstable, `quality` how it was measured.
     """
 
     name: Annotated[str, "What the machine is called."]
@@ -113,6 +115,7 @@ class Machine:
     host_s: Annotated[HostSeconds, "Seconds of the engine's own work on the host."]
     sources: Annotated[Mapping[str, str], "Where figures come from."] = field(default_factory=dict)
     warnings: Annotated[tuple[str, ...], "Which figures are unstable or assumed."] = ()
+    quality: Annotated[Quality | None, "How it was measured; null where that is not known."] = None
 
     def __post_init__(self) -> None:
         for what, needed in (("capacity_bytes", TIERS), ("copies", COPIES)):
@@ -149,6 +152,8 @@ class Machine:
                 value = {name: shape.to_json() for name, shape in value.items()}
             elif entry.name in ("port", "host_s"):
                 value = asdict(value)
+            elif entry.name == "quality":
+                value = None if value is None else asdict(value)
             elif entry.name == "warnings":
                 value = list(value)
             elif isinstance(value, Mapping):

@@ -72,7 +72,13 @@ class Situation:
         """Those of the machine's port."""
         port = self.machine.port
         return Capabilities(
-            port.compute_dtype, True, port.overlaps_copies, port.attends_on_host, port.scratch_bytes, port.fused_rows
+            compute_dtype=port.compute_dtype,
+            computes=True,
+            overlaps_copies=port.overlaps_copies,
+            attends_on_host=port.attends_on_host,
+            scratch_bytes=port.scratch_bytes,
+            fused_rows=port.fused_rows,
+            one_memory=port.one_memory,
         )
 
     @cached_property

@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import platformdirs
@@ -15,9 +15,11 @@ from flexref.backend.protocol import Backend
 from flexref.errors import FlexrefError, PolicyError
 from flexref.files import replace_text
 from flexref.machine.machine import FORMAT, Machine
+from flexref.machine.quality import DAY_S, age_in_words
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
 from flexref.profile.measure import capacities, measure_machine
+from flexref.profile.occupation import is_quiet
 from flexref.profile.sizes import QUICK_S
 
 CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
@@ -26,7 +28,13 @@ CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
 TOLD_EVERY_S = 1.0
 """Of a measurement that takes longer something is said so often."""
 
-PROFILE_VERSION = 3
+BELIEVED_S = 30 * DAY_S
+"""For so long a kept machine is believed that was measured in quiet."""
+
+AGAIN_AFTER_S = 600.0
+"""One that was busy is measured again, as soon as it is quiet, but not within so long: some machines never are."""
+
+PROFILE_VERSION = 4
 """Rises when a profile measures something else than before: what is kept of an older one is measured again."""
 
 
@@ -36,30 +44,64 @@ def measured_machine(
     *,
     tell: Callable[[str], None] | None = None,
     measure: Callable[..., Machine] = measure_machine,
+    quiet: Callable[[], bool] = is_quiet,
+    now: Callable[[], float] = time.time,
 ) -> Machine:
     """This machine with this port: as it was measured before, or measured quickly (in five seconds) and kept.
 
+    What is kept is measured again if there is reason to doubt it (`doubt`) and the machine is `quiet` just now.
     Capacities are what is free now. Where nothing can be kept, `tell` hears of it and the next call measures again.
-    `measure` is called as `measure_machine` is. Raises what that raises.
+    `measure` is called as `measure_machine` is; `now` tells seconds since 1970. Raises what `measure_machine` raises.
     """
     said = tell or (lambda _: None)
-    path = cache_folder() / f"{cache_name(backend, disk_dir)}.json"
+    path = kept_path(backend, disk_dir)
     if path.exists():
         try:
             kept = Machine.read(path)
         except FlexrefError as error:
             said(f"{error}; this machine is measured again")
         else:
-            return kept.changed(capacity_bytes=capacities(backend, disk_dir))
+            why = doubt(kept, now())
+            if why is None or not quiet():
+                return kept.changed(capacity_bytes=capacities(backend, disk_dir))
+            said(f"this machine is measured again: {why}")
     else:
         said(f"this machine is measured once, which takes about {QUICK_S:.0f} seconds")
-    machine = measure(backend, disk_dir, quick=True, on_part=_now_and_then(said))
+    return measure_and_keep(backend, disk_dir, said, measure)
+
+
+def measure_and_keep(
+    backend: Backend,
+    disk_dir: str | Path,
+    said: Callable[[str], None],
+    measure: Callable[..., Machine] = measure_machine,
+    quick: bool = True,
+) -> Machine:
+    """Measure this machine, and keep it in place of what was kept of it; see `measured_machine`."""
+    path = kept_path(backend, disk_dir)
+    machine = measure(backend, disk_dir, quick=quick, on_part=_now_and_then(said))
+    if machine.quality is not None and machine.quality.busy:
+        said(f"this machine is busy ({'; '.join(machine.quality.busy)}): it is measured again on a quiet occasion")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(machine.to_mapping()))
     except OSError as error:
         said(f"the measured machine cannot be kept in {path.parent}: {error.strerror}")
     return machine
+
+
+def doubt(machine: Machine, now_s: float) -> str | None:
+    """Why a kept machine should be measured again, or None: it is old, or was busy when it was measured a while ago."""
+    if machine.quality is None:
+        return None
+    age_s = machine.quality.age_s(now_s)
+    if age_s < 0:
+        return "it was measured in the future, by its clock"
+    if age_s > BELIEVED_S:
+        return f"what is kept of it is {age_in_words(age_s)} old"
+    if machine.quality.busy and age_s > AGAIN_AFTER_S:
+        return f"it was busy {age_in_words(age_s)} ago ({'; '.join(machine.quality.busy)})"
+    return None
 
 
 def _now_and_then(said: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
@@ -84,7 +126,7 @@ class MeasuredOnce:
 
     def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
         """The machine as far as what is kept of it can be read; None if nothing is."""
-        path = cache_folder() / f"{cache_name(backend, disk_dir)}.json"
+        path = kept_path(backend, disk_dir)
         try:
             return Machine.read(path) if path.exists() else None
         except FlexrefError:
@@ -103,7 +145,8 @@ class Given:
             raise PolicyError(
                 f"machine {self.machine.name!r} was measured with port {self.machine.port.name}, not {backend.name}"
             )
-        return self.machine
+        port = replace(self.machine.port, one_memory=backend.caps.one_memory)  # older files do not say
+        return self.machine.changed(port=port)
 
     def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
         """It."""
@@ -114,6 +157,11 @@ def cache_folder() -> Path:
     """Where measured machines are kept."""
     given = os.environ.get(CACHE_VARIABLE)
     return Path(given or platformdirs.user_cache_path("flexref")) / "machines"
+
+
+def kept_path(backend: Backend, disk_dir: str | Path) -> Path:
+    """The file in which this machine is kept, if it is."""
+    return cache_folder() / f"{cache_name(backend, disk_dir)}.json"
 
 
 def cache_name(backend: Backend, disk_dir: str | Path) -> str:

@@ -10,14 +10,17 @@ from types import MappingProxyType
 from flexref.backend.protocol import Backend
 from flexref.errors import PolicyError
 from flexref.machine.machine import Machine, Port
+from flexref.machine.quality import Quality
 from flexref.profile.attention import attention_curves
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
 from flexref.profile.host import host_seconds
 from flexref.profile.links import copy_curves, files
 from flexref.profile.meter import Meter
+from flexref.profile.occupation import Occupation
 from flexref.profile.pointwise import operator_curves
 from flexref.profile.products import expansion_curves, product_surfaces
+from flexref.profile.record import Record
 from flexref.profile.sizes import Sizes
 from flexref.profile.slowdowns import slowdowns
 from flexref.tiers.disk import made_folder
@@ -64,6 +67,7 @@ def measure_machine(
     directory = made_folder(disk_dir)
     chosen = sizes or (Sizes.quick() if quick else Sizes.full())
     capacity_bytes = capacities(backend, directory)
+    occupation, begin, began_at_s = Occupation(), clock(), time.time()
     with Meter(backend, chosen, tell, clock) as meter:
         turn = _turn(meter, on_part)
         next(turn)
@@ -96,7 +100,24 @@ def measure_machine(
             host_s=host_s,
             sources=_sources(backend, quick, direct),
             warnings=meter.record.warnings,
+            quality=quality_of(meter.record, occupation, began_at_s, clock() - begin),
         )
+
+
+def quality_of(record: Record, occupation: Occupation, measured_at_s: float, took_s: float) -> Quality:
+    """How far the figures in `record` can be believed, with what else was at work meanwhile."""
+    taken = occupation.taken()
+    return Quality(
+        measured_at_s=measured_at_s,
+        took_s=round(took_s, 3),
+        load_before=round(occupation.load_before, 3),
+        others_share=round(taken.others, 3),
+        stolen_share=round(taken.stolen, 3),
+        points=record.points,
+        unstable=record.unstable,
+        cut=record.cut_curves,
+        spreads=record.spreads,
+    )
 
 
 def _turn(meter: Meter, on_part: Callable[[str], None] | None) -> Iterator[str]:
@@ -128,6 +149,7 @@ def port_of(backend: Backend, asynchronous: bool) -> Port:
         attends_on_host=caps.attends_on_host,
         scratch_bytes=caps.scratch_bytes,
         fused_rows=caps.fused_rows,
+        one_memory=caps.one_memory,
     )
 
 

@@ -75,6 +75,11 @@ class Record:
         return sum(share > UNSTABLE_SPREAD for points in self.spreads.values() for share in points.values())
 
     @property
+    def cut_curves(self) -> int:
+        """How many curves there was no time to measure to their end."""
+        return len(self._cut)
+
+    @property
     def points(self) -> int:
         """How many points have repeats."""
         return sum(len(points) for points in self.spreads.values())

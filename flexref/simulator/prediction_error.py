@@ -138,4 +138,5 @@ def prediction_error(
     blocks = {tuple(rows[first : first + size]) for first in range(0, len(rows), size)}
     if len(blocks) > DIFFERENT_BLOCKS_MOST:
         return None
-    return PredictionError(machine.name, simulate(file, machine, stats.policy, rows, budgets), stats)
+    spread = 0.0 if machine.quality is None else machine.quality.spread
+    return PredictionError(machine.name, simulate(file, machine, stats.policy, rows, budgets), stats, spread)

@@ -1,5 +1,7 @@
 """Durations: those of arrays are those of single sizes, and what a machine does not know is refused."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from flexref.machine.plain import plain_machine
 
 MACHINE = plain_machine()
 DURATIONS = Durations(MACHINE)
+CURVES = tuple(MACHINE.decode_attention.items())
 
 
 def test_calls_over_arrays_take_what_single_calls_take() -> None:
@@ -52,3 +55,25 @@ def test_eight_bit_weights_that_were_not_measured_are_expanded_and_multiplied() 
     assert one == pytest.approx(DURATIONS.expand(300 * 200, "int8") + dense)
     assert many == pytest.approx([one])
     assert many > dense
+
+
+def test_where_device_and_host_are_one_memory_nothing_is_faster_on_the_host() -> None:
+    """Whatever was measured: a moment of noise on the device must not move a cache."""
+    noisy = MACHINE.changed(
+        decode_attention={key: curve.scaled(9 if "device" in key else 1) for key, curve in CURVES},
+        prefill_attention={key: curve.scaled(9 if "device" in key else 1) for key, curve in CURVES},
+        operators={key: curve.scaled(1 if "host" in key else 9) for key, curve in MACHINE.operators.items()},
+    )
+    one = Durations(noisy.changed(port=replace(noisy.port, one_memory=True)))
+    device, host = ("device", "none", 64), ("host", "none", 64)
+    for size in (5e3, numbers([5e3, 1e7])):
+        assert np.all(one.attend_records(host, size) == one.attend_records(device, size))
+        assert np.all(one.attend_pairs(host, size) == one.attend_pairs(device, size))
+        assert np.all(one.append("host", "int4", size) == one.append("device", "int4", size))
+        assert np.all(Durations(noisy).attend_records(host, size) < one.attend_records(host, size))
+    slower = MACHINE.changed(
+        decode_attention={key: curve.scaled(9 if "host" in key else 1) for key, curve in CURVES},
+        port=replace(MACHINE.port, one_memory=True),
+    )
+    on_device = Durations(slower).attend_records(device, 5e3)
+    assert Durations(slower).attend_records(host, 5e3) == pytest.approx(9 * on_device)

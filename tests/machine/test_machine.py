@@ -11,11 +11,16 @@ from hypothesis import strategies as st
 from flexref.errors import PolicyError, StorageError
 from flexref.machine.machine import COPIES, FORMAT, Machine, attention_key, nearest_attention
 from flexref.machine.plain import plain_machine
+from flexref.machine.quality import Quality
 from flexref.units import TIERS
 
 MACHINE = plain_machine().changed(
-    beside={"compute": {"host->device": 1.5}}, sources={"copies": "measured"}, warnings=("unstable: copies",)
+    beside={"compute": {"host->device": 1.5}},
+    sources={"copies": "measured"},
+    warnings=("unstable: copies",),
+    quality=Quality(1.7e9, 4.5, 0.25, 0.1, 0.0, 7, 2, 1, {"sample": {"1 rows": 0.25}}),
 )
+OPTIONAL = ("sources", "warnings", "quality")
 VALUES = MACHINE.to_mapping()
 
 texts = st.text(max_size=6)
@@ -78,10 +83,16 @@ def test_a_list_of_nothing_is_no_value_but_of_sources_and_warnings(path: tuple[A
         read(replaced(VALUES, path, [None]))
 
 
-@pytest.mark.parametrize("name", [name for name in VALUES if name not in ("sources", "warnings")])
-def test_every_field_but_sources_and_warnings_is_needed(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in VALUES if name not in OPTIONAL])
+def test_every_field_but_what_says_how_it_was_measured_is_needed(name: str) -> None:
     with pytest.raises(PolicyError, match=r"^m\.json: "):
         read({key: value for key, value in VALUES.items() if key != name})
+
+
+def test_a_file_from_before_quality_was_kept_is_read() -> None:
+    old = {key: value for key, value in VALUES.items() if key != "quality"}
+    old["port"] = {key: value for key, value in VALUES["port"].items() if key != "one_memory"}
+    assert read(old) == MACHINE.changed(quality=None)
 
 
 @given(texts.filter(lambda name: name not in VALUES))

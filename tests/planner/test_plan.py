@@ -1,7 +1,7 @@
 """Plans: what is returned fits and runs within its budgets, and says why it was chosen."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +136,33 @@ def test_a_plan_says_what_was_chosen_from_what_and_why() -> None:
     assert {"prefill_s", "decode_s", "tokens_per_s", "peak_bytes", "binding"} <= set(values["predicted"])
     assert len(values["one_more"]) == 8
     assert found.binding
+
+
+def test_where_device_and_host_are_one_memory_noise_moves_no_cache_to_the_host() -> None:
+    """A profile in which attention on the device was disturbed, and on the host was not."""
+    noisy = machine_with(8192 * MIB, 8192 * MIB)
+    noisy = noisy.changed(
+        **{
+            kind: {key: curve.scaled(30 if "device" in key else 1) for key, curve in getattr(noisy, kind).items()}
+            for kind in ("decode_attention", "prefill_attention")
+        }
+    )
+    chosen = []
+    for one_memory in (False, True):
+        machine = noisy.changed(port=replace(noisy.port, one_memory=one_memory))
+        found = plan("125m", machine, PlanRequest(64, 32, 8, weights_schemes=("none",), cache_schemes=("none",)))
+        (question, *_) = questions("125m", machine, PlanRequest(64, 32, 8, ("none",), ("none",)))
+        choice = Choice(question.situation.file, machine, BUDGETS, [RowLengths(64, 32)] * 8, {})
+        chosen.append((found.best.policy, choose_policy(choice)))
+    for policy in chosen[0]:
+        assert policy is not None
+        assert policy.attention_on == "host"
+    for policy in chosen[1]:
+        assert policy is not None
+        assert (policy.attention_on, policy.cache) == ("device", Shares())
+
+
+BUDGETS = {Tier.DEVICE: 8192 * MIB, Tier.HOST: 8192 * MIB, Tier.DISK: None}
 
 
 def test_what_one_more_brings_is_never_a_loss() -> None:

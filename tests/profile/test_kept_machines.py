@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from flexref_numpy import NumpyBackend
 from flexref.errors import StorageError
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
+from flexref.machine.quality import Quality
 from flexref.profile import kept_machines as machines
 from flexref.profile.kept_machines import CACHE_VARIABLE, cache_folder, measured_machine
 from flexref.profile.measure import capacities
@@ -20,12 +22,13 @@ from flexref.profile.measure import capacities
 class Measuring:
     """Stands for a measurement: counts how often it is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, quality: Quality | None = None) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.quality = quality
 
     def __call__(self, backend: Any, disk_dir: Any, **options: Any) -> Machine:
         self.asked.append(options)
-        return plain_machine()
+        return plain_machine().changed(quality=self.quality)
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +168,50 @@ def test_of_a_measurement_that_takes_long_something_is_said_every_second() -> No
         now += 0.6
         on_part(str(number))
     assert said == ["measuring 1", "measuring 3"]
+
+
+QUIET = Quality(1e9, 4.0, 0.1, 0.0, 0.0, 10, 1, 0, {})
+BUSY = replace(QUIET, others_share=0.8)
+DAY_S = 86400.0
+
+
+@pytest.mark.parametrize(
+    ("quality", "age_s", "quiet", "why"),
+    [
+        (QUIET, 29 * DAY_S, True, None),
+        (QUIET, 31 * DAY_S, True, "what is kept of it is 31 days old"),
+        (QUIET, 31 * DAY_S, False, None),
+        (QUIET, -5.0, True, "it was measured in the future, by its clock"),
+        (BUSY, 500.0, True, None),
+        (BUSY, 700.0, True, "it was busy 11 minutes ago (others took 80% of the processors' time)"),
+        (BUSY, 700.0, False, None),
+        (replace(QUIET, unstable=9), 2 * DAY_S, True, "it was busy 2 days ago (repeats of 9 points of 10 disagree)"),
+        (None, 900 * DAY_S, True, None),
+    ],
+)
+def test_what_is_doubtful_is_measured_again_when_it_is_quiet(
+    tmp_path: Path, quality: Quality | None, age_s: float, quiet: bool, why: str | None
+) -> None:
+    said: list[str] = []
+    measure = Measuring(quality)
+    for at_s in (1e9, 1e9 + age_s):
+        measured_machine(
+            NumpyBackend(), tmp_path, tell=said.append, measure=measure, quiet=lambda: quiet, now=lambda at_s=at_s: at_s
+        )
+    assert len(measure.asked) == (1 if why is None else 2)
+    again = [line.removeprefix("this machine is measured again: ") for line in said if "again: " in line]
+    assert again == ([] if why is None else [why])
+
+
+def test_that_a_machine_is_busy_is_said(measured: Any) -> None:
+    _, lines = measured(Measuring(BUSY))
+    assert lines[-1] == (
+        "this machine is busy (others took 80% of the processors' time): it is measured again on a quiet occasion"
+    )
+
+
+def test_a_machine_that_is_given_knows_what_its_port_says_of_memory(tmp_path: Path) -> None:
+    """A file from before that was kept says nothing of it."""
+    given = machines.Given(plain_machine())
+    assert not given.machine.port.one_memory
+    assert given.measured(NumpyBackend(), tmp_path, None).port.one_memory
