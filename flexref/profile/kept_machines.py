@@ -18,7 +18,7 @@ from flexref.machine.machine import FORMAT, Machine
 from flexref.machine.quality import DAY_S, age_in_words
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
-from flexref.profile.measure import capacities, measure_machine
+from flexref.profile.measure import UNMEASURED_DISK, capacities, measure_machine
 from flexref.profile.occupation import is_quiet
 from flexref.profile.sizes import QUICK_S
 
@@ -82,6 +82,9 @@ def measure_and_keep(
     machine = measure(backend, disk_dir, quick=quick, on_part=_now_and_then(said))
     if machine.quality is not None and machine.quality.busy:
         said(f"this machine is busy ({'; '.join(machine.quality.busy)}): it is measured again on a quiet occasion")
+    if UNMEASURED_DISK in machine.sources:
+        said(f"{disk_dir} cannot be written, so that this machine's disk is assumed and nothing is kept")
+        return machine
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(machine.to_mapping()))

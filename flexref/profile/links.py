@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -15,6 +15,7 @@ from flexref.backend.protocol import Buffer, HostWork, Lane, LaneStep, Move, Spa
 from flexref.errors import StorageError
 from flexref.machine.curves import Curve
 from flexref.machine.machine import WEIGHT_FILE
+from flexref.machine.plain import plain_machine
 from flexref.profile.meter import Meter
 from flexref.profile.operands import Memory, fill_bytes
 from flexref.profile.record import LEAST_S
@@ -66,16 +67,24 @@ class Files:
 
 
 @contextmanager
-def files(meter: Meter, directory: str | Path) -> Iterator[Files]:
-    """Make both files in `directory`, and remove them at the end. Raises `StorageError` if they cannot be written.
+def files(meter: Meter, directory: str | Path) -> Iterator[Files | None]:
+    """Make both files in `directory`, and remove them at the end; None, with a warning, if they cannot be written.
 
+    A full disk hinders no job that needs none: it is given the rates of a plain machine (`machine.plain`).
     The spill file has room for the pieces of all sizes, so that each is written where nothing was before, as in a job.
     """
     sizes = meter.sizes
     spill_bytes = max(sizes.beside_disk_bytes, sum(max(size, sizes.disk_bytes) for size in sizes.spills))
     content = np.empty(sizes.file_bytes, np.uint8)
     fill_bytes(content)
-    with closing(SpillFile(directory, spill_bytes)) as spill, closing(_weight_file(directory, content)) as weights:
+    with ExitStack() as stack:
+        try:
+            spill = stack.enter_context(closing(SpillFile(directory, spill_bytes)))
+            weights = stack.enter_context(closing(_weight_file(directory, content)))
+        except StorageError as error:
+            meter.record.assume("the disk was not measured", str(error))
+            yield None
+            return
         yield Files(Path(directory), spill, spill_bytes, weights, sizes.file_bytes)
 
 
@@ -109,16 +118,28 @@ class Places:
         return start
 
 
-def links_of(memory: Memory, found: Files, most_bytes: int) -> dict[str, Link]:
+def links_of(memory: Memory, found: Files | None, most_bytes: int) -> dict[str, Link]:
     """The four links and the weight file by name, over two buffers of `most_bytes` and the files of `found`.
 
-    The spill file is read only where it has been written, so it must be written first.
+    The spill file is read only where it has been written, so it must be written first. Without files there are the
+    links to the device alone.
     """
     device, host = memory.buffer("device", most_bytes), memory.buffer("host", most_bytes)
     content = memory.backend.host_memory(host)
     fill_bytes(content)
     everything = Move("measuring", Span(host, 0, most_bytes), Span(device, 0, most_bytes))
     memory.submit(Lane.WEIGHTS_IN, [everything]).wait()
+    links = {
+        LINKS[0]: Link(Lane.WEIGHTS_IN, _moves(host, device)),
+        LINKS[1]: Link(Lane.CACHE_OUT, _moves(device, host)),
+    }
+    if found is None:
+        return links
+    return {**links, **_disk_links(content, found)}
+
+
+def _disk_links(content: Bytes, found: Files) -> dict[str, Link]:
+    """The links to the disk, and the weight file, which fill `content` or take its bytes."""
     spilling, reading = Places(found.spill_bytes), Places(found.weights_bytes)
 
     def read_back(nbytes: int) -> LaneStep:
@@ -138,10 +159,8 @@ def links_of(memory: Memory, found: Files, most_bytes: int) -> dict[str, Link]:
         part = content[here : here + nbytes]
         return HostWork("measuring", lambda: call(at, part), kind, link, nbytes)
 
-    unspilling, staging = Places(0), Places(most_bytes)
+    unspilling, staging = Places(0), Places(content.nbytes)
     return {
-        LINKS[0]: Link(Lane.WEIGHTS_IN, _moves(host, device)),
-        LINKS[1]: Link(Lane.CACHE_OUT, _moves(device, host)),
         LINKS[3]: Link(Lane.DISK_OUT, _each(spill)),
         LINKS[2]: Link(Lane.DISK_IN, _each(read_back)),
         WEIGHT_FILE: Link(Lane.DISK_IN, _each(read)),
@@ -179,10 +198,10 @@ def link_seconds(meter: Meter, memory: Memory, link: Link, nbytes: int, count: i
     return max(tickets[-1].times()[-1][1] - tickets[0].times()[0][0], LEAST_S) / count
 
 
-def copy_curves(meter: Meter, found: Files) -> dict[str, Curve]:
-    """Measure the seconds of one copy over its bytes, for every link and the weight file."""
+def copy_curves(meter: Meter, found: Files | None) -> dict[str, Curve]:
+    """Measure the seconds of one copy over its bytes, for every link and the weight file; see `files`."""
     sizes = meter.sizes
-    curves = {}
+    curves = dict(plain_machine().copies)
     with meter.memory() as memory:
         room = min(memory.room_bytes("device"), memory.room_bytes("host"))
         copies = [size for size in sizes.copies if size <= room]
@@ -195,7 +214,7 @@ def copy_curves(meter: Meter, found: Files) -> dict[str, Curve]:
             meter.tell(f"{name} copies" if name != WEIGHT_FILE else "reads of a weight file")
             wanted = {LINKS[2]: sizes.spills, LINKS[3]: sizes.spills, WEIGHT_FILE: sizes.reads}.get(name, copies)
             on_disk = link.lane in (Lane.DISK_IN, Lane.DISK_OUT)
-            if name == LINKS[3]:
+            if name == LINKS[3] and found is not None:
                 _write_another(found)
             points: list[tuple[float, float]] = []
             for nbytes in wanted:
@@ -215,7 +234,8 @@ def _write_another(found: Files) -> None:
     """Write a spill file of the same size and drop it: a virtual machine's memory is slow the first time it is used."""
     content = np.empty(min(found.spill_bytes, ANOTHER_BYTES), np.uint8)
     fill_bytes(content)
-    with closing(SpillFile(found.directory, found.spill_bytes)) as another:
+    # Where there is no room for two of them it is left out.
+    with suppress(StorageError), closing(SpillFile(found.directory, found.spill_bytes)) as another:
         for start in range(0, found.spill_bytes, content.nbytes):
             another.write(start, content[: found.spill_bytes - start])
 

@@ -29,6 +29,8 @@ SPILL_NOTE = (
     "what a spill file takes and gives back may stay in the page cache, as it may in a job; the disk itself is slower"
 )
 
+UNMEASURED_DISK = "disk"
+"""The source of a disk's figures where it could not be measured; a machine with it is not worth keeping."""
 
 PARTS: Mapping[str, float] = MappingProxyType(
     {
@@ -60,7 +62,7 @@ def measure_machine(
     it takes; a quarter of the free memory at most. Everything is given back, however it ends. What there was no time
     for is told by `Machine.warnings`; a safe bound stands for it. `tell` hears what is measured now, `on_part` which
     part of it all; `sizes` take the place of those of a full or quick profile; `clock` tells the host's seconds. Raises
-    `PolicyError` for a port that computes nothing, `StorageError` if `disk_dir` refuses.
+    `PolicyError` for a port that computes nothing, `StorageError` if `disk_dir` cannot be; a full disk is assumed.
     """
     if not backend.caps.computes:
         raise PolicyError(f"backend {backend.name} computes nothing: there is nothing to measure")
@@ -75,7 +77,7 @@ def measure_machine(
             copies = copy_curves(meter, found)
             next(turn)
             beside = slowdowns(meter, found)
-            direct = found.weights.direct
+            direct = None if found is None else found.weights.direct
         next(turn)
         products = product_surfaces(meter)
         next(turn)
@@ -159,14 +161,17 @@ def _name(backend: Backend) -> str:
     return f"{backend.name} on {' and '.join([here['cpu'], *devices])}"
 
 
-def _sources(backend: Backend, quick: bool, direct: bool) -> dict[str, str]:
+def _sources(backend: Backend, quick: bool, direct: bool | None) -> dict[str, str]:
+    """Where figures come from; `direct`: whether the weight file was read past the page cache, None: there was none."""
     port = backend.describe()
     here = describe(port)
     about = ", ".join(f"{name} {version}" for name, version in versions(port).items())
     when = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     cache = "past the page cache" if direct else "through the page cache: the file system refuses direct reads"
+    links = f"{SPILL_NOTE}; the weight file is read {cache}" if direct is not None else "the links to the device alone"
     return {
+        **({UNMEASURED_DISK: "assumed: nothing could be written there"} if direct is None else {}),
         "measured": f"{when}, {'quickly, ' if quick else ''}with backend {backend.name}; {about}",
         "machine": f"{here['cpu']}, {here['cpu_cores']} cores, {', '.join(here['gpu']) or 'no GPU'}",
-        "copies": f"{SPILL_NOTE}; the weight file is read {cache}",
+        "copies": links,
     }

@@ -38,6 +38,7 @@ class Record:
         """By curve and label, the interquartile range of repeats as a share of their median."""
         self._unstable: dict[str, tuple[float, str, bool]] = {}
         self._cut: dict[str, str] = {}
+        self._assumed: list[str] = []
         self._stable: dict[str, tuple[float, float]] = {}
 
     def figure(self, name: str, label: str, values: Sequence[float], size: float | None = None) -> float:
@@ -69,6 +70,10 @@ class Record:
         """There was no time for what comes after the point `label` of a curve, for more of that, or for any point."""
         self._cut[name] = label
 
+    def assume(self, what: str, why: str) -> None:
+        """Something was not measured at all, and what is plain stands for it."""
+        self._assumed.append(f"{what}: {why}; the rates of a plain machine stand for it")
+
     @property
     def unstable(self) -> int:
         """How many points spread too widely."""
@@ -97,4 +102,4 @@ class Record:
             + (f"more than {label}; a safe bound stands for the rest" if label else "it; a safe bound stands for it")
             for curve, label in sorted(self._cut.items())
         )
-        return (*unstable, *cut)
+        return (*unstable, *cut, *self._assumed)

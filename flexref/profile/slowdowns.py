@@ -49,15 +49,15 @@ class Worker:
 Interval = tuple[float, float]
 
 
-def slowdowns(meter: Meter, found: Files) -> dict[str, dict[str, float]]:
+def slowdowns(meter: Meter, found: Files | None) -> dict[str, dict[str, float]]:
     """Measure how many times as long each resource takes while another works: {resource: {other: factor}}.
 
-    Factors of about 1 are left out.
+    Factors of about 1 are left out, and those of a disk without files to measure it with.
     """
     beside: dict[str, dict[str, float]] = {}
     with meter.memory() as memory:
         workers = _workers(meter, memory, found)
-        for one, other in meter.pace.parts(list(combinations(RESOURCES, 2))):
+        for one, other in meter.pace.parts(list(combinations(workers, 2))):
             if not meter.pace.left_s:
                 meter.record.cut(f"{one} beside {other}")
                 beside.setdefault(one, {})[other] = beside.setdefault(other, {})[one] = TAKING_TURNS
@@ -69,14 +69,17 @@ def slowdowns(meter: Meter, found: Files) -> dict[str, dict[str, float]]:
     return beside
 
 
-def _workers(meter: Meter, memory: Memory, found: Files) -> Mapping[str, Worker]:
+def _workers(meter: Meter, memory: Memory, found: Files | None) -> Mapping[str, Worker]:
     """All resources, each timed alone. Reads from disk are reads of the weight file, which bypass the page cache."""
     sizes = meter.sizes
     copy_bytes = min(COPY_BYTES, max(sizes.copies))
     links = links_of(memory, found, min(max(16 * copy_bytes, *sizes.reads), memory.room_bytes() // 2))
-    links[LINKS[2]] = links[WEIGHT_FILE]
+    if found is not None:
+        links[LINKS[2]] = links[WEIGHT_FILE]
     workers = {COMPUTE: Worker(COMPUTE, None, 0, meter.product_s, PIECES_MOST)}
     for name in LINKS:
+        if name not in links:
+            continue
         on_disk = "disk" in name
         piece = sizes.beside_piece_bytes if on_disk else copy_bytes
         most = max(1, sizes.beside_disk_bytes // piece) if on_disk else PIECES_MOST

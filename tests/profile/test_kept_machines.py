@@ -16,7 +16,7 @@ from flexref.machine.plain import plain_machine
 from flexref.machine.quality import Quality
 from flexref.profile import kept_machines as machines
 from flexref.profile.kept_machines import CACHE_VARIABLE, cache_folder, measured_machine
-from flexref.profile.measure import capacities
+from flexref.profile.measure import UNMEASURED_DISK, capacities
 
 
 class Measuring:
@@ -47,6 +47,20 @@ def measured(tmp_path: Path) -> Any:
         return found, lines
 
     return ask
+
+
+def test_a_machine_whose_disk_is_assumed_is_told_of_and_not_kept(measured: Any, cache: Path) -> None:
+    class FullDisk(Measuring):
+        def __call__(self, backend: Any, disk_dir: Any, **options: Any) -> Machine:
+            machine = super().__call__(backend, disk_dir, **options)
+            return machine.changed(sources={UNMEASURED_DISK: "assumed"})
+
+    measure = FullDisk()
+    for count in (1, 2):
+        _, lines = measured(measure)
+        assert lines[-1].endswith("cannot be written, so that this machine's disk is assumed and nothing is kept")
+        assert len(measure.asked) == count
+    assert not cache.exists()
 
 
 def test_this_machine_is_measured_once(measured: Any, cache: Path) -> None:

@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from flexref.errors import CapacityError, PolicyError, StorageError
 from flexref.machine.durations import Durations
-from flexref.machine.machine import COPIES, Machine
-from flexref.profile.measure import measure_machine
+from flexref.machine.machine import COPIES, WEIGHT_FILE, Machine
+from flexref.machine.plain import plain_machine
+from flexref.profile import links
+from flexref.profile.measure import UNMEASURED_DISK, measure_machine
 from flexref.profile.meter import Meter
 from flexref.profile.sizes import Sizes
 from flexref.profile.slowdowns import overlap_slowdowns
@@ -156,6 +158,24 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot write in .*file"):
         measure_machine(NumpyBackend(), tmp_path / "file", sizes=TINY)
+
+
+def test_a_full_disk_hinders_no_profile_and_has_plain_rates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(directory: Path, nbytes: int) -> None:
+        raise StorageError(f"the disk of {directory} is full")
+
+    monkeypatch.setattr(links, "SpillFile", full)
+    machine = measure_machine(NumpyBackend(), tmp_path, sizes=TINY)
+    plain = plain_machine().copies
+    assert [name for name in COPIES if machine.copies[name] == plain[name]] == [LINKS[2], LINKS[3], WEIGHT_FILE]
+    assert not {LINKS[2], LINKS[3]} & {*machine.beside, *(name for told in machine.beside.values() for name in told)}
+    (said,) = (line for line in machine.warnings if "is full" in line)
+    assert (
+        said == f"the disk was not measured: the disk of {tmp_path} is full; the rates of a plain machine stand for it"
+    )
+    assert UNMEASURED_DISK in machine.sources
+    assert Machine.from_mapping(machine.to_mapping(), "there and back") == machine
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_tiny_profile_takes_a_moment(tmp_path: Path) -> None:
