@@ -72,6 +72,11 @@ def described(error: BaseException) -> str:
     return f"{type(error).__name__}: {said}" if said else f"{type(error).__name__} without a message"
 
 
+def how_many(count: int, what: str) -> str:
+    """A number with what it counts, in words: `1 row`, `2 rows`."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
 def in_gib(size_bytes: int) -> str:
     """`size_bytes` in the largest binary unit that keeps it at 1 or more, for people: `1.50 GiB`, `12 bytes`."""
     for unit, unit_bytes in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):

@@ -148,9 +148,9 @@ def _broken(verdicts: "list[Verdict] | None") -> str | None:
 
 def _print(report: "PortReport | None", verdicts: "list[Verdict] | None", every_layer: bool) -> None:
     from flexref.cli.show.check_report import print_contract, print_report
-    from flexref.cli.show.console import PIPED_WIDTH_OF_OPERATORS, table_console
+    from flexref.cli.show.console import table_console
 
-    console = table_console(PIPED_WIDTH_OF_OPERATORS, highlight=False)
+    console = table_console(highlight=False)
     if report is not None:
         print_report(console, report, every_layer)
     if verdicts is not None:

@@ -37,6 +37,7 @@ def command(
     plot_file = given["plot_file"]
     from flexref.cli.show.compare_models_plot import draw
     from flexref.cli.show.compare_models_report import print_comparison
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.outputs import check_outputs
     from flexref.cli.show.plot_titles import comparison_title
     from flexref.cli.show.plots import check_plot
@@ -68,4 +69,4 @@ def command(
     if as_json:
         click.echo(json.dumps({"model_a": names[0], "model_b": names[1], **found.to_json()}))
     else:
-        print_comparison(found)
+        print_comparison(table_console(), found)

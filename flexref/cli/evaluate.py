@@ -58,6 +58,7 @@ def command(
 def _perplexity(
     model: str, text_file: str | None, tokens_file: str | None, given: dict[str, Any], as_json: bool
 ) -> None:
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.evaluate_report import print_perplexity
     from flexref.quality.perplexity import perplexity, read_text, sample_text, sample_tokens
     from flexref.quality.token_file import read_tokens
@@ -76,10 +77,11 @@ def _perplexity(
         shown.stop()
         _show(found.to_json(), found.scores, engine, as_json)
         if not as_json:
-            print_perplexity(found)
+            print_perplexity(table_console(), found)
 
 
 def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool) -> None:
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.evaluate_report import print_judged
     from flexref.quality.multiple_choice import judge
     from flexref.quality.questions import read_questions
@@ -95,17 +97,16 @@ def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool
         shown.stop()
         _show(found.to_json(), found.scores, engine, as_json)
         if not as_json:
-            print_judged(found)
+            print_judged(table_console(), found)
 
 
 def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: bool) -> None:
     """All figures as JSON on stdout, or the tables of tiers and links on stderr."""
-    from rich.console import Console
-
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.report import print_tables
 
     if as_json:
         about = {"model": engine.file.path, "weights_scheme": engine.file.scheme}
         click.echo(json.dumps({**figures, **about, "stats": scores.stats_to_json()}))
         return
-    print_tables(Console(stderr=True), scores.stats)
+    print_tables(table_console(err=True), scores.stats)

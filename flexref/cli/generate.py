@@ -141,8 +141,7 @@ class _Place:
 
 
 def _print(generation: "Generation", prediction_error: "PredictionError | None", as_json: bool, streamed: bool) -> None:
-    from rich.console import Console
-
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.report import print_prediction_error, print_stats
 
     if as_json:
@@ -155,6 +154,6 @@ def _print(generation: "Generation", prediction_error: "PredictionError | None",
             prompt = output.prompt if isinstance(output.prompt, str) else ""
             name = number if output.id is None else f"{number}: {output.id}"
             click.echo(f"--- {name} ({output.finish_reason})\n{prompt}{body}")
-    console = Console(stderr=True)
+    console = table_console(err=True)
     print_stats(console, generation.stats)
     print_prediction_error(console, prediction_error)

@@ -17,6 +17,7 @@ def command(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report))
         return
+    from flexref.cli.show.console import table_console
     from flexref.cli.show.installation_report import print_installation
 
-    print_installation(report)
+    print_installation(table_console(highlight=False), report)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flexref.architecture.spec import ModelSpec
 from flexref.block.trace import Trace
 from flexref.engine.scoring import Listener, ScoredRow, Scores
-from flexref.errors import PromptError
+from flexref.errors import PromptError, how_many
 from flexref.files import as_text, read_bytes
 from flexref.text.tokenizer import Tokenizer
 
@@ -72,9 +72,9 @@ class Protocol:
         where = {"first": "before the text", "every": "before every window", "none": "nowhere"}[self.bos]
         left = f"; {self.unscored_tokens} without context not scored" if self.unscored_tokens else ""
         return (
-            f"{self.tokens} tokens, each scored once, in {self.windows} window(s) of up to {self.window} tokens with "
-            f"stride {self.stride}; a token sees {self.context_mean:.0f} tokens before it on average, after the first "
-            f"window at least {self.context_least}; begin token {where}{left}"
+            f"{how_many(self.tokens, 'token')}, each scored once, in {how_many(self.windows, 'window')} of up to "
+            f"{how_many(self.window, 'token')} with stride {self.stride}; a token sees {self.context_mean:.0f} tokens "
+            f"before it on average, after the first window at least {self.context_least}; begin token {where}{left}"
         )
 
 
@@ -172,7 +172,7 @@ def _cut(
         ids, front = ids[begins:], (spec.bos_token_id,)
     found = list(windows(len(ids), window, stride, 1 - len(front)))
     if not found:
-        raise PromptError(f"the text has {len(ids)} token(s), of which none has a context")
+        raise PromptError(f"the text has {how_many(len(ids), 'token')}, of which none has a context")
     rows = tuple(ScoredRow((*front, *ids[at.begin : at.end]), at.scored - at.begin + len(front)) for at in found)
     scored = sum(row.scored for row in rows)
     seen = sum(row.scored * (row.first + len(row.token_ids) - 1) / 2 for row in rows)

@@ -51,7 +51,7 @@ def test_unstable_figures_are_complained_of(
     assert profile("--disk-dir", str(tmp_path)) == 0
     shown = capsys.readouterr()
     assert shown.err.splitlines() == ["unstable: a link: it wobbles"]
-    assert "1 figure(s) are unstable" in " ".join(shown.out.split())
+    assert "1 figure is unstable" in " ".join(shown.out.split())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexref.cli.show.report import print_prediction_error, print_stats
-from flexref.errors import in_gib
+from flexref.errors import how_many, in_gib
 
 if TYPE_CHECKING:
     from flexref.bench.benchmark import Report
@@ -19,7 +19,8 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     stored = file.dtype if file.scheme == "none" else file.scheme
     console.print(
         f"{file.spec.name}, {stored} weights, on {report.arguments.backend}: "
-        f"{workload.rows} rows of {workload.prompt_tokens} tokens, {workload.new_tokens} new tokens each",
+        f"{how_many(workload.rows, 'row')} of {how_many(workload.prompt_tokens, 'token')}, "
+        f"{how_many(workload.new_tokens, 'new token')} each",
         highlight=False,
     )
     console.print(

@@ -1,13 +1,14 @@
 """What a check of a port found as tables for people: operators, tokens, clauses; it computes nothing."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from flexref.check.findings import MOVED
+from flexref.errors import how_many
 
 if TYPE_CHECKING:
     from flexref.check.findings import OperatorFindings
@@ -21,9 +22,18 @@ DECIDED = (
 UNDECIDED = "whether rounding decided cannot be said, since some layers were not checked"
 """Of tokens that differ where no bound of the model is known."""
 
-COLUMNS = ("operator", "stage", "times its bound", "error", "bound", "pass", "group", "element", "operands", "calls")
+COLUMNS = ("operator", "times its bound", "error", "calls", "where", "operands")
 
-RIGHT = ("times its bound", "error", "bound", "pass", "group", "calls")
+RIGHT = ("times its bound", "error", "calls")
+
+WHOLE = ("operator", "error", "calls")
+"""Columns whose cells are never broken, however little room there is."""
+
+WIDE = 100
+"""Letters of a line from which on there is room for the shapes of the operands."""
+
+RATIO_WIDTH = 9
+"""Letters of a number of three digits, and of half of its heading."""
 
 
 def print_report(console: Console, report: "PortReport", every_layer: bool) -> None:
@@ -33,18 +43,21 @@ def print_report(console: Console, report: "PortReport", every_layer: bool) -> N
     lengths = ", ".join(map(str, report.prompt_tokens))
     console.print(
         f"{report.spec.name} on backend {report.backend} ({report.compute_dtype}), rows of {lengths} tokens: "
-        f"{findings.calls} calls of operators checked, {which}",
-        soft_wrap=True,
+        f"{findings.calls} calls of operators checked, {which}"
     )
     table = Table(title="How far each operator is from float64 on its own operands, at worst", title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column in RIGHT else "left")
+    wide = console.width >= WIDE
+    for column in COLUMNS if wide else COLUMNS[:-1]:
+        justify: Literal["left", "right"] = "right" if column in RIGHT else "left"
+        width = RATIO_WIDTH if column == "times its bound" else None
+        table.add_column(column, justify=justify, no_wrap=column in WHOLE, width=width)
     operators = sorted(findings.by_operator().values(), key=lambda entries: entries[0].worst.operator == MOVED)
     for entries in operators:
         worst = max(entries, key=lambda entry: (entry.worst.ratio, entry.worst.fault is not None, entry.worst.error))
         for entry in entries if every_layer else [worst]:
             calls = entry.calls if every_layer else sum(other.calls for other in entries)
-            table.add_row(*_cells(entry, calls, every_layer), style=None if entry.worst.within else "bold red")
+            cells = _cells(entry, calls, every_layer)
+            table.add_row(*(cells if wide else cells[:-1]), style=None if entry.worst.within else "bold red")
     console.print(table)
     unjudged = sum(entry.unjudged for entry in findings.entries.values())
     if unjudged:
@@ -55,34 +68,32 @@ def print_report(console: Console, report: "PortReport", every_layer: bool) -> N
 def _cells(entry: "OperatorFindings", calls: int, every_layer: bool) -> list[Text]:
     worst = entry.worst
     if worst.ratio == 0 and not every_layer:  # exact everywhere: no stage is worse than another
-        cells = [worst.label, "", "0", "0", *[""] * 5, str(calls)]
+        cells = [worst.label, "0", "0", str(calls), "", ""]
     else:
-        numbers = [f"{worst.ratio:.3g}", f"{worst.error:.3g}", f"{worst.bound:.3g}", str(worst.turn), str(worst.group)]
         element = worst.place if worst.fault is None else worst.fault
-        cells = [worst.label, worst.stage, *numbers, element, worst.inputs, str(calls)]
+        where = f"{worst.stage}, pass {worst.turn}, group {worst.group}: {element}"
+        cells = [worst.label, f"{worst.ratio:.3g}", f"{worst.error:.3g}", str(calls), where, worst.inputs]
     return [Text(cell) for cell in cells]
 
 
 def _print_tokens(console: Console, report: "PortReport") -> None:
     """Each row's first token that is not the reference's; what a run without checks gave."""
     if report.ended is not None:
-        console.print(Text(f"the run ended there: {report.ended}"), soft_wrap=True)
+        console.print(Text(f"the run ended there: {report.ended}"))
     tokens = report.tokens
     if tokens is None:
         return
-    same = len(tokens.token_ids) - len(tokens.differences)
-    console.print(
-        f"{same} of {len(tokens.token_ids)} rows have the tokens of the reference, {tokens.reference}; until then "
-        f"logits differ by up to {tokens.largest_error:.3g}",
-        soft_wrap=True,
-    )
+    count = len(tokens.token_ids)
+    same = count - len(tokens.differences)
+    rows = f"{same} of {how_many(count, 'row')} {'has' if count == 1 else 'have'} the tokens of the reference"
+    console.print(f"{rows}, {tokens.reference}; until then logits differ by up to {tokens.largest_error:.3g}")
     for difference in tokens.differences:
-        console.print(Text(str(difference)), soft_wrap=True)
+        console.print(Text(str(difference)))
     if any(difference.tie is None for difference in tokens.differences) and report.fault is None:
         whole = len(report.checked_layers) == report.spec.layers
-        console.print(DECIDED if whole else UNDECIDED, soft_wrap=True)
+        console.print(DECIDED if whole else UNDECIDED)
     unsteady = "the same logits to the bit" if report.unsteady is None else f"other logits: {report.unsteady}"
-    console.print(f"a run without checks gives {unsteady}", soft_wrap=True)
+    console.print(f"a run without checks gives {unsteady}")
 
 
 def print_contract(console: Console, verdicts: Sequence["Verdict"]) -> None:
@@ -91,13 +102,12 @@ def print_contract(console: Console, verdicts: Sequence["Verdict"]) -> None:
     failed = [verdict for verdict in applied if verdict.error is not None]
     console.print(
         f"contract: {len(applied) - len(failed)} of {len(applied)} clauses passed, "
-        f"{len(verdicts) - len(applied)} do not apply to this port",
-        soft_wrap=True,
+        f"{len(verdicts) - len(applied)} do not apply to this port"
     )
     for verdict in applied:
         outcome = "passed" if verdict.error is None else f"FAILED: {verdict.error}"
-        console.print(Text(f"  {verdict.clause}: {outcome}"), soft_wrap=True)
+        console.print(Text(f"  {verdict.clause}: {outcome}"))
         if verdict.error is not None:
-            console.print(Text(f"    the law: {verdict.law}"), soft_wrap=True)
+            console.print(Text(f"    the law: {verdict.law}"))
     if failed:
-        console.print(f"flexref check --explain {failed[0].clause} shows a clause's law and source", soft_wrap=True)
+        console.print(f"flexref check --explain {failed[0].clause} shows a clause's law and source")

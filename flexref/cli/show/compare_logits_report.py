@@ -33,6 +33,6 @@ def print_difference(console: Console, found: "LogitsDifference") -> None:
         console.print(f"{len(found.rows) - len(rows)} more rows are no worse")
     for row in rows:
         if row.first_divergence is not None:
-            console.print(Text(f"row {row.row} first takes another token at {row.first_divergence}"), soft_wrap=True)
+            console.print(Text(f"row {row.row} first takes another token at {row.first_divergence}"))
     verdict = "within" if found.within else "outside"
-    console.print(f"{verdict} the bounds of {found.dtype}", soft_wrap=True)
+    console.print(f"{verdict} the bounds of {found.dtype}")

@@ -2,35 +2,35 @@
 
 from typing import TYPE_CHECKING
 
-import click
 from rich.console import Console
-from rich.table import Table
+
+from flexref.cli.show.console import filled_table, print_named
+from flexref.errors import how_many
 
 if TYPE_CHECKING:
     from flexref.quality.compare import Comparison
 
+NAME_WIDTH = 15
+"""Letters of the longest name of a figure."""
 
-def print_comparison(found: "Comparison") -> None:
+
+def print_comparison(console: Console, found: "Comparison") -> None:
     """Print the figures, then the errors of hidden states, where the two models have the same layers."""
     figures = found.to_json()
-    lines = {
-        "KL(A||B)": f"mean {found.kl_mean:.3g} nats, 99th percentile {found.kl_p99:.3g}, most {found.kl_max:.3g}",
-        "same top token": f"{found.same_top:.2%}",
-        "perplexity": f"A {_number(figures['perplexity_a'])}, B {_number(figures['perplexity_b'])}",
-        "B less A": _difference(figures["perplexity_difference"], figures["perplexity_ratio"], found),
-        "protocol": str(found.protocol),
-    }
-    for name, line in lines.items():
-        click.echo(f"{name:15} {line}")
+    lines = [
+        ("KL(A||B)", f"mean {found.kl_mean:.3g} nats, 99th percentile {found.kl_p99:.3g}, most {found.kl_max:.3g}"),
+        ("same top token", f"{found.same_top:.2%}"),
+        ("perplexity", f"A {_number(figures['perplexity_a'])}, B {_number(figures['perplexity_b'])}"),
+        ("B less A", _difference(figures["perplexity_difference"], figures["perplexity_ratio"], found)),
+        ("protocol", str(found.protocol)),
+    ]
     if not found.layers:
-        click.echo(f"{'hidden states':15} not compared: the models differ in layers or width")
-        return
-    table = Table(title=f"Relative error of hidden states, on {found.hidden_tokens} tokens", title_justify="left")
-    for heading in ("after", "over all tokens", "median token"):
-        table.add_column(heading, justify="left" if heading == "after" else "right")
-    for layer in found.layers:
-        table.add_row(layer.stage, f"{layer.overall:.3g}", f"{layer.median_token:.3g}")
-    Console().print(table)
+        lines.append(("hidden states", "not compared: the models differ in layers or width"))
+    print_named(console, lines, NAME_WIDTH)
+    if found.layers:
+        title = f"Relative errors, {how_many(found.hidden_tokens, 'token')}"
+        rows = [(layer.stage, f"{layer.overall:.3g}", f"{layer.median_token:.3g}") for layer in found.layers]
+        console.print(filled_table(title, ("after", "over all tokens", "median token"), rows))
 
 
 def _number(value: float | None) -> str:

@@ -3,18 +3,17 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import click
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from flexref.errors import in_gib
+from flexref.cli.show.console import print_wrapped
+from flexref.errors import how_many, in_gib
 
 
-def print_installation(report: Mapping[str, Any]) -> None:
+def print_installation(console: Console, report: Mapping[str, Any]) -> None:
     """Print all of `flexref info`, a line for each thing."""
     for line in _lines(report):
-        click.echo(line)
+        print_wrapped(console, line, indent=11)
 
 
 def print_ports(console: Console, ports: Sequence[Mapping[str, Any]]) -> None:
@@ -25,15 +24,15 @@ def print_ports(console: Console, ports: Sequence[Mapping[str, Any]]) -> None:
     for port in ports:
         can = port["capabilities"]
         if can is None:
-            table.add_row(port["name"], escape(port["home"]), "no")
+            table.add_row(port["name"], port["home"], "no")
             continue
         figures = (can["compute_dtype"] if can["computes"] else "nothing", _yes(can["overlaps_copies"]))
         scratch = in_gib(can["scratch_bytes"])
-        table.add_row(port["name"], escape(port["home"]), "yes", *figures, _yes(can["attends_on_host"]), scratch)
+        table.add_row(port["name"], port["home"], "yes", *figures, _yes(can["attends_on_host"]), scratch)
     console.print(table)
     for port in ports:
         for line in _about(port):
-            console.print(f"{port['name']}: {line}", markup=False, highlight=False, soft_wrap=True)
+            print_wrapped(console, f"{port['name']}: {line}", indent=2)
 
 
 def _about(port: Mapping[str, Any]) -> Iterator[str]:
@@ -53,8 +52,8 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
     for extra, libraries in report["extras"].items():
         yield f"  {extra}: {_versions(libraries) or 'nothing of its own'}"
     for blas in report["blas"]:
-        yield f"BLAS       {blas['name']} {blas['version']}, {_count(blas['threads'], 'thread')}"
-    cores = f"{report['cpu_cores']} of {_count(report['cpu_cores_of_machine'], 'core')} to be used"
+        yield f"BLAS       {blas['name']} {blas['version']}, {how_many(blas['threads'], 'thread')}"
+    cores = f"{report['cpu_cores']} of {how_many(report['cpu_cores_of_machine'], 'core')} to be used"
     yield f"processor  {report['cpu']}, {cores}"
     yield f"memory     {in_gib(report['memory_bytes'])}, {in_gib(report['memory_free_bytes'])} free"
     yield f"devices    {', '.join(report['devices']) or 'none that the system tells of'}"
@@ -64,17 +63,13 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         about = "; ".join(_about(port))
         said = about if port["problem"] is not None else f"can be used{about and f': {about}'}"
         yield f"{'' if number else 'backends':9}  {port['name']}: {said}"
-    kept = _count(report["machines_kept"], "measured machine")
+    kept = how_many(report["machines_kept"], "measured machine")
     yield f"folders    {report['machines_folder']}: {kept} (FLEXREF_CACHE_DIR names another)"
     yield f"           {report['spill_folder']}: {in_gib(report['spill_free_bytes'])} free to spill to (--disk-dir)"
 
 
 def _versions(versions: Mapping[str, str | None]) -> str:
     return ", ".join(f"{name} {version or 'missing'}" for name, version in versions.items())
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _yes(value: bool) -> str:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from flexref.errors import in_gib
+from flexref.cli.show.console import filled_table
+from flexref.errors import how_many, in_gib
 from flexref.units import TIERS
 
 if TYPE_CHECKING:
@@ -27,12 +28,15 @@ def print_plan(console: Console, found: "Plan", machine: "Machine", report: Mapp
     best, wanted = found.best, found.wanted
     prediction = best.prediction
     assert prediction is not None
-    say = partial(console.print, highlight=False, soft_wrap=True)
-    say(f"{found.model} on {found.machine}: prompts of {wanted.prompt_tokens} tokens, {wanted.new_tokens} new tokens")
-    say(f"best: {in_short(best)}")
-    blocks = "1 block" if prediction.blocks == 1 else f"{prediction.blocks} blocks"
+    say = partial(console.print, highlight=False)
     say(
-        f"predicted: {prediction.tokens_per_s:.4g} tokens/s for {prediction.rows} rows in {blocks}: "
+        f"{found.model} on {found.machine}: prompts of {how_many(wanted.prompt_tokens, 'token')}, "
+        f"{how_many(wanted.new_tokens, 'new token')}"
+    )
+    say(f"best: {in_short(best)}")
+    say(
+        f"predicted: {prediction.tokens_per_s:.4g} tokens/s for {how_many(prediction.rows, 'row')} in "
+        f"{how_many(prediction.blocks, 'block')}: "
         f"prefill {prediction.prefill_s:.4g} s, decode {prediction.decode_s:.4g} s; "
         f"loading the weights takes {prediction.load_s:.4g} s before"
     )
@@ -40,7 +44,10 @@ def print_plan(console: Console, found: "Plan", machine: "Machine", report: Mapp
     busy = ", ".join(f"{lane} {share:.0%}" for lane, share in prediction.lane_busy.items())
     say(f"busy share of each lane: {busy}")
     console.print(_places(found, machine))
-    console.print(_one_more(found))
+    if any(_gain(gain) != "0" for entry in found.one_more for gain in (entry.from_duals, entry.solved_again)):
+        console.print(_one_more(found))
+    else:
+        say(f"no more tokens/s from one more of: {', '.join(entry.what for entry in found.one_more)}")
     console.print(_candidates(found))
     for line in _costs(report):
         say(line)
@@ -58,24 +65,27 @@ def _places(found: "Plan", machine: "Machine") -> Table:
     policy, prediction = found.best.policy, found.best.prediction
     assert policy is not None
     assert prediction is not None
-    table = Table(title="What lies where", title_justify="left")
-    for heading in ("", *TIERS):
-        table.add_column(heading, justify="left" if not heading else "right")
-    for kind, shares in (("weights", policy.weights), ("KV cache", policy.cache), ("activations", policy.activations)):
-        table.add_row(kind, *(f"{share:.1%}" if (share := getattr(shares, tier)) else "" for tier in TIERS))
-    table.add_section()
-    table.add_row("peak", *(in_gib(prediction.peak_bytes[tier]) for tier in TIERS))
-    table.add_row("there is", *(in_gib(machine.capacity_bytes[tier]) for tier in TIERS))
-    return table
+    rows = [
+        (kind, *(f"{share:.1%}" if (share := getattr(shares, tier)) else "" for tier in TIERS))
+        for kind, shares in (
+            ("weights", policy.weights),
+            ("KV cache", policy.cache),
+            ("activations", policy.activations),
+        )
+    ]
+    peaks = (prediction.peak_bytes[tier] for tier in TIERS)
+    rows.append(("peak", *(in_gib(peak) if peak else "" for peak in peaks)))
+    rows.append(("there is", *(in_gib(machine.capacity_bytes[tier]) for tier in TIERS)))
+    return filled_table("What lies where", ("", *TIERS), rows)
 
 
 def _one_more(found: "Plan") -> Table:
-    table = Table(title="Tokens/s that one more would bring", title_justify="left")
-    table.caption, table.caption_justify = "with the same rows and groups", "left"
-    for heading in ("one more", "by the duals", "solved again"):
-        table.add_column(heading, justify="left" if heading == "one more" else "right")
-    for entry in found.one_more:
-        table.add_row(entry.what, _gain(entry.from_duals), _gain(entry.solved_again))
+    gains = ((entry.what, _gain(entry.from_duals), _gain(entry.solved_again)) for entry in found.one_more)
+    rows = [row for row in gains if row[1:] != ("0", "0")]
+    headings = ("one more", "by the duals", "solved again")
+    table = filled_table("Tokens/s that one more would bring", headings, rows)
+    table.caption_justify = "left"
+    table.caption = "with the same rows and groups; one more of what is not listed would bring none"
     return table
 
 
@@ -86,20 +96,19 @@ def _gain(tokens_per_s: float) -> str:
 
 def _candidates(found: "Plan") -> Table:
     """All ways of storing things, the best one marked; what was only estimated says so, what does not fit says why."""
-    table = Table(title="Candidates", title_justify="left")
-    for heading in ("", "tokens/s", "prefill s", "decode s", "rows x groups", "or why not"):
-        table.add_column(heading, justify="right" if heading in ("tokens/s", "prefill s", "decode s") else "left")
+    rows: list[tuple[str, ...]] = []
     for candidate in found.candidates:
         prediction, policy = candidate.prediction, candidate.policy
         if prediction is None or policy is None:
-            table.add_row(candidate.label, "", "", "", "", candidate.problem or "")
+            rows.append((candidate.label, "", "", "", "", candidate.problem or ""))
             continue
         about = "" if prediction.simulated else "about "
-        rows = f"{policy.rows_per_group} x {policy.groups_per_block}"
         seconds = (f"{prediction.prefill_s:.4g}", f"{prediction.decode_s:.4g}")
-        style = "bold" if candidate is found.best else None
-        table.add_row(candidate.label, f"{about}{prediction.tokens_per_s:.4g}", *seconds, rows, "", style=style)
-    return table
+        size = f"{policy.rows_per_group} x {policy.groups_per_block}"
+        rows.append((candidate.label, f"{about}{prediction.tokens_per_s:.4g}", *seconds, size, ""))
+    best = [number for number, candidate in enumerate(found.candidates) if candidate is found.best]
+    headings = ("", "tokens/s", "prefill s", "decode s", "rows x groups", "or why not")
+    return filled_table("Candidates", headings, rows, left=("rows x groups", "or why not"), bold=best)
 
 
 def _costs(report: Mapping[str, Any]) -> list[str]:

@@ -4,6 +4,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flexref.errors import how_many
 from flexref.version import __version__
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ def made() -> str:
 
 def job_in_words(wanted: "PlanRequest") -> str:
     """The job that was planned, and the bounds that were given."""
-    rows = "as many rows as fill a block" if wanted.rows is None else _counted(wanted.rows, "row")
-    prompts = f"prompts of {_counted(wanted.prompt_tokens, 'token')}"
-    parts = [f"{rows}, {prompts}, {_counted(wanted.new_tokens, 'new token')}"]
+    rows = "as many rows as fill a block" if wanted.rows is None else how_many(wanted.rows, "row")
+    prompts = f"prompts of {how_many(wanted.prompt_tokens, 'token')}"
+    parts = [f"{rows}, {prompts}, {how_many(wanted.new_tokens, 'new token')}"]
     schemes = wanted.weights_schemes
     parts += [f"weights {' or '.join(schemes)}"] if schemes is not None and schemes != ("none", "int4") else []
     parts += [f"cache {wanted.cache_schemes[0]}"] if len(wanted.cache_schemes) == 1 else []
@@ -45,7 +46,3 @@ def comparison_title(first: str, second: str, found: "Comparison") -> str:
 def _name(path: str) -> str:
     """A weight file by its own name."""
     return Path(path).name
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"

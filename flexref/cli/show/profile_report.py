@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from flexref.errors import in_gib
+from flexref.errors import how_many, in_gib
 from flexref.machine.curves import Curve
 from flexref.machine.machine import RESOURCES, Machine
 from flexref.units import TIERS
@@ -35,7 +35,8 @@ def print_machine(console: Console, machine: Machine) -> None:
         console.print(f"{about}: {text}", highlight=False)
     count = len(machine.warnings)
     if count:
-        console.print(f"{count} figure(s) are unstable, see above: what else ran meanwhile?", highlight=False)
+        unstable = f"{how_many(count, 'figure')} {'is' if count == 1 else 'are'} unstable"
+        console.print(f"{unstable}, see above: what else ran meanwhile?", highlight=False)
 
 
 def _links(machine: Machine) -> Table:

@@ -1,0 +1,89 @@
+"""Tables and lines for people: one width for pipes, no empty columns, counts in words, whatever the command."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flexref.cli.show.console import PIPED_WIDTH, filled_table, print_named, table_console
+from flexref.errors import how_many
+
+PIPED = (
+    "plan --model 125m --machine t4-gcp --gen-len 4 --rows 4",
+    "compare-machines --model 125m --machine t4-gcp --gen-len 4 --rows 4",
+    "generate --model demo --prompt King --max-new-tokens 2",
+    "generate --model demo --prompt King --max-new-tokens 2 --percent 0 100 0 100 0 100",
+    "eval --model demo --text {text} --window 64",
+    "compare-models demo demo --text {text} --window 64",
+    "check --model demo --backend numpy --no-contract --max-new-tokens 1 --prompt King",
+    "bench --model tiny --prompt-len 4 --gen-len 2 --rows 1 --percent 0 100 0 100 0 100",
+    "info",
+    "models",
+    "backends",
+)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("text") / "text"
+    path.write_text("In the beginning God created the heaven and the earth. " * 20)
+    return path
+
+
+def flexref(call: str, columns: str | None = None) -> subprocess.CompletedProcess[str]:
+    import os
+
+    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
+    if columns is not None:
+        environment["COLUMNS"] = columns
+    return subprocess.run(
+        [sys.executable, "-m", "flexref", *call.split()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=environment,
+    )
+
+
+@pytest.mark.parametrize("call", PIPED)
+def test_no_line_in_a_pipe_is_wider_than_the_rule(call: str, text: Path) -> None:
+    done = flexref(call.format(text=text))
+    for stream in (done.stdout, done.stderr):
+        assert max(map(len, stream.splitlines()), default=0) <= PIPED_WIDTH
+        assert "(s)" not in stream
+        assert not re.search(r"\b1 (rows|blocks|tokens|windows|questions)\b", re.sub(r"x 1 rows", "", stream))
+        assert "0 bytes │" not in stream.replace("10 bytes", "") or call == "backends"
+
+
+def test_columns_says_otherwise(text: Path) -> None:
+    lines = flexref(f"eval --model demo --text {text} --window 64", columns="60").stdout.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert lines[-1].startswith(" " * 15)
+
+
+def test_numbers_stay_whole_where_there_is_little_room() -> None:
+    console = table_console()
+    console.width = 40
+    with console.capture() as shown:
+        rows = [("a name with several words in it", "123456.789", "why it is so, in many words"), ("b", "1", "")]
+        console.print(filled_table("title", ("", "figure", "why"), rows, left=("why",)))
+    assert "123456.789" in shown.get()
+    assert max(map(len, shown.get().splitlines())) <= 40
+
+
+def test_empty_columns_vanish_and_brackets_are_no_markup() -> None:
+    console = table_console()
+    with console.capture() as shown:
+        console.print(filled_table("", ("", "empty", "full"), [("[bold]a[/bold]", "", "1"), ("b", "", "")]))
+        print_named(console, [("name", "[red]text[/red]")], 6)
+    assert "empty" not in shown.get()
+    assert "full" in shown.get()
+    assert "[bold]a[/bold]" in shown.get()
+    assert shown.get().endswith("name   [red]text[/red]\n")
+
+
+def test_counts_are_said_in_words() -> None:
+    assert [how_many(count, "row") for count in (0, 1, 2)] == ["0 rows", "1 row", "2 rows"]
