@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Backend, Buffer, Lane, Move, Span
+from flexref.json_types.values import Number
 from flexref.tiers.disk import SpillFile, WeightsOnDisk
 from flexref.units import DTYPE_BYTES
 
@@ -42,13 +43,13 @@ class Rates:
     `from_disk` is that of the weight file, the other two are those of a spill file; None until a job has used them.
     """
 
-    to_device_bytes_per_s: float
-    from_device_bytes_per_s: float
-    device_memory_bytes_per_s: float
-    product_flops_per_s: float
-    from_disk_bytes_per_s: float | None = None
-    from_spill_bytes_per_s: float | None = None
-    to_spill_bytes_per_s: float | None = None
+    to_device_bytes_per_s: Annotated[float, Number(0), "Of copies from the host."]
+    from_device_bytes_per_s: Annotated[float, Number(0), "Of copies to the host."]
+    device_memory_bytes_per_s: Annotated[float, Number(0), "Of the device's memory, read and written."]
+    product_flops_per_s: Annotated[float, Number(0), "Of matrix products."]
+    from_disk_bytes_per_s: Annotated[float | None, Number(0), "Of the weight file; null: not read while it ran."] = None
+    from_spill_bytes_per_s: Annotated[float | None, Number(0), "From a spill file; null: there was none."] = None
+    to_spill_bytes_per_s: Annotated[float | None, Number(0), "To a spill file; null: there was none."] = None
 
 
 def measure(backend: Backend) -> Rates:

@@ -67,6 +67,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "info": Entry("flexref.cli.info", "Show versions, processor, devices, ports and folders of this installation."),
         "models": Entry("flexref.cli.models", "List models that need no file: parameters, bytes, cache per token."),
         "backends": Entry("flexref.cli.backends", "List the installed ports: what they can do, or why they cannot."),
+        "schema": Entry("flexref.cli.schemas.command", "Print the JSON Schema of a file, or of a command's --json."),
     }
 )
 

@@ -1,9 +1,20 @@
 """What a job returns: outputs in the order of the input, and an account of time, links, tiers and placement."""
 
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Annotated, Any
 
+from flexref.json_types.containers import MapOf
+from flexref.json_types.values import Maybe, Number, OneOf, Whole
 from flexref.policy import Policy
+from flexref.units import KINDS, LINKS, TIERS
+
+FINISH_REASONS = ("stop", "length")
+
+BYTES_BY_LINK = MapOf(MapOf(Whole(0), KINDS), LINKS)
+SECONDS_BY_LINK = MapOf(MapOf(Number(0), KINDS), LINKS)
+BYTES_BY_TIER = MapOf(Whole(0), TIERS, TIERS)
+PLACEMENT = MapOf(MapOf(MapOf(Number(0), TIERS, TIERS), ("planned", "real")), KINDS)
+"""What figures of a job are in JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +34,9 @@ class StreamedToken:
 class TokenLogprob:
     """A token and the natural logarithm of its probability; `text` is that of the token alone, None if unknown."""
 
-    token_id: int
-    logprob: float
-    text: str | None
+    token_id: Annotated[int, Whole(0), "The token."]
+    logprob: Annotated[float, "The natural logarithm of its probability."]
+    text: Annotated[str | None, "The text of the token alone; null for a model without a tokenizer."]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +60,18 @@ class Output:
     for. `text` is None for a model without a tokenizer; `logprobs` has an entry for every token if they were asked for.
     """
 
-    prompt: str | list[int]
-    text: str | None
-    token_ids: list[int]
-    finish_reason: str
-    prompt_tokens: int
-    logprobs: list[ChosenToken] | None = None
-    id: str | int | None = None
-    cut_to_positions: bool = False
+    prompt: Annotated[str | list[int], "The prompt as it was given: text or token ids."]
+    text: Annotated[str | None, "What was generated; null for a model without a tokenizer."]
+    token_ids: Annotated[list[int], "The generated tokens."]
+    finish_reason: Annotated[
+        str, OneOf(FINISH_REASONS), "stop: an end of sequence or a stop text; length: as many tokens as there may be."
+    ]
+    prompt_tokens: Annotated[int, Whole(1), "Tokens of the prompt."]
+    logprobs: Annotated[list[ChosenToken] | None, "For every generated token, if they were asked for; else null."] = (
+        None
+    )
+    id: Annotated[str | int | None, "What the prompt's owner calls it; null if nothing."] = None
+    cut_to_positions: Annotated[bool, "Whether fewer tokens came because the model has no more positions."] = False
 
     def to_json(self) -> dict[str, Any]:
         """Every field by its name, fit for `json.dumps`."""
@@ -77,25 +92,43 @@ class Stats:
     had been started when such a pass ended: with overlap, some belong to the pass after it.
     """
 
-    backend: str
-    policy: Policy
-    rows: int = 0
-    blocks: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    load_s: float = 0.0
-    allocate_s: float = 0.0
-    prefill_s: float = 0.0
-    decode_s: float = 0.0
-    direct_disk_reads: bool = True
-    link_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
-    prefill_link_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
-    link_s: dict[str, dict[str, float]] = field(default_factory=dict)
-    peak_bytes: dict[str, int] = field(default_factory=dict)
-    budget_bytes: dict[str, int | None] = field(default_factory=dict)
-    placement: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    tier_bytes: dict[str, dict[str, int]] = field(default_factory=dict)
-    lane_busy: dict[str, float] = field(default_factory=dict)
+    backend: Annotated[str, "The port that it ran on."]
+    policy: Annotated[Policy, "The policy that it ran by."]
+    rows: Annotated[int, Whole(0), "Rows in all."] = 0
+    blocks: Annotated[int, Whole(0), "Blocks, one after the other."] = 0
+    prompt_tokens: Annotated[int, Whole(0), "Tokens of all prompts."] = 0
+    generated_tokens: Annotated[int, Whole(0), "New tokens of all rows."] = 0
+    load_s: Annotated[float, Number(0), "Seconds to load weights before the first job."] = 0.0
+    allocate_s: Annotated[
+        float, Number(0), "Seconds to take and give back the memory of blocks; in no other figure."
+    ] = 0.0
+    prefill_s: Annotated[float, Number(0), "Seconds of the passes in which a token of a prompt was fed."] = 0.0
+    decode_s: Annotated[float, Number(0), "All other seconds of the blocks."] = 0.0
+    direct_disk_reads: Annotated[bool, "Whether weights on disk were read past the page cache."] = True
+    link_bytes: Annotated[dict[str, dict[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."] = field(
+        default_factory=dict
+    )
+    prefill_link_bytes: Annotated[
+        dict[str, dict[str, int]], BYTES_BY_LINK, "What of link_bytes was under way when the prefill ended."
+    ] = field(default_factory=dict)
+    link_s: Annotated[dict[str, dict[str, float]], SECONDS_BY_LINK, "Seconds of copies, by link and kind of data."] = (
+        field(default_factory=dict)
+    )
+    peak_bytes: Annotated[dict[str, int], BYTES_BY_TIER, "The most that was held at a time, by tier."] = field(
+        default_factory=dict
+    )
+    budget_bytes: Annotated[
+        dict[str, int | None], MapOf(Maybe(Whole(0)), TIERS, TIERS), "What may be held, by tier; null: no bound."
+    ] = field(default_factory=dict)
+    placement: Annotated[
+        dict[str, dict[str, dict[str, float]]], PLACEMENT, "Shares of the tiers by kind of data, planned and real."
+    ] = field(default_factory=dict)
+    tier_bytes: Annotated[dict[str, dict[str, int]], MapOf(BYTES_BY_TIER, KINDS), "Bytes by kind of data and tier."] = (
+        field(default_factory=dict)
+    )
+    lane_busy: Annotated[dict[str, float], MapOf(Number(0)), "The share of time in which a lane is busy, by lane."] = (
+        field(default_factory=dict)
+    )
 
     @property
     def tokens_per_s(self) -> float:

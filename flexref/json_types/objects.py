@@ -15,7 +15,7 @@ from typing import Annotated, Any, NamedTuple, Union, get_args, get_origin, get_
 
 from flexref.errors import FlexrefError
 from flexref.json_types.containers import ListOf, MapOf
-from flexref.json_types.values import LONGEST_SHOWN, Defined, JsonType, Maybe, Number, Text, Truth, Whole, shown
+from flexref.json_types.values import LONGEST_SHOWN, Defined, Either, JsonType, Maybe, Number, Text, Truth, Whole, shown
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -161,8 +161,9 @@ def _kind(hint: Any) -> JsonType:
             return _kind(arguments[0])
         return Maybe(named[0]) if type(None) in get_args(arguments[0]) else named[0]
     if origin in (Union, types.UnionType):
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return Maybe(_kind(inner))
+        kinds = tuple(_kind(argument) for argument in arguments if argument is not type(None))
+        kind = kinds[0] if len(kinds) == 1 else Either(kinds)
+        return Maybe(kind) if type(None) in arguments else kind
     if isinstance(origin, type) and issubclass(origin, Mapping):
         return MapOf(_kind(arguments[1]))
     if isinstance(origin, type) and issubclass(origin, Sequence):

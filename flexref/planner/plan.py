@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError
@@ -22,9 +22,9 @@ class OneMore:
     `from_duals`: what the linear program's duals say of a little more; `solved_again`: what one whole unit brings.
     """
 
-    what: str
-    from_duals: float
-    solved_again: float
+    what: Annotated[str, "Of what there is one more: a GiB of a tier, or a GB/s of a link."]
+    from_duals: Annotated[float, "Tokens per second more, by the linear program's duals of a little more."]
+    solved_again: Annotated[float, "Tokens per second more with one whole unit more, solved again."]
 
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name."""

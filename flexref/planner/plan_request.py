@@ -1,8 +1,10 @@
 """The plan request: what a user asks of the planner; it plans nothing."""
 
 from dataclasses import dataclass
+from typing import Annotated
 
 from flexref.errors import PolicyError
+from flexref.json_types.values import Whole
 from flexref.machine.machine import Machine
 from flexref.units import GIB, TIERS, is_integer
 
@@ -19,20 +21,20 @@ class PlanRequest:
     replaces the machine's.
     """
 
-    prompt_tokens: int
-    new_tokens: int
-    rows: int | None = None
-    weights_schemes: tuple[str, ...] | None = None
-    cache_schemes: tuple[str, ...] = ("none", "int4")
-    attention_on: tuple[str, ...] = ("device", "host")
-    rows_per_group: int | None = None
-    groups: int | None = None
-    overlap: bool = True
-    max_latency_s: float | None = None
-    max_disk_writes_gib: float | None = None
-    device_mem_gib: float | None = None
-    host_mem_gib: float | None = None
-    disk_gib: float | None = None
+    prompt_tokens: Annotated[int, Whole(1), "Tokens of every prompt."]
+    new_tokens: Annotated[int, Whole(1), "New tokens of every row."]
+    rows: Annotated[int | None, Whole(1), "Rows in all; null: as many as fill one block."] = None
+    weights_schemes: Annotated[tuple[str, ...] | None, "How weights may be stored; null: as the model says."] = None
+    cache_schemes: Annotated[tuple[str, ...], "How the cache may be stored."] = ("none", "int4")
+    attention_on: Annotated[tuple[str, ...], "Where decode attention may be computed."] = ("device", "host")
+    rows_per_group: Annotated[int | None, Whole(1), "Rows that are computed together, if that is fixed."] = None
+    groups: Annotated[int | None, Whole(1), "Groups of a block, if that is fixed."] = None
+    overlap: Annotated[bool, "Whether copies may go on while the device computes."] = True
+    max_latency_s: Annotated[float | None, "The most seconds that a block may take."] = None
+    max_disk_writes_gib: Annotated[float | None, "The most GiB that the job may write to disk."] = None
+    device_mem_gib: Annotated[float | None, "GiB of the device, in place of the machine's."] = None
+    host_mem_gib: Annotated[float | None, "GiB of the host, in place of the machine's."] = None
+    disk_gib: Annotated[float | None, "GiB of the disk, in place of the machine's."] = None
 
     def __post_init__(self) -> None:
         """Raises `PolicyError` for a number of rows, tokens or groups that makes no sense."""

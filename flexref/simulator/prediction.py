@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from flexref.engine.results import BYTES_BY_LINK, BYTES_BY_TIER, SECONDS_BY_LINK
+from flexref.json_types.values import Number, Whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,17 +16,21 @@ class Prediction:
     `Stats.link_s`; `lane_busy` is the share of prefill and decode in which each lane is busy.
     """
 
-    rows: int
-    blocks: int
-    generated_tokens: int
-    load_s: float
-    prefill_s: float
-    decode_s: float
-    peak_bytes: Mapping[str, int]
-    link_bytes: Mapping[str, Mapping[str, int]]
-    link_s: Mapping[str, Mapping[str, float]]
-    lane_busy: Mapping[str, float]
-    simulated: bool = True
+    rows: Annotated[int, Whole(1), "Rows in all."]
+    blocks: Annotated[int, Whole(1), "Blocks, one after the other."]
+    generated_tokens: Annotated[int, Whole(1), "New tokens of all rows."]
+    load_s: Annotated[float, Number(0), "Seconds to load weights from their file."]
+    prefill_s: Annotated[float, Number(0), "Seconds of the passes that feed prompts."]
+    decode_s: Annotated[float, Number(0), "All other seconds of the blocks."]
+    peak_bytes: Annotated[Mapping[str, int], BYTES_BY_TIER, "The most that is held at a time, by tier."]
+    link_bytes: Annotated[Mapping[str, Mapping[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."]
+    link_s: Annotated[
+        Mapping[str, Mapping[str, float]], SECONDS_BY_LINK, "Seconds of copies, by link and kind of data."
+    ]
+    lane_busy: Annotated[Mapping[str, float], "The share of prefill and decode in which a lane is busy, by lane."]
+    simulated: Annotated[bool, "Whether it was simulated; else seconds are an estimate, without links and lanes."] = (
+        True
+    )
     """False: seconds are the linear program's estimate, and nothing is said of links and lanes."""
 
     @property

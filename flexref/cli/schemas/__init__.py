@@ -1,0 +1,1 @@
+"""JSON Schemas of what commands read and print, put together from the types of the values in them."""

@@ -1,0 +1,80 @@
+"""The schema of what `flexref bench --json` prints, one object a line: figures, the floor, and what was run."""
+
+from collections.abc import Iterator
+
+from flexref.bench.rates import Rates
+from flexref.bench.suites import Arguments
+from flexref.cli.schemas.parts import COUNT, NAMES, PREDICTED, member, output, seconds
+from flexref.engine.results import BYTES_BY_LINK, Stats
+from flexref.json_types.containers import ListOf, MapOf
+from flexref.json_types.objects import UNSAID, JsonField, JsonObject, object_of
+from flexref.json_types.values import JsonType, Maybe, Number, OneOf, Text, Whole
+from flexref.storage.schema import DTYPES, SCHEMES
+
+FIGURES = {
+    "prefill_s": seconds("Seconds of the prefill."),
+    "decode_s": seconds("Seconds of all decode passes."),
+    "decode_step_s": member(Maybe(Number(0)), "Seconds of one decode pass; null if there was none."),
+    "tokens_per_s": member(Number(0), "Generated tokens over prefill and decode together."),
+}
+
+FLOORS = {
+    "floor_s": seconds("The least that this machine allows for prefill and decode."),
+    "floor_ratio": member(Number(0), "The median run over that floor."),
+    "prefill_floor_s": seconds("The least for the prefill."),
+    "prefill_floor_terms_s": member(MapOf(Number(0)), "What each link, products and memory need for it."),
+    "decode_floor_s": seconds("The least for all decode passes."),
+    "decode_floor_terms_s": member(MapOf(Number(0)), "What each link, products and memory need for them."),
+    "decode_step_floor_s": member(Maybe(Number(0)), "The least for one decode pass; null if there was none."),
+}
+
+MACHINE = output(
+    "",
+    "",
+    {
+        "cpu": member(Text(), "The processor."),
+        "cpu_cores": member(Whole(1), "Cores that the process may use."),
+        "memory_bytes": member(COUNT, "Bytes of memory."),
+        "gpu": member(NAMES, "Names of the GPUs."),
+    },
+)
+
+
+def account() -> Iterator[tuple[str, JsonField]]:
+    """What is repeated of the last run's account, and what is computed from it."""
+    from flexref.bench.benchmark import ACCOUNT
+
+    stats = object_of(Stats).members
+    yield from ((name, stats[name]) for name in ACCOUNT)
+    yield "decode_link_bytes", member(BYTES_BY_LINK, "What of link_bytes was moved after the prefill.")
+    yield "allocate_s", stats["allocate_s"]
+
+
+def bench() -> JsonType:
+    """One benchmark; one that was interrupted before a run had ended has no figures."""
+    figures = {
+        **FIGURES,
+        **FLOORS,
+        **dict(account()),
+        "predicted": member(Maybe(PREDICTED), "What was predicted; null where no machine is known."),
+    }
+    run = output("Run", "One run.", {**FIGURES, "lane_busy": object_of(Stats).members["lane_busy"]})
+    members = {
+        "suite": member(Maybe(Text()), "The suite that it is of; null if none."),
+        **{name: JsonField(part.kind, part.about, UNSAID) for name, part in figures.items()},
+        "arguments": member(
+            output("Arguments", "What was asked for.", object_of(Arguments).members), "What was asked for."
+        ),
+        "model": member(Text(), "The model's name."),
+        "weights": member(Text(), "The weight file, or random."),
+        "weights_scheme": member(OneOf(SCHEMES), "How the weights are stored."),
+        "weights_dtype": member(OneOf(DTYPES), "The type of what is not in groups."),
+        "cut_short": member(Maybe(Text()), "What was interrupted; null if nothing."),
+        "rates": member(output("Rates", "What this machine does at best.", object_of(Rates).members), "The machine."),
+        "versions": member(MapOf(Text()), "Versions by name."),
+        "machine": member(MACHINE, "What it ran on."),
+        "runs": member(ListOf(run), "Every run that ended."),
+        "check_logits": member(COUNT, "Logits that were checked before anything was timed."),
+        "check_worst_share": member(Number(0), "The largest error among them, as a share of its bound."),
+    }
+    return JsonObject("Benchmark", "What `flexref bench --json` prints on every line; figures are medians.", members)
