@@ -3,10 +3,14 @@
 import inspect
 import traceback
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+
+from hypothesis.configuration import set_hypothesis_home_dir, storage_directory
 
 from flexref.backend.protocol import Backend
 from flexref.errors import WrongCall, described
@@ -52,16 +56,29 @@ class Verdict:
 
 
 def verdicts(port: Backend, examples: int, clauses: Sequence[Clause] = CONTRACT) -> Iterator[Verdict]:
-    """Each of the clauses as soon as it is decided, by as many examples."""
+    """Each of the clauses as soon as it is decided, by as many examples; nothing is left in the working folder."""
     needed = clauses_for(port.caps)
-    for clause in clauses:
-        name, law = clause_name(clause), law_of(clause)
-        if clause not in needed:
-            yield Verdict(name, applies=False, law=law)
-            continue
-        error = violation(port, clause, examples)
-        line = None if error is None else violation_line(error)[:LONGEST_ERROR]
-        yield Verdict(name, applies=True, law=law, error=line)
+    with _kept_nowhere():
+        for clause in clauses:
+            name, law = clause_name(clause), law_of(clause)
+            if clause not in needed:
+                yield Verdict(name, applies=False, law=law)
+                continue
+            error = violation(port, clause, examples)
+            line = None if error is None else violation_line(error)[:LONGEST_ERROR]
+            yield Verdict(name, applies=True, law=law, error=line)
+
+
+@contextmanager
+def _kept_nowhere() -> Iterator[None]:
+    """Meanwhile what hypothesis keeps of the modules it has read lies in a folder that goes away, and not in `.`."""
+    usual = storage_directory(intent_to_write=False).home_directory
+    with TemporaryDirectory() as folder:
+        set_hypothesis_home_dir(folder)
+        try:
+            yield
+        finally:
+            set_hypothesis_home_dir(usual)
 
 
 def law_of(clause: Any) -> str:

@@ -1,6 +1,8 @@
 """`flexref check` as the author of a port calls it: the table, the one line that counts, and exit codes."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -310,3 +312,14 @@ def test_bad_input_gets_one_clear_line(
 )
 def test_a_call_that_makes_no_sense_is_a_usage_error(arguments: list[str]) -> None:
     assert check(*arguments) == 2
+
+
+def test_the_contract_leaves_nothing_in_the_working_folder(tmp_path: Path, model: str) -> None:
+    """In a process of its own: in that of the tests hypothesis has long found a folder."""
+    here = tmp_path / "here"
+    here.mkdir()
+    call = [sys.executable, "-m", "flexref", "check", "--backend", "numpy", "--model", model]
+    call += ["--contract", "--examples", "3", "--max-new-tokens", "1", "--percent", *("100", "0") * 3]
+    done = subprocess.run(call, cwd=here, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list(here.iterdir()) == []

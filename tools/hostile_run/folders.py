@@ -1,6 +1,7 @@
 """Cases of checkpoint folders: configurations, safetensors, pickles, indexes, tokenizers, and what is no file."""
 
 import json
+import os
 import shutil
 import struct
 import zipfile
@@ -80,11 +81,11 @@ def _spoil(draw: Random, source: Path, what: str) -> None:
     how = draw.randrange(10)
     if how <= 2:
         path = source / "config.json"
-        path.write_bytes(json_bytes(draw, json.loads(path.read_bytes())) if path.is_file() else b"{}")
+        _put(path, _changed_json(draw, path))
     elif how == 3:
         odd_file(draw, draw.choice(sorted(path for path in source.iterdir() if not path.is_dir())))
     elif how == 4 and indexes and indexes[0].is_file():
-        indexes[0].write_bytes(_index(draw, json.loads(indexes[0].read_bytes())))
+        indexes[0].write_bytes(_index(draw, indexes[0]))
     elif how <= 6 and weights and weights[0].is_file():
         path = draw.choice([path for path in weights if path.is_file()])
         path.write_bytes(changed_bytes(draw, path.read_bytes()))
@@ -96,11 +97,31 @@ def _spoil(draw: Random, source: Path, what: str) -> None:
         _spoil_safetensors(draw, weights[0])
 
 
-def _index(draw: Random, index: dict[str, Any]) -> bytes:
+def _put(path: Path, content: bytes) -> None:
+    """Write a file in place of whatever lies there: of a pipe nobody would read."""
+    if not path.is_file() and os.path.lexists(path):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    path.write_bytes(content)
+
+
+def _changed_json(draw: Random, path: Path) -> bytes:
+    """The document with something wrong in it; one that was spoilt before, or is no file, becomes another."""
+    try:
+        return json_bytes(draw, json.loads(path.read_bytes()) if path.is_file() else {})
+    except (ValueError, RecursionError):
+        return b"{}"
+
+
+def _index(draw: Random, path: Path) -> bytes:
+    try:
+        index = json.loads(path.read_bytes())
+        names = sorted(index["weight_map"])
+    except (ValueError, RecursionError, KeyError, TypeError):
+        return b"[]"
     if draw.random() < 0.5:
         return json_bytes(draw, index)
     places = index["weight_map"]
-    for name in draw.sample(sorted(places), draw.choice((1, 3))):
+    for name in draw.sample(names, min(len(names), draw.choice((1, 3)))):
         wrong = ("../../../etc/passwd", "/dev/zero", "config.json", "nowhere.bin", "", ".", "a\0b", 3, None, ["x"])
         places[name] = draw.choice(wrong)
     return json.dumps(index).encode()
@@ -162,15 +183,15 @@ def _spoil_tokenizer(draw: Random, source: Path) -> None:
     elif how <= 3:
         path = draw.choice(there)
         if path.suffix == ".json":
-            path.write_bytes(json_bytes(draw, json.loads(path.read_bytes())))
+            path.write_bytes(_changed_json(draw, path))
         else:
             path.write_bytes(changed_bytes(draw, path.read_bytes()))
     elif how == 4:
         odd = {draw.choice(ODD_TEXTS): draw.choice(ODD_NUMBERS), "added_tokens_decoder": {"-1": {"content": "x"}}}
         path = source / draw.choice(("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"))
-        path.write_text(json.dumps(changed_value(draw, odd)))
+        _put(path, json.dumps(changed_value(draw, odd)).encode())
     else:
-        (source / "tokenizer.json").write_text(json.dumps(_odd_tokenizer(draw)))
+        _put(source / "tokenizer.json", json.dumps(_odd_tokenizer(draw)).encode())
 
 
 def _odd_tokenizer(draw: Random) -> dict[str, Any]:

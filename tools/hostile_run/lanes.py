@@ -25,6 +25,9 @@ from hostile_run.weight_files import expectations
 NOT_IMPORTED = ("flexref.harness", "flexref.testing", "flexref.__main__", "flexref.cli.lm_eval")
 """Parts that need what may not be installed, and those that act when they are imported."""
 
+SHOWN_BYTES = 1200
+"""Of a complaint that a failed case tells."""
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -79,7 +82,8 @@ def run_case(settings: Settings, shelf: Shelf, number: int, *, keep: bool = Fals
     if not keep:
         shutil.rmtree(folder)
     commands = [command.arguments for command in ran]
-    return Judged(number, kind_of(number), outcome, found, commands, time.monotonic() - started), ran
+    complaint = ran[-1].stderr[-SHOWN_BYTES:].decode(errors="backslashreplace") if found else ""
+    return Judged(number, kind_of(number), outcome, found, commands, time.monotonic() - started, complaint), ran
 
 
 def run_cases(settings: Settings, shelf: Shelf, cases: list[int], jobs: int) -> Iterator[Judged]:

@@ -77,3 +77,5 @@ class Judged:
     faults: list[str]
     commands: list[list[str]]
     seconds: float
+    complaint: str = ""
+    """The end of the last command's stderr, where something is wrong."""
