@@ -14,14 +14,26 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import PromptError
-from flexref.files import as_json, read_bytes
-from flexref.units import is_integer
+from flexref.files import as_json, as_text, read_bytes
+from flexref.json_types.containers import ListOf, ReadBy
+from flexref.json_types.values import JsonType, Text, Whole, shown
 
 MOST_CHOICES = 26
 """Choices are named by letters."""
 
-LONGEST_SHOWN = 60
-"""Characters of a bad line that its complaint repeats."""
+
+def _unicode(what: str, value: object) -> str:
+    text: str = Text().read(what, value, PromptError)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise PromptError(f"{what} is not valid Unicode: {error.reason}") from error
+    return text
+
+
+TEXT = ReadBy(Text(), _unicode)
+
+CHOICES = ListOf(TEXT, 2, MOST_CHOICES, said=f"a list of 2 to {MOST_CHOICES} texts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +75,9 @@ def read_questions(path: Path | str) -> list[Question]:
 
 
 def _record(line: bytes, place: str) -> Mapping[str, Any]:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{place}: not UTF-8: {error.reason}") from error
-    record = as_json(text, place, PromptError)
+    record = as_json(as_text(line, place, PromptError), place, PromptError)
     if not isinstance(record, dict):
-        raise PromptError(f"{place}: needed a JSON object, found {_shown(record)}")
+        raise PromptError(f"{place}: needed a JSON object, found {shown(record)}")
     return record
 
 
@@ -82,7 +90,7 @@ def _question(record: Mapping[str, Any], place: str) -> Question:
         return _last_word(record, place)
     raise PromptError(
         f"{place}: needed `text` (LAMBADA), `endings` (HellaSwag) or `choices` (MMLU), found the keys "
-        f"{_shown(sorted(record))}"
+        f"{shown(sorted(record))}"
     )
 
 
@@ -90,7 +98,7 @@ def _last_word(record: Mapping[str, Any], place: str) -> Question:
     text = _text(record, "text", place).rstrip()
     context, _, word = text.rpartition(" ")
     if not context.strip() or not word:
-        raise PromptError(f"{place}: `text` must be words of which the last is predicted, found {_shown(text)}")
+        raise PromptError(f"{place}: `text` must be words of which the last is predicted, found {shown(text)}")
     return Question(place, "last_word", context, (f" {word}",), (word,), 0)
 
 
@@ -103,7 +111,7 @@ def _ending(record: Mapping[str, Any], place: str) -> Question:
         context = f"{_text(record, 'activity_label', place)}: {context}"
     endings = tuple(_cleaned(ending) for ending in _texts(record, "endings", place))
     if not all(endings):
-        raise PromptError(f"{place}: every text of `endings` must hold a word, found {_shown(record['endings'])}")
+        raise PromptError(f"{place}: every text of `endings` must hold a word, found {shown(record['endings'])}")
     answer = _answer(record, "label", len(endings), place)
     return Question(place, "ending", _cleaned(context), tuple(f" {ending}" for ending in endings), endings, answer)
 
@@ -129,27 +137,24 @@ def _cleaned(text: str) -> str:
     return re.sub(r" {2,}", " ", re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))).strip()
 
 
+def _read(kind: JsonType, record: Mapping[str, Any], key: str, place: str) -> Any:
+    if key not in record:
+        raise PromptError(f"{place}: `{key}` must be {kind.needed}, found none")
+    return kind.read(f"{place}: `{key}`", record[key], PromptError)
+
+
 def _text(record: Mapping[str, Any], key: str, place: str) -> str:
-    value = record.get(key)
-    if not isinstance(value, str):
-        raise PromptError(f"{place}: `{key}` must be text, found {_found(record, key)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{place}: `{key}` is not valid Unicode: {error.reason}") from error
-    return value
+    return str(_read(TEXT, record, key, place))
 
 
-def _texts(record: Mapping[str, Any], key: str, place: str) -> list[str]:
-    values = record.get(key)
-    if not isinstance(values, list) or not 2 <= len(values) <= MOST_CHOICES:
-        raise PromptError(f"{place}: `{key}` must be a list of 2 to {MOST_CHOICES} texts, found {_found(record, key)}")
-    return [_text({key: value}, key, place) for value in values]
+def _texts(record: Mapping[str, Any], key: str, place: str) -> tuple[str, ...]:
+    found: tuple[str, ...] = _read(CHOICES, record, key, place)
+    return found
 
 
 def _answer(record: Mapping[str, Any], key: str, choices: int, place: str) -> int:
     """The number of the right choice from 0 on: as such, in digits, or as a letter."""
-    value = record.get(key)
+    value: Any = record.get(key)
     last = chr(ord("A") + choices - 1)
     if isinstance(value, str):
         name = value.strip()
@@ -157,16 +162,5 @@ def _answer(record: Mapping[str, Any], key: str, choices: int, place: str) -> in
             value = int(name)
         elif re.fullmatch(r"[A-Za-z]", name):
             value = ord(name.upper()) - ord("A")
-    if not is_integer(value) or not 0 <= value < choices:  # type: ignore[operator]
-        found, needed = _found(record, key), f"a number from 0 to {choices - 1} or a letter to {last}"
-        raise PromptError(f"{place}: `{key}` must be {needed}, found {found}")
-    return int(value)  # type: ignore[arg-type]
-
-
-def _found(record: Mapping[str, Any], key: str) -> str:
-    return _shown(record[key]) if key in record else "none"
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
+    kind = Whole(0, choices - 1, said=f"a number from 0 to {choices - 1} or a letter to {last}")
+    return int(value if kind.takes(value) else _read(kind, record, key, place))
