@@ -64,9 +64,15 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
         "compare-machines": Entry("flexref.cli.compare_machines", "Plan models on machines: which to rent or buy."),
         "profile": Entry("flexref.cli.profile", "Measure this machine: links, products, attention; for the planner."),
-        "info": Entry("flexref.cli.info", "Show versions, processor, devices, ports and folders of this installation."),
-        "models": Entry("flexref.cli.models", "List models that need no file: parameters, bytes, cache per token."),
-        "backends": Entry("flexref.cli.backends", "List the installed ports: what they can do, or why they cannot."),
+        "info": Entry(
+            "flexref.cli.listings.info", "Show versions, processor, devices, ports and folders of this installation."
+        ),
+        "models": Entry(
+            "flexref.cli.listings.models", "List models that need no file: parameters, bytes, cache per token."
+        ),
+        "backends": Entry(
+            "flexref.cli.listings.backends", "List the installed ports: what they can do, or why they cannot."
+        ),
         "schema": Entry("flexref.cli.schemas.command", "Print the JSON Schema of a file, or of a command's --json."),
     }
 )

@@ -1,0 +1,1 @@
+"""Commands that list what is known and installed; they run no model."""
