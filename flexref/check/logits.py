@@ -17,6 +17,7 @@ from flexref.check.greedy import table_rows
 from flexref.check.noisy import COPIES, NOTHING, NoisyTape, probable_arithmetic, unmoved
 from flexref.check.probable import DEVIATIONS
 from flexref.check.tolerances import Arithmetic, Numbers, Operand, exact, linear_bound
+from flexref.errors import FlexrefError
 from flexref.storage.weightfile import WeightFile, read_tensor
 
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
@@ -77,10 +78,11 @@ class Job:
         yield range(first, len(self.rows))
 
 
+@np.errstate(all="ignore")  # what overflows is refused by name
 def hidden_states(job: Job, block: Sequence[int], how: Arithmetic, on_stage: Callable[[int], None]) -> list[Numbers]:
     """Of each row of a block what the head's table is multiplied with (1 + COPIES, P, W); the first copy is exact.
 
-    `on_stage` is told 1 for every stage that is done.
+    `on_stage` is told 1 for every stage that is done. Raises `FlexrefError` where a weight is not finite.
     """
     file, rows = job.file, [job.rows[row] for row in block]
     walk = stages(file.spec, file.tile_rows)
@@ -90,12 +92,14 @@ def hidden_states(job: Job, block: Sequence[int], how: Arithmetic, on_stage: Cal
         return NoisyTape(how, tokens=[len(row) for row in rows], draw=draw)
 
     x = _embedded(file, walk[0], rows, tape)
+    _check_finite(file, walk[0].name, x)
     on_stage(1)
     for stage in walk:
         if stage.kind is StageKind.LAYER:
             this = tape()
             model = Model(file.spec, StageTensors(file, stage, how))
             x = this.sites[model.layer(this, stage.index, this.add(x, NOTHING))].value
+            _check_finite(file, stage.name, x)
             on_stage(1)
     ends = np.cumsum([len(row) for row in rows])
     parts = [
@@ -105,13 +109,27 @@ def hidden_states(job: Job, block: Sequence[int], how: Arithmetic, on_stage: Cal
     model = Model(file.spec, StageTensors(file, head, how))
     this = tape()
     states = this.sites[model.final(this, this.add(np.concatenate(parts, 1), NOTHING))].value
+    _check_finite(file, head.name, states)
     on_stage(1)
     return np.split(states, np.cumsum([part.shape[1] for part in parts])[:-1], axis=1)
 
 
 def stage_count(job: Job, dtypes: Sequence[str]) -> int:
-    """How often `on_stage` is told of a stage in all."""
-    return sum(1 for _ in job.blocks()) * len(dtypes) * (job.file.spec.layers + 2)
+    """How often `on_stage` is told in all: of a stage of a block, and of the logits or bounds of some positions."""
+    step, counts = (
+        positions_at_once(job.file),
+        (len(row) - first for row, first in zip(job.rows, job.firsts, strict=True)),
+    )
+    parts = sum(-(-count // step) for count in counts)
+    return sum(1 for _ in job.blocks()) * len(dtypes) * (job.file.spec.layers + 2) + parts * (1 + len(dtypes))
+
+
+def _check_finite(file: WeightFile, what: str, states: Numbers) -> None:
+    if not np.isfinite(states).all():
+        raise FlexrefError(
+            f"{file.path}: {what} gives numbers that are not finite, although it is computed in float64; "
+            "a weight is not finite or far too large"
+        )
 
 
 def _embedded(file: WeightFile, stage: Stage, rows: Sequence[Sequence[int]], tape: Callable[[], NoisyTape]) -> Numbers:
@@ -141,11 +159,13 @@ def positions_at_once(file: WeightFile) -> int:
     return max(1, BLOCK_BYTES // (8 * (3 * file.spec.vocabulary + (2 + COPIES) * file.tile_rows)))
 
 
+@np.errstate(all="ignore")
 def exact_part(file: WeightFile, states: Numbers) -> Numbers:
     """The logits (P, V) of some positions in float64, from their hidden states (1 + COPIES, P, W)."""
     logits = np.empty((states.shape[1], file.spec.vocabulary))
     for where, tile in _tiles(file, probable_arithmetic("float32")):
         logits[:, where] = states[0] @ tile.values.T
+    _check_finite(file, "the head", logits)
     return logits
 
 

@@ -87,16 +87,24 @@ class TokenDivergence:
 class RowDifference:
     """One row: its worst logit, how many are beyond their bound, and where its greedy tokens part from the reference's.
 
-    `positions`: how many were compared; `diverging` of them have another greedy token.
+    `rms_share`: the root mean square of error / bound over all logits, infinite if one is no finite number. `diverging`
+    positions have another greedy token.
     """
 
     row: int
     about: RowAbout
     worst: Place | None = None
     largest_error: float = 0.0
+    squares: float = 0.0
+    count: int = 0
     outside: int = 0
     diverging: int = 0
     first_divergence: TokenDivergence | None = None
+
+    @property
+    def rms_share(self) -> float:
+        """The typical share of the bound."""
+        return math.sqrt(self.squares / self.count) if self.count else 0.0
 
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name."""
@@ -105,6 +113,7 @@ class RowDifference:
             **asdict(self.about),
             "worst": None if self.worst is None else self.worst.to_json(),
             "largest_error": finite_or_none(self.largest_error),
+            "rms_share": finite_or_none(self.rms_share),
             "outside": self.outside,
             "diverging": self.diverging,
             "first_divergence": None if self.first_divergence is None else self.first_divergence.to_json(),
@@ -235,6 +244,7 @@ def _note(
     with np.errstate(all="ignore"):
         error = np.where(np.isfinite(other), np.abs(other - exact), np.inf)
         share = np.where(error > 0, error / bound, 0.0)
+    row.squares, row.count = row.squares + float(np.square(share).sum()), row.count + share.size
     row.outside += int(np.count_nonzero(~(share <= 1)))
     row.largest_error = max(row.largest_error, float(error.max()))
     at = np.unravel_index(int(share.argmax()), share.shape)

@@ -4,6 +4,8 @@ Nothing in it is unpickled, and no size that it states is allocated: whoever rea
 """
 
 import os
+import shutil
+import stat
 import struct
 import tokenize
 import zipfile
@@ -19,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.errors import LogitsFileError, StorageError
+from flexref.errors import LogitsFileError, StorageError, in_gib
 from flexref.files import NewFile, open_regular
 
 Values = npt.NDArray[Any]
@@ -48,15 +50,44 @@ DAMAGE = (
 """What zipfile and numpy raise of damaged and hostile files, encrypted ones among them."""
 
 
+class _WithoutPlaces:
+    """A stream in which nothing can be sought: of a device zipfile would believe that it is always at its start."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write, self.flush, self.close = file.write, file.flush, file.close
+
+
+def check_room(path: str | Path, nbytes: int) -> None:
+    """`StorageError` if a file of so many bytes would fill the disk; where that cannot be known, nothing."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        return
+    with suppress(OSError):
+        free = shutil.disk_usage(Path(os.path.realpath(path)).parent).free
+        if nbytes > free:
+            raise StorageError(f"cannot write {path}: it will have {in_gib(nbytes)}, {in_gib(free)} are free there")
+
+
 class ArraysWriter:
-    """The .npz file `path` in the making: it gets its name when `with` ends without an error."""
+    """The .npz file `path` in the making: it gets its name when `with` ends without an error.
+
+    What is no regular file, a pipe or a device, is written to as it is.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self._path = path
         with self._telling():
-            self._file = NewFile(Path(os.path.realpath(path)))
-            self._stream = os.fdopen(os.dup(self._file.descriptor), "wb")
-            self._zip = zipfile.ZipFile(self._stream, "w", zipfile.ZIP_STORED)
+            old = os.stat(path) if os.path.exists(path) else None
+            is_kept = old is not None and not stat.S_ISREG(old.st_mode)  # a pipe or a device is written to as it is
+            self._file = None if is_kept else NewFile(Path(os.path.realpath(path)))
+            self._stream: IO[bytes] | _WithoutPlaces
+            if self._file is None:
+                self._stream = _WithoutPlaces(open(path, "wb"))  # noqa: SIM115
+            else:
+                if old is not None:
+                    with suppress(PermissionError):  # somebody else's file, in a folder that is ours
+                        os.fchmod(self._file.descriptor, stat.S_IMODE(old.st_mode))
+                self._stream = os.fdopen(os.dup(self._file.descriptor), "wb")
+            self._zip = zipfile.ZipFile(self._stream, "w", zipfile.ZIP_STORED)  # type: ignore[arg-type]
 
     def __enter__(self) -> "ArraysWriter":
         return self
@@ -69,9 +100,11 @@ class ArraysWriter:
                 if kind is None:
                     self._zip.close()
                     self._stream.flush()
-                    self._file.publish()
+                    if self._file is not None:
+                        self._file.publish()
             finally:
-                self._file.close()
+                if self._file is not None:
+                    self._file.close()
                 with suppress(OSError, ValueError):  # of what has failed before
                     self._zip.close()
                 with suppress(OSError):

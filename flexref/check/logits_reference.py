@@ -7,6 +7,7 @@ like for other types, so for every row; `about`, a JSON object in bytes, says of
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,8 @@ import xxhash
 
 from flexref.architecture.spec import LARGEST_SIZES
 from flexref.check.logits import COMPUTE_DTYPES, Job, bound_part, exact_part, hidden_states, positions_at_once
-from flexref.check.logits_file import ArraysFile, ArraysWriter
+from flexref.check.logits_file import ArraysFile, ArraysWriter, check_room
 from flexref.check.noisy import probable_arithmetic
-from flexref.check.tolerances import Numbers
 from flexref.errors import LogitsFileError
 from flexref.storage.weightfile import WeightFile
 from flexref.units import is_integer
@@ -79,7 +79,8 @@ def write_reference(
 ) -> About:
     """Compute every row and write it as soon as it is there; what the file says of itself.
 
-    `on_stage` is told 1 whenever a block of rows is through a stage, and as often as `logits.stage_count` says.
+    `on_stage` is told 1 as often as `logits.stage_count` says. Raises `StorageError` at once where the disk has no room
+    for the file.
     """
     file = job.file
     rows = tuple(
@@ -89,34 +90,24 @@ def write_reference(
     weights = {"scheme": file.scheme, "group_size": file.group_size, "dtype": file.dtype}
     spec = asdict(file.spec)
     about = About(file.spec.name, checksum_of(file), file.spec.vocabulary, tuple(dtypes), rows, spec, weights)
+    check_room(path, reference_bytes(job, dtypes))
     with ArraysWriter(path) as out:
         out.whole("about", np.frombuffer(about.to_bytes(), np.uint8))
         for block in job.blocks():
             states = {dtype: hidden_states(job, block, probable_arithmetic(dtype), on_stage) for dtype in dtypes}
             for place, row in enumerate(block):
                 out.whole(f"ids_{row}", np.asarray(job.rows[row], np.int64))
-                first = states[dtypes[0]][place]
-                _write_parts(out, f"logits_{row}", "float64", file, first, exact_part)
+                arrays = [(f"logits_{row}", "float64", dtypes[0], partial(exact_part, file))]
                 for dtype in dtypes:
-                    how = probable_arithmetic(dtype)
-                    bound = lambda file, part, how=how: bound_part(file, part, how)  # noqa: E731
-                    _write_parts(out, f"bound_{dtype}_{row}", "float32", file, states[dtype][place], bound)
+                    bound = partial(bound_part, file, how=probable_arithmetic(dtype))
+                    arrays.append((f"bound_{dtype}_{row}", "float32", dtype, bound))
+                for name, stored, dtype, part_of in arrays:
+                    held, step = states[dtype][place], positions_at_once(file)
+                    with out.array(name, (held.shape[1], file.spec.vocabulary), stored) as write:
+                        for first in range(0, held.shape[1], step):
+                            write(part_of(held[:, first : first + step]))
+                            on_stage(1)
     return about
-
-
-def _write_parts(
-    out: ArraysWriter,
-    name: str,
-    dtype: str,
-    file: WeightFile,
-    states: Numbers,
-    part_of: Callable[[WeightFile, Numbers], Numbers],
-) -> None:
-    """An array (P, V) of a row, some positions at a time."""
-    positions, step = states.shape[1], positions_at_once(file)
-    with out.array(name, (positions, file.spec.vocabulary), dtype) as write:
-        for first in range(0, positions, step):
-            write(part_of(file, states[:, first : first + step]))
 
 
 def read_about(file: ArraysFile) -> About:

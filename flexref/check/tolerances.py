@@ -123,7 +123,11 @@ def linear_bound(x: Operand, w: Operand, addends: Numbers, count: int, how: Arit
     inputs, tiny = x.values.shape[-1], how.accumulator.tiny
     x_most, w_most = x.magnitude + x.error, w.magnitude + w.error
     terms = x_most @ w_most.T
-    error = how.sums(inputs) * terms + x.error @ w_most.T + x_most @ w.error.T
+    error = how.sums(inputs) * terms
+    if x.error.any():
+        error += x.error @ w_most.T
+    if w.error.any():
+        error += x_most @ w.error.T
     error += tiny * (x_most.sum(-1)[..., None] + w_most.sum(-1) + inputs)
     whole = np.abs(x.values @ w.values.T) + addends + error
     return error + how.storing(whole, 1 + count)

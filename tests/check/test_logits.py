@@ -27,9 +27,10 @@ from flexref.check.models import stored_tensors, write_model
 from flexref.check.noisy import COPIES, NoisyTape, probable_arithmetic
 from flexref.check.tolerances import FLOAT32, gamma
 from flexref.engine.scoring import ScoredRow
+from flexref.errors import FlexrefError
 from flexref.loading import load
 from flexref.policy import Policy
-from flexref.storage.weightfile import open_weight_file
+from flexref.storage.weightfile import StoredTensor, open_weight_file, read_tensor
 from flexref.testing import strategies as own
 
 SPEC = ModelSpec("tiny", 61, 40, 32, 32, 2, 2, 96)
@@ -122,11 +123,31 @@ def test_rows_in_blocks_of_their_own_have_the_same_logits(
     file = open_weight_file(path)
     job = Job(file, ROWS, [0] * len(ROWS))
     assert [list(block) for block in job.blocks()] == [[0], [1], [2]]
-    assert stage_count(job, ("float32",)) == 3 * (SPEC.layers + 2)
+    assert stage_count(job, ("float32",)) == 3 * (SPEC.layers + 2) + 2 * sum(map(len, ROWS))
     assert positions_at_once(file) == 1
     for (one, bound), (other, other_bound) in zip(together, reference(path, ROWS, "float32"), strict=True):
         assert np.abs(one - other).max() < 1e-12
         assert 0.2 < (bound / other_bound).mean() < 5
+
+
+@pytest.mark.parametrize(
+    ("name", "stage"),
+    [("layers/001/ffn_up/bias", "layer 1"), ("head/norm/weight", "head 0"), ("tokens/0000", "the head")],
+)
+def test_weights_that_are_not_finite_are_refused_by_stage(
+    model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, name: str, stage: str
+) -> None:
+    """No conversion writes such a file; one that is made with intent may hold it."""
+
+    def read(stored: StoredTensor) -> Any:
+        values = read_tensor(stored)
+        if stored.name == name:
+            values.reshape(-1)[7] = np.inf  # type: ignore[union-attr]
+        return values
+
+    monkeypatch.setattr(flexref.check.logits, "read_tensor", read)
+    with pytest.raises(FlexrefError, match=rf"\.h5: {stage} gives numbers that are not finite, although"):
+        reference(model(SPEC), ROWS, "float32")
 
 
 def test_the_same_call_gives_the_same_bounds(model: Callable[..., Path]) -> None:

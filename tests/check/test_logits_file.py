@@ -2,6 +2,8 @@
 
 import io
 import os
+import shutil
+import stat
 import struct
 import zipfile
 from collections.abc import Callable
@@ -13,7 +15,7 @@ import pytest
 
 import flexref.check.logits_file
 from flexref.architecture.spec import ModelSpec
-from flexref.check.logits import Job
+from flexref.check.logits import Job, stage_count
 from flexref.check.logits_compare import compare_logits
 from flexref.check.logits_file import ArraysFile, ArraysWriter
 from flexref.check.logits_reference import read_about, write_reference
@@ -264,6 +266,49 @@ def test_a_write_that_fails_leaves_nothing(tmp_path: Path) -> None:
         fail()
     assert path.read_bytes() == b"older"
     assert [found.name for found in tmp_path.iterdir()] == ["x.npz"]
+
+
+def test_what_is_no_regular_file_is_written_to_and_a_files_rights_stay(tmp_path: Path) -> None:
+    path = tmp_path / "x.npz"
+    path.touch(0o600)
+    path.chmod(0o604)
+    for target in (path, Path("/dev/null")):
+        with ArraysWriter(target) as out:
+            out.whole("a", np.zeros(3))
+    assert stat.S_IMODE(path.stat().st_mode) == 0o604
+    assert np.load(path)["a"].tolist() == [0, 0, 0]
+    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
+
+
+def test_a_file_that_the_disk_has_no_room_for_is_refused_before_anything_is_computed(
+    tmp_path: Path, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(open_weight_file(Path(reference).parent / "model.h5"), [[1] * 8] * 10, [0] * 10)
+    free = shutil._ntuple_diskusage(1, 1, 61 * 80 * 16 - 1)  # type: ignore[attr-defined]
+    told: list[int] = []
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: free)
+    with pytest.raises(StorageError, match=r"it will have 76.25 KiB, 76.25 KiB are free there"):
+        write_reference(tmp_path / "x.npz", job, [None] * 10, ("float32", "float16"), told.append)
+    assert told == []
+
+
+def test_progress_comes_as_often_as_is_said(tmp_path: Path, reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flexref.check.logits.BLOCK_BYTES", 1)
+    job = Job(open_weight_file(Path(reference).parent / "model.h5"), ROWS, [2, 0])
+    told: list[int] = []
+    write_reference(tmp_path / "x.npz", job, [None] * 2, ("float32", "float16"), told.append)
+    assert sum(told) == stage_count(job, ("float32", "float16")) == 2 * 2 * 4 + 5 * 3
+
+
+def test_the_typical_share_is_told_beside_the_worst(reference: str, tmp_path: Path) -> None:
+    arrays = right(reference)
+    with np.load(reference) as held:
+        arrays["logits_0"] += 0.25 * held["bound_float32_0"]
+    found = compared(reference, saved(tmp_path / "x.npz", arrays))
+    assert found.within
+    assert [row.rms_share for row in found.rows] == [pytest.approx(0.25), 0]
+    arrays["logits_0"][0, 0] = np.inf
+    assert compared(reference, saved(tmp_path / "x.npz", arrays)).rows[0].to_json()["rms_share"] is None
 
 
 def test_a_full_disk_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,18 @@ if TYPE_CHECKING:
 ROWS_SHOWN = 20
 """Rows in the table, the worst of all; `--json` has every one."""
 
-COLUMNS = ("row", "positions", "times the bound", "at position", "token", "error", "bound", "beyond", "other tokens")
+COLUMNS = (
+    "row",
+    "positions",
+    "times the bound",
+    "at position",
+    "token",
+    "error",
+    "bound",
+    "beyond",
+    "rms share",
+    "other tokens",
+)
 
 
 def print_difference(console: Console, found: "LogitsDifference") -> None:
@@ -25,7 +36,13 @@ def print_difference(console: Console, found: "LogitsDifference") -> None:
         worst = row.worst
         if worst is not None:
             numbers = [f"{worst.share:.3g}", str(worst.position), str(worst.token_id)]
-            numbers += [f"{worst.error:.3g}", f"{worst.bound:.3g}", str(row.outside), str(row.diverging)]
+            numbers += [
+                f"{worst.error:.3g}",
+                f"{worst.bound:.3g}",
+                str(row.outside),
+                f"{row.rms_share:.3g}",
+                str(row.diverging),
+            ]
             cells = [Text(cell) for cell in (str(row.row), str(row.about.positions), *numbers)]
             table.add_row(*cells, style="bold red" if row.outside else None)
     console.print(table)
