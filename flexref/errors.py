@@ -31,6 +31,10 @@ class LogitsFileError(FlexrefError):
     """A file of logits that is damaged or foreign, or does not fit the reference that it is compared with."""
 
 
+class BaselineError(FlexrefError):
+    """An earlier benchmark is not one, or is of another job or machine."""
+
+
 class StorageError(FlexrefError):
     """A file system that refuses: full, unwritable, missing, or failing while it is read."""
 

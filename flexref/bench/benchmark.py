@@ -205,6 +205,12 @@ class Benchmark:
     ) -> None:
         self.engine.close()
 
+    def about(self) -> dict[str, Any]:
+        """The weights that are timed, and on which machine, by the names that `Report.to_json` has for them."""
+        file = self.file
+        stored = {"model": file.spec.name, "weights_scheme": file.scheme, "weights_dtype": file.dtype}
+        return {**stored, "machine": machine(self.engine.backend.describe())}
+
     def run(self, *, trace: Trace | None = None, on_run: Callable[[int], None]) -> Report:
         """Measure the machine, load the weights, and run the job as often as asked; `on_run` is told which comes.
 

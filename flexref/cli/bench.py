@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.arguments import MODEL
-from flexref.cli.completion import sizes, suites
+from flexref.cli.arguments import MODEL, TEXT
+from flexref.cli.completion import files, sizes, suites
 from flexref.cli.options import BUDGETS, asked_of, computing_port, option, options, was_given
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
+    from flexref.bench.baseline import Baseline, Comparison
     from flexref.bench.benchmark import Benchmark, Report
     from flexref.bench.suites import Arguments
     from flexref.check.smoke import Passed
@@ -52,11 +53,25 @@ PLACES = ("percent", "policy")
 @option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
 @click.option("--repeat", type=click.IntRange(1, 10_000), help="Runs; every one is shown, and the median.")
 @option("--seed", type=click.IntRange(min=0), help="Of random weights and prompts; default: 0.")
+@click.option(
+    "--baseline",
+    "baseline_file",
+    type=TEXT,
+    metavar="FILE",
+    shell_complete=files,
+    help="Compare with the same benchmark in what an earlier `--json` has printed; the machine must be the same.",
+)
 @option("--trace", help="Write a trace of the last run, in the Trace Event format; costs a little.")
 @option("--force")
 @option("--json", help="Print one JSON object per benchmark, each on a line.")
 def command(
-    suite: str | None, list_suites: bool, trace_file: str | None, force: bool, as_json: bool, **values: Any
+    suite: str | None,
+    list_suites: bool,
+    baseline_file: str | None,
+    trace_file: str | None,
+    force: bool,
+    as_json: bool,
+    **values: Any,
 ) -> None:
     """Time prefill and decode of whole jobs, beside the least time that this machine allows (the floor).
 
@@ -73,9 +88,11 @@ def command(
     benchmarks = _benchmarks(suite, given)
     traces = [_numbered(trace_file, number) for number in range(1, len(benchmarks) + 1)]
     inputs = [path for asked in benchmarks for path in (asked.model, asked.policy, asked.machine)]
-    check_outputs({f"trace {number}": path for number, path in enumerate(traces, start=1)}, inputs, force=force)
-    for arguments, trace in zip(benchmarks, traces, strict=True):
-        report = _run(arguments, {"suite": suite}, trace, as_json)
+    outputs = {f"trace {number}": path for number, path in enumerate(traces, start=1)}
+    check_outputs(outputs, [*inputs, baseline_file], force=force)
+    baselines = _baselines(baseline_file, benchmarks)
+    for arguments, trace, baseline in zip(benchmarks, traces, baselines, strict=True):
+        report = _run(arguments, {"suite": suite}, trace, (as_json, baseline))
         if report.cut_short is not None:
             raise KeyboardInterrupt  # what is left of the suite is not run, and the exit code says so
 
@@ -101,6 +118,16 @@ def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]
     return [Arguments.from_mapping({**run, **given}, f"suite {suite!r} with the options") for run in kept]
 
 
+def _baselines(path: str | None, benchmarks: "list[Arguments]") -> "list[Baseline | None]":
+    """What each benchmark is to be compared with."""
+    if path is None:
+        return [None] * len(benchmarks)
+    from flexref.bench.baseline import baseline_of, read_baselines
+
+    earlier = read_baselines(path)
+    return [baseline_of(earlier, arguments) for arguments in benchmarks]
+
+
 def _list() -> None:
     from flexref.bench.suites import read_suites
 
@@ -110,15 +137,21 @@ def _list() -> None:
         click.echo(f"{suite.name:{width}} {suite.about}")
 
 
-def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, as_json: bool) -> "Report":
+def _run(
+    arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, how: "tuple[bool, Baseline | None]"
+) -> "Report":
+    """Run one benchmark and print it; `how`: whether as JSON, and what it is compared with."""
     from flexref.bench.benchmark import Benchmark
     from flexref.cli.show.progress import progress
 
+    as_json, baseline = how
     with tracing(trace_file) as trace:
         with (
             progress("preparing") as shown,
             Benchmark(arguments, lambda: computing_port(arguments.backend), shown) as benchmark,
         ):
+            if baseline is not None:
+                baseline.check(benchmark.about())
             shown.begin("checking the port on a tiny model")
             passed = _check(benchmark)
             shown.begin("measuring rates of this machine")
@@ -128,11 +161,13 @@ def _run(arguments: "Arguments", about: Mapping[str, Any], trace_file: str | Non
                 shown.begin(f"run {number} of {arguments.repeat}")
 
             report = benchmark.run(trace=trace, on_run=begin)
+        compared = None if baseline is None or not report.runs else baseline.compare(report.to_json())
         if as_json:
             check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
-            click.echo(json.dumps({**about, **report.to_json(), **check}))
+            beside = {} if compared is None else {"baseline": compared.to_json()}
+            click.echo(json.dumps({**about, **report.to_json(), **check, **beside}))
         else:
-            _print(report, passed)
+            _print(report, passed, compared)
     return report
 
 
@@ -146,8 +181,10 @@ def _check(benchmark: "Benchmark") -> "Passed":
     )
 
 
-def _print(report: "Report", passed: "Passed") -> None:
-    from flexref.cli.show.bench_report import print_benchmark
+def _print(report: "Report", passed: "Passed", compared: "Comparison | None") -> None:
+    from flexref.cli.show.bench_report import print_benchmark, print_comparison
     from flexref.cli.show.console import table_console
 
     print_benchmark(table_console(), report, passed)
+    if compared is not None:
+        print_comparison(table_console(), compared)

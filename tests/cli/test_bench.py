@@ -215,3 +215,40 @@ def test_a_benchmark_needs_no_hypothesis() -> None:
     command = [sys.executable, "-c", code, "bench", *SMALL, "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["tokens_per_s"] > 0
+
+
+def test_a_benchmark_is_compared_with_yesterdays(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    before = as_json(capsys, *SMALL, "--repeat", "2")
+    yesterday = tmp_path / "yesterday.json"
+    yesterday.write_text(json.dumps(before) + "\n")
+    found = as_json(capsys, *SMALL, "--repeat", "3", "--baseline", str(yesterday))["baseline"]
+    assert found["where"] == f"{yesterday}, line 1"
+    assert set(found["figures"]) == {"prefill_s", "decode_s", "decode_step_s", "tokens_per_s"}
+    assert all(figure["least"] <= figure["ratio"] <= figure["most"] for figure in found["figures"].values())
+    assert found["figures"]["prefill_s"]["before"] == before["prefill_s"]
+    yesterday.write_text(json.dumps({**before, "versions": {**before["versions"], "numpy": "0.1"}}))
+    assert bench(*SMALL, "--baseline", str(yesterday)) == 0
+    shown = capsys.readouterr().out
+    assert "prefill_s" in shown
+    assert "numpy was 0.1, is" in shown
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        (("--rows", "6"), "rows was 4, is 6: another job"),
+        (("--model", "nope"), "'nope'"),
+        ((), "cpu_cores was 1000, is"),
+    ],
+)
+def test_what_yesterdays_says_nothing_of_is_refused_before_anything_is_timed(
+    changed: Sequence[str], why: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    before = as_json(capsys, *SMALL)
+    yesterday = tmp_path / "yesterday.json"
+    yesterday.write_text(json.dumps({**before, "machine": {**before["machine"], "cpu_cores": 1000}}))
+    assert bench(*SMALL, *changed, "--baseline", str(yesterday)) > 0
+    told = capsys.readouterr()
+    assert why in told.err
+    assert len(told.err.splitlines()) == 1
+    assert told.out == ""

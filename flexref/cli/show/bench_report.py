@@ -9,6 +9,7 @@ from flexref.cli.show.report import print_prediction_error, print_stats
 from flexref.errors import how_many, in_gib
 
 if TYPE_CHECKING:
+    from flexref.bench.baseline import Comparison
     from flexref.bench.benchmark import Report
     from flexref.check.smoke import Passed
 
@@ -37,6 +38,20 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
         if len(report.runs) > 1:
             console.print(_runs(report))
     _print_machine(console, report)
+
+
+def print_comparison(console: Console, compared: "Comparison") -> None:
+    """Print every figure beside its baseline, and what else is not as it was."""
+    table = Table(title=f"Beside {compared.where}", title_justify="left")
+    for heading in ("", "before", "now", "ratio", "of single runs", ""):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for change in compared.changes:
+        spread = "one run" if change.least is None else f"{change.least:.3f} to {change.most:.3f}"
+        figures = (f"{change.before:.4f}", f"{change.now:.4f}", f"{change.ratio:.3f}", spread)
+        table.add_row(change.figure, *figures, change.verdict)
+    console.print(table)
+    for name, (before, now) in compared.differs.items():
+        console.print(f"{name} was {before}, is {now}", highlight=False)
 
 
 def _phases(report: "Report") -> Table:
