@@ -28,7 +28,7 @@ from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Kind, Tier, aligned
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class TimedVisit:
     """A visit whose operators have been called, between two marks; what it `fed`: rows and tokens."""
 
     stage: Stage
@@ -49,7 +49,7 @@ class BlockComputation(BlockState):
     _expanded: tuple[int, dict[str, Matrix]] = field(init=False, default=(-1, {}))
     _kept: dict[int, dict[str, Matrix]] = field(init=False, default_factory=dict)
     _segments: dict[int, tuple[Sequence[RowPass], Any, Any, int]] = field(init=False, default_factory=dict)
-    _spans: deque[Span] = field(init=False, default_factory=deque)
+    _spans: deque[TimedVisit] = field(init=False, default_factory=deque)
     _fed: Fed = field(init=False, default_factory=Fed)
 
     def __post_init__(self) -> None:
@@ -82,7 +82,7 @@ class BlockComputation(BlockState):
         if self.watch.on_hidden is not None and stage.kind is not StageKind.HEAD:
             self.watch.on_hidden(stage, group.row_numbers(), self.backend.download(self._x(visit, group)))
         if begin is not None:
-            self._spans.append(Span(stage, visit, fed, begin, self.backend.mark()))
+            self._spans.append(TimedVisit(stage, visit, fed, begin, self.backend.mark()))
 
     def take_fed(self) -> Fed:
         """The tokens that were fed since the last call."""

@@ -28,7 +28,7 @@ class Amount(click.FloatRange):
         return super()._describe_range() if self.max is None else f"x{'>' if self.min_open else '>='}{self.min}"
 
 
-class Text(StringParamType):
+class FilledText(StringParamType):
     """Text that is not empty: a file, a folder, a name, or what a model reads."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
@@ -43,7 +43,7 @@ class Text(StringParamType):
         """Raise a `FlexrefError` if no call can have this text."""
 
 
-class WeightFileName(Text):
+class WeightFileName(FilledText):
     """A weight file, or the built-in model."""
 
     def check(self, text: str) -> None:
@@ -53,7 +53,7 @@ class WeightFileName(Text):
         resolve(text)
 
 
-class ModelName(Text):
+class ModelName(FilledText):
     """A weight file, the built-in model, or a published size."""
 
     def check(self, text: str) -> None:
@@ -63,7 +63,7 @@ class ModelName(Text):
         check_model(text)
 
 
-class MachineName(Text):
+class MachineName(FilledText):
     """A machine's file, or the name of one that ships."""
 
     def check(self, text: str) -> None:
@@ -73,7 +73,7 @@ class MachineName(Text):
         check_machine(text)
 
 
-class BackendName(Text):
+class BackendName(FilledText):
     """An installed port."""
 
     def check(self, text: str) -> None:
@@ -83,7 +83,7 @@ class BackendName(Text):
         check_registered(text)
 
 
-TEXT, WEIGHT_FILE, MODEL, MACHINE, BACKEND = Text(), WeightFileName(), ModelName(), MachineName(), BackendName()
+TEXT, WEIGHT_FILE, MODEL, MACHINE, BACKEND = FilledText(), WeightFileName(), ModelName(), MachineName(), BackendName()
 
 BUDGET_GIB = Amount(above=True, most=1 << 20)
 """Memory that a run may take: more than any machine has is no budget."""

@@ -6,7 +6,7 @@ import click
 
 from flexref.cli.arguments import TEXT
 from flexref.cli.options import option
-from flexref.cli.reference_run.logits import DTYPES
+from flexref.cli.reference_run import DTYPES
 
 DTYPE_HELP = "What the other engine stores results as, summing in float32: the type whose bounds are asked."
 

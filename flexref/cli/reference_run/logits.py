@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.options import option, prompts_of
+from flexref.cli.reference_run import DTYPES
 from flexref.cli.show.progress import progress
 
 if TYPE_CHECKING:
     from flexref.check.logits import Job
-
-DTYPES = ("float32", "float16", "bfloat16")
 
 DTYPE_HELP = "What engines store results as whose bounds are computed; give it once or more; default: all three."
 

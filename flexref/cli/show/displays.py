@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Protocol
 
-from flexref.cli.show.stage import BYTES, Stage
+from flexref.cli.show.stage import BYTES, WorkStage
 from flexref.cli.streams import tell
 
 if TYPE_CHECKING:
@@ -28,10 +28,10 @@ FIRST_S, LONGEST_S = 5.0, 60.0
 class Display(Protocol):
     """Shows the stage of work that is under way."""
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: WorkStage) -> None:
         """Another stage has begun."""
 
-    def update(self, stage: Stage) -> None:
+    def update(self, stage: WorkStage) -> None:
         """It has come further."""
 
     def stop(self) -> None:
@@ -44,10 +44,10 @@ class Display(Protocol):
 class Nothing:
     """Shows nothing."""
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: WorkStage) -> None:
         """Nothing."""
 
-    def update(self, stage: Stage) -> None:
+    def update(self, stage: WorkStage) -> None:
         """Nothing."""
 
     def stop(self) -> None:
@@ -64,11 +64,11 @@ class PlainLines:
         self._write, self._clock = write, clock
         self._start_s = clock()
         self._due_s = self._start_s + FIRST_S
-        self._stage: Stage | None = None
+        self._stage: WorkStage | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: WorkStage) -> None:
         """From here on lines tell of this stage."""
         self._stage = stage
         if self._thread is None:
@@ -79,7 +79,7 @@ class PlainLines:
                 LOG.warning("no progress is shown: %s", error)
             self._thread = thread
 
-    def update(self, stage: Stage) -> None:
+    def update(self, stage: WorkStage) -> None:
         """A line will say so when it is due."""
 
     def stop(self) -> None:
@@ -115,7 +115,7 @@ class Bar:
         self._console = console
         self._progress: Progress | None = None
 
-    def begin(self, stage: Stage) -> None:
+    def begin(self, stage: WorkStage) -> None:
         """A new bar in place of the one before."""
         from rich.progress import Progress
 
@@ -124,7 +124,7 @@ class Bar:
         self._progress.add_task(stage.what, total=stage.total)
         self._progress.start()
 
-    def update(self, stage: Stage) -> None:
+    def update(self, stage: WorkStage) -> None:
         """Move it."""
         if self._progress is not None:
             self._progress.update(self._progress.task_ids[0], completed=stage.done, total=stage.total)
@@ -140,7 +140,7 @@ class Bar:
             self._progress = None
 
 
-def _columns(stage: Stage) -> "list[ProgressColumn]":
+def _columns(stage: WorkStage) -> "list[ProgressColumn]":
     from rich import progress
     from rich.text import Text
 

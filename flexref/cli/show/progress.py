@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from flexref.cli.logs import shows_progress
 from flexref.cli.show.displays import Bar, Display, Nothing, PlainLines, terminal
-from flexref.cli.show.stage import BYTES, Stage
+from flexref.cli.show.stage import BYTES, WorkStage
 
 if TYPE_CHECKING:
     from flexref.engine.events import Event
@@ -23,14 +23,14 @@ class Progress:
 
     def __init__(self, what: str, display: Display, clock: Callable[[], float] = time.perf_counter) -> None:
         self._display, self._clock = display, clock
-        self._stage = Stage(what, clock())
-        self._loading: Stage | None = None
+        self._stage = WorkStage(what, clock())
+        self._loading: WorkStage | None = None
 
     def begin(
         self, what: str, total: int | None = None, unit: str = "", detail: Callable[[], str] | None = None
     ) -> None:
-        """The stage before has ended and this one begins: `total` things to do, called `unit`; see `Stage`."""
-        self._stage = Stage(what, self._clock(), total, unit, detail=detail)
+        """The stage before has ended and this one begins: `total` things to do, called `unit`; see `WorkStage`."""
+        self._stage = WorkStage(what, self._clock(), total, unit, detail=detail)
         self._display.begin(self._stage)
 
     def advance(self, count: int = 1) -> None:
@@ -58,7 +58,7 @@ class Progress:
         if not isinstance(event, WeightsLoaded):
             return
         if self._loading is None:
-            self._loading = Stage(LOADING, self._clock(), event.total_bytes, BYTES)
+            self._loading = WorkStage(LOADING, self._clock(), event.total_bytes, BYTES)
             self._display.begin(self._loading)
         self._loading.done = event.loaded_bytes
         self._display.update(self._loading)

@@ -10,7 +10,7 @@ BYTES = "bytes"
 
 
 @dataclass(slots=True)
-class Stage:
+class WorkStage:
     """One stage of a command's work: `done` of `total` things (None: they are not counted), begun at `start_s`.
 
     `detail` is asked for what is being done just now, when a line is shown.

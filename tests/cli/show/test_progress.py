@@ -12,7 +12,7 @@ import pytest
 from flexref.cli.logs import logging_at
 from flexref.cli.show.displays import FIRST_S, LONGEST_S, PlainLines
 from flexref.cli.show.progress import Progress, progress
-from flexref.cli.show.stage import BYTES, Stage, duration
+from flexref.cli.show.stage import BYTES, WorkStage, duration
 from flexref.engine.events import Notice, WeightsLoaded
 
 
@@ -71,7 +71,7 @@ def test_a_terminal_shows_one_stage_after_another(
 def test_lines_come_at_growing_intervals_and_never_stop() -> None:
     clock = Clock()
     shown, said = lines_of(clock)
-    shown.begin(Stage("planning", clock.now_s))
+    shown.begin(WorkStage("planning", clock.now_s))
     start_s, at = clock.now_s, []
     while clock.now_s - start_s < 400:
         before = len(said)
