@@ -54,7 +54,7 @@ class Change:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class BenchComparison:
     """A benchmark beside its baseline. `differs`: (before, now) of versions and of the policy's fields, by name."""
 
     where: str
@@ -84,13 +84,13 @@ class Baseline:
             if before != now:
                 raise BaselineError(f"{self.where}: {name} was {shown(before)}, is {shown(now)}: nothing to compare")
 
-    def compare(self, report: Mapping[str, Any]) -> Comparison:
+    def compare(self, report: Mapping[str, Any]) -> BenchComparison:
         """A benchmark, as `Report.to_json` gives it, with at least one run, beside this one."""
         changes = [change for name in FIGURES if (change := _change(name, self.values["runs"], report["runs"]))]
         before, now = (_settings(values) for values in (self.values, report))
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         differs = {name: (str(before.get(name, "none")), str(now.get(name, "none"))) for name in names}
-        return Comparison(self.where, changes, differs)
+        return BenchComparison(self.where, changes, differs)
 
 
 def read_baselines(path: str) -> list[Baseline]:

@@ -13,7 +13,7 @@ from flexref.cli.options import BUDGETS, asked_of, computing_port, option, optio
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
-    from flexref.bench.baseline import Baseline, Comparison
+    from flexref.bench.baseline import Baseline, BenchComparison
     from flexref.bench.benchmark import Benchmark, Report
     from flexref.bench.suites import Arguments
     from flexref.check.smoke import Passed
@@ -181,7 +181,7 @@ def _check(benchmark: "Benchmark") -> "Passed":
     )
 
 
-def _print(report: "Report", passed: "Passed", compared: "Comparison | None") -> None:
+def _print(report: "Report", passed: "Passed", compared: "BenchComparison | None") -> None:
     from flexref.cli.show.bench_report import print_benchmark, print_comparison
     from flexref.cli.show.console import table_console
 

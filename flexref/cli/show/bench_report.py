@@ -9,7 +9,7 @@ from flexref.cli.show.report import print_prediction_error, print_stats
 from flexref.errors import how_many, in_gib
 
 if TYPE_CHECKING:
-    from flexref.bench.baseline import Comparison
+    from flexref.bench.baseline import BenchComparison
     from flexref.bench.benchmark import Report
     from flexref.check.smoke import Passed
 
@@ -40,7 +40,7 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     _print_machine(console, report)
 
 
-def print_comparison(console: Console, compared: "Comparison") -> None:
+def print_comparison(console: Console, compared: "BenchComparison") -> None:
     """Print every figure beside its baseline, and what else is not as it was."""
     table = Table(title=f"Beside {compared.where}", title_justify="left")
     for heading in ("", "before", "now", "ratio", "of single runs", ""):
