@@ -33,10 +33,10 @@ PLACES = ("percent", "policy")
     shell_complete=suites,
     help="A named suite; other options given beside it change its benchmarks.",
 )
-@click.option("--list", "list_suites", is_flag=True, help="List the suites and leave.")
+@click.option("--list", "list_suites", is_flag=True, help="List the suites and exit.")
 @option("--model", required=False, type=MODEL, metavar="SIZE|FILE", shell_complete=sizes, help=MODEL_HELP)
 @click.option("--random-weights", is_flag=True, help="Random weights in place of a file's own.")
-@option("--dtype", help="Of random weights; default: float16.")
+@option("--dtype", help="The type of random weights; default: float16.")
 @click.option(
     "--quantize-weights",
     is_flag=False,
@@ -47,12 +47,12 @@ PLACES = ("percent", "policy")
 )
 @option("--prompt-len", help="Tokens of every prompt; default: 512.")
 @option("--gen-len", help="New tokens for every row; default: 32.")
-@option("--rows", help="Rows in all; default: 8.")
+@option("--rows", help="Rows of the job; default: 8.")
 @options("--rows-per-group", "--groups", "--percent", "--policy", "--machine", "--quantize-cache", "--attention-on")
 @options("--overlap", *BUDGETS)
 @option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
-@click.option("--repeat", type=click.IntRange(1, 10_000), help="Runs; every one is shown, and the median.")
-@option("--seed", type=click.IntRange(min=0), help="Of random weights and prompts; default: 0.")
+@click.option("--repeat", type=click.IntRange(1, 10_000), help="How often to run; every run is shown, and the median.")
+@option("--seed", type=click.IntRange(min=0), help="The seed of random weights and prompts; default: 0.")
 @click.option(
     "--baseline",
     "baseline_file",

@@ -44,11 +44,13 @@ def _need_hypothesis() -> None:
 @option("--model", required=False)
 @option("--prompt", help="A prompt; default: rows of random tokens.")
 @option("--input")
-@option("--max-new-tokens", default=8, help="Per prompt, greedy.")
+@option("--max-new-tokens", default=8, help="New tokens of every prompt, chosen greedily.")
 @click.option("--layers-checked", metavar="N", type=click.IntRange(1, 9999), help="Check N layers only, spread evenly.")
 @click.option("--layers", "every_layer", is_flag=True, help="Show every layer and not just the worst.")
 @click.option("--contract/--no-contract", default=None, help=CONTRACT_HELP)
-@click.option("--examples", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="For every clause.")
+@click.option(
+    "--examples", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="Tries of every clause."
+)
 @click.option("-k", "words", multiple=True, metavar="WORD", help=MATCHING_HELP)
 @click.option("--explain", metavar="CLAUSE", is_eager=True, expose_value=False, callback=_explain, help=EXPLAIN_HELP)
 @option("--device-mem-gib")

@@ -30,7 +30,9 @@ COST_UNIT = "cost of a million generated tokens, in the currency of the prices (
 
 
 @click.command("compare-machines")
-@option("--machine", names=("machines",), multiple=True, help="Repeatable; default: all known ones.")
+@option(
+    "--machine", names=("machines",), multiple=True, help="A machine to plan for, repeatable; default: all known ones."
+)
 @option(
     "--model",
     names=("models",),
@@ -38,7 +40,7 @@ COST_UNIT = "cost of a million generated tokens, in the currency of the prices (
     type=MODEL,
     metavar="SIZE|FILE",
     shell_complete=sizes,
-    help="Repeatable.",
+    help="A model to plan, repeatable.",
 )
 @plan_options
 @click.option(
@@ -47,7 +49,7 @@ COST_UNIT = "cost of a million generated tokens, in the currency of the prices (
     multiple=True,
     metavar="MACHINE=PRICE",
     shell_complete=priced_machines,
-    help="Repeatable.",
+    help="What a machine costs in an hour, repeatable.",
 )
 @option("--plot", metavar="FILE.png", help="Draw tokens per second, or with prices their cost.")
 @option("--force")

@@ -39,7 +39,7 @@ LOG = logging.getLogger(__name__)
     type=TEXT,
     metavar="FILE",
     shell_complete=files,
-    help="Serve texts like this one best (UTF-8, 10,000 words or more): a 4-bit cache loses less, with any weights, "
+    help="Convert for texts like this one (UTF-8, 10,000 words or more): a 4-bit cache loses less, with any weights, "
     "and 4-bit codes are chosen by what they do to it (scheme int4-calibrated). Slow: the model runs over the text.",
 )
 @click.option(

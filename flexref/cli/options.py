@@ -46,7 +46,7 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "shell_complete": files,
             "help": "Prompts, one a line, or JSON lines with `prompt` and maybe `id`; -: standard input.",
         },
-        "--max-new-tokens": {"type": TOKENS, "show_default": True, "help": "Per prompt."},
+        "--max-new-tokens": {"type": TOKENS, "show_default": True, "help": "The most new tokens of every prompt."},
         "--seed": {},
         "--dtype": {"type": click.Choice(["float16", "float32"])},
         "--backend": {

@@ -32,10 +32,10 @@ LOG = logging.getLogger(__name__)
     help="A size (30b, opt-175b ...) or a weight file.",
 )
 @option("--machine", help=MACHINE_HELP)
-@option("--backend", help="The port of this machine, where it is meant.")
+@option("--backend", help="The port of this machine, if no other is named.")
 @plan_options
 @click.option("--price-per-hour", type=Amount(), help="What the machine costs in an hour.")
-@click.option("--watts", type=Amount(), help="Its power, in place of a price; with --price-per-kwh.")
+@click.option("--watts", type=Amount(), help="The power that it draws: with --price-per-kwh, in place of a price.")
 @click.option("--price-per-kwh", type=Amount(), help="What a kWh costs.")
 @click.option("--disk-tbw", type=Amount(above=True), help="Terabytes that may be written to the drive in its life.")
 @click.option(

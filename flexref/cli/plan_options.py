@@ -15,16 +15,19 @@ WEIGHTS_CHOICE = click.Choice(["none", "int4", "int8", "any"])
 CACHE_CHOICE = click.Choice(["none", "int4", "any"])
 WEIGHTS_HELP = "How weights are stored; any: a file's as they are, a size's as none or int4, whichever is faster."
 PLACE_CHOICE = click.Choice(["device", "host", "any"])
-CAPACITY_HELP = "In place of the machine's."
+PLACE_HELP = "Where a cache that is not on the device is attended to."
+CAPACITY_HELP = "How much there is to plan with, in place of what the machine has."
 
 
 OPTIONS = (
-    option("--prompt-len", default=512, show_default=True, help="In tokens."),
-    option("--gen-len", default=32, show_default=True, help="New tokens of a row."),
+    option("--prompt-len", default=512, show_default=True, help="Tokens of every prompt."),
+    option("--gen-len", default=32, show_default=True, help="New tokens of every row."),
     option("--rows", type=click.IntRange(1, 10**12), help="Rows of the job; default: as many as fill a block."),
     click.option("--quantize-weights", type=WEIGHTS_CHOICE, default="any", show_default=True, help=WEIGHTS_HELP),
-    click.option("--quantize-cache", type=CACHE_CHOICE, default="any", show_default=True, help="Of the KV cache."),
-    option("--attention-on", type=PLACE_CHOICE, default="any", show_default=True, help="To a cache off the device."),
+    click.option(
+        "--quantize-cache", type=CACHE_CHOICE, default="any", show_default=True, help="How the KV cache is stored."
+    ),
+    option("--attention-on", type=PLACE_CHOICE, default="any", show_default=True, help=PLACE_HELP),
     options("--rows-per-group", "--groups"),
     option("--overlap", default=True, show_default=True),
     click.option(

@@ -32,7 +32,7 @@ AnyPrompt = str | Sequence[int] | Prompt
 """Text, token ids, or either as a `Prompt`."""
 
 
-EVENTS_BEHIND_STAGES = 4
+EVENTS_AFTER_STAGES = 4
 """The tokens of a pass are told when the next pass is so many stages under way: whoever listens does not keep the
 device waiting."""
 
@@ -165,7 +165,7 @@ class GenerationJob:
             before = mover.traffic.snapshot()
             start = marked = time.perf_counter()
             prefill_s = 0.0
-            told_at = min(EVENTS_BEHIND_STAGES, shape.stages - 1)
+            told_at = min(EVENTS_AFTER_STAGES, shape.stages - 1)
             with closing(executor.run(mover, block, shape, overlap=self.policy.overlap)) as visits:
                 for visit in visits:
                     if shape.ends_pass(visit):

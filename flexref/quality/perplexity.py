@@ -139,7 +139,7 @@ def sample_text(engine: "Engine", text: str, window: int | None, stride: int | N
     tokenizer = tokenizer_of(engine)
     ids = tokenizer.encode(text)
     rows, protocol = _cut(engine.file.spec, ids, window, stride, bos)
-    said = _behind(text, tokenizer.decode(ids[:1])) if protocol.unscored_tokens else text
+    said = _after_first_token(text, tokenizer.decode(ids[:1])) if protocol.unscored_tokens else text
     return Sample(rows, protocol, len(said.encode()), len(said.split()))
 
 
@@ -190,7 +190,7 @@ def _cut(
     return rows, protocol
 
 
-def _behind(text: str, first: str) -> str:
+def _after_first_token(text: str, first: str) -> str:
     """What follows the text's first token; its first character, where the token is but a piece of that."""
     space, found, rest = text.partition(first) if first else ("", "", text)
     return text[1:] if space.strip() or (first and not found) else rest

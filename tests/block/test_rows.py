@@ -39,7 +39,7 @@ def steps(path: str, rows: list[list[int]], policy: Policy) -> tuple[list[list[i
 
 
 def check(spec: ModelSpec, path: str, row: list[int], found: Logits, what: str) -> None:
-    """`found` are the logits behind the last token of `row`."""
+    """`found` are the logits after the last token of `row`."""
     exact, bound = model_logits_bound(spec, stored_tensors(Path(path)), row)
     assert_within(found, exact[-1], bound[-1], what)
 

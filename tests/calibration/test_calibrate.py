@@ -88,7 +88,7 @@ def logits_of(path: Path, prompts: list[list[int]], cache_scheme: str = "none") 
     return np.stack([found[row] for row in range(len(prompts))])
 
 
-def test_logits_behind_other_texts_are_closer_than_by_least_squares(tmp_path: Path) -> None:
+def test_logits_after_other_texts_are_closer_than_by_least_squares(tmp_path: Path) -> None:
     dense, tokenizer = model(tmp_path), tokenizer_json()
     convert_calibrated(dense, tmp_path / "c.h5", CalibrationSample(text_of(6000), tokenizer), SCHEME, 32, "float16")
     convert(dense, tmp_path / "m.h5", "int4-mse", 32, "float16", tokenizer)

@@ -63,7 +63,7 @@ def test_of_every_model_the_fastest_machine_comes_first_and_what_does_not_fit_la
     assert len({tuple(row) for row in rows}) == 1
 
 
-def test_with_prices_the_cheapest_comes_first_and_what_has_none_behind_it(
+def test_with_prices_the_cheapest_comes_first_and_what_has_none_after_it(
     capsys: pytest.CaptureFixture[str], folder: Path
 ) -> None:
     where = ("--model", "125m", *machine_options(folder, "small", "slow", "fast"))

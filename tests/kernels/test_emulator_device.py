@@ -122,7 +122,7 @@ def test_asking_again_and_again_comes_to_an_end() -> None:
     assert sum(not cuda.happened(event) for _ in range(20)) == 5
 
 
-def test_memory_is_given_back_behind_the_work_that_uses_it() -> None:
+def test_memory_is_given_back_after_the_work_that_uses_it() -> None:
     cuda = EmulatedCuda(late=True)
     device, target = cuda.allocate(4), np.zeros(1, np.int32)
     cuda.pin(bytes_at(target), 4)

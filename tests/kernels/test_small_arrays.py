@@ -21,7 +21,7 @@ from flexref.policy import Policy, Shares
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
 
 MIXED = Policy(cache=Shares(0.5, 0.5, 0), rows_per_group=2, groups_per_block=6)
-"""Every group has a row at home on the device and one in a slot: their distances differ from layer to layer."""
+"""Every group has a row whose home is the device and one in a slot: their distances differ from layer to layer."""
 ROWS = [[row, row + 1, row + 2] for row in range(12)]
 
 

@@ -73,7 +73,7 @@ def test_a_tiny_top_p_is_greedy(logits: list[float], temperature: float, top_k: 
     uniform=UNIFORMS,
 )
 def test_greedy_is_the_limit_of_falling_temperature(logits: list[float], temperature: float, uniform: float) -> None:
-    # The second best is 1/8 or more behind: exp(-1250) is 0 in float32.
+    # The second best is less by 1/8 or more: exp(-1250) is 0 in float32.
     assert draw(logits, temperature, 0, 1.0, uniform) == draw(logits, 0, 0, 1.0, uniform)
 
 

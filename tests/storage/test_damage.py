@@ -92,7 +92,7 @@ def test_a_truncated_file_is_refused(kit, tiny_file, data) -> None:
 
 
 @given(extra=st.binary(min_size=1, max_size=200))
-def test_bytes_behind_the_end_are_refused(kit, tiny_file, extra: bytes) -> None:
+def test_bytes_after_the_end_are_refused(kit, tiny_file, extra: bytes) -> None:
     path = kit.folder() / "long.h5"
     path.write_bytes(tiny_file.path.read_bytes() + extra)
     with pytest.raises(WeightFileError, match=r"long\.h5"):
@@ -108,7 +108,7 @@ def test_a_file_that_lost_a_piece_in_the_middle_is_refused(kit, tiny_file) -> No
 
 @given(data=st.data())
 def test_metadata_changed_on_purpose_is_refused_or_reads_as_written(kit, tiny_file, data) -> None:
-    """The checksum fits here, so that HDF5 and the checks behind it meet every kind of nonsense."""
+    """The checksum fits here, so that HDF5 and the checks after it meet every kind of nonsense."""
     content = bytearray(tiny_file.path.read_bytes())
     metadata_bytes = next(open_weight_file(tiny_file.path).parts).extent.offset
     used = np.flatnonzero(np.frombuffer(content[:metadata_bytes], np.uint8)).tolist()

@@ -139,7 +139,7 @@ def test_token_ids_are_taken_as_they_are_and_need_no_tokenizer() -> None:
 
 
 @given(positions=st.integers(1, 12), prompt=st.integers(1, 14), new=st.integers(1, 14))
-def test_a_prompt_fits_exactly_if_one_new_token_fits_behind_it(positions: int, prompt: int, new: int) -> None:
+def test_a_prompt_fits_exactly_if_one_new_token_fits_after_it(positions: int, prompt: int, new: int) -> None:
     row = Prompt(token_ids=(5,) * prompt)
     room = new_token_room(prompt, positions, new)
     if prompt + 1 <= positions:

@@ -56,7 +56,7 @@ def row_plans(draw: st.DrawFn, transient: bool) -> RowPlan:
 
 @st.composite
 def groups(draw: st.DrawFn, transient: bool) -> tuple[RowPlan, ...]:
-    """Rows at home on the device come first; the same row again and again makes stretches."""
+    """Rows whose home is the device come first; the same row again and again makes stretches."""
     kinds = draw(st.lists(st.tuples(row_plans(transient), st.integers(1, 2)), min_size=1, max_size=3))
     found = [row for row, times in kinds for _ in range(times)]
     return tuple(sorted(found, key=lambda row: row.home is not Tier.DEVICE))

@@ -75,7 +75,7 @@ def test_waiting_that_is_broken_off_shows(port: NumpyBackend, monkeypatch: pytes
     assert mover.abandoned
 
 
-def test_the_check_comes_behind_a_run_and_may_end_the_work(port: NumpyBackend) -> None:
+def test_the_check_comes_after_a_run_and_may_end_the_work(port: NumpyBackend) -> None:
     done: list[str] = []
 
     def check() -> None:

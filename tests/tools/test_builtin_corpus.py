@@ -204,7 +204,7 @@ def test_windows_lie_in_the_stream_and_about_half_begin_a_document(lengths: list
 
 
 @given(length=st.integers(2, 9), count=st.integers(1, 40))
-def test_every_held_out_token_is_predicted_exactly_once_behind_a_beginning(length: int, count: int) -> None:
+def test_every_held_out_token_is_predicted_exactly_once_after_a_beginning(length: int, count: int) -> None:
     ids = np.arange(count, dtype=np.uint16)
     runs = packed.held_windows(ids, length)
     assert all(run[0] == ids[0] and len(run) <= length for run in runs)

@@ -118,11 +118,11 @@ template <int keys, int units, int load_words, int groups> struct Share {
             const unsigned char *const first = source.numbers + offset, *const pair_of = source.pairs + offset;
 #pragma unroll
             for (int word = 0; word < units * UNIT_WORDS; word += load_words) {
-                const int unit = word / UNIT_WORDS, behind = unit_of(0, PLACES, unit, units) * 4 * UNIT_WORDS;
+                const int unit = word / UNIT_WORDS, distance = unit_of(0, PLACES, unit, units) * 4 * UNIT_WORDS;
 #pragma unroll
                 for (int missing = 0; missing < load_words; ++missing) words[number][word + missing] = 0;
                 if (UNITS % (PLACES * units) == 0 || unit_of(place, PLACES, unit, units) < UNITS)
-                    load<load_words>(words[number] + word, first + behind);
+                    load<load_words>(words[number] + word, first + distance);
             }
             if constexpr (IN_CODES && GROUPS % groups == 0) {
                 load<groups>(pairs[number], pair_of);

@@ -19,7 +19,12 @@ DTYPE_HELP = "What engines store results as whose bounds are computed; give it o
 @option("--model")
 @option("--prompt", help="A row of text.")
 @option("--input", help="Rows, one a line, or JSON lines with `prompt`, as text or token ids; -: standard input.")
-@click.option("--positions", type=click.IntRange(1, 1 << 24), metavar="N", help="Of a row's last N tokens only.")
+@click.option(
+    "--positions",
+    type=click.IntRange(1, 1 << 24),
+    metavar="N",
+    help="Write the logits of every row's last N tokens only.",
+)
 @option("--dtype", names=("dtypes",), type=click.Choice(DTYPES), multiple=True, help=DTYPE_HELP)
 @option("--output", required=True, help="The reference, an .npz file.")
 @option("--force")

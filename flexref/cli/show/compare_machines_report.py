@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.console import Console
 
-from flexref.cli.show.console import filled_table
+from flexref.cli.show.console import FilledTable
 from flexref.errors import in_gib
 
 WRITTEN, WHY = "written for 1 M tokens", "policy, or why not"
@@ -32,4 +32,4 @@ def print_machines(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
             )
         )
     title = "What each machine makes of each model (predicted)"
-    console.print(filled_table(title, HEADINGS, cells, left=("machine", WHY)))
+    console.print(FilledTable(title, HEADINGS, cells, left=("machine", WHY)))

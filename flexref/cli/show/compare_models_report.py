@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from flexref.cli.show.console import filled_table, print_named
+from flexref.cli.show.console import FilledTable, print_named
 from flexref.errors import how_many
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def print_comparison(console: Console, found: "Comparison") -> None:
     if found.layers:
         title = f"Relative errors, {how_many(found.hidden_tokens, 'token')}"
         rows = [(layer.stage, f"{layer.overall:.3g}", f"{layer.median_token:.3g}") for layer in found.layers]
-        console.print(filled_table(title, ("after", "over all tokens", "median token"), rows))
+        console.print(FilledTable(title, ("after", "over all tokens", "median token"), rows))
 
 
 def _number(value: float | None) -> str:

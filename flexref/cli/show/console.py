@@ -5,13 +5,24 @@ One rule: a terminal's own width, and 120 columns in a file or a pipe, or what C
 
 import os
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
 from textwrap import wrap
+from typing import Literal
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.table import Table
 
 PIPED_WIDTH = 120
 """Columns of what goes to a file or a pipe."""
+
+WHOLE_WIDTH = 24
+"""Columns whose cells have no more letters are never narrowed: names and numbers stay whole."""
+
+SENTENCE_WIDTH = 40
+"""Letters of a column of sentences: headings of others are wrapped rather than that it gets less."""
+
+FRAME = 3
+"""Letters that a table has beside every cell."""
 
 
 def table_console(*, err: bool = False, highlight: bool = True) -> Console:
@@ -25,27 +36,42 @@ def table_console(*, err: bool = False, highlight: bool = True) -> Console:
     return Console(stderr=err, highlight=highlight, markup=False, emoji=False, width=PIPED_WIDTH)
 
 
-def filled_table(
-    title: str,
-    headings: Sequence[str],
-    rows: Iterable[Sequence[str]],
-    *,
-    left: Collection[str] = (),
-    bold: Collection[int] = (),
-) -> Table:
-    """A table without the columns that have nothing in any row; numbers stay whole where words are wrapped.
+@dataclass(frozen=True)
+class FilledTable:
+    """A table without the columns that have nothing in any row, as wide as there is room.
 
-    The first column, and those whose headings are in `left`, hold words. `bold`: numbers of rows to set off.
+    The first column, and those whose headings are in `left`, hold words. Names and numbers stay whole: where there is
+    little room headings and sentences are wrapped. `bold`: numbers of rows to set off.
     """
-    rows = [tuple(row) for row in rows]
-    kept = [at for at, _ in enumerate(headings) if at == 0 or any(row[at] for row in rows)]
-    table = Table(title=title, title_justify="left")
-    for at in kept:
-        words = at == 0 or headings[at] in left
-        table.add_column(headings[at], justify="left" if words else "right", no_wrap=not words)
-    for number, row in enumerate(rows):
-        table.add_row(*(row[at] for at in kept), style="bold" if number in bold else None)
-    return table
+
+    title: str
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left: Collection[str] = ()
+    bold: Collection[int] = ()
+    caption: str | None = None
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """The table for a console as wide as `options` say."""
+        kept = [at for at, _ in enumerate(self.headings) if at == 0 or any(row[at] for row in self.rows)]
+        cells = {at: [row[at] for row in self.rows] for at in kept}
+        narrow = {at: _whole_width(self.headings[at], cells[at]) for at in kept}
+        wide = {at: width and max(width, len(self.headings[at])) for at, width in narrow.items()}
+        fits = sum((width or SENTENCE_WIDTH) + FRAME for width in wide.values()) < options.max_width
+        table = Table(title=self.title, title_justify="left", caption=self.caption, caption_justify="left")
+        for at in kept:
+            justify: Literal["left", "right"] = "left" if at == 0 or self.headings[at] in self.left else "right"
+            width = wide[at] if fits else narrow[at]
+            table.add_column(self.headings[at], justify=justify, width=width, overflow="fold")
+        for number, row in enumerate(self.rows):
+            table.add_row(*(row[at] for at in kept), style="bold" if number in self.bold else None)
+        yield table
+
+
+def _whole_width(heading: str, cells: Sequence[str]) -> int | None:
+    """Letters that keep a column's names and numbers whole, while its heading is wrapped; None for one of sentences."""
+    width = max(map(len, (*cells, *heading.split())), default=0)
+    return width if width <= WHOLE_WIDTH else None
 
 
 def print_named(console: Console, named: Iterable[tuple[str, str]], width: int) -> None:

@@ -5,9 +5,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
-from flexref.cli.show.console import filled_table
+from flexref.cli.show.console import FilledTable
 from flexref.errors import how_many, in_gib
 from flexref.units import TIERS
 
@@ -60,7 +59,7 @@ def print_plan(console: Console, found: "Plan", machine: "Machine", report: Mapp
         say(f"assumed, or unstable: {warning}")
 
 
-def _places(found: "Plan", machine: "Machine") -> Table:
+def _places(found: "Plan", machine: "Machine") -> FilledTable:
     """The share of each kind of data on each tier, the most that a tier holds at once, and what it has."""
     policy, prediction = found.best.policy, found.best.prediction
     assert policy is not None
@@ -76,17 +75,15 @@ def _places(found: "Plan", machine: "Machine") -> Table:
     peaks = (prediction.peak_bytes[tier] for tier in TIERS)
     rows.append(("peak", *(in_gib(peak) if peak else "" for peak in peaks)))
     rows.append(("there is", *(in_gib(machine.capacity_bytes[tier]) for tier in TIERS)))
-    return filled_table("What lies where", ("", *TIERS), rows)
+    return FilledTable("What lies where", ("", *TIERS), rows)
 
 
-def _one_more(found: "Plan") -> Table:
+def _one_more(found: "Plan") -> FilledTable:
     gains = ((entry.what, _gain(entry.from_duals), _gain(entry.solved_again)) for entry in found.one_more)
     rows = [row for row in gains if row[1:] != ("0", "0")]
     headings = ("one more", "by the duals", "solved again")
-    table = filled_table("Tokens/s that one more would bring", headings, rows)
-    table.caption_justify = "left"
-    table.caption = "with the same rows and groups; one more of what is not listed would bring none"
-    return table
+    caption = "with the same rows and groups; one more of what is not listed would bring none"
+    return FilledTable("Tokens/s that one more would bring", headings, rows, caption=caption)
 
 
 def _gain(tokens_per_s: float) -> str:
@@ -94,7 +91,7 @@ def _gain(tokens_per_s: float) -> str:
     return f"{tokens_per_s:+.3g}" if abs(tokens_per_s) >= SHOWN_GAIN else "0"
 
 
-def _candidates(found: "Plan") -> Table:
+def _candidates(found: "Plan") -> FilledTable:
     """All ways of storing things, the best one marked; what was only estimated says so, what does not fit says why."""
     rows: list[tuple[str, ...]] = []
     for candidate in found.candidates:
@@ -108,7 +105,7 @@ def _candidates(found: "Plan") -> Table:
         rows.append((candidate.label, f"{about}{prediction.tokens_per_s:.4g}", *seconds, size, ""))
     best = [number for number, candidate in enumerate(found.candidates) if candidate is found.best]
     headings = ("", "tokens/s", "prefill s", "decode s", "rows x groups", "or why not")
-    return filled_table("Candidates", headings, rows, left=("rows x groups", "or why not"), bold=best)
+    return FilledTable("Candidates", headings, rows, left=("rows x groups", "or why not"), bold=best)
 
 
 def _costs(report: Mapping[str, Any]) -> list[str]:

@@ -4,9 +4,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from flexref.cli.show.console import filled_table
+from flexref.cli.show.console import FilledTable
 from flexref.errors import how_many, in_gib
 from flexref.units import KINDS, TIERS
 
@@ -50,27 +49,28 @@ def print_prediction_error(console: Console, prediction_error: "PredictionError 
         console.print(str(miss), highlight=False)
 
 
-def _tiers(stats: "Stats") -> Table:
-    """What lay where: bytes, real share and planned share of each kind, and each tier's peak against its budget.
+def _tiers(stats: "Stats") -> FilledTable:
+    """What lay where: bytes and share of each kind, and each tier's peak against its budget.
 
-    A tier that held nothing has no column.
+    A tier that held nothing has no column; the planned share stands beside a real one that differs.
     """
     used = [tier for tier in TIERS if stats.peak_bytes[tier]]
     rows = []
     for kind, placement in stats.placement.items():
         cells = []
         for tier in used:
-            real, planned = placement["real"][tier], placement["planned"][tier]
-            note = f" ({real:.0%}, planned {planned:.0%})" if real or planned else ""
-            cells.append(in_gib(stats.tier_bytes[kind][tier]) + note if note else "")
+            real, planned = (f"{placement[share][tier]:.0%}" for share in ("real", "planned"))
+            nbytes = stats.tier_bytes[kind][tier]
+            note = real if real == planned else f"{real}, planned {planned}"
+            cells.append(f"{in_gib(nbytes)} ({note})" if nbytes or planned != "0%" else "")
         rows.append((KIND_NAMES.get(kind, kind), *cells))
     rows.append(("peak of all", *(in_gib(stats.peak_bytes[tier]) for tier in used)))
     budgets = (stats.budget_bytes[tier] for tier in used)
     rows.append(("budget", *("none" if budget is None else in_gib(budget) for budget in budgets)))
-    return filled_table(f"What lay on which tier (backend {stats.backend})", ("", *used), rows)
+    return FilledTable(f"What lay on which tier (backend {stats.backend})", ("", *used), rows)
 
 
-def _links(stats: "Stats") -> Table:
+def _links(stats: "Stats") -> FilledTable:
     """Bytes that crossed each link that was used, by kind, and the rate while copies ran."""
     rows = []
     for link, kinds in stats.link_bytes.items():
@@ -79,4 +79,4 @@ def _links(stats: "Stats") -> Table:
             rate = f"{in_gib(int(total / seconds))}/s" if seconds else ""
             rows.append((link, *(in_gib(kinds[kind]) if kinds.get(kind) else "" for kind in KINDS), rate))
     headings = ("link", *(KIND_NAMES.get(kind, kind) for kind in KINDS), "rate")
-    return filled_table("What crossed which link", headings, rows)
+    return FilledTable("What crossed which link", headings, rows)

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flexref.cli.show.console import PIPED_WIDTH, filled_table, print_named, table_console
+from flexref.cli.show.compare_machines_report import print_machines
+from flexref.cli.show.console import PIPED_WIDTH, FilledTable, print_named, table_console
 from flexref.errors import how_many
 
 PIPED = (
@@ -69,15 +70,28 @@ def test_numbers_stay_whole_where_there_is_little_room() -> None:
     console.width = 40
     with console.capture() as shown:
         rows = [("a name with several words in it", "123456.789", "why it is so, in many words"), ("b", "1", "")]
-        console.print(filled_table("title", ("", "figure", "why"), rows, left=("why",)))
+        console.print(FilledTable("title", ("", "figure", "why"), rows, left=("why",)))
     assert "123456.789" in shown.get()
     assert max(map(len, shown.get().splitlines())) <= 40
+
+
+def test_names_and_numbers_stay_whole_on_a_terminal_of_80(capsys: pytest.CaptureFixture[str]) -> None:
+    console = table_console()
+    console.width = 80
+    policy = "4-bit weights, 4-bit cache, attention on device; 22 x 5 rows; weights 76% on host; cache 100% on host"
+    figures = {"tokens_per_s": 1.673, "cost_per_million_tokens": 58.1, "disk_written_bytes_per_million_tokens": 6e13}
+    about = {"model": "175b", "machine": "a100-40g", "problem": None, "in_short": policy}
+    print_machines(console, [{**about, **figures}])
+    lines = capsys.readouterr().out.splitlines()
+    assert {len(line) for line in lines[1:]} == {80}
+    assert re.search(r"│ 175b  │ a100-40g │ +1.673 │ +58.10 │ 55879.35 GiB │", "\n".join(lines))
+    assert " ".join(policy.split()[:3]) in "\n".join(lines)
 
 
 def test_empty_columns_vanish_and_brackets_are_no_markup() -> None:
     console = table_console()
     with console.capture() as shown:
-        console.print(filled_table("", ("", "empty", "full"), [("[bold]a[/bold]", "", "1"), ("b", "", "")]))
+        console.print(FilledTable("", ("", "empty", "full"), [("[bold]a[/bold]", "", "1"), ("b", "", "")]))
         print_named(console, [("name", "[red]text[/red]")], 6)
     assert "empty" not in shown.get()
     assert "full" in shown.get()
