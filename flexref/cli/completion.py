@@ -51,6 +51,12 @@ def _known_machines() -> Iterable[str]:
     return known_machines()
 
 
+def _listed_machines() -> Iterable[str]:
+    from flexref.profile.listed_machines import kept_names
+
+    return (*_known_machines(), *kept_names())
+
+
 def _sizes() -> Iterable[str]:
     from flexref.architecture.published import SIZES
 
@@ -68,6 +74,7 @@ folders = _completer(tuple, "dir")
 weight_files = _completer(lambda: ("demo",), "file")
 sizes = _completer(_sizes, "file")
 machines = _completer(_known_machines, "file")
+listed_machines = _completer(_listed_machines)
 priced_machines = _completer(lambda: (f"{name}=" for name in _known_machines()))
 ports = _completer(_installed_ports)
 suites = _completer(_suites)

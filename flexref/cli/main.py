@@ -64,6 +64,9 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
         "compare-machines": Entry("flexref.cli.compare_machines", "Plan models on machines: which to rent or buy."),
         "profile": Entry("flexref.cli.profile", "Measure this machine: links, products, attention; for the planner."),
+        "machines": Entry(
+            "flexref.cli.listings.machines", "List machines that are known here; show, measure or delete one."
+        ),
         "info": Entry(
             "flexref.cli.listings.info", "Show versions, processor, devices, ports and folders of this installation."
         ),

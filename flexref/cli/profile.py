@@ -38,7 +38,7 @@ def command(
     if output_file is not None:
         machine.write(output_file)
     for warning in machine.warnings:
-        LOG.warning("unstable: %s", warning)
+        LOG.warning("not certain: %s", warning)
     if as_json:
         click.echo(json.dumps(machine.to_mapping()))
         return

@@ -80,4 +80,4 @@ def age_in_words(seconds: float) -> str:
         if seconds >= length:
             count = int(seconds // length)
             return f"{count} {unit}{'s' if count > 1 else ''}"
-    return "less than a minute" if seconds >= 0 else "from the future"
+    return "less than a minute" if seconds >= 0 else "less than nothing"

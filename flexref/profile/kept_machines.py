@@ -76,10 +76,14 @@ def measure_and_keep(
     said: Callable[[str], None],
     measure: Callable[..., Machine] = measure_machine,
     quick: bool = True,
+    on_part: Callable[[str], None] | None = None,
 ) -> Machine:
-    """Measure this machine, and keep it in place of what was kept of it; see `measured_machine`."""
+    """Measure this machine, and keep it in place of what was kept of it; see `measured_machine`.
+
+    `on_part` hears what is measured; without it `said` does, now and then.
+    """
     path = kept_path(backend, disk_dir)
-    machine = measure(backend, disk_dir, quick=quick, on_part=_now_and_then(said))
+    machine = measure(backend, disk_dir, quick=quick, on_part=on_part or _now_and_then(said))
     if machine.quality is not None and machine.quality.busy:
         said(f"this machine is busy ({'; '.join(machine.quality.busy)}): it is measured again on a quiet occasion")
     if UNMEASURED_DISK in machine.sources:

@@ -31,8 +31,8 @@ def test_the_file_is_a_machine_and_the_tables_have_units(capsys: pytest.CaptureF
     for expected in ("host->device", "weight file", "GB/s", "TFLOP/s", "int4", "attention", "free: device", "us"):
         assert expected in shown.out
     assert "page cache" in shown.out
-    assert [line for line in shown.err.splitlines() if line.startswith("unstable: ")] == [
-        f"unstable: {warning}" for warning in machine.warnings
+    assert [line for line in shown.err.splitlines() if line.startswith("not certain: ")] == [
+        f"not certain: {warning}" for warning in machine.warnings
     ]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -50,8 +50,8 @@ def test_unstable_figures_are_complained_of(
     monkeypatch.setattr(Record, "warnings", ("a link: it wobbles",))
     assert profile("--disk-dir", str(tmp_path)) == 0
     shown = capsys.readouterr()
-    assert shown.err.splitlines() == ["unstable: a link: it wobbles"]
-    assert "1 figure is unstable" in " ".join(shown.out.split())
+    assert shown.err.splitlines() == ["not certain: a link: it wobbles"]
+    assert "not certain: 1 figure, named by --json" in " ".join(shown.out.split())
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_it_is_told_in_one_line() -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (-1.0, "from the future"),
+        (-1.0, "less than nothing"),
         (3.0, "less than a minute"),
         (61.0, "1 minute"),
         (7300.0, "2 hours"),

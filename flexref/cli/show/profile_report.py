@@ -1,5 +1,6 @@
 """A measured machine as tables for people: rates at sizes, with their units; it measures nothing."""
 
+import time
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
@@ -8,6 +9,7 @@ from rich.table import Table
 from flexref.errors import how_many, in_gib
 from flexref.machine.curves import Curve
 from flexref.machine.machine import RESOURCES, Machine
+from flexref.machine.quality import age_in_words
 from flexref.units import TIERS
 
 COLUMNS_MOST = 8
@@ -33,10 +35,11 @@ def print_machine(console: Console, machine: Machine) -> None:
     )
     for about, text in machine.sources.items():
         console.print(f"{about}: {text}", highlight=False)
-    count = len(machine.warnings)
-    if count:
-        unstable = f"{how_many(count, 'figure')} {'is' if count == 1 else 'are'} unstable"
-        console.print(f"{unstable}, see above: what else ran meanwhile?", highlight=False)
+    if machine.quality is not None:
+        age = age_in_words(machine.quality.age_s(time.time()))
+        console.print(f"measured {age} ago: {machine.quality.in_words}", highlight=False)
+    if machine.warnings:
+        console.print(f"not certain: {how_many(len(machine.warnings), 'figure')}, named by --json", highlight=False)
 
 
 def _links(machine: Machine) -> Table:

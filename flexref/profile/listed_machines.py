@@ -1,0 +1,112 @@
+"""Machines that are known here: those that ship, and those that were measured and kept; it measures nothing."""
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flexref.backend.protocol import Backend
+from flexref.backend.registry import create, installed
+from flexref.errors import BackendUnavailable, FlexrefError, UnknownName, WrongCall
+from flexref.machine.known import machine_named
+from flexref.machine.machine import Machine
+from flexref.machine.names import known_machines
+from flexref.profile.kept_machines import cache_folder, cache_name
+
+SHIPPED, KEPT, NOT_KEPT = "shipped", "kept", "not kept"
+
+
+@dataclass(frozen=True, slots=True)
+class ListedMachine:
+    """A machine by its name, and where it comes from; `problem` in place of it where it cannot be read.
+
+    `used`: whether a job here would use what is kept, with the temporary folder as its disk.
+    """
+
+    name: str
+    origin: str
+    path: Path | None
+    machine: Machine | None = None
+    problem: str | None = None
+    used: bool = False
+
+    def to_json(self, now_s: float) -> dict[str, Any]:
+        """Every figure by its name, fit for `json.dumps`, but for the curves and each point's spread."""
+        machine = self.machine
+        quality = None if machine is None else machine.quality
+        figures = {} if quality is None else asdict(quality)
+        figures.pop("spreads", None)
+        return {
+            "name": self.name,
+            "origin": self.origin,
+            "path": None if self.path is None else str(self.path),
+            "used": self.used,
+            "problem": self.problem,
+            "machine": None if machine is None else machine.name,
+            "port": None if machine is None else machine.port.name,
+            "compute_dtype": None if machine is None else machine.port.compute_dtype,
+            "age_s": None if quality is None else quality.age_s(now_s),
+            "spread": None if quality is None else quality.spread,
+            "busy": None if quality is None else list(quality.busy),
+            "quality": figures or None,
+        }
+
+
+def kept_names() -> list[str]:
+    """Names of the machines that are kept, sorted."""
+    return sorted(path.stem for path in cache_folder().glob("*.json"))
+
+
+def listed_machines() -> list[ListedMachine]:
+    """All of them, by name, those that ship first."""
+    found = [_read(name, SHIPPED, None, partial(machine_named, name)) for name in known_machines()]
+    used = set(_used_names())
+    for name in kept_names():
+        path = cache_folder() / f"{name}.json"
+        found.append(_read(name, KEPT, path, partial(Machine.read, path), name in used))
+    return found
+
+
+def listed_machine(name: str) -> ListedMachine:
+    """The one of that name; `UnknownName` lists the names that there are."""
+    found = {machine.name: machine for machine in listed_machines()}
+    if name not in found:
+        raise UnknownName(f"no machine is called {name!r}; there are: {', '.join(found)}")
+    return found[name]
+
+
+def forget(names: tuple[str, ...]) -> None:
+    """Delete machines that are kept; nothing is deleted unless all of them are.
+
+    Raises `UnknownName` for one that is not there, `WrongCall` for one that ships.
+    """
+    found = [listed_machine(name) for name in names]
+    shipped = [machine.name for machine in found if machine.path is None]
+    if shipped:
+        raise WrongCall(f"{shipped[0]} ships with flexref: only what is kept can be deleted")
+    for machine in found:
+        assert machine.path is not None
+        machine.path.unlink(missing_ok=True)
+
+
+def _read(name: str, origin: str, path: Path | None, read: Callable[[], Machine], used: bool = False) -> ListedMachine:
+    try:
+        return ListedMachine(name, origin, path, read(), None, used)
+    except FlexrefError as error:
+        return ListedMachine(name, origin, path, None, str(error), used)
+
+
+def _used_names() -> Iterator[str]:
+    """Under which names the ports of which anything is kept would look for this machine."""
+    kept = kept_names()
+    for name in installed():
+        if any(other.startswith(f"{name}-") for other in kept):
+            try:
+                port: Backend = create(name)
+            except BackendUnavailable:
+                continue
+            with closing(port):
+                yield cache_name(port, tempfile.gettempdir())
