@@ -43,14 +43,11 @@ ATTENTION = MapOf(
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """What a plan must know of the port that the machine was measured with (see `backend.protocol.Capabilities`).
-
-    `asynchronous`: operators run later than they are called, so that the host's own time overlaps with theirs.
-    """
+    """What a plan must know of the port that the machine was measured with (see `backend.protocol.Capabilities`)."""
 
     name: Annotated[str, "Its name, as --backend takes it."]
     compute_dtype: Annotated[str, "The type that it computes in."]
-    asynchronous: Annotated[bool, "Whether operators run later than they are called."]
+    asynchronous: Annotated[bool, "Whether operators run later than they are called, so that the host works meanwhile."]
     overlaps_copies: Annotated[bool, "Whether copies go on while it computes."]
     attends_on_host: Annotated[bool, "Whether it can compute attention on the host."]
     scratch_bytes: Annotated[int, COUNT, "Bytes on the device that its operators need for themselves."]
@@ -60,11 +57,7 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class HostSeconds:
-    """What the engine's own work takes on the host, in seconds: beside the operators and copies that it starts.
-
-    call: one operator. submission: one hand-over of copies to a lane. visit: the bookkeeping of one stage for one
-    group. choice: the end of a group's pass, from its sampled tokens to its next pass; choice_row: of it, per row.
-    """
+    """What the engine's own work takes on the host, in seconds: beside the operators and copies that it starts."""
 
     call: Annotated[float, SECONDS, "For one operator."]
     submission: Annotated[float, SECONDS, "For one hand-over of copies to a lane."]
