@@ -158,12 +158,12 @@ class LogitsDifference:
 
 
 def compare_logits(
-    reference: ArraysFile, theirs: ArraysFile, dtype: str, on_row: Callable[[int], None] = lambda count: None
+    reference: ArraysFile, theirs: ArraysFile, dtype: str, on_row: Callable[[int, int], None] = lambda done, total: None
 ) -> LogitsDifference:
     """Compare `logits_0`, `logits_1` ... of a file with a reference's, for an engine that stores as `dtype`.
 
     Each is (P, V) as the reference's is, or (S, V), of which the last P positions count, in float16, float32 or
-    float64; `ids_N`, if there are, must be the reference's. `on_row` is told 1 after every row. Raises
+    float64; `ids_N`, if there are, must be the reference's. `on_row` is told how many of how many rows are done. Raises
     `LogitsFileError` for a file that does not fit.
     """
     about = read_about(reference)
@@ -184,7 +184,7 @@ def compare_logits(
             _note(difference, first, exact, bound, other)
             first += len(exact)
         found.rows.append(difference)
-        on_row(1)
+        on_row(row + 1, len(about.rows))
     return found
 
 

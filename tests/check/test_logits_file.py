@@ -159,6 +159,13 @@ def test_what_does_not_fit_is_told_by_name(reference: str, tmp_path: Path, chang
     assert "\n" not in str(refused.value)
 
 
+def test_a_comparison_tells_how_many_rows_are_done(reference: str) -> None:
+    told: list[tuple[int, int]] = []
+    with ArraysFile(reference) as first, ArraysFile(reference) as second:
+        compare_logits(first, second, "float32", lambda done, total: told.append((done, total)))
+    assert told == [(1, 2), (2, 2)]
+
+
 def test_a_type_without_bounds_is_a_wrong_call(reference: str) -> None:
     with pytest.raises(WrongCall, match="has bounds for float32, bfloat16, none for float16"):
         compared(reference, reference, "float16")

@@ -7,6 +7,7 @@ import click
 from flexref.cli.arguments import TEXT
 from flexref.cli.options import option
 from flexref.cli.reference_run import DTYPES
+from flexref.cli.show.progress import progress
 
 DTYPE_HELP = "What the other engine stores results as, summing in float32: the type whose bounds are asked."
 
@@ -26,8 +27,8 @@ def command(reference: str, theirs: str, dtype: str, as_json: bool) -> None:
     from flexref.check.logits_compare import compare_logits
     from flexref.check.logits_file import ArraysFile
 
-    with ArraysFile(reference) as first, ArraysFile(theirs) as second:
-        found = compare_logits(first, second, dtype)
+    with ArraysFile(reference) as first, ArraysFile(theirs) as second, progress("comparing", unit="rows") as shown:
+        found = compare_logits(first, second, dtype, shown.reach)
     if as_json:
         click.echo(json.dumps({"reference": reference, "theirs": theirs, **found.to_json()}))
     else:

@@ -43,7 +43,7 @@ class Progress:
         self._stage.detail = lambda: text
 
     def reach(self, done: int, total: int) -> None:
-        """So many of so many bytes are done."""
+        """So many of so many bytes, or of what else is counted, are done."""
         self._stage.done, self._stage.total = done, total
         self._display.update(self._stage)
 

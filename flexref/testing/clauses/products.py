@@ -132,8 +132,9 @@ class _Product:
 
     def check(self, y: Array, base: Values | None = None) -> None:
         """Raise `AssertionError` unless y is the product, added to `base`."""
-        what = f"linear with weights as {self.form}{'' if base is None else ', added'}"
-        assert_within(self.bench.read(y), *self.expected(base), what, self.values.shape + self.weights.shape)
+        operands = f"x {self.values.shape}, weights {self.weights.shape} as {self.form}"
+        what = f"linear of {operands}{'' if base is None else ', added'}"
+        assert_within(self.bench.read(y), *self.expected(base), what)
 
 
 def linear_is_the_product(backend: Backend, data: st.DataObject) -> None:
