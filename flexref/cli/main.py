@@ -67,15 +67,9 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "machines": Entry(
             "flexref.cli.listings.machines", "List machines that are known here; show, measure or delete one."
         ),
-        "info": Entry(
-            "flexref.cli.listings.info", "Show versions, processor, devices, ports and folders of this installation."
-        ),
-        "models": Entry(
-            "flexref.cli.listings.models", "List models that need no file: parameters, bytes, cache per token."
-        ),
-        "backends": Entry(
-            "flexref.cli.listings.backends", "List the installed ports: what they can do, or why they cannot."
-        ),
+        "info": Entry("flexref.cli.listings.info", "Show versions, processor, devices, ports and folders here."),
+        "models": Entry("flexref.cli.listings.models", "List models by name: parameters, bytes, cache per token."),
+        "backends": Entry("flexref.cli.listings.backends", "List installed ports: what each can do, or why it cannot."),
         "schema": Entry("flexref.cli.schemas.command", "Print the JSON Schema of a file, or of a command's --json."),
     }
 )
