@@ -9,7 +9,9 @@ import pytest
 
 from flexref.cli.show.compare_machines_report import print_machines
 from flexref.cli.show.console import PIPED_WIDTH, FilledTable, print_named, table_console
+from flexref.cli.show.profile_report import print_machine
 from flexref.errors import how_many
+from flexref.machine.known import machine_named
 
 PIPED = (
     "plan --model 125m --machine t4-gcp --gen-len 4 --rows 4",
@@ -86,6 +88,18 @@ def test_names_and_numbers_stay_whole_on_a_terminal_of_80(capsys: pytest.Capture
     assert {len(line) for line in lines[1:]} == {80}
     assert re.search(r"│ 175b  │ a100-40g │ +1.673 │ +58.10 │ 55879.35 GiB │", "\n".join(lines))
     assert " ".join(policy.split()[:3]) in "\n".join(lines)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_machine_has_as_many_sizes_as_fit(capsys: pytest.CaptureFixture[str], width: int) -> None:
+    console = table_console()
+    console.width = width
+    print_machine(console, machine_named("t4-gcp"))
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+    assert "│ decode attention, device none 128 │" in text
+    assert "host->device 1.07 times as long while device->host works" in text
 
 
 def test_empty_columns_vanish_and_brackets_are_no_markup() -> None:
