@@ -223,3 +223,16 @@ def test_what_bench_prints_keeps_the_schema(capsys: pytest.CaptureFixture[str]) 
     assert json_schema_kit.check(found, DOCUMENTS["bench"]) == []
     known = set(DOCUMENTS["bench"]["$defs"]["Benchmark"]["properties"])
     assert set(found) == known
+
+
+def test_an_interrupted_bench_keeps_the_schema_without_figures(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("flexref.bench.benchmark.Benchmark._warm_up", interrupt)
+    assert run(command_group(COMMANDS), ["bench", "--suite", "tiny", "--json"]) == 130
+    found = json.loads(capsys.readouterr().out)
+    assert json_schema_kit.check(found, DOCUMENTS["bench"]) == []
+    assert (found["runs"], "prefill_s" in found) == ([], False)
