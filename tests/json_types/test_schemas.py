@@ -218,11 +218,16 @@ def test_what_plan_prints_and_writes_keeps_the_schema(capsys: pytest.CaptureFixt
     assert "cost_per_million_tokens" in priced
 
 
-def test_what_bench_prints_keeps_the_schema(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_bench_prints_keeps_the_schema(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (found,) = printed(capsys, "bench", "--suite", "tiny", "--json")
     assert json_schema_kit.check(found, DOCUMENTS["bench"]) == []
     known = set(DOCUMENTS["bench"]["$defs"]["Benchmark"]["properties"])
-    assert set(found) == known
+    assert set(found) == known - {"baseline"}
+    (tmp_path / "before.json").write_text(json.dumps(found))
+    baseline = str(tmp_path / "before.json")
+    (compared,) = printed(capsys, "bench", "--suite", "tiny", "--json", "--repeat", "2", "--baseline", baseline)
+    assert json_schema_kit.check(compared, DOCUMENTS["bench"]) == []
+    assert set(compared) == known
 
 
 def test_an_interrupted_bench_keeps_the_schema_without_figures(

@@ -39,6 +39,30 @@ MACHINE = output(
     },
 )
 
+CHANGE = output(
+    "Change",
+    "A figure beside that of an earlier benchmark: medians over the runs of each.",
+    {
+        "figure": member(OneOf(tuple(FIGURES)), "Which figure."),
+        "before": member(Number(0), "The earlier median."),
+        "now": member(Number(0), "This one's median."),
+        "least": member(Maybe(Number(0)), "The least ratio of one run to an earlier one; null where either ran once."),
+        "most": member(Maybe(Number(0)), "The greatest such ratio."),
+        "ratio": member(Number(0), "now over before."),
+        "verdict": member(OneOf(("faster", "slower", "no change", "unknown")), "What least and most say."),
+    },
+)
+
+BASELINE = output(
+    "Baseline",
+    "This benchmark beside an earlier one.",
+    {
+        "where": member(Text(), "The file and the line of the earlier one."),
+        "figures": member(MapOf(CHANGE), "What has changed, by figure."),
+        "differs": member(MapOf(ListOf(Text(), 2, 2)), "Versions and the policy's fields that differ: before, now."),
+    },
+)
+
 
 def account() -> Iterator[tuple[str, JsonField]]:
     """What is repeated of the last run's account, and what is computed from it."""
@@ -76,5 +100,6 @@ def bench() -> JsonType:
         "runs": member(ListOf(run), "Every run that ended."),
         "check_logits": member(COUNT, "Logits that were checked before anything was timed."),
         "check_worst_share": member(Number(0), "The largest error among them, as a share of its bound."),
+        "baseline": JsonField(BASELINE, "The comparison with --baseline, if it was given.", UNSAID),
     }
     return JsonObject("Benchmark", "What `flexref bench --json` prints on every line; figures are medians.", members)
