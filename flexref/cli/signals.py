@@ -38,7 +38,7 @@ class Signals:
         """From here on any ends the process: what may still be waited for, a disk that hangs, needs no order."""
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, signal.SIG_DFL)
+                signal.signal(number, self._leave)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._note(number)
@@ -52,6 +52,10 @@ class Signals:
             act(number, frame)
         else:
             self._interrupt(number, frame)
+
+    def _leave(self, number: int, frame: FrameType | None) -> None:
+        self.first = self.first or number
+        os._exit(self.exit_code)
 
     def _note(self, number: int) -> None:
         self.first = self.first or number
