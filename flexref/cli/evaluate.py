@@ -7,6 +7,7 @@ import click
 
 from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files
+from flexref.cli.logs import shows_progress
 from flexref.cli.options import engine_for, option, options, scoring_options
 from flexref.cli.show.outputs import check_outputs, tracing
 from flexref.cli.show.progress import progress
@@ -109,4 +110,5 @@ def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: 
         about = {"model": engine.file.path, "weights_scheme": engine.file.scheme}
         click.echo(json.dumps({**figures, **about, "stats": scores.stats_to_json()}))
         return
-    print_tables(table_console(err=True), scores.stats)
+    if shows_progress():
+        print_tables(table_console(err=True), scores.stats)

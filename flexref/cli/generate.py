@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.arguments import TEXT
+from flexref.cli.logs import shows_progress
 from flexref.cli.options import BUDGETS, asked_of, option, options, prompts_of
 from flexref.cli.show.outputs import check_outputs, tracing
 
@@ -154,6 +155,8 @@ def _print(generation: "Generation", prediction_error: "PredictionError | None",
             prompt = output.prompt if isinstance(output.prompt, str) else ""
             name = number if output.id is None else f"{number}: {output.id}"
             click.echo(f"--- {name} ({output.finish_reason})\n{prompt}{body}")
+    if not shows_progress():
+        return
     console = table_console(err=True)
     print_stats(console, generation.stats)
     print_prediction_error(console, prediction_error)

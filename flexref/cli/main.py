@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import click
 
+from flexref.cli.limits import check_limits
 from flexref.cli.logs import LOG_OPTIONS, level_of, logging_at, with_log_options
 from flexref.cli.signals import Signals
 from flexref.cli.streams import abandon, prepare_streams, tell
@@ -93,6 +94,7 @@ class LazyCommand(click.Command):
         """The context of the real command, which is the one that click then invokes; while it lasts, logs are shown."""
         context = self.load().make_context(info_name, args, parent, **extra)
         if not context.resilient_parsing:
+            check_limits()
             context.with_resource(logging_at(level_of(context)))
         return context
 

@@ -64,6 +64,12 @@ def test_quiet_keeps_notices_back_but_no_error(
     assert capsys.readouterr().err == "flexref: no such weight file: nowhere.h5\n"
 
 
+def test_quiet_has_the_text_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flexref(*GENERATE, *PLACED, "-q") == 0
+    said = capsys.readouterr()
+    assert (said.out[:4], said.err) == ("King", "")
+
+
 @pytest.mark.parametrize("options", [("-q", "-v"), ("-q", "--log-level", "info"), ("-v", "--log-level", "info")])
 def test_options_of_logs_exclude_each_other(capsys: pytest.CaptureFixture[str], options: tuple[str, ...]) -> None:
     assert flexref("inspect", "demo", *options) == 2

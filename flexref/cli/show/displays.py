@@ -76,7 +76,7 @@ class PlainLines:
             try:
                 thread.start()
             except RuntimeError as error:
-                LOG.warning("no progress is shown: %s", error)
+                LOG.info("no progress is shown: %s", error)
             self._thread = thread
 
     def update(self, stage: WorkStage) -> None:

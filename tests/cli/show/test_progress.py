@@ -140,7 +140,7 @@ def test_a_thread_that_is_not_to_be_had_is_told_and_ends_no_work(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with progress("converting", 3) as shown:
+    with caplog.at_level(logging.INFO, "flexref"), progress("converting", 3) as shown:
         shown.advance()
     assert caplog.messages == ["no progress is shown: can't start new thread"]
 
