@@ -2,7 +2,8 @@
 
 HDF5 keeps what it writes dirty until it closes a file, and a disk that fails then takes the process with it. So HDF5
 sees no disk: it writes to an image of the file that keeps the metadata and forgets the data, and the data is written by
-plain writes at the offsets that HDF5 chose. It knows no tensor's values.
+plain writes at the offsets that HDF5 chose. HDF5 calls Python for that, and Ctrl-C is held back meanwhile. It knows no
+tensor's values.
 
 HDF5 allocates a contiguous dataset when it is first written. So all objects and attributes are made first and lie in
 one run at the start of the file; the image is then opened again with alignment, and each dataset's first write places
@@ -15,6 +16,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from flexref.storage.held_back import held_back
 from flexref.storage.schema import CHECKSUM_ATTRIBUTE, FORMAT_NAME, FORMAT_VERSION, FileHeader, PartSpec, spec_to_json
 from flexref.units import ALIGNMENT_BYTES, aligned
 
@@ -73,12 +75,21 @@ class MetadataImage:
 
     def __init__(self, header: FileHeader, parts: Sequence[PartSpec]) -> None:
         self._memory = _Memory()
+        self._file: Any = None
+        self.offsets: dict[str, int] = {}
+        """Of every dataset its first byte in the file."""
+        try:
+            with held_back():
+                self._fill(header, parts)
+        except BaseException:
+            self.close()  # else HDF5 would write when this is collected, whoever is at work then
+            raise
+
+    def _fill(self, header: FileHeader, parts: Sequence[PartSpec]) -> None:
         with h5py.File(self._memory, "w", libver=("earliest", "v108")) as file:
             _create(file, header, parts)
         self._memory.limit = aligned(self._memory.nbytes)
         self._file = h5py.File(self._memory, "r+", alignment_threshold=1, alignment_interval=ALIGNMENT_BYTES)
-        self.offsets: dict[str, int] = {}
-        """Of every dataset its first byte in the file."""
         for part in parts:
             dataset = self._file[part.dataset]
             dataset[(0,) * len(part.shape)] = 0  # places it; the value itself is forgotten
@@ -91,19 +102,22 @@ class MetadataImage:
 
     def set_checksum(self, dataset: str, checksum: int) -> None:
         """Fill in the checksum of a dataset."""
-        attribute: Any = h5py.h5a.open(self._file[dataset].id, CHECKSUM_ATTRIBUTE.encode())
-        attribute.write(np.array(checksum, np.uint64))
+        with held_back():
+            attribute: Any = h5py.h5a.open(self._file[dataset].id, CHECKSUM_ATTRIBUTE.encode())
+            attribute.write(np.array(checksum, np.uint64))
 
     def finish(self) -> tuple[bytes, int]:
         """(all metadata, `metadata_bytes` long; bytes of the whole file as HDF5 knows it)."""
         metadata_bytes = self.metadata_bytes
-        self._file.close()
+        self.close()
         content = bytes(self._memory.content)
         return content + bytes(metadata_bytes - len(content)), self._memory.nbytes
 
     def close(self) -> None:
         """End HDF5's hold on the image; once is enough."""
-        self._file.close()
+        if self._file is not None:
+            with held_back():
+                self._file.close()
 
 
 def _create(file: h5py.File, header: FileHeader, parts: Sequence[PartSpec]) -> None:

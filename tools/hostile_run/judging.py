@@ -21,11 +21,13 @@ UNHANDLED = re.compile(
     rb"Traceback \(most recent call last\)|Fatal Python error|Exception ignored|panicked at|Segmentation fault"
     rb"|\w+Warning: |terminate called|malloc|RUST_BACKTRACE"
 )
+NOT_OURS = re.compile(rb"^OpenBLAS error: Memory allocation|^Exception ignored in.*\nMemoryError\n", re.MULTILINE)
+"""Without address space OpenBLAS ends the process, and Python waits for ever for a thread that cannot begin."""
 USAGE_LINES = 6
 """A wrong call is told with click's three lines, the last of which may go on in lines of its own."""
 NOTES = re.compile(
     r"skipped \d+ blank lines?$|ignored \d+ tensors|.* has no tokenizer: |this machine is measured|the measured machine"
-    r"|.*; this machine is measured again$|--- |\s*$"
+    r"|.*; this machine is measured again$|no progress is shown: |--- |\s*$"
 )
 """Lines that may stand on stderr before a complaint: what a command has told of its work until then."""
 
@@ -85,6 +87,8 @@ def faults(trial: Trial, ran: list[Ran], before: Before, most_bytes: int) -> lis
 
 def _command_faults(trial: Trial, command: Ran, most_bytes: int) -> Iterator[str]:
     name, code = command.arguments[0] if command.arguments else "flexref", command.code
+    if "RLIMIT_AS" in trial.limits and NOT_OURS.search(command.stderr):
+        return
     ended_by = {*trial.signals}
     if code == HUNG:
         yield f"{name} hangs: ended after {command.seconds:.0f} s"

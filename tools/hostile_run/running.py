@@ -18,6 +18,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from hostile_run.rights import become_limited
 from hostile_run.trial import CACHE, HUNG, OUT, TEMPORARY, Meddle, Ran, Trial
 
 START = (
@@ -149,9 +150,7 @@ def _prepare(trial: Trial, said: int, complained: int) -> None:
     sys.stdin, sys.stdout, sys.stderr = (_opened(number) for number in range(3))
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if trial.user is not None:
-        os.setgroups([])
-        os.setresgid(trial.user, trial.user, trial.user)
-        os.setresuid(trial.user, trial.user, trial.user)
+        become_limited(trial.user)
     for name, value in {"RLIMIT_AS": ADDRESS_SPACE, "RLIMIT_CORE": 0, **trial.limits}.items():
         resource.setrlimit(getattr(resource, name), (value, value))
 

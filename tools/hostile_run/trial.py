@@ -31,7 +31,7 @@ class Trial:
     limits: dict[str, int] = field(default_factory=dict)
     """By the name of the resource, such as `RLIMIT_AS`."""
     user: int | None = None
-    """Who runs it, where root may choose that: limits of processes do not hold for root."""
+    """As whose it counts, where root may choose that: limits of processes do not hold for root."""
     meddling: list[tuple[float, Meddle]] = field(default_factory=list)
     """What is done to the last command, in seconds after it has begun."""
     signals: tuple[int, ...] = ()
