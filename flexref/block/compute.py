@@ -1,6 +1,6 @@
-"""What a block's visits compute, stage by stage, from operands that have arrived; it moves nothing between the tiers.
+"""Calls the operators of a block's visits, on operands that have arrived; it starts no streaming between tiers.
 
-What becomes of the last hidden states, tokens or scores, is not known here.
+What the head computes, tokens or scores, is left to the blocks that derive from it.
 """
 
 from collections import deque
@@ -29,7 +29,7 @@ from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Kind, Tier, aligned
 
 @dataclass(frozen=True, slots=True)
 class TimedVisit:
-    """A visit whose operators have been called, between two marks; what it `fed`: rows and tokens."""
+    """A visit whose operators have been called, with a mark before and after them; `fed`: its rows and tokens."""
 
     stage: Stage
     visit: Visit
@@ -40,7 +40,7 @@ class TimedVisit:
 
 @dataclass(eq=False)
 class BlockComputation(BlockState):
-    """The computation of one block, but for the head's visits (`_head`)."""
+    """The computation of one block, without the head's visits (`_head`)."""
 
     _program: ModelProgram = field(init=False)
     _tables: list[tuple[int, Array]] = field(init=False)
@@ -69,8 +69,7 @@ class BlockComputation(BlockState):
             return
         if self.watch.on_visit is not None:
             self.watch.on_visit(stage, visit.group, visit.pass_number)
-        # Marks are passed when the operators before them are done: where a port is asynchronous, the host's clock says
-        # when they were called.
+        # On an asynchronous port operators run later than they are called, so marks are timed, and not the calls.
         begin = self._begin(visit) if self.watch.on_computed is not None else None
         fed = len(group.alive), group.tokens
         if stage.kind is StageKind.EMBED:
@@ -90,10 +89,7 @@ class BlockComputation(BlockState):
         return fed
 
     def tell_watch(self, *, wait: bool = True) -> None:
-        """Tell who watches of the visits that were computed since the last call; of all, or of those that have ended.
-
-        With `wait` it waits for them.
-        """
+        """Tell the watch of visits that have ended since the last call; with `wait`, wait for all that were called."""
         while self._spans and (wait or self._spans[0].end.done()):
             span = self._spans.popleft()
             assert self.watch.on_computed is not None
@@ -101,26 +97,31 @@ class BlockComputation(BlockState):
             self.watch.on_computed(Computed(span.stage, span.visit, *span.fed, *times))
 
     def release(self) -> None:
-        """Give everything back. Before, who watches hears of what ended before an interrupt."""
+        """Release all memory. Before that, tell the watch of the visits that have ended, for an interrupted run."""
         try:
             self.tell_watch(wait=False)
         finally:
             super().release()
 
     def _begin(self, visit: Visit) -> Ticket:
-        """A mark before the visit's operators. Meanwhile who watches hears of what has ended, copies included."""
+        """A mark before the visit's operators; the watch is told of visits and copies that have ended by now."""
         if visit.group == 0:
             self.mover.harvest()
         self.tell_watch(wait=False)
         return self.backend.mark()
 
     def _x(self, visit: Visit, group: Group) -> Array:
+        """The group's hidden states (T, E), where they lie for this visit."""
         region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
         shape = (group.tokens, self.weights.plan.file.spec.width)
         return view(self.backend, region, shape, self.backend.caps.compute_dtype)  # type: ignore[return-value]
 
     def _stage_operands(self, visit: Visit, tokens: int) -> dict[str, Matrix]:
-        """The stage's operands where they are now; expanded by the first group that wants them so."""
+        """The stage's tensors on the device by name, for a product of so many tokens.
+
+        With more than `fused_rows` tokens matrices are expanded first, if the plan has room: once for the whole block
+        (`kept`), or once per pass, for all groups (`shared_bytes`).
+        """
         slot = self.shape.weights_slot(visit)
         key = (visit.stage, slot)
         if key not in self._operands:
@@ -141,7 +142,7 @@ class BlockComputation(BlockState):
         return self._expanded[1]
 
     def _stage_weights(self, visit: Visit, tokens: int) -> StageWeights:
-        """A stage's operands by their roles; kept as long as the tensors are those they were made from."""
+        """The same by role. The result is reused as long as the tensors are the same objects."""
         tensors = self._stage_operands(visit, tokens)
         key = (visit.stage, self.shape.weights_slot(visit))
         known = self._weights.get(key)
@@ -150,7 +151,7 @@ class BlockComputation(BlockState):
         return known[1]
 
     def _expand(self, stage: Stage, stored: dict[str, Matrix], offset: int) -> dict[str, Matrix]:
-        """The stage's operands, its matrices expanded to the place from `offset` on."""
+        """The stage's tensors, with its matrices expanded into the block's memory from `offset` on."""
         expanded, file = dict(stored), self.weights.plan.file
         dtype = self.backend.caps.compute_dtype
         for tensor in stage.tensors:
@@ -161,6 +162,7 @@ class BlockComputation(BlockState):
         return expanded
 
     def _embed(self, visit: Visit, group: Group) -> None:
+        """Write the hidden states of the group's new tokens."""
         file, be = self.weights.plan.file, self.backend
         shape, dtype = (group.tokens, file.spec.embed_width), file.dtype
         weights = self._stage_weights(visit, group.tokens)
@@ -175,6 +177,10 @@ class BlockComputation(BlockState):
             embed_visit(be, self._program.embed, weights, inputs, self._x(visit, group))
 
     def _layer(self, visit: Visit, stage: Stage, group: Group) -> None:
+        """Compute one decoder layer in place.
+
+        Rows whose cache is on the device (`near`) come first; attention for the others runs on the host (`away`).
+        """
         rows, slot = group.in_pass, self.shape.data_slot(visit)
         near, away, near_rows = self._cache.handles(stage.index, visit.group, rows, slot)
         known = self._segments.get(visit.group)
@@ -192,7 +198,8 @@ class BlockComputation(BlockState):
         return self.backend.segments([row.past for row in rows], [row.new for row in rows]) if rows else None
 
     def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
-        """Queries, keys and values cross to the host, attention runs where the cache is, its result crosses back."""
+        """Attention on the host: qkv (T, 3E) is copied there, attention runs beside the cache, and context (T, E) is
+        copied back."""
         be, step = self.backend, self._program.attention
         dtype, tokens, width = be.caps.compute_dtype, qkv.shape[0], step.width
         item = DTYPE_BYTES[dtype]

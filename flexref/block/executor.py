@@ -1,7 +1,8 @@
-"""Runs a block's beats: submits movements to lanes and calls computations, in the order of the schedule.
+"""Runs a block's beats: submits movements to lanes and calls computations; it knows not what is moved or computed.
 
-It does not wait for an operation's requirements itself: it hands their tickets to the lane or, for a computation, to
-the operators, which wait. It knows the schedule and the lanes, and nothing of what is moved or computed.
+A submission returns at once, with a ticket that is done when the work is. Before an operation may start, others must
+have ended (`hazards`). The executor does not wait for these itself: it passes their tickets on, for a movement to its
+lane and for a computation to the operators' own order (`Backend.wait`).
 """
 
 from collections.abc import Generator, Sequence
@@ -28,14 +29,14 @@ LANE_OF = {
     (Hop.SPILL, Kind.CACHE): Lane.DISK_OUT,
     (Hop.SPILL, Kind.ACTIVATIONS): Lane.DISK_OUT,
 }
-"""Each kind of move has its lane, so that a layer's weights never wait for a row's cache."""
+"""The lane of every movement. Weights have one of their own, so that they never wait for a row's cache."""
 
 
 class Work(Protocol):
-    """What the executor runs: it turns movements into transfers, and computations into calls of operators."""
+    """A block as the executor sees it: it turns movements into transfers, and visits into calls of operators."""
 
     def transfers(self, movement: Movement) -> Sequence[Transfer]:
-        """The transfers of a movement, at this time; none, if all of its data lies where it is needed."""
+        """The transfers of a movement; none where all of its data already lies where it is needed."""
 
     def compute(self, visit: Visit) -> None:
         """Call the operators of a visit. Its data is on the device when they run."""
@@ -46,8 +47,8 @@ class Work(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """A ticket that is waited for, by number in the order of submission. `lane` None: a mark of the operators, which
-    end in the order of their calls.
+    """A ticket, its number in the order of submission, and its lane; None stands for the operators, which end in the
+    order of their calls.
     """
 
     lane: Lane | None
@@ -56,12 +57,12 @@ class Owed:
 
 
 class Ledger:
-    """The tickets to wait for, by operation.
+    """Which tickets stand for an operation that others must wait for.
 
-    Usually that is the operation's own ticket. An operation that moves nothing has none: it hands on the tickets that
-    it would have waited for, so that those who require it wait for them (a slot may be refilled by a computation, with
-    no load in between). Of these the latest on every lane is enough, since a lane works in order. That keeps the lists
-    short where the host is many visits further than the lanes.
+    Usually it is the operation's own ticket. A movement that has nothing to move has none. Then whoever requires it
+    must wait for what it would have waited for, since a slot may be used again without a load in between: so it hands
+    on these tickets. A lane works in order, so the latest ticket of every lane is enough, and the lists stay short even
+    where the host is many visits ahead of the lanes.
     """
 
     def __init__(self, shape: Shape) -> None:
@@ -71,7 +72,7 @@ class Ledger:
         self._numbers = count()
 
     def awaited(self, operation: Operation) -> list[Owed]:
-        """The open tickets of all that `operation` requires; raises if one has failed."""
+        """The tickets, not done yet, of all that `operation` requires. Raises the error of one that has failed."""
         latest: dict[Lane | None, Owed] = {}
         found: list[Owed] = []
         for other in requirements(operation, self._shape):
@@ -92,21 +93,21 @@ class Ledger:
         self._own[operation] = Owed(lane, next(self._numbers), ticket)
 
     def hands_on(self, operation: Operation, awaited: Sequence[Owed]) -> None:
-        """Note that the operation moves nothing: what it awaited is awaited in its place."""
+        """Note that the operation moves nothing, and that what it awaited stands in its place."""
         latest: dict[Lane | None, Owed] = {}
         for owed in sorted(awaited, key=lambda owed: owed.number):
             latest[owed.lane] = owed
         self._handed_on[operation] = tuple(latest.values())
 
     def forget(self, pass_number: int) -> None:
-        """Drop the tickets of passes before that one: nothing that is still to come requires them."""
+        """Drop the tickets of all passes before `pass_number`: nothing to come requires them."""
         for table in (self._own, self._handed_on):
             for operation in [operation for operation in table if operation.visit.pass_number < pass_number]:
                 del table[operation]  # type: ignore[attr-defined]
 
 
 def _is_open(owed: Owed) -> bool:
-    """Whether the ticket is not done yet; raises if it has failed: nothing may be computed from what never arrived."""
+    """Whether the ticket is not done yet. Raises its error if it has failed."""
     if not owed.ticket.done():
         return True
     owed.ticket.wait()
@@ -114,10 +115,10 @@ def _is_open(owed: Owed) -> bool:
 
 
 def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[Visit, None, None]:
-    """Run the block; yields every visit when its operators have been called.
+    """Run a block; yields every visit once its operators have been called, which may be before they have ended.
 
-    Without `overlap` every movement ends before the next operation starts. However the run ends, it first waits until
-    no lane is at work. Raises the first failure of any lane, and after every beat what the mover's `check` raises.
+    Without `overlap`, every movement ends before the next operation starts. At the end, and after an error, it waits
+    until no lane is at work. Raises the first failure of any lane and, after every beat, what `Mover.check` raises.
     """
     backend, ledger = mover.backend, Ledger(shape)
 

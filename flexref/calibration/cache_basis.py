@@ -1,15 +1,19 @@
-"""Attention in a basis in which 4-bit keys and values lose least, its function unchanged; it knows no file and no code.
+"""Changes the basis of attention so that 4-bit keys and values lose least; it knows no file and no codes.
 
-Keys meet queries alone, and values the output matrix W alone. With any invertible M and A and any shifts, for a head
+1. Why it may. Keys are multiplied with queries only, and values with the output matrix W only. So for every head, with
+   any invertible M and A and any shifts, attention computes the same with
 
-    q' = M^-T q       k' = M (k - shift)        a shift of all keys moves a query's scores alike: softmax is blind to it
-    W' = W A^-1       v' = A (v - shift)        shares add up to 1: what the shift takes, the output's bias gives back
+       q' = M^-T q       k' = M (k - shift)
+       W' = W A^-1       v' = A (v - shift)
 
-compute what they did before. A 4-bit group spreads its error evenly over its elements. Of a key it costs the square of
-the group's range times the trace of q's second moments; of a value, times that of W^T W. The product of the traces of
-both sides is least where both are one diagonal matrix, the *balanced* basis (Moore, 1981, of linear systems; computed
-as by Laub et al., 1987). A rotation changes no trace: one by a Hadamard matrix makes all elements of k' and v' vary
-alike, so that no channel sets the range for its group (for weights: Tseng et al., *QuIP#*, 2024).
+   Shifting all keys adds the same number to all scores of a query, which softmax ignores. Probabilities add up to 1, so
+   shifting all values shifts the output by a constant, which the output's bias takes up.
+2. Which basis. The error of a 4-bit group is spread evenly over its elements. Its cost is the square of the group's
+   range, times the trace of the second moments of q (for keys) or of W^T W (for values). The product of the traces of
+   the two sides is least where both are the same diagonal matrix: the *balanced* basis (Moore, 1981, for linear
+   systems; computed as in Laub et al., 1987).
+3. Which rotation. A rotation changes no trace. One by a Hadamard matrix gives all elements of k' and v' the same
+   variance, so that no single channel sets the range of its group (for weights: Tseng et al., *QuIP#*, 2024).
 """
 
 from dataclasses import dataclass
@@ -20,12 +24,12 @@ from flexref.calibration.quant_calibrated import Moments
 from flexref.storage.quant import Array
 
 DAMPING = 1e-3
-"""Added to the diagonals of second moments, as a part of their mean: what a sample has not seen must count, too."""
+"""This share of a diagonal's mean is added to it, so that directions which the sample has not seen count as well."""
 
 
 @dataclass(frozen=True, slots=True)
 class AttentionMaps:
-    """A layer's attention: `qkv` (3 H D, E), queries before keys before values, and `out` (E, H D); biases or None."""
+    """A layer's attention: `qkv` (3 H D, E), rows of queries, keys, values in this order; `out` (E, H D); biases."""
 
     qkv: Array
     qkv_bias: Array | None
@@ -35,14 +39,14 @@ class AttentionMaps:
 
 @dataclass(frozen=True, slots=True)
 class Rebased:
-    """Maps in the new basis; an input x (H, D) of `out` has become turns (H, D, D) times x - shifts (H, D)."""
+    """Attention in the new basis. An input x (H, D) of `out` becomes turns (H, D, D) times (x - shifts), (H, D)."""
 
     maps: AttentionMaps
     turns: Array
     shifts: Array
 
     def moments(self, before: Moments) -> Moments:
-        """The moments of the inputs of `out`, from those before."""
+        """The moments of the inputs of `out` in the new basis, from those in the old one."""
         heads, width = self.shifts.shape
         turns, mean = self.turns.astype(np.float32), (before.mean - self.shifts.ravel()).reshape(heads, width, 1)
         half = turns @ before.covariance.reshape(heads, width, -1)
@@ -51,9 +55,9 @@ class Rebased:
 
 
 def rebased(maps: AttentionMaps, inputs: Moments, heads: int) -> Rebased:
-    """`maps`, in float32, in the balanced basis of every head, where the inputs of `qkv` have such moments.
+    """`maps` in the balanced basis of every head, in float32; `inputs`: the moments of what `qkv` is multiplied with.
 
-    Keys and values stay as large as they are. Without biases nothing is shifted; the moments are about 0 then.
+    Keys and values keep their size. Without biases nothing is shifted, and the moments must be about 0.
     """
     width = len(maps.qkv) // 3 // heads
     qkv, out = maps.qkv.reshape(3, heads, width, -1).copy(), maps.out.reshape(-1, heads, width).copy()
@@ -79,9 +83,10 @@ def rebased(maps: AttentionMaps, inputs: Moments, heads: int) -> Rebased:
 
 
 def balanced(stored: Array, other: Array) -> Array:
-    """M (D, D) that takes `stored`, a second-moment matrix (D, D), to the spread to which M^-T takes `other`.
+    """The M (D, D) for which M stored M^T and M^-T other M^-1 are equal, up to a factor; both given as (D, D).
 
-    Up to a factor: the trace of the stored side stays. All elements vary alike (nearly, where D is no power of two).
+    `stored` keeps its trace. All its elements then have the same variance; nearly, where D is not a power of two.
+    Raises `numpy.linalg.LinAlgError` for matrices that are not positive definite after damping.
     """
     stored, other = _damped(stored), _damped(other)
     lower, other_lower = np.linalg.cholesky(stored), np.linalg.cholesky(other)
@@ -92,7 +97,7 @@ def balanced(stored: Array, other: Array) -> Array:
 
 
 def even_rotation(width: int) -> Array:
-    """An orthogonal matrix (D, D) that mixes all elements: Hadamard's for a power of two, Hartley's for the rest."""
+    """An orthogonal matrix (D, D) that mixes all elements: a Hadamard matrix, times Hartley's for an odd part."""
     halvings, rest = 0, width
     while rest % 2 == 0:
         halvings, rest = halvings + 1, rest // 2
@@ -104,12 +109,13 @@ def even_rotation(width: int) -> Array:
 
 
 def _spread(weight: Array, covariance: Array | None = None) -> Array:
-    """Second moments (D, D), in float64, of `weight` (D, I) times inputs of such ones (I, I); None: of all alike."""
+    """Second moments (D, D) in float64 of weight (D, I) times inputs whose own are `covariance`; None: the identity."""
     through = weight if covariance is None else weight @ covariance
     return (through @ weight.T).astype(np.float64)  # type: ignore[no-any-return]
 
 
 def _damped(spread: Array) -> Array:
+    """Second moments with `DAMPING` of their mean diagonal added to it."""
     mean = max(float(np.trace(spread)) / len(spread), float(np.finfo(np.float32).tiny))
     damped: Array = spread + DAMPING * mean * np.eye(len(spread))
     return damped

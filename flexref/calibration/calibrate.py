@@ -1,8 +1,8 @@
-"""Converts a model for 4-bit weights and caches as a sample of text asks for, layer by layer; it knows no format.
+"""Converts a model layer by layer, fitting 4-bit weights and caches to a sample of text; it knows no file format.
 
-The sample runs through the layers that are converted already. So a layer is fitted to the inputs that it will have, and
-only one layer's weights, what its search needs (the moments of its inputs and what is made of them: some ten times the
-weights), and the hidden states of the sample are in memory at a time.
+The sample's hidden states run through every layer after it is converted, so the next layer is fitted to the inputs that
+it will really have. In memory at a time are the sample's hidden states, one layer's weights, and what its search needs:
+the moments of its inputs and products of them, about ten times the weights.
 """
 
 from collections import defaultdict
@@ -41,23 +41,23 @@ Stored = Numbers | Quantized
 SCHEME = "int4-calibrated"
 
 MOST_TOKENS = 1 << 16
-"""Tokens of a sample that are used: the built-in model gains nothing from twice as many."""
+"""At most so many tokens of a sample are used: the built-in model gains nothing from twice as many."""
 
 LEAST_TOKENS = 1 << 12
-"""A sample of less says too little of most inputs: for the built-in model 4,096 tokens are worth half of 65,536."""
+"""A shorter sample is refused: with the built-in model, 4,096 tokens gain half of what 65,536 do."""
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationSample:
-    """A text of the kind that a model is for, and the tokenizer that reads it."""
+    """A text like those that the model will read, and the bytes of its `tokenizer.json`."""
 
     text: str
     tokenizer_json: bytes
 
     def runs(self, positions: int) -> list[list[int]]:
-        """The runs of tokens as long as the positions allow, each begun as texts are; at most MOST_TOKENS.
+        """The text's tokens in runs of at most `positions`, each with the tokens that begin every text.
 
-        Of a longer text runs are taken evenly. Raises `PromptError` for a text of less than LEAST_TOKENS.
+        A text of more than MOST_TOKENS gives evenly spread runs. Raises `PromptError` below LEAST_TOKENS.
         """
         tokenizer = Tokenizer.from_json(self.tokenizer_json)
         begin = tokenizer.encode("")
@@ -79,10 +79,11 @@ def convert_calibrated(
     dtype: str,
     on_progress: Progress | None = None,
 ) -> Conversion:
-    """`storage.convert.convert` for a sample of text: attention in the basis of `cache_basis`, whatever the scheme.
+    """Convert `source` to the weight file `out`, as `storage.convert.convert` does, fitted to a sample of text.
 
-    With scheme `int4-calibrated` codes are those of `quant_calibrated`, and a bias takes up the mean of what its
-    matrix's errors do to the sample. Raises `PromptError` if the text is too short, and what `convert` does.
+    With every scheme, attention is put into the basis of `cache_basis`. With `int4-calibrated`, `quant_calibrated`
+    chooses the codes, and each bias is corrected by the mean error of its matrix's products on the sample.
+    Raises `PromptError` for a text that is too short, and what `convert` raises.
     """
     origin = open_origin(source)
     runs = sample.runs(origin.spec.positions)
@@ -105,6 +106,7 @@ def convert_calibrated(
 
 
 def _slabs(parts: Sequence[Rows]) -> Iterator[tuple[str, Numbers]]:
+    """The slabs of all parts of a tensor, with names for messages."""
     for rows in parts:
         yield from rows.slabs()
 
@@ -118,16 +120,16 @@ class Product:
 
     @classmethod
     def of(cls, unit: Sequence[TensorSpec]) -> "Product":
-        """That of a stage's unit."""
+        """The names in a unit of a stage: a matrix, and maybe a bias."""
         matrix, *bias = (tensor.name for tensor in unit)
         return cls(matrix, bias[0] if bias else None)
 
 
 class SamplePass:
-    """The hidden states (S, E) of a sample's runs, before the layer that comes next."""
+    """Runs a sample through a model. It holds every run's hidden states (S, E) before the next layer."""
 
     def __init__(self, header: FileHeader, plan: Plan, runs: Sequence[Sequence[int]]) -> None:
-        """`plan` is for the tensors of a file with this `header`."""
+        """`plan`: where the tensors of the file with this `header` come from. Raises `CheckpointError`."""
         spec = header.spec
         self._spec, self._program, self._plan = spec, program_of(spec), plan
         self._port = create("numpy")
@@ -155,9 +157,10 @@ class SamplePass:
         return states
 
     def layer(self, stage: Stage, scheme: str, group_size: int, dtype: str) -> dict[str, Stored]:
-        """The tensors of the next layer for `scheme`: attention in its new basis; states go through them.
+        """Convert the next layer, and run the hidden states through it. Returns its tensors by name.
 
-        With scheme `int4-calibrated` matrices are in groups, and biases moved; else all is dense.
+        Attention is in its new basis. With `int4-calibrated`, matrices are in groups and biases corrected; with any
+        other scheme all is dense, and the writer quantizes. Raises `CheckpointError` where values are not finite.
         """
         found: dict[str, Stored] = {tensor.name: _finite(self._plan[tensor.name]) for tensor in stage.tensors}
         products = {unit[0].role: Product.of(unit) for unit in stage.units if unit[0].quantizable}
@@ -174,7 +177,7 @@ class SamplePass:
     def _moments(
         self, stage: Stage, products: Iterable[Product], found: Mapping[str, Stored]
     ) -> dict[Product, Moments]:
-        """The moments of every product's inputs; states stay as they are."""
+        """The moments of every product's inputs. The hidden states are not changed."""
         dense = {name: cast(Matrix, values) for name, values in found.items()}
         watched = _Watched(self._port)
         for x in self._states:
@@ -185,17 +188,17 @@ class SamplePass:
         }
 
     def _run(self, port: Backend, tensors: Mapping[str, Matrix], stage: Stage, x: Array) -> None:
-        """x (S, E) through a layer, in place."""
+        """Run x (S, E) through a layer in place. Raises `CheckpointError` where the result is not finite."""
         rows = port.cache_rows([self._records], self._layout)
         cache = LayerCache(rows, port.segments([0], [x.shape[0]]), x.shape[0])
-        with np.errstate(all="ignore"):  # what becomes of it is looked at
+        with np.errstate(all="ignore"):  # the result is checked below
             decoder_layer(port, self._program.layer, by_role(stage, tensors), x, cache)
         if not np.isfinite(self._port.download(x)).all():
             raise CheckpointError(f"{stage.name}: of the sample it makes values that are not finite")
 
 
 class _Watched:
-    """A port whose products tell what they multiply; everything else is the port's own."""
+    """A port that gathers the inputs of every product, by its matrix; all other calls go to the port unchanged."""
 
     def __init__(self, port: Backend) -> None:
         self._port = port
@@ -222,7 +225,7 @@ def _rows_of(parts: Sequence[Rows], wanted: Numbers) -> Numbers:
 
 
 def _finite(parts: Sequence[Rows]) -> Numbers:
-    """A whole tensor in float32; `CheckpointError` if the sample could not run through it."""
+    """A whole tensor in float32. Raises `CheckpointError` if a value is not finite."""
     values = whole(parts)
     if not np.isfinite(values).all():
         raise CheckpointError(f"{parts[0].name}: holds weights that are not finite")
@@ -232,9 +235,9 @@ def _finite(parts: Sequence[Rows]) -> Numbers:
 def _rebase(
     found: dict[str, Stored], moments: dict[Product, Moments], ends: tuple[Product, Product], heads: int
 ) -> None:
-    """Put a layer's attention, and the moments of what its output matrix reads, into the basis of `cache_basis`.
+    """Put a layer's attention into the basis of `cache_basis`, and with it the moments of the output matrix's inputs.
 
-    `ends` are the products before and after attention.
+    `ends`: the products before and after attention. `found` and `moments` are changed in place.
     """
     qkv, out = ends
     names = (qkv.matrix, qkv.bias, out.matrix, out.bias)
@@ -247,7 +250,7 @@ def _rebase(
 
 
 def _quantize(found: dict[str, Stored], product: Product, moments: Moments, group_size: int, dtype: str) -> None:
-    """Put a product's matrix into groups for inputs of such moments; its bias takes up the mean of what errors do."""
+    """Quantize a product's matrix for inputs of these moments, and add the mean error of its products to the bias."""
     name, bias = product.matrix, product.bias
     values = cast(Numbers, found[name])
     groups = quantize_calibrated(values, moments, group_size, np.dtype(dtype).newbyteorder("<"), name)
@@ -258,6 +261,7 @@ def _quantize(found: dict[str, Stored], product: Product, moments: Moments, grou
 
 
 def _operand(values: Stored) -> Matrix:
+    """A stored tensor as an operand of the numpy port."""
     if isinstance(values, Quantized):
         codes, scale, zero = (cast(Array, part) for part in (values.codes, values.scale, values.zero))
         return QuantizedMatrix(codes, scale, zero, values.width, values.group_size, values.bits)

@@ -1,15 +1,16 @@
-"""4-bit groups chosen by how a matrix's inputs spread: what counts is the error of its products; it knows no model.
+"""Chooses 4-bit groups that make the error of a matrix's products small, for given inputs; it knows no model.
 
-With inputs x of covariance C, an output's row of errors e costs e C e^T, the variance of its error. The rounding of one
-weight can be made up for by those after it (Frantar et al., *GPTQ*, 2023; as feedback through a factor of C itself:
-Chee et al., *QuIP*, 2023, section 3):
+For inputs x of covariance C, a row of weight errors e gives an output an error of variance e C e^T: that is the row's
+cost. The rounding of one weight can be corrected in the weights after it (Frantar et al., *GPTQ*, 2023; written as
+feedback through a factor of C: Chee et al., *QuIP*, 2023, section 3):
 
-    C + damping = U D U^T, U upper triangular with ones
-    group by group: w' = w + (errors so far) U; scale and zero of least squares for w', weighed by the diagonal of C
-    inside a group, weight by weight: w'' = w' + (errors in the group so far) U, to the nearest code
-    sweeps: each weight in turn to the code that is best beside all others, as they are now (coordinate descent)
+1. C + damping = U D U^T, with U upper triangular and ones on its diagonal.
+2. Group by group: w' = w + (errors so far) U. Scale and zero are those of least squares for w', with the diagonal of C
+   as weights.
+3. Inside a group, weight by weight: w'' = w' + (errors in the group so far) U, rounded to the nearest code.
+4. Sweeps of coordinate descent: each weight in turn takes the code that costs least while all others stay.
 
-Its groups are laid out as any others. A row that this serves worse than `quant_fit` does is taken from there.
+The groups are stored as any others. Where a row costs more than with `quant_fit`, the row of `quant_fit` is taken.
 """
 
 from dataclasses import dataclass
@@ -22,17 +23,17 @@ from flexref.storage.quant import LEVELS, Array, Quantized, dequantize, group_co
 from flexref.storage.quant_fit import LeastSquares, quantize_least_squares
 
 DAMPING = 0.01
-"""Added to the diagonal of a covariance, as a part of its mean: what a small sample has not seen must count, too."""
+"""This share of a covariance's mean diagonal is added to it, so that inputs that a small sample lacks count too."""
 
 SWEEPS = 2
-"""Passes of coordinate descent: they take some 7 % of the cost away, further ones hardly anything."""
+"""Sweeps of coordinate descent. Two lower the cost by about 7 %, further ones by hardly anything."""
 
 
 @dataclass(frozen=True, slots=True)
 class Moments:
-    """Inputs of a matrix (O, I) on a sample: their mean (I,), and their covariance (I, I) about it, both float32.
+    """The inputs of a matrix (O, I) on a sample: mean (I,) and covariance about it (I, I), both float32.
 
-    For a map without a bias the mean is 0, and the covariance is about 0: nothing could take up a shift.
+    Where the matrix has no bias, nothing can correct a mean error: then the mean is 0, and the covariance is about 0.
     """
 
     mean: Array
@@ -40,25 +41,25 @@ class Moments:
 
 
 class Inputs:
-    """Gathers the moments of inputs that come in batches; memory is one matrix (I, I)."""
+    """Gathers the moments of inputs that come in batches, in the memory of one matrix (I, I)."""
 
     def __init__(self) -> None:
         self._count = 0
         self._shift, self._sum, self._products = (np.zeros(0, np.float32) for _ in range(3))
 
     def add(self, x: Array) -> None:
-        """x (T, I), float32."""
+        """Add a batch x (T, I), float32, of at least one row."""
         if not self._count:
             width = x.shape[1]
             self._sum, self._products = np.zeros(width, np.float64), np.zeros((width, width), np.float32)
-            self._shift = x.mean(0)  # products about a number near the mean lose nothing when the mean is taken off
+            self._shift = x.mean(0)  # near the mean, so that subtracting the mean at the end cancels few digits
         centred = x - self._shift
         self._sum += centred.sum(0, np.float64)
         self._products += centred.T @ centred
         self._count += len(x)
 
     def moments(self, about_mean: bool) -> Moments:
-        """What was gathered of at least one input, about the mean or, if that must not be moved, about 0."""
+        """The moments of at least one input: about its mean, or about 0."""
         drift = (self._sum / self._count).astype(np.float32)
         mean = self._shift + drift
         covariance = self._products / np.float32(self._count) - np.outer(drift, drift)
@@ -70,10 +71,10 @@ class Inputs:
 def quantize_calibrated(
     values: Array, moments: Moments, group_size: int, scale_dtype: npt.DTypeLike, what: str
 ) -> Quantized:
-    """Values (O, I) in 4-bit groups that make the error of products with such inputs small.
+    """Quantize values (O, I) to 4-bit groups so that products with inputs of these moments have small errors.
 
-    No output's cost is larger than by `quantize_least_squares`. `QuantizationError` names `what` where a value is not
-    finite or the scale type cannot hold a group.
+    No row costs more than with `quantize_least_squares`. Raises `QuantizationError`, which names `what`, where a value
+    is not finite or the scale type cannot hold a group.
     """
     plain = quantize_least_squares(values, group_size, scale_dtype, what)
     cost = _damped(moments.covariance)
@@ -82,7 +83,7 @@ def quantize_calibrated(
     for _ in range(SWEEPS):
         search.sweep()
     better = search.costs(search.errors) < search.costs((values - dequantize(plain)).T)
-    worse = ~better  # a cost that is no number is no better, either
+    worse = ~better  # a cost that is NaN counts as worse
     found = search.quantized(values.shape[1])
     for mine, other in ((found.codes, plain.codes), (found.scale, plain.scale), (found.zero, plain.zero)):
         mine[worse] = other[worse]
@@ -90,13 +91,14 @@ def quantize_calibrated(
 
 
 def _damped(covariance: Array) -> Array:
+    """A covariance with `DAMPING` of its mean diagonal added to it."""
     mean = max(float(np.diagonal(covariance).mean()), float(np.finfo(np.float32).tiny))
     damped: Array = covariance + np.float32(DAMPING * mean) * np.eye(len(covariance), dtype=np.float32)
     return damped
 
 
 def _feedback(cost: Array) -> Array:
-    """U (I, I) of cost = U D U^T, upper triangular with ones: Cholesky's factor, from the last input to the first."""
+    """The U (I, I) of cost = U D U^T: Cholesky's factor, computed from the last input to the first."""
     lower = np.linalg.cholesky(cost[::-1, ::-1].astype(np.float64))
     upper: Array = lower[::-1, ::-1]
     upper = upper / np.diagonal(upper)
@@ -104,7 +106,7 @@ def _feedback(cost: Array) -> Array:
 
 
 class _CodeSearch:
-    """Codes (I, O), inputs first, with scales and zeros (G, O); `errors` (I, O) are the values less what codes say."""
+    """Codes (I, O), inputs first, their scales and zeros (G, O), and `errors` (I, O): values minus stored values."""
 
     def __init__(self, values: Array, cost: Array, group_size: int, dtype: np.dtype[Any], what: str) -> None:
         inputs, groups = values.shape[1], group_count(values.shape[1], group_size)
@@ -116,7 +118,7 @@ class _CodeSearch:
         self.errors: Array = np.zeros_like(self._values)
 
     def feed_back(self, weights: Array) -> None:
-        """Choose groups and codes from the first input to the last; errors are fed forward to later inputs."""
+        """Choose groups and codes from the first input to the last, correcting each error in the inputs after it."""
         feedback = _feedback(self._cost)
         for group, (first, last) in enumerate(self._groups):
             aims = self._values[first:last] + feedback[:first, first:last].T @ self.errors[:first]
@@ -128,7 +130,7 @@ class _CodeSearch:
                 self._round(group, place, aim)
 
     def _round(self, group: int, place: int, aim: Array) -> Array:
-        """Take the codes nearest to `aim` (O,) for an input; the change of its errors (O,)."""
+        """Round `aim` (O,) to the codes of one input, and return the change (O,) of its errors."""
         scale, zero = self._scale[group].astype(np.float32), self._zero[group].astype(np.float32)
         steps = (aim - zero) / np.where(scale > 0, scale, np.float32(np.inf))
         codes = np.clip(np.rint(steps), 0, LEVELS)
@@ -138,8 +140,8 @@ class _CodeSearch:
         return change  # type: ignore[no-any-return]
 
     def sweep(self) -> None:
-        """Take for every input in turn the codes that cost least beside all others."""
-        pulls = self._cost @ self.errors  # half the slopes of the costs, (I, O)
+        """For every input in turn, choose the codes that cost least while all others stay."""
+        pulls = self._cost @ self.errors  # half the gradient of the costs, (I, O)
         for group, (first, last) in enumerate(self._groups):
             cost, before = self._cost[first:last, first:last], self.errors[first:last].copy()
             for place in range(first, last):
@@ -152,7 +154,7 @@ class _CodeSearch:
             pulls[last:] += self._cost[last:, first:last] @ changed
 
     def costs(self, errors: Array) -> Array:
-        """The cost (O,) of errors (I, O)."""
+        """The cost (O,) of every row, for errors (I, O)."""
         found: Array = np.einsum("io,io->o", errors, self._cost @ errors)
         return found
 

@@ -1,4 +1,4 @@
-"""Generation on a session: prompts in, tokens and their text out, block by block; it knows no file and no device."""
+"""Generates tokens and their text from prompts, block by block, on a session; it knows no file and no device."""
 
 import reprlib
 import time
@@ -33,17 +33,17 @@ AnyPrompt = str | Sequence[int] | Prompt
 
 
 EVENTS_AFTER_STAGES = 4
-"""The tokens of a pass are told when the next pass is so many stages under way: whoever listens does not keep the
-device waiting."""
+"""The tokens of a pass are yielded when the next pass has begun this many stages, so that the device has work while the
+caller handles them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
     """What to do with every prompt of a job: how many new tokens, how they are chosen, and what ends a row.
 
-    `stops` are strings that end a row, wherever tokens divide them; `ignore_eos` lets rows run past the end token.
-    `logprobs`: so many of the most probable tokens are told at every place, with the chosen one's log-probability; 0:
-    none. They are of the model's own distribution, before temperature, top-k and top-p.
+    `stops`: strings that end a row, also if several tokens make one up. `ignore_eos`: rows go on after the end token.
+    `logprobs`: for every new token, the log-probabilities of the chosen token and of so many of the most probable ones,
+    before temperature, top-k and top-p; 0: none. Raises `PromptError` for values that are not possible.
     """
 
     max_new_tokens: int = 32
@@ -60,14 +60,14 @@ class Request:
 
 
 NEAR = 0.5
-"""How much alike two names are, from 0 to 1, when one may have been meant by the other: `max_tokens`, for example."""
+"""An unknown argument as similar as this to a known one, from 0 to 1 by `difflib`, is answered with `did you mean`."""
 
 FIELDS = tuple(entry.name for entry in fields(Request))
 SAMPLING_FIELDS = tuple(entry.name for entry in fields(SamplingSettings))
 
 
 def request_of(request: Request | None, given: Mapping[str, Any]) -> Request:
-    """The request, or one of the fields that were `given`; `TypeError` for both, and for a field that there is not."""
+    """`request`, or a request of the fields in `given`. Raises `TypeError` for both, and for an unknown field."""
     for name in given:
         if name in SAMPLING_FIELDS:
             raise TypeError(f"{name} is a field of SamplingSettings: sampling=SamplingSettings({name}=...)")
@@ -85,7 +85,10 @@ def request_of(request: Request | None, given: Mapping[str, Any]) -> Request:
 
 
 class GenerationJob:
-    """One call of `generate`: its rows, their text, and the blocks they run in."""
+    """One call of `generate`: its rows, their texts, its policy and its account.
+
+    Raises `PromptError` where there is no prompt, or one that the model cannot take, and what choosing a policy raises.
+    """
 
     def __init__(
         self,
@@ -117,7 +120,7 @@ class GenerationJob:
         self.stats = Stats(session.backend.name, self.policy, rows=len(self.rows))
 
     def _tell_of_cut_rows(self) -> None:
-        """Say once that rows may not have as many new tokens as were asked for, because the positions end before."""
+        """Send one notice if rows reach the model's last position before they have all the tokens asked for."""
         limits = [row.limit for row in self.rows if row.limit < self.request.max_new_tokens]
         if limits:
             least, most = min(limits), max(limits)
@@ -130,9 +133,10 @@ class GenerationJob:
             )
 
     def run(self) -> Generator[StreamedToken, None, None]:
-        """Every block in order; the account is complete when the last token has come.
+        """Run every block in order and yield its tokens. `stats` is complete after the last one.
 
-        Raises `EngineError` if the engine cannot take it, and `KeyboardInterrupt` where nothing is half done.
+        Raises `EngineError` if the engine has another job or is closed, and `KeyboardInterrupt` only where no operation
+        is half done.
         """
         return self.session.gate.stream(self._passes())
 
@@ -142,7 +146,7 @@ class GenerationJob:
                 yield from self._block(planned, account)
 
     def result(self) -> Generation:
-        """Outputs in the order of the prompts."""
+        """The outputs, in the order of the prompts, and the account."""
         outputs = []
         for prompt, row, text in zip(self.prompts, self.rows, self.texts, strict=True):
             given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
@@ -155,6 +159,7 @@ class GenerationJob:
         return Generation(outputs, self.stats)
 
     def _block(self, planned: PlannedBlock, account: Account) -> Generator[list[StreamedToken], None, None]:
+        """Run one block; yields its new tokens some stages after each pass, and adds its figures to `stats`."""
         mover, stats = self.session.mover, self.stats
         shape = planned.shape(passes=max(row.limit for row in planned.rows))
         sampler = Sampler(self.request.sampling)
@@ -185,10 +190,11 @@ class GenerationJob:
             stats.blocks += 1
 
     def _judge(self, row: Row) -> str | None:
+        """Why a row ends with its latest token; None if it does not."""
         return self.texts[row.number].push(row.tokens[-1])
 
     def _streamed(self, block: GenerateBlock) -> list[StreamedToken]:
-        """The tokens that are new since the last call, with what they add to their rows' texts."""
+        """The tokens since the last call, each with the text that it adds to its row."""
         tokens = []
         for event in block.take_events():
             self.stats.generated_tokens += 1

@@ -1,6 +1,6 @@
-"""The steps of a decoder layer as functions of a port: an interpreter of a program; it knows no layer but by its steps.
+"""Computes a decoder layer by calling a port's operators, step by step of a program; it knows no architecture.
 
-The steps themselves, and why they are in this order, are `architecture.program`.
+Which steps a layer has, and in which order, is in `architecture.program`.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,10 @@ from flexref.model.weights import NOTHING_LEARNED, StageWeights
 
 
 def decoder_layer(be: Backend, layer: Sequence[LayerStep], w: StageWeights, x: Array, cache: LayerCache) -> None:
-    """x (T, E) through the steps of a layer, in place; the new tokens' K and V are appended to `cache`."""
+    """Take hidden states x (T, E) through the steps of a layer, in place. K and V of the new tokens go to `cache`.
+
+    The T tokens are the new tokens of all rows of a group, one row after the other.
+    """
     for step in layer:
         if isinstance(step, Residual):
             with be.frame():
@@ -25,7 +28,7 @@ def decoder_layer(be: Backend, layer: Sequence[LayerStep], w: StageWeights, x: A
 
 
 def _branch_step(be: Backend, step: BranchStep, w: StageWeights, h: Array, cache: LayerCache) -> Array:
-    """h (T, I) -> (T, O), a new array in the workspace, or `h` itself where the operator works in place."""
+    """One step of a residual branch: h (T, I) -> (T, O), a new array in the workspace, or `h` changed in place."""
     if isinstance(step, Project):
         return project(be, step, w, h)
     if isinstance(step, Norm):
@@ -36,7 +39,7 @@ def _branch_step(be: Backend, step: BranchStep, w: StageWeights, h: Array, cache
 
 
 def normalize(be: Backend, step: Norm, w: StageWeights, x: Array, out: Array | None = None) -> Array:
-    """Layer norm of x (T, E); in place with `out=x`."""
+    """Layer norm of x (T, E) -> (T, E); in place with `out=x`."""
     own = w.get(step.role, NOTHING_LEARNED)
     return be.layer_norm(x, own.weight, own.bias, step.epsilon, out)
 
@@ -44,13 +47,16 @@ def normalize(be: Backend, step: Norm, w: StageWeights, x: Array, out: Array | N
 def project(
     be: Backend, step: Project, w: StageWeights, x: Array, *, out: Array | None = None, add: bool = False
 ) -> Array:
-    """x (T, I) -> x w^T + b, (T, O); with `add` that is added to `out`."""
+    """x (T, I) -> x w^T + b, (T, O); with `add`, the result is added to `out`."""
     own = w[step.role]
     return be.linear(x, own.weight, own.bias, out=out, add=add)
 
 
 def attend(be: Backend, step: Attend, qkv: Array, cache: LayerCache) -> Array:
-    """qkv (T, 3E) -> attention of every row over its own cache (T, E), causal; K and V are appended before."""
+    """qkv (T, 3E) -> causal attention of every row over its own cache, (T, E). K and V are appended to it first.
+
+    The first `near_tokens` tokens belong to rows whose cache is on the device; `cache.far` computes the others.
+    """
     width, near = step.width, cache.near_tokens
     q, k, v = qkv[:near, :width], qkv[:near, width : 2 * width], qkv[:near, 2 * width :]
     context: Array = be.empty((qkv.shape[0], width), be.caps.compute_dtype)

@@ -1,11 +1,11 @@
-"""Visits and beats: the order of loads, computation and stores of one block; it knows no device, no size and no clock.
+"""Yields the order of loads, computations and stores of one block; it knows no device, no size and no clock.
 
-A pass goes through all stages of the model once (the embedding, every decoder layer, every tile of the head). Each
-stage is visited once per group, groups innermost, so that one fetch of a stage's weights serves the whole block
-(FlexGen, section 4.2, algorithm 1). Which tokens a pass feeds is the rows' own affair.
+A *pass* goes through all stages of the model once: the embedding, every decoder layer, every tile of the head. A
+*visit* is one stage computed for one group of rows. Visits of a stage follow each other, so that one fetch of its
+weights serves all groups of the block (FlexGen, section 4.2, algorithm 1). The rows decide which tokens a pass feeds.
 
-The schedule is data: `beats` yields, in order, what is to be started together. The executor runs beats on a port, the
-simulator runs the same on a clock, and `hazards` says what each operation has to wait for.
+The schedule is data. A *beat* says what is started together, and `beats` yields all of them in order. The executor runs
+beats on a port, the simulator runs the same beats on a clock, and `hazards` says what each operation must wait for.
 """
 
 from collections.abc import Iterator
@@ -41,11 +41,11 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The size of a block's schedule: at most `passes` over `stages` for `groups`.
+    """The size of a block's schedule: at most `passes` passes over `stages` stages, each for `groups` groups.
 
-    `slots`: how many stages' weights (or visits' cache and activations) may be in device memory for streaming: 2, so
-    that one is used while the next arrives, or 1 to do one thing after another. `kinds`: the kinds of data that move at
-    all. A kind that lies on the device as a whole has no movements and no slots.
+    `slots`: places in device memory for streamed data, each for one stage's weights, or one visit's cache and
+    activations. With 2, one is used while the other is filled; with 1, one thing is done after another. `kinds`: the
+    kinds of data that move. A kind that lies on the device as a whole has no movements and no slots.
     """
 
     passes: int
@@ -88,7 +88,7 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """Move one kind of a visit's data by one hop. Weights belong to a stage: theirs name the visit of group 0."""
+    """Move one kind of a visit's data by one hop. Weights serve all groups: theirs names the visit of group 0."""
 
     hop: Hop
     kind: Kind
@@ -135,12 +135,14 @@ def zigzag(passes: int, stages: int, groups: int) -> Iterator[Visit]:
 
 
 def _inward(kind: Kind, visit: Visit | None) -> tuple[Movement, ...]:
+    """Both hops of a visit's data to the device; nothing for no visit."""
     if visit is None:
         return ()
     return Movement(Hop.FETCH, kind, visit), Movement(Hop.LOAD, kind, visit)
 
 
 def _outward(visit: Visit) -> tuple[Movement, ...]:
+    """Both hops of a visit's results from the device."""
     return tuple(
         Movement(hop, kind, visit) for kind in (Kind.CACHE, Kind.ACTIVATIONS) for hop in (Hop.STORE, Hop.SPILL)
     )

@@ -1,1 +1,1 @@
-"""The same block on a machine's clock: predictions, and how far they were off."""
+"""Predicts what a job takes by running its block on a simulated clock, and says how far predictions were off."""

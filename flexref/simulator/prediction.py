@@ -1,4 +1,4 @@
-"""What a job is predicted to take: seconds, bytes and busy lanes; it predicts nothing itself."""
+"""Holds the prediction of a job: seconds, bytes and busy lanes; it predicts nothing itself."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,10 +10,10 @@ from flexref.json_types.values import Number, Whole
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a job will take: seconds, bytes that are held at most, bytes and busy seconds of links and lanes.
+    """What a job will take: seconds, the most bytes held, bytes and seconds of links, and the busy share of lanes.
 
-    `load_s` is that of weights from their file. `link_s` are the seconds that copies take, by link and kind, as
-    `Stats.link_s`; `lane_busy` is the share of prefill and decode in which each lane is busy.
+    `load_s` is the time to load weights from their file. `link_s` has the seconds of copies by link and kind, as
+    `Stats.link_s` has. `lane_busy` is the share of prefill and decode during which a lane is at work.
     """
 
     rows: Annotated[int, Whole(1), "Rows in all."]

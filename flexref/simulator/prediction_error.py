@@ -1,4 +1,4 @@
-"""What was predicted beside what was measured, and the term that missed; it measures nothing itself."""
+"""Compares a prediction with what was measured, and names the term that is most wrong; it measures nothing itself."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,22 +13,22 @@ from flexref.storage.weightfile import WeightFile
 from flexref.units import Tier
 
 TOLD_FROM = 0.2
-"""A phase whose prediction is further off than this share of what was measured is told to the user."""
+"""The user is told of a phase only if its prediction is off by more than this share of the measured time."""
 
 TOLD_FROM_S = 1.0
-"""Of a phase that neither was predicted to take so long nor took so long nothing is told: it is over too soon for
-anybody to have waited for it, and anything else that ran in that moment may have been the reason."""
+"""The user is told of a phase only if it took, or was predicted to take, at least a second. Nobody waits for a shorter
+one, and anything else that ran at that moment may have slowed it."""
 
 HARDLY = 0.1
-"""What took less than this share of its prediction is so many times as fast; what took more is shorter by a share."""
+"""Less than a tenth of the prediction is told as `12 times as fast`, more as `30% shorter`."""
 
 DIFFERENT_BLOCKS_MOST = 32
-"""Bounds the blocks of different lengths that are simulated after a run: each takes about a tenth of a second."""
+"""At most so many blocks of different lengths are simulated after a run: each takes about a tenth of a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """A phase that was predicted badly, and the term whose seconds differ most."""
+    """A phase that was predicted badly, and the part of it (`term`) whose seconds differ most."""
 
     phase: str
     predicted_s: float
@@ -46,7 +46,7 @@ class Miss:
 
 
 def compared(predicted_s: float, measured_s: float) -> str:
-    """What something took beside its prediction, in words: `twice as long`, `30% shorter`."""
+    """The measured time compared with the predicted one, in words: `twice as long`, `30% shorter`."""
     if not predicted_s or not measured_s:
         return "more than nothing" if measured_s else "nothing at all"
     ratio = measured_s / predicted_s
@@ -62,16 +62,16 @@ def compared(predicted_s: float, measured_s: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class PredictionError:
-    """The prediction of a job, with the lengths that its rows turned out to have, and what was measured."""
+    """The prediction of a job, made with the lengths that its rows really had, and what was measured."""
 
     machine: str
     prediction: Prediction
     stats: Stats
     spread: float = 0.0
-    """The share of their median over which repeats spread when the machine was measured: no prediction is nearer."""
+    """How far repeats spread when the machine was measured, as a share of their median: a prediction is no better."""
 
     def errors(self) -> dict[str, float]:
-        """How far off each phase is, as a share of what was measured: 0.1 is a tenth too slow."""
+        """The error of each phase and of both, predicted / measured - 1: 0.1 if the prediction was a tenth too long."""
         prediction, stats = self.prediction, self.stats
         phases = {
             "prefill": (prediction.prefill_s, stats.prefill_s),
@@ -81,7 +81,7 @@ class PredictionError:
         return {phase: told / took - 1 for phase, (told, took) in phases.items() if took}
 
     def misses(self) -> list[Miss]:
-        """The phases that are further off than `TOLD_FROM` and than the machine's own spread, and not too short."""
+        """The phases of which the user is told: off by more than `TOLD_FROM` and the spread, and at least a second."""
         errors, prediction, stats = self.errors(), self.prediction, self.stats
         seconds = {
             "prefill": (prediction.prefill_s, stats.prefill_s),
@@ -95,8 +95,10 @@ class PredictionError:
         ]
 
     def _worst_term(self) -> tuple[str, float, float]:
-        """(term, predicted, measured) seconds of the link whose copies differ most; or the operators, where the links
-        explain less than half of what is missing."""
+        """(term, predicted seconds, measured seconds) of the link whose copies differ most.
+
+        Where that explains less than half of the difference, the term is all that links do not explain.
+        """
         told, took = (_by_term(table) for table in (self.prediction.link_s, self.stats.link_s))
         terms = {name: (told.get(name, 0.0), took.get(name, 0.0)) for name in {*told, *took}}
         whole = (
@@ -112,7 +114,7 @@ class PredictionError:
         return ("operators and the host's own work", whole[0] - linked[0], whole[1] - linked[1])
 
     def to_json(self) -> dict[str, Any]:
-        """The prediction, how far off it was, and what missed; fit for `json.dumps`."""
+        """The prediction, its errors, and the phases that the user is told of, as an object for `json.dumps`."""
         return {
             **self.prediction.to_json(),
             "machine": self.machine,
@@ -123,16 +125,17 @@ class PredictionError:
 
 
 def _by_term(table: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Seconds by link and kind, the names joined."""
+    """{"link of kind": seconds}, without those that are 0."""
     return {f"{link} of {kind}": seconds for link, kinds in table.items() for kind, seconds in kinds.items() if seconds}
 
 
 def prediction_error(
     file: WeightFile, machine: Machine, stats: Stats, rows: Sequence[RowLengths], budgets: Mapping[Tier, int | None]
 ) -> PredictionError | None:
-    """What `machine` would have taken for the job that `stats` is the account of, its rows' lengths given in order.
+    """Predict, for `machine`, the job that has just run, and compare.
 
-    None if its blocks are of more different lengths than are worth simulating.
+    `stats`: the job's account; `rows`: the lengths that its rows had, in order. None where its blocks have more than
+    `DIFFERENT_BLOCKS_MOST` different lengths. Raises `CapacityError` if the job does not fit `budgets`.
     """
     size = stats.policy.rows_per_block
     blocks = {tuple(rows[first : first + size]) for first in range(0, len(rows), size)}

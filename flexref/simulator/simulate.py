@@ -1,7 +1,8 @@
-"""A job simulated: the engine's own stores, block and beats, on the port that only counts and a machine's clock.
+"""Simulates a job: the engine's own stores, block and beats, on the port that only counts, with a machine's clock.
 
-Decode passes differ only in how much cache they find, so between passes in which a row retires some are simulated and
-the others lie on the line between them: their bytes exactly, their seconds as nearly as seconds follow bytes.
+Between two passes in which a row retires, decode passes differ only in the length of the cache. So only some of them
+are simulated, and the others are interpolated linearly. For bytes that is exact; for seconds it is as good as seconds
+are proportional to bytes.
 """
 
 from collections import Counter
@@ -35,13 +36,13 @@ Flows = Counter[tuple[str, str]]
 """Bytes by (link, kind)."""
 
 ENDS = 2
-"""Passes that are simulated at either end of a stretch of passes with the same rows: what is brought ahead of a pass is
-another pass's there."""
+"""So many passes are simulated at both ends of a stretch of passes with the same rows: near an end, what is loaded
+ahead belongs to a pass with other rows."""
 
 
 @dataclass
 class SimulatedAccount:
-    """What a block, or a pass of it, took: sums that can be added and weighed."""
+    """What a block, or one pass of it, took: seconds, bytes and seconds by link and kind, busy seconds by lane."""
 
     seconds: float
     flows: Counter[tuple[str, str]]
@@ -50,11 +51,11 @@ class SimulatedAccount:
 
     @classmethod
     def nothing(cls) -> "SimulatedAccount":
-        """The account of no pass."""
+        """An account of zeros."""
         return cls(0.0, Counter(), Counter(), Counter())
 
     def add(self, other: "SimulatedAccount", times: float = 1) -> None:
-        """Add `times` times another account."""
+        """Add another account, multiplied by `times`."""
         self.seconds += times * other.seconds
         for mine, theirs in ((self.flows, other.flows), (self.flow_s, other.flow_s), (self.busy_s, other.busy_s)):
             for key, value in theirs.items():
@@ -62,13 +63,13 @@ class SimulatedAccount:
 
 
 class NoBytes:
-    """Where weights come from when nothing is read: a `tiers.weights.WeightSource` that only has a name."""
+    """A `tiers.weight_source.WeightSource` for a port that reads nothing."""
 
     checked = True
     direct = True
 
     def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
-        """The dry port calls no work of the host."""
+        """Never called: the dry port does not run the work of host lanes."""
         raise AssertionError("a simulation read weights")
 
     def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
@@ -76,44 +77,44 @@ class NoBytes:
         raise AssertionError("a simulation read weights")
 
     def check_unchanged(self) -> None:
-        """There is nothing that could change."""
+        """Does nothing: there is no file that could change."""
 
     def close(self) -> None:
-        """There is nothing open."""
+        """Does nothing: no file is open."""
 
 
 class NoDisk:
-    """The disk of a machine that is not there (an `engine.session.Disk`): places are counted like the port's."""
+    """The disk of a simulated machine (an `engine.session.Disk`): its space is counted by the dry port."""
 
     def __init__(self, backend: Backend) -> None:
         self.source: WeightSource = NoBytes()
         self._backend = backend
 
     def allocate(self, nbytes: int) -> Any:
-        """A place without bytes."""
+        """Space on the disk, without bytes in it."""
         return self._backend.allocate("disk", nbytes)
 
     def release(self, place: Any) -> None:
-        """Give it back."""
+        """Give space back."""
         self._backend.release(place)
 
 
 class Simulation:
-    """A session on a machine that is not there: a model's weights in place, and blocks that run on it."""
+    """A session on a simulated machine: the weights are loaded, and blocks can run."""
 
     def __init__(self, file: WeightFile, machine: Machine, policy: Policy, budgets: Mapping[Tier, int | None]) -> None:
         """Raises `CapacityError` if the weights alone exceed a budget."""
         self.machine, self.policy = machine, policy
         port: Any = create("dry", machine=machine)
         self.backend: TimedBackend = port
-        # No text is read here: a real tokenizer takes longer to load than the job to simulate.
+        # No text is needed, and loading a tokenizer takes longer than simulating the job.
         wordless = replace(file, tokenizer_json=None)
         self._session = Session(wordless, self.backend, always(policy), budgets, disk=NoDisk(self.backend))
         self._weights = self._session.weights_for(policy)
         self.load_s = self.backend.timing.now_s
 
     def run(self, rows: Sequence[RowLengths], trace: Trace | None = None) -> tuple[SimulatedAccount, SimulatedAccount]:
-        """The accounts of (prefill, decode) of a block; with `trace` every pass is simulated.
+        """Simulate a block and return its accounts of prefill and decode. With `trace`, every pass is simulated.
 
         Raises `CapacityError` if the block does not fit.
         """
@@ -157,9 +158,9 @@ class Simulation:
     def _passes(
         self, block: GenerateBlock | ScoreBlock, shape: Shape, passes: Sequence[int]
     ) -> Iterator[tuple[SimulatedAccount, Fed]]:
-        """The account of every pass that is simulated, and what it fed.
+        """The account of every simulated pass, and the tokens that it fed.
 
-        What is still under way at the end of the last one counts as its own.
+        What is still under way after the last pass counts as part of it.
         """
         before = self._seen()
         for visit in executor.run(self._session.mover, block, shape, overlap=self.policy.overlap):
@@ -176,7 +177,7 @@ class Simulation:
         yield _difference(self._seen(), before), block.take_fed()
 
     def _seen(self) -> SimulatedAccount:
-        """The clock, the traffic and the lanes until now."""
+        """The sums until now of the clock, the traffic and the lanes."""
         now_s = self.backend.timing.now_s
         traffic = self._session.mover.traffic
         flows, flow_s = traffic.snapshot(), {key: flow.seconds for key, flow in traffic.flows.items()}
@@ -188,6 +189,7 @@ class Simulation:
 
 
 def _difference(now: SimulatedAccount, before: SimulatedAccount) -> SimulatedAccount:
+    """What was added between two sums."""
     made = SimulatedAccount.nothing()
     made.add(now)
     made.add(before, -1)
@@ -195,7 +197,7 @@ def _difference(now: SimulatedAccount, before: SimulatedAccount) -> SimulatedAcc
 
 
 def simulated_passes(limits: Sequence[int]) -> list[int]:
-    """Which passes to simulate for rows that retire after so many tokens (rising): see the module's first lines."""
+    """The passes to simulate where rows retire after `limits` tokens (ascending): see the module's first lines."""
     chosen, first = [0], 1
     for limit in limits:
         last = limit - 1
@@ -211,7 +213,7 @@ def simulated_passes(limits: Sequence[int]) -> list[int]:
 
 
 def interpolated(accounts: Mapping[int, SimulatedAccount]) -> SimulatedAccount:
-    """The sum over all passes from the first to the last, those left out on the line between their neighbours."""
+    """The sum over all passes from the first to the last; those that were not simulated are interpolated linearly."""
     total = SimulatedAccount.nothing()
     known = sorted(accounts)
     for number, account in accounts.items():
@@ -232,9 +234,9 @@ def simulate(
     budgets: Mapping[Tier, int | None] | None = None,
     trace: Trace | None = None,
 ) -> Prediction:
-    """What `rows` will take on `machine`; without budgets its capacities are those.
+    """Predict what `rows` take on `machine` with `policy`. Without `budgets` (bytes), the machine's capacities count.
 
-    Blocks of the same lengths are simulated once. `trace` is given the first block, every pass of it. Raises
+    Blocks of equal lengths are simulated once. `trace` is told of every pass of the first block. Raises
     `CapacityError` if the policy does not fit.
     """
     limits = budgets or {tier: machine.capacity_bytes[tier.value] for tier in Tier}
@@ -264,6 +266,7 @@ def simulate(
 
 
 def _by_link(flows: Mapping[tuple[str, str], Any]) -> dict[str, dict[str, Any]]:
+    """{link: {kind: value}} of every link, without values of 0."""
     table: dict[str, dict[str, Any]] = {link: {} for link in LINK_OF.values()}
     for (link, kind), value in sorted(flows.items()):
         if value:

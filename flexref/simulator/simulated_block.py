@@ -1,4 +1,4 @@
-"""The block of a job that is simulated: one that generates, or one that scores and reads nothing of its logits."""
+"""Makes the block of a simulated job, which generates or scores; it knows no clock."""
 
 from dataclasses import dataclass
 from itertools import accumulate
@@ -16,7 +16,7 @@ from flexref.tiers.weights import WeightStore
 
 @dataclass(eq=False)
 class UnreadScores(ScoreBlock):
-    """A block that scores, on a port whose memory holds nothing: logits are waited for, and that is all."""
+    """A block that scores on a port without values: it waits for its logits and does not read them."""
 
     def _deliver(self) -> None:
         sent, self._under_way = self._under_way, None
@@ -27,7 +27,7 @@ class UnreadScores(ScoreBlock):
 def simulated_block(
     planned: PlannedBlock, weights: WeightStore, mover: Mover, shape: Shape, watch: Watch
 ) -> GenerateBlock | ScoreBlock:
-    """The planned block, as the job that it stands for would make it."""
+    """Make the planned block as a real job would: one that scores if any of its rows is scored."""
     memory, groups = planned.memory, planned.groups
     scored = [sum(row.scored for row in group.rows) for group in groups]
     if any(scored):
