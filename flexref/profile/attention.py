@@ -135,7 +135,7 @@ def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout) -> C
     cache = Cache(meter, place, layout, pool, tokens, qkv, out)
     first = backend.cache_rows([backend.view(pool, 0, (FIRST_TOKENS * record,), "uint8")], layout)
     k, v = qkv[:FIRST_TOKENS, width : 2 * width], qkv[:FIRST_TOKENS, 2 * width :]
-    backend.append(first, backend.segments([0], [FIRST_TOKENS]), k, v)
+    meter.settled(partial(backend.append, first, backend.segments([0], [FIRST_TOKENS]), k, v))
     _spread(cache, FIRST_TOKENS * record)
     return cache
 
@@ -148,9 +148,10 @@ def _spread(cache: Cache, done: int) -> None:
         spread(backend.host_memory(cache.pool), done)
         return
     flat: Any = backend.view(cache.pool, 0, (whole,), "uint8")
+    call = cache.meter.settled  # the first may have to be compiled
     while done < whole:
         size = min(done, whole - done)
-        backend.assign(flat[done : done + size], flat[:size])
+        call(partial(backend.assign, flat[done : done + size], flat[:size]))
         done += size
 
 

@@ -173,7 +173,10 @@ def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, f
     """
     sizes, equations, left = meter.sizes, [], []
     shapes = sorted(product(sizes.layers, sizes.groups, sizes.rows), key=math.prod)
-    took_s = 0.0
+    took_s, begin = 0.0, meter.clock()
+    if meter.asynchronous:
+        _pass_left(meter, disk_dir, shapes[0], call_s)
+        meter.pace.excuse(meter.clock() - begin)  # what is compiled
     for place, (layers, groups, rows) in enumerate(meter.pace.parts(shapes)):
         if place and not meter.pace.has(took_s):
             meter.record.cut("the engine's own work", f"{place} of {len(shapes)} small jobs")

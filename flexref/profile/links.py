@@ -209,7 +209,7 @@ def copy_curves(meter: Meter, found: Files | None) -> dict[str, Curve]:
             room, max(meter.timely(sizes.linked_bytes, LEAST_LINKED_BYTES), copies[0], *sizes.spills, *sizes.reads)
         )
         links = links_of(memory, found, most)
-        for name in meter.pace.parts(tuple(links)):
+        for name in meter.pace.parts(tuple(links), [1 if "disk" in name or "file" in name else 3 for name in links]):
             link = links[name]
             meter.tell(f"{name} copies" if name != WEIGHT_FILE else "reads of a weight file")
             wanted = {LINKS[2]: sizes.spills, LINKS[3]: sizes.spills, WEIGHT_FILE: sizes.reads}.get(name, copies)
@@ -217,7 +217,7 @@ def copy_curves(meter: Meter, found: Files | None) -> dict[str, Curve]:
             if name == LINKS[3] and found is not None:
                 _write_another(found)
             points: list[tuple[float, float]] = []
-            for nbytes in wanted:
+            for nbytes in meter.pace.parts(wanted):
                 if points and points[-1][1] > LONGEST_COPY_S:
                     break
                 late = points and not meter.pace.has(LEAST_COPIES * points[-1][1] * nbytes / points[-1][0])
@@ -260,8 +260,8 @@ def _typical(meter: Meter, memory: Memory, named: tuple[str, Link], nbytes: int,
     if not meter.pace.has(count * single_s):
         meter.record.cut(name, label)
         return single_s
-    values = []
-    while len(values) < sizes.repeats or sum(values) * count < sizes.sustained_s:
+    values, begin = [], meter.clock()
+    while len(values) < sizes.repeats or meter.clock() - begin < sizes.sustained_s:
         values.append(link_seconds(meter, memory, link, nbytes, count))
         if not meter.pace.has(values[-1] * count):
             break

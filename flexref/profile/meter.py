@@ -154,7 +154,7 @@ class Meter:
                 if found and not self.pace.has(taken_s):
                     self.record.cut(name, label)
                     break
-                begin = self.clock()
+                begin_s = self.pace.now_s
                 point = next(points, None)
                 if point is None:
                     break
@@ -163,7 +163,7 @@ class Meter:
                     if seconds > longest_s or seconds * point.size / size > FAR_TOO_LONG * longest_s:
                         break
                 found.append((point.size, self.operator(name, point)))
-                label, taken_s = point.label, self.clock() - begin
+                label, taken_s = point.label, self.pace.now_s - begin_s
         return Curve(tuple(found))
 
     def operator(self, name: str, point: Point) -> float:
@@ -172,8 +172,8 @@ class Meter:
         Where there is no time for a window, they are those of the warm-up by the host's clock, which are not less.
         """
         single_s = self.once(point.calls[0])
-        if self.pace.has(single_s):
-            single_s = self.once(point.calls[0])
+        if self.asynchronous or self.pace.has(single_s):
+            single_s = self._again(point.calls[0], single_s)
         timed = self.timed(point, single_s)
         while timed.wants_more and self.has_time_for(timed):
             self.window(timed)
@@ -215,8 +215,17 @@ class Meter:
 
     def settled(self, call: Call) -> float:
         """Seconds of a call by the host's clock once it has been made: the first compiles kernels and wakes memory."""
-        self.once(call)
-        return self.once(call)
+        return self._again(call, self.once(call))
+
+    def _again(self, call: Call, first_s: float) -> float:
+        """Seconds of a call that took `first_s` the first time.
+
+        What a device compiled then is excused: a job would have to wait for it too, and no curve must be cut for it.
+        """
+        seconds = self.once(call)
+        if self.asynchronous:
+            self.pace.excuse(first_s - seconds)
+        return seconds
 
     def host(self, name: str, label: str, call: Call, size: float) -> float:
         """Seconds of something that the host does, as the median over windows of it."""

@@ -14,13 +14,22 @@ class Pace:
 
     def __init__(self, bound_s: float, clock: Callable[[], float]) -> None:
         """`bound_s` begin now, by `clock`; infinity: no bound."""
-        self._clock = clock
+        self._clock, self._excused_s = clock, 0.0
         self._end = clock() + bound_s
+
+    @property
+    def now_s(self) -> float:
+        """The clock, without what was excused."""
+        return self._clock() - self._excused_s
+
+    def excuse(self, seconds: float) -> None:
+        """So many seconds that have passed do not count: what a port compiles when it is first called, say."""
+        self._excused_s += max(0.0, seconds)
 
     @property
     def left_s(self) -> float:
         """Seconds that are left of this part, 0 if none are."""
-        return max(0.0, self._end - self._clock())
+        return max(0.0, self._end - self.now_s)
 
     def has(self, seconds: float) -> bool:
         """Whether what takes about so long would end in time."""
@@ -35,7 +44,7 @@ class Pace:
         outer = self._end
         try:
             for place, item in enumerate(items):
-                now = self._clock()
+                now = self.now_s
                 self._end = now + max(0.0, outer - now) * shares[place] / sum(shares[place:])
                 yield item
         finally:

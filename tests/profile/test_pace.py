@@ -49,6 +49,18 @@ def test_a_loop_that_is_left_gives_its_time_back() -> None:
     assert pace.left_s == 10.0
 
 
+def test_what_is_excused_is_no_part_of_the_bound() -> None:
+    clock = Clock()
+    pace, left = Pace(10.0, clock), []
+    for _ in pace.parts(range(2)):
+        clock.now += 4.0
+        pace.excuse(3.0)
+        pace.excuse(-1.0)
+        left.append(pace.left_s)
+    assert left == [4.0, 8.0]
+    assert pace.left_s == 8.0
+
+
 def test_without_a_bound_there_is_always_time() -> None:
     pace = Pace(math.inf, Clock())
     assert all(pace.has(1e9) for _ in pace.parts(range(3), (1, 2, 3)))

@@ -292,5 +292,56 @@ def test_a_bound_that_is_wide_enough_changes_nothing(tmp_path: Path) -> None:
     for bound_s in (math.inf, 1e6):
         port = FakePort(asynchronous=False)
         machine = measure_machine(port, tmp_path, sizes=replace(TINY, bound_s=bound_s), clock=port.clock)
-        found.append(machine.changed(sources={}, capacity_bytes={"device": 1, "host": 1, "disk": 1}))
+        found.append(machine.changed(sources={}, quality=None, capacity_bytes={"device": 1, "host": 1, "disk": 1}))
     assert found[0] == found[1]
+
+
+class CompilingPort(FakePort):
+    """An operator takes the host two seconds when it is first called with anything of a kind."""
+
+    def __init__(self) -> None:
+        super().__init__(asynchronous=True, call_s=5e-6)
+        self._compiled: set[str] = set()
+        for name in (
+            "linear",
+            "expand",
+            "gather",
+            "add_rows",
+            "layer_norm",
+            "activate",
+            "assign",
+            "sample",
+            "append",
+            "attend",
+        ):
+            setattr(self, name, self._compiling(name, getattr(self, name)))
+
+    def _compiling(self, name: str, operator: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            kind = name + " ".join(type(argument).__name__ for argument in arguments)
+            if kind not in self._compiled:
+                self._compiled.add(kind)
+                self.now += 2.0
+            return operator(*arguments, **options)
+
+        return call
+
+
+def test_what_a_port_compiles_cuts_no_curve_and_is_in_none(tmp_path: Path) -> None:
+    found = []
+    for port in (FakePort(True, 5e-6), CompilingPort()):
+        machine = measure_machine(port, tmp_path, sizes=replace(TINY, bound_s=5.0), clock=port.clock)
+        assert not [warning for warning in machine.warnings if "there was no time" in warning]
+        found.append(machine)
+    for kind in ("copies", "expansions", "decode_attention", "prefill_attention", "operators"):
+        for name, curve in getattr(found[0], kind).items():
+            assert dict(getattr(found[1], kind)[name].points) == pytest.approx(dict(curve.points), rel=1e-3), name
+
+
+def test_no_size_of_a_copy_takes_the_time_of_the_others(tmp_path: Path) -> None:
+    """Small copies on a device that is kept busy take much longer than what is counted of them."""
+    port = FakePort(True, 5e-6)
+    sizes = replace(TINY, sustained_s=0.05, bound_s=3.0)
+    machine = measure_machine(port, tmp_path, sizes=sizes, clock=port.clock)
+    for link in LINKS[:2]:
+        assert [size for size, _ in machine.copies[link].points] == list(TINY.copies)
