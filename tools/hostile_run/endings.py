@@ -79,6 +79,7 @@ def limits(draw: Random, shelf: Shelf, folder: Path) -> Trial:
     trial = Trial([_work(draw, shelf, folder)], folder, fresh=draw.random() < 0.5, outputs=OUTPUTS)
     what = draw.choice(("RLIMIT_AS", "RLIMIT_NOFILE", "RLIMIT_FSIZE", "RLIMIT_NPROC"))
     if what == "RLIMIT_AS":
+        trial.fresh = True  # a copy of a process has used much of it up already
         trial.limits = {what: draw.randrange(300, 1500) << 20}
     elif what == "RLIMIT_NOFILE":
         trial.limits = {what: draw.choice((12, 16, 20, 24, 32, 40, 64))}

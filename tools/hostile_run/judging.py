@@ -27,7 +27,7 @@ USAGE_LINES = 6
 """A wrong call is told with click's three lines, the last of which may go on in lines of its own."""
 NOTES = re.compile(
     r"skipped \d+ blank lines?$|ignored \d+ tensors|.* has no tokenizer: |this machine is measured|the measured machine"
-    r"|.*; this machine is measured again$|no progress is shown: |--- |\s*$"
+    r"|.*; this machine is measured again$|--- |\s*$"
 )
 """Lines that may stand on stderr before a complaint: what a command has told of its work until then."""
 
