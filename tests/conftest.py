@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
 from flexref.check.models import write_model
+from flexref.errors import BackendUnavailable
 from flexref.profile.sizes import Sizes
 
 PROFILE_VARIABLE = "FLEXREF_HYPOTHESIS_PROFILE"
@@ -200,6 +201,25 @@ class CountingBackend(NumpyBackend):
         tier, nbytes = self._tiers.pop(id(buffer))
         self.live[tier] -= nbytes
         super().release(buffer)
+
+
+def computing_ports() -> Generator[Any, None, None]:
+    """The name of every installed port that computes; a skipped case for each whose device is not here."""
+    for name in registry.installed():
+        try:
+            backend = registry.create(name)
+        except BackendUnavailable as error:
+            yield pytest.param(name, id=name, marks=pytest.mark.skip(reason=str(error)))
+            continue
+        if backend.caps.computes:
+            yield pytest.param(name, id=name)
+        backend.close()
+
+
+@pytest.fixture(scope="session", params=list(computing_ports()))
+def computing_port(request: pytest.FixtureRequest) -> str:
+    """Each of them in turn."""
+    return str(request.param)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """How much a profile of a machine measures: sizes, repeats and bounds, as data; it measures nothing."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexref.units import GIB, KIB, MIB
 
@@ -118,7 +118,8 @@ class Sizes:
     @classmethod
     def quick(cls) -> "Sizes":
         """A profile of at most five seconds with fewer points of everything; about 100 MiB to disk and back."""
-        return cls(
+        return replace(
+            cls.full(),
             bound_s=QUICK_S,
             repeats=3,
             window_s=0.004,
@@ -126,7 +127,6 @@ class Sizes:
             product_longest_s=0.04,
             products_s=3.0,
             heat_s=0.05,
-            busy_s=0.002,
             most_bytes=2 * GIB,
             rotated_bytes=128 * MIB,
             linked_bytes=128 * MIB,
@@ -144,16 +144,11 @@ class Sizes:
             elements=(1 << 18, 1 << 20, 1 << 24),
             head_widths=(64, 128),
             host_head_widths=(128,),
-            attention_width=4096,
             decode=((1, 64), (4, 256), (16, 512)),
             prefill=((1, 64), (1, 512), (4, 512)),
             appends=((1, 1), (16, 1), (64, 1), (4, 512)),
-            pointwise_width=2048,
             pointwise_tokens=(1, 16, 256, 2048),
-            vocabulary=50272,
             sampled_rows=(1, 16),
-            layers=(4, 12),
-            groups=(1, 4),
             rows=(1, 32),
             passes=5,
         )

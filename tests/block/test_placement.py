@@ -1,19 +1,16 @@
 """Where things lie changes nothing but the traffic: same tokens and logits, budgets kept to the byte."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.backend import registry
 from flexref.engine.generation import Request
-from flexref.errors import BackendUnavailable, CapacityError
+from flexref.errors import CapacityError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.sampling.settings import SamplingSettings
@@ -58,24 +55,10 @@ def jobs(draw: st.DrawFn) -> tuple[ModelSpec, list[list[int]], Request]:
     return spec, rows, Request(draw(st.integers(1, 5)), sampling, ignore_eos=draw(st.booleans()))
 
 
-def computing_ports() -> Iterator[object]:
-    """Every installed port that computes; one skipped case for each whose device is not here."""
-    for name in registry.installed():
-        try:
-            backend = registry.create(name)
-        except BackendUnavailable as error:
-            yield pytest.param(name, id=name, marks=pytest.mark.skip(reason=str(error)))
-            continue
-        if backend.caps.computes:
-            yield pytest.param(name, id=name)
-        backend.close()
-
-
-@pytest.mark.parametrize("backend", list(computing_ports()))
 @given(job=jobs(), stored=STORED, policy=own.policies(), two=st.booleans())
 def test_tokens_and_logits_are_bit_identical_for_every_placement(
     model_file: Any,
-    backend: str,
+    computing_port: str,
     job: tuple[ModelSpec, list[list[int]], Request],
     stored: tuple[str, str],
     policy: Policy,
@@ -83,7 +66,7 @@ def test_tokens_and_logits_are_bit_identical_for_every_placement(
 ) -> None:
     spec, rows, request = job
     path = model_file(spec, *stored)
-    if backend != "numpy":  # elsewhere attention on the host is another place of computing
+    if computing_port != "numpy":  # elsewhere attention on the host is another place of computing
         policy = policy.changed(attention_on="device")
     at_home = HOME.changed(
         rows_per_group=policy.rows_per_group,
@@ -92,7 +75,7 @@ def test_tokens_and_logits_are_bit_identical_for_every_placement(
         cache_scheme=policy.cache_scheme,
         cache_group_size=policy.cache_group_size,
     )
-    expected, found = (run(path, rows, each, request, backend=backend) for each in (at_home, policy))
+    expected, found = (run(path, rows, each, request, backend=computing_port) for each in (at_home, policy))
     assert found.token_ids == expected.token_ids
     assert found.logits.keys() == expected.logits.keys()
     for key, logits in expected.logits.items():

@@ -1,6 +1,5 @@
 """Scores of rows: within the bound of the exact model, the same bits wherever things lie, budgets kept to the byte."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.backend import registry
 from flexref.check.forward import model_logits_bound
 from flexref.check.models import stored_tensors
 from flexref.check.tolerances import assert_within
 from flexref.engine.generation import Request
 from flexref.engine.next_tokens import NextTokens
 from flexref.engine.scoring import Listener, ScoredRow, Scores
-from flexref.errors import BackendUnavailable, CapacityError, FlexrefError, PolicyError, PromptError
+from flexref.errors import CapacityError, FlexrefError, PolicyError, PromptError
 from flexref.loading import load
 from flexref.policy import Policy
 from flexref.storage.weightfile import open_weight_file
@@ -59,19 +57,6 @@ def assert_same_bits(found: Scores, expected: Scores) -> None:
             np.testing.assert_array_equal(getattr(mine, name), getattr(other, name), err_msg=f"row {number}: {name}")
 
 
-def computing_ports() -> Iterator[object]:
-    """Every installed port that computes; one skipped case for each whose device is not here."""
-    for name in registry.installed():
-        try:
-            backend = registry.create(name)
-        except BackendUnavailable as error:
-            yield pytest.param(name, id=name, marks=pytest.mark.skip(reason=str(error)))
-            continue
-        if backend.caps.computes:
-            yield pytest.param(name, id=name)
-        backend.close()
-
-
 def at_home(policy: Policy, groups: int) -> Policy:
     """Everything on the device, one thing after another, in the same groups."""
     return Policy(
@@ -83,11 +68,10 @@ def at_home(policy: Policy, groups: int) -> Policy:
     )
 
 
-@pytest.mark.parametrize("backend", list(computing_ports()))
 @given(job=jobs(), stored=STORED, policy=own.policies(), groups=st.sampled_from((1, 3)))
 def test_scores_are_bit_identical_for_every_placement(
     model_file: Any,
-    backend: str,
+    computing_port: str,
     job: tuple[ModelSpec, list[ScoredRow]],
     stored: tuple[str, str],
     policy: Policy,
@@ -95,10 +79,10 @@ def test_scores_are_bit_identical_for_every_placement(
 ) -> None:
     spec, rows = job
     path = model_file(spec, *stored)
-    if backend != "numpy":
+    if computing_port != "numpy":
         policy = policy.changed(attention_on="device")
-    expected = score(path, rows, at_home(policy, groups), backend=backend, top=3)
-    assert_same_bits(score(path, rows, policy, backend=backend, top=3), expected)
+    expected = score(path, rows, at_home(policy, groups), backend=computing_port, top=3)
+    assert_same_bits(score(path, rows, policy, backend=computing_port, top=3), expected)
 
 
 @pytest.mark.parametrize("spec", [TILED, WIDE], ids=lambda spec: spec.name)
