@@ -124,7 +124,7 @@ def test_a_text_without_a_begin_token_leaves_its_first_token_out(demo: Engine, m
     assert "1 without context not scored" in str(sample.protocol)
     cut = sample_text(demo, "語 king", 4, 2)  # its first character takes several tokens, and counts as the first
     assert (cut.nbytes, cut.words) == (len(" king"), 1)
-    with pytest.raises(PromptError, match=r"the text has 1 token\(s\), of which none has a context"):
+    with pytest.raises(PromptError, match=r"the text has 1 token, of which none has a context"):
         sample_text(demo, "a", 4, 2)
     assert sample_text(demo, "a", 4, 2, "every").protocol.tokens == 1
 
