@@ -81,7 +81,7 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "metavar": "FILE|NAME",
             "shell_complete": machines,
             "help": "A machine's file, or the name of a known one, to choose a policy for; default: this one, measured "
-            "once.",
+            "once, if a job does not fit on its device.",
         },
         "--rows-per-group": {"type": ROWS, "help": "Rows that are computed together."},
         "--groups": {"type": ROWS, "help": "Groups that share a fetched layer."},

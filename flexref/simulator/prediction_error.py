@@ -69,6 +69,8 @@ class PredictionError:
     stats: Stats
     spread: float = 0.0
     """How far repeats spread when the machine was measured, as a share of their median: a prediction is no better."""
+    machine_busy: bool = False
+    """Whether other work ran while the machine was measured: then a job may well be faster than predicted."""
 
     def errors(self) -> dict[str, float]:
         """The error of each phase and of both, predicted / measured - 1: 0.1 if the prediction was a tenth too long."""
@@ -92,6 +94,7 @@ class PredictionError:
             Miss(phase, both[0], both[1], term, told_s, took_s)
             for phase, both in seconds.items()
             if phase in errors and abs(errors[phase]) > max(TOLD_FROM, self.spread) and max(both) >= TOLD_FROM_S
+            if not (self.machine_busy and errors[phase] > 0)
         ]
 
     def _worst_term(self) -> tuple[str, float, float]:
@@ -120,6 +123,7 @@ class PredictionError:
             "machine": self.machine,
             "errors": self.errors(),
             "spread": self.spread,
+            "machine_busy": self.machine_busy,
             "missed": [str(miss) for miss in self.misses()],
         }
 
@@ -141,5 +145,7 @@ def prediction_error(
     blocks = {tuple(rows[first : first + size]) for first in range(0, len(rows), size)}
     if len(blocks) > DIFFERENT_BLOCKS_MOST:
         return None
-    spread = 0.0 if machine.quality is None else machine.quality.spread
-    return PredictionError(machine.name, simulate(file, machine, stats.policy, rows, budgets), stats, spread)
+    prediction = simulate(file, machine, stats.policy, rows, budgets)
+    if machine.quality is None:
+        return PredictionError(machine.name, prediction, stats)
+    return PredictionError(machine.name, prediction, stats, machine.quality.spread, bool(machine.quality.busy))

@@ -45,6 +45,12 @@ def test_within_the_spread_of_the_measurements_nothing_is_said(job: PredictionEr
     assert len(held(job, (1.0, 1.0), (3.0, 10.0), spread=0.4).misses()) == 2
 
 
+def test_that_a_job_is_faster_than_on_a_busy_machine_is_not_said(job: PredictionError) -> None:
+    """What was measured beside other work is slower than the machine is."""
+    assert [miss.phase for miss in held(job, (9.0, 3.0), (3.0, 9.0), machine_busy=True).misses()] == ["decode"]
+    assert len(held(job, (9.0, 3.0), (3.0, 9.0)).misses()) == 2
+
+
 def test_the_sign_is_explained(job: PredictionError) -> None:
     first, second = map(str, held(job, (3.0, 8.0), (6.0, 6.0)).misses())
     assert first.startswith("prefill: predicted 3 s, took 6 s: twice as long; most of it in ")

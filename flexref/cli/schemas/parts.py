@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from flexref.json_types.containers import ListOf, MapOf
 from flexref.json_types.objects import JsonField, JsonObject, object_of
-from flexref.json_types.values import JsonType, Number, Text, Whole
+from flexref.json_types.values import JsonType, Number, Text, Truth, Whole
 from flexref.policy import Policy
 from flexref.simulator.prediction import Prediction
 
@@ -41,6 +41,7 @@ PREDICTED = output(
             "How far off each phase is, as a share of what was measured: 0.1 is a tenth too slow.",
         ),
         "spread": member(Number(0), "The share over which repeats spread when the machine was measured."),
+        "machine_busy": member(Truth(), "Whether other work ran while the machine was measured."),
         "missed": member(NAMES, "The phases that were predicted badly, each in a line."),
     },
 )
