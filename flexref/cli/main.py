@@ -14,7 +14,7 @@ import click
 from flexref.cli.limits import check_limits
 from flexref.cli.logs import LOG_OPTIONS, level_of, logging_at, with_log_options
 from flexref.cli.signals import Signals
-from flexref.cli.streams import abandon, prepare_streams, tell
+from flexref.cli.streams import abandon, complain, prepare_streams, tell
 from flexref.errors import FlexrefError, UnknownBackend, UnknownName, WrongCall
 from flexref.version import __version__
 
@@ -159,7 +159,7 @@ def _attempt(act: Callable[[], int]) -> int:
     except click.exceptions.Exit as leave:
         return leave.exit_code
     except click.ClickException as error:
-        error.show()
+        complain(error.show)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
         return _complain("interrupted", INTERRUPTED)
@@ -184,7 +184,7 @@ def _attempt(act: Callable[[], int]) -> int:
     except Exception as error:
         if _is_refused_resource(error):
             return _complain(f"the system refuses threads or memory: {error}", USER_ERROR)
-        traceback.print_exc()
+        complain(traceback.print_exc)
         return _complain(
             "this is a bug in flexref: please report it with the lines above and what `flexref info` prints", BUG
         )

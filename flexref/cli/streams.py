@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TextIO
 
@@ -36,8 +37,14 @@ def tell(text: str) -> None:
     line = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+    complain(lambda: click.echo(line, err=True))
+
+
+def complain(write: Callable[[], None]) -> None:
+    """Call `write`, which prints on stderr; what cannot be printed there changes nothing else."""
     try:
-        click.echo(line, err=True)
+        write()
+        sys.stderr.flush()
     except OSError:
         abandon(sys.stderr)
 

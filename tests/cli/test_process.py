@@ -92,3 +92,10 @@ def test_what_solves_no_program_loads_no_scipy(call: str, tmp_path: Path) -> Non
     code += "run(command_group(COMMANDS), sys.argv[1:]); print('loaded:', *sys.modules)"
     done = subprocess.run([sys.executable, "-c", code, *call.split()], capture_output=True, text=True, check=True)
     assert "scipy" not in done.stdout.partition("loaded:")[2].split()
+
+
+@pytest.mark.parametrize("call", ["", "generate --nothing", "generate", "inspect /nowhere.h5"])
+def test_a_complaint_that_cannot_be_written_leaves_the_exit_code_as_it_is(call: str) -> None:
+    code = 1 if "nowhere" in call else 2
+    assert shell(f"F {call} 2>/dev/full").returncode == code
+    assert shell(f"(sleep 0.1; F {call}) 2>&1 >/dev/null | true; exit ${{PIPESTATUS[0]}}").returncode == code

@@ -15,6 +15,9 @@ from hostile_run.trial import IN, Trial
 from hostile_run.weight_files import DEVICE
 
 CALLED = b"cposix\nsystem\n(X\x0e\x00\x00\x00touch ../calledtR0"
+DEEP = "sequences in one another"
+"""Stands for a part of a tokenizer that no encoder of Python's would write."""
+
 INJECTED = (
     CALLED,
     CALLED.replace(b"posix", b"os"),
@@ -76,7 +79,8 @@ def _copy(draw: Random, shelf: Shelf, folder: Path) -> tuple[Path, str]:
 
 def _spoil(draw: Random, source: Path, what: str) -> None:
     """Make one thing in the folder wrong."""
-    weights = sorted(path for path in source.iterdir() if path.suffix in {".safetensors", ".bin"})
+    suffixes = {".safetensors", ".bin"}
+    weights = sorted(path for path in source.iterdir() if path.suffix in suffixes and is_plain(path))
     indexes = sorted(source.glob("*.index.json"))
     how = draw.randrange(10)
     if how <= 2:
@@ -84,22 +88,27 @@ def _spoil(draw: Random, source: Path, what: str) -> None:
         _put(path, _changed_json(draw, path))
     elif how == 3:
         odd_file(draw, draw.choice(sorted(path for path in source.iterdir() if not path.is_dir())))
-    elif how == 4 and indexes and indexes[0].is_file():
+    elif how == 4 and indexes and is_plain(indexes[0]):
         indexes[0].write_bytes(_index(draw, indexes[0]))
-    elif how <= 6 and weights and weights[0].is_file():
-        path = draw.choice([path for path in weights if path.is_file()])
+    elif how <= 6 and weights:
+        path = draw.choice(weights)
         path.write_bytes(changed_bytes(draw, path.read_bytes()))
     elif how == 7:
         _spoil_tokenizer(draw, source)
     elif what.startswith("torch"):
         _spoil_torch(draw, draw.choice(weights) if weights else source / "pytorch_model.bin")
-    elif weights and weights[0].is_file():
+    elif weights:
         _spoil_safetensors(draw, weights[0])
+
+
+def is_plain(path: Path) -> bool:
+    """Whether a regular file lies there, and no link to one."""
+    return path.is_file() and not path.is_symlink()
 
 
 def _put(path: Path, content: bytes) -> None:
     """Write a file in place of whatever lies there: of a pipe nobody would read."""
-    if not path.is_file() and os.path.lexists(path):
+    if not is_plain(path) and os.path.lexists(path):
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
     path.write_bytes(content)
 
@@ -107,7 +116,7 @@ def _put(path: Path, content: bytes) -> None:
 def _changed_json(draw: Random, path: Path) -> bytes:
     """The document with something wrong in it; one that was spoilt before, or is no file, becomes another."""
     try:
-        return json_bytes(draw, json.loads(path.read_bytes()) if path.is_file() else {})
+        return json_bytes(draw, json.loads(path.read_bytes()) if is_plain(path) else {})
     except (ValueError, RecursionError):
         return b"{}"
 
@@ -176,7 +185,7 @@ def _spoil_torch(draw: Random, path: Path) -> None:
 def _spoil_tokenizer(draw: Random, source: Path) -> None:
     """Change what the folder keeps of a tokenizer."""
     names = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json")
-    there = [source / name for name in names if (source / name).is_file()]
+    there = [source / name for name in names if is_plain(source / name)]
     how = draw.randrange(8)
     if how == 0 or not there:
         odd_file(draw, source / draw.choice((*names, "added_tokens.json")))
@@ -191,7 +200,10 @@ def _spoil_tokenizer(draw: Random, source: Path) -> None:
         path = source / draw.choice(("added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"))
         _put(path, json.dumps(changed_value(draw, odd)).encode())
     else:
-        _put(source / "tokenizer.json", json.dumps(_odd_tokenizer(draw)).encode())
+        depth = draw.choice((3, 200, 900, 50_000))
+        deep = '{"type": "Sequence", "normalizers": [' * depth + '{"type": "NFC"}' + "]}" * depth
+        text = json.dumps(_odd_tokenizer(draw)).replace(json.dumps(DEEP), deep)
+        _put(source / "tokenizer.json", text.encode())
 
 
 def _odd_tokenizer(draw: Random) -> dict[str, Any]:
@@ -209,12 +221,9 @@ def _odd_tokenizer(draw: Random) -> dict[str, Any]:
         {"type": "BertNormalizer"},
         {"type": "Strip", "strip_left": True, "strip_right": True},
     )
-    deep: dict[str, Any] = {"type": "NFC"}
-    for _ in range(draw.choice((3, 200, 900))):
-        deep = {"type": "Sequence", "normalizers": [deep]}
     part = draw.randrange(6)
     if part <= 2:
-        document["normalizer"] = draw.choice((*normalizers, deep))
+        document["normalizer"] = draw.choice((*normalizers, DEEP))
     elif part == 3:
         document["pre_tokenizer"] = draw.choice((split, {"type": "Sequence", "pretokenizers": [split] * 5}, None))
     elif part == 4:
