@@ -1,5 +1,6 @@
 """The recipe for a port of one's own works as printed: its test file, word for word, on a port of another name."""
 
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from flexref.backend.protocol import Capabilities
 from flexref.units import DTYPE_BYTES
 
 README = Path(flexref.testing.__file__).with_name("README.md")
+PORTS = Path(__file__).parents[2] / "backends" / "README.md"
 
 
 def run_recipe(folder: Path, port: str) -> subprocess.CompletedProcess[str]:
@@ -50,3 +52,21 @@ def test_the_recipe_fails_a_wrong_port(tmp_path: Path) -> None:
     result = run_recipe(tmp_path, re.sub(r"(?m)^    ", "", wrong))
     assert result.returncode == 1, result.stdout
     assert "frames_give_back" in result.stdout
+
+
+def test_the_wrong_port_that_is_shown_is_told_of_in_the_line_that_is_shown(tmp_path: Path) -> None:
+    """Figures aside: they depend on the processor."""
+    shown = PORTS.read_text(encoding="utf-8")
+    (port,) = re.findall(r"```python\n( +from flexref_numpy.*?)```", shown, re.DOTALL)
+    (line,) = re.findall(r"```text\n +(flexref: .*?)\n +```", shown, re.DOTALL)
+    (tmp_path / "my_port.py").write_text(re.sub(r"(?m)^   ", "", port), encoding="utf-8")
+    about = tmp_path / "my_port-0.1.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-port\nVersion: 0.1\n")
+    (about / "entry_points.txt").write_text("[flexref.backends]\nmine = my_port:MyBackend\n")
+    call = ("-m", "flexref", "check", "--backend", "mine", "--model", "demo", "--no-contract")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, *call], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr
+    told, expected = (re.sub(r"[0-9.e+-]+", "#", text) for text in (done.stderr.splitlines()[-1], line))
+    assert told == expected
