@@ -9,7 +9,7 @@ from flexref.bench.suites import Arguments
 from flexref.errors import BaselineError, PolicyError
 from flexref.files import LARGEST_JSON_BYTES, as_json, as_text, read_bytes
 from flexref.json_types.values import shown
-from flexref.units import is_number
+from flexref.units import is_finite
 
 FIGURES = ("prefill_s", "decode_s", "decode_step_s", "tokens_per_s")
 """The figures of every run that are compared; of the last, more is better."""
@@ -135,8 +135,8 @@ def _baseline(where: str, values: Any) -> Baseline:
     for run in runs:
         for name in FIGURES:
             value = run.get(name, 0) if isinstance(run, dict) else 0
-            if value is not None and not (is_number(value) and value > 0):
-                raise BaselineError(f"{where}: {name} of a run must be a number above 0, found {shown(value)}")
+            if value is not None and not (is_finite(value) and value > 0):
+                raise BaselineError(f"{where}: {name} of a run must be a finite number above 0, found {shown(value)}")
     try:
         return Baseline(where, Arguments.from_mapping(values["arguments"], where), values)
     except PolicyError as error:

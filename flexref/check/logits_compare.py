@@ -11,7 +11,7 @@ import numpy.typing as npt
 from flexref.check.findings import finite_or_none
 from flexref.check.logits_file import ArraysFile, StoredArray
 from flexref.check.logits_reference import About, RowAbout, read_about
-from flexref.errors import LogitsFileError, WrongCall
+from flexref.errors import LogitsFileError, WrongCall, how_many
 
 PIECE_BYTES = 1 << 25
 """Bounds the logits of one array that are held at a time, at least one position's."""
@@ -37,8 +37,10 @@ class Place:
 
     @property
     def share(self) -> float:
-        """The same in multiples of the bound."""
-        return self.error / self.bound if self.error else 0.0
+        """The same in multiples of the bound; infinite where the bound is 0 and the error is not."""
+        if not self.error:
+            return 0.0
+        return self.error / self.bound if self.bound else math.inf
 
     def __str__(self) -> str:
         times = f"{self.share:.3g} times its bound" if math.isfinite(self.share) else "more than any rounding"
@@ -173,7 +175,8 @@ def compare_logits(
     for name in theirs.names:
         if name.startswith("logits_") and name not in expected:
             raise LogitsFileError(
-                f"{theirs.path}: has an array {name!r:.40}, but the reference has {len(about.rows)} rows, from 0 on"
+                f"{theirs.path}: has an array {name!r:.40}, but the reference has "
+                f"{how_many(len(about.rows), 'row')}, from 0 on"
             )
     found = LogitsDifference(about, dtype)
     for row, of_row in enumerate(about.rows):
@@ -181,6 +184,8 @@ def compare_logits(
         difference = RowDifference(row, of_row)
         first = of_row.tokens - of_row.positions
         for exact, bound, other in _pieces(reference, theirs, row, about, dtype):
+            _check_finite(reference.path, f"logits_{row}", exact, "a finite number")
+            _check_finite(reference.path, f"bound_{dtype}_{row}", bound, "a finite number of at least 0", least=0.0)
             _note(difference, first, exact, bound, other)
             first += len(exact)
         found.rows.append(difference)
@@ -199,6 +204,13 @@ def _check_ids(reference: ArraysFile, theirs: ArraysFile, row: int, about: RowAb
         here = np.flatnonzero(ours[: len(found)] != found[: len(ours)])
         place = int(here[0]) if here.size else min(len(ours), len(found))
         raise LogitsFileError(f"{theirs.path}: {name} are other tokens than the reference's, from number {place} on")
+
+
+def _check_finite(path: str, name: str, values: npt.NDArray[Any], needed: str, least: float = -math.inf) -> None:
+    """`LogitsFileError` if a reference holds what nothing can be judged by: any engine would be within it."""
+    wrong = values[~(np.isfinite(values) & (values >= least))]
+    if wrong.size:
+        raise LogitsFileError(f"{path}: the array {name!r} holds {wrong[0]:.3g}, needed {needed} for every logit")
 
 
 def _pieces(

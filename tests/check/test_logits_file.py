@@ -95,6 +95,35 @@ def test_the_first_other_greedy_token_is_told_with_what_rounding_permits(referen
     assert divergence.tie == (gap <= divergence.permitted)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("logits_1", np.nan), ("logits_1", np.inf), *(("bound_float32_1", value) for value in (np.nan, np.inf, -1.0))],
+)
+def test_a_reference_by_which_nothing_can_be_judged_is_refused(
+    reference: str, tmp_path: Path, name: str, value: float
+) -> None:
+    with np.load(reference) as held:
+        arrays = {key: held[key].copy() for key in held.files}
+    arrays[name][0, 3] = value
+    broken = saved(tmp_path / "broken.npz", arrays)
+    theirs = saved(tmp_path / "theirs.npz", right(reference))
+    with pytest.raises(LogitsFileError, match=rf"broken\.npz: the array '{name}' holds .*, needed a finite number"):
+        compared(str(broken), theirs)
+
+
+def test_an_error_where_the_bound_is_0_is_more_than_any_rounding(reference: str, tmp_path: Path) -> None:
+    with np.load(reference) as held:
+        arrays = {key: held[key].copy() for key in held.files}
+    arrays["bound_float32_1"][0, 3] = 0
+    broken = saved(tmp_path / "exact.npz", arrays)
+    theirs = right(reference)
+    theirs["logits_1"][0, 3] += 0.5
+    found = compared(str(broken), saved(tmp_path / "theirs.npz", theirs))
+    assert found.fault is not None
+    assert "off by more than any rounding" in found.fault
+    assert found.to_json()["rows"][1]["worst"]["share"] is None
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_what_is_no_finite_number_is_outside(reference: str, tmp_path: Path, value: float) -> None:
     arrays = right(reference)

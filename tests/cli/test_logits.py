@@ -74,6 +74,9 @@ def test_json_holds_every_row_in_one_object(here: Path, capsys: pytest.CaptureFi
 
 
 def test_text_is_taken_where_the_model_has_a_tokenizer(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    call = ("logits", "--model", "demo", "--prompt", "It was", "--dtype", "float32", "--positions", "1")
+    assert flexref(*call, "-o", "one.npz") == 0
+    assert capsys.readouterr().out.startswith("one.npz: logits of demo at 1 position of 1 row, with bounds for float32")
     assert flexref("logits", "--model", "demo", "--prompt", "It was", "--dtype", "float32", "-o", "ref.npz") == 0
     with np.load("ref.npz") as held:
         assert held["ids_0"][0] == 2

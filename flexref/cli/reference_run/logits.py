@@ -42,7 +42,7 @@ def command(
     from flexref.check.logits import stage_count
     from flexref.check.logits_reference import reference_bytes, write_reference
     from flexref.cli.show.outputs import check_outputs
-    from flexref.errors import in_gib
+    from flexref.errors import how_many, in_gib
 
     texts, path = given["prompts"], given["input_file"]
     if not texts and path is None:
@@ -66,8 +66,9 @@ def command(
     else:
         count = sum(row.positions for row in about.rows)
         click.echo(
-            f"{output_file}: logits of {about.model} at {count} positions of {len(about.rows)} rows, "
-            f"with bounds for {', '.join(about.dtypes)}, {in_gib(reference_bytes(job, chosen))}"
+            f"{output_file}: logits of {about.model} at {how_many(count, 'position')} of "
+            f"{how_many(len(about.rows), 'row')}, with bounds for {', '.join(about.dtypes)}, "
+            f"{in_gib(reference_bytes(job, chosen))}"
         )
 
 

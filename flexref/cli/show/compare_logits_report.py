@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from flexref.errors import how_many
+
 if TYPE_CHECKING:
     from flexref.check.logits_compare import LogitsDifference
 
@@ -46,8 +48,9 @@ def print_difference(console: Console, found: "LogitsDifference") -> None:
             cells = [Text(cell) for cell in (str(row.row), str(row.about.positions), *numbers)]
             table.add_row(*cells, style="bold red" if row.outside else None)
     console.print(table)
-    if len(rows) < len(found.rows):
-        console.print(f"{len(found.rows) - len(rows)} more rows are no worse")
+    left = len(found.rows) - len(rows)
+    if left:
+        console.print(f"{how_many(left, 'more row')} {'is' if left == 1 else 'are'} no worse")
     for row in rows:
         if row.first_divergence is not None:
             console.print(Text(f"row {row.row} first takes another token at {row.first_divergence}"))
