@@ -1,5 +1,6 @@
 """Generates tokens and their text from prompts, block by block, on a session; it knows no file and no device."""
 
+import logging
 import reprlib
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -27,6 +28,8 @@ from flexref.sampling.sampler import Sampler
 from flexref.sampling.settings import SamplingSettings
 from flexref.text.prompts import Prompt, all_token_ids, new_token_room
 from flexref.units import is_integer
+
+LOG = logging.getLogger(__name__)
 
 AnyPrompt = str | Sequence[int] | Prompt
 """Text, token ids, or either as a `Prompt`."""
@@ -180,6 +183,8 @@ class GenerationJob:
                         if fed.prompt_tokens:
                             prefill_s += now - marked
                             add_bytes(stats.prefill_link_bytes, mover.traffic.since(before))
+                        said = visit.pass_number, fed.prompt_tokens, now - marked
+                        LOG.debug("pass %d ends: prompt tokens %d, %.4f s", *said)
                         marked, before = now, mover.traffic.snapshot()
                         block.tell_watch()
                     if visit.stage == told_at and visit.group == 0:

@@ -50,6 +50,12 @@ def test_debug_tells_when_and_who(capsys: pytest.CaptureFixture[str]) -> None:
     assert first[1] == "flexref.loading:"
 
 
+def test_debug_tells_of_every_pass(capsys: pytest.CaptureFixture[str]) -> None:
+    assert flexref(*GENERATE, "--log-level", "debug", *PLACED, "--json") == 0
+    said = capsys.readouterr().err
+    assert [f"pass {number} ends" in said for number in (0, 1, 2)] == [True, True, False]
+
+
 @pytest.mark.parametrize("options", [("-q",), ("--log-level", "error")])
 def test_quiet_keeps_notices_back_but_no_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...]

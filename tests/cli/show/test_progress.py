@@ -1,11 +1,13 @@
 """Progress: a bar on a terminal, plain lines at growing intervals elsewhere, nothing where errors alone are wanted."""
 
 import itertools
+import json
 import logging
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -145,6 +147,8 @@ def test_a_thread_that_is_not_to_be_had_is_told_and_ends_no_work(
     assert caplog.messages == ["no progress is shown: can't start new thread"]
 
 
+PLACED = ("generate", "eval", "compare-models", "check", "bench")
+
 SLOW = """
 import sys, time
 from flexref.cli.show import displays
@@ -169,6 +173,39 @@ def test_a_process_without_a_terminal_says_some_lines_and_none_inside_its_text(o
     assert 2 <= len(lines) <= 8
     assert all(line.startswith("tokens: ") and line.endswith(" left") for line in lines)
     assert after == ""
+
+
+COMMAND = """
+from flexref.cli.show import displays
+displays.FIRST_S = displays.LONGEST_S = 0.05
+from flexref.cli.main import main
+main()
+"""
+
+LONG_COMMANDS = {
+    "generate --model demo --prompt King --max-new-tokens 40 --ignore-eos --json": "tokens: ",
+    "eval --model demo --text TEXT --json": "windows: ",
+    "compare-models demo demo --text TEXT --json": "windows: ",
+    "check --backend numpy --model demo --no-contract --max-new-tokens 2 --json": "checking the port, pass ",
+    "bench --model tiny --prompt-len 64 --gen-len 16 --rows 32 --json": "run 1 of 1, ",
+    "plan --model 125m --machine t4-gcp --prompt-len 16 --gen-len 4 --rows 4 --json": "planning 125m on ",
+    "compare-machines --model 125m --machine t4-gcp --prompt-len 16 --gen-len 4 --rows 4 --json": "planning: 0 of 1, ",
+    "convert demo OUT --quantize int4-mse --json": "converting: ",
+    "profile --quick --json": "measuring, ",
+}
+"""Commands that may take long, and how a line begins that tells of what takes longest."""
+
+
+@pytest.mark.parametrize("call", LONG_COMMANDS)
+def test_every_long_command_tells_where_it_is_and_keeps_that_from_its_result(call: str, tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("But soft, what light through yonder window breaks? It is the east. " * 40)
+    begin = LONG_COMMANDS[call]
+    call = call.replace("TEXT", str(tmp_path / "text")).replace("OUT", str(tmp_path / "out.h5"))
+    placed = ["--percent", *("100", "0") * 3] if call.split()[0] in PLACED else []
+    command = [sys.executable, "-c", COMMAND, *call.split(), *placed]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert any(line.startswith(begin) for line in done.stderr.splitlines()), done.stderr
+    json.loads(done.stdout)
 
 
 def test_work_that_holds_its_thread_for_long_is_not_silent() -> None:
