@@ -52,7 +52,7 @@ def _known_machines() -> Iterable[str]:
 
 
 def _listed_machines() -> Iterable[str]:
-    from flexref.profile.listed_machines import kept_names
+    from flexref.profile.kept_folder import kept_names
 
     return (*_known_machines(), *kept_names())
 

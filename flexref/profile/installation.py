@@ -16,7 +16,7 @@ from flexref.backend.protocol import Capabilities, Description
 from flexref.backend.registry import create, home, installed
 from flexref.errors import BackendUnavailable
 from flexref.profile.environment import machine
-from flexref.profile.kept_machines import cache_folder
+from flexref.profile.kept_folder import cache_folder
 from flexref.version import __version__
 
 PACKAGE = "flexref"

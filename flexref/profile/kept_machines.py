@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import platformdirs
 from threadpoolctl import threadpool_info
 
 from flexref.backend.protocol import Backend
@@ -18,12 +17,10 @@ from flexref.machine.machine import FORMAT, Machine
 from flexref.machine.quality import DAY_S, age_in_words
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
+from flexref.profile.kept_folder import cache_folder
 from flexref.profile.measure import UNMEASURED_DISK, capacities, measure_machine
 from flexref.profile.occupation import is_quiet
 from flexref.profile.sizes import QUICK_S
-
-CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
-"""Names the folder in which measured machines are kept, in place of the user's own for caches."""
 
 TOLD_EVERY_S = 1.0
 """Of a measurement that takes longer something is said so often."""
@@ -158,12 +155,6 @@ class Given:
     def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
         """It."""
         return self.measured(backend, disk_dir, None)
-
-
-def cache_folder() -> Path:
-    """Where measured machines are kept."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given or platformdirs.user_cache_path("flexref")) / "machines"
 
 
 def kept_path(backend: Backend, disk_dir: str | Path) -> Path:

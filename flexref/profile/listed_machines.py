@@ -10,11 +10,12 @@ from typing import Any
 
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create, installed
-from flexref.errors import BackendUnavailable, FlexrefError, UnknownName, WrongCall
+from flexref.errors import BackendUnavailable, FlexrefError, WrongCall
 from flexref.machine.known import machine_named
 from flexref.machine.machine import Machine
 from flexref.machine.names import known_machines
-from flexref.profile.kept_machines import cache_folder, cache_name
+from flexref.profile.kept_folder import cache_folder, check_listed, kept_names
+from flexref.profile.kept_machines import cache_name
 
 SHIPPED, KEPT, NOT_KEPT = "shipped", "kept", "not kept"
 
@@ -55,11 +56,6 @@ class ListedMachine:
         }
 
 
-def kept_names() -> list[str]:
-    """Names of the machines that are kept, sorted."""
-    return sorted(path.stem for path in cache_folder().glob("*.json"))
-
-
 def listed_machines() -> list[ListedMachine]:
     """All of them, by name, those that ship first."""
     found = [_read(name, SHIPPED, None, partial(machine_named, name)) for name in known_machines()]
@@ -72,10 +68,8 @@ def listed_machines() -> list[ListedMachine]:
 
 def listed_machine(name: str) -> ListedMachine:
     """The one of that name; `UnknownName` lists the names that there are."""
-    found = {machine.name: machine for machine in listed_machines()}
-    if name not in found:
-        raise UnknownName(f"no machine is called {name!r}; there are: {', '.join(found)}")
-    return found[name]
+    check_listed((name,))
+    return next(machine for machine in listed_machines() if machine.name == name)
 
 
 def forget(names: tuple[str, ...]) -> None:

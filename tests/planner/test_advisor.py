@@ -14,7 +14,7 @@ from flexref.loading import load
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
 from flexref.profile import kept_machines
-from flexref.profile.kept_machines import CACHE_VARIABLE
+from flexref.profile.kept_folder import CACHE_VARIABLE
 from flexref.profile.measure import port_of
 
 MIB = 1 << 20
@@ -31,7 +31,8 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(kept_machines, "measure_machine", measure)
-    monkeypatch.setattr(kept_machines.measured_machine, "__kwdefaults__", {"tell": None, "measure": measure})
+    defaults = {**kept_machines.measured_machine.__kwdefaults__, "measure": measure}
+    monkeypatch.setattr(kept_machines.measured_machine, "__kwdefaults__", defaults)
     return asked
 
 

@@ -43,6 +43,10 @@ def command(
         raise click.UsageError(f"{action} takes no name, found {names[0]!r}")
     if (action == "show" and len(names) != 1) or (action == "delete" and not names):
         raise click.UsageError(f"{action} takes {'one name' if action == 'show' else 'names'}: see flexref machines")
+    if action in ("show", "delete"):
+        from flexref.profile.kept_folder import check_listed
+
+        check_listed(names)  # before anything large is imported
     if action == "measure":
         _measure(backend or "numpy", disk_dir or tempfile.gettempdir(), full, as_json)
     elif action == "show":
