@@ -10,7 +10,7 @@ from flexref.cli.completion import weight_files
 from flexref.cli.options import option
 from flexref.cli.show.progress import progress
 from flexref.cli.show.stage import BYTES
-from flexref.errors import FlexrefError, in_gib
+from flexref.errors import FlexrefError, WeightFileError, in_gib
 
 
 @click.command("verify")
@@ -19,7 +19,8 @@ from flexref.errors import FlexrefError, in_gib
 def command(file: str, as_json: bool) -> None:
     """Check every dataset of the weight file FILE (or `demo`, the built-in model) against its checksum.
 
-    Prints the name of each damaged dataset, and why the tokenizer cannot be used if it cannot; the exit code is then 1.
+    Prints the name of each damaged dataset, and why the tokenizer cannot be used if it cannot; the exit code is then 1,
+    with one line on stderr.
     """
     from flexref.storage.names import resolve
     from flexref.storage.schema import TOKENIZER
@@ -50,8 +51,10 @@ def command(file: str, as_json: bool) -> None:
             click.echo(f"refused: {refused}")
     else:
         click.echo(f"{path}: all {len(parts)} datasets match, {in_gib(checked_bytes)} in {elapsed:.1f} s")
-    if damaged or refused is not None:
-        raise click.exceptions.Exit(1)
+    if damaged:
+        raise WeightFileError(f"{path}: {len(damaged)} of {len(parts)} datasets do not match their checksums")
+    if refused is not None:
+        raise WeightFileError(f"{path}: its tokenizer cannot be used")
 
 
 def _refused_tokenizer(path: str) -> str | None:

@@ -89,3 +89,13 @@ def test_a_tokenizer_that_a_job_would_refuse_is_told(tmp_path: Path, capsys: pyt
     assert run(command_group(COMMANDS), ["verify", str(file), "--json"]) == 1
     report = json.loads(capsys.readouterr().out)
     assert (report["damaged"], report["tokenizer_error"]) == ([], said)
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_damage_is_told_in_one_line_on_stderr_too(
+    file: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    names = [part.dataset for part in open_weight_file(file).parts]
+    damage(file, *names[3:5])
+    assert run(command_group(COMMANDS), ["verify", str(file), *options]) == 1
+    assert capsys.readouterr().err == f"flexref: {file}: 2 of {len(names)} datasets do not match their checksums\n"

@@ -110,8 +110,7 @@ def _complaint_faults(command: Ran) -> Iterator[str]:
     """What is wrong with the complaint of a command that refuses."""
     lines = command.stderr.decode(errors="replace").splitlines()
     ours = [line for line in lines if line.startswith("flexref: ")]
-    if command.arguments[:1] in (["verify"], ["lm-eval"]) and not ours:
-        # The names of what is damaged are what was asked for; the harness has complaints of its own.
+    if command.arguments[:1] == ["lm-eval"] and not ours:  # the harness has complaints of its own
         if not (command.stdout or lines):
             yield "and says nothing"
     elif not lines:
