@@ -17,7 +17,7 @@ ACTIONS = ("list", "show", "measure", "delete")
 
 
 @click.command("machines")
-@click.argument("action", type=click.Choice(ACTIONS), default=ACTIONS[0])
+@click.argument("action", type=click.Choice(ACTIONS), default=ACTIONS[0], metavar=f"[{'|'.join(ACTIONS)}]")
 @click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_names)
 @option("--backend", default=None, show_default=False, help="measure: the port to measure with; default: numpy.")
 @option("--disk-dir", help="measure: the folder whose disk is measured; default: the temporary folder.")
