@@ -22,7 +22,7 @@ from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.results import Generation, Output, Stats, StreamedToken
 from flexref.engine.row_text import RowText
 from flexref.engine.session import Session
-from flexref.errors import PromptError
+from flexref.errors import PromptError, how_many
 from flexref.policy import Policy
 from flexref.sampling.sampler import Sampler
 from flexref.sampling.settings import SamplingSettings
@@ -130,7 +130,7 @@ class GenerationJob:
             room = f"{most}" if least == most else f"{least} to {most}"
             self.session.on_event(
                 Notice(
-                    f"{len(limits)} of {len(self.rows)} rows may have at most {room} new tokens, not "
+                    f"{len(limits)} of {how_many(len(self.rows), 'row')} may have at most {room} new tokens, not "
                     f"{self.request.max_new_tokens}: the model has {self.session.file.spec.positions} positions"
                 )
             )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flexref.errors import how_many
 from flexref.machine.machine import COPIES, Machine
 from flexref.planner.program.cost import Costs
 from flexref.planner.program.linear import Linear, total
@@ -103,7 +104,7 @@ def best_variant(question: LinearProblem) -> tuple[Table, Costs, int, Optimum]:
             best = place, found
         bounds = np.maximum(bounds, table.least_s(found.duals))
     if best is None:
-        pair = f"{question.rows_per_group} rows per group in {question.groups} groups"
+        pair = f"{how_many(question.rows_per_group, 'row')} per group in {how_many(question.groups, 'group')}"
         raise refusal(table, costs, question.limits, pair)
     return table, costs, *best
 

@@ -153,13 +153,13 @@ def test_bounds_on_latency_and_disk_writes_are_kept_by_the_best() -> None:
     fast = search(machine, plain_task(), replace(SMALL_BOUND, max_block_s=bound_s)).solutions[0]
     assert fast.block_s <= bound_s * (1 + 1e-6)
     assert fast.tokens_per_s <= free.tokens_per_s
-    with pytest.raises(PolicyError, match=r"a block of 1 rows per group in 1 groups takes at least"):
+    with pytest.raises(PolicyError, match=r"a block of 1 row per group in 1 group takes at least"):
         search(machine, plain_task(), replace(SMALL_BOUND, max_block_s=1e-9))
 
 
 def test_what_fits_nowhere_is_refused_for_the_pair_that_holds_least() -> None:
     machine = plain_machine(capacity_bytes=(1 << 10, 1 << 30, 1 << 40))
-    with pytest.raises(CapacityError, match=r"device memory is too small by .*: 1 rows per group in 1 groups"):
+    with pytest.raises(CapacityError, match=r"device memory is too small by .*: 1 row per group in 1 group"):
         search(machine, plain_task(), SMALL_BOUND)
 
 
