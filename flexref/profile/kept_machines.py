@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from flexref.profile.kept_folder import cache_folder
 from flexref.profile.measure import UNMEASURED_DISK, capacities, measure_machine
 from flexref.profile.occupation import is_quiet
 from flexref.profile.sizes import QUICK_S
+
+LOG = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 1.0
 """Of a measurement that takes longer something is said so often."""
@@ -60,6 +63,7 @@ def measured_machine(
         else:
             why = doubt(kept, now())
             if why is None or not quiet():
+                LOG.info("machine %s: kept in %s", kept.name, path)
                 return kept.changed(capacity_bytes=capacities(backend, disk_dir))
             said(f"this machine is measured again: {why}")
     else:
@@ -89,6 +93,7 @@ def measure_and_keep(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_text(path, json.dumps(machine.to_mapping()))
+        LOG.info("machine %s: measured, and kept in %s", machine.name, path)
     except OSError as error:
         said(f"the measured machine cannot be kept in {path.parent}: {error.strerror}")
     return machine

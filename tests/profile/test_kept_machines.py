@@ -64,6 +64,14 @@ def test_a_machine_whose_disk_is_assumed_is_told_of_and_not_kept(measured: Any, 
     assert not cache.exists()
 
 
+def test_where_a_machine_comes_from_is_logged(measured: Any, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "flexref"):
+        measured(Measuring())
+        measured(Measuring())
+    (path,) = cache.iterdir()
+    assert caplog.messages == [f"machine plain: measured, and kept in {path}", f"machine plain: kept in {path}"]
+
+
 def test_this_machine_is_measured_once(measured: Any, cache: Path) -> None:
     measure = Measuring()
     first, lines = measured(measure)

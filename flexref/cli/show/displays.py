@@ -24,6 +24,9 @@ LOG = logging.getLogger(__name__)
 FIRST_S, LONGEST_S = 5.0, 60.0
 """When the first line is written, and the longest time between two; in between each comes after twice the time."""
 
+ENDING_S = 1.0
+"""So long a line is waited for that is being written when all is done: a reader of stderr may be asleep."""
+
 
 class Display(Protocol):
     """Shows the stage of work that is under way."""
@@ -92,7 +95,7 @@ class PlainLines:
         """No line comes after this."""
         self._over.set()
         if self._thread is not None and self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(ENDING_S)
 
     def write_due(self) -> float:
         """Write the line that is due now, if one is; seconds until the next."""

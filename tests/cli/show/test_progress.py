@@ -208,6 +208,21 @@ def test_every_long_command_tells_where_it_is_and_keeps_that_from_its_result(cal
     json.loads(done.stdout)
 
 
+def test_a_reader_that_sleeps_keeps_no_work_from_ending() -> None:
+    asleep = threading.Event()
+
+    def write(line: str) -> None:
+        asleep.wait(30)
+
+    shown = PlainLines(write)
+    shown._due_s = 0.0
+    shown.begin(WorkStage("planning", 0.0))
+    start_s = time.perf_counter()
+    shown.end()
+    assert time.perf_counter() - start_s < 20
+    asleep.set()
+
+
 def test_work_that_holds_its_thread_for_long_is_not_silent() -> None:
     code = SLOW.replace("displays.FIRST_S = 0.2", "displays.FIRST_S = 0.1").partition("    for _")[0]
     code += "    sum(number * number for number in range(3 * 10**6))\n"
