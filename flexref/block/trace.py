@@ -48,6 +48,8 @@ Use = tuple[int, int, int | None]
 class Trace:
     """Writes the events of jobs to the file `path` as they come (`TraceFile`); time 0 is when the first job begins.
 
+    A job that begins after `close` begins the file again.
+
     Memory stays bounded: of visits and copies only those are kept whose other half may still come.
     """
 
@@ -86,6 +88,7 @@ class Trace:
     def begin_job(self, name: str, now_s: float, arenas: Mapping[Tier, Arena]) -> None:
         """A job begins, the first of a trace at its time 0; `StorageError` if the file cannot be made."""
         if not self._file.is_open:
+            self._begin()  # after `close` too: another job's file begins as the first one's did
             self._file.open()
             self._start_s = self._end_s = now_s
             self._about(0, "process_name", name=name)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.options import asked_of, computing_port, option, options, prompts_of
+from flexref.cli.options import asked_of, computing_port, option, options, prompts_of, was_given
 from flexref.cli.show.progress import progress
 from flexref.errors import FlexrefError, install_hint
 
@@ -20,6 +20,9 @@ MATCHING_HELP = "Check only the clauses whose names hold this, and no model; giv
 
 EXPLAIN_HELP = "Print a clause's law, who must pass it, and its source; all: the law of each."
 
+WITH_CLAUSES = ("backend", "contract", "examples", "words", "as_json")
+"""Parameters that mean something where clauses alone are checked."""
+
 MISSING = f"the contract needs hypothesis, which is not installed: {install_hint('testing')}"
 
 
@@ -32,6 +35,17 @@ def _explain(context: click.Context, _: click.Parameter, clause: str | None) -> 
 
     click.echo(explanation(clause).rstrip())
     context.exit()
+
+
+def _need_no_more(context: click.Context) -> None:
+    """`UsageError` for an option beside -k that is for a model, or takes the contract away."""
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in WITH_CLAUSES and was_given(context, name):
+            given = parameter.secondary_opts if context.params[name] is False else parameter.opts
+            raise click.UsageError(f"-k checks clauses alone: it does not go with {(given or parameter.opts)[0]}")
+    if context.params["contract"] is False:
+        raise click.UsageError("-k checks clauses alone: it does not go with --no-contract")
 
 
 def _need_hypothesis() -> None:
@@ -70,8 +84,8 @@ def command(
         raise click.UsageError("give --backend, the port to check")
     if given["model"] is None and not words:
         raise click.UsageError("give --model, or -k to check clauses of the contract alone")
-    if words and (contract is False or given["model"] is not None):
-        raise click.UsageError("-k checks clauses alone: it goes with neither --model nor --no-contract")
+    if words:
+        _need_no_more(click.get_current_context())
     found = find_spec("hypothesis") is not None
     if contract or words:
         _need_hypothesis()

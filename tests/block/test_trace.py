@@ -264,6 +264,16 @@ def test_the_file_grows_and_memory_does_not(tmp_path: Path) -> None:
     assert len(loaded(tmp_path / "trace.json")) == 2 * PENDING_BYTES // 10
 
 
+def test_a_job_after_the_end_of_a_trace_begins_it_again(model_file: Any, tmp_path: Path) -> None:
+    path = tmp_path / "trace.json"
+    with load(model_file(SPEC), policy=STREAMED, scratch_bytes=1 << 16) as engine:
+        trace = Trace(path)
+        for _ in range(2):
+            engine.generate([[5, 7]], Request(2, ignore_eos=True), trace=trace)
+            trace.close()
+            check_format(loaded(path))
+
+
 def test_a_trace_of_nothing_is_whole_json(tmp_path: Path) -> None:
     file = TraceFile(tmp_path / "trace.json")
     file.open()

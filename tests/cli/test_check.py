@@ -308,10 +308,18 @@ def test_bad_input_gets_one_clear_line(
         ["--model", "demo", "--layers-checked", "0"],
         ["--model", "demo", "-k", "gather"],
         ["-k", "gather", "--no-contract"],
+        ["-k", "gather", "--prompt", "x"],
+        ["-k", "gather", "--layers"],
+        ["-k", "gather", "--no-overlap"],
     ],
 )
 def test_a_call_that_makes_no_sense_is_a_usage_error(arguments: list[str]) -> None:
     assert check(*arguments) == 2
+
+
+def test_an_option_that_clauses_alone_have_no_use_for_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("--backend", "numpy", "-k", "frames", "--max-new-tokens", "3") == 2
+    assert "Error: -k checks clauses alone: it does not go with --max-new-tokens\n" in capsys.readouterr().err
 
 
 def test_the_contract_leaves_nothing_in_the_working_folder(tmp_path: Path, model: str) -> None:

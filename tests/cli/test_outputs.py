@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
+from flexref.cli.show.outputs import check_replaced
+from flexref.errors import StorageError
 from flexref.storage.names import resolve
 from flexref.storage.weightfile import open_weight_file
 
@@ -69,6 +71,14 @@ def test_an_output_is_none_of_the_inputs_whatever_its_name(
     assert shown.err.startswith(f"flexref: cannot write {path}: this command reads it, as ")
     assert (shown.err.count("\n"), shown.out) == (1, "")
     assert contents(here) == before
+
+
+def test_the_built_in_model_is_kept_whatever_is_called_like_it(here: Path) -> None:
+    for name in ("file", "folder"):
+        (here / "demo").write_text("x") if name == "file" else (here / "demo").mkdir()
+        with pytest.raises(StorageError, match="this command reads it"):
+            check_replaced({"--trace": resolve("demo")}, ["demo"], force=True)
+        (here / "demo").unlink() if name == "file" else (here / "demo").rmdir()
 
 
 @pytest.mark.parametrize(

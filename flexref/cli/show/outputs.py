@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from flexref.block.trace import Trace
 
 BUILT_IN = {"demo": str(Path(__file__).parents[2] / "data" / "demo.h5")}
-"""Files that go by a name of ours, where no file has it."""
+"""Files that go by a name of ours, whatever has it in the working folder."""
 
 Identity = tuple[int, int]
 """Of a file, by which all its names are one: device and inode."""
@@ -88,12 +88,14 @@ def _identities(inputs: Iterable[str | None]) -> dict[str | Identity, str]:
 
 
 def _files(path: str) -> Iterator[str]:
-    """The file itself, or what lies in a folder."""
+    """The file itself, or what lies in a folder; of a name of ours also the file that it stands for."""
+    if path in BUILT_IN:
+        yield BUILT_IN[path]
     if os.path.isdir(path):
         with suppress(OSError):  # whoever reads it says what is wrong
             yield from (entry.path for entry in os.scandir(path))
     else:
-        yield path if os.path.exists(path) else BUILT_IN.get(path, path)
+        yield path
 
 
 def _status(path: str) -> os.stat_result | None:

@@ -25,7 +25,7 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 """Okabe and Ito's, which colour-blind readers can tell apart: as many as there are ways of storing things."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Tell the ways of storing things apart without any colour."""
+"""Tell what is drawn apart without any colour; of more things than colours every eight have them in another order."""
 
 HEIGHT = 5.0
 """Inches of a plot, and of all that a dot plot has beside its lines."""
@@ -126,8 +126,9 @@ def draw_machines(title: str, found: Sequence[tuple[str, str, float | str]], pat
 
 
 def style(number: int) -> dict[str, str]:
-    """Colour and marker of what is drawn as number so and so."""
-    return {"color": COLOURS[number % len(COLOURS)], "marker": MARKERS[number % len(MARKERS)]}
+    """Colour and marker of what is drawn as number so and so: 64 pairs, all different."""
+    turn, place = divmod(number, len(COLOURS))
+    return {"color": COLOURS[place], "marker": MARKERS[(place + turn) % len(MARKERS)]}
 
 
 def _three_digits(value: float) -> str:
