@@ -10,6 +10,7 @@ from flexref.block.rows import RowLengths
 from flexref.engine.events import Notice
 from flexref.engine.results import Generation, Stats
 from flexref.engine.session import Session
+from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.choose import Choice, choose_policy
 from flexref.planner.plain_choice import PlainChoice
@@ -21,6 +22,9 @@ LOG = logging.getLogger(__name__)
 
 class Machines(Protocol):
     """Knows the machine that a port runs on."""
+
+    def check(self, backend: Backend) -> None:
+        """`PolicyError` if the machine is known not to be one of this port; nothing is measured."""
 
     def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
         """The machine; it may be measured first, which `tell` hears of."""
@@ -50,8 +54,9 @@ class Advisor:
         """The policy that was given, or the one that takes the least time for a job of `rows`.
 
         The machine is measured for it if it is not known; the session's listener hears of that. Raises `CapacityError`
-        if no policy fits, `EngineError` while a job is under way.
+        if no policy fits, `PolicyError` for a machine of another port, `EngineError` while a job is under way.
         """
+        self.machines.check(session.backend)  # whoever settles, the job is held against it at its end
         if self.policy is not None:
             LOG.info("policy: %s; it was given", self.policy.in_short)
             return self.policy
@@ -77,9 +82,13 @@ class Advisor:
 
     def judge_stats(self, session: Session, stats: Stats, rows: Sequence[RowLengths]) -> PredictionError | None:
         """The same for rows of given lengths; None if no machine is known without measuring, or see
-        `prediction_error`.
+        `prediction_error`. Where the machine lacks what the job needs that is logged, for the job is done.
         """
         machine = self.machines.kept(session.backend, session.disk_dir)
         if machine is None:
             return None
-        return prediction_error(session.file, machine, stats, rows, session.budgets)
+        try:
+            return prediction_error(session.file, machine, stats, rows, session.budgets)
+        except (CapacityError, PolicyError) as error:
+            LOG.warning("what the job was to take on %s cannot be predicted: %s", machine.name, error)
+            return None

@@ -129,6 +129,9 @@ def _now_and_then(said: Callable[[str], None], clock: Callable[[], float] = time
 class MeasuredOnce:
     """This machine, measured when it is first asked for, and kept: see `measured_machine` (an `engine.Machines`)."""
 
+    def check(self, backend: Backend) -> None:
+        """Does nothing: it is always this port's."""
+
     def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
         """The machine as it is kept, or measured now."""
         return measured_machine(backend, disk_dir, tell=tell)
@@ -148,12 +151,16 @@ class Given:
 
     machine: Machine
 
-    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
-        """It; `PolicyError` if it was measured with another port."""
+    def check(self, backend: Backend) -> None:
+        """`PolicyError` if it was measured with another port."""
         if self.machine.port.name != backend.name:
             raise PolicyError(
                 f"machine {self.machine.name!r} was measured with port {self.machine.port.name}, not {backend.name}"
             )
+
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+        """It; raises what `check` raises."""
+        self.check(backend)
         port = replace(self.machine.port, one_memory=backend.caps.one_memory)  # older files do not say
         return self.machine.changed(port=port)
 

@@ -10,9 +10,10 @@ from flexref.engine.events import Notice
 from flexref.engine.generation import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import PolicyError
-from flexref.loading import load
+from flexref.loading import advisor, load, open_engine
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
+from flexref.policy import Policy
 from flexref.profile import kept_machines
 from flexref.profile.kept_folder import CACHE_VARIABLE
 from flexref.profile.measure import port_of
@@ -63,3 +64,28 @@ def test_a_machine_that_is_named_is_asked_though_all_fits(measured: list[str]) -
     ):
         engine.generate(["The king"], Request(2))
     assert measured == []
+
+
+@pytest.mark.parametrize("policy", [None, Policy()])
+def test_a_machine_of_another_port_is_refused_before_the_first_token(
+    measured: list[str], policy: Policy | None
+) -> None:
+    elsewhere = plain_machine().changed(port=replace(plain_machine().port, name="abacus"))
+    seen: list[Any] = []
+    with load("demo", machine=elsewhere, policy=policy) as engine:
+        with pytest.raises(PolicyError, match="was measured with port abacus, not numpy"):
+            engine.generate(["The king"], Request(2), on_token=seen.append)
+        assert seen == []
+
+
+def test_a_prediction_that_cannot_be_made_is_told_and_costs_no_outputs(
+    measured: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    lacking = plain_machine().changed(operators={})
+    settling = advisor(Policy(), lacking)
+    with open_engine("demo", settling) as engine:
+        generation = engine.generate(["The king"], Request(2))
+        assert settling.judge(engine.session, generation) is None
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "what the job was to take on plain cannot be predicted: machine 'plain' has no operator 'gather'"
+    ]
