@@ -7,7 +7,7 @@ import click
 
 from flexref.cli.arguments import WEIGHT_FILE
 from flexref.cli.completion import weight_files
-from flexref.cli.options import engine_for, option, options, scoring_options
+from flexref.cli.options import check_windows, engine_for, option, options, scoring_options
 from flexref.cli.show.progress import progress
 
 
@@ -34,6 +34,7 @@ def command(
     """
     if (text_file is None) == (tokens_file is None):
         raise click.UsageError("give either --text or --tokens")
+    check_windows(given)
     plot_file = given["plot_file"]
     from flexref.cli.show.compare_models_plot import draw
     from flexref.cli.show.compare_models_report import print_comparison

@@ -8,7 +8,7 @@ import click
 from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files
 from flexref.cli.logs import shows_progress
-from flexref.cli.options import engine_for, option, options, scoring_options
+from flexref.cli.options import check_windows, engine_for, option, options, scoring_options
 from flexref.cli.show.outputs import check_outputs, tracing
 from flexref.cli.show.progress import progress
 
@@ -48,6 +48,7 @@ def command(
         raise click.UsageError("give one of --text, --tokens and --choices")
     if choices_file is not None and (given["window"] or given["stride"] or given["bos"] != "first"):
         raise click.UsageError("--window, --stride and --bos belong to --text and --tokens")
+    check_windows(given)
     inputs = (model, text_file, tokens_file, choices_file, given["policy"])
     check_outputs({"--trace": given["trace_file"]}, inputs, force=given["force"])
     if text_file is not None or tokens_file is not None:

@@ -106,7 +106,10 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "shell_complete": files,
             "help": "In place of a text its token ids: numbers between white space, a JSON list, or one on each line.",
         },
-        "--window": {"type": TOKENS, "help": "Tokens of a window; default: the model's positions."},
+        "--window": {
+            "type": click.IntRange(2, TOKENS.max),
+            "help": "Tokens of a window; default: the model's positions.",
+        },
         "--stride": {"type": TOKENS, "help": "From one window to the next; default: half a window."},
         "--bos": {
             "type": click.Choice(["first", "every"]),
@@ -196,6 +199,12 @@ def engine_for(model: str, given: Mapping[str, Any], on_event: "OnEvent", share:
             if budgets[f"{tier}_mem_gib"] is None:
                 budgets[f"{tier}_mem_gib"] = port.free_bytes(tier) / share / GIB
     return load(model, policy=asked.policy, keep=asked.keep, backend=port, **budgets, on_event=on_event)
+
+
+def check_windows(given: Mapping[str, Any]) -> None:
+    """A usage error for a stride that would leave tokens between windows, whatever the model."""
+    if given["window"] and given["stride"] and given["stride"] > given["window"]:
+        raise click.UsageError("--stride must not be more than --window")
 
 
 def computing_port(name: str) -> "Backend":
