@@ -34,6 +34,7 @@ def trial(draw: Random, shelf: Shelf, folder: Path) -> Trial:
     parts = [_parameter(draw, shelf, parameter, odd) for parameter in command.params]
     draw.shuffle(parts)
     line = [name, *(argument for part in parts for argument in part)]
+    line = [argument for argument in line if argument != "--full"]  # minutes of measuring
     if name in LONG_WORK:
         line += draw.choice((["--backend", "nothing"], ["--nothing"], ["--machine", "nothing"], ["--rows", "-1"]))
     if draw.random() < 0.1:

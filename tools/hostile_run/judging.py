@@ -23,11 +23,11 @@ UNHANDLED = re.compile(
 )
 NOT_OURS = re.compile(rb"^OpenBLAS error: Memory allocation|^Exception ignored in.*\nMemoryError\n", re.MULTILINE)
 """Without address space OpenBLAS ends the process, and Python waits for ever for a thread that cannot begin."""
-USAGE_LINES = 6
-"""A wrong call is told with click's three lines, the last of which may go on in lines of its own."""
+USAGE_LINES = 16
+"""A wrong call is told with click's three lines, after which what may be chosen is listed."""
 NOTES = re.compile(
     r"skipped \d+ blank lines?$|ignored \d+ tensors|.* has no tokenizer: |this machine is measured|the measured machine"
-    r"|.*; this machine is measured again$|--- |\s*$"
+    r"|.*; this machine is measured again$|.*, [\d.]+ \w+ (so far|left)$|--- |\s*$"
 )
 """Lines that may stand on stderr before a complaint: what a command has told of its work until then."""
 
