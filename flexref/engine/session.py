@@ -203,8 +203,9 @@ class Session:
             self._unload()
             raise
         self._load_s = time.perf_counter() - start
-        held = ", ".join(f"{in_gib(plan.bytes_at_home(tier))} on {tier.value}" for tier in Tier)
-        LOG.info("loaded weights of %s in %.2f s: %s", self.file.path, self._load_s, held)
+        if self.backend.caps.computes:  # else a job is simulated
+            held = ", ".join(f"{in_gib(plan.bytes_at_home(tier))} on {tier.value}" for tier in Tier)
+            LOG.info("loaded weights of %s in %.2f s: %s", self.file.path, self._load_s, held)
         return store
 
     def _tell_of_loaded(self, loaded_bytes: int, total_bytes: int) -> None:

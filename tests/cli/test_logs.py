@@ -43,6 +43,12 @@ def test_verbose_says_what_was_opened_chosen_loaded_and_run(
     assert len(said) == 6
 
 
+def test_what_is_only_simulated_is_not_said_to_be_loaded(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ("--prompt-len", "8", "--gen-len", "2", "--rows", "2")
+    assert flexref("plan", "-v", "--model", "tiny", "--machine", "t4-gcp", *sizes, "--json") == 0
+    assert "loaded" not in capsys.readouterr().err
+
+
 def test_debug_tells_when_and_who(capsys: pytest.CaptureFixture[str]) -> None:
     assert flexref(*GENERATE, "-vv", *PLACED, "--json") == 0
     first = capsys.readouterr().err.splitlines()[0].split()
@@ -63,7 +69,7 @@ def test_quiet_keeps_notices_back_but_no_error(
     (tmp_path / "long.jsonl").write_text(json.dumps({"prompt": LONG}))
     long = ("generate", "--model", "demo", "--input", str(tmp_path / "long.jsonl"), "--json", *PLACED)
     assert flexref(*long) == 0
-    assert "rows may have at most" in capsys.readouterr().err
+    assert "may have at most 2 new tokens" in capsys.readouterr().err
     assert flexref(*long, *options) == 0
     assert capsys.readouterr().err == ""
     assert flexref(*options, "inspect", "nowhere.h5") == 1
