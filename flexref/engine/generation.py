@@ -3,7 +3,7 @@
 import logging
 import reprlib
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
@@ -27,13 +27,15 @@ from flexref.policy import Policy
 from flexref.sampling.sampler import Sampler
 from flexref.sampling.settings import SamplingSettings
 from flexref.text.prompts import Prompt, all_token_ids, new_token_room
-from flexref.units import is_integer
+from flexref.units import is_integer, plain_integers
 
 LOG = logging.getLogger(__name__)
 
 AnyPrompt = str | Sequence[int] | Prompt
 """Text, token ids, or either as a `Prompt`."""
 
+NO_IDS = (bytes, bytearray, Mapping, Set)
+"""What gives whole numbers, or may, and is no list of token ids: the bytes of a text, an object, a set."""
 
 EVENTS_AFTER_STAGES = 4
 """The tokens of a pass are yielded when the next pass has begun this many stages, so that the device has work while the
@@ -56,10 +58,21 @@ class Request:
     logprobs: int = 0
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "logprobs"):
+            object.__setattr__(self, name, plain_integers((getattr(self, name),))[0])
+        if not is_integer(self.max_new_tokens):
+            raise PromptError(f"max_new_tokens must be a number of tokens from 1 on, found {self.max_new_tokens!r}")
+        if not isinstance(self.sampling, SamplingSettings):
+            raise PromptError(f"sampling must be a SamplingSettings, found {self.sampling!r}")
+        if not isinstance(self.ignore_eos, bool):
+            raise PromptError(f"ignore_eos must be True or False, found {self.ignore_eos!r}")
         if not is_integer(self.logprobs) or self.logprobs < 0:
             raise PromptError(f"logprobs must be a number of tokens from 0 (none) on, found {self.logprobs!r}")
         if isinstance(self.stops, str):
             raise PromptError(f"stops must be a tuple of strings, found one string: ({self.stops!r},)")
+        stops: Any = self.stops
+        if not isinstance(stops, Sequence) or not all(isinstance(stop, str) for stop in stops):
+            raise PromptError(f"stops must be a tuple of strings, found {reprlib.repr(self.stops)}")
 
 
 NEAR = 0.5
@@ -218,20 +231,21 @@ def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]])
             total.setdefault(link, {})[kind] = total.get(link, {}).get(kind, 0) + nbytes
 
 
-def _as_prompts(prompts: Sequence[AnyPrompt]) -> list[Prompt]:
+def _as_prompts(prompts: Any) -> list[Prompt]:
+    """`prompts` of whatever type the caller gave, each as a `Prompt`."""
     if isinstance(prompts, str | bytes | Prompt):
         shown = reprlib.repr(prompts)
         raise PromptError(f"prompts must be a list, found a single one: write [{shown}] for {shown}")
-    if not isinstance(prompts, Iterable):
+    if not isinstance(prompts, Iterable) or isinstance(prompts, Mapping | Set):
         raise PromptError(f"prompts must be a list of texts, or of lists of token ids, found {prompts!r}")
     return [_as_prompt(prompt, number) for number, prompt in enumerate(prompts, start=1)]
 
 
-def _as_prompt(prompt: AnyPrompt, number: int) -> Prompt:
+def _as_prompt(prompt: Any, number: int) -> Prompt:
     if isinstance(prompt, Prompt):
         return prompt
     if isinstance(prompt, str):
         return Prompt(text=prompt)
-    if not isinstance(prompt, Iterable):
+    if not isinstance(prompt, Iterable) or isinstance(prompt, NO_IDS):
         raise PromptError(f"prompt {number}: it is neither text nor token ids, found {prompt!r}")
     return Prompt(token_ids=tuple(prompt))

@@ -2,7 +2,7 @@
 
 import reprlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ class ScoredRow:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "token_ids", plain_integers(self.token_ids))
+        object.__setattr__(self, "first", plain_integers((self.first,))[0])
 
     @property
     def scored(self) -> int:
@@ -117,8 +118,14 @@ class ScoringJob:
         listener: Listener,
     ) -> None:
         check_computes(session.backend)
+        if isinstance(rows, ScoredRow) or not isinstance(rows, Iterable):
+            raise PromptError(f"rows must be a list of ScoredRow, found {reprlib.repr(rows)}")
+        rows = list(rows)
         if not rows:
             raise PromptError("there is no row to score")
+        (top,) = plain_integers((top,))
+        if not is_integer(top):
+            raise PromptError(f"the number of most probable tokens must be a whole number, found {top!r}")
         spec = session.file.spec
         for number, row in enumerate(rows, start=1):
             if not isinstance(row, ScoredRow):
@@ -187,6 +194,8 @@ class ScoringJob:
 def _check(row: ScoredRow, number: int, vocabulary: int, positions: int) -> None:
     """`PromptError` unless the row has a context, something to score, and fits the model."""
     place, length = f"row {number}", len(row.token_ids)
+    if not is_integer(row.first):
+        raise PromptError(f"{place}: first must be a whole number, found {row.first!r}")
     if not 1 <= row.first < length:
         raise PromptError(
             f"{place}: of {length} tokens those from number {row.first} on cannot be scored: needed at "

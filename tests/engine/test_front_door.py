@@ -1,5 +1,6 @@
 """What a user of the library meets first: prompts, the fields of a request, single tensors, and who may look on."""
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,53 @@ def test_what_is_no_prompt_is_refused_in_one_line(engine: flexref.Engine) -> Non
         engine.score([[5, 6]])  # type: ignore[list-item]
     with pytest.raises(PromptError, match=r"^stops must be a tuple of strings, found one string: \('end',\)$"):
         flexref.Request(stops="end")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("prompts", [[b"King"], [{"prompt": "King"}], {"King": 1}, {"King"}])
+def test_what_only_looks_like_prompts_or_ids_is_none(engine: flexref.Engine, prompts: Any) -> None:
+    """The bytes of a text are no ids, and neither an object nor a set is a list."""
+    with pytest.raises(PromptError, match=r"neither text nor token ids, found |prompts must be a list of texts"):
+        engine.generate(prompts)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "complaint"),
+    [
+        ("max_new_tokens", 1.5, "max_new_tokens must be a number of tokens from 1 on, found 1.5"),
+        ("max_new_tokens", True, "max_new_tokens must be a number of tokens from 1 on, found True"),
+        ("max_new_tokens", None, "max_new_tokens must be a number of tokens from 1 on, found None"),
+        ("stops", ("end", 5), "stops must be a tuple of strings, found ('end', 5)"),
+        ("stops", None, "stops must be a tuple of strings, found None"),
+        ("sampling", None, "sampling must be a SamplingSettings, found None"),
+        ("ignore_eos", "no", "ignore_eos must be True or False, found 'no'"),
+    ],
+)
+def test_a_field_of_a_request_of_the_wrong_type_is_refused_by_name(field: str, value: Any, complaint: str) -> None:
+    with pytest.raises(PromptError) as caught:
+        flexref.Request(**{field: value})
+    assert str(caught.value) == complaint
+
+
+def test_numbers_of_numpy_in_a_request_become_plain(engine: flexref.Engine) -> None:
+    """Else what is computed from them could not be printed as JSON."""
+    found = engine.generate([[5, 6]], max_new_tokens=np.int64(3), logprobs=np.int32(1), ignore_eos=True)
+    json.dumps(found.to_json())
+    assert found.outputs == engine.generate([[5, 6]], max_new_tokens=3, logprobs=1, ignore_eos=True).outputs
+
+
+def test_rows_to_score_of_the_wrong_type_are_refused_in_one_line(engine: flexref.Engine) -> None:
+    row = flexref.ScoredRow((5, 6, 7))
+    expected = engine.score([row, row]).rows
+    scored = engine.score(row for _ in range(2)).rows  # type: ignore[arg-type]
+    assert [list(found.logprobs) for found in scored] == [list(found.logprobs) for found in expected]
+    with pytest.raises(PromptError, match=r"^rows must be a list of ScoredRow, found ScoredRow\("):
+        engine.score(row)  # type: ignore[arg-type]
+    for first in ("1", 1.0, True):
+        with pytest.raises(PromptError, match=f"^row 1: first must be a whole number, found {first!r}$"):
+            engine.score([flexref.ScoredRow((5, 6, 7), first)])  # type: ignore[arg-type]
+    for top in (0, 1.5, "1", True):
+        with pytest.raises(PromptError, match=f"^the number of most probable tokens must be .*, found {top!r}$"):
+            engine.score([row], top=top)  # type: ignore[arg-type]
 
 
 def test_ids_may_be_integers_of_numpy_but_nothing_else(engine: flexref.Engine) -> None:
