@@ -1,10 +1,12 @@
 """How wide tables and lines for people are, and which columns a table has; it knows no table.
 
-One rule: a terminal's own width, and 120 columns in a file or a pipe, or what COLUMNS says.
+One rule: a terminal's own width, and 120 columns in a file or a pipe, or what COLUMNS says from 20 to 9999: shells that
+know no width export 0, and nothing fits into less.
 """
 
 import os
-from collections.abc import Collection, Iterable, Sequence
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from textwrap import wrap
 from typing import Literal
@@ -14,6 +16,9 @@ from rich.table import Table
 
 PIPED_WIDTH = 120
 """Columns of what goes to a file or a pipe."""
+
+SIZE = re.compile("[2-9][0-9]|[1-9][0-9]{2,3}")
+"""What COLUMNS and LINES may say to be heard; rich itself prints nothing on 0 columns, and fails where it reads ²."""
 
 WHOLE_WIDTH = 24
 """Columns whose cells have no more letters are never narrowed: names and numbers stay whole."""
@@ -30,10 +35,17 @@ def table_console(*, err: bool = False, highlight: bool = True) -> Console:
 
     Brackets in names and messages are brackets: nothing is taken for markup.
     """
-    console = Console(stderr=err, highlight=highlight, markup=False, emoji=False)
-    if console.is_terminal or os.environ.get("COLUMNS", "").isdecimal():
-        return console
-    return Console(stderr=err, highlight=highlight, markup=False, emoji=False, width=PIPED_WIDTH)
+    environment = _environment()
+    console = Console(stderr=err, highlight=highlight, markup=False, emoji=False, _environ=environment)
+    if not console.is_terminal and "COLUMNS" not in environment:
+        console.width = PIPED_WIDTH
+    return console
+
+
+def _environment() -> Mapping[str, str]:
+    """The environment, without a size that is none."""
+    sizes = ("COLUMNS", "LINES")
+    return {name: value for name, value in os.environ.items() if name not in sizes or SIZE.fullmatch(value)}
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ def _columns(stage: WorkStage) -> "list[ProgressColumn]":
 
 def terminal() -> "Console | None":
     """stderr, if it is a terminal."""
-    from rich.console import Console
+    from flexref.cli.show.console import table_console
 
-    console = Console(stderr=True)
+    console = table_console(err=True)
     return console if console.is_terminal else None

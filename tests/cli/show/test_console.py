@@ -67,6 +67,17 @@ def test_columns_says_otherwise(text: Path) -> None:
     assert lines[-1].startswith(" " * 15)
 
 
+@pytest.mark.parametrize("size", ["", "0", "1", "19", "-80", "1e3", "²", "٣٣", "9" * 5000])
+def test_columns_and_lines_that_say_no_size_are_not_heard(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("COLUMNS", size)
+    monkeypatch.setenv("LINES", size)
+    assert table_console().width == PIPED_WIDTH
+
+
+def test_a_shell_that_knows_no_width_gets_its_table_all_the_same() -> None:
+    assert flexref("backends", columns="0").stdout == flexref("backends").stdout
+
+
 def test_numbers_stay_whole_where_there_is_little_room() -> None:
     console = table_console()
     console.width = 40
