@@ -1,4 +1,4 @@
-"""Measures a machine through a port's protocol: every curve and capacity that a plan needs, and nothing else."""
+"""Measures a machine through a port: every curve and capacity that a plan needs; it knows no plan."""
 
 import os
 import time
@@ -56,13 +56,14 @@ def measure_machine(
     clock: Callable[[], float] = time.perf_counter,
     on_part: Callable[[str], None] | None = None,
 ) -> Machine:
-    """What this machine does and holds with the port `backend`, and with `disk_dir` as its disk.
+    """Measure this machine with the port `backend`, and with `disk_dir` as its disk.
 
-    About a minute, `quick` five seconds at most, but for the first point of every curve, which is measured whatever
-    it takes; a quarter of the free memory at most. Everything is given back, however it ends. What there was no time
-    for is told by `Machine.warnings`; a safe bound stands for it. `tell` hears what is measured now, `on_part` which
-    part of it all; `sizes` take the place of those of a full or quick profile; `clock` tells the host's seconds. Raises
-    `PolicyError` for a port that computes nothing, `StorageError` if `disk_dir` cannot be; a full disk is assumed.
+    It takes about a minute, or with `quick` at most five seconds, not counting the first point of every curve, which is
+    always measured. It takes at most a quarter of the free memory, and gives all of it back, also after an error. Where
+    time ran out a safe bound takes a figure's place, and `Machine.warnings` says so.
+    `tell` is told what is measured now, `on_part` which part of the profile. `sizes` replace those of a full or quick
+    profile. `clock` gives the host's seconds. Raises `PolicyError` for a port that computes nothing, `StorageError` if
+    there can be no folder `disk_dir`; where the disk is full, its figures are assumed.
     """
     if not backend.caps.computes:
         raise PolicyError(f"backend {backend.name} computes nothing: there is nothing to measure")

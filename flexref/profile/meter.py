@@ -1,8 +1,8 @@
-"""Times calls on a port: medians of repeats in the device's own time, and which are unstable; it knows no model.
+"""Times calls on a port, by the device's own clock, as medians of repeats; it knows no model.
 
-Where a port is asynchronous, operators are called while a product keeps the device busy: they then run one after
-the other as in a long job, and what it costs the host to call them is not in their time. Where it is not, a product
-comes before each short one: as in a job, a processor has forgotten what it last needed for it.
+On an asynchronous port, operators are called while a product keeps the device busy. They then run back to back, as in a
+long job, and the host's time to call them is not counted. On a synchronous port, a product runs before each short
+operator, so that the processor's caches hold other data, as in a job.
 """
 
 import math
@@ -25,41 +25,42 @@ from flexref.profile.sizes import Sizes
 Call = Callable[[], object]
 
 FORGOTTEN_S = 0.005
-"""Longer operators take about the same time whatever the processor's caches hold when they begin."""
+"""An operator that takes longer than this takes about the same time whatever the processor's caches hold."""
 
 CALLS_MOST = 64
-"""Bounds the calls of a window: a device's queue holds them all."""
+"""Most calls in one window: a device's queue holds them all."""
 
 AGAIN_MOST = 3
-"""What is unstable is repeated until there are so many times as many repeats, while there is time."""
+"""An unstable point is repeated up to 3 times as often as others, while there is time."""
 
 FILLED_BYTES = 4 << 20
-"""Of device memory are filled to see how fast that goes."""
+"""So many bytes of device memory are filled to measure how fast that is."""
 
 FILLING_PART, LEAST_ROTATED_BYTES = 4, 48 << 20
-"""One part in so many of the time that is left may go into filling operands; and so many bytes are filled whatever it
-takes: more than most processors keep near a core."""
+"""At most a quarter of the time left may go into filling operands; but 48 MiB, more than most processors' caches hold,
+are filled however long that takes."""
 
 PRODUCT_WIDTHS = (64, 256, 512, 1024, 2048, 4096)
-"""The product that keeps a device busy grows until it takes long enough."""
+"""Widths that are tried for the product that keeps a device busy, until it takes long enough."""
 
 BUSY_MOST = 64
-"""Bounds how many of those products are called at once."""
+"""Most of these products that are called at once."""
 
 ISSUE_S = 50e-6
-"""More than any call of an operator takes the host: how long a device is kept busy before a call has been timed."""
+"""How long a device is kept busy for one call before that call has been timed: more than any call takes the host."""
 
 ASYNCHRONOUS_SHARE = 0.5
-"""A port is asynchronous if a call of a product returns before so much of the product's time has passed."""
+"""A port is asynchronous if the call of a product returns before half of the product's time has passed."""
 
 FAR_TOO_LONG = 8.0
-"""A point is not tried if, growing in proportion, it would take so many times as long as a curve's longest: most grow
-less at first."""
+"""A curve ends before a point that, if seconds grew in proportion to size, would take 8 times the longest time allowed.
+At first most grow less than that."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One size of a curve, the calls that are timed in turn, what to call it, and whether a call waits for its end."""
+    """One size of a curve: its name in messages (`label`), the calls that take turns, and whether a call waits for its
+    own end (`blocking`)."""
 
     size: float
     label: str
@@ -69,7 +70,11 @@ class Point:
 
 @dataclass(slots=True)
 class Timed:
-    """A point while it is timed: calls of a window, windows that are wanted, how long the host calls, the seconds."""
+    """A point while it is timed.
+
+    `single_s`: about the seconds of one call; `count`: calls in a window; `repeats`: windows wanted; `issue_s`: seconds
+    that the host needs to make the calls of a window; `values`: the seconds of one call, from each window so far.
+    """
 
     point: Point
     turns: Iterator[Call]
@@ -81,13 +86,13 @@ class Timed:
 
     @property
     def wants_more(self) -> bool:
-        """Whether it has not been repeated enough."""
+        """Whether it needs another window: too few so far, or unstable and not repeated much more often yet."""
         count = len(self.values)
         return count < self.repeats or (count < AGAIN_MOST * self.repeats and is_unstable(self.values))
 
 
 class Meter:
-    """Measures on one port; a context manager, for the product that keeps the device busy takes memory."""
+    """Measures on one port. A context manager, since the product that keeps the device busy holds memory."""
 
     def __init__(
         self,
@@ -136,16 +141,18 @@ class Meter:
 
     @property
     def rotated_bytes(self) -> int:
-        """Over how many bytes operands change, as far as there is time to fill them."""
+        """Bytes of the operands that take turns, as far as there is time to fill them."""
         return self.timely(self.sizes.rotated_bytes)
 
     def timely(self, nbytes: int, least: int = LEAST_ROTATED_BYTES) -> int:
-        """So many bytes, or as many as there is time to fill, but `least` of them whatever it takes."""
+        """`nbytes`, or as many as there is time to fill, but not less than `least`."""
         return int(min(nbytes, max(least, self.pace.left_s * self.filled_per_s / FILLING_PART)))
 
     def curve(self, name: str, points: Generator[Point, None, None], count: int) -> Curve:
-        """The curve through points of rising size, `count` at most; it ends where a call takes longer than it may, or
-        where there is no time for more. The first point is there whatever it takes.
+        """The curve through at most `count` points of rising size.
+
+        It ends after a call that takes longer than `longest_s`, or when there is no time for more. The first point is
+        measured however long it takes.
         """
         longest_s, found = self.sizes.longest_s, list[tuple[float, float]]()
         label, taken_s = "", 0.0
@@ -167,9 +174,9 @@ class Meter:
         return Curve(tuple(found))
 
     def operator(self, name: str, point: Point) -> float:
-        """Seconds of one of the calls in the device's time: the median over windows of them, after a warm-up.
+        """Seconds of one of the point's calls by the device's clock: the median over windows, after a warm-up.
 
-        Where there is no time for a window, they are those of the warm-up by the host's clock, which are not less.
+        Where there is no time for a window it is the warm-up by the host's clock, which is not shorter.
         """
         single_s = self.once(point.calls[0])
         if self.asynchronous or self.pace.has(single_s):
@@ -182,19 +189,19 @@ class Meter:
         return self.record.figure(name, point.label, timed.values or [single_s], point.size)
 
     def has_time_for(self, timed: "Timed") -> bool:
-        """Whether another window of it would end in time."""
+        """Whether there is time for another window."""
         before_s = self.product_s if not self.asynchronous and timed.single_s < FORGOTTEN_S else timed.issue_s
         return self.pace.has(timed.count * timed.single_s + before_s)
 
     def timed(self, point: Point, single_s: float) -> "Timed":
-        """A point ready to be timed in windows; one of its calls takes about `single_s`."""
+        """Prepare a point for timing in windows; one of its calls takes about `single_s` seconds."""
         alone = point.blocking or not self.asynchronous
         count = 1 if alone else max(1, min(CALLS_MOST, int(self.sizes.window_s / single_s)))
         repeats = self.sizes.repeats if single_s * count < 2 * self.sizes.window_s else LEAST_REPEATS
         return Timed(point, cycle(point.calls), single_s, count, repeats, ISSUE_S * count)
 
     def window(self, timed: "Timed") -> None:
-        """Call a point's calls once more, and keep the seconds of one."""
+        """Time one more window of a point's calls, and keep the seconds of one call."""
         if self.asynchronous:
             self.keep_busy(timed.issue_s)
         elif timed.single_s < FORGOTTEN_S:
@@ -207,20 +214,21 @@ class Meter:
         timed.values.append(between(start, self.backend.mark()) / timed.count)
 
     def once(self, call: Call) -> float:
-        """Seconds of one call by the host's clock, with all that it starts."""
+        """Seconds of one call by the host's clock, until all that it started has ended."""
         begin = self.clock()
         call()
         self.backend.mark().wait()
         return max(self.clock() - begin, LEAST_S)
 
     def settled(self, call: Call) -> float:
-        """Seconds of a call by the host's clock once it has been made: the first compiles kernels and wakes memory."""
+        """Seconds of the second call by the host's clock: the first compiles kernels and touches fresh memory."""
         return self._again(call, self.once(call))
 
     def _again(self, call: Call, first_s: float) -> float:
-        """Seconds of a call that took `first_s` the first time.
+        """Seconds of a second call, after one of `first_s` seconds.
 
-        What a device compiled then is excused: a job would have to wait for it too, and no curve must be cut for it.
+        On an asynchronous port the difference is time for compilation. It is not counted against the profile's bound:
+        a job would have to wait for it too, and no curve must be cut short for it.
         """
         seconds = self.once(call)
         if self.asynchronous:
@@ -228,7 +236,7 @@ class Meter:
         return seconds
 
     def host(self, name: str, label: str, call: Call, size: float) -> float:
-        """Seconds of something that the host does, as the median over windows of it."""
+        """Seconds of a call that works on the host alone: the median over windows of calls."""
         single_s = self.settled(call)
         count = max(1, min(CALLS_MOST, int(self.sizes.window_s / single_s)))
         values: list[float] = []
@@ -240,20 +248,20 @@ class Meter:
         return self.record.figure(name, label, values, size)
 
     def keep_busy(self, seconds: float) -> None:
-        """Give an asynchronous device products to do for as long as that; the call returns at once."""
+        """Queue products that keep an asynchronous device busy for so long; returns at once."""
         if self.asynchronous:
             for _ in range(min(BUSY_MOST, math.ceil(seconds / self.product_s))):
                 self.product()
 
     def heat(self, call: Call, seconds: float) -> None:
-        """Call it back to back for so long."""
+        """Repeat a call back to back for so long."""
         begin = self.clock()
         while self.clock() - begin < seconds:
             call()
             self.backend.mark().wait()
 
     def _find_product(self, memory: Memory) -> None:
-        """A product of some milliseconds, its seconds, and whether its call returns long before it is done."""
+        """Find a product of some milliseconds, its seconds, and whether the port is asynchronous."""
         dtype, backend = backend_dtype(self.backend), self.backend
         for width in PRODUCT_WIDTHS:
             if 3 * width * width * 4 > memory.room_bytes() // 2:
@@ -275,12 +283,12 @@ class Meter:
             backend.mark().wait()
             shares.append((returned - begin) / max(self.clock() - begin, LEAST_S))
         self.asynchronous = median(shares) < ASYNCHRONOUS_SHARE
-        # How long it takes alone, without the host's wait for it: what is measured beside it is held against this.
+        # Its seconds by the device's clock, without the host's wait: measurements beside it are compared with these.
         self.product_s = self.operator("product", Point(1, f"width {width}", [self.product]))
 
 
 def between(start: Ticket, end: Ticket) -> float:
-    """Seconds from one mark to another, once both are passed."""
+    """Wait for both marks; seconds from `start` to `end`."""
     end.wait()
     return max(end.times()[0][0] - start.times()[0][0], LEAST_S)
 

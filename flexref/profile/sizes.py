@@ -1,4 +1,4 @@
-"""How much a profile of a machine measures: sizes, repeats and bounds, as data; it measures nothing."""
+"""Says how much a profile measures: sizes, repeats and bounds, as data; it measures nothing."""
 
 import math
 from dataclasses import dataclass, replace
@@ -11,27 +11,28 @@ QUICK_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """The points of all curves, and what bounds the seconds and bytes that they take.
+    """The points of all curves, and the bounds of the seconds and bytes that measuring them takes.
 
-    bound_s: seconds that all of it may take, but for the first point of every curve (see `pace`). repeats: windows of
-    calls whose median counts; window_s: how long one lasts at least, where calls are short.
-    longest_s: a curve ends where a call takes longer, that of a product at product_longest_s; products_s: once they
-    have taken so long, no wider matrix is begun. heat_s: heavy products run so long before they are timed, for a device
-    that draws much power slows down; busy_s: a product that takes so long keeps a device busy. most_bytes: of any tier,
-    where a quarter of what is free is not less. rotated_bytes: operands change from call to call until they are so many
-    bytes, more than the caches of a device hold.
+    Time. `bound_s`: the whole profile, without the first point of every curve (see `pace`). `repeats`: windows of
+    calls, of which the median counts; `window_s`: the least length of a window of short calls. `longest_s`: a curve
+    ends after a call that takes longer; `product_longest_s`: the same for products; `products_s`: after so long, no
+    wider matrix is begun. `heat_s`: heavy products run so long before they are timed, since a device that draws much
+    power slows down. `busy_s`: the least length of the product that keeps a device busy.
 
-    copies, spills, reads: bytes of single copies to and from the device, within linked_bytes of both and for
-    sustained_s at each size, of pieces of a spill file, and of reads of a weight file of file_bytes; disk_bytes are
-    moved at each size. beside_s: how long two resources work side by side; the disk moves beside_disk_bytes in that
-    time at most, in pieces of beside_piece_bytes.
+    Memory. `most_bytes`: of every tier, or a quarter of what is free if that is less. `rotated_bytes`: operands that
+    take turns, more than a device's caches hold.
 
-    widths of square matrices; tokens that they are multiplied with; elements of expansions. head_widths on the device
-    and host_head_widths on the host, for an attention of attention_width (narrower on a port that computes on the
-    host); decode (rows, context), prefill and appends (rows, new tokens). pointwise: tokens of pointwise_width. sampled
-    rows of a vocabulary.
+    Links. `copies`: bytes of a copy to or from the device, within buffers of `linked_bytes`, for `sustained_s` at each
+    size. `spills`: bytes of a piece of a spill file. `reads`: bytes of a read of a weight file of `file_bytes`.
+    `disk_bytes`: moved to or from disk at each size. `beside_s`: how long two resources work side by side; in that time
+    the disk moves at most `beside_disk_bytes`, in pieces of `beside_piece_bytes`.
 
-    layers, groups, rows, passes: of the small jobs that tell what the engine's own work takes.
+    Operators. `widths` of square matrices, `tokens` multiplied with them, `elements` of expanded matrices.
+    `head_widths` and `host_head_widths`: of attention on the device and the host, `attention_width` wide in all, or
+    narrower on a port that computes on the host. `decode`: (rows, context); `prefill`, `appends`: (rows, new tokens).
+    `pointwise_tokens` of `pointwise_width` for the other operators; `sampled_rows` of a `vocabulary`.
+
+    The engine. `layers`, `groups`, `rows`, `passes` of the small jobs that show what its own work takes.
     """
 
     bound_s: float
