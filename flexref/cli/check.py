@@ -8,6 +8,7 @@ import click
 
 from flexref.cli.options import asked_of, computing_port, option, options, prompts_of, was_given
 from flexref.cli.show.progress import progress
+from flexref.cli.streams import tell
 from flexref.errors import FlexrefError, install_hint
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def command(
         if fault is None and (report is not None or any(part.applies for part in verdicts or ())):
             click.echo("all is within bounds")
     if fault is not None:
-        click.echo(f"flexref: {fault}", err=True)
+        tell(f"flexref: {fault}")
         raise click.exceptions.Exit(1)
 
 

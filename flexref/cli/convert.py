@@ -14,6 +14,7 @@ from flexref.cli.options import option, was_given
 from flexref.cli.show.outputs import check_replaced
 from flexref.cli.show.progress import progress
 from flexref.cli.show.stage import BYTES
+from flexref.cli.streams import printable
 from flexref.errors import PromptError, in_gib
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def command(source: str, out: str, calibrate: str | None, force: bool, as_json: 
         return
     stored = f"{dtype}, not quantized" if groups is None else f"{scheme} in groups of {groups}"
     click.echo(
-        f"{done.path}: {done.spec.name}, {stored}, {in_gib(done.file_bytes)} "
+        f"{done.path}: {printable(done.spec.name)}, {stored}, {in_gib(done.file_bytes)} "
         f"(fp16 {in_gib(2 * parameters(done.spec))}) in {elapsed:.1f} s"
     )
 

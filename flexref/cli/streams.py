@@ -32,11 +32,16 @@ def abandon(stream: TextIO) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
-def tell(text: str) -> None:
-    """Print `text` as one line on stderr, whatever the names in it contain; nothing if nobody reads it."""
-    line = "".join(
+def printable(text: str) -> str:
+    """`text` in one line, fit for a terminal: a name that a file gives itself may hold anything."""
+    return "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode() for character in text
     )
+
+
+def tell(text: str) -> None:
+    """Print `text` as one line on stderr, whatever the names in it contain; nothing if nobody reads it."""
+    line = printable(text)
     complain(lambda: click.echo(line, err=True))
 
 

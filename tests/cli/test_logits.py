@@ -1,6 +1,7 @@
 """`flexref logits` and `flexref compare-logits` as somebody calls them who checks an engine of their own."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,25 @@ def test_a_row_may_fill_every_position_and_no_more(here: Path, capsys: pytest.Ca
     said = "flexref: prompt 1: 13 tokens are too many: the model has 12 positions\n"
     assert capsys.readouterr().err == said
     assert not (here / "long.npz").exists()
+
+
+def test_a_models_name_cannot_write_lines_of_its_own(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_model(here / "odd.h5", replace(SPEC, name="odd\x1b[31m\nflexref: all is well"))
+    assert flexref("logits", "--model", "odd.h5", "--input", "ids.jsonl", "--dtype", "float32", "-o", "ref.npz") == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("ref.npz: logits of odd\\x1b[31m\\nflexref: all is well at 5 positions")
+    write_theirs("wrong.npz", 0.01)
+    assert flexref("compare-logits", "ref.npz", "wrong.npz") == 1
+    shown = capsys.readouterr()
+    assert shown.err.startswith("flexref: the logits are not those of odd\\x1b[31m\\nflexref: all is well: row 1")
+    assert shown.err.count("\n") == 1
+    placed = ("--percent", *("100", "0") * 3)
+    assert flexref("bench", "--model", "odd.h5", "--prompt-len", "2", "--gen-len", "2", "--rows", "1", *placed) == 0
+    assert flexref("check", "--model", "odd.h5", "--backend", "numpy", "--no-contract", "--max-new-tokens", "1") == 0
+    assert flexref("convert", "odd.h5", "again.h5", "--dtype", "float32") == 0
+    shown = capsys.readouterr()
+    assert shown.out.count("odd\\x1b[31m\\nflexref") == 3
+    assert "\x1b[31m" not in shown.out
 
 
 @pytest.mark.parametrize(

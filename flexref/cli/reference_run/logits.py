@@ -8,6 +8,7 @@ import click
 from flexref.cli.options import option, prompts_of
 from flexref.cli.reference_run import DTYPES
 from flexref.cli.show.progress import progress
+from flexref.cli.streams import printable
 
 if TYPE_CHECKING:
     from flexref.check.logits import Job
@@ -66,7 +67,7 @@ def command(
     else:
         count = sum(row.positions for row in about.rows)
         click.echo(
-            f"{output_file}: logits of {about.model} at {how_many(count, 'position')} of "
+            f"{output_file}: logits of {printable(about.model)} at {how_many(count, 'position')} of "
             f"{how_many(len(about.rows), 'row')}, with bounds for {', '.join(about.dtypes)}, "
             f"{in_gib(reference_bytes(job, chosen))}"
         )

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexref.cli.show.report import print_prediction_error, print_stats
+from flexref.cli.streams import printable
 from flexref.errors import how_many, in_gib
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     file, workload = report.file, report.workload
     stored = file.dtype if file.scheme == "none" else file.scheme
     console.print(
-        f"{file.spec.name}, {stored} weights, on {report.arguments.backend}: "
+        f"{printable(file.spec.name)}, {stored} weights, on {report.arguments.backend}: "
         f"{how_many(workload.rows, 'row')} of {how_many(workload.prompt_tokens, 'token')}, "
         f"{how_many(workload.new_tokens, 'new token')} each",
         highlight=False,

@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flexref.check.findings import MOVED
+from flexref.cli.streams import printable
 from flexref.errors import how_many
 
 if TYPE_CHECKING:
@@ -42,8 +43,8 @@ def print_report(console: Console, report: "PortReport", every_layer: bool) -> N
     which = "all layers" if len(layers) == report.spec.layers else f"layers {', '.join(map(str, layers))}"
     lengths = ", ".join(map(str, report.prompt_tokens))
     console.print(
-        f"{report.spec.name} on backend {report.backend} ({report.compute_dtype}), rows of {lengths} tokens: "
-        f"{findings.calls} calls of operators checked, {which}"
+        f"{printable(report.spec.name)} on backend {report.backend} ({report.compute_dtype}), "
+        f"rows of {lengths} tokens: {findings.calls} calls of operators checked, {which}"
     )
     table = Table(title="How far each operator is from float64 on its own operands, at worst", title_justify="left")
     wide = console.width >= WIDE
