@@ -1,4 +1,4 @@
-"""This machine, measured once and kept, or one that is given; it measures nothing itself."""
+"""Finds the machine to plan for: this one, measured once and kept, or one that is given; it measures nothing itself."""
 
 import hashlib
 import json
@@ -26,16 +26,16 @@ from flexref.profile.sizes import QUICK_S
 LOG = logging.getLogger(__name__)
 
 TOLD_EVERY_S = 1.0
-"""Of a measurement that takes longer something is said so often."""
+"""A longer measurement says at most this often what it measures."""
 
 BELIEVED_S = 30 * DAY_S
-"""For so long a kept machine is believed that was measured in quiet."""
+"""So long a kept machine is used that was quiet when it was measured."""
 
 AGAIN_AFTER_S = 600.0
-"""One that was busy is measured again, as soon as it is quiet, but not within so long: some machines never are."""
+"""A machine that was busy is measured again once it is quiet, but only after so long: some machines are never quiet."""
 
 PROFILE_VERSION = 4
-"""Rises when a profile measures something else than before: what is kept of an older one is measured again."""
+"""Raised when a profile measures other things than before, so that machines kept by older ones are measured anew."""
 
 
 def measured_machine(
@@ -47,11 +47,11 @@ def measured_machine(
     quiet: Callable[[], bool] = is_quiet,
     now: Callable[[], float] = time.time,
 ) -> Machine:
-    """This machine with this port: as it was measured before, or measured quickly (in five seconds) and kept.
+    """This machine with this port: as kept, or else measured quickly (in five seconds) and then kept.
 
-    What is kept is measured again if there is reason to doubt it (`doubt`) and the machine is `quiet` just now.
-    Capacities are what is free now. Where nothing can be kept, `tell` hears of it and the next call measures again.
-    `measure` is called as `measure_machine` is; `now` tells seconds since 1970. Raises what `measure_machine` raises.
+    A kept machine is measured again if there is a reason (`doubt`) and the machine is `quiet` now. Capacities are
+    always what is free now. If nothing can be kept, `tell` is told, and the next call measures again. `measure` is
+    called as `measure_machine` is; `now` gives seconds since 1970. Raises what `measure_machine` raises.
     """
     said = tell or (lambda _: None)
     path = kept_path(backend, disk_dir)
@@ -79,9 +79,9 @@ def measure_and_keep(
     quick: bool = True,
     on_part: Callable[[str], None] | None = None,
 ) -> Machine:
-    """Measure this machine, and keep it in place of what was kept of it; see `measured_machine`.
+    """Measure this machine and keep the result, in place of an older one; see `measured_machine`.
 
-    `on_part` hears what is measured; without it `said` does, now and then.
+    `on_part` is told of every part that is measured; without it, `said` is told now and then.
     """
     path = kept_path(backend, disk_dir)
     machine = measure(backend, disk_dir, quick=quick, on_part=on_part or _now_and_then(said))
@@ -100,7 +100,7 @@ def measure_and_keep(
 
 
 def doubt(machine: Machine, now_s: float) -> str | None:
-    """Why a kept machine should be measured again, or None: it is old, or was busy when it was measured a while ago."""
+    """Why a kept machine should be measured again: it is old, or was busy then; None if there is no reason."""
     if machine.quality is None:
         return None
     age_s = machine.quality.age_s(now_s)
@@ -114,7 +114,7 @@ def doubt(machine: Machine, now_s: float) -> str | None:
 
 
 def _now_and_then(said: Callable[[str], None], clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
-    """Says what is measured, if nothing was said for `TOLD_EVERY_S`."""
+    """A listener that passes a part's name on to `said`, at most every `TOLD_EVERY_S`."""
     last_s = clock()
 
     def on_part(part: str) -> None:
@@ -130,14 +130,14 @@ class MeasuredOnce:
     """This machine, measured when it is first asked for, and kept: see `measured_machine` (an `engine.Machines`)."""
 
     def check(self, backend: Backend) -> None:
-        """Does nothing: it is always this port's."""
+        """Does nothing: this machine is always measured with the port that is used."""
 
     def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
-        """The machine as it is kept, or measured now."""
+        """The machine as kept, or measured now."""
         return measured_machine(backend, disk_dir, tell=tell)
 
     def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
-        """The machine as far as what is kept of it can be read; None if nothing is."""
+        """The machine as kept; None if none is kept or the file cannot be read."""
         path = kept_path(backend, disk_dir)
         try:
             return Machine.read(path) if path.exists() else None
@@ -147,36 +147,38 @@ class MeasuredOnce:
 
 @dataclass(frozen=True, slots=True)
 class Given:
-    """A machine that somebody has measured, or knows of (an `engine.Machines`)."""
+    """A machine that the user names, measured or known (an `engine.Machines`)."""
 
     machine: Machine
 
     def check(self, backend: Backend) -> None:
-        """`PolicyError` if it was measured with another port."""
+        """Raises `PolicyError` if it was measured with another port."""
         if self.machine.port.name != backend.name:
             raise PolicyError(
                 f"machine {self.machine.name!r} was measured with port {self.machine.port.name}, not {backend.name}"
             )
 
     def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
-        """It; raises what `check` raises."""
+        """The machine. Raises what `check` raises."""
         self.check(backend)
         port = replace(self.machine.port, one_memory=backend.caps.one_memory)  # older files do not say
         return self.machine.changed(port=port)
 
     def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
-        """It."""
+        """The machine. Raises what `check` raises."""
         return self.measured(backend, disk_dir, None)
 
 
 def kept_path(backend: Backend, disk_dir: str | Path) -> Path:
-    """The file in which this machine is kept, if it is."""
+    """The file in which this machine is kept, whether it is there or not."""
     return cache_folder() / f"{cache_name(backend, disk_dir)}.json"
 
 
 def cache_name(backend: Backend, disk_dir: str | Path) -> str:
-    """A name that changes with all that a measurement depends on: port, machine, threads, versions, disk, what is
-    measured. The machine is its processor, how many cores this process may use, memory, and devices that it sees.
+    """A file name that differs whenever a measurement would: a digest of port, machine, threads, versions and disk.
+
+    The machine is its processor, the cores that this process may use, memory, and GPUs. The disk is the device that
+    holds `disk_dir`.
     """
     folder = Path(disk_dir).absolute()
     while not folder.exists():
@@ -189,5 +191,5 @@ def cache_name(backend: Backend, disk_dir: str | Path) -> str:
 
 
 def product_threads() -> list[int]:
-    """In how many threads products are computed by the libraries that numpy (and maybe scipy) has loaded."""
+    """The numbers of threads, ascending, of the BLAS libraries that this process has loaded."""
     return sorted({library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"})

@@ -7,23 +7,23 @@ Item = TypeVar("Item")
 
 
 class Pace:
-    """What is left of the seconds of the part that is measured now.
+    """The seconds left for the part that is measured now; at first that part is the whole profile.
 
-    At first that is the whole profile. Nothing is ever broken off: whoever measures asks before the next step.
+    It interrupts nothing: whoever measures asks before the next step.
     """
 
     def __init__(self, bound_s: float, clock: Callable[[], float]) -> None:
-        """`bound_s` begin now, by `clock`; infinity: no bound."""
+        """The profile may take `bound_s` seconds from now on, by `clock`; infinity: no bound."""
         self._clock, self._excused_s = clock, 0.0
         self._end = clock() + bound_s
 
     @property
     def now_s(self) -> float:
-        """The clock, without what was excused."""
+        """The clock's seconds, less those that were excused."""
         return self._clock() - self._excused_s
 
     def excuse(self, seconds: float) -> None:
-        """So many seconds that have passed do not count: what a port compiles when it is first called, say."""
+        """Do not count so many of the past seconds: those in which a port compiled its kernels, for example."""
         self._excused_s += max(0.0, seconds)
 
     @property
@@ -36,9 +36,9 @@ class Pace:
         return seconds <= self.left_s
 
     def parts(self, items: Sequence[Item], weights: Sequence[float] | None = None) -> Iterator[Item]:
-        """The items in turn, each with its share of what is left by then, by weight; without `weights` all alike.
+        """Yield the items in turn. While an item is handled, `left_s` is its share of the time left, by weight.
 
-        What one item does not use is left for those after it. While an item is the caller's, `left_s` is its own.
+        Without `weights` all shares are equal. Time that an item does not use goes to those after it.
         """
         shares = [1.0] * len(items) if weights is None else list(weights)
         outer = self._end

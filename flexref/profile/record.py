@@ -1,4 +1,4 @@
-"""What a profile has to say of its own figures: how far repeats spread, what was not measured; it measures nothing."""
+"""Collects how good a profile's figures are: how far repeats spread, what was not measured; it measures nothing."""
 
 from collections.abc import Sequence
 from statistics import median, quantiles
@@ -7,17 +7,17 @@ UNSTABLE_SPREAD = 0.15
 """Where the interquartile range of repeats exceeds this share of their median, the figure is said to be unstable."""
 
 UNSTABLE_S = 1e-6
-"""A figure that spreads over less changes no prediction."""
+"""A figure whose repeats spread over less changes no prediction, and is never called unstable."""
 
 LEAST_S = 1e-9
-"""Stands for what took no time by the port's clock."""
+"""Takes the place of 0 seconds by the port's clock."""
 
 LEAST_REPEATS = 3
-"""Even what takes long is repeated so often: fewer have no median to speak of."""
+"""Least number of repeats, also of what takes long: a median of fewer says little."""
 
 
 def spread_of(values: Sequence[float]) -> tuple[float, float]:
-    """(interquartile range of repeats in seconds, as a share of their median); of fewer than three, zeros."""
+    """The interquartile range of repeats: in seconds, and as a share of their median. (0, 0) for fewer than three."""
     if len(values) < LEAST_REPEATS:
         return 0.0, 0.0
     low, _, high = quantiles(values, n=4, method="inclusive")
@@ -31,7 +31,7 @@ def is_unstable(values: Sequence[float]) -> bool:
 
 
 class Record:
-    """The figures of a profile as they come, by curve and by the label of a point on it."""
+    """Notes how every figure of a profile was measured, by curve and by the label of a point on it."""
 
     def __init__(self) -> None:
         self.spreads: dict[str, dict[str, float]] = {}
@@ -42,11 +42,11 @@ class Record:
         self._stable: dict[str, tuple[float, float]] = {}
 
     def figure(self, name: str, label: str, values: Sequence[float], size: float | None = None) -> float:
-        """The seconds that repeats tell: their median, at least `LEAST_S`.
+        """The seconds to use for a point with these repeats: their median, at least `LEAST_S`.
 
-        Where they spread widely and `size` says where on its curve the point is, a safe bound takes its place: the
-        slowest repeat, or what the next smaller stable point takes in proportion, if that is less (and no repeat was
-        slower than all of that). Points of a curve come in rising order.
+        Where repeats are unstable and `size` is given, it is a safe bound instead: the slowest repeat; or, if that is
+        less, the seconds of the last stable point in proportion to size, but not less than the fastest repeat. Points
+        of a curve must come in rising order of size.
         """
         middle = max(median(values), LEAST_S)
         if len(values) >= LEAST_REPEATS:
@@ -67,31 +67,31 @@ class Record:
         return max(bound, LEAST_S)
 
     def cut(self, name: str, label: str = "") -> None:
-        """There was no time for what comes after the point `label` of a curve, for more of that, or for any point."""
+        """Note that there was no time for more of a curve than the point `label`; "": for any of it."""
         self._cut[name] = label
 
     def assume(self, what: str, why: str) -> None:
-        """Something was not measured at all, and what is plain stands for it."""
+        """Note that `what` was not measured at all, and that a plain machine's rates take its place."""
         self._assumed.append(f"{what}: {why}; the rates of a plain machine stand for it")
 
     @property
     def unstable(self) -> int:
-        """How many points spread too widely."""
+        """How many points have repeats that spread by more than `UNSTABLE_SPREAD`."""
         return sum(share > UNSTABLE_SPREAD for points in self.spreads.values() for share in points.values())
 
     @property
     def cut_curves(self) -> int:
-        """How many curves there was no time to measure to their end."""
+        """How many curves were cut short for lack of time."""
         return len(self._cut)
 
     @property
     def points(self) -> int:
-        """How many points have repeats."""
+        """How many points have enough repeats for a spread."""
         return sum(len(points) for points in self.spreads.values())
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Which curves are unstable, by how much and where most; and which were not measured to their end."""
+        """A line for every curve that is unstable, by how much and where most, and for every one that was cut short."""
         unstable = (
             f"{curve}: the middle half of the repeats spreads over {spread:.0%} of their median at {label}"
             + (", where a safe bound stands for them" if bounded else "")
