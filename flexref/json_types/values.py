@@ -119,22 +119,6 @@ class Number(JsonType):
 
 
 @dataclass(frozen=True, slots=True)
-class Positive(JsonType):
-    """A finite number above 0; read as a float."""
-
-    needed: str = "a number above 0"
-
-    def takes(self, value: object) -> bool:
-        return is_finite(value) and value > 0
-
-    def read(self, what: str, value: object, wrong: type[FlexrefError]) -> float:
-        return float(JsonType.read(self, what, value, wrong))
-
-    def schema(self, defined: Defined) -> dict[str, Any]:
-        return {"type": "number", "exclusiveMinimum": 0}
-
-
-@dataclass(frozen=True, slots=True)
 class Maybe(JsonType):
     """A value of `kind`, or null."""
 

@@ -14,12 +14,17 @@ import numpy as np
 
 from flexref.errors import PolicyError
 from flexref.json_types.containers import ListOf, Pair, ReadBy
-from flexref.json_types.values import Positive, shown
+from flexref.json_types.values import Number, shown
 from flexref.machine.arrays import Numbers, Size
 from flexref.units import is_number
 
 POINTS_MOST = 256
 """Bounds a curve in a file; a measured one has about ten points."""
+
+LEAST, SIZE_MOST, SECONDS_MOST = 1e-15, 1e18, 1e9
+"""Bound sizes and seconds in a file: far below and above any machine, so that nothing computed from them overflows."""
+
+SIZE, SECONDS = Number(LEAST, SIZE_MOST), Number(LEAST, SECONDS_MOST)
 
 
 def check_number(what: str, value: object, *, least: float = 0.0, above: bool = False) -> float:
@@ -101,9 +106,13 @@ class Curve:
         if not isinstance(values, list) or not all(isinstance(point, list) and len(point) == 2 for point in values):
             raise PolicyError(f"{what} must be a list of [size, seconds], found {shown(values)}")
         try:
-            return cls(tuple((point[0], point[1]) for point in values))
+            curve = cls(tuple((point[0], point[1]) for point in values))
+            for size, seconds in curve.points:
+                SIZE.read("a curve's size", size, PolicyError)
+                SECONDS.read("a curve's seconds", seconds, PolicyError)
         except PolicyError as error:
             raise PolicyError(f"{what}: {error}") from error
+        return curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +169,16 @@ class Surface:
         if not isinstance(values, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in values):
             raise PolicyError(f"{what} must be a list of [breadth, curve], found {shown(values)}")
         try:
-            return cls(tuple((pair[0], Curve.from_json(what, pair[1])) for pair in values))
+            surface = cls(tuple((pair[0], Curve.from_json(what, pair[1])) for pair in values))
+            for breadth, _ in surface.curves:
+                SIZE.read("a surface's breadth", breadth, PolicyError)
         except PolicyError as error:
             raise PolicyError(str(error) if str(error).startswith(what) else f"{what}: {error}") from error
+        return surface
 
 
 CURVE = ReadBy(
-    ListOf(Pair(Positive(), Positive()), 1, POINTS_MOST),
+    ListOf(Pair(SIZE, SECONDS), 1, POINTS_MOST),
     Curve.from_json,
     "Curve",
     "Seconds over size, as pairs [size, seconds] in rising order of size.",
@@ -174,7 +186,7 @@ CURVE = ReadBy(
 """A curve in JSON."""
 
 SURFACE = ReadBy(
-    ListOf(Pair(Positive(), CURVE), 1, POINTS_MOST),
+    ListOf(Pair(SIZE, CURVE), 1, POINTS_MOST),
     Surface.from_json,
     "Surface",
     "Seconds over two sizes, as pairs [breadth, curve] in rising order of breadth.",

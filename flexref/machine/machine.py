@@ -11,10 +11,10 @@ from flexref.errors import PolicyError
 from flexref.files import read_object, write_text
 from flexref.json_types.containers import MapOf
 from flexref.json_types.objects import object_of
-from flexref.json_types.values import Number, Whole, shown
-from flexref.machine.curves import CURVE, SURFACE, Curve, Surface
+from flexref.json_types.values import Number, OneOf, Whole, shown
+from flexref.machine.curves import CURVE, SECONDS_MOST, SURFACE, Curve, Surface
 from flexref.machine.quality import Quality
-from flexref.units import LINKS, TIERS
+from flexref.units import DTYPE_BYTES, LINKS, TIERS
 
 FORMAT = "flexref machine 1"
 
@@ -31,7 +31,10 @@ RESOURCES = (*LINKS, "compute")
 
 COUNT = Whole(0, (1 << 62) - 1, said="a whole number of at least 0")
 
-SECONDS = Number(0)
+SECONDS = Number(0, SECONDS_MOST)
+
+COMPUTE_DTYPES = tuple(dtype for dtype in DTYPE_BYTES if dtype.startswith("float"))
+"""The types that a port may compute in: a plan must know their bytes."""
 
 ATTENTION = MapOf(
     CURVE,
@@ -46,7 +49,7 @@ class Port:
     """What a plan must know of the port that the machine was measured with (see `backend.protocol.Capabilities`)."""
 
     name: Annotated[str, "Its name, as --backend takes it."]
-    compute_dtype: Annotated[str, "The type that it computes in."]
+    compute_dtype: Annotated[str, OneOf(COMPUTE_DTYPES), "The type that it computes in."]
     asynchronous: Annotated[bool, "Whether operators run later than they are called, so that the host works meanwhile."]
     overlaps_copies: Annotated[bool, "Whether copies go on while it computes."]
     attends_on_host: Annotated[bool, "Whether it can compute attention on the host."]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flexref.errors import PolicyError
 from flexref.json_types.containers import ListOf, MapOf, Pair
 from flexref.json_types.objects import document
-from flexref.json_types.values import Either, Maybe, Number, OneOf, Positive, Text, Truth, Whole
+from flexref.json_types.values import Either, Maybe, Number, OneOf, Text, Truth, Whole
 
 TYPES = {
     "truth": Truth(),
@@ -24,7 +24,6 @@ TYPES = {
     "whole between": Whole(-1, 2),
     "number": Number(),
     "number between": Number(0, 1),
-    "positive": Positive(),
     "maybe": Maybe(Whole(0)),
     "either": Either((Text(), Whole())),
     "list": ListOf(Number(), 2, 3),

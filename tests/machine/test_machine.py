@@ -127,6 +127,23 @@ def test_what_is_wrong_is_said(path: tuple[str, ...], new: object, says: str) ->
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("path", "new"),
+    [
+        (("copies", "disk->host"), [[1.0, 1e300]]),
+        (("copies", "weight file"), [[1e300, 1.0]]),
+        (("operators", "layer_norm"), [[1e-300, 1.0]]),
+        (("products", "int4"), [[1e300, [[1.0, 1.0]]]]),
+        (("host_s", "visit"), 1e300),
+        (("port", "compute_dtype"), "abacus"),
+    ],
+)
+def test_what_no_machine_has_is_refused_before_a_plan_overflows(path: tuple[str, ...], new: object) -> None:
+    """A linear program with infinite numbers, or of a type whose bytes nobody knows, ended in a traceback."""
+    with pytest.raises(PolicyError, match=rf"^m.json: .*{path[-1]}.* must be "):
+        read(replaced(VALUES, path, new))
+
+
 def test_a_file_that_is_none_is_said(tmp_path: Path) -> None:
     with pytest.raises(StorageError, match="cannot read machine"):
         Machine.read(tmp_path / "none.json")
