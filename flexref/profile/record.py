@@ -37,6 +37,7 @@ class Record:
         self.spreads: dict[str, dict[str, float]] = {}
         """By curve and label, the interquartile range of repeats as a share of their median."""
         self._unstable: dict[str, tuple[float, str, bool]] = {}
+        self._disagreeing: set[tuple[str, str]] = set()
         self._cut: dict[str, str] = {}
         self._assumed: list[str] = []
         self._stable: dict[str, tuple[float, float]] = {}
@@ -51,10 +52,12 @@ class Record:
         middle = max(median(values), LEAST_S)
         if len(values) >= LEAST_REPEATS:
             self.spreads.setdefault(name, {})[label] = round(spread_of(values)[1], 4)
+        self._disagreeing.discard((name, label))
         if not is_unstable(values):
             if size is not None:
                 self._stable[name] = (size, middle)
             return middle
+        self._disagreeing.add((name, label))
         spread = spread_of(values)[1]
         worst = self._unstable.get(name, (0.0, "", False))
         self._unstable[name] = max(worst, (spread, label, size is not None))
@@ -77,7 +80,7 @@ class Record:
     @property
     def unstable(self) -> int:
         """How many points have repeats that spread by more than `UNSTABLE_SPREAD`."""
-        return sum(share > UNSTABLE_SPREAD for points in self.spreads.values() for share in points.values())
+        return len(self._disagreeing)
 
     @property
     def cut_curves(self) -> int:

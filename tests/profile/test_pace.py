@@ -89,6 +89,14 @@ def test_a_safe_bound_takes_the_place_of_what_is_unstable() -> None:
     assert warning.endswith("spreads over 70% of their median at 4, where a safe bound stands for them")
 
 
+def test_what_spreads_over_too_little_to_matter_makes_no_machine_busy() -> None:
+    """A device's shortest calls spread over much of themselves always: they are not told of, and not counted."""
+    record = Record()
+    assert record.figure("curve", "1", [1e-7 * seconds for seconds in SHAKY], 1.0) == pytest.approx(5e-7)
+    assert record.warnings == ()
+    assert (record.unstable, record.points) == (0, 1)
+
+
 def test_what_is_no_point_of_a_curve_stays_its_median() -> None:
     record = Record()
     assert record.figure("one submission", "the host", SHAKY) == 5.0
