@@ -93,15 +93,17 @@ def command(
     report = None if words else _check(given)
     verdicts = None if contract is False or not found else _verdicts(given["backend"], examples, words)
     fault = (None if report is None else report.fault) or _broken(verdicts)
+    is_judged = report is not None or any(part.applies for part in verdicts or ())
     if as_json:
+        within = fault is None if is_judged else None  # clauses that do not apply say nothing
         clauses = None if verdicts is None else {"examples": examples, "clauses": [part.to_json() for part in verdicts]}
         about = {"backend": given["backend"]} if report is None else report.to_json()
-        click.echo(json.dumps({**about, "contract": clauses, "fault": fault, "within_bounds": fault is None}))
+        click.echo(json.dumps({**about, "contract": clauses, "fault": fault, "within_bounds": within}))
     else:
         _print(report, verdicts, every_layer)
         if contract is None and not found:
             click.echo(f"contract: not checked, {MISSING}")
-        if fault is None and (report is not None or any(part.applies for part in verdicts or ())):
+        if fault is None and is_judged:
             click.echo("all is within bounds")
     if fault is not None:
         tell(f"flexref: {fault}")

@@ -168,9 +168,14 @@ def lies_in(value: float, least: float | None, most: float | None) -> bool:
 
 def _between(least: float | None, most: float | None) -> str:
     """The bounds in words, after what they bound."""
-    if least is None or most is None:
-        return "" if least is None else f" of at least {least:g}"
-    return f" from {least:g} to {most:g}"
+    if least is None:
+        return "" if most is None else f" of at most {_digits(most)}"
+    return f" of at least {_digits(least)}" if most is None else f" from {_digits(least)} to {_digits(most)}"
+
+
+def _digits(bound: float) -> str:
+    """A bound in words: every digit of a whole number."""
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _bounds(least: float | None, most: float | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from types import FrameType
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Meanwhile SIGINT is only noted; afterwards the handler from before acts, once for each.
+    """Meanwhile SIGINT is only noted; afterwards the handler from before acts, once for each until it raises.
 
     C cannot pass on what a handler raises: h5py makes an error of it, or crashes. Blocks may be nested. In other
     threads than the main one, which alone handles signals, and where no handler of Python's is, nothing changes.

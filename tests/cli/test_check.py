@@ -322,6 +322,11 @@ def test_an_option_that_clauses_alone_have_no_use_for_is_named(capsys: pytest.Ca
     assert "Error: -k checks clauses alone: it does not go with --max-new-tokens\n" in capsys.readouterr().err
 
 
+def test_clauses_that_do_not_apply_say_nothing_of_bounds(capsys: pytest.CaptureFixture[str]) -> None:
+    assert check("--backend", "dry", "-k", "gather_takes", "--examples", "3", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["within_bounds"] is None
+
+
 def test_the_contract_leaves_nothing_in_the_working_folder(tmp_path: Path, model: str) -> None:
     """In a process of its own: in that of the tests hypothesis has long found a folder."""
     here = tmp_path / "here"

@@ -57,3 +57,11 @@ def test_what_is_read_is_what_the_schema_allows(name: str, value: Any) -> None:
     read = kind.read("it", value, PolicyError)
     assert kind.takes(read)
     assert json.loads(json.dumps(read)) == value
+
+
+def test_a_bound_is_told_whole_whichever_is_given() -> None:
+    assert Whole(most=1 << 24).needed == "a whole number of at most 16777216"
+    assert Whole(1, 1 << 24).needed == "a whole number from 1 to 16777216"
+    assert Number(0.5).needed == "a number of at least 0.5"
+    assert Number(most=1.0).needed == "a number of at most 1"
+    assert Number().needed == "a number"
