@@ -5,6 +5,7 @@
 
 import logging
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.units import GIB
 
 LOG = logging.getLogger(__name__)
+
+POLICY_FIELDS = tuple(entry.name for entry in fields(Policy))
 
 
 def load(  # noqa: PLR0913 - a front door names all that can be asked for
@@ -63,7 +66,14 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
 def advisor(
     policy: Policy | None = None, machine: str | Machine | None = None, keep: Mapping[str, Any] | None = None
 ) -> Advisor:
-    """Who settles the policies of an engine's jobs, and later says how far its predictions were off; see `load`."""
+    """Who settles the policies of an engine's jobs, and later says how far its predictions were off; see `load`.
+
+    Raises `PolicyError` for what `keep` names or says and no policy has, and what `machine_named` raises.
+    """
+    for name in keep or {}:
+        if name not in POLICY_FIELDS:
+            raise PolicyError(f"keep names {name!r}, which no policy has; its fields are {', '.join(POLICY_FIELDS)}")
+    Policy().changed(**(keep or {}))
     if machine is None:
         return Advisor(MeasuredOnce(), policy, keep, plainly=True)
     return Advisor(Given(machine if isinstance(machine, Machine) else machine_named(machine)), policy, keep)

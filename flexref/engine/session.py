@@ -227,8 +227,10 @@ class Session:
         return lambda place: self._left_alone.append(place) if self.mover.abandoned else release(place)
 
 
-def check_policy(policy: Policy, file: WeightFile, backend: Backend) -> None:
-    """`PolicyError` if the policy was made for another scheme than the file's, or asks what the port cannot do."""
+def check_policy(policy: Any, file: WeightFile, backend: Backend) -> None:
+    """`PolicyError` if it is none, was made for another scheme than the file's, or asks what the port cannot do."""
+    if not isinstance(policy, Policy):
+        raise PolicyError(f"policy must be a Policy, found {policy!r}; Policy.read reads one from a file")
     if policy.weights_scheme is not None and WEIGHT_SCHEMES[policy.weights_scheme] != file.layout:
         raise PolicyError(f"the policy was made for {policy.weights_scheme} weights, {file.path} holds {file.stored}")
     if policy.attention_on == "host" and not backend.caps.attends_on_host:

@@ -14,7 +14,7 @@ import flexref
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage
 from flexref.engine.scoring import Listener
-from flexref.errors import EngineError, FlexrefError, PromptError, UnknownTensor, WeightFileError
+from flexref.errors import EngineError, FlexrefError, PolicyError, PromptError, UnknownTensor, WeightFileError
 from flexref.sampling.settings import SamplingSettings
 from flexref.storage.quant import Quantized, dequantize
 from flexref.storage.random_weights import random_file
@@ -94,6 +94,18 @@ def test_rows_to_score_of_the_wrong_type_are_refused_in_one_line(engine: flexref
     for top in (0, 1.5, "1", True):
         with pytest.raises(PromptError, match=f"^the number of most probable tokens must be .*, found {top!r}$"):
             engine.score([row], top=top)  # type: ignore[arg-type]
+
+
+def test_what_is_no_policy_is_refused_before_anything_is_open(engine: flexref.Engine) -> None:
+    says = "^policy must be a Policy, found 'policy.json'; Policy.read reads one from a file$"
+    with pytest.raises(PolicyError, match=says):
+        flexref.load("demo", policy="policy.json")  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match=says):
+        engine.generate([[5, 6]], policy="policy.json")  # type: ignore[arg-type]
+    with pytest.raises(PolicyError, match=r"^keep names 'rows', which no policy has; its fields are weights, "):
+        flexref.load("demo", keep={"rows": 5})
+    with pytest.raises(PolicyError, match="rows_per_group must be "):
+        flexref.load("demo", keep={"rows_per_group": 0})
 
 
 def test_ids_may_be_integers_of_numpy_but_nothing_else(engine: flexref.Engine) -> None:
