@@ -19,6 +19,10 @@ from flexref.check.models import write_model
 from flexref.errors import BackendUnavailable
 from flexref.profile.sizes import Sizes
 
+# Tables are as wide as COLUMNS says: a process of pytest-xdist is told 80, whatever the tests' own terminal is.
+for name in ("COLUMNS", "LINES"):
+    os.environ.pop(name, None)
+
 PROFILE_VARIABLE = "FLEXREF_HYPOTHESIS_PROFILE"
 PROFILES = {
     # The same few examples every time: a run that turns red is the change's fault.
