@@ -169,7 +169,8 @@ def _opened(number: int) -> Any:
     except OSError:
         return None
     errors = "backslashreplace" if number == 2 else "strict"
-    return open(number, "w" if number else "r", encoding="utf-8", errors=errors, closefd=False)
+    buffering = 1 if number == 2 else -1  # complaints go out line by line
+    return open(number, "w" if number else "r", buffering, encoding="utf-8", errors=errors, closefd=False)
 
 
 def _input_of(trial: Trial) -> int:
