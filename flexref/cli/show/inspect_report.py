@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from flexref.cli.streams import printable
 from flexref.errors import in_gib
 
 
@@ -14,17 +15,12 @@ def print_tensors(report: Mapping[str, Any]) -> None:
         click.echo(line)
 
 
-def _printable(name: str) -> str:
-    """A name that a file gives itself, fit for a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in name)
-
-
 def _lines(report: Mapping[str, Any]) -> list[str]:
     """The report as text: what the model is, a table of its tensors, and the sums."""
     model = report["model"]
     groups = f" in groups of {report['group_size']}" if report["group_size"] else ""
     tokenizer = in_gib(report["tokenizer_bytes"]) if report["tokenizer_bytes"] else "none, prompts are token ids"
-    name = _printable(model["name"])
+    name = printable(model["name"])
     lines = [
         f"file       {report['file']}, {in_gib(report['file_bytes'])}",
         f"model      {name}: {model['layers']} layers, width {model['width']}, {model['heads']} heads, "

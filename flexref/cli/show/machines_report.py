@@ -6,6 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from flexref.cli.streams import printable
 from flexref.machine.quality import age_in_words
 
 
@@ -21,7 +22,7 @@ def print_machines(console: Console, machines: Sequence[Mapping[str, Any]]) -> N
             machine["port"] or "",
             "" if machine["age_s"] is None else age_in_words(machine["age_s"]),
             _steadiness(machine),
-            machine["problem"] or machine["machine"],
+            printable(machine["problem"] or machine["machine"]),
         )
     console.print(table)
     paths = [machine["path"] for machine in machines if machine["path"] is not None]

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from rich.console import Console
 
 from flexref.cli.show.console import FRAME, FilledTable, print_named
+from flexref.cli.streams import printable
 from flexref.errors import how_many, in_gib
 from flexref.machine.curves import Curve
 from flexref.machine.machine import RESOURCES, Machine
@@ -24,7 +25,7 @@ ALIKE = 1.15
 
 def print_machine(console: Console, machine: Machine) -> None:
     """Print what was measured, of what, and what is unstable."""
-    console.print(machine.name, highlight=False)
+    console.print(printable(machine.name), highlight=False)
     free = ", ".join(f"{tier} {in_gib(machine.capacity_bytes[tier])}" for tier in TIERS)
     how = "asynchronous" if machine.port.asynchronous else "not asynchronous"
     console.print(f"free: {free}; computes in {machine.port.compute_dtype}, {how}", highlight=False)
