@@ -64,7 +64,7 @@ class ModelName(FilledText):
 
 
 class MachineName(FilledText):
-    """A machine's file, or the name of one that ships."""
+    """A machine's file, or the name of one that ships or is kept."""
 
     def check(self, text: str) -> None:
         """`UnknownName` if it is neither."""

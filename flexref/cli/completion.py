@@ -52,7 +52,7 @@ def _known_machines() -> Iterable[str]:
 
 
 def _listed_machines() -> Iterable[str]:
-    from flexref.profile.kept_folder import kept_names
+    from flexref.machine.names import kept_names
 
     return (*_known_machines(), *kept_names())
 
@@ -73,7 +73,7 @@ files = _completer(tuple, "file")
 folders = _completer(tuple, "dir")
 weight_files = _completer(lambda: ("demo",), "file")
 sizes = _completer(_sizes, "file")
-machines = _completer(_known_machines, "file")
+machines = _completer(_listed_machines, "file")
 listed_machines = _completer(_listed_machines)
 priced_machines = _completer(lambda: (f"{name}=" for name in _known_machines()))
 ports = _completer(_installed_ports)

@@ -1,4 +1,4 @@
-"""Machines by name or path: those that ship, and those in files; it measures nothing.
+"""Machines by name or path: those that ship, those that are kept, and those in files; it measures nothing.
 
 A machine's nominal figures become a machine by what a port reaches of them: the port says how (`NOMINAL_GROUP`).
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flexref.errors import PolicyError
 from flexref.machine.machine import FORMAT, Machine, read_machine_object
-from flexref.machine.names import check_machine, known_machines
+from flexref.machine.names import cache_folder, check_machine, kept_names, known_machines
 from flexref.machine.nominal_facts import NOMINAL_FORMAT, NominalFacts
 
 NOMINAL_GROUP = "flexref.nominal"
@@ -18,13 +18,15 @@ NOMINAL_GROUP = "flexref.nominal"
 
 
 def machine_named(name_or_path: str) -> Machine:
-    """The machine in the file of that path, or the one that ships by that name.
+    """The machine in the file of that path, or the one of that name that ships or was measured here and kept.
 
-    `UnknownName` lists the known names if it is neither; `PolicyError` says what is wrong in a file.
+    `UnknownName` lists the known names if it is none of them; `PolicyError` says what is wrong in a file.
     """
     check_machine(name_or_path)
-    if Path(name_or_path).is_file() or name_or_path not in known_machines():
+    if Path(name_or_path).is_file() or name_or_path not in (*known_machines(), *kept_names()):
         return read_machine(name_or_path)
+    if name_or_path not in known_machines():
+        return read_machine(cache_folder() / f"{name_or_path}.json")
     with as_file(files("flexref.data").joinpath("machines", f"{name_or_path}.json")) as path:
         return read_machine(path)
 

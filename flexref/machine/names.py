@@ -1,9 +1,15 @@
-"""The names of the machines that ship; it opens no file."""
+"""The names of machines: those that ship, and those that were measured here and kept; it opens none of their files."""
 
+import os
 from importlib.resources import files
 from pathlib import Path
 
+import platformdirs
+
 from flexref.errors import UnknownName
+
+CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
+"""Names the folder in which measured machines are kept, in place of the user's own for caches."""
 
 
 def known_machines() -> tuple[str, ...]:
@@ -15,10 +21,28 @@ def known_machines() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
 
 
+def cache_folder() -> Path:
+    """Where measured machines are kept."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given or platformdirs.user_cache_path("flexref")) / "machines"
+
+
+def kept_names() -> list[str]:
+    """Names of the machines that are kept, sorted."""
+    return sorted(path.stem for path in cache_folder().glob("*.json"))
+
+
 def check_machine(name_or_path: str) -> None:
-    """`UnknownName`, with the known names, if there is no such file and none that ships by that name."""
-    known = known_machines()
-    if name_or_path not in known and not Path(name_or_path).exists():
-        raise UnknownName(
-            f"{name_or_path!r} is neither a machine's file nor a known machine; known: {', '.join(known) or 'none'}"
-        )
+    """`UnknownName`, with the names that there are, if there is no such file and no machine of that name."""
+    if name_or_path in known_machines() or Path(name_or_path).exists() or name_or_path in kept_names():
+        return
+    there = ", ".join((*known_machines(), *kept_names()))
+    raise UnknownName(f"{name_or_path!r} is neither a machine's file nor a known machine; known: {there or 'none'}")
+
+
+def check_listed(names: tuple[str, ...]) -> None:
+    """`UnknownName`, with the names that there are, for a machine that neither ships nor is kept."""
+    there = (*known_machines(), *kept_names())
+    for name in names:
+        if name not in there:
+            raise UnknownName(f"no machine is called {name!r}; there are: {', '.join(there)}")

@@ -15,8 +15,8 @@ from threadpoolctl import threadpool_info
 from flexref.backend.protocol import Capabilities, Description
 from flexref.backend.registry import create, home, installed
 from flexref.errors import BackendUnavailable
+from flexref.machine.names import cache_folder
 from flexref.profile.environment import machine
-from flexref.profile.kept_folder import cache_folder
 from flexref.version import __version__
 
 PACKAGE = "flexref"

@@ -15,10 +15,10 @@ from flexref.backend.protocol import Backend
 from flexref.errors import FlexrefError, PolicyError
 from flexref.files import replace_text
 from flexref.machine.machine import FORMAT, Machine
+from flexref.machine.names import cache_folder
 from flexref.machine.quality import DAY_S, age_in_words
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
-from flexref.profile.kept_folder import cache_folder
 from flexref.profile.measure import UNMEASURED_DISK, capacities, measure_machine
 from flexref.profile.occupation import is_quiet
 from flexref.profile.sizes import QUICK_S

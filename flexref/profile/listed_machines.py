@@ -13,8 +13,7 @@ from flexref.backend.registry import create, installed
 from flexref.errors import BackendUnavailable, FlexrefError, WrongCall
 from flexref.machine.known import machine_named
 from flexref.machine.machine import Machine
-from flexref.machine.names import known_machines
-from flexref.profile.kept_folder import cache_folder, check_listed, kept_names
+from flexref.machine.names import cache_folder, check_listed, kept_names, known_machines
 from flexref.profile.kept_machines import cache_name
 
 SHIPPED, KEPT, NOT_KEPT = "shipped", "kept", "not kept"

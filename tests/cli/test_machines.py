@@ -11,10 +11,9 @@ from flexref_numpy import NumpyBackend
 from flexref.cli.completion import listed_machines
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.machine.machine import Machine
-from flexref.machine.names import known_machines
+from flexref.machine.names import CACHE_VARIABLE, cache_folder, known_machines
 from flexref.machine.plain import plain_machine
 from flexref.machine.quality import Quality
-from flexref.profile.kept_folder import CACHE_VARIABLE, cache_folder
 from flexref.profile.kept_machines import kept_path
 
 QUALITY = Quality(0.0, 4.0, 0.1, 0.8, 0.0, 10, 1, 2, {"a": {"1": 0.2, "2": 0.2}})

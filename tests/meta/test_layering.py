@@ -71,7 +71,7 @@ RULES = {
     "backend": rule(GROUND, "numpy"),
     "schedule": rule(GROUND),
     "text": rule(GROUND, "tokenizers"),
-    "machine": rule(GROUND, "numpy"),
+    "machine": rule(GROUND, "numpy platformdirs"),
     "storage": rule(GROUND, "numpy h5py safetensors ml_dtypes xxhash"),
     "model": rule(f"{GROUND} backend"),
     "sampling": rule(f"{GROUND} backend", "numpy"),

@@ -12,10 +12,10 @@ from flexref.engine.scoring import ScoredRow
 from flexref.errors import PolicyError
 from flexref.loading import advisor, load, open_engine
 from flexref.machine.machine import Machine
+from flexref.machine.names import CACHE_VARIABLE
 from flexref.machine.plain import plain_machine
 from flexref.policy import Policy
 from flexref.profile import kept_machines
-from flexref.profile.kept_folder import CACHE_VARIABLE
 from flexref.profile.measure import port_of
 
 MIB = 1 << 20

@@ -12,10 +12,10 @@ from flexref_numpy import NumpyBackend
 
 from flexref.errors import StorageError
 from flexref.machine.machine import Machine
+from flexref.machine.names import CACHE_VARIABLE, cache_folder
 from flexref.machine.plain import plain_machine
 from flexref.machine.quality import Quality
 from flexref.profile import kept_machines as machines
-from flexref.profile.kept_folder import CACHE_VARIABLE, cache_folder
 from flexref.profile.kept_machines import measured_machine
 from flexref.profile.measure import UNMEASURED_DISK, capacities
 

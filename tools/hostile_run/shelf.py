@@ -22,7 +22,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import file_stages
 from flexref.backend.registry import create
 from flexref.check.models import random_tensor, random_tensors
-from flexref.profile.kept_folder import cache_folder
+from flexref.machine.names import cache_folder
 from flexref.profile.kept_machines import measured_machine
 from flexref.profile.measure import measure_machine
 from flexref.profile.sizes import Sizes

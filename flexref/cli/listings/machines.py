@@ -44,7 +44,7 @@ def command(
     if (action == "show" and len(names) != 1) or (action == "delete" and not names):
         raise click.UsageError(f"{action} takes {'one name' if action == 'show' else 'names'}: see flexref machines")
     if action in ("show", "delete"):
-        from flexref.profile.kept_folder import check_listed
+        from flexref.machine.names import check_listed
 
         check_listed(names)  # before anything large is imported
     if action == "measure":
