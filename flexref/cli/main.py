@@ -1,5 +1,6 @@
 """The `flexref` command: loads commands when they are called and turns errors into exit codes; it knows no model."""
 
+import errno
 import os
 import sys
 import traceback
@@ -208,7 +209,8 @@ def main() -> None:
 def _is_refused_resource(error: Exception) -> bool:
     """Whether the system, not flexref, is at fault: no thread, or no room for a library, is to be had."""
     said = str(error)
-    return (isinstance(error, RuntimeError) and "can't start new thread" in said) or (
+    no_thread = "can't start new thread", os.strerror(errno.EAGAIN)  # as Python says it, and as libraries in C++ do
+    return (isinstance(error, RuntimeError) and any(words in said for words in no_thread)) or (
         isinstance(error, ImportError) and ("failed to map" in said or "cannot allocate memory" in said)
     )
 

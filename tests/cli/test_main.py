@@ -125,6 +125,12 @@ def test_memory_that_runs_out_is_one_line_and_exit_1(capsys: pytest.CaptureFixtu
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.parametrize("said", ["can't start new thread", os.strerror(errno.EAGAIN)])  # Python's, and libraries'
+def test_threads_that_are_refused_are_one_line_and_exit_1(said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(group_that(RuntimeError(said)), ["act"]) == 1
+    assert capsys.readouterr() == ("", f"flexref: the system refuses threads or memory: {said}\n")
+
+
 @pytest.mark.parametrize("bug", [ZeroDivisionError("division"), EOFError(), AssertionError("lengths")])
 def test_a_bug_shows_its_traceback_asks_for_a_report_and_is_exit_70(
     bug: Exception, capsys: pytest.CaptureFixture[str]
