@@ -31,6 +31,9 @@ NOTES = re.compile(
 )
 """Lines that may stand on stderr before a complaint: what a command has told of its work until then."""
 
+LOGGED = "-v", "--verbose", "--log-level"
+"""Options that ask for more lines on stderr."""
+
 PICTURES = (b"\x89PNG", b"%PDF", b"<?xml")
 HASHED_BYTES = 1 << 26
 SHOWN_NAMES = 4
@@ -125,7 +128,8 @@ def _complaint_faults(command: Ran) -> Iterator[str]:
     elif ours[0] == "flexref: " or ours[0].endswith(": "):
         yield f"and its complaint is unfinished: {ours[0]}"
     else:
-        odd = [line for line in lines[:-1] if not NOTES.match(line)]
+        logged = any(argument.startswith(LOGGED) for argument in command.arguments)
+        odd = [line for line in lines[:-1] if not (logged or NOTES.match(line))]
         # What is written last, and cannot be, comes after the tables of the work that was done.
         if odd and not ours[0].startswith("flexref: cannot write "):
             yield f"and says beside its complaint: {odd[:3]}"

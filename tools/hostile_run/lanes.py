@@ -22,8 +22,8 @@ from hostile_run.shelf import Shelf, fill_shelf
 from hostile_run.trial import CACHE, IN, MADE, OUT, Judged, Ran, Trial
 from hostile_run.weight_files import expectations
 
-NOT_IMPORTED = ("flexref.harness", "flexref.testing", "flexref.__main__", "flexref.cli.lm_eval")
-"""Parts that need what may not be installed, and those that act when they are imported."""
+NOT_IMPORTED = ("flexref.harness", "flexref.testing", "flexref.cli.lm_eval")
+"""Parts that need what may not be installed."""
 
 SHOWN_BYTES = 1200
 """Of a complaint that a failed case tells."""
