@@ -59,6 +59,8 @@ def command():
         except KeyboardInterrupt:
             sys.stderr.write("flexref: interrupted\\n")
             return 130
+    if how == "murmur":
+        sys.stderr.write("not even a line")
     if how == "refuse":
         sys.stderr.write("flexref: no\\n")
         return 1
@@ -125,6 +127,14 @@ def test_a_signal_that_nobody_sent_is_a_fault(place: Path) -> None:
     ended = Trial([["wait"]], place)
     ended.meddling = [(0.1, lambda process: os.kill(process, signal.SIGKILL))]
     assert judged(ended) == [f"wait died of signal {int(signal.SIGKILL)}"]
+
+
+@pytest.mark.parametrize("stderr", ["full", "gone"])
+def test_a_copy_ends_where_its_last_words_cannot_be_written(place: Path, stderr: str) -> None:
+    trial = Trial([["murmur"]], place)
+    trial.stderr = stderr
+    (ran,) = Runner(("planted", "command"), 20.0).run(trial)
+    assert ran.code == 120
 
 
 def test_a_command_that_does_not_end_is_ended(place: Path) -> None:

@@ -147,12 +147,14 @@ class Lane:
 
 def _run_lane(settings: Settings, shelf: Shelf, cases: list[int], writer: int) -> None:
     """Run cases and write verdicts, one a line: it never returns."""
+    code = 1
     try:
         for number in cases:
             judged, _ = run_case(settings, shelf, number)
             os.write(writer, json.dumps(asdict(judged)).encode() + b"\n")
         os.write(writer, b"\n")
+        code = 0
     except BaseException:
         traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
+    finally:
+        os._exit(code)

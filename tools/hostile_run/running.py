@@ -130,9 +130,10 @@ def _become(runner: Runner, trial: Trial, arguments: list[str], descriptors: tup
                 if stream is not None:
                     stream.flush()
         except BaseException:
-            traceback.print_exc()
             code = 120
-        os._exit(code)
+            traceback.print_exc()
+        finally:  # even where complaints have nowhere to go: above is what cleans up after all cases
+            os._exit(code)
 
 
 def _prepare(trial: Trial, said: int, complained: int) -> None:
