@@ -11,7 +11,7 @@ import pytest
 from flexref.architecture.published import SIZES
 from flexref.backend.registry import installed
 from flexref.cli.main import COMMANDS, LazyCommand
-from flexref.machine.names import known_machines
+from flexref.machine.names import CACHE_VARIABLE, known_machines
 
 PROGRAM = [sys.executable, "-m", "flexref"]
 
@@ -52,9 +52,12 @@ def test_commands_and_options_are_offered() -> None:
     assert offered("flexref convert --quantize int8") == ["plain,int8"]
 
 
-def test_names_are_offered_where_an_option_takes_one() -> None:
+def test_names_are_offered_where_an_option_takes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path))
+    (tmp_path / "machines").mkdir()
+    (tmp_path / "machines" / "mine.json").touch()
     assert offered("flexref generate --backend ") == plain(installed())
-    assert offered("flexref generate --machine ") == ["file,", *plain(known_machines())]
+    assert offered("flexref generate --machine ") == ["file,", *plain((*known_machines(), "mine"))]
     assert offered("flexref plan --model opt-6") == ["file,opt-6", "plain,opt-6.7b", "plain,opt-66b"]
     assert offered("flexref bench --model ") == ["file,", *plain(SIZES)]
     assert offered("flexref generate --model ") == ["file,", "plain,demo"]
