@@ -65,17 +65,13 @@ PLACES = ("device", "host")
 
 COUNT = Whole(1, said="a positive integer")
 
-
 SHARE = ReadBy(Number(0, 1), lambda what, share: share)
 """`Shares` checks them itself: it knows what rounding may leave."""
 
 THREE = JsonObject(
     "Shares",
     "How much of one kind of data lies on each tier; together they are 1.",
-    {
-        tier: JsonField(ReadBy(Number(0, 1), lambda what, share: share), f"The share on tier {tier}.", 0.0)
-        for tier in TIERS
-    },
+    {tier: JsonField(SHARE, f"The share on tier {tier}.", 0.0) for tier in TIERS},
     Shares,
     "an object with device, host and disk",
 )

@@ -14,9 +14,9 @@ from flexref.check.greedy import bounded, exact_logits, permitted_gap
 from flexref.check.tolerances import arithmetic
 from flexref.engine.generation import Request
 from flexref.loading import load
-from flexref.machine.machine import Machine, Port
 from flexref.machine.plain import plain_machine
 from flexref.policy import Policy
+from flexref.profile.measure import port_of
 from flexref.storage.weightfile import WeightFile
 
 EXACT = "the model in float64 on the host"
@@ -58,7 +58,8 @@ def run_engine(
             logits[row].append(found)
 
     request = Request(max_new_tokens, ignore_eos=True)
-    with load(file, backend=port, machine=_plain_machine(port), **options) as engine:
+    machine = plain_machine().changed(port=port_of(port, asynchronous=False))
+    with load(file, backend=port, machine=machine, **options) as engine:
         generation = engine.generate(prompts, request, on_logits=keep, on_visit=on_visit)
     tokens = [output.token_ids for output in generation.outputs]
     return TokenRun(port.caps.compute_dtype, generation.stats.policy, tokens, logits)
@@ -176,18 +177,3 @@ def differing_bits(checked: TokenRun, plain: TokenRun) -> str | None:
                 error = float(np.abs(one.astype(np.float64) - other).max())
                 return f"row {row}, pass {turn}: logits differ by up to {error:.3g}"
     return None
-
-
-def _plain_machine(backend: Backend) -> Machine:
-    """A machine of plain, invented speeds for a port that has not been measured."""
-    caps = backend.caps
-    port = Port(
-        name=backend.name,
-        compute_dtype=caps.compute_dtype,
-        asynchronous=False,
-        overlaps_copies=caps.overlaps_copies,
-        attends_on_host=caps.attends_on_host,
-        scratch_bytes=caps.scratch_bytes,
-        fused_rows=caps.fused_rows,
-    )
-    return plain_machine().changed(port=port)
