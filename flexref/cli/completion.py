@@ -52,9 +52,9 @@ def _known_machines() -> Iterable[str]:
 
 
 def _listed_machines() -> Iterable[str]:
-    from flexref.machine.names import kept_names
+    from flexref.machine.names import machine_names
 
-    return (*_known_machines(), *kept_names())
+    return machine_names()
 
 
 def _sizes() -> Iterable[str]:

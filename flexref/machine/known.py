@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flexref.errors import PolicyError
 from flexref.machine.machine import FORMAT, Machine, read_machine_object
-from flexref.machine.names import cache_folder, check_machine, kept_names, known_machines
+from flexref.machine.names import check_machine, kept_file, known_machines, machine_names
 from flexref.machine.nominal_facts import NOMINAL_FORMAT, NominalFacts
 
 NOMINAL_GROUP = "flexref.nominal"
@@ -23,10 +23,10 @@ def machine_named(name_or_path: str) -> Machine:
     `UnknownName` lists the known names if it is none of them; `PolicyError` says what is wrong in a file.
     """
     check_machine(name_or_path)
-    if Path(name_or_path).is_file() or name_or_path not in (*known_machines(), *kept_names()):
+    if Path(name_or_path).is_file() or name_or_path not in machine_names():
         return read_machine(name_or_path)
     if name_or_path not in known_machines():
-        return read_machine(cache_folder() / f"{name_or_path}.json")
+        return read_machine(kept_file(name_or_path))
     with as_file(files("flexref.data").joinpath("machines", f"{name_or_path}.json")) as path:
         return read_machine(path)
 

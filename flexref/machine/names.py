@@ -32,17 +32,27 @@ def kept_names() -> list[str]:
     return sorted(path.stem for path in cache_folder().glob("*.json"))
 
 
+def kept_file(name: str) -> Path:
+    """Where a machine of that name is kept, whether it is there or not."""
+    return cache_folder() / f"{name}.json"
+
+
+def machine_names() -> tuple[str, ...]:
+    """Names of all machines that there are, those that ship first."""
+    return (*known_machines(), *kept_names())
+
+
 def check_machine(name_or_path: str) -> None:
     """`UnknownName`, with the names that there are, if there is no such file and no machine of that name."""
-    if name_or_path in known_machines() or Path(name_or_path).exists() or name_or_path in kept_names():
-        return
-    there = ", ".join((*known_machines(), *kept_names()))
-    raise UnknownName(f"{name_or_path!r} is neither a machine's file nor a known machine; known: {there or 'none'}")
+    there = machine_names()
+    if name_or_path not in there and not Path(name_or_path).exists():
+        known = ", ".join(there) or "none"
+        raise UnknownName(f"{name_or_path!r} is neither a machine's file nor a known machine; known: {known}")
 
 
 def check_listed(names: tuple[str, ...]) -> None:
     """`UnknownName`, with the names that there are, for a machine that neither ships nor is kept."""
-    there = (*known_machines(), *kept_names())
+    there = machine_names()
     for name in names:
         if name not in there:
             raise UnknownName(f"no machine is called {name!r}; there are: {', '.join(there)}")

@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_info
 from flexref.backend.protocol import Capabilities, Description
 from flexref.backend.registry import create, home, installed
 from flexref.errors import BackendUnavailable
-from flexref.machine.names import cache_folder
+from flexref.machine.names import cache_folder, kept_names
 from flexref.profile.environment import machine
 from flexref.version import __version__
 
@@ -72,7 +72,7 @@ def _found(name: str) -> FoundPort:
 def installation() -> dict[str, Any]:
     """All that a report of a fault should say of the place where it happened, fit for `json.dumps`."""
     here = machine(NO_DEVICE)
-    memory, machines, spill = psutil.virtual_memory(), cache_folder(), Path(tempfile.gettempdir())
+    memory, spill = psutil.virtual_memory(), Path(tempfile.gettempdir())
     return {
         "version": __version__,
         "folder": str(Path(__file__).parents[1]),
@@ -91,8 +91,8 @@ def installation() -> dict[str, Any]:
         "memory_bytes": here["memory_bytes"],
         "memory_free_bytes": int(memory.available),
         "devices": here["gpu"],
-        "machines_folder": str(machines),
-        "machines_kept": len(list(machines.glob("*.json"))),
+        "machines_folder": str(cache_folder()),
+        "machines_kept": len(kept_names()),
         "spill_folder": str(spill),
         "spill_free_bytes": psutil.disk_usage(str(spill)).free,
     }

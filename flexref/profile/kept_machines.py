@@ -15,7 +15,7 @@ from flexref.backend.protocol import Backend
 from flexref.errors import FlexrefError, PolicyError
 from flexref.files import replace_text
 from flexref.machine.machine import FORMAT, Machine
-from flexref.machine.names import cache_folder
+from flexref.machine.names import kept_file
 from flexref.machine.quality import DAY_S, age_in_words
 from flexref.profile.environment import machine as describe
 from flexref.profile.environment import versions
@@ -171,7 +171,7 @@ class Given:
 
 def kept_path(backend: Backend, disk_dir: str | Path) -> Path:
     """The file in which this machine is kept, whether it is there or not."""
-    return cache_folder() / f"{cache_name(backend, disk_dir)}.json"
+    return kept_file(cache_name(backend, disk_dir))
 
 
 def cache_name(backend: Backend, disk_dir: str | Path) -> str:

@@ -13,7 +13,7 @@ from flexref.backend.registry import create, installed
 from flexref.errors import BackendUnavailable, FlexrefError, WrongCall
 from flexref.machine.known import machine_named
 from flexref.machine.machine import Machine
-from flexref.machine.names import cache_folder, check_listed, kept_names, known_machines
+from flexref.machine.names import check_listed, kept_file, kept_names, known_machines
 from flexref.profile.kept_machines import cache_name
 
 SHIPPED, KEPT, NOT_KEPT = "shipped", "kept", "not kept"
@@ -57,18 +57,14 @@ class ListedMachine:
 
 def listed_machines() -> list[ListedMachine]:
     """All of them, by name, those that ship first."""
-    found = [_read(name, SHIPPED, None, partial(machine_named, name)) for name in known_machines()]
     used = set(_used_names())
-    for name in kept_names():
-        path = cache_folder() / f"{name}.json"
-        found.append(_read(name, KEPT, path, partial(Machine.read, path), name in used))
-    return found
+    return [*map(_shipped, known_machines()), *(_kept(name, name in used) for name in kept_names())]
 
 
 def listed_machine(name: str) -> ListedMachine:
     """The one of that name; `UnknownName` lists the names that there are."""
     check_listed((name,))
-    return next(machine for machine in listed_machines() if machine.name == name)
+    return _shipped(name) if name in known_machines() else _kept(name, name in _used_names())
 
 
 def forget(names: tuple[str, ...]) -> None:
@@ -76,13 +72,22 @@ def forget(names: tuple[str, ...]) -> None:
 
     Raises `UnknownName` for one that is not there, `WrongCall` for one that ships.
     """
-    found = [listed_machine(name) for name in names]
-    shipped = [machine.name for machine in found if machine.path is None]
-    if shipped:
-        raise WrongCall(f"{shipped[0]} ships with flexref: only what is kept can be deleted")
-    for machine in found:
-        assert machine.path is not None
-        machine.path.unlink(missing_ok=True)
+    check_listed(names)
+    shipped = known_machines()
+    for name in names:
+        if name in shipped:
+            raise WrongCall(f"{name} ships with flexref: only what is kept can be deleted")
+    for name in names:
+        kept_file(name).unlink(missing_ok=True)
+
+
+def _shipped(name: str) -> ListedMachine:
+    return _read(name, SHIPPED, None, partial(machine_named, name))
+
+
+def _kept(name: str, used: bool) -> ListedMachine:
+    path = kept_file(name)
+    return _read(name, KEPT, path, partial(Machine.read, path), used)
 
 
 def _read(name: str, origin: str, path: Path | None, read: Callable[[], Machine], used: bool = False) -> ListedMachine:
@@ -102,4 +107,5 @@ def _used_names() -> Iterator[str]:
             except BackendUnavailable:
                 continue
             with closing(port):
-                yield cache_name(port, tempfile.gettempdir())
+                found = cache_name(port, tempfile.gettempdir())
+            yield found
