@@ -1,4 +1,4 @@
-"""For the tests of JSON types: puts `json_schema_kit`, which validates by a schema, on the import path."""
+"""For the tests of JSON types: puts `json_schema_kit` and `json_tree_kit`, their common code, on the import path."""
 
 import sys
 from pathlib import Path

@@ -21,7 +21,6 @@ TYPES: Mapping[str, Callable[[Any], bool]] = {
 SIMPLE: Mapping[str, tuple[str, Callable[[Any, Any], bool]]] = {
     "minimum": ("number", lambda value, bound: value >= bound),
     "maximum": ("number", lambda value, bound: value <= bound),
-    "exclusiveMinimum": ("number", lambda value, bound: value > bound),
     "pattern": ("string", lambda value, pattern: re.search(pattern, value) is not None),
     "minItems": ("array", lambda value, count: len(value) >= count),
     "maxItems": ("array", lambda value, count: len(value) <= count),

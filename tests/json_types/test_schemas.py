@@ -9,6 +9,7 @@ import json_schema_kit
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from json_tree_kit import places, replaced
 
 import flexref.data
 from flexref.bench.suites import read_suites
@@ -42,25 +43,6 @@ def printed(capsys: pytest.CaptureFixture[str], *call: str) -> list[Any]:
     """The JSON object on every line that a command prints."""
     assert run(command_group(COMMANDS), call) == 0
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def places(values: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """The path of every value in a JSON tree; of lists, of the first two items."""
-    inner: list[tuple[Any, Any]] = []
-    if isinstance(values, dict):
-        inner = list(values.items())
-    elif isinstance(values, list):
-        inner = list(enumerate(values[:2]))
-    return [path, *(place for key, value in inner for place in places(value, (*path, key)))]
-
-
-def replaced(values: Any, path: tuple[Any, ...], new: Any) -> Any:
-    """The JSON tree with another value at `path`."""
-    if not path:
-        return new
-    copy = dict(values) if isinstance(values, dict) else list(values)
-    copy[path[0]] = replaced(values[path[0]], path[1:], new)
-    return copy
 
 
 def properties(part: Any) -> Iterator[tuple[str, Any]]:
