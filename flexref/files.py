@@ -139,20 +139,34 @@ def replace_text(path: str | Path, text: str) -> None:
 def _replace(path: str | Path, data: bytes) -> None:
     if not os.fspath(path):
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-    target = Path(os.path.realpath(path))
-    old = os.stat(path) if os.path.exists(path) else None  # what /dev/stdout leads to may have no name
-    if old is not None and not stat.S_ISREG(old.st_mode):
+    file = successor(path)
+    if file is None:
         Path(path).write_bytes(data)
         return
-    file = NewFile(target)
     try:
-        if old is not None:
-            with suppress(PermissionError):  # somebody else's file, in a folder that is ours
-                os.fchmod(file.descriptor, stat.S_IMODE(old.st_mode))
         file.write(memoryview(data), 0)
         file.publish()
     finally:
         file.close()
+
+
+def successor(path: str | Path) -> "NewFile | None":
+    """What takes the place of the file `path` once it is published; a link is followed, an older file's rights stay.
+
+    None where `path` is no regular file, a pipe or a device, which is written in place. Raises `OSError`.
+    """
+    old = os.stat(path) if os.path.exists(path) else None  # what /dev/stdout leads to may have no name
+    if old is not None and not stat.S_ISREG(old.st_mode):
+        return None
+    file = NewFile(Path(os.path.realpath(path)))
+    try:
+        if old is not None:
+            with suppress(PermissionError):  # somebody else's file, in a folder that is ours
+                os.fchmod(file.descriptor, stat.S_IMODE(old.st_mode))
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 class NewFile:

@@ -5,7 +5,6 @@ Nothing in it is unpickled, and no size that it states is allocated: whoever rea
 
 import os
 import shutil
-import stat
 import struct
 import tokenize
 import zipfile
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import LogitsFileError, StorageError, in_gib
-from flexref.files import NewFile, open_regular
+from flexref.files import open_regular, successor
 
 Values = npt.NDArray[Any]
 
@@ -76,16 +75,11 @@ class ArraysWriter:
     def __init__(self, path: str | Path) -> None:
         self._path = path
         with self._telling():
-            old = os.stat(path) if os.path.exists(path) else None
-            is_kept = old is not None and not stat.S_ISREG(old.st_mode)  # a pipe or a device is written to as it is
-            self._file = None if is_kept else NewFile(Path(os.path.realpath(path)))
+            self._file = successor(path)
             self._stream: IO[bytes] | _WithoutPlaces
             if self._file is None:
                 self._stream = _WithoutPlaces(open(path, "wb"))  # noqa: SIM115
             else:
-                if old is not None:
-                    with suppress(PermissionError):  # somebody else's file, in a folder that is ours
-                        os.fchmod(self._file.descriptor, stat.S_IMODE(old.st_mode))
                 self._stream = os.fdopen(os.dup(self._file.descriptor), "wb")
             self._zip = zipfile.ZipFile(self._stream, "w", zipfile.ZIP_STORED)  # type: ignore[arg-type]
 

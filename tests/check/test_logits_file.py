@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import flexref.check.logits_file
+import flexref.files
 from flexref.architecture.spec import ModelSpec
 from flexref.check.logits import Job, stage_count
 from flexref.check.logits_compare import compare_logits
@@ -351,7 +351,7 @@ def test_a_full_disk_is_told_in_a_line(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(*_: object) -> None:
         raise OSError(28, os.strerror(28))
 
-    monkeypatch.setattr(flexref.check.logits_file.NewFile, "publish", refuse)
+    monkeypatch.setattr(flexref.files.NewFile, "publish", refuse)
     with (
         pytest.raises(StorageError, match=r"cannot write .*/x.npz: No space left on device"),
         ArraysWriter(tmp_path / "x.npz") as out,
