@@ -79,10 +79,9 @@ class Finding:
                 f"{where} gives no finite number, which is more than any rounding: {self.place} is {self.found}, "
                 f"needed {self.needed:.9g} within {self.bound:.3g}"
             )
-        times = f"{self.ratio:.3g} times its bound" if math.isfinite(self.ratio) else "more than any rounding"
         return (
-            f"{where} is off by {times}: {self.place} is {self.found:.9g}, needed {self.needed:.9g} "
-            f"within {self.bound:.3g}, off by {self.error:.3g}"
+            f"{where} is off by {times_its_bound(self.ratio)}: {self.place} is {self.found:.9g}, needed "
+            f"{self.needed:.9g} within {self.bound:.3g}, off by {self.error:.3g}"
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -94,6 +93,11 @@ class Finding:
 def finite_or_none(value: Any) -> Any:
     """`value`, or None for an infinite float or NaN, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def times_its_bound(ratio: float) -> str:
+    """An error in words, as a multiple of its bound."""
+    return f"{ratio:.3g} times its bound" if math.isfinite(ratio) else "more than any rounding"
 
 
 @dataclass(slots=True)

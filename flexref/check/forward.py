@@ -47,6 +47,9 @@ Pull = Callable[[Adjoint], Sequence[Adjoint]]
 
 SINGLE = Arithmetic(FLOAT32, FLOAT32)
 
+NOTHING = np.zeros(0)
+"""The local bound of a site on tapes that bound nothing."""
+
 KINK_MARGIN = 4
 """An argument of relu gets a bound of its own where it is closer to 0 than 4 times the largest such bound so far."""
 

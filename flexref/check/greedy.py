@@ -8,7 +8,7 @@ from flexref.architecture.program import Role, TensorKind, program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, StageKind, head_tiles, stages, tensor_name, token_tiles
 from flexref.check import laws, reference
-from flexref.check.forward import Model, Tape
+from flexref.check.forward import NOTHING, Model, Tape
 from flexref.check.probable import ProbableTape
 from flexref.check.tolerances import Arithmetic, Numbers, Operand, exact, linear_bound
 from flexref.storage.weightfile import WeightFile, read_tensor
@@ -16,8 +16,6 @@ from flexref.storage.weightfile import WeightFile, read_tensor
 LAYER_WORK_MOST = 1 << 22
 """Largest product of weights (of all layers) and tokens for which a model's bound is computed: it then takes seconds.
 Each argument of a relu near 0 costs a walk back through all layers before it."""
-
-NOTHING = np.zeros(0)
 
 
 class ValueTape(Tape):

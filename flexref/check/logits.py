@@ -12,9 +12,9 @@ import numpy as np
 from flexref.architecture.program import Role, TensorKind
 from flexref.architecture.stages import Stage, StageKind, stages, tensor_name
 from flexref.check import laws
-from flexref.check.forward import Model
+from flexref.check.forward import NOTHING, Model
 from flexref.check.greedy import table_rows
-from flexref.check.noisy import COPIES, NOTHING, NoisyTape, probable_arithmetic, unmoved
+from flexref.check.noisy import COPIES, NoisyTape, probable_arithmetic, unmoved
 from flexref.check.probable import DEVIATIONS
 from flexref.check.tolerances import Arithmetic, Numbers, Operand, exact, linear_bound
 from flexref.errors import FlexrefError
@@ -47,8 +47,7 @@ class StageTensors(Mapping[str, "Numbers | Operand"]):
             return self._given[name]
         tensor = self._specs[name]
         values = read_tensor(self._file.tensors[name])
-        is_table = len(tensor.shape) == 1 or tensor.role is Role.POSITIONS
-        return laws.dense(values) if is_table else laws.matrix(values, self._how)
+        return laws.matrix(values, self._how) if tensor.kind is TensorKind.MATRIX else laws.dense(values)
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self._given, **self._specs})

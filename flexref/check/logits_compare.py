@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.check.findings import finite_or_none
+from flexref.check.findings import finite_or_none, times_its_bound
 from flexref.check.logits_file import ArraysFile, StoredArray
 from flexref.check.logits_reference import About, RowAbout, read_about
 from flexref.errors import LogitsFileError, WrongCall, how_many
@@ -43,10 +43,9 @@ class Place:
         return self.error / self.bound if self.bound else math.inf
 
     def __str__(self) -> str:
-        times = f"{self.share:.3g} times its bound" if math.isfinite(self.share) else "more than any rounding"
         return (
             f"position {self.position}, token {self.token_id}: found {self.found:.9g}, needed {self.needed:.9g} within "
-            f"{self.bound:.3g}, which is off by {times}"
+            f"{self.bound:.3g}, which is off by {times_its_bound(self.share)}"
         )
 
     def to_json(self) -> dict[str, Any]:

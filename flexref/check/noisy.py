@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from flexref.check import reference
-from flexref.check.forward import Adjoint, Pull, Site, Tape
+from flexref.check.forward import NOTHING, Adjoint, Pull, Site, Tape
 from flexref.check.tolerances import (
     FLOAT32,
     FUNCTION_ULPS,
@@ -38,8 +38,6 @@ AT_WORST = 2 * FUNCTION_ULPS
 
 SCORES_AT_ONCE = 1 << 22
 """Bounds the memory of attention: scores of so many pairs of tokens, in as many heads as that allows."""
-
-NOTHING = np.zeros(0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,8 +122,7 @@ def explanation(name: str) -> str:
         if clause in members:
             who = NEEDED_BY[part]
     source, first = inspect.getsourcelines(clause)
-    file = Path(inspect.getfile(clause))
-    place = "/".join(file.parts[file.parts.index("testing") - 1 :]) if "testing" in file.parts else file.name
+    place = Path(inspect.getfile(clause)).relative_to(HERE.parents[1])
     return f"{name}\n\n{inspect.getdoc(clause)}\n\nNeeded of: {who}\nSource: {place}, line {first}\n\n{''.join(source)}"
 
 

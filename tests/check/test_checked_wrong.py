@@ -57,12 +57,7 @@ WRONG: tuple[tuple[Any, str, str, Policy], ...] = (
     (ROW_PORTS.AddRowsOverwrites, "add_rows", "none", HOME),
     (ROW_PORTS.AddRowsByPlace, "add_rows", "none", HOME),
     (ROW_PORTS.LinearIsTransposed, "linear attention_qkv", "none", HOME),
-    (
-        ROW_PORTS.NibblesSwapped,
-        "linear",
-        "int4",
-        HOME.changed(weights=Shares(0, 1, 0)),
-    ),  # what lies on the device is expanded first
+    (ROW_PORTS.NibblesSwapped, "linear", "int4", STREAMED),
     (ROW_PORTS.NibblesSwapped, "expand", "int4", GROUPS),
     (ROW_PORTS.LinearInHalfPrecision, "linear", "none", HOME),
     (ROW_PORTS.LinearIgnoresAdd, "linear", "none", HOME),
