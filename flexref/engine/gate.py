@@ -27,11 +27,19 @@ class Gate:
 
     def check_usable(self) -> None:
         """`EngineError` if the engine can do nothing any more, here; a job that is under way is no obstacle."""
-        self._check_usable()
+        if self._is_elsewhere():
+            raise EngineError(
+                f"the engine belongs to process {self._process} and cannot work in one that was forked from it: load "
+                "the model here"
+            )
+        if self.closed:
+            raise EngineError("the engine is closed: load the model again")
+        if self._broken():
+            raise EngineError("the engine was broken off in mid-work and cannot go on: load the model again")
 
     def check(self) -> None:
         """`EngineError` unless a job could begin now."""
-        self._check_usable()
+        self.check_usable()
         if self._taken.locked():
             raise _at_work()
 
@@ -50,14 +58,14 @@ class Gate:
         try:
             while True:
                 with self.interrupts:
-                    self._check_usable()
+                    self.check_usable()
                     try:
                         results = next(job)
                     except StopIteration:
                         return
                     self._stream = weakref.ref(job)
                 for result in results:
-                    self._check_usable()
+                    self.check_usable()
                     yield result
         finally:
             with self.interrupts:
@@ -86,7 +94,7 @@ class Gate:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        self._check_usable()
+        self.check_usable()
         if not self._taken.acquire(blocking=False):
             raise _at_work()
         try:
@@ -98,17 +106,6 @@ class Gate:
     def _is_elsewhere(self) -> bool:
         """Whether this is a forked process: memory was copied, the threads of the lanes were not."""
         return os.getpid() != self._process
-
-    def _check_usable(self) -> None:
-        if self._is_elsewhere():
-            raise EngineError(
-                f"the engine belongs to process {self._process} and cannot work in one that was forked from it: load "
-                "the model here"
-            )
-        if self.closed:
-            raise EngineError("the engine is closed: load the model again")
-        if self._broken():
-            raise EngineError("the engine was broken off in mid-work and cannot go on: load the model again")
 
 
 def _at_work() -> EngineError:

@@ -372,7 +372,7 @@ def test_a_gate_does_what_its_model_does() -> None:
 class KeepsTheLockOfAFailure(Gate):
     @contextmanager
     def _alone(self) -> Generator[None, None, None]:
-        self._check_usable()
+        self.check_usable()
         if not self._taken.acquire(blocking=False):
             raise EngineError(AT_WORK)
         yield
@@ -390,7 +390,7 @@ class HoldsNothingBackInAStream(Gate):
     def stream(self, steps: Any) -> Any:
         for results in self._job(steps):
             for result in results:
-                self._check_usable()
+                self.check_usable()
                 yield result
 
 
@@ -399,7 +399,7 @@ class LeavesItsJobToTheCollector(Gate):
         self.kept = job = self._job(steps)
         while True:
             with self.interrupts:
-                self._check_usable()
+                self.check_usable()
                 try:
                     results = next(job)
                 except StopIteration:
@@ -408,15 +408,15 @@ class LeavesItsJobToTheCollector(Gate):
 
 
 class LetsTheClosedGoOn(Gate):
-    def _check_usable(self) -> None:
+    def check_usable(self) -> None:
         if not self._taken.locked():
-            super()._check_usable()
+            super().check_usable()
 
 
 class LetsEverybodyIn(Gate):
     @contextmanager
     def _alone(self) -> Generator[None, None, None]:
-        self._check_usable()
+        self.check_usable()
         taken = self._taken.acquire(blocking=False)
         try:
             yield
