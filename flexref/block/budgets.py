@@ -1,6 +1,6 @@
 """Whether what a block needs fits the budgets of the tiers, and what to say where it does not; it takes no memory."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flexref.backend.protocol import Backend, Capabilities
 from flexref.block.memory_plan import BlockPlan, Need, plan_block
@@ -18,7 +18,17 @@ def engine_needs(caps: Capabilities) -> Iterator[Need]:
         yield Tier.DEVICE, "scratch", aligned(caps.scratch_bytes, ALIGNMENT_BYTES)
 
 
-def totals(needs: Iterator[Need]) -> dict[Tier, int]:
+def lasting_needs(weights: WeightsPlan, caps: Capabilities) -> list[Need]:
+    """What is held whatever block runs: by the port, and for the weights."""
+    return [*engine_needs(caps), *weights.needs()]
+
+
+def loading_need(weights: WeightsPlan) -> Need:
+    """What loading the weights takes beside that for a while; it is given back before there is a block."""
+    return Tier.HOST, "loading", weights.loading_bytes
+
+
+def totals(needs: Iterable[Need]) -> dict[Tier, int]:
     """Bytes per tier, each need with its alignment, as the arenas count them."""
     sums = dict.fromkeys(Tier, 0)
     for tier, _, nbytes in needs:
@@ -28,7 +38,7 @@ def totals(needs: Iterator[Need]) -> dict[Tier, int]:
 
 def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> None:
     """`CapacityError` for the first tier whose budget the needs exceed: its largest holders, what would help."""
-    sums = totals(iter(needs))
+    sums = totals(needs)
     for tier, budget in budgets.items():
         if budget is None or sums[tier] <= budget:
             continue
@@ -44,7 +54,7 @@ def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> Non
 
 def fit(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> bool:
     """Whether they exceed no budget."""
-    sums = totals(iter(needs))
+    sums = totals(needs)
     return all(budget is None or sums[tier] <= budget for tier, budget in budgets.items())
 
 
@@ -60,8 +70,8 @@ def fitting_block(
     Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
     `CapacityError` naming the tier, what is missing and what would help.
     """
-    whole = [*engine_needs(caps), *weights.needs()]
-    loading = [*whole, (Tier.HOST, "loading", weights.loading_bytes)]
+    whole = lasting_needs(weights, caps)
+    loading = [*whole, loading_need(weights)]
     loads = fit(loading, budgets)
     for expansion in (Expansion.KEPT, Expansion.PER_PASS, Expansion.NEVER):
         plan = plan_block(weights, caps, policy, rows, expansion=expansion)
@@ -69,7 +79,7 @@ def fitting_block(
         if loads and fit(needs, budgets):
             return plan
     # What asks for more of the host comes first: who gives that has given the other's.
-    for each in sorted((needs, loading), key=lambda needs: -totals(iter(needs))[Tier.HOST]):
+    for each in sorted((needs, loading), key=lambda needs: -totals(needs)[Tier.HOST]):
         check_fits(each, budgets)
     raise AssertionError("a plan that exceeds a budget passed its check")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
-from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted
+from flexref.block.rows import AlikeRows, RowLengths, counted
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.machine.machine import Machine
@@ -113,21 +113,17 @@ class SearchProblem:
                 break
         return None, limits
 
-    def rows(self, policy: Policy) -> JobRows:
-        """The rows of the job; where the job has no number of rows, those of one block."""
-        rows = self.situation.rows
-        return AlikeRows(next(iter(counted(rows))), policy.rows_per_block) if self.situation.steady else rows
-
     def predict(self, policy: Policy, trace: Trace | None = None) -> Prediction:
         """The simulator's prediction for the policy; it is simulated once."""
         if trace is not None or policy not in self.known:
-            found = simulate(self.situation.file, self.situation.machine, policy, self.rows(policy), trace=trace)
-            self.known[policy] = found
+            situation = self.situation
+            rows = situation.job_rows(policy)
+            self.known[policy] = simulate(situation.file, situation.machine, policy, rows, trace=trace)
         return self.known[policy]
 
     def estimate(self, policy: Policy, solution: Solution) -> Prediction:
         """A prediction with the linear program's seconds; its peak bytes are exact."""
-        rows = self.rows(policy)
+        rows = self.situation.job_rows(policy)
         blocks = len(rows) / policy.rows_per_block
         held = self.situation.held_bytes(policy)
         return Prediction(

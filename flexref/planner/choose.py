@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from flexref.block.budgets import check_fits, engine_needs
+from flexref.block.budgets import check_fits, lasting_needs, loading_need
 from flexref.block.memory_plan import plan_block
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion
@@ -97,9 +97,9 @@ def _most_frugal(choice: Choice) -> Policy:
     fewest = {name: 1 for name in ("rows_per_group", "groups_per_block") if name not in choice.keep}
     frugal = situation.base.changed(weights=ON_DISK, cache=ON_DISK, activations=ON_DISK, **fewest)
     weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal.overlap))
-    whole = [*engine_needs(situation.caps), *weights.needs()]
+    whole = lasting_needs(weights, situation.caps)
     for rows in situation.blocks(frugal):
         block = plan_block(weights, situation.caps, frugal, rows, expansion=Expansion.NEVER)
         check_fits([*whole, *block.needs()], choice.budgets)
-    check_fits([*whole, (Tier.HOST, "loading", weights.loading_bytes)], choice.budgets)
+    check_fits([*whole, loading_need(weights)], choice.budgets)
     return frugal

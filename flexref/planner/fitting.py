@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from flexref.backend.protocol import Capabilities
-from flexref.block.budgets import engine_needs, totals
+from flexref.block.budgets import lasting_needs, loading_need, totals
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
 from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted, counted_blocks
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
@@ -162,17 +162,19 @@ class Situation:
             groups_per_block=solution.groups,
         )
 
+    def job_rows(self, policy: Policy) -> JobRows:
+        """The rows of the job; where the job has no number of rows, those of one block."""
+        return AlikeRows(next(iter(self.kinds)), policy.rows_per_block) if self.steady else self.rows
+
     def blocks(self, policy: Policy) -> Iterable[Sequence[RowLengths]]:
         """Every kind of block of the job, once."""
-        if self.steady:
-            return counted_blocks(AlikeRows(next(iter(self.kinds)), policy.rows_per_block), policy.rows_per_block)
-        return counted_blocks(self.rows, policy.rows_per_block)
+        return counted_blocks(self.job_rows(policy), policy.rows_per_block)
 
     def held_bytes(self, policy: Policy) -> dict[Tier, int]:
         """The most that each tier must hold, to the byte; weights are loaded before there is a block."""
         weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
-        always = totals(iter([*engine_needs(self.caps), *weights.needs()]))
-        most = {**always, Tier.HOST: always[Tier.HOST] + weights.loading_bytes}
+        whole = lasting_needs(weights, self.caps)
+        always, most = totals(whole), totals([*whole, loading_need(weights)])
         for rows in self.blocks(policy):
             block = totals(plan_block(weights, self.caps, policy, rows, expansion=Expansion.NEVER).needs())
             most = {tier: max(nbytes, always[tier] + block[tier]) for tier, nbytes in most.items()}

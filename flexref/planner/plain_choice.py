@@ -10,7 +10,7 @@ from itertools import product
 from typing import Any
 
 from flexref.backend.protocol import Capabilities
-from flexref.block.budgets import engine_needs, totals
+from flexref.block.budgets import fit, lasting_needs, loading_need
 from flexref.block.memory_plan import plan_block
 from flexref.block.rows import RowLengths, counted_blocks
 from flexref.block.workspace import Expansion
@@ -51,22 +51,19 @@ class PlainChoice:
         """
         asked = Policy(**self.keep)
         weights = WeightsPlan.of(self.file, asked.weights, slots_of(asked.overlap))
-        whole = [*engine_needs(self.caps), *weights.needs()]
-        if not self._within([*whole, (Tier.HOST, "loading", weights.loading_bytes)]):
+        budgets = {
+            tier: None if budget is None else budget - budget // SPARE_PART for tier, budget in self.budgets.items()
+        }
+        whole = lasting_needs(weights, self.caps)
+        if not fit([*whole, loading_need(weights)], budgets):
             return None
         for expansion, (size, groups) in product((Expansion.KEPT, Expansion.NEVER), shapes(self.rows, self.keep)):
             policy = asked.changed(rows_per_group=size, groups_per_block=groups)
             kinds = counted_blocks(self.rows, policy.rows_per_block)
             blocks = (plan_block(weights, self.caps, policy, rows, expansion=expansion) for rows in kinds)
-            if all(self._within([*whole, *block.needs()]) for block in blocks):
+            if all(fit([*whole, *block.needs()], budgets) for block in blocks):
                 return policy
         return None
-
-    def _within(self, needs: Sequence[tuple[Tier, str, int]]) -> bool:
-        sums = totals(iter(needs))
-        return all(
-            budget is None or sums[tier] <= budget - budget // SPARE_PART for tier, budget in self.budgets.items()
-        )
 
 
 def shapes(rows: Sequence[RowLengths], keep: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
