@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from statistics import quantiles
 from typing import Annotated
 
+from flexref.errors import how_many
 from flexref.json_types.values import Number, Whole
 
 BUSY_LOAD = 0.5
@@ -78,6 +79,5 @@ def age_in_words(seconds: float) -> str:
     """An age for people: `3 days`, `2 hours`, `5 minutes`."""
     for unit, length in (("day", DAY_S), ("hour", 3600.0), ("minute", 60.0)):
         if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''}"
+            return how_many(int(seconds // length), unit)
     return "less than a minute" if seconds >= 0 else "less than nothing"
