@@ -8,7 +8,6 @@ import click
 
 from flexref.cli.options import asked_of, computing_port, option, options, prompts_of, was_given
 from flexref.cli.show.progress import progress
-from flexref.cli.streams import tell
 from flexref.errors import FlexrefError, install_hint
 
 if TYPE_CHECKING:
@@ -106,8 +105,7 @@ def command(
         if fault is None and is_judged:
             click.echo("all is within bounds")
     if fault is not None:
-        tell(f"flexref: {fault}")
-        raise click.exceptions.Exit(1)
+        raise FlexrefError(fault)
 
 
 def _job(given: dict[str, Any]) -> "PortCheck":

@@ -9,7 +9,7 @@ import click
 
 from flexref.cli.arguments import TEXT
 from flexref.cli.logs import shows_progress
-from flexref.cli.options import BUDGETS, asked_of, option, options, prompts_of
+from flexref.cli.options import BUDGETS, asked_of, check_prompts, option, options, prompts_of
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
@@ -51,8 +51,7 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     """
     if given["logprobs"] and not as_json:
         raise click.UsageError("--logprobs belongs to --json")
-    if not given["prompts"] and given["input_file"] is None:
-        raise click.UsageError("give --prompt or --input")
+    check_prompts(given)
     sampling_of(given)
     inputs = (model, given["input_file"], given["policy"], given["machine"])
     check_outputs({"--trace": trace_file}, inputs, force=given["force"])

@@ -10,6 +10,7 @@ from click.core import ParameterSource
 
 from flexref.cli.arguments import BACKEND, BUDGET_GIB, MACHINE, TEXT, WEIGHT_FILE
 from flexref.cli.completion import files, folders, machines, ports, weight_files
+from flexref.errors import how_many
 from flexref.units import GIB
 
 if TYPE_CHECKING:
@@ -139,15 +140,20 @@ def option(flag: str, **differs: Any) -> Callable[[Command], Command]:
     return click.option(*names, *own, **settings)
 
 
-def options(*flags: str) -> Callable[[Command], Command]:
-    """The declared options `flags`, on a command, in this order."""
+def together(*decorators: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """What several options make of a command, in this order."""
 
     def decorated(command: Command) -> Command:
-        for flag in reversed(flags):
-            command = option(flag)(command)
+        for decorator in reversed(decorators):
+            command = decorator(command)
         return command
 
     return decorated
+
+
+def options(*flags: str) -> Callable[[Command], Command]:
+    """The declared options `flags`, on a command, in this order."""
+    return together(*map(option, flags))
 
 
 def was_given(context: click.Context, name: str) -> bool:
@@ -157,17 +163,13 @@ def was_given(context: click.Context, name: str) -> bool:
 
 def scoring_options(command: Command) -> Command:
     """Where things lie and on which port, on a command that scores and takes them as `engine_for` needs them."""
-    for decorated in reversed(
-        (
-            options("--backend", "--device-mem-gib", "--host-mem-gib"),
-            option("--disk-dir", help="Where activations may spill; default: the temporary folder."),
-            options("--policy", "--percent", "--rows-per-group", "--groups"),
-            option("--quantize-cache", help="Keys and values pass through 4-bit groups, as in a cache."),
-            option("--overlap"),
-        )
-    ):
-        command = decorated(command)
-    return command
+    return together(
+        options("--backend", "--device-mem-gib", "--host-mem-gib"),
+        option("--disk-dir", help="Where activations may spill; default: the temporary folder."),
+        options("--policy", "--percent", "--rows-per-group", "--groups"),
+        option("--quantize-cache", help="Keys and values pass through 4-bit groups, as in a cache."),
+        option("--overlap"),
+    )(command)
 
 
 def asked_of(given: Mapping[str, Any]) -> "Asked":
@@ -207,6 +209,12 @@ def check_windows(given: Mapping[str, Any]) -> None:
         raise click.UsageError("--stride must not be more than --window")
 
 
+def check_prompts(given: Mapping[str, Any]) -> None:
+    """A usage error if there are no prompts, on the command line or in a file."""
+    if not given["prompts"] and given["input_file"] is None:
+        raise click.UsageError("give --prompt or --input")
+
+
 def computing_port(name: str) -> "Backend":
     """The port `name`; `WrongCall` if it only counts, so that no command that computes can have it."""
     from flexref.backend.registry import create
@@ -223,11 +231,9 @@ def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) 
     """The prompts of the command line, then those of the file."""
     from flexref.text.prompts import Prompt, read_prompts
 
-    if not texts and input_file is None:
-        raise click.UsageError("give --prompt or --input")
     prompts = [Prompt(text=text) for text in texts]
     return prompts + (read_prompts(input_file, vocabulary, _tell_of_blank_lines) if input_file is not None else [])
 
 
 def _tell_of_blank_lines(count: int) -> None:
-    LOG.warning("skipped %d blank %s", count, "line" if count == 1 else "lines")
+    LOG.warning("skipped %s", how_many(count, "blank line"))

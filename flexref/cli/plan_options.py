@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.arguments import Amount
-from flexref.cli.options import Command, option, options
+from flexref.cli.options import Command, option, options, together
 
 if TYPE_CHECKING:
     from flexref.planner.plan_request import PlanRequest
@@ -44,9 +44,7 @@ ALL_SCHEMES, ALL_PLACES = ("none", "int4"), ("device", "host")
 
 def plan_options(command: Command) -> Command:
     """The options, on a command that takes them as keyword arguments for `plan_request_of`."""
-    for decorated in reversed(OPTIONS):
-        command = decorated(command)
-    return command
+    return together(*OPTIONS)(command)
 
 
 def plan_request_of(given: Mapping[str, Any]) -> "PlanRequest":

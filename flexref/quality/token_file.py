@@ -27,10 +27,11 @@ def read_tokens(path: Path | str) -> tuple[int, ...]:
 
 def _of_words(text: str, path: Path | str) -> Iterator[int]:
     for number, line in enumerate(text.split("\n"), start=1):
+        place = f"{path}, line {number}"
         for word in line.split():
             if not (word.isascii() and word.isdigit() and len(word) <= LONGEST_ID_DIGITS):
-                raise PromptError(f"{path}, line {number}: {word[:40]!r} is no token id")
-            yield _checked(int(word), f"{path}, line {number}")
+                raise PromptError(f"{place}: {word[:40]!r} is no token id")
+            yield _checked(int(word), place)
 
 
 def _of_lists(text: str, path: Path | str) -> Iterator[int]:

@@ -4,12 +4,17 @@ import json
 import logging
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 import click
 
 from flexref.cli.completion import listed_machines as complete_names
 from flexref.cli.options import computing_port, option
+
+if TYPE_CHECKING:
+    from flexref.profile.listed_machines import ListedMachine
 
 LOG = logging.getLogger(__name__)
 
@@ -63,14 +68,7 @@ def command(
 def _list(as_json: bool) -> None:
     from flexref.profile.listed_machines import listed_machines
 
-    found = [machine.to_json(time.time()) for machine in listed_machines()]
-    if as_json:
-        click.echo(json.dumps({"machines": found}))
-        return
-    from flexref.cli.show.console import table_console
-    from flexref.cli.show.machines_report import print_machines
-
-    print_machines(table_console(), found)
+    _print(listed_machines(), as_json)
 
 
 def _show(name: str, as_json: bool) -> None:
@@ -100,7 +98,11 @@ def _measure(backend: str, disk_dir: str, full: bool, as_json: bool) -> None:
             machine = measure_and_keep(port, disk_dir, LOG.warning, quick=not full, on_part=shown.note)
     # What could not be kept, which was said, is in no list.
     kept = listed_machine(path.stem) if path.exists() else ListedMachine(path.stem, NOT_KEPT, None, machine)
-    found = [kept.to_json(time.time())]
+    _print([kept], as_json)
+
+
+def _print(machines: "Sequence[ListedMachine]", as_json: bool) -> None:
+    found = [machine.to_json(time.time()) for machine in machines]
     if as_json:
         click.echo(json.dumps({"machines": found}))
         return

@@ -8,7 +8,7 @@ from flexref.cli.arguments import TEXT
 from flexref.cli.options import option
 from flexref.cli.reference_run import DTYPES
 from flexref.cli.show.progress import progress
-from flexref.cli.streams import tell
+from flexref.errors import FlexrefError
 
 DTYPE_HELP = "What the other engine stores results as, summing in float32: the type whose bounds are asked."
 
@@ -38,5 +38,4 @@ def command(reference: str, theirs: str, dtype: str, as_json: bool) -> None:
 
         print_difference(table_console(highlight=False), found)
     if found.fault is not None:
-        tell(f"flexref: {found.fault}")
-        raise click.exceptions.Exit(1)
+        raise FlexrefError(found.fault)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.options import option, prompts_of
+from flexref.cli.options import check_prompts, option, prompts_of
 from flexref.cli.reference_run import DTYPES
 from flexref.cli.show.progress import progress
 from flexref.cli.streams import printable
@@ -40,14 +40,14 @@ def command(
     `flexref compare-logits` asks it. Every bound takes as long as nine runs in float64. The file has 8 bytes for each
     logit, and 4 for each bound.
     """
+    check_prompts(given)
+
     from flexref.check.logits import stage_count
     from flexref.check.logits_reference import reference_bytes, write_reference
     from flexref.cli.show.outputs import check_outputs
     from flexref.errors import how_many, in_gib
 
     texts, path = given["prompts"], given["input_file"]
-    if not texts and path is None:
-        raise click.UsageError("give --prompt or --input")
     check_outputs({"-o": output_file}, (model, path), force=given["force"])
     chosen = tuple(dtype for dtype in DTYPES if dtype in dtypes) or DTYPES
     job, record_ids = _job(model, texts, path, positions)

@@ -12,9 +12,6 @@ from flexref.errors import StorageError
 if TYPE_CHECKING:
     from flexref.block.trace import Trace
 
-BUILT_IN = {"demo": str(Path(__file__).parents[2] / "data" / "demo.h5")}
-"""Files that go by a name of ours, whatever has it in the working folder."""
-
 Identity = tuple[int, int]
 """Of a file, by which all its names are one: device and inode."""
 
@@ -88,9 +85,11 @@ def _identities(inputs: Iterable[str | None]) -> dict[str | Identity, str]:
 
 
 def _files(path: str) -> Iterator[str]:
-    """The file itself, or what lies in a folder; of a name of ours also the file that it stands for."""
-    if path in BUILT_IN:
-        yield BUILT_IN[path]
+    """The file itself, or what lies in a folder; of the built-in model's name also its file."""
+    from flexref.storage.names import DEMO, DEMO_FILE
+
+    if path == DEMO:
+        yield str(DEMO_FILE)
     if os.path.isdir(path):
         with suppress(OSError):  # whoever reads it says what is wrong
             yield from (entry.path for entry in os.scandir(path))
