@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping
 
+BINARY_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+"""Of bytes, the largest first."""
+
 
 class FlexrefError(Exception):
     """The base of every error that a user can cause; its text is one line, fit to be shown as it is."""
@@ -83,7 +86,7 @@ def how_many(count: int, what: str) -> str:
 
 def in_gib(size_bytes: int) -> str:
     """`size_bytes` in the largest binary unit that keeps it at 1 or more, for people: `1.50 GiB`, `12 bytes`."""
-    for unit, unit_bytes in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+    for unit, unit_bytes in BINARY_UNITS:
         if size_bytes >= unit_bytes:
             return f"{size_bytes / unit_bytes:.2f} {unit}"
     return f"{size_bytes} bytes"

@@ -69,20 +69,22 @@ def command(
     cannot run a model come last and say why. Every pair takes some seconds, and as many are planned at once as there
     are cores.
     """
+    known_prices = prices_of(prices)
+    if plot_file is not None:
+        from flexref.cli.show.outputs import check_outputs
+        from flexref.cli.show.plots import check_plot
+
+        check_plot(plot_file, "--plot")
+        check_outputs({"--plot": plot_file}, (*machines, *models), force=force)
+
     from flexref.cli.show.compare_machines_report import print_machines
     from flexref.cli.show.console import table_console
-    from flexref.cli.show.outputs import check_outputs
-    from flexref.cli.show.plots import check_plot
     from flexref.cli.show.progress import progress
     from flexref.cli.side_by_side import side_by_side
     from flexref.machine.known import machine_named
     from flexref.machine.names import known_machines
     from flexref.planner.candidates import layouts
 
-    known_prices = prices_of(prices)
-    if plot_file is not None:
-        check_plot(plot_file, "--plot")
-        check_outputs({"--plot": plot_file}, (*machines, *models), force=force)
     models = tuple(dict.fromkeys(models))
     chosen = [(name, machine_named(name)) for name in dict.fromkeys(machines or known_machines())]
     strangers = sorted(set(known_prices) - {name for name, _ in chosen})
@@ -90,7 +92,7 @@ def command(
         raise click.UsageError(f"--price-per-hour names {strangers[0]!r}, which is not among the machines")
     wanted = plan_request_of(options)
     for model in models:
-        list(layouts(model, wanted.weights_schemes))  # a name that nobody knows is said before the first is planned
+        list(layouts(model, wanted.weights_schemes))  # a file that cannot be planned is told before the first plan
     pairs = list(product(models, chosen))
     found = side_by_side(row, [(model, named, wanted, known_prices.get(named[0])) for model, named in pairs])
     rows: list[dict[str, Any]] = []

@@ -36,21 +36,23 @@ def command(
         raise click.UsageError("give either --text or --tokens")
     check_windows(given)
     plot_file = given["plot_file"]
-    from flexref.cli.show.compare_models_plot import draw
-    from flexref.cli.show.compare_models_report import print_comparison
-    from flexref.cli.show.console import table_console
-    from flexref.cli.show.outputs import check_outputs
-    from flexref.cli.show.plot_titles import comparison_title
-    from flexref.cli.show.plots import check_plot
-    from flexref.quality.compare import check_comparable, compare
-    from flexref.quality.perplexity import read_text, sample_text, sample_tokens
-    from flexref.quality.token_file import read_tokens
-
     if plot_file is not None:
+        from flexref.cli.show.outputs import check_outputs
+        from flexref.cli.show.plots import check_plot
+
         check_plot(plot_file, "--plot")
         check_outputs(
             {"--plot": plot_file}, (first, second, text_file, tokens_file, given["policy"]), force=given["force"]
         )
+
+    from flexref.cli.show.compare_models_plot import draw
+    from flexref.cli.show.compare_models_report import print_comparison
+    from flexref.cli.show.console import table_console
+    from flexref.cli.show.plot_titles import comparison_title
+    from flexref.quality.compare import check_comparable, compare
+    from flexref.quality.perplexity import read_text, sample_text, sample_tokens
+    from flexref.quality.token_file import read_tokens
+
     text = None if text_file is None else read_text(text_file)
     ids = () if tokens_file is None else read_tokens(tokens_file)
     how = given["window"], given["stride"], given["bos"]

@@ -66,12 +66,13 @@ def command(source: str, out: str, calibrate: str | None, force: bool, as_json: 
     The built-in model, `demo`, is a weight file of scheme none. Memory stays small whatever the model's size, with
     --calibrate some twelve times that of one layer in float32, and OUT.h5 appears only when all of it is on the disk.
     """
-    from flexref.storage.convert import convert
-
     context = click.get_current_context()
     if was_given(context, "group_size") and not was_given(context, "scheme"):
         raise click.UsageError("--group-size is that of quantized weights: give --quantize int4 or int8 with it")
     check_replaced({"OUT.h5": out}, (source, calibrate), force=force)
+
+    from flexref.storage.convert import convert
+
     scheme, group_size, dtype = given["scheme"], given["group_size"], given["dtype"]
     tokenizer = _tokenizer_of(source)
     started = time.perf_counter()

@@ -56,12 +56,13 @@ def command(model: str, as_json: bool, **options: Any) -> None:
     Every way of storing things that is allowed is searched: all rows per group and groups up to a stated bound, and for
     each the shares that a linear program finds best. Those that come near the best are simulated, pass by pass.
     """
+    price = price_per_hour(options)
+    check_files(model, options)
+
     from flexref.cli.show.outputs import tracing
     from flexref.cli.show.progress import progress
     from flexref.planner.plan import plan
 
-    price = price_per_hour(options)
-    check_files(model, options)
     wanted = plan_request_of(options)
     with progress("measuring this machine") as shown, tracing(options["trace_file"]) as trace:
         machine = machine_of(options["machine"], options["backend"])

@@ -30,9 +30,10 @@ def command(
     quarter of the free memory at most, and moves about 1 GiB to the disk and from it. What else runs on the machine
     meanwhile is measured too.
     """
+    check_outputs({"-o": output_file}, (), force=force)
+
     from flexref.profile.measure import measure_machine
 
-    check_outputs({"-o": output_file}, (), force=force)
     with closing(computing_port(backend)) as port, progress("measuring") as shown:
         machine = measure_machine(port, disk_dir or tempfile.gettempdir(), quick=quick, tell=shown.note)
     if output_file is not None:

@@ -6,7 +6,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
+from flexref.errors import BINARY_UNITS
 
 WEIGHTS, CACHE = ("float16", "int8", "int4"), ("float16", "int4")
 """Types whose bytes have columns."""
@@ -43,7 +43,7 @@ def _count(parameters: int) -> str:
 
 def _bytes(size: int) -> str:
     """Three digits in a binary unit: the table is to compare models, `--json` has every byte."""
-    for unit, unit_bytes in UNITS:
+    for unit, unit_bytes in BINARY_UNITS:
         if size >= unit_bytes:
             return f"{size / unit_bytes:.{max(0, 3 - len(str(size // unit_bytes)))}f} {unit}"
     return f"{size} B"
