@@ -17,10 +17,11 @@ sys.path.insert(0, str(ROOT / "tools"))
 
 from hostile_run import judging, kinds  # noqa: E402
 from hostile_run.running import Runner  # noqa: E402
+from hostile_run.shelf import CALL  # noqa: E402
 from hostile_run.trial import HUNG, IN, MADE, OUT, Trial  # noqa: E402
 
 PLANTED = """
-import ctypes, os, signal, sys, time
+import ctypes, os, pickle, signal, sys, time
 from pathlib import Path
 
 def command():
@@ -48,6 +49,8 @@ def command():
         Path("old.h5").unlink()
     if how == "torn":
         Path("plan.json").write_text("{")
+    if how == "follow a pickle":
+        pickle.loads(CALL)
     if how == "eat":
         pages = int(Path(f"/proc/{os.getppid()}/statm").read_text().split()[1])
         bytearray(pages * os.sysconf("SC_PAGE_SIZE") + (400 << 20))
@@ -65,7 +68,7 @@ def command():
         sys.stderr.write("flexref: no\\n")
         return 1
     return 0
-"""
+""".replace("CALL", repr(CALL + b"."))
 
 CAUGHT = {
     "crash": f"died of signal {int(signal.SIGABRT)}",
@@ -79,6 +82,7 @@ CAUGHT = {
     "change": "an input was changed",
     "replace": "old.h5 is gone",
     "torn": "plan.json was written and is no JSON",
+    "follow a pickle": "left beside the folders of the case: ['called']",
     "eat": "MiB of memory",
     "wrong tokens": "wrong tokens: [[1, 2]], not [[1, 3]]",
 }

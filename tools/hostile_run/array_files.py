@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from hostile_run.mutations import changed_bytes, odd_file, odd_value
-from hostile_run.shelf import Shelf
+from hostile_run.shelf import CALL, Shelf
 from hostile_run.trial import IN, Trial
 
-CALLS = b"cposix\nsystem\n(X\x0e\x00\x00\x00touch ../calledtR."
 HEADERS = (
     "{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 290), }",
     "{'descr': '<f4', 'fortran_order': True, 'shape': (4, 290), }",
@@ -59,7 +58,7 @@ def _spoil(draw: Random, source: Path, bad: Path) -> None:
         header = draw.choice(HEADERS).encode() + b"\n"
         members[name] = b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header + members[name][128:]
     elif how == 3:
-        members[name] = _saved(np.array([{"a": 1}], object)) if draw.random() < 0.5 else CALLS
+        members[name] = _saved(np.array([{"a": 1}], object)) if draw.random() < 0.5 else CALL + b"."
     elif how == 4:
         members[name] = _saved(np.zeros((200, 100_000), np.float32))
     elif how == 5:

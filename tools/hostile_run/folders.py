@@ -10,17 +10,16 @@ from random import Random
 from typing import Any
 
 from hostile_run.mutations import ODD_NUMBERS, ODD_TEXTS, changed_bytes, changed_value, json_bytes, odd_file
-from hostile_run.shelf import FOLDERS, Shelf, folder_tensors, pickle_of, tokenizer_document, write_torch
+from hostile_run.shelf import CALL, FOLDERS, Shelf, folder_tensors, pickle_of, tokenizer_document, write_torch
 from hostile_run.trial import IN, Trial
 from hostile_run.weight_files import DEVICE
 
-CALLED = b"cposix\nsystem\n(X\x0e\x00\x00\x00touch ../calledtR0"
 DEEP = "sequences in one another"
 """Stands for a part of a tokenizer that no encoder of Python's would write."""
 
 INJECTED = (
-    CALLED,
-    CALLED.replace(b"posix", b"os"),
+    CALL + b"0",
+    CALL.replace(b"posix", b"os") + b"0",
     b"cbuiltins\neval\n(X\x01\x00\x00\x001tR0",
     b"(X\x01\x00\x00\x00aiposix\nsystem\n0",
     b"cbuiltins\ngetattr\n(ccollections\nOrderedDict\nX\x05\x00\x00\x00clear" + b"tR0",
@@ -106,10 +105,15 @@ def is_plain(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
-def _put(path: Path, content: bytes) -> None:
-    """Write a file in place of whatever lies there: of a pipe nobody would read."""
+def _clear(path: Path) -> None:
+    """Make room for a file: what lies there may be a folder, or a pipe that nobody would read."""
     if not is_plain(path) and os.path.lexists(path):
         path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def _put(path: Path, content: bytes) -> None:
+    """Write a file in place of whatever lies there."""
+    _clear(path)
     path.write_bytes(content)
 
 
@@ -160,8 +164,7 @@ def _spoil_torch(draw: Random, path: Path) -> None:
     """Write a PyTorch file that is hostile, or wrong in its zip or its pickle."""
     tensors = dict(folder_tensors())
     how = draw.randrange(7)
-    if path.is_symlink() or path.exists():
-        path.unlink() if not path.is_dir() else path.rmdir()
+    _clear(path)
     if how <= 2:
         write_torch(path, tensors, draw.choice(INJECTED))
     elif how == 3:

@@ -14,7 +14,7 @@ from typing import Any
 from flexref.errors import FlexrefError
 from flexref.storage.trailer import HDF5_SIGNATURE
 from flexref.storage.weightfile import open_weight_file, verify
-from hostile_run.trial import CACHE, HUNG, IN, OUT, TEMPORARY, Ran, Trial
+from hostile_run.trial import CACHE, HUNG, IN, MADE, OUT, TEMPORARY, Ran, Trial
 
 READER_GONE = 141
 UNHANDLED = re.compile(
@@ -66,7 +66,7 @@ def seen(folder: Path) -> Seen:
 
 def stamps(paths: list[Path]) -> Seen:
     """Size and time of change of files: much faster than what they hold."""
-    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in paths}
+    return {str(path): (status.st_size, status.st_mtime_ns) for path in paths for status in [path.stat()]}
 
 
 def outcome_of(ran: list[Ran], trial: Trial) -> str:
@@ -158,7 +158,7 @@ def _file_faults(trial: Trial, code: int, before: Before) -> Iterator[str]:
         if left := sorted(seen(trial.folder / TEMPORARY)):
             yield f"left in the temporary folder: {left[:SHOWN_NAMES]}"
         yield from _cache_faults(trial.folder / CACHE)
-    beside = {path.name for path in trial.folder.iterdir()} - {IN, OUT, TEMPORARY, CACHE}
+    beside = {path.name for path in trial.folder.iterdir()} - {*MADE}
     if beside:
         yield f"left beside the folders of the case: {sorted(beside)}"
 

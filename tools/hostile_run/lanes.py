@@ -6,7 +6,6 @@ import pkgutil
 import select
 import shutil
 import sys
-import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -25,6 +24,8 @@ from hostile_run.weight_files import expectations
 NOT_IMPORTED = ("flexref.harness", "flexref.testing", "flexref.cli.lm_eval")
 """Parts that need what may not be installed."""
 
+COMMAND = ("flexref.__main__", "main")
+
 SHOWN_BYTES = 1200
 """Of a complaint that a failed case tells."""
 
@@ -37,7 +38,6 @@ class Settings:
     folder: Path
     limit_s: float
     most_bytes: int
-    command: tuple[str, str] = ("flexref.__main__", "main")
 
 
 def import_everything() -> None:
@@ -55,7 +55,7 @@ def prepare(settings: Settings) -> Shelf:
     place = settings.folder / "reference"
     for name in MADE:
         (place / name).mkdir(parents=True)
-    runner, expected = Runner(("flexref.__main__", "main"), settings.limit_s), {}
+    runner, expected = Runner(COMMAND, settings.limit_s), {}
     for name, arguments in expectations(shelf).items():
         (ran,) = runner.run(Trial([arguments], place))
         expected[name] = judging.tokens_of(ran.stdout)
@@ -71,19 +71,19 @@ def prepare(settings: Settings) -> Shelf:
 
 def run_case(settings: Settings, shelf: Shelf, number: int, *, keep: bool = False) -> tuple[Judged, list[Ran]]:
     """One case from its making to its verdict; its folder goes away unless it is to be kept."""
-    folder, started = settings.folder / f"case-{number}", time.monotonic()
+    folder = settings.folder / f"case-{number}"
     shutil.rmtree(folder, ignore_errors=True)
     trial = make(settings.seed, number, shelf, folder)
     shutil.copytree(shelf.folder / CACHE, folder / CACHE, dirs_exist_ok=True)
     before = judging.Before(judging.seen(folder / IN), judging.seen(folder / OUT), judging.stamps(shelf.files()))
-    ran = Runner(settings.command, settings.limit_s).run(trial)
+    ran = Runner(COMMAND, settings.limit_s).run(trial)
     found = judging.faults(trial, ran, before, settings.most_bytes)
     outcome = "failed" if found else judging.outcome_of(ran, trial)
     if not keep:
         shutil.rmtree(folder)
     commands = [command.arguments for command in ran]
     complaint = ran[-1].stderr[-SHOWN_BYTES:].decode(errors="backslashreplace") if found else ""
-    return Judged(number, kind_of(number), outcome, found, commands, time.monotonic() - started, complaint), ran
+    return Judged(number, kind_of(number), outcome, found, commands, complaint), ran
 
 
 def run_cases(settings: Settings, shelf: Shelf, cases: list[int], jobs: int) -> Iterator[Judged]:
@@ -142,7 +142,7 @@ class Lane:
         self._lines.close()
         self._start()
         fault = f"the process that runs the cases died of it ({os.waitstatus_to_exitcode(status)})"
-        return Judged(number, kind_of(number), "failed", [fault], [], 0.0)
+        return Judged(number, kind_of(number), "failed", [fault], [])
 
 
 def _run_lane(settings: Settings, shelf: Shelf, cases: list[int], writer: int) -> None:

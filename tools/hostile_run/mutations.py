@@ -132,8 +132,8 @@ def changed_bytes(draw: Random, data: bytes) -> bytes:
     return bytes(content)
 
 
-def odd_file(draw: Random, path: Path) -> str:
-    """Put something at `path` that is no file, or none that can be read; what it is."""
+def odd_file(draw: Random, path: Path) -> None:
+    """Put something at `path` that is no file, or none that can be read."""
     path.unlink(missing_ok=True)
     what = draw.choice(("nothing", "pipe", "zero", "random", "folder", "circle", "dangling", "socket", "self"))
     if what == "pipe":
@@ -160,4 +160,3 @@ def odd_file(draw: Random, path: Path) -> str:
         short.rename(path)
     elif what == "self":
         path.symlink_to("/proc/self/mem")
-    return what

@@ -8,14 +8,13 @@ import subprocess
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
-from tokenizers import pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from flexref.architecture.opt import source_names
 from flexref.architecture.spec import ModelSpec
@@ -32,6 +31,10 @@ SPEC = ModelSpec("tiny", 290, 48, 32, 32, 2, 4, 64)
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")
 MERGES = (("t", "h"), ("th", "e"), ("Ġ", "the"), ("i", "n"), ("e", "r"), ("a", "n"), ("Ġ", "a"))
 SENTENCE = "One day a little girl went out and saw the king. "
+
+TOUCH = b"touch ../called"
+CALL = b"cposix\nsystem\n(X" + struct.pack("<I", len(TOUCH)) + TOUCH + b"tR"
+"""Instructions of pickle that must not be followed: whoever does leaves a file beside the folders of the case."""
 
 Tensors = Mapping[str, npt.NDArray[np.float32]]
 
@@ -77,8 +80,9 @@ def fill_shelf(folder: Path) -> Shelf:
         (folder / name).write_bytes(content)
     os.environ["FLEXREF_CACHE_DIR"] = str(folder / "cache")
     port = create("numpy")
-    tiny = partial(measure_machine, sizes=Sizes.tiny())
-    measured_machine(port, folder, measure=lambda backend, disk, **_: tiny(backend, disk))
+    measured_machine(
+        port, folder, measure=lambda backend, disk, **_: measure_machine(backend, disk, sizes=Sizes.tiny())
+    )
     port.close()
     (kept,) = cache_folder().glob("*.json")
     shutil.copy(kept, folder / "machine.json")
@@ -117,36 +121,14 @@ def inputs() -> dict[str, bytes]:
 def tokenizer_document() -> dict[str, Any]:
     """A byte-level tokenizer of 290 tokens at most, as a `tokenizer.json`."""
     tokens = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(pair) for pair in MERGES)]
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    first, text = {"SpecialToken": {"id": "</s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
-    template = {
-        "type": "TemplateProcessing",
-        "single": [first, text],
-        "pair": [first, text, {"Sequence": {"id": "B", "type_id": 1}}],
-        "special_tokens": {"</s>": {"id": "</s>", "ids": [2], "tokens": ["</s>"]}},
-    }
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": at, "content": token, **flags} for at, token in enumerate(SPECIAL)],
-        "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": template,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "vocab": {token: at for at, token in enumerate(tokens)},
-            "merges": [list(pair) for pair in MERGES],
-        },
-    }
+    tokenizer = Tokenizer(models.BPE({token: at for at, token in enumerate(tokens)}, list(MERGES)))
+    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.post_processor = processors.TemplateProcessing("</s> $A", "</s> $A $B:1", [("</s>", 2)])
+    document: dict[str, Any] = json.loads(tokenizer.to_str())
+    del document["model"]["ignore_merges"]  # published files are older than it
+    return document
 
 
 def config_document() -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 Meddle = Callable[[int], None]
 """Something that is done to a running command, by its process number."""
 
-IN, OUT, TEMPORARY, CACHE, MADE = "in", "out", "tmp", "cache", ("in", "out", "tmp", "cache")
+IN, OUT, TEMPORARY, CACHE = MADE = ("in", "out", "tmp", "cache")
 """Folders of a case: what is read, where the command works and writes, its temporary folder, its cache."""
 
 ORDINARY_CODES = frozenset({0, 1, 2})
@@ -76,6 +76,5 @@ class Judged:
     """`accepted`, `refused`, `ended` (in order, by a signal), `killed` (at once, by one), `limited` or `failed`."""
     faults: list[str]
     commands: list[list[str]]
-    seconds: float
     complaint: str = ""
     """The end of the last command's stderr, where something is wrong."""

@@ -64,7 +64,8 @@ def _damage(draw: Random, shelf: Shelf, name: str, bad: Path) -> bool:
     """Write the damaged file; whether its checksums were made to fit again."""
     data = (shelf.folder / name).read_bytes()
     how = draw.choice(("bytes", "bytes", "metadata bytes", "trailer", "splice", "edit", "edit", "resealed", "swap"))
-    metadata_bytes = next(iter(open_weight_file(shelf.folder / name).parts)).extent.offset
+    extents = [part.extent for part in open_weight_file(shelf.folder / name).parts]
+    metadata_bytes = extents[0].offset
     if how == "bytes":
         data = changed_bytes(draw, data)
     elif how in ("metadata bytes", "resealed"):
@@ -76,8 +77,7 @@ def _damage(draw: Random, shelf: Shelf, name: str, bad: Path) -> bool:
         cut = draw.choice((metadata_bytes, draw.randrange(len(data)), len(data) - TRAILER_BYTES))
         data = data[:cut] + other[min(cut, len(other)) :]
     elif how == "swap":
-        parts = list(open_weight_file(shelf.folder / name).parts)
-        data = _swapped(data, *draw.sample([(part.extent.offset, part.extent.nbytes) for part in parts], 2))
+        data = _swapped(data, *draw.sample([(extent.offset, extent.nbytes) for extent in extents], 2))
     bad.write_bytes(data)
     if how == "edit":
         _edit(draw, bad)
