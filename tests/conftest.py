@@ -220,10 +220,10 @@ def computing_ports() -> Generator[Any, None, None]:
         backend.close()
 
 
-@pytest.fixture(scope="session", params=list(computing_ports()))
-def computing_port(request: pytest.FixtureRequest) -> str:
-    """Each of them in turn."""
-    return str(request.param)
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`computing_port` is each of them in turn: no device is opened where no test asks for it."""
+    if "computing_port" in metafunc.fixturenames:
+        metafunc.parametrize("computing_port", list(computing_ports()), scope="session")
 
 
 @pytest.fixture(scope="session")
