@@ -1,6 +1,7 @@
 """A trace holds to the Trace Event format, whoever wrote it and however it ended, and tells all that moved."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -297,7 +298,7 @@ def test_what_could_not_be_written_whole_is_cut_off(tmp_path: Path, monkeypatch:
     file.add({"name": "first"})
     file.flush()
     kept = path.read_bytes()
-    real = __import__("os").write
+    real = os.write
 
     def half(descriptor: int, data: memoryview) -> int:
         if len(data) < 20:

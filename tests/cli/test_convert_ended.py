@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-CONVERT = "import sys; from flexref.cli.main import main; sys.argv[0] = 'flexref'; main()"
-
 
 def writes_into(process: "subprocess.Popen[str]", folder: Path) -> bool:
     """Whether the process has a file of the folder open: the one in the making, which has no name."""
@@ -29,7 +27,7 @@ def test_a_conversion_that_is_ended_leaves_the_older_file_and_no_other(
 ) -> None:
     out = tmp_path / "out.h5"
     out.write_text("older")
-    command = [sys.executable, "-c", CONVERT, "convert", "demo", str(out), "--force", "--quantize", "int4-mse"]
+    command = [sys.executable, "-m", "flexref", "convert", "demo", str(out), "--force", "--quantize", "int4-mse"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not writes_into(process, tmp_path) and process.poll() is None:
         time.sleep(0.002)

@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,9 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def kept(cache: Path) -> str:
     """The name of this machine, which was measured two hours ago, and busy."""
     name = kept_path(NumpyBackend(), "/tmp").stem
-    quality = QUALITY.__class__(**{**as_mapping(QUALITY), "measured_at_s": time.time() - 7205})
+    quality = replace(QUALITY, measured_at_s=time.time() - 7205)
     plain_machine().changed(name="here", quality=quality).write(cache / f"{name}.json")
     return name
-
-
-def as_mapping(quality: Quality) -> dict[str, Any]:
-    return {name: getattr(quality, name) for name in quality.__dataclass_fields__}
 
 
 def machines(capsys: pytest.CaptureFixture[str], *arguments: str, code: int = 0) -> Any:

@@ -50,17 +50,14 @@ def test_the_console_command_is_the_main_function() -> None:
 
 def test_no_hint_sends_anybody_to_an_index_that_has_no_flexref() -> None:
     """What installs an extra is run in a checkout, and the extra is there."""
-    wrong, extras = (
-        [],
-        set(re.findall(r"^([\w-]+) = \[", PYPROJECT.partition("[project.optional-dependencies]")[2], re.M)),
-    )
+    extras = set(re.findall(r"^([\w-]+) = \[", PYPROJECT.partition("[project.optional-dependencies]")[2], re.M))
+    wrong = []
     for top in ("flexref", "backends", "tools", "README.md"):
         for path in [ROOT / top, *(ROOT / top).rglob("*")]:
             if path.is_file() and path.suffix in ("", ".py", ".md"):
                 text = path.read_text(encoding="utf-8")
-                named = re.findall(r"install_hint\(['\"]([\w-]+)", text) + re.findall(
-                    r"pip install '\.\[([\w-]+)\]", text
-                )
+                named = re.findall(r"install_hint\(['\"]([\w-]+)", text)
+                named += re.findall(r"pip install '\.\[([\w-]+)\]", text)
                 wrong += [f"{path}: no extra {name}" for name in named if name not in extras]
                 wrong += [f"{path}: {hint}" for hint in re.findall(r"pip install '?flexref\b.*", text)]
     assert wrong == []

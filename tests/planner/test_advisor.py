@@ -31,7 +31,6 @@ def measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return plain_machine().changed(port=port_of(backend, False))
 
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(kept_machines, "measure_machine", measure)
     defaults = {**kept_machines.measured_machine.__kwdefaults__, "measure": measure}
     monkeypatch.setattr(kept_machines.measured_machine, "__kwdefaults__", defaults)
     return asked

@@ -1,5 +1,6 @@
 """Tables and lines for people: one width for pipes, no empty columns, counts in words, whatever the command."""
 
+import os
 import re
 import subprocess
 import sys
@@ -36,18 +37,14 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def flexref(call: str, columns: str | None = None) -> subprocess.CompletedProcess[str]:
-    import os
-
-    environment = {name: value for name, value in os.environ.items() if name != "COLUMNS"}
-    if columns is not None:
-        environment["COLUMNS"] = columns
+    size = {} if columns is None else {"COLUMNS": columns}
     return subprocess.run(
         [sys.executable, "-m", "flexref", *call.split()],
         capture_output=True,
         text=True,
         timeout=120,
         check=True,
-        env=environment,
+        env={**os.environ, **size},
     )
 
 
