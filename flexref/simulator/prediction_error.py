@@ -74,28 +74,27 @@ class PredictionError:
 
     def errors(self) -> dict[str, float]:
         """The error of each phase and of both, predicted / measured - 1: 0.1 if the prediction was a tenth too long."""
+        return {phase: told / took - 1 for phase, (told, took) in self._seconds().items() if took}
+
+    def misses(self) -> list[Miss]:
+        """The phases of which the user is told: off by more than `TOLD_FROM` and the spread, and at least a second."""
+        errors, seconds = self.errors(), self._seconds()
+        term, told_s, took_s = self._worst_term()
+        return [
+            Miss(phase, *seconds[phase], term, told_s, took_s)
+            for phase in ("prefill", "decode")
+            if phase in errors and abs(errors[phase]) > max(TOLD_FROM, self.spread)
+            if max(seconds[phase]) >= TOLD_FROM_S and not (self.machine_busy and errors[phase] > 0)
+        ]
+
+    def _seconds(self) -> dict[str, tuple[float, float]]:
+        """(predicted, measured) seconds of each phase and of both."""
         prediction, stats = self.prediction, self.stats
-        phases = {
+        return {
             "prefill": (prediction.prefill_s, stats.prefill_s),
             "decode": (prediction.decode_s, stats.decode_s),
             "both": (prediction.prefill_s + prediction.decode_s, stats.prefill_s + stats.decode_s),
         }
-        return {phase: told / took - 1 for phase, (told, took) in phases.items() if took}
-
-    def misses(self) -> list[Miss]:
-        """The phases of which the user is told: off by more than `TOLD_FROM` and the spread, and at least a second."""
-        errors, prediction, stats = self.errors(), self.prediction, self.stats
-        seconds = {
-            "prefill": (prediction.prefill_s, stats.prefill_s),
-            "decode": (prediction.decode_s, stats.decode_s),
-        }
-        term, told_s, took_s = self._worst_term()
-        return [
-            Miss(phase, both[0], both[1], term, told_s, took_s)
-            for phase, both in seconds.items()
-            if phase in errors and abs(errors[phase]) > max(TOLD_FROM, self.spread) and max(both) >= TOLD_FROM_S
-            if not (self.machine_busy and errors[phase] > 0)
-        ]
 
     def _worst_term(self) -> tuple[str, float, float]:
         """(term, predicted seconds, measured seconds) of the link whose copies differ most.
@@ -104,10 +103,7 @@ class PredictionError:
         """
         told, took = (_by_term(table) for table in (self.prediction.link_s, self.stats.link_s))
         terms = {name: (told.get(name, 0.0), took.get(name, 0.0)) for name in {*told, *took}}
-        whole = (
-            self.prediction.prefill_s + self.prediction.decode_s,
-            self.stats.prefill_s + self.stats.decode_s,
-        )
+        whole = self._seconds()["both"]
         missing = abs(whole[0] - whole[1])
         if terms:
             worst = max(sorted(terms), key=lambda name: abs(terms[name][0] - terms[name][1]))

@@ -32,9 +32,6 @@ from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weight_source import WeightSource
 from flexref.units import LINK_OF, Tier
 
-Flows = Counter[tuple[str, str]]
-"""Bytes by (link, kind)."""
-
 ENDS = 2
 """So many passes are simulated at both ends of a stretch of passes with the same rows: near an end, what is loaded
 ahead belongs to a pass with other rows."""
