@@ -14,10 +14,11 @@ from flexref.architecture.stages import Stage, StageKind, stages, tensor_name
 from flexref.check import laws
 from flexref.check.forward import NOTHING, Model
 from flexref.check.greedy import table_rows
-from flexref.check.noisy import COPIES, NoisyTape, probable_arithmetic, unmoved
+from flexref.check.noisy import COPIES, NoisyTape, unmoved
 from flexref.check.probable import DEVIATIONS
-from flexref.check.tolerances import Arithmetic, Numbers, Operand, exact, linear_bound
+from flexref.check.tolerances import Arithmetic, Numbers, Operand, Values, exact, linear_bound
 from flexref.errors import FlexrefError
+from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import WeightFile, read_tensor
 
 COMPUTE_DTYPES = ("float32", "float16", "bfloat16")
@@ -28,6 +29,9 @@ BLOCK_BYTES = 1 << 28
 
 SITES_KEPT = 3
 """So many times the widest result is about what a layer keeps."""
+
+Compute = Callable[[WeightFile, Sequence[Numbers]], Sequence[Numbers]]
+"""From the states of some rows' positions to their logits, or bounds of these: see `exact_parts`."""
 
 
 class StageTensors(Mapping[str, "Numbers | Operand"]):
@@ -143,14 +147,14 @@ def _embedded(file: WeightFile, stage: Stage, rows: Sequence[Sequence[int]], tap
     return np.concatenate(states, 1)
 
 
-def _tiles(file: WeightFile, how: Arithmetic) -> Iterator[tuple[slice, Operand]]:
-    """(which logits, their rows of the head's table), tile by tile."""
+def _tiles(file: WeightFile) -> Iterator[tuple[slice, Values | Quantized]]:
+    """(which logits, their rows of the head's table as they are stored), tile by tile."""
     first = 0
     for stage in stages(file.spec, file.tile_rows):
         if stage.kind is StageKind.HEAD:
-            tile = laws.matrix(read_tensor(file.tensors[stage.tensors[-1].name]), how)
-            yield slice(first, first + len(tile.values)), tile
-            first += len(tile.values)
+            tile = stage.tensors[-1]
+            yield slice(first, first + tile.shape[0]), read_tensor(file.tensors[tile.name])
+            first += tile.shape[0]
 
 
 def positions_at_once(file: WeightFile) -> int:
@@ -158,33 +162,64 @@ def positions_at_once(file: WeightFile) -> int:
     return max(1, BLOCK_BYTES // (8 * (3 * file.spec.vocabulary + (2 + COPIES) * file.tile_rows)))
 
 
+def parts(file: WeightFile, states: Sequence[Numbers], compute: Compute) -> Iterator[tuple[int, Numbers]]:
+    """(number of a row, its next logits or bounds (P, V)), row by row, from the rows' states (1 + COPIES, P, W).
+
+    A walk over the head's table serves as many rows as `positions_at_once` allows; a long row takes several.
+    """
+    most, rows, pieces, taken = positions_at_once(file), list[int](), list[Numbers](), 0
+    for row, held in enumerate(states):
+        for first in range(0, held.shape[1], most):
+            piece = held[:, first : first + most]
+            if taken + piece.shape[1] > most:
+                yield from zip(rows, compute(file, pieces), strict=True)
+                rows, pieces, taken = [], [], 0
+            rows.append(row)
+            pieces.append(piece)
+            taken += piece.shape[1]
+    yield from zip(rows, compute(file, pieces), strict=True)
+
+
 @np.errstate(all="ignore")
-def exact_part(file: WeightFile, states: Numbers) -> Numbers:
-    """The logits (P, V) of some positions in float64, from their hidden states (1 + COPIES, P, W)."""
-    logits = np.empty((states.shape[1], file.spec.vocabulary))
-    for where, tile in _tiles(file, probable_arithmetic("float32")):
-        logits[:, where] = states[0] @ tile.values.T
-    _check_finite(file, "the head", logits)
+def exact_parts(file: WeightFile, states: Sequence[Numbers]) -> list[Numbers]:
+    """The logits (P, V) of some positions of each row in float64, from their hidden states (1 + COPIES, P, W)."""
+    logits = [np.empty((held.shape[1], file.spec.vocabulary)) for held in states]
+    for where, stored in _tiles(file):
+        tile = laws.dense(stored)
+        for part, held in zip(logits, states, strict=True):
+            part[:, where] = held[0] @ tile.T
+    for part in logits:
+        _check_finite(file, "the head", part)
     return logits
 
 
-def bound_part(file: WeightFile, states: Numbers, how: Arithmetic) -> Numbers:
-    """How far such an engine's logits (P, V) of some positions may be from the exact ones, and probably are not.
+def bound_parts(file: WeightFile, states: Sequence[Numbers], how: Arithmetic) -> list[Numbers]:
+    """How far such an engine's logits (P, V) of each row may be from the exact ones, and probably are not.
 
     The spread of the copies at one logit is known from `COPIES` values alone; so it is taken to be no less, for the
     length of its row of the head's table, than that of all logits of the position.
     """
-    spread, own = np.empty((states.shape[1], file.spec.vocabulary)), np.empty((states.shape[1], file.spec.vocabulary))
+    spread, own = ([np.empty((held.shape[1], file.spec.vocabulary)) for held in states] for _ in range(2))
     lengths = np.empty(file.spec.vocabulary)
     tape = NoisyTape(how)
-    for where, tile in _tiles(file, how):
-        exactly, squares, read = states[0] @ tile.values.T, 0.0, tape.copies_of(tile)
-        for copy in range(1, len(states)):
-            squares = squares + np.square(states[copy] @ read(copy).T - exactly)
-        spread[:, where] = np.sqrt(squares / COPIES)
-        addends = np.zeros(len(tile.values))
-        own[:, where] = linear_bound(exact(states[0]), unmoved(tile), addends, 0, how)
+    for where, stored in _tiles(file):
+        tile = laws.matrix(stored, how)
+        exactly, read = [held[0] @ tile.values.T for held in states], tape.copies_of(tile)
+        squares = [np.zeros_like(part) for part in exactly]
+        for copy in range(1, 1 + COPIES):
+            weights = read(copy)
+            for row, held in enumerate(states):
+                squares[row] += np.square(held[copy] @ weights.T - exactly[row])
+        addends, still = np.zeros(len(tile.values)), unmoved(tile)
+        for row, held in enumerate(states):
+            spread[row][:, where] = np.sqrt(squares[row] / COPIES)
+            own[row][:, where] = linear_bound(exact(held[0]), still, addends, 0, how)
         lengths[where] = np.maximum(np.sqrt(np.square(tile.values).sum(-1)), np.finfo(np.float64).tiny)
+    return [_total(*pair, lengths) for pair in zip(spread, own, strict=True)]
+
+
+def _total(spread: Numbers, own: Numbers, lengths: Numbers) -> Numbers:
+    """The bound (P, V) from the spread of copies and the rounding of the last product."""
     common = np.sqrt(np.square(spread / lengths).mean(-1, keepdims=True))
     total: Numbers = DEVIATIONS * np.maximum(spread, common * lengths) + own
     return total

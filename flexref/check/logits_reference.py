@@ -5,9 +5,11 @@ like for other types, so for every row; `about`, a JSON object in bytes, says of
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import numpy as np
 import xxhash
 
 from flexref.architecture.spec import LARGEST_SIZES
-from flexref.check.logits import COMPUTE_DTYPES, Job, bound_part, exact_part, hidden_states, positions_at_once
+from flexref.check.logits import COMPUTE_DTYPES, Compute, Job, bound_parts, exact_parts, hidden_states, parts
 from flexref.check.logits_file import ArraysFile, ArraysWriter, check_room
 from flexref.check.noisy import probable_arithmetic
 from flexref.errors import LogitsFileError
@@ -77,7 +79,7 @@ def write_reference(
     dtypes: Sequence[str] = COMPUTE_DTYPES,
     on_stage: Callable[[int], None] = lambda count: None,
 ) -> About:
-    """Compute every row and write it as soon as it is there; what the file says of itself.
+    """Compute every block of rows and write it as soon as it is there; what the file says of itself.
 
     `on_stage` is told 1 as often as `logits.stage_count` says. Raises `StorageError` at once where the disk has no room
     for the file.
@@ -95,19 +97,23 @@ def write_reference(
         out.whole("about", np.frombuffer(about.to_bytes(), np.uint8))
         for block in job.blocks():
             states = {dtype: hidden_states(job, block, probable_arithmetic(dtype), on_stage) for dtype in dtypes}
-            for place, row in enumerate(block):
+            for row in block:
                 out.whole(f"ids_{row}", np.asarray(job.rows[row], np.int64))
-                arrays = [(f"logits_{row}", "float64", dtypes[0], partial(exact_part, file))]
-                for dtype in dtypes:
-                    bound = partial(bound_part, file, how=probable_arithmetic(dtype))
-                    arrays.append((f"bound_{dtype}_{row}", "float32", dtype, bound))
-                for name, stored, dtype, part_of in arrays:
-                    held, step = states[dtype][place], positions_at_once(file)
-                    with out.array(name, (held.shape[1], file.spec.vocabulary), stored) as write:
-                        for first in range(0, held.shape[1], step):
-                            write(part_of(held[:, first : first + step]))
+            for kind, stored, dtype, compute in _kinds(dtypes):
+                for place, of_row in groupby(parts(file, states[dtype], compute), itemgetter(0)):
+                    row = block[place]
+                    with out.array(f"{kind}_{row}", (rows[row].positions, file.spec.vocabulary), stored) as write:
+                        for _, part in of_row:
+                            write(part)
                             on_stage(1)
     return about
+
+
+def _kinds(dtypes: Sequence[str]) -> Iterator[tuple[str, str, str, Compute]]:
+    """(what arrays are called, their type, of which computation's states, what computes them), in the file's order."""
+    yield "logits", "float64", dtypes[0], exact_parts
+    for dtype in dtypes:
+        yield f"bound_{dtype}", "float32", dtype, partial(bound_parts, how=probable_arithmetic(dtype))
 
 
 def read_about(file: ArraysFile) -> About:

@@ -17,8 +17,8 @@ from flexref.check.greedy import exact_logits
 from flexref.check.logits import (
     COMPUTE_DTYPES,
     Job,
-    bound_part,
-    exact_part,
+    bound_parts,
+    exact_parts,
     hidden_states,
     positions_at_once,
     stage_count,
@@ -42,7 +42,7 @@ def reference(path: Path, rows: list[list[int]], dtype: str, firsts: list[int] |
     file, how = open_weight_file(path), probable_arithmetic(dtype)
     job = Job(file, rows, [0] * len(rows) if firsts is None else firsts)
     states = [row for block in job.blocks() for row in hidden_states(job, block, how, lambda _: None)]
-    return [(exact_part(file, row), bound_part(file, row, how)) for row in states]
+    return list(zip(exact_parts(file, states), bound_parts(file, states, how), strict=True))
 
 
 def engine_logits(path: Path, row: list[int]) -> Any:
