@@ -1,5 +1,6 @@
 """Times a port's matrix products and expansions, for every form of stored matrix and many sizes; it knows no layer."""
 
+import math
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from itertools import cycle
@@ -44,14 +45,12 @@ def product_surfaces(meter: Meter) -> dict[str, Surface]:
             spent_s = meter.clock() - begin
             if len(curves) >= LEAST_WIDTHS and spent_s > meter.sizes.products_s / 3:
                 break
-            name = f"products with {stored} matrices of width {width}"
             if curves and not meter.pace.has(_estimate_s(meter, stored, width, curves[-1])):
                 meter.record.cut(f"products with {stored} matrices", f"width {curves[-1][0] ** 0.5:.0f}")
                 break
             with meter.memory() as memory:
                 if curves and matrix_bytes(stored, width) > memory.room_bytes() // 2:
                     break
-                meter.tell(name)
                 curve = _curve(meter, memory, stored, width, may_skip=len(curves) >= LEAST_WIDTHS)
             if curve is None:
                 break
@@ -73,17 +72,22 @@ def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool
     None if `may_skip` and one token alone takes more than half of `product_longest_s`.
     """
     sizes, dtype = meter.sizes, backend_dtype(meter.backend)
+    name = f"products with {stored} matrices of width {width}"
+    meter.tell(name)
     copies = -(-meter.rotated_bytes // matrix_bytes(stored, width))
     matrices = memory.matrices(stored, width, min(copies, COPIES_MOST))
     bias = memory.array((width,), TABLE_DTYPE if stored == "int4" else stored)
     most = memory.room_bytes() // 2 // (width * DTYPE_BYTES[dtype])
     ladder = [tokens for tokens in _ladder(meter, stored) if tokens < most or tokens == sizes.tokens[0]]
     x, out = (memory.array((ladder[-1], width), dtype) for _ in range(2))
-    name = f"products with {stored} matrices of width {width}"
     singles = _singles(
-        meter, name, ladder, lambda tokens: _calls(meter, matrices[:1], bias, x[:tokens], out[:tokens])[0]
+        meter,
+        name,
+        ladder,
+        lambda tokens: _calls(meter, matrices[:1], bias, x[:tokens], out[:tokens])[0],
+        sizes.product_longest_s / 2 if may_skip else math.inf,
     )
-    if may_skip and singles[ladder[0]] > sizes.product_longest_s / 2:
+    if not singles:
         return None
     timed = []
     for tokens, single_s in reversed(singles.items()):
@@ -99,10 +103,13 @@ def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool
     return Curve(tuple(points))
 
 
-def _singles(meter: Meter, name: str, ladder: Sequence[int], call: Callable[[int], Call]) -> dict[int, float]:
+def _singles(
+    meter: Meter, name: str, ladder: Sequence[int], call: Callable[[int], Call], first_most_s: float
+) -> dict[int, float]:
     """Seconds of a single product by its tokens, as far up the ladder as it may take and as there is time for.
 
-    Every one takes its turn in the sweeps after that: half of the time is left for them.
+    Every one takes its turn in the sweeps after that: half of the time is left for them. There are none if the first
+    takes more than `first_most_s`.
     """
     sizes, found = meter.sizes, dict[int, float]()
     sweeps_s = meter.pace.left_s * SWEEPS_SHARE
@@ -115,6 +122,8 @@ def _singles(meter: Meter, name: str, ladder: Sequence[int], call: Callable[[int
                 meter.record.cut(name, f"{before} tokens")
                 break
         found[tokens] = meter.settled(call(tokens))
+        if found[ladder[0]] > first_most_s:
+            return {}
     return found
 
 
