@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from flexref.cli.show.console import FilledTable
+from flexref.cli.show.report import KIND_NAMES
 from flexref.errors import how_many, in_gib
-from flexref.units import TIERS
+from flexref.units import KINDS, TIERS
 
 if TYPE_CHECKING:
     from flexref.machine.machine import Machine
@@ -65,12 +66,11 @@ def _places(found: "Plan", machine: "Machine") -> FilledTable:
     assert policy is not None
     assert prediction is not None
     rows = [
-        (kind, *(f"{share:.1%}" if (share := getattr(shares, tier)) else "" for tier in TIERS))
-        for kind, shares in (
-            ("weights", policy.weights),
-            ("KV cache", policy.cache),
-            ("activations", policy.activations),
+        (
+            KIND_NAMES.get(kind, kind),
+            *(f"{share:.1%}" if (share := getattr(getattr(policy, kind), tier)) else "" for tier in TIERS),
         )
+        for kind in KINDS
     ]
     peaks = (prediction.peak_bytes[tier] for tier in TIERS)
     rows.append(("peak", *(in_gib(peak) if peak else "" for peak in peaks)))
@@ -132,7 +132,7 @@ def in_short(candidate: "Candidate") -> str:
     policy = candidate.policy
     assert policy is not None
     parts = [candidate.label, f"{policy.rows_per_group} x {policy.groups_per_block} rows"]
-    for kind in ("weights", "cache", "activations"):
+    for kind in KINDS:
         shares = getattr(policy, kind)
         off = [f"{getattr(shares, tier):.0%} on {tier}" for tier in ("host", "disk") if getattr(shares, tier) >= 0.005]
         if off:
