@@ -8,12 +8,15 @@ from flexref.errors import StorageError, UnknownName
 DEMO = "demo"
 """What the built-in model is called wherever a weight file may be named."""
 
-DEMO_FILE = Path(__file__).parents[1] / "data" / "demo.h5"
+
+def demo_file() -> Path:
+    """Where the built-in model lies, if this installation has it."""
+    return Path(__file__).parents[1] / "data" / "demo.h5"
 
 
 def resolve(name: str | Path) -> str:
     """The path that `name` means: the built-in model for `demo`, else the file; `StorageError` if it is missing."""
-    path = DEMO_FILE if str(name) == DEMO else Path(name)
+    path = demo_file() if str(name) == DEMO else Path(name)
     if path.is_file():
         return str(path)
     if str(name) == DEMO:

@@ -86,10 +86,10 @@ def _identities(inputs: Iterable[str | None]) -> dict[str | Identity, str]:
 
 def _files(path: str) -> Iterator[str]:
     """The file itself, or what lies in a folder; of the built-in model's name also its file."""
-    from flexref.storage.names import DEMO, DEMO_FILE
+    from flexref.storage.names import DEMO, demo_file
 
     if path == DEMO:
-        yield str(DEMO_FILE)
+        yield str(demo_file())
     if os.path.isdir(path):
         with suppress(OSError):  # whoever reads it says what is wrong
             yield from (entry.path for entry in os.scandir(path))
