@@ -15,6 +15,8 @@ from flexref.backend.workspace import Workspace
 from flexref.units import ALIGNMENT_BYTES
 from flexref_numpy import attention, operators, sampling
 from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
+from flexref_numpy.products import Products, blas_threads
+from flexref_numpy.scratch import Scratch
 
 Numbers = npt.NDArray[Any]
 
@@ -42,8 +44,10 @@ class NumpyBackend:
             scratch_bytes=scratch_bytes,
             fused_rows=0,
             one_memory=True,
+            row_invariant=True,
         )
-        self._scratch = operators.Scratch(scratch_bytes)
+        self._scratch = Scratch(scratch_bytes)
+        self._products = Products(blas_threads())
         self._lanes: dict[str, Lane] = {lane: Lane(lane) for lane in LANES}
         self._workspace: Workspace | None = None
         self._results = np.empty(0, np.uint8)
@@ -125,9 +129,10 @@ class NumpyBackend:
         ticket.wait()
 
     def close(self) -> None:
-        """End the lanes' threads."""
+        """End the threads of the lanes and of products."""
         for lane in self._lanes.values():
             lane.close()
+        self._products.close()
 
     def gather(self, table: Any, ids: Any, first: int, out: Any) -> Numbers:
         """See `Backend.gather`."""
@@ -141,7 +146,7 @@ class NumpyBackend:
         """See `Backend.linear`."""
         if out is None:
             out = self.empty((x.shape[0], w.shape[0]), "float32")
-        return operators.linear(self._scratch, x, w, b, out, add)
+        return operators.linear(self._scratch, self._products, x, w, b, out, add=add)
 
     def expand(self, w: Matrix, out: Any) -> Numbers:
         """See `Backend.expand`."""

@@ -1,58 +1,16 @@
 """The operators of the reference port other than attention and sampling, as functions of numpy arrays."""
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref.storage.quant import Quantized, dequantize
-
-Numbers = npt.NDArray[Any]
-
-TILE_ROWS = 64
-"""Tiles of a matrix are whole multiples of it, which is more than any register block of a matrix product."""
-
+from flexref_numpy.products import TILE_TOKENS, Products
+from flexref_numpy.scratch import TILE_ROWS, Numbers, Scratch, tiles
 
 HALF_BITS = np.int32(-0x70002000)
 """0x8fffe000: the sign, and the fifteen bits of a half that were shifted by 13; not the copies of the sign between."""
 
 EXPONENT_DIFFERENCE = np.float32(2.0**112)
-
-
-class Scratch:
-    """Memory for the inside of operators, in two halves: operands and products."""
-
-    def __init__(self, nbytes: int) -> None:
-        self._floats = np.empty(nbytes // 4, np.float32)
-
-    @property
-    def half(self) -> int:
-        """Floats in a half."""
-        return self._floats.size // 2
-
-    def operand(self, *shape: int) -> Numbers:
-        """The first half as a float32 array."""
-        return self._shaped(0, shape)
-
-    def product(self, *shape: int) -> Numbers:
-        """The second half as a float32 array."""
-        return self._shaped(self.half, shape)
-
-    def _shaped(self, start: int, shape: tuple[int, ...]) -> Numbers:
-        size = int(np.prod(shape, dtype=np.int64))
-        if size > self.half:
-            # One row of a very wide matrix: the caller cannot make its tile any smaller.
-            raise ValueError(f"an operator's tile {shape} exceeds its scratch of {self.half} floats")
-        return self._floats[start : start + size].reshape(shape)
-
-
-def tiles(length: int, room: int) -> Iterator[tuple[int, int]]:
-    """Cut `length` rows into (first, last) tiles of at most `room`, in multiples of TILE_ROWS where possible."""
-    step = max(1, room // TILE_ROWS * TILE_ROWS or room)
-    for first in range(0, length, step):
-        yield first, min(length, first + step)
 
 
 def gather(table: Numbers, ids: Numbers, first: int, out: Numbers) -> Numbers:
@@ -103,22 +61,36 @@ def widen(halves: Numbers, out: Numbers) -> Numbers:
     return out
 
 
-def linear(scratch: Scratch, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, add: bool) -> Numbers:
+def linear(
+    scratch: Scratch, products: Products, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, *, add: bool
+) -> Numbers:
     """See `Backend.linear`.
 
-    Always in the same tiles of `w`, whether it is expanded here or was before: a product's rounding may depend on its
-    shape, and a layer must give the same bits either way.
+    Always in the same tiles of `w`, whether it is expanded here or was before, and in the same blocks of these: a
+    product's rounding may depend on its shape.
     """
     rows, inputs = w.shape
     stored_wide = not isinstance(w, QuantizedMatrix) and w[:0].dtype == np.float32
-    for first, last in tiles(rows, scratch.half // inputs):
-        part = w[first:last] if stored_wide else expand(w, first, last, scratch.operand(last - first, inputs))  # type: ignore[index]
-        for start, end in tiles(x.shape[0], scratch.half // (last - first)) if add else ((0, x.shape[0]),):
-            target = out[start:end, first:last]
-            if add:
-                target += np.matmul(x[start:end], part.T, out=scratch.product(end - start, last - first))
-            else:
-                np.matmul(x[start:end], part.T, out=target)
+    # The operands' half holds a tile of w and a padded tile of x, the other one at least a tile of products.
+    for first, last in tiles(rows, scratch.half // max(inputs, TILE_TOKENS) - TILE_TOKENS):
+        operands = scratch.operand(TILE_TOKENS + (0 if stored_wide else last - first), inputs)
+        part = w[first:last] if stored_wide else expand(w, first, last, operands[TILE_TOKENS:])  # type: ignore[index]
+        whole = x.shape[0] // TILE_TOKENS * TILE_TOKENS
+        if not add:
+            products.multiply(x[:whole], part, out[:whole, first:last])
+        room = scratch.half // (last - first) // TILE_TOKENS * TILE_TOKENS
+        for start, end in tiles(whole, room) if add else ():
+            product = scratch.product(end - start, last - first)
+            products.multiply(x[start:end], part, product)
+            out[start:end, first:last] += product
+        rest = x.shape[0] - whole
+        if rest:
+            height = products.height(rest, last - first, inputs)
+            padded, product = operands[:height], scratch.product(height, last - first)
+            padded[:rest], padded[rest:] = x[whole:], 0
+            products.multiply(padded, part, product, height)
+            target = out[whole:, first:last]
+            np.add(target, product[:rest], out=target) if add else np.copyto(target, product[:rest])
     if b is not None:
         out += b
     return out

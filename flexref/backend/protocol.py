@@ -84,7 +84,8 @@ class Capabilities:
     host memory. scratch_bytes: device memory that operators use internally, whatever their shapes; 0: none.
     fused_rows: for at most so many tokens `linear` reads 4-bit codes directly; for more it is faster to `expand` first.
     0: for any number, and where there is room matrices are kept expanded. one_memory: device memory is host memory,
-    and one processor works on both, so that nothing is faster on the host than on the device.
+    and one processor works on both, so that nothing is faster on the host than on the device. row_invariant: a row's
+    results have bits of its own, whatever rows are beside it and in how many pieces its tokens come.
     """
 
     compute_dtype: str
@@ -94,6 +95,7 @@ class Capabilities:
     scratch_bytes: int
     fused_rows: int
     one_memory: bool = False
+    row_invariant: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,14 @@ OVERLAP: tuple[Clause, ...] = (lanes.lanes_do_not_hold_each_other_up,)
 HOST_ATTENTION: tuple[Clause, ...] = (cache.append_works_on_host_memory, attention.attend_works_on_host_memory)
 """What a port that attends on the host (`caps.attends_on_host`), and computes, must pass too."""
 
-CONTRACT: tuple[Clause, ...] = (*STRUCTURE, *VALUES, *OVERLAP, *HOST_ATTENTION)
+ROW_INVARIANCE: tuple[Clause, ...] = (
+    products.a_row_of_a_product_is_its_own,
+    pointwise.a_row_of_a_norm_is_its_own,
+    attention.a_row_is_read_in_any_pieces,
+)
+"""What a port whose rows have bits of their own (`caps.row_invariant`), and computes, must pass too."""
+
+CONTRACT: tuple[Clause, ...] = (*STRUCTURE, *VALUES, *OVERLAP, *HOST_ATTENTION, *ROW_INVARIANCE)
 """Every clause, each once."""
 
 PARTS: Mapping[str, tuple[Clause, ...]] = {
@@ -88,6 +95,7 @@ PARTS: Mapping[str, tuple[Clause, ...]] = {
     "values": VALUES,
     "overlap": OVERLAP,
     "host attention": HOST_ATTENTION,
+    "row invariance": ROW_INVARIANCE,
 }
 """The clauses by the capability that they need."""
 
@@ -99,6 +107,7 @@ def clauses_for(caps: Capabilities) -> tuple[Clause, ...]:
         "values": caps.computes,
         "overlap": caps.computes and caps.overlaps_copies,
         "host attention": caps.computes and caps.attends_on_host,
+        "row invariance": caps.computes and caps.row_invariant,
     }
     return tuple(clause for part, clauses in PARTS.items() if needed[part] for clause in clauses)
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
-from flexref_numpy.attention import section
 from flexref_numpy.backend import MINIMUM_SCRATCH_BYTES
-from flexref_numpy.operators import TILE_ROWS, tiles
+from flexref_numpy.scratch import TILE_ROWS, tiles
+from flexref_numpy.sections import Sections
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -83,7 +83,7 @@ def test_quantized_records_are_the_law_bit_for_bit(
     roomy.append(roomy.cache_rows([records], layout), roomy.segments([0], [tokens]), k, v)
     for which, values in enumerate((k, v)):
         law = quantize(values.reshape(tokens, layout.heads, -1), layout.group_size, np.float16, "a test")
-        codes, pairs = section(records, layout, which, 0, tokens)
+        codes, pairs = Sections(layout).of(records, which, 0, tokens)
         assert pairs is not None
         assert np.array_equal(codes, law.codes)
         assert np.array_equal(pairs[..., 0], law.scale)

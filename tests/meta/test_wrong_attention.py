@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
-from flexref_numpy.attention import CacheRows, Segments, section
+from flexref_numpy.attention import CacheRows, Segments
+from flexref_numpy.sections import Sections
 
 from flexref.backend.records import RecordLayout
 from flexref.errors import FlexrefError
@@ -46,7 +47,7 @@ class CodesAreCutOff(NumpyBackend):
         layout = rows.layout
         for records, (first, past, new) in zip(rows.records, segments, strict=True):
             for which, values in ((0, k), (1, v)) if layout.quantized else ():
-                codes, pairs = section(records, layout, which, past, past + new)
+                codes, pairs = Sections(layout).of(records, which, past, past + new)
                 fresh = values[first : first + new].reshape(new, layout.heads, layout.head_width)
                 for head_value in range(0, layout.head_width, layout.group_size):
                     # The first value of every group lies in the low nibble of the group's first byte.
@@ -63,7 +64,7 @@ class ZeroBeforeScale(NumpyBackend):
         if rows.layout.quantized:
             for records, (_, past, new) in zip(rows.records, segments, strict=True):
                 for which in (0, 1):
-                    _, pairs = section(records, rows.layout, which, past, past + new)
+                    _, pairs = Sections(rows.layout).of(records, which, past, past + new)
                     pairs[...] = pairs[..., ::-1].copy()
 
 
@@ -119,7 +120,7 @@ def plain_attention(rows: CacheRows, segments: Segments, q: Any, scale: float, o
 
 def expanded(records: Any, layout: RecordLayout, which: int, tokens: int) -> Any:
     """K or V (T, H, D) of the first tokens of a row."""
-    codes, pairs = section(records, layout, which, 0, tokens)
+    codes, pairs = Sections(layout).of(records, which, 0, tokens)
     if pairs is None:
         return codes
     return dequantize(Quantized(codes, pairs[..., 0], pairs[..., 1], layout.head_width, layout.group_size))
@@ -144,6 +145,12 @@ class SeesOneTokenAhead(ChangedAttention):
     def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
         ahead = np.concatenate((np.ones_like(visible[:, :1]), visible[:, :-1]), axis=1)
         return softmax(np.where(ahead, scores, -np.inf)), values
+
+
+class WeighsSingleQueriesFiner(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        weights, values = super().change(scores, visible, values, row)
+        return (weights.astype(np.float64), values.astype(np.float64)) if len(visible) == 1 else (weights, values)
 
 
 class ForgetsThePast(ChangedAttention):
@@ -264,6 +271,7 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (MultipliesStaleRecordsByZero, attention.stale_records_have_no_effect),
     (RowsShareAMaximum, attention.attention_does_not_depend_on_other_rows),
     (SumsInAnyOrder, attention.attention_repeats_its_bits),
+    (WeighsSingleQueriesFiner, attention.a_row_is_read_in_any_pieces),
 )
 
 

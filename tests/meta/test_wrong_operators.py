@@ -214,6 +214,24 @@ class ActivatesACopy(NumpyBackend):
         return super().activate(x.copy(), activation)
 
 
+class LinearTurnsOddNumbersOfRows(NumpyBackend):
+    """Adds up from the last input to the first where the number of tokens is odd."""
+
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Any:
+        if isinstance(w, np.ndarray) and x.shape[0] % 2:
+            x, w = np.ascontiguousarray(x[:, ::-1]), np.ascontiguousarray(w[:, ::-1])
+        return super().linear(x, w, b, out=out, add=add)
+
+
+class NormsManyRowsFiner(NumpyBackend):
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
+        out = self.empty(x.shape, "float32") if out is None else out
+        if len(x) == 1:
+            return super().layer_norm(x, w, b, epsilon, out)
+        out[...] = super().layer_norm(x.astype(np.float64), w, b, epsilon, np.empty(x.shape))
+        return out
+
+
 WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (GatherReturnsTheTable, products.row_operators_keep_their_shapes),
     (GatherClearsOtherRows, products.gather_takes_the_named_rows),
@@ -245,6 +263,8 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (ApproximatesGelu, pointwise.activations_are_their_functions),
     (ExponentialOverflows, pointwise.activations_are_their_functions),
     (ActivatesACopy, pointwise.activations_are_their_functions),
+    (LinearTurnsOddNumbersOfRows, products.a_row_of_a_product_is_its_own),
+    (NormsManyRowsFiner, pointwise.a_row_of_a_norm_is_its_own),
 )
 
 

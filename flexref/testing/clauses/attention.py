@@ -1,6 +1,7 @@
 """Clauses on attention over a KV cache; a clause is `clause(backend, data)`."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from hypothesis import strategies as st
@@ -111,6 +112,26 @@ def a_prefill_is_a_shorter_one_and_decodes(backend: Backend, data: st.DataObject
         for row, (stepped, together) in enumerate(zip(found, whole, strict=True)):
             bound = 2 * this.expected(at_once, row)[1]
             assert_within(stepped, together.astype(np.float64), bound, f"row {row}, in steps and at once")
+
+
+def a_row_is_read_in_any_pieces(backend: Backend, data: st.DataObject) -> None:
+    """A row's new tokens at once beside other rows, or in pieces of any sizes alone: the same bits, in records too."""
+    with Bench(backend) as bench:
+        this = _Pass(bench, data)
+        at_once, in_pieces = this.filled(), this.cache()
+        together = at_once.attend(this.q, this.past, this.scale)
+        for row, (past, count) in enumerate(zip(this.past, this.new, strict=True)):
+            cuts = data.draw(st.sets(st.integers(1, past + count), max_size=3))
+            edges, which = sorted({0, past, past + count, *cuts}), slice(row, row + 1)
+            parts = []
+            for first, last in pairwise(edges):
+                in_pieces.append([this.k[row][first:last]], [this.v[row][first:last]], [first], which)
+                if first >= past:
+                    q = this.q[row][first - past : last - past]
+                    parts += in_pieces.attend([q], [first], this.scale, which)
+            assert_same_bits(np.concatenate(parts), together[row], f"row {row} alone, in pieces {edges}")
+            found, needed = (cache.records[row].read() for cache in (in_pieces, at_once))
+            assert_same_bits(found, needed, f"records of row {row} in pieces {edges}")
 
 
 def later_tokens_have_no_effect(backend: Backend, data: st.DataObject) -> None:

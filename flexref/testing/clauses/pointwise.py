@@ -70,6 +70,22 @@ def layer_norm_is_the_norm(backend: Backend, data: st.DataObject) -> None:
             place.assert_untouched_around("layer_norm")
 
 
+def a_row_of_a_norm_is_its_own(backend: Backend, data: st.DataObject) -> None:
+    """`layer_norm` and `activate` give a row the same bits alone and in any company."""
+    with Bench(backend) as bench:
+        shape = (data.draw(tokens), data.draw(widths))
+        x = _rows(data, shape, bench.dtype)
+        company = data.draw(st.lists(st.integers(0, shape[0] - 1), min_size=1, max_size=20))
+        activation = data.draw(st.sampled_from(ACTIVATIONS))
+        norms = bench.read(backend.layer_norm(bench.array(x), None, None, LAYER_NORM_EPSILON))
+        active = bench.read(backend.activate(bench.array(x), activation))
+        for rows in (company, company[:1]):
+            what = f"of rows {rows} of {shape[0]}"
+            found = bench.read(backend.layer_norm(bench.array(x[rows]), None, None, LAYER_NORM_EPSILON))
+            assert_same_bits(found, norms[rows], f"layer_norm {what}")
+            assert_same_bits(bench.read(backend.activate(bench.array(x[rows]), activation)), active[rows], activation)
+
+
 def activations_are_their_functions(backend: Backend, data: st.DataObject) -> None:
     """Every activation within its bound, in place, on a slice of a wider array, for ordinary and extreme values."""
     with Bench(backend) as bench:

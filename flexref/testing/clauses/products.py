@@ -211,6 +211,25 @@ def products_do_not_depend_on_other_rows(backend: Backend, data: st.DataObject) 
             assert_within(bench.read(alone), value[row : row + 1], bound[row : row + 1], f"linear of row {row} alone")
 
 
+def a_row_of_a_product_is_its_own(backend: Backend, data: st.DataObject) -> None:
+    """A row's product has the same bits alone and in any company: other rows, any number of them, in any order.
+
+    Added to a result or not, for every form of weights.
+    """
+    with Bench(backend) as bench:
+        product = _Product(bench, data)
+        base = data.draw(arrays(product.shape, bench.dtype, MODERATE))
+        company = data.draw(st.lists(st.integers(0, product.shape[0] - 1), min_size=1, max_size=40))
+        for add in (False, True):
+            first = bench.array(base)
+            together = bench.read(backend.linear(product.x, product.w, product.b, out=first, add=add))
+            for rows in (company, company[:1]):
+                x, out = bench.array(product.values[rows]), bench.array(base[rows])
+                found = bench.read(backend.linear(x, product.w, product.b, out=out, add=add))
+                what = f"linear ({product.form}), add={add}, rows {rows} of {product.shape[0]}"
+                assert_same_bits(found, together[rows], what)
+
+
 def products_repeat_their_bits(backend: Backend, data: st.DataObject) -> None:
     """The same call on the same operands gives the same bits, wherever its result lies."""
     with Bench(backend) as bench:

@@ -1,0 +1,102 @@
+"""A row has the same bits in any company: tokens and logits, on every port that promises it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.architecture.spec import ModelSpec
+from flexref.backend import registry
+from flexref.engine.generation import Request
+from flexref.errors import BackendUnavailable
+from flexref.loading import load
+from flexref.policy import Policy
+from flexref.testing import strategies as own
+
+STORED = st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16"), ("int8", "float32")])
+
+Logits = dict[int, list[npt.NDArray[np.float32]]]
+
+
+def invariant_ports() -> Iterator[object]:
+    """Every installed port that promises it; one skipped case for each whose device is not here."""
+    for name in registry.installed():
+        try:
+            backend = registry.create(name)
+        except BackendUnavailable as error:
+            yield pytest.param(name, id=name, marks=pytest.mark.skip(reason=str(error)))
+            continue
+        if backend.caps.computes and backend.caps.row_invariant:
+            yield pytest.param(name, id=name)
+        backend.close()
+
+
+def generated(
+    path: str, backend: str, prompts: list[list[int]], policy: Policy, request: Request
+) -> tuple[Any, Logits]:
+    """Token ids by row, and the logits of every row's steps in order."""
+    logits: Logits = {}
+
+    def keep(rows: npt.NDArray[np.int64], _: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
+        for row, of_row in zip(rows.tolist(), values, strict=True):
+            logits.setdefault(row, []).append(of_row.copy())
+
+    with load(path, policy=policy, backend=backend) as engine:
+        outputs = engine.generate(prompts, request, on_logits=keep).outputs
+    return [output.token_ids for output in outputs], logits
+
+
+@st.composite
+def companies(draw: st.DrawFn) -> tuple[ModelSpec, list[list[int]], list[int]]:
+    """A model, prompts of ragged lengths that cross the edges of tiles and chunks, and which of them run again."""
+    spec = draw(own.specs(positions=160))
+    token = st.integers(0, spec.vocabulary - 1)
+    lengths = draw(st.lists(st.sampled_from((1, 2, 5, 63, 64, 65, 130)), min_size=1, max_size=6))
+    prompts = [draw(st.lists(token, min_size=length, max_size=length)) for length in lengths]
+    return spec, prompts, draw(st.lists(st.integers(0, len(prompts) - 1), min_size=1, max_size=7))
+
+
+@pytest.mark.parametrize("backend", list(invariant_ports()))
+@given(
+    case=companies(), stored=STORED, policies=st.tuples(own.policies(), own.policies()), new_tokens=st.integers(1, 4)
+)
+def test_a_row_has_the_same_bits_in_any_company(
+    model_file: Any,
+    backend: str,
+    case: tuple[ModelSpec, list[list[int]], list[int]],
+    stored: tuple[str, str],
+    policies: tuple[Policy, Policy],
+    new_tokens: int,
+) -> None:
+    spec, prompts, again = case
+    path, request = model_file(spec, *stored), Request(new_tokens, ignore_eos=True)
+    this, other = policies
+    other = other.changed(cache_scheme=this.cache_scheme, cache_group_size=this.cache_group_size)
+    tokens, logits = generated(path, backend, prompts, this, request)
+    other_tokens, other_logits = generated(path, backend, [prompts[row] for row in again], other, request)
+    for place, row in enumerate(again):
+        assert other_tokens[place] == tokens[row]
+        np.testing.assert_array_equal(other_logits[place], logits[row], err_msg=f"row {row} at place {place}")
+
+
+@pytest.mark.parametrize("backend", list(invariant_ports()))
+@given(case=companies(), stored=STORED, policy=own.policies())
+def test_a_row_begun_again_from_its_tokens_goes_on_with_the_same_bits(
+    model_file: Any,
+    backend: str,
+    case: tuple[ModelSpec, list[list[int]], list[int]],
+    stored: tuple[str, str],
+    policy: Policy,
+) -> None:
+    spec, prompts, _ = case
+    path = model_file(spec, *stored)
+    tokens, logits = generated(path, backend, prompts, policy, Request(6, ignore_eos=True))
+    begun = [prompt + row[:3] for prompt, row in zip(prompts, tokens, strict=True)]
+    later, later_logits = generated(path, backend, begun, policy, Request(3, ignore_eos=True))
+    for row, of_row in enumerate(tokens):
+        assert later[row] == of_row[3:]
+        np.testing.assert_array_equal(later_logits[row], logits[row][3:], err_msg=f"row {row}, begun again")
