@@ -82,8 +82,9 @@ class Policy:
     """One answer to "what lies where, and how many rows at a time" (FlexGen, section 4.3).
 
     A block is `groups_per_block` groups of `rows_per_group` rows; a layer's weights are fetched once per block and
-    pass. `weights_scheme` is the scheme for which the policy was made, None if it holds for any. `attention_on` is
-    where decode attention over a cache that is not on the device is computed.
+    pass. `row_invariant` asks for tokens and logits that depend on a row alone, to the bit, which may cost some speed;
+    `Stats` says whether the port gave them. `weights_scheme` is the scheme for which the policy was made, None if it
+    holds for any. `attention_on` is where decode attention over a cache that is not on the device is computed.
     """
 
     weights: Annotated[Shares, THREE, "How much of the weights lies on each tier."] = field(default_factory=Shares)
@@ -94,6 +95,9 @@ class Policy:
     rows_per_group: Annotated[int, COUNT, "Rows that are computed together."] = 16
     groups_per_block: Annotated[int, COUNT, "Groups that one fetch of a layer's weights serves."] = 1
     overlap: Annotated[bool, "Whether copies go on while the device computes."] = True
+    row_invariant: Annotated[
+        bool, "Whether a row's results have bits of their own, whatever rows are beside it, on ports that can do that."
+    ] = True
     attention_on: Annotated[str, OneOf(PLACES), "Where decode attention over a cache off the device is computed."] = (
         "device"
     )
@@ -120,7 +124,8 @@ class Policy:
             for kind, held in kinds.items()
         )
         rows = f"{self.groups_per_block} x {self.rows_per_group} rows"
-        return f"{', '.join(shares)} % on device/host/disk, {rows}, attention on {self.attention_on}"
+        company = "" if self.row_invariant else ", rows without bits of their own"
+        return f"{', '.join(shares)} % on device/host/disk, {rows}, attention on {self.attention_on}{company}"
 
     def changed(self, **changes: Any) -> "Policy":
         """This policy with some fields replaced."""
@@ -170,6 +175,7 @@ FIELDS = MappingProxyType(
         "groups": "groups_per_block",
         "attention_on": "attention_on",
         "overlap": "overlap",
+        "row_invariant": "row_invariant",
     }
 )
 """The fields of a policy by the names of the options that set them."""

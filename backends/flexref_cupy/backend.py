@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from flexref.backend.protocol import LANES, Capabilities, Description, LaneStep, Matrix, Ticket
+from flexref.backend.capabilities import Capabilities, Description
+from flexref.backend.protocol import LANES, LaneStep, Matrix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import DTYPE_BYTES
@@ -55,6 +56,9 @@ class CupyBackend:
     def describe(self) -> Description:
         """See `Backend.describe`."""
         return Description(self.cuda.devices(), self.cuda.versions())
+
+    def keep_rows_apart(self, on: bool) -> None:
+        """Nothing to do: rows are computed together, and none is promised bits of its own."""
 
     # Memory
 

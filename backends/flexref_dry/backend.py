@@ -8,7 +8,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Capabilities, Description, LaneStep, Matrix, Move, Ticket
+from flexref.backend.capabilities import Capabilities, Description
+from flexref.backend.protocol import LaneStep, Matrix, Move, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
@@ -63,6 +64,9 @@ class DryBackend:
     def describe(self) -> Description:
         """See `Backend.describe`: there is no device, and no library computes."""
         return Description((), {})
+
+    def keep_rows_apart(self, on: bool) -> None:
+        """There are no bits."""
 
     def free_bytes(self, tier: str) -> int:
         """As much as anybody may count."""

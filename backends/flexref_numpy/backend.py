@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from flexref.backend.protocol import LANES, Capabilities, Description, LaneStep, Matrix, Ticket
+from flexref.backend.capabilities import Capabilities, Description
+from flexref.backend.protocol import LANES, LaneStep, Matrix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import ALIGNMENT_BYTES
@@ -47,6 +48,7 @@ class NumpyBackend:
             row_invariant=True,
         )
         self._scratch = Scratch(scratch_bytes)
+        self._rows_apart = True
         self._products = Products(blas_threads())
         self._lanes: dict[str, Lane] = {lane: Lane(lane) for lane in LANES}
         self._workspace: Workspace | None = None
@@ -55,6 +57,10 @@ class NumpyBackend:
     def describe(self) -> Description:
         """See `Backend.describe`: it runs on the host's processor, beside which it has no device."""
         return Description((), {"numpy": np.__version__})
+
+    def keep_rows_apart(self, on: bool) -> None:
+        """See `Backend.keep_rows_apart`: products are the plain ones of numpy, if not `on`; attention is the same."""
+        self._rows_apart = on
 
     def free_bytes(self, tier: str) -> int:
         """Half of the free memory each: on this port `device` and `host` are one."""
@@ -146,6 +152,8 @@ class NumpyBackend:
         """See `Backend.linear`."""
         if out is None:
             out = self.empty((x.shape[0], w.shape[0]), "float32")
+        if not self._rows_apart:
+            return operators.plain_linear(self._scratch, x, w, b, out, add=add)
         return operators.linear(self._scratch, self._products, x, w, b, out, add=add)
 
     def expand(self, w: Matrix, out: Any) -> Numbers:

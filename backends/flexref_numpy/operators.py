@@ -96,6 +96,27 @@ def linear(
     return out
 
 
+def plain_linear(scratch: Scratch, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, *, add: bool) -> Numbers:
+    """See `Backend.linear`: products of numpy as they are, for rows that need no bits of their own.
+
+    Always in the same tiles of `w`, whether it is expanded here or was before: a product's rounding may depend on its
+    shape, and a layer must give the same bits either way.
+    """
+    rows, inputs = w.shape
+    stored_wide = not isinstance(w, QuantizedMatrix) and w[:0].dtype == np.float32
+    for first, last in tiles(rows, scratch.half // inputs):
+        part = w[first:last] if stored_wide else expand(w, first, last, scratch.operand(last - first, inputs))  # type: ignore[index]
+        for start, end in tiles(x.shape[0], scratch.half // (last - first)) if add else ((0, x.shape[0]),):
+            target = out[start:end, first:last]
+            if add:
+                target += np.matmul(x[start:end], part.T, out=scratch.product(end - start, last - first))
+            else:
+                np.matmul(x[start:end], part.T, out=target)
+    if b is not None:
+        out += b
+    return out
+
+
 def layer_norm(x: Numbers, w: Numbers | None, b: Numbers | None, epsilon: float, out: Numbers) -> Numbers:
     """See `Backend.layer_norm`; the variance is that of the centred values, which cancels nothing."""
     np.subtract(x, x.mean(axis=-1, keepdims=True), out=out)

@@ -4,7 +4,7 @@ Axis alphabet: B rows, T tokens of all rows of a group one after the other (no p
 width, I inputs, O outputs, V vocabulary, W width of an embedding table.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import Enum
@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.records import RecordLayout
 
 
@@ -73,41 +74,6 @@ class QuantizedMatrix:
 
 
 Matrix = Array | QuantizedMatrix
-
-
-@dataclass(frozen=True, slots=True)
-class Capabilities:
-    """What a port can do; the engine asks for these and never for a port's name.
-
-    compute_dtype: type of activations and of an unquantized cache. computes: False for a port that only counts.
-    overlaps_copies: whether lanes run while operators do. attends_on_host: whether `append` and `attend` also work on
-    host memory. scratch_bytes: device memory that operators use internally, whatever their shapes; 0: none.
-    fused_rows: for at most so many tokens `linear` reads 4-bit codes directly; for more it is faster to `expand` first.
-    0: for any number, and where there is room matrices are kept expanded. one_memory: device memory is host memory,
-    and one processor works on both, so that nothing is faster on the host than on the device. row_invariant: a row's
-    results have bits of its own, whatever rows are beside it and in how many pieces its tokens come.
-    """
-
-    compute_dtype: str
-    computes: bool
-    overlaps_copies: bool
-    attends_on_host: bool
-    scratch_bytes: int
-    fused_rows: int
-    one_memory: bool = False
-    row_invariant: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a port runs on: for reports, and to tell one machine from another.
-
-    devices: those that the port sees beside the host's processor, each by its name and what else tells it from others.
-    versions: by name, of the libraries whose exchange may change figures.
-    """
-
-    devices: tuple[str, ...]
-    versions: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +149,11 @@ class Backend(Protocol):
 
     def describe(self) -> Description:
         """The port's devices and the versions of its libraries; the same as long as neither is exchanged."""
+
+    def keep_rows_apart(self, on: bool) -> None:
+        """Operators from now on give every row its own bits, as `caps.row_invariant` promises, as from the beginning;
+        or, if not `on`, may be faster. A port that does not promise it does nothing.
+        """
 
     # Memory
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from flexref.backend.protocol import Backend, Capabilities
+from flexref.backend.capabilities import Capabilities
+from flexref.backend.protocol import Backend
 from flexref.block.memory_plan import BlockPlan, Need, plan_block
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion

@@ -8,7 +8,7 @@ from typing import TypeVar
 from flexref.architecture.program import Role, program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
-from flexref.backend.protocol import Capabilities
+from flexref.backend.capabilities import Capabilities
 from flexref.backend.records import RecordLayout
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import ExpandedPlan, Expansion, workspace_bytes

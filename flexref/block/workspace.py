@@ -14,7 +14,7 @@ import numpy as np
 from flexref.architecture.program import program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, StageKind, stages
-from flexref.backend.protocol import Capabilities
+from flexref.backend.capabilities import Capabilities
 from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
 from flexref.block.visits import EmbedInputs, embed_visit, hidden_visit

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Array, Backend, Buffer, Description, Lane, LaneStep, QuantizedMatrix, Ticket
+from flexref.backend.capabilities import Description
+from flexref.backend.protocol import Array, Backend, Buffer, Lane, LaneStep, QuantizedMatrix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.check.tolerances import Values
 from flexref.units import DTYPE_BYTES
@@ -95,6 +96,10 @@ class PlacedBackend:
     def describe(self) -> Description:
         """See `Backend.describe`."""
         return self._port.describe()
+
+    def keep_rows_apart(self, on: bool) -> None:
+        """See `Backend.keep_rows_apart`."""
+        self._port.keep_rows_apart(on)
 
     def free_bytes(self, tier: str) -> int:
         """See `Backend.free_bytes`; the memory that checks take on the host is not subtracted."""

@@ -70,7 +70,7 @@ def _need_hypothesis() -> None:
 @option("--device-mem-gib")
 @option("--host-mem-gib", help="Budget of the host, checks not counted; default: what is free.")
 @options("--disk-dir", "--policy", "--percent", "--rows-per-group", "--groups")
-@options("--attention-on", "--quantize-cache", "--overlap")
+@options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant")
 @option("--json", help="Print all of it as one JSON object.")
 def command(
     as_json: bool, every_layer: bool, contract: bool | None, examples: int, words: tuple[str, ...], **given: Any

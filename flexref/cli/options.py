@@ -96,6 +96,11 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "default": None,
             "help": "Move beside computing, or one thing after another.",
         },
+        "--row-invariant": {
+            "names": ("--row-invariant/--no-row-invariant",),
+            "default": None,
+            "help": "A row's tokens depend on the row alone, to the bit, or on the rows beside it in near ties.",
+        },
         "--prompt-len": {"type": TOKENS},
         "--gen-len": {"type": TOKENS},
         "--rows": {"type": ROWS},
@@ -168,7 +173,7 @@ def scoring_options(command: Command) -> Command:
         option("--disk-dir", help="Where activations may spill; default: the temporary folder."),
         options("--policy", "--percent", "--rows-per-group", "--groups"),
         option("--quantize-cache", help="Keys and values pass through 4-bit groups, as in a cache."),
-        option("--overlap"),
+        options("--overlap", "--row-invariant"),
     )(command)
 
 

@@ -30,6 +30,7 @@ OPTIONS = (
     option("--attention-on", type=PLACE_CHOICE, default="any", show_default=True, help=PLACE_HELP),
     options("--rows-per-group", "--groups"),
     option("--overlap", default=True, show_default=True),
+    option("--row-invariant", default=True, show_default=True),
     click.option(
         "--max-latency-s", type=Amount(above=True), help="The most that a block may take, prefill and decode."
     ),
@@ -54,7 +55,7 @@ def plan_request_of(given: Mapping[str, Any]) -> "PlanRequest":
     def some(name: str) -> tuple[str, ...] | None:
         return None if given[name] == "any" else (given[name],)
 
-    same = ("rows", "rows_per_group", "groups", "overlap", "max_latency_s", "max_disk_writes_gib")
+    same = ("rows", "rows_per_group", "groups", "overlap", "row_invariant", "max_latency_s", "max_disk_writes_gib")
     capacities = ("device_mem_gib", "host_mem_gib", "disk_gib")
     return PlanRequest(
         given["prompt_len"],

@@ -94,6 +94,9 @@ class Stats:
 
     backend: Annotated[str, "The port that it ran on."]
     policy: Annotated[Policy, "The policy that it ran by."]
+    row_invariant: Annotated[bool, "Whether a row's results had bits of their own, whatever rows were beside it."] = (
+        False
+    )
     rows: Annotated[int, Whole(0), "Rows in all."] = 0
     blocks: Annotated[int, Whole(0), "Blocks, one after the other."] = 0
     prompt_tokens: Annotated[int, Whole(0), "Tokens of all prompts."] = 0

@@ -21,7 +21,7 @@ from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Row, RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.account import Account
-from flexref.engine.events import OnEvent, WeightsLoaded, logged, no_listener
+from flexref.engine.events import Notice, OnEvent, WeightsLoaded, logged, no_listener
 from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
@@ -41,6 +41,9 @@ from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier, slots_of
 
 LOG = logging.getLogger(__name__)
+
+TOGETHER = "computes rows together: with other rows beside it a row's tokens may differ where two are nearly as likely"
+"""What a port does that was asked for rows with bits of their own, and has none."""
 
 
 class Settle(Protocol):
@@ -173,6 +176,7 @@ class Session:
         to `trace`, whose time 0 is when the first of its jobs comes to its first block.
         """
         blocks = self.planned(stats.policy, rows)
+        stats.row_invariant = self._keep_rows_apart(stats.policy.row_invariant)
         for arena in self.arenas.values():
             arena.restart_peak()
         account = Account(stats, blocks, self._weights_for(stats.policy), self.arenas, trace)
@@ -187,6 +191,14 @@ class Session:
             account.close(self._traffic.restart())
             if trace is not None:
                 stats.lane_busy = trace.busy_shares()
+
+    def _keep_rows_apart(self, on: bool) -> bool:
+        """Tell the port whether rows need bits of their own, and whether they get them; one notice if they do not."""
+        self.backend.keep_rows_apart(on)
+        caps = self.backend.caps
+        if on and caps.computes and not caps.row_invariant:
+            self.on_event(Notice(f"{self.backend.name} {TOGETHER}"))
+        return on and caps.row_invariant
 
     def _weights_for(self, policy: Policy) -> WeightStore:
         plan = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))

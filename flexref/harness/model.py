@@ -51,6 +51,7 @@ ARGUMENTS = (
     "groups",
     "quantize_cache",
     "overlap",
+    "row_invariant",
 )
 """What `--model_args` may name."""
 

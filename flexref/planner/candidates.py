@@ -182,7 +182,12 @@ def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[Sea
         if needed > file.spec.positions:
             raise PromptError(f"{needed} tokens: the model has {file.spec.positions} positions")
         for cache_scheme, place in product(wanted.cache_schemes, places):
-            base = Policy(cache_scheme=cache_scheme, attention_on=place, overlap=wanted.overlap)
+            base = Policy(
+                cache_scheme=cache_scheme,
+                attention_on=place,
+                overlap=wanted.overlap,
+                row_invariant=wanted.row_invariant,
+            )
             situation = Situation(file, machine, rows, base, steady=wanted.rows is None)
             keep = {"rows_per_group": wanted.rows_per_group, "groups_per_block": wanted.groups}
             limits = situation.limits(keep, wanted.max_latency_s, wanted.max_disk_write_bytes)

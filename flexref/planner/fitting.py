@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from flexref.backend.protocol import Capabilities
+from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import lasting_needs, loading_need, totals
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
 from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted, counted_blocks

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from flexref.backend.protocol import Capabilities
+from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import fit, lasting_needs, loading_need
 from flexref.block.memory_plan import plan_block
 from flexref.block.rows import RowLengths, counted_blocks

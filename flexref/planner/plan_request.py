@@ -35,6 +35,7 @@ class PlanRequest:
     device_mem_gib: Annotated[float | None, "GiB of the device, in place of the machine's."] = None
     host_mem_gib: Annotated[float | None, "GiB of the host, in place of the machine's."] = None
     disk_gib: Annotated[float | None, "GiB of the disk, in place of the machine's."] = None
+    row_invariant: Annotated[bool, "Whether a row's results are to have bits of their own."] = True
 
     def __post_init__(self) -> None:
         """Raises `PolicyError` for a number of rows, tokens or groups that makes no sense."""

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from flexref.backend.protocol import Description
+from flexref.backend.capabilities import Description
 from flexref.version import __version__
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 from threadpoolctl import threadpool_info
 
-from flexref.backend.protocol import Capabilities, Description
+from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.registry import create, home, installed
 from flexref.errors import BackendUnavailable
 from flexref.machine.names import cache_folder, kept_names

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import Backend, Capabilities
+from flexref.backend.capabilities import Capabilities
+from flexref.backend.protocol import Backend
 from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, products, sampling
 
 Clause = Callable[[Backend, st.DataObject], None]

@@ -11,7 +11,7 @@ from flexref_numpy import NumpyBackend
 
 from flexref.architecture.flops import decode_flops, prefill_flops
 from flexref.architecture.published import PUBLISHED, size_named
-from flexref.backend.protocol import Description
+from flexref.backend.capabilities import Description
 from flexref.bench import rates
 from flexref.bench.benchmark import Benchmark, Report, weights_of
 from flexref.bench.floor import Workload, cache_bytes_read, floors, weight_bytes_read
@@ -175,12 +175,12 @@ def test_the_policy_is_the_one_that_is_asked_for_or_one_that_keeps_what_is_asked
         ({**TINY, "percent": [25, 75, 0, 100, 100, 0]}, Shares(0.25, 0.75, 0.0)),
         (TINY, Shares()),
     ):
-        asked = {**values, "quantize_cache": True, "overlap": False}
+        asked = {**values, "quantize_cache": True, "overlap": False, "row_invariant": False}
         with Benchmark(Arguments.from_mapping(asked, "the test")) as benchmark:
             policy = benchmark.policy
         assert policy.weights == weights
         assert (policy.rows_per_group, policy.groups_per_block) == (2, 2)
-        assert (policy.cache_scheme, policy.overlap) == ("int4", False)
+        assert (policy.cache_scheme, policy.overlap, policy.row_invariant) == ("int4", False, False)
 
 
 # Floors

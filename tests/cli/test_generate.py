@@ -92,6 +92,7 @@ def test_a_policy_goes_from_a_file_into_the_run(capsys: pytest.CaptureFixture[st
 
 def test_a_chosen_policy_keeps_what_the_options_ask_for(capsys: pytest.CaptureFixture[str]) -> None:
     options = ("--rows-per-group", "2", "--groups", "3", "--attention-on", "host", "--quantize-cache", "--no-overlap")
+    options += ("--no-row-invariant",)
     prompts = [part for number in range(7) for part in ("--prompt", f"King {number}")]
     stats = as_json(capsys, *prompts, "--max-new-tokens", "2", *options)["stats"]
     asked = {
@@ -100,6 +101,7 @@ def test_a_chosen_policy_keeps_what_the_options_ask_for(capsys: pytest.CaptureFi
         "attention_on": "host",
         "cache_scheme": "int4",
         "overlap": False,
+        "row_invariant": False,
     }
     assert {name: stats["policy"][name] for name in asked} == asked
     assert stats["blocks"] == 2

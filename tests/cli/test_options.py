@@ -93,6 +93,7 @@ def test_a_command_may_say_something_else_of_a_shared_option() -> None:
     [
         ({}, {}),
         ({"groups": 3, "rows_per_group": None, "quantize_cache": False}, {"groups_per_block": 3}),
+        ({"row_invariant": False}, {"row_invariant": False}),
         ({"overlap": False, "quantize_cache": True}, {"overlap": False, "cache_scheme": "int4"}),
     ],
 )

@@ -97,10 +97,19 @@ def test_options_are_what_the_planner_is_asked(
         return real(model, machine, wanted, trace=trace)
 
     monkeypatch.setattr(planning, "plan", plan)
-    bounds = ("--max-latency-s", "9", "--max-disk-writes-gib", "0", "--rows", "5", "--no-overlap")
+    bounds = ("--max-latency-s", "9", "--max-disk-writes-gib", "0", "--rows", "5", "--no-overlap", "--no-row-invariant")
     capacities = ("--device-mem-gib", "0.5", "--host-mem-gib", "2", "--disk-gib", "3")
     as_json(capsys, *ONE, "--machine", machine, *bounds, *capacities)
-    assert asked == [PlanRequest(32, 4, 5, ("int4",), ("none",), ("device",), 4, 2, False, 9.0, 0.0, 0.5, 2.0, 3.0)]
+    assert asked == [
+        PlanRequest(32, 4, 5, ("int4",), ("none",), ("device",), 4, 2, False, 9.0, 0.0, 0.5, 2.0, 3.0, False)
+    ]
+
+
+def test_a_plan_says_where_rows_need_no_bits_of_their_own(capsys: pytest.CaptureFixture[str], machine: str) -> None:
+    for options, on in (((), True), (("--no-row-invariant",), False)):
+        assert as_json(capsys, *ONE, "--machine", machine, *options)["policy"]["row_invariant"] is on
+        assert flexref(*ONE, "--machine", machine, *options) == 0
+        assert ("4 x 2 rows; rows without bits of their own" in capsys.readouterr().out) is not on
 
 
 def test_costs_are_keys_of_the_json(capsys: pytest.CaptureFixture[str], cramped: str) -> None:

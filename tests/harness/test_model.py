@@ -164,8 +164,8 @@ def test_a_batch_size_is_rows_per_group() -> None:
     assert settled_fields(made) == {"rows_per_group": 6}
     made.engine.close()
     for value in (1, "1", "auto", None):
-        made = FlexrefLM("demo", batch_size=value, groups=2, quantize_cache=True, overlap=False)
-        assert settled_fields(made) == {"groups_per_block": 2, "cache_scheme": "int4", "overlap": False}
+        made = FlexrefLM("demo", batch_size=value, groups=2, quantize_cache=True, row_invariant=False)
+        assert settled_fields(made) == {"groups_per_block": 2, "cache_scheme": "int4", "row_invariant": False}
         made.engine.close()
 
 

@@ -11,7 +11,8 @@ from flexref_numpy import NumpyBackend
 from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
 from hypothesis.errors import Flaky
 
-from flexref.backend.protocol import LANES, Description, HostWork, LaneStep, Move, Span, Ticket
+from flexref.backend.capabilities import Description
+from flexref.backend.protocol import LANES, HostWork, LaneStep, Move, Span, Ticket
 from flexref.backend.workspace import Workspace
 from flexref.errors import CapacityError, FlexrefError
 from flexref.testing import violation

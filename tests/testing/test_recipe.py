@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import flexref.testing
-from flexref.backend.protocol import Capabilities
+from flexref.backend.capabilities import Capabilities
 from flexref.units import DTYPE_BYTES
 
 README = Path(flexref.testing.__file__).with_name("README.md")

@@ -132,6 +132,8 @@ def in_short(candidate: "Candidate") -> str:
     policy = candidate.policy
     assert policy is not None
     parts = [candidate.label, f"{policy.rows_per_group} x {policy.groups_per_block} rows"]
+    if not policy.row_invariant:
+        parts.append("rows without bits of their own")
     for kind in KINDS:
         shares = getattr(policy, kind)
         off = [f"{getattr(shares, tier):.0%} on {tier}" for tier in ("host", "disk") if getattr(shares, tier) >= 0.005]

@@ -116,6 +116,7 @@ def a_prefill_is_a_shorter_one_and_decodes(backend: Backend, data: st.DataObject
 
 def a_row_is_read_in_any_pieces(backend: Backend, data: st.DataObject) -> None:
     """A row's new tokens at once beside other rows, or in pieces of any sizes alone: the same bits, in records too."""
+    backend.keep_rows_apart(True)
     with Bench(backend) as bench:
         this = _Pass(bench, data)
         at_once, in_pieces = this.filled(), this.cache()

@@ -216,6 +216,7 @@ def a_row_of_a_product_is_its_own(backend: Backend, data: st.DataObject) -> None
 
     Added to a result or not, for every form of weights.
     """
+    backend.keep_rows_apart(True)
     with Bench(backend) as bench:
         product = _Product(bench, data)
         base = data.draw(arrays(product.shape, bench.dtype, MODERATE))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
-from flexref.backend.protocol import Capabilities
+from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import engine_needs, totals
 from flexref.block.memory_plan import plan_block, record_layout
 from flexref.block.rows import RowLengths

@@ -1,0 +1,40 @@
+"""What a port can do, and what it runs on: what it says of itself; it knows no operator and no memory."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a port can do; the engine asks for these and never for a port's name.
+
+    compute_dtype: type of activations and of an unquantized cache. computes: False for a port that only counts.
+    overlaps_copies: whether lanes run while operators do. attends_on_host: whether `append` and `attend` also work on
+    host memory. scratch_bytes: device memory that operators use internally, whatever their shapes; 0: none.
+    fused_rows: for at most so many tokens `linear` reads 4-bit codes directly; for more it is faster to `expand` first.
+    0: for any number, and where there is room matrices are kept expanded. one_memory: device memory is host memory,
+    and one processor works on both, so that nothing is faster on the host than on the device. row_invariant: a row's
+    results have bits of its own, whatever rows are beside it and in how many pieces its tokens come, unless
+    `Backend.keep_rows_apart` says that they need not.
+    """
+
+    compute_dtype: str
+    computes: bool
+    overlaps_copies: bool
+    attends_on_host: bool
+    scratch_bytes: int
+    fused_rows: int
+    one_memory: bool = False
+    row_invariant: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a port runs on: for reports, and to tell one machine from another.
+
+    devices: those that the port sees beside the host's processor, each by its name and what else tells it from others.
+    versions: by name, of the libraries whose exchange may change figures.
+    """
+
+    devices: tuple[str, ...]
+    versions: Mapping[str, str]
