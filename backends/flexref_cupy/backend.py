@@ -10,7 +10,7 @@ import numpy.typing as npt
 import psutil
 
 from flexref.backend.capabilities import Capabilities, Description
-from flexref.backend.protocol import LANES, LaneStep, Matrix, Ticket
+from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import DTYPE_BYTES
@@ -181,8 +181,12 @@ class CupyBackend:
         pointwise.activate(self.device, x, activation)
         return x  # type: ignore[no-any-return]
 
-    def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> Any:
-        """See `Backend.cache_rows`."""
+    def cache_rows(
+        self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
+    ) -> Any:
+        """See `Backend.cache_rows`; `ValueError` for prefixes, which no kernel reads."""
+        if prefixes is not None:
+            raise ValueError("this port shares no prefixes (caps.shares_prefixes)")
         return self._attention.cache_rows(records, layout)
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:

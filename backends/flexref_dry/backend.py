@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.capabilities import Capabilities, Description
-from flexref.backend.protocol import LaneStep, Matrix, Move, Ticket
+from flexref.backend.protocol import LaneStep, Matrix, Move, Prefix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
@@ -46,6 +46,7 @@ class DryBackend:
             attends_on_host=True if port is None else port.attends_on_host,
             scratch_bytes=scratch_bytes if port is None else port.scratch_bytes,
             fused_rows=0 if port is None else port.fused_rows,
+            shares_prefixes=True,
         )
         self.calls: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
@@ -185,9 +186,14 @@ class DryBackend:
         self._count("activate", x.shape[0] * x.shape[1], "operator", "activate", nbytes_of(x))
         return x
 
-    def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> DryCaches:
+    def cache_rows(
+        self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
+    ) -> DryCaches:
         """See `Backend.cache_rows`."""
-        return DryCaches(tuple(array.shape[0] for array in records), layout, records[0].tier if records else "device")
+        named = [None] * len(records) if prefixes is None else prefixes
+        shared = tuple(0 if prefix is None else prefix[1] for _, prefix in zip(records, named, strict=True))
+        capacities = tuple(array.shape[0] for array in records)
+        return DryCaches(shared, capacities, layout, records[0].tier if records else "device")
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> DrySegments:
         """See `Backend.segments`."""
@@ -196,9 +202,11 @@ class DryBackend:
     def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
         """See `Backend.append`; records beyond a row's capacity raise as they do on every port."""
         record_bytes = rows.layout.record_bytes
-        for capacity, (past, new) in zip(rows.capacities, segments.lengths, strict=True):
-            if (past + new) * record_bytes > capacity:
-                raise IndexError(f"{past + new} records in a cache of {capacity} bytes")
+        for shared, capacity, (past, new) in zip(rows.shared, rows.capacities, segments.lengths, strict=True):
+            if (past + new - shared) * record_bytes > capacity:
+                raise IndexError(f"{past + new - shared} records in a cache of {capacity} bytes")
+            if past < shared:
+                raise IndexError(f"a row of {past} tokens begins with {shared} of a prefix")
         self._count("append", 0, "append", rows.tier, rows.layout.scheme, segments.new * record_bytes)
 
     def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:

@@ -43,8 +43,9 @@ class DryValues(DryArray):
 
 @dataclass(frozen=True, slots=True)
 class DryCaches:
-    """What `cache_rows` was called with: bytes of every row's cache, their layout, and where they lie."""
+    """What `cache_rows` was called with: tokens that every row has in its prefix, bytes of its own array, and so on."""
 
+    shared: tuple[int, ...]
     capacities: tuple[int, ...]
     layout: RecordLayout
     tier: str

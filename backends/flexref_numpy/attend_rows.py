@@ -1,6 +1,6 @@
 """Causal attention of some rows over their caches, so that a query's bits depend on its own row's keys alone.
 
-Scores and results are products of one shape, TILE_QUERIES queries by CHUNK_KEYS keys (`products` says why); what the
+Scores and results are products of one shape, TILE_QUERIES queries by CHUNK_TOKENS keys (`products` says why); what the
 chunks give is added up one after the other. Keys after a query, and what the last chunk is filled up with, add exact
 zeros: so it does not matter which queries are beside one, nor how many keys the others have.
 """
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.backend.records import RecordLayout
 from flexref.storage.quant import Quantized, dequantize
 from flexref.units import aligned
 from flexref_numpy.scratch import Numbers, Scratch
-from flexref_numpy.sections import Sections
+from flexref_numpy.sections import RowRecords, Sections
 
-CHUNK_KEYS, TILE_QUERIES = 64, 2
-"""Keys and queries in one product. A decode has a single query: the other one is zeros."""
+TILE_QUERIES = 2
+"""Queries in one product. A decode has a single one: the other is zeros."""
 
 MOST_QUERIES = 64
 """Queries of a row at once, so that their scores stay near the caches."""
@@ -30,18 +31,18 @@ class RowCaches:
     """
 
     sections: Sections
-    records: Sequence[Numbers]
+    records: Sequence[RowRecords]
     past: Sequence[int]
 
 
 def chunks_of(keys: int) -> int:
     """Chunks that hold so many keys."""
-    return -(-keys // CHUNK_KEYS)
+    return -(-keys // CHUNK_TOKENS)
 
 
 def queries_at_once(scratch: Scratch, layout: RecordLayout, keys: int) -> int:
     """Queries of a row at once, so that one head's scores of them and of all keys fit: whole tiles, at least one."""
-    room = scratch.half // (aligned(keys, CHUNK_KEYS) + 3 * layout.head_width)
+    room = scratch.half // (aligned(keys, CHUNK_TOKENS) + 3 * layout.head_width)
     return max(1, min(MOST_QUERIES, room) // TILE_QUERIES) * TILE_QUERIES
 
 
@@ -75,7 +76,11 @@ class _Room:
     def of(cls, scratch: Scratch, layout: RecordLayout, chunks: int, queries: int) -> "_Room":
         """As many chunks as there is room for, then as many pairs; at least one of each."""
         padded = aligned(queries, TILE_QUERIES)
-        row, chunk, scores = padded * layout.head_width, CHUNK_KEYS * layout.head_width, chunks * padded * CHUNK_KEYS
+        row, chunk, scores = (
+            padded * layout.head_width,
+            CHUNK_TOKENS * layout.head_width,
+            chunks * padded * CHUNK_TOKENS,
+        )
         at_once = max(1, min(chunks, scratch.half // chunk, (scratch.half - scores) // row - 2))
         most = min(scratch.half // (at_once * chunk), scratch.half // (scores + (at_once + 2) * row))
         return cls(max(1, most), at_once, chunks)
@@ -95,8 +100,8 @@ class _Heads:
         self._shape = len(caches.records), some.stop - some.start, layout.head_width
         self._tiles = -(-queries // TILE_QUERIES)
         pairs, padded = self._shape[0] * self._shape[1], self._tiles * TILE_QUERIES
-        row, held = pairs * padded * layout.head_width, pairs * room.at_once * CHUNK_KEYS * layout.head_width
-        scores = pairs * room.chunks * padded * CHUNK_KEYS
+        row, held = pairs * padded * layout.head_width, pairs * room.at_once * CHUNK_TOKENS * layout.head_width
+        scores = pairs * room.chunks * padded * CHUNK_TOKENS
         products = scratch.product(scores + (room.at_once + 2) * row)
         self._held = scratch.operand(held)
         self._scores, self._tiled, self._result, self._given = np.split(products, scores + row * np.arange(3))
@@ -105,8 +110,8 @@ class _Heads:
         """q (R, S, heads, D) -> out (R, S, heads, D)."""
         rows, heads, width = self._shape
         padded, chunks = self._tiles * TILE_QUERIES, self._room.chunks
-        scores = self._scores.reshape(rows, heads, chunks, padded, CHUNK_KEYS)
-        by_tile = self._scores.reshape(rows, heads, chunks, self._tiles, TILE_QUERIES, CHUNK_KEYS)
+        scores = self._scores.reshape(rows, heads, chunks, padded, CHUNK_TOKENS)
+        by_tile = self._scores.reshape(rows, heads, chunks, self._tiles, TILE_QUERIES, CHUNK_TOKENS)
         with np.errstate(over="ignore", invalid="ignore"):  # a key that is masked below may give anything
             tiled = self._tiles_of(q)
             for first, last in self._room.runs():
@@ -140,27 +145,28 @@ class _Heads:
         return tiled.transpose(0, 3, 1, 2, 4)[:, :, None]
 
     def _expanded(self, which: int, first: int, last: int) -> Numbers:
-        """K (`which` 0) or V (1) of the chunks first to last: (R, chunks, CHUNK_KEYS, heads, D)."""
+        """K (`which` 0) or V (1) of the chunks first to last: (R, chunks, CHUNK_TOKENS, heads, D)."""
         rows, heads, width = self._shape
         caches, layout = self._caches, self._caches.sections.layout
-        count = (last - first) * CHUNK_KEYS
+        count = (last - first) * CHUNK_TOKENS
         values = self._held[: rows * count * heads * width].reshape(rows, count, heads, width)
         for records, past, place in zip(caches.records, caches.past, values, strict=True):
-            start, end = first * CHUNK_KEYS, min(past + self._queries, last * CHUNK_KEYS)
-            codes, pairs = caches.sections.of(records, which, start, end)
-            codes, tokens = codes[:, self._some], place[: end - start]
-            if pairs is None:
-                tokens[...] = codes
-            else:
-                scale, zero = pairs[:, self._some, :, 0], pairs[:, self._some, :, 1]
-                dequantize(Quantized(codes, scale, zero, width, layout.group_size), out=tokens)
+            start, end = first * CHUNK_TOKENS, min(past + self._queries, last * CHUNK_TOKENS)
+            for offset, array, of_first, of_last in records.pieces(start, end):
+                codes, pairs = caches.sections.of(array, which, of_first, of_last)
+                codes, tokens = codes[:, self._some], place[offset : offset + of_last - of_first]
+                if pairs is None:
+                    tokens[...] = codes
+                else:
+                    scale, zero = pairs[:, self._some, :, 0], pairs[:, self._some, :, 1]
+                    dequantize(Quantized(codes, scale, zero, width, layout.group_size), out=tokens)
             place[end - start :] = 0
-        return values.reshape(rows, last - first, CHUNK_KEYS, heads, width)
+        return values.reshape(rows, last - first, CHUNK_TOKENS, heads, width)
 
     def _mask(self, scores: Numbers) -> None:
-        """Keys after a query get no share, whatever they gave; scores (R, heads, chunks, P, CHUNK_KEYS)."""
+        """Keys after a query get no share, whatever they gave; scores (R, heads, chunks, P, CHUNK_TOKENS)."""
         past, (_, _, chunks, padded, _) = np.array(self._caches.past), scores.shape
-        first = (int(past.min()) + 1) // CHUNK_KEYS  # the chunks before hold no key after any query
-        keys = np.arange(first * CHUNK_KEYS, chunks * CHUNK_KEYS).reshape(-1, 1, CHUNK_KEYS)
+        first = (int(past.min()) + 1) // CHUNK_TOKENS  # the chunks before hold no key after any query
+        keys = np.arange(first * CHUNK_TOKENS, chunks * CHUNK_TOKENS).reshape(-1, 1, CHUNK_TOKENS)
         own = past[:, None] + np.minimum(np.arange(padded), self._queries - 1)
         np.copyto(scores[:, :, first:], -np.inf, where=(keys > own[:, None, :, None])[:, None])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import psutil
 
 from flexref.backend.capabilities import Capabilities, Description
-from flexref.backend.protocol import LANES, LaneStep, Matrix, Ticket
+from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import ALIGNMENT_BYTES
@@ -46,6 +46,7 @@ class NumpyBackend:
             fused_rows=0,
             one_memory=True,
             row_invariant=True,
+            shares_prefixes=True,
         )
         self._scratch = Scratch(scratch_bytes)
         self._rows_apart = True
@@ -170,9 +171,12 @@ class NumpyBackend:
         """See `Backend.activate`."""
         return operators.activate(self._scratch, x, activation)
 
-    def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> attention.CacheRows:
+    def cache_rows(
+        self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
+    ) -> attention.CacheRows:
         """See `Backend.cache_rows`."""
-        return attention.CacheRows(tuple(records), layout)
+        named: Sequence[Any] = [None] * len(records) if prefixes is None else prefixes
+        return attention.CacheRows(tuple(records), layout, tuple(named))
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> attention.Segments:
         """See `Backend.segments`."""

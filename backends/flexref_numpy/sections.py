@@ -1,9 +1,29 @@
-"""Where K and V of tokens lie in the records of a cache, as arrays of numpy; it knows no row and no attention."""
+"""Where K and V of tokens lie in the records of a cache, as arrays of numpy; it knows no pass and no attention."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from flexref.backend.records import RecordLayout
 from flexref_numpy.scratch import Numbers
+
+
+@dataclass(frozen=True, slots=True)
+class RowRecords:
+    """A row's records: of its first `shared` tokens in `prefix`, of all others in its `own` array."""
+
+    own: Numbers
+    prefix: Numbers
+    shared: int
+
+    def pieces(self, first: int, last: int) -> Iterator[tuple[int, Numbers, int, int]]:
+        """(tokens of earlier pieces, array, first record, last record) of tokens first to last, in one piece or two."""
+        cut = min(max(first, self.shared), last)
+        if first < cut:
+            yield 0, self.prefix, first, cut
+        if cut < last:
+            yield cut - first, self.own, cut - self.shared, last - self.shared
 
 
 class Sections:

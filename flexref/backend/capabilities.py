@@ -15,7 +15,7 @@ class Capabilities:
     0: for any number, and where there is room matrices are kept expanded. one_memory: device memory is host memory,
     and one processor works on both, so that nothing is faster on the host than on the device. row_invariant: a row's
     results have bits of its own, whatever rows are beside it and in how many pieces its tokens come, unless
-    `Backend.keep_rows_apart` says that they need not.
+    `Backend.keep_rows_apart` says that they need not. shares_prefixes: `cache_rows` takes `prefixes`.
     """
 
     compute_dtype: str
@@ -26,6 +26,7 @@ class Capabilities:
     fused_rows: int
     one_memory: bool = False
     row_invariant: bool = False
+    shares_prefixes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -75,6 +75,13 @@ class QuantizedMatrix:
 
 Matrix = Array | QuantizedMatrix
 
+Prefix = tuple[Array, int]
+"""Records of another array, and how many of its first tokens a row begins with: a multiple of CHUNK_TOKENS."""
+
+CHUNK_TOKENS = 64
+"""Keys that attention takes at once, counted from a row's first token: prefixes are shared in whole chunks, so that
+what is added up, and in which order, does not depend on where records lie."""
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
@@ -245,14 +252,27 @@ class Backend(Protocol):
     def activate(self, x: Array, activation: str) -> Array:
         """x (T, F) -> activation(x) in place; the names are those of `spec.ACTIVATIONS`."""
 
-    def cache_rows(self, records: Sequence[Array], layout: RecordLayout) -> Any:
-        """Handle of the caches of B rows: per row its records, uint8 (capacity * layout.record_bytes,)."""
+    def cache_rows(
+        self, records: Sequence[Array], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
+    ) -> Any:
+        """Handle of the caches of B rows: per row its records, uint8 (capacity * layout.record_bytes,).
+
+        `prefixes`, for ports that say `shares_prefixes`: per row None, or where the records of its first tokens lie;
+        its own array then holds those of the tokens after them. Several rows may name one array, also that of a row
+        without a prefix of its own, which may fill it in the same call of `append`. Bits are those of own copies.
+        """
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
-        """Handle of the lengths of B rows in one pass: `past` tokens in each cache, `new` ones of each among the T."""
+        """Handle of the lengths of B rows in one pass: `past` tokens in each cache, `new` ones of each among the T.
+
+        A prefix counts: `past` is at least the tokens of a row's prefix.
+        """
 
     def append(self, rows: Any, segments: Any, k: Array, v: Array) -> None:
-        """k, v (T, E): write the records of every row's new tokens after its past ones (quantized, if so laid out)."""
+        """k, v (T, E): write the records of every row's new tokens after its past ones (quantized, if so laid out).
+
+        Into the row's own array, never into a prefix.
+        """
 
     def attend(self, rows: Any, segments: Any, q: Array, scale: float, out: Array) -> Array:
         """q (T, E) over the caches, causal: softmax(q k^T * scale) v per row and head, out (T, E).

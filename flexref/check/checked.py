@@ -39,16 +39,17 @@ class CheckedBackend(CheckedRows):
         if call is None:
             return self._port.append(rows.handle, segments.handle, bare(k), bare(v))
         layout, before = rows.layout, [self._read(records) for records in rows.records]
-        self._carried.records_read(before, segments.past, layout)
+        own = [past - shared for past, shared in zip(segments.past, rows.shared, strict=True)]
+        self._carried.records_read(before, own, layout)
         fresh = self._read(k), self._read(v)
         with call.running():
             self._port.append(rows.handle, segments.handle, bare(k), bare(v))
         contents = [self._read(records) for records in rows.records]
-        self._carried.records_written(contents, segments.total, layout)
-        for row, (first, past, new) in enumerate(segments):
+        self._carried.records_written(contents, [a + b for a, b in zip(own, segments.new, strict=True)], layout)
+        for row, (first, _, new) in enumerate(segments):
             for which, values in enumerate(fresh):
-                self._check_records(call, rows, (row, which, past), contents[row], values[first : first + new])
-            written = slice(past * layout.record_bytes, (past + new) * layout.record_bytes)
+                self._check_records(call, rows, (row, which, own[row]), contents[row], values[first : first + new])
+            written = slice(own[row] * layout.record_bytes, (own[row] + new) * layout.record_bytes)
             contents[row][written] = before[row][written] = 0
             call.same(contents[row], before[row], f"changed bytes outside the new records of row {row}")
         return None
@@ -63,8 +64,8 @@ class CheckedBackend(CheckedRows):
             result = self._port.attend(rows.handle, segments.handle, bare(q), scale, bare(out))
         found = self._found(call, result, out, q.shape)
         for row, (first, past, new) in enumerate(segments):
-            records = rows.records[row][: (past + new) * rows.layout.record_bytes]
-            content, some = self._read(records), slice(first, first + new)
+            content = np.concatenate([self._read(part) for part in rows.arrays(row, past + new)])
+            some = slice(first, first + new)
             keys, values = (quietly(laws.held, content, rows.layout, which, past + new, self._how) for which in (0, 1))
             self._check_attention(call, (keys, values), held[some], scale, (found[some], first))
         call.same(self._read(q), held, "changed its q")
@@ -99,7 +100,7 @@ class CheckedBackend(CheckedRows):
     ) -> None:
         """Check the new records of one row: `content` (bytes,) must hold `values` (S, E).
 
-        `which`: the row, 0 for K or 1 for V, and how many tokens the row had before.
+        `which`: the row, 0 for K or 1 for V, and how many records its own array had before.
         """
         row, part, past = which
         for some in blocks(*values.shape):

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.capabilities import Description
-from flexref.backend.protocol import Array, Backend, Buffer, Lane, LaneStep, QuantizedMatrix, Ticket
+from flexref.backend.protocol import Array, Backend, Buffer, Lane, LaneStep, Prefix, QuantizedMatrix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.check.tolerances import Values
 from flexref.units import DTYPE_BYTES
@@ -44,6 +44,20 @@ class PlacedRows:
     handle: Any
     records: Sequence[Placed]
     layout: RecordLayout
+    prefixes: Sequence[tuple[Placed, int] | None]
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Tokens of every row whose records lie in its prefix, not in its own array."""
+        return tuple(0 if prefix is None else prefix[1] for prefix in self.prefixes)
+
+    def arrays(self, row: int, tokens: int) -> Iterator[Placed]:
+        """The records of a row's first tokens, in one array or two."""
+        prefix, own = self.prefixes[row], tokens
+        if prefix is not None:
+            yield prefix[0][: prefix[1] * self.layout.record_bytes]
+            own -= prefix[1]
+        yield self.records[row][: own * self.layout.record_bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,9 +188,16 @@ class PlacedBackend:
         """See `Backend.close`."""
         self._port.close()
 
-    def cache_rows(self, records: Sequence[Any], layout: RecordLayout) -> PlacedRows:
+    def cache_rows(
+        self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
+    ) -> PlacedRows:
         """See `Backend.cache_rows`."""
-        return PlacedRows(self._port.cache_rows([bare(part) for part in records], layout), tuple(records), layout)
+        own = [bare(part) for part in records]
+        if prefixes is None:
+            return PlacedRows(self._port.cache_rows(own, layout), tuple(records), layout, (None,) * len(records))
+        named: list[Any] = [prefix and (bare(prefix[0]), prefix[1]) for prefix in prefixes]
+        placed: tuple[Any, ...] = tuple(prefixes)
+        return PlacedRows(self._port.cache_rows(own, layout, named), tuple(records), layout, placed)
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> PlacedSegments:
         """See `Backend.segments`."""

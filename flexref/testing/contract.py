@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.protocol import Backend
-from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, products, sampling
+from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, prefixes, products, sampling
 
 Clause = Callable[[Backend, st.DataObject], None]
 
@@ -88,7 +88,17 @@ ROW_INVARIANCE: tuple[Clause, ...] = (
 )
 """What a port whose rows have bits of their own (`caps.row_invariant`), and computes, must pass too."""
 
-CONTRACT: tuple[Clause, ...] = (*STRUCTURE, *VALUES, *OVERLAP, *HOST_ATTENTION, *ROW_INVARIANCE)
+SHARED_PREFIXES: tuple[Clause, ...] = (prefixes.a_shared_prefix_is_as_good_as_a_copy,)
+"""What a port that takes prefixes (`caps.shares_prefixes`), and computes, must pass too."""
+
+CONTRACT: tuple[Clause, ...] = (
+    *STRUCTURE,
+    *VALUES,
+    *OVERLAP,
+    *HOST_ATTENTION,
+    *ROW_INVARIANCE,
+    *SHARED_PREFIXES,
+)
 """Every clause, each once."""
 
 PARTS: Mapping[str, tuple[Clause, ...]] = {
@@ -97,6 +107,7 @@ PARTS: Mapping[str, tuple[Clause, ...]] = {
     "overlap": OVERLAP,
     "host attention": HOST_ATTENTION,
     "row invariance": ROW_INVARIANCE,
+    "shared prefixes": SHARED_PREFIXES,
 }
 """The clauses by the capability that they need."""
 
@@ -109,6 +120,7 @@ def clauses_for(caps: Capabilities) -> tuple[Clause, ...]:
         "overlap": caps.computes and caps.overlaps_copies,
         "host attention": caps.computes and caps.attends_on_host,
         "row invariance": caps.computes and caps.row_invariant,
+        "shared prefixes": caps.computes and caps.shares_prefixes,
     }
     return tuple(clause for part, clauses in PARTS.items() if needed[part] for clause in clauses)
 

@@ -34,6 +34,8 @@ NEEDED_BY = {
     "values": "ports that compute (`caps.computes`)",
     "overlap": "ports that compute and whose lanes run beside operators (`caps.overlaps_copies`)",
     "host attention": "ports that compute and attend on the host (`caps.attends_on_host`)",
+    "row invariance": "ports that compute and give a row bits of its own (`caps.row_invariant`)",
+    "shared prefixes": "ports that compute and take prefixes of rows (`caps.shares_prefixes`)",
 }
 """Who must pass the clauses of a part of the contract."""
 

@@ -98,6 +98,19 @@ def test_a_row_that_outgrows_its_cache_is_refused() -> None:
         backend.append(rows, backend.segments([3], [2]), k, k)
 
 
+def test_a_rows_own_array_need_not_hold_its_prefix() -> None:
+    backend, layout = DryBackend(), RecordLayout(2, 4, "float16")
+    size = layout.record_bytes
+    prefix, own = (backend.view(backend.allocate("device", 64 * size), 0, (n * size,), "uint8") for n in (64, 4))
+    k = backend.empty((2, 8), "float16")
+    rows = backend.cache_rows([prefix, own], layout, [None, (prefix, 64)])
+    backend.append(rows, backend.segments([60, 66], [1, 2]), k, k)
+    with pytest.raises(IndexError, match="5 records in a cache of"):
+        backend.append(rows, backend.segments([60, 67], [1, 2]), k, k)
+    with pytest.raises(IndexError, match="a row of 63 tokens begins with 64 of a prefix"):
+        backend.append(rows, backend.segments([60, 63], [1, 2]), k, k)
+
+
 def test_shapes_that_do_not_match_are_refused() -> None:
     backend = DryBackend()
     x, w = backend.empty((2, 3), "float16"), backend.empty((4, 5), "float16")

@@ -19,6 +19,8 @@ from flexref.check.portcheck import PROMPT_TOKENS
 from flexref.check.tokencheck import Difference, Tokens
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.show.check_report import DECIDED, UNDECIDED
+from flexref.testing.contract import PARTS, clause_name
+from flexref.testing.verdicts import NEEDED_BY
 
 SPEC = ModelSpec("tiny", 61, 40, 32, 32, 3, 2, 64, activation="gelu")
 
@@ -188,6 +190,12 @@ def test_a_clause_is_explained_by_its_law_and_its_source(capsys: pytest.CaptureF
     assert explain("all") == 0
     names = [line for line in capsys.readouterr().out.splitlines() if not line.startswith(" ")]
     assert {"frames_give_back", "attend_is_causal_attention"} < set(names)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_clause_of_every_part_says_who_needs_it(capsys: pytest.CaptureFixture[str], part: str) -> None:
+    assert explain(clause_name(PARTS[part][0])) == 0
+    assert f"Needed of: {NEEDED_BY[part]}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

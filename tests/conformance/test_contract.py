@@ -11,7 +11,7 @@ from flexref.backend import registry
 from flexref.backend.protocol import Backend
 from flexref.errors import BackendUnavailable
 from flexref.testing import CONTRACT, clause_name, clauses_for
-from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, products, sampling
+from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, prefixes, products, sampling
 from flexref.testing.contract import PARTS, STRUCTURE, Clause
 
 
@@ -57,7 +57,7 @@ def test_the_contract_holds_every_clause_once() -> None:
     assert len(set(CONTRACT)) == len(CONTRACT) == sum(len(clauses) for clauses in PARTS.values())
     written = {
         function
-        for module in (attention, cache, lanes, memory, pointwise, products, sampling)
+        for module in (attention, cache, lanes, memory, pointwise, prefixes, products, sampling)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__
         and list(inspect.signature(function).parameters) == ["backend", "data"]

@@ -8,11 +8,12 @@ from flexref_numpy import NumpyBackend
 from flexref_numpy.attention import CacheRows, Segments
 from flexref_numpy.sections import Sections
 
+from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.backend.records import RecordLayout
 from flexref.errors import FlexrefError
 from flexref.storage.quant import Quantized, dequantize
 from flexref.testing import violation
-from flexref.testing.clauses import attention, cache
+from flexref.testing.clauses import attention, cache, prefixes
 from flexref.testing.contract import CONTRACT, Clause
 
 
@@ -247,6 +248,52 @@ class ScratchTooSmall(NumpyBackend):
         return out
 
 
+class CopiesPrefixes(NumpyBackend):
+    """Attends over copies of all records of a row; what the copy of a prefix holds went through `changed`."""
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        size = rows.layout.record_bytes
+        copies = [
+            own if named is None else np.concatenate((self.changed(named[0], own, named[1], size), own))
+            for own, named in zip(rows.records, rows.prefixes, strict=True)
+        ]
+        return super().attend(self.cache_rows(copies, rows.layout), segments, q, scale, out)
+
+    def changed(self, prefix: Any, own: Any, tokens: int, size: int) -> Any:
+        return prefix[: tokens * size]
+
+
+class ReadsThePrefixFromTheRowsOwn(CopiesPrefixes):
+    def changed(self, prefix: Any, own: Any, tokens: int, size: int) -> Any:
+        return np.resize(own, tokens * size)
+
+
+class ReadsThePrefixAChunkOff(CopiesPrefixes):
+    """Its second chunk first, and its first one last."""
+
+    def changed(self, prefix: Any, own: Any, tokens: int, size: int) -> Any:
+        return np.roll(prefix[: tokens * size], -CHUNK_TOKENS * size)
+
+
+class CopiesPrefixesTooEarly(CopiesPrefixes):
+    """When the handle is made: a row of the same call has not filled it yet."""
+
+    def cache_rows(self, records: Any, layout: RecordLayout, prefixes: Any = None) -> Any:
+        named = [prefix and (prefix[0].copy(), prefix[1]) for prefix in prefixes or ()]
+        return super().cache_rows(records, layout, named or None)
+
+
+class AppendsToThePrefix(NumpyBackend):
+    """Writes a row's new tokens where its own array would hold them if it had all."""
+
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        super().append(rows, segments, k, v)
+        size = rows.layout.record_bytes
+        for named, (_, past, _) in zip(rows.prefixes, segments, strict=True):
+            if named is not None:
+                named[0][past * size : (past + 1) * size] = 0
+
+
 WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (AttendGivesHeads, cache.cache_operators_keep_their_shapes),
     (SwapsKeysAndValues, cache.append_writes_the_records),
@@ -272,6 +319,10 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (RowsShareAMaximum, attention.attention_does_not_depend_on_other_rows),
     (SumsInAnyOrder, attention.attention_repeats_its_bits),
     (WeighsSingleQueriesFiner, attention.a_row_is_read_in_any_pieces),
+    (ReadsThePrefixFromTheRowsOwn, prefixes.a_shared_prefix_is_as_good_as_a_copy),
+    (ReadsThePrefixAChunkOff, prefixes.a_shared_prefix_is_as_good_as_a_copy),
+    (CopiesPrefixesTooEarly, prefixes.a_shared_prefix_is_as_good_as_a_copy),
+    (AppendsToThePrefix, prefixes.a_shared_prefix_is_as_good_as_a_copy),
 )
 
 
@@ -283,8 +334,15 @@ def test_a_wrong_port_is_rejected(port: type[NumpyBackend], clause: Clause) -> N
 
 
 def test_every_clause_on_caches_rejects_a_port() -> None:
-    here = {clause for clause in CONTRACT if clause.__module__ in (m.__name__ for m in (attention, cache))}
+    here = {clause for clause in CONTRACT if clause.__module__ in (m.__name__ for m in (attention, cache, prefixes))}
     assert {clause for _, clause in WRONG} == here
+
+
+def test_copied_prefixes_themselves_are_right() -> None:
+    """Else the ports that change them would be rejected for another reason than their change."""
+    backend = CopiesPrefixes()
+    assert violation(backend, prefixes.a_shared_prefix_is_as_good_as_a_copy) is None
+    backend.close()
 
 
 def test_textbook_attention_itself_is_right() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import Array, Backend
+from flexref.backend.protocol import CHUNK_TOKENS, Array, Backend
 from flexref.backend.records import RecordLayout
 from flexref.check import laws
 from flexref.check.tolerances import Operand, Values, assert_within
@@ -20,16 +20,26 @@ margins = st.sampled_from((0, 0, 16, 33))
 
 
 class CacheBench:
-    """The caches of some rows on one tier of a port, all of their memory `stale` bytes, each longer than it must be."""
+    """The caches of some rows on one tier of a port, all of their memory `stale` bytes, each longer than it must be.
+
+    `prefixes`: per row None, or the number of a row whose array holds its first tokens, and how many.
+    """
 
     def __init__(
-        self, bench: Bench, layout: RecordLayout, tokens: Sequence[int], tier: str = "device", stale: int = STALE
+        self,
+        bench: Bench,
+        layout: RecordLayout,
+        tokens: Sequence[int],
+        tier: str = "device",
+        stale: int = STALE,
+        prefixes: Sequence[tuple[int, int] | None] | None = None,
     ) -> None:
-        self.bench, self.layout, self.tier = bench, layout, tier
+        self.bench, self.layout, self.tier, self._prefixes = bench, layout, tier, prefixes
+        self.shared = [0 if prefix is None else prefix[1] for prefix in prefixes or [None] * len(tokens)]
         spare = 2
         self.records = [
-            Guarded(bench, np.full((count + spare) * layout.record_bytes, stale, np.uint8), tier=tier)
-            for count in tokens
+            Guarded(bench, np.full((count - shared + spare) * layout.record_bytes, stale, np.uint8), tier=tier)
+            for count, shared in zip(tokens, self.shared, strict=True)
         ]
 
     @property
@@ -43,7 +53,11 @@ class CacheBench:
 
     def rows(self, which: slice = slice(None)) -> Any:
         """The port's handle of some rows."""
-        return self.bench.backend.cache_rows([records.array for records in self.records[which]], self.layout)
+        own = [records.array for records in self.records[which]]
+        if self._prefixes is None:
+            return self.bench.backend.cache_rows(own, self.layout)
+        named = [prefix and (self.records[prefix[0]].array, prefix[1]) for prefix in self._prefixes[which]]
+        return self.bench.backend.cache_rows(own, self.layout, named)
 
     def append(self, k: list[Values], v: list[Values], past: Sequence[int], which: slice = slice(None)) -> None:
         """Append, in one call, the tokens k[row], v[row] (S, E) to the caches of some rows that hold `past` tokens."""
@@ -52,10 +66,10 @@ class CacheBench:
         backend.append(self.rows(which), segments, *(self.place(np.concatenate(part)).array for part in (k, v)))
 
     def fill(self, k: list[Values], v: list[Values], past: Sequence[int]) -> None:
-        """Append the first `past` tokens of every row, row by row, as prefills of their own."""
-        for row, count in enumerate(past):
-            if count:
-                self.append([k[row][:count]], [v[row][:count]], [0], slice(row, row + 1))
+        """Append the first `past` tokens of every row to its own array, row by row, as prefills of their own."""
+        for row, (first, count) in enumerate(zip(self.shared, past, strict=True)):
+            if count > first:
+                self.append([k[row][first:count]], [v[row][first:count]], [first], slice(row, row + 1))
 
     def attend(self, q: list[Values], past: Sequence[int], scale: float, which: slice = slice(None)) -> list[Values]:
         """q[row] (S, E) over the caches of some rows that hold `past` tokens and S new ones; results by row."""
@@ -86,11 +100,19 @@ def drawn_tokens(
 
 
 def cache_operators_keep_their_shapes(backend: Backend, data: st.DataObject) -> None:
-    """Handles, `append` and `attend` work for ragged rows of every layout; `attend` returns `out`, (T, E)."""
+    """Handles, `append` and `attend` work for ragged rows of every layout; `attend` returns `out`, (T, E).
+
+    With `shares_prefixes` also for rows that name the first chunk of the first row.
+    """
     with Bench(backend) as bench:
         layout = data.draw(layouts(bench.dtype))
         past, new = data.draw(ragged())
-        cache = CacheBench(bench, layout, [a + b for a, b in zip(past, new, strict=True)])
+        prefixes: list[tuple[int, int] | None] | None = None
+        if backend.caps.shares_prefixes and past[0] + new[0] >= CHUNK_TOKENS:
+            prefixes = [None, *((0, CHUNK_TOKENS) for _ in past[1:])]
+            past = (past[0], *(CHUNK_TOKENS + count for count in past[1:]))
+        total = [a + b for a, b in zip(past, new, strict=True)]
+        cache = CacheBench(bench, layout, total, prefixes=prefixes)
         x: list[Values] = [np.zeros((count, cache.width), bench.dtype) for count in new]
         cache.append(x, x, past)
         out, q = cache.place(np.concatenate(x)).array, cache.place(np.concatenate(x)).array
