@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
@@ -28,6 +29,9 @@ LARGEST_TEXT_BYTES = 1 << 30
 
 CHUNK_BYTES = 1 << 16
 """Read at a time of a file that says nothing of its size."""
+
+LONGEST_LINE_BYTES = 1 << 22
+"""Bounds a line where a file is read line by line."""
 
 NAME_LETTERS = 40
 """Letters of the target's name in that of a temporary one: both together must stay a legal name."""
@@ -66,6 +70,26 @@ def read_bytes(
     if found > most_bytes:
         raise unreadable(f"{path}: cannot be read: it has {found} bytes, at most {most_bytes} are read")
     return data
+
+
+def filled_lines(path: str | Path, wrong: type[FlexrefError]) -> Iterator[tuple[str, bytes]]:
+    """(the line's place in words, the line) of a regular file, one at a time; blank ones are left out.
+
+    `wrong` says which line is too long, or that the file is; `StorageError` that it cannot be read.
+    """
+    try:
+        with open_regular(path) as file:
+            found = 0
+            for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE_BYTES + 1), b""), start=1):
+                found += len(line)
+                if len(line) > LONGEST_LINE_BYTES:
+                    raise wrong(f"{path}, line {number}: is too long: at most {LONGEST_LINE_BYTES} bytes are read")
+                if found > LARGEST_TEXT_BYTES:
+                    raise wrong(f"{path} is too long: at most {LARGEST_TEXT_BYTES} bytes are read")
+                if filled := line.strip():
+                    yield f"{path}, line {number}", filled
+    except OSError as error:
+        raise StorageError(f"cannot read {path or repr(path)}: {error.strerror or error}") from error
 
 
 def open_regular(path: str | Path) -> BufferedReader:

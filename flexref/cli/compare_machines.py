@@ -75,7 +75,7 @@ def command(
         from flexref.cli.show.plots import check_plot
 
         check_plot(plot_file, "--plot")
-        check_outputs({"--plot": plot_file}, (*machines, *models), force=force)
+        check_outputs({"--plot": plot_file}, (*machines, *models, options["lengths_file"]), force=force)
 
     from flexref.cli.show.compare_machines_report import print_machines
     from flexref.cli.show.console import table_console

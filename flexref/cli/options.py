@@ -104,6 +104,13 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--prompt-len": {"type": TOKENS},
         "--gen-len": {"type": TOKENS},
         "--rows": {"type": ROWS},
+        "--lengths": {
+            "names": ("lengths_file",),
+            "type": TEXT,
+            "metavar": "FILE.jsonl",
+            "shell_complete": files,
+            "help": "Rows that differ in length, one a line or drawn, in place of --prompt-len, --gen-len and --rows.",
+        },
         "--text": {"names": ("text_file",), "type": TEXT, "metavar": "FILE", "shell_complete": files},
         "--tokens": {
             "names": ("tokens_file",),
@@ -212,6 +219,13 @@ def check_windows(given: Mapping[str, Any]) -> None:
     """A usage error for a stride that would leave tokens between windows, whatever the model."""
     if given["window"] and given["stride"] and given["stride"] > given["window"]:
         raise click.UsageError("--stride must not be more than --window")
+
+
+def check_lengths(context: click.Context) -> None:
+    """A usage error if --lengths stands beside an option whose place it takes."""
+    for name, flag in (("prompt_len", "--prompt-len"), ("gen_len", "--gen-len"), ("rows", "--rows")):
+        if was_given(context, name):
+            raise click.UsageError(f"{flag} and --lengths exclude each other")
 
 
 def check_prompts(given: Mapping[str, Any]) -> None:

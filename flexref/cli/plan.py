@@ -100,7 +100,7 @@ def check_files(model: str, options: dict[str, Any]) -> None:
         check_plot(options["pareto_file"], "--pareto")
     outputs = {"--trace": "trace_file", "-o": "output_file", "--pareto": "pareto_file"}
     given = {name: options[option] for name, option in outputs.items()}
-    check_outputs(given, (model, options["machine"]), force=options["force"])
+    check_outputs(given, (model, options["machine"], options["lengths_file"]), force=options["force"])
 
 
 def machine_of(name: str | None, backend: str) -> "Machine":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.arguments import Amount
-from flexref.cli.options import Command, option, options, together
+from flexref.cli.options import Command, check_lengths, option, options, together
 
 if TYPE_CHECKING:
     from flexref.planner.plan_request import PlanRequest
@@ -23,6 +23,7 @@ OPTIONS = (
     option("--prompt-len", default=512, show_default=True, help="Tokens of every prompt."),
     option("--gen-len", default=32, show_default=True, help="New tokens of every row."),
     option("--rows", type=click.IntRange(1, 10**12), help="Rows of the job; default: as many as fill a block."),
+    option("--lengths"),
     click.option("--quantize-weights", type=WEIGHTS_CHOICE, default="any", show_default=True, help=WEIGHTS_HELP),
     click.option(
         "--quantize-cache", type=CACHE_CHOICE, default="any", show_default=True, help="How the KV cache is stored."
@@ -55,13 +56,22 @@ def plan_request_of(given: Mapping[str, Any]) -> "PlanRequest":
     def some(name: str) -> tuple[str, ...] | None:
         return None if given[name] == "any" else (given[name],)
 
-    same = ("rows", "rows_per_group", "groups", "overlap", "row_invariant", "max_latency_s", "max_disk_writes_gib")
+    same = ("rows_per_group", "groups", "overlap", "row_invariant", "max_latency_s", "max_disk_writes_gib")
     capacities = ("device_mem_gib", "host_mem_gib", "disk_gib")
     return PlanRequest(
-        given["prompt_len"],
-        given["gen_len"],
+        **_job_of(given),
         weights_schemes=some("quantize_weights"),
         cache_schemes=some("quantize_cache") or ALL_SCHEMES,
         attention_on=some("attention_on") or ALL_PLACES,
         **{name: given[name] for name in (*same, *capacities)},
     )
+
+
+def _job_of(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The rows: all alike, or as a file of lengths has them; a usage error for both."""
+    if given["lengths_file"] is None:
+        return {"prompt_tokens": given["prompt_len"], "new_tokens": given["gen_len"], "rows": given["rows"]}
+    check_lengths(click.get_current_context())
+    from flexref.planner.lengths_file import read_lengths
+
+    return {"lengths": read_lengths(given["lengths_file"])}

@@ -8,7 +8,7 @@ from typing import Any
 
 from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
-from flexref.block.rows import AlikeRows, RowLengths, counted
+from flexref.block.counted_rows import kinds_of
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.machine.machine import Machine
@@ -129,7 +129,7 @@ class SearchProblem:
         return Prediction(
             rows=len(rows),
             blocks=-(-len(rows) // policy.rows_per_block),
-            generated_tokens=sum(row.new_tokens * count for row, count in counted(rows).items()),
+            generated_tokens=sum(row.new_tokens * count for row, count in kinds_of(rows).items()),
             load_s=0.0,
             prefill_s=solution.prefill_s * blocks,
             decode_s=solution.decode_s * blocks,
@@ -176,9 +176,9 @@ def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[Sea
     places = [place for place in wanted.attention_on if place == "device" or machine.port.attends_on_host]
     if not places:
         raise PolicyError(f"port {machine.port.name} of machine {machine.name!r} cannot compute attention on the host")
-    rows = AlikeRows(RowLengths(wanted.prompt_tokens, wanted.new_tokens), wanted.rows or 1)
+    rows = wanted.job_rows
+    needed = max(row.prompt_tokens + row.new_tokens for row in kinds_of(rows))
     for scheme, file in layouts(model, wanted.weights_schemes):
-        needed = wanted.prompt_tokens + wanted.new_tokens
         if needed > file.spec.positions:
             raise PromptError(f"{needed} tokens: the model has {file.spec.positions} positions")
         for cache_scheme, place in product(wanted.cache_schemes, places):
@@ -188,7 +188,7 @@ def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[Sea
                 overlap=wanted.overlap,
                 row_invariant=wanted.row_invariant,
             )
-            situation = Situation(file, machine, rows, base, steady=wanted.rows is None)
+            situation = Situation(file, machine, rows, base, steady=wanted.steady)
             keep = {"rows_per_group": wanted.rows_per_group, "groups_per_block": wanted.groups}
             limits = situation.limits(keep, wanted.max_latency_s, wanted.max_disk_write_bytes)
             yield SearchProblem(situation, limits, scheme)

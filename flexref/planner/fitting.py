@@ -10,8 +10,9 @@ from functools import cached_property
 
 from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import lasting_needs, loading_need, totals
+from flexref.block.counted_rows import kinds_of
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
-from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted, counted_blocks
+from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted_blocks
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
@@ -84,7 +85,7 @@ class Situation:
     @cached_property
     def kinds(self) -> Counter[RowLengths]:
         """How many rows there are of each lengths."""
-        return counted(self.rows)
+        return kinds_of(self.rows)
 
     def mean(self, tokens: Iterable[int]) -> float:
         """Tokens of a row on average, of those of every kind together."""

@@ -55,7 +55,7 @@ class Plan:
             "candidates": [candidate.to_json() for candidate in self.candidates],
             "model": self.model,
             "machine": self.machine,
-            "wanted": asdict(self.wanted),
+            "wanted": self.wanted.to_json(),
             "searched": dict(self.searched),
         }
 

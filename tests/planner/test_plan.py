@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.block.counted_rows import CountedRows
 from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.generation import Request
@@ -30,6 +31,7 @@ from flexref.units import Tier
 
 MIB = 1 << 20
 SCRATCH_BYTES = 1 << 16
+ALL_IN_LENGTHS = {"prompt_tokens": None, "new_tokens": None, "rows": None}
 SMALL_MODEL = ModelSpec("small", 300, 64, 64, 128, 2, 4, 64)
 
 
@@ -239,6 +241,30 @@ def test_ragged_rows_are_planned_for_their_longest() -> None:
     ragged = Situation(question.situation.file, SMALL, [RowLengths(5, 8), RowLengths(60, 2)], question.situation.base)
     assert ragged.task.prompt_tokens_most == 60
     assert ragged.task.new_tokens == 8
+
+
+def test_rows_that_are_alike_are_planned_alike_however_they_are_given() -> None:
+    only = {"weights_schemes": ("int4",), "cache_schemes": ("none",), "attention_on": ("device",)}
+    lengths = CountedRows.of([RowLengths(16, 4)] * 9)
+    found = plan("125m", SMALL, PlanRequest(lengths=lengths, **only)).to_json()
+    expected = plan("125m", SMALL, PlanRequest(16, 4, 9, **only)).to_json()
+    assert found.pop("wanted") == {**expected.pop("wanted"), **ALL_IN_LENGTHS, "lengths": lengths.summary.to_json()}
+    assert found == expected
+
+
+@pytest.mark.parametrize("beside", [{"prompt_tokens": 3}, {"new_tokens": 3}, {"rows": 3}])
+def test_lengths_take_the_place_of_equal_rows(beside: dict[str, int]) -> None:
+    lengths = CountedRows.of([RowLengths(16, 4), RowLengths(2, 3)])
+    with pytest.raises(PolicyError, match=f"^{next(iter(beside))} and lengths exclude each other"):
+        PlanRequest(lengths=lengths, **beside)
+    if "rows" not in beside:
+        with pytest.raises(PolicyError, match=r"^needed prompt_tokens and new_tokens, or lengths$"):
+            PlanRequest(**beside)
+    (question, *_) = questions("125m", SMALL, PlanRequest(lengths=lengths))
+    assert (question.situation.rows, question.situation.steady) == (lengths, False)
+    too_long = CountedRows.of([RowLengths(16, 4), RowLengths(2000, 100)])
+    with pytest.raises(PromptError, match="2100 tokens: the model has 2048 positions"):
+        plan("125m", SMALL, PlanRequest(lengths=too_long))
 
 
 def test_a_job_that_scores_is_planned_without_caches_that_nothing_reads() -> None:

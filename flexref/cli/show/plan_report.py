@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from flexref.cli.show.console import FilledTable
+from flexref.cli.show.lengths import request_lengths
 from flexref.cli.show.report import KIND_NAMES
 from flexref.errors import how_many, in_gib
 from flexref.units import KINDS, TIERS
@@ -29,10 +30,7 @@ def print_plan(console: Console, found: "Plan", machine: "Machine", report: Mapp
     prediction = best.prediction
     assert prediction is not None
     say = partial(console.print, highlight=False)
-    say(
-        f"{found.model} on {found.machine}: prompts of {how_many(wanted.prompt_tokens, 'token')}, "
-        f"{how_many(wanted.new_tokens, 'new token')}"
-    )
+    say(f"{found.model} on {found.machine}: {request_lengths(wanted)}")
     say(f"best: {in_short(best)}")
     say(
         f"predicted: {prediction.tokens_per_s:.4g} tokens/s for {how_many(prediction.rows, 'row')} in "

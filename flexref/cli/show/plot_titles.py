@@ -4,6 +4,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flexref.cli.show.lengths import request_lengths
 from flexref.errors import how_many
 from flexref.version import __version__
 
@@ -19,9 +20,8 @@ def made() -> str:
 
 def job_in_words(wanted: "PlanRequest") -> str:
     """The job that was planned, and the bounds that were given."""
-    rows = "as many rows as fill a block" if wanted.rows is None else how_many(wanted.rows, "row")
-    prompts = f"prompts of {how_many(wanted.prompt_tokens, 'token')}"
-    parts = [f"{rows}, {prompts}, {how_many(wanted.new_tokens, 'new token')}"]
+    rows = "as many rows as fill a block" if wanted.steady else how_many(len(wanted.job_rows), "row")
+    parts = [f"{rows}, {request_lengths(wanted)}"]
     schemes = wanted.weights_schemes
     parts += [f"weights {' or '.join(schemes)}"] if schemes is not None and schemes != ("none", "int4") else []
     parts += [f"cache {wanted.cache_schemes[0]}"] if len(wanted.cache_schemes) == 1 else []
