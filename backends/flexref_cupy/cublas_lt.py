@@ -1,0 +1,215 @@
+"""Products by cublasLt with an algorithm that the caller names; it knows addresses and a stream, and no array.
+
+cuBLAS itself chooses an algorithm for every number of tokens; here it is asked for those that add a product's inputs up
+in one go, and does what it is told.
+"""
+
+import ctypes
+from dataclasses import dataclass
+
+from flexref.errors import BackendUnavailable
+from flexref_cupy.installation import INSTALL, first_line
+
+_TRANSPOSED = 1
+_FLOAT32, _FLOAT16 = 0, 2
+_COMPUTE_FLOAT32 = 68
+_DESCRIPTION_TRANSPOSES_FIRST = 3
+_PREFERS_MOST_WORKSPACE, _PREFERS_REDUCTIONS = 1, 3
+_NO_REDUCTION = 0
+_CONFIG_SPLIT_K = 2
+"""Names of cublasLt: CUBLAS_OP_T, CUDA_R_32F and _16F, CUBLAS_COMPUTE_32F, CUBLASLT_MATMUL_DESC_TRANSA,
+CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES and _REDUCTION_SCHEME_MASK, CUBLASLT_REDUCTION_SCHEME_NONE,
+CUBLASLT_ALGO_CONFIG_SPLITK_NUM."""
+
+CONFIG = (
+    ("id", 0, ctypes.c_int32),
+    ("tile", 1, ctypes.c_uint32),
+    ("split_k", _CONFIG_SPLIT_K, ctypes.c_int32),
+    ("reduction", 3, ctypes.c_uint32),
+    ("swizzle", 4, ctypes.c_uint32),
+    ("custom", 5, ctypes.c_uint32),
+    ("stages", 6, ctypes.c_uint32),
+    ("inner_shape", 7, ctypes.c_uint16),
+    ("cluster_shape", 8, ctypes.c_uint16),
+)
+"""What an algorithm is made of: our name, cublasLt's attribute (CUBLASLT_ALGO_CONFIG_...), and its type."""
+
+_TYPES = {"float32": _FLOAT32, "float16": _FLOAT16}
+
+
+class _Algorithm(ctypes.Structure):
+    """cublasLtMatmulAlgo_t."""
+
+    _fields_ = (("data", ctypes.c_uint64 * 8),)
+
+
+class _Found(ctypes.Structure):
+    """cublasLtMatmulHeuristicResult_t."""
+
+    _fields_ = (
+        ("algorithm", _Algorithm),
+        ("workspace", ctypes.c_size_t),
+        ("state", ctypes.c_int),
+        ("waves", ctypes.c_float),
+        ("reserved", ctypes.c_int * 4),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Algorithm:
+    """One way of multiplying: cublasLt's own bytes, and the numbers in CONFIG's order that they stand for."""
+
+    data: bytes
+    config: tuple[int, ...]
+
+
+class CublasLt:
+    """cublasLt on one stream."""
+
+    def __init__(self, stream: int) -> None:
+        self._library = library = _library()
+        self._stream = stream
+        address = ctypes.c_void_p
+        self._handle = address()
+        _check("cublasLtCreate", library.cublasLtCreate(ctypes.byref(self._handle)))
+        self._description = address()
+        made = library.cublasLtMatmulDescCreate(ctypes.byref(self._description), _COMPUTE_FLOAT32, _FLOAT32)
+        _check("cublasLtMatmulDescCreate", made)
+        transposed = ctypes.c_int32(_TRANSPOSED)
+        done = library.cublasLtMatmulDescSetAttribute(
+            self._description,
+            _DESCRIPTION_TRANSPOSES_FIRST,
+            ctypes.byref(transposed),
+            ctypes.c_size_t(ctypes.sizeof(transposed)),
+        )
+        _check("cublasLtMatmulDescSetAttribute", done)
+        self._preference = address()
+        _check("cublasLtMatmulPreferenceCreate", library.cublasLtMatmulPreferenceCreate(ctypes.byref(self._preference)))
+        for attribute, value in (
+            (_PREFERS_MOST_WORKSPACE, ctypes.c_uint64(0)),
+            (_PREFERS_REDUCTIONS, ctypes.c_uint32(_NO_REDUCTION)),
+        ):
+            done = library.cublasLtMatmulPreferenceSetAttribute(
+                self._preference, attribute, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value))
+            )
+            _check("cublasLtMatmulPreferenceSetAttribute", done)
+        self._multiply = library.cublasLtMatmul
+        self._multiply.argtypes = (
+            *(address, address, address, address, address, address, address, address),
+            *(address, address, address, address, address, address, ctypes.c_size_t, address),
+        )
+        self._layouts: dict[tuple[int, int, int, int], ctypes.c_void_p] = {}
+        self._factors = (ctypes.c_float * 2)(0.0, 1.0)
+        self._zero = ctypes.addressof(self._factors)
+        self._one = self._zero + ctypes.sizeof(ctypes.c_float)
+
+    def version(self) -> int:
+        """cublasLt's version."""
+        self._library.cublasLtGetVersion.restype = ctypes.c_size_t
+        return int(self._library.cublasLtGetVersion())
+
+    def close(self) -> None:
+        """Give cublasLt's own memory back."""
+        for layout in self._layouts.values():
+            self._library.cublasLtMatrixLayoutDestroy(layout)
+        self._library.cublasLtMatmulPreferenceDestroy(self._preference)
+        self._library.cublasLtMatmulDescDestroy(self._description)
+        _check("cublasLtDestroy", self._library.cublasLtDestroy(self._handle))
+
+    def algorithms(
+        self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str, most: int
+    ) -> list[Algorithm]:
+        """Up to `most` for products of `shape` (T, O, I), the fastest first as cublasLt sees it.
+
+        None cuts the inputs into parts or needs memory to work in. pitches: of x, w and out.
+        """
+        found, count = (_Found * most)(), ctypes.c_int()
+        left, right, out = self._operands(shape, pitches, dtype)
+        status = self._library.cublasLtMatmulAlgoGetHeuristic(
+            *(self._handle, self._description, left, right, out, out, self._preference),
+            *(most, found, ctypes.byref(count)),
+        )
+        _check(f"cublasLtMatmulAlgoGetHeuristic of {shape}", status)
+        named = [self._named(each.algorithm) for each in found[: count.value] if each.state == 0 and not each.workspace]
+        place = [name for name, _, _ in CONFIG].index("split_k")
+        return [each for each in named if each.config[place] in (0, 1)]
+
+    def takes(
+        self, algorithm: Algorithm, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str
+    ) -> bool:
+        """Whether products of such a shape can be multiplied by `algorithm`, with no memory to work in."""
+        found, copied = _Found(), _Algorithm.from_buffer_copy(algorithm.data)
+        left, right, out = self._operands(shape, pitches, dtype)
+        status = self._library.cublasLtMatmulAlgoCheck(
+            *(self._handle, self._description, left, right, out, out, ctypes.byref(copied), ctypes.byref(found))
+        )
+        return bool(status == 0 and found.state == 0 and found.workspace == 0)
+
+    def multiply(
+        self,
+        algorithm: Algorithm,
+        shape: tuple[int, int, int],
+        x: tuple[int, int],
+        w: tuple[int, int],
+        out: tuple[int, int, str],
+        add: bool,
+    ) -> None:
+        """See `Cuda.multiply`; by this algorithm."""
+        left, right, result = self._operands(shape, (x[1], w[1], out[1]), out[2])
+        status = self._multiply(
+            *(self._handle, self._description, self._one, w[0], left, x[0], right),
+            *(self._one if add else self._zero, out[0], result, out[0], result),
+            *(algorithm.data, None, 0, self._stream),
+        )
+        if status:
+            _check(f"cublasLtMatmul of {shape}", status)
+
+    def _operands(
+        self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str
+    ) -> tuple[ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]:
+        """Layouts of w, x and out: rows of ours are columns of BLAS, so out^T = w x^T."""
+        tokens, outputs, inputs = shape
+        return (
+            self._layout(inputs, outputs, pitches[1], _FLOAT16),
+            self._layout(inputs, tokens, pitches[0], _FLOAT16),
+            self._layout(outputs, tokens, pitches[2], _TYPES[dtype]),
+        )
+
+    def _layout(self, rows: int, columns: int, pitch: int, kind: int) -> ctypes.c_void_p:
+        key = rows, columns, pitch, kind
+        if key not in self._layouts:
+            layout = ctypes.c_void_p()
+            made = self._library.cublasLtMatrixLayoutCreate(
+                ctypes.byref(layout), kind, *map(ctypes.c_uint64, (rows, columns)), ctypes.c_int64(pitch)
+            )
+            _check("cublasLtMatrixLayoutCreate", made)
+            self._layouts[key] = layout
+        return self._layouts[key]
+
+    def _named(self, algorithm: _Algorithm) -> Algorithm:
+        numbers = []
+        for name, attribute, kind in CONFIG:
+            value, written = kind(), ctypes.c_size_t()
+            status = self._library.cublasLtMatmulAlgoConfigGetAttribute(
+                *(ctypes.byref(algorithm), attribute, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value))),
+                ctypes.byref(written),
+            )
+            _check(f"cublasLtMatmulAlgoConfigGetAttribute of {name}", status)
+            numbers.append(int(value.value))
+        return Algorithm(bytes(algorithm), tuple(numbers))
+
+
+def _library() -> ctypes.CDLL:
+    """The cublasLt of CuPy's CUDA."""
+    from cuda import pathfinder  # noqa: PLC0415 - comes with CuPy
+
+    try:
+        path = pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path
+    except pathfinder.DynamicLibNotFoundError as error:
+        raise BackendUnavailable(f"cublasLt is not installed ({first_line(error)}): {INSTALL}") from error
+    return ctypes.CDLL(str(path))
+
+
+def _check(call: str, status: int) -> None:
+    if status:
+        raise RuntimeError(f"{call} gives status {status}")
