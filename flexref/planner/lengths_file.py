@@ -106,9 +106,7 @@ def read_lengths(path: str | Path) -> CountedRows:
         drawn += count
         if drawn > DRAWN_ROWS_MOST:
             raise PromptError(f"{place}: more than {DRAWN_ROWS_MOST} rows are drawn in all")
-        found.append(_columns(plain))
-        generator = np.random.default_rng(line.get("seed", 0))
-        found.append([*(_drawn(each, count, generator) for each in both), np.ones(count, np.int64)])
+        found += [_columns(plain), drawn(line)]
     found.append(_columns(plain))
     if not rows:
         raise PromptError(f"{path}: holds no row")
@@ -142,6 +140,13 @@ def _columns(plain: list[tuple[int, int, int]]) -> list[npt.NDArray[np.int64]]:
     columns = list(np.array(plain, np.int64).reshape(-1, 3).T.copy())
     plain.clear()
     return columns
+
+
+def drawn(line: Mapping[str, Any]) -> list[npt.NDArray[np.int64]]:
+    """(R,) prompt tokens, new tokens and counts, which are 1, of the rows of a line that has them drawn."""
+    count = line.get("rows", 1)
+    generator = np.random.default_rng(line.get("seed", 0))
+    return [*(_drawn(line[name], count, generator) for name in LINE.required), np.ones(count, np.int64)]
 
 
 def _drawn(length: int | Mapping[str, Any], count: int, generator: np.random.Generator) -> npt.NDArray[np.int64]:
