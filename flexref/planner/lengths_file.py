@@ -106,7 +106,7 @@ def read_lengths(path: str | Path) -> CountedRows:
         drawn += count
         if drawn > DRAWN_ROWS_MOST:
             raise PromptError(f"{place}: more than {DRAWN_ROWS_MOST} rows are drawn in all")
-        found += [_columns(plain), drawn(line)]
+        found += [_columns(plain), draw(line)]
     found.append(_columns(plain))
     if not rows:
         raise PromptError(f"{path}: holds no row")
@@ -142,7 +142,7 @@ def _columns(plain: list[tuple[int, int, int]]) -> list[npt.NDArray[np.int64]]:
     return columns
 
 
-def drawn(line: Mapping[str, Any]) -> list[npt.NDArray[np.int64]]:
+def draw(line: Mapping[str, Any]) -> list[npt.NDArray[np.int64]]:
     """(R,) prompt tokens, new tokens and counts, which are 1, of the rows of a line that has them drawn."""
     count = line.get("rows", 1)
     generator = np.random.default_rng(line.get("seed", 0))
