@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -19,7 +19,7 @@ STANDARD_INPUT = "-"
 """In place of a file: what comes on standard input."""
 
 KNOWN_KEYS = ("prompt", "id")
-"""What a JSON line may say; the rest of a job is said by options."""
+"""What every JSON line may say; the rest of a job is said by options, or where a command allows it by the line too."""
 
 OPTIONS = ("max_new_tokens", "stop", "temperature", "top_k", "top_p", "logprobs", "seed", "ignore_eos")
 """What people write in a line although it is an option of the command, which holds for every prompt."""
@@ -33,15 +33,19 @@ LONGEST_ID = 1024
 
 @dataclass(frozen=True, slots=True)
 class PromptLine:
-    """A line that holds a prompt: its place in words, text or token ids, and its `id`, None if it gives none."""
+    """A line that holds a prompt: its place in words, text or token ids, its `id`, None if it gives none, and what
+    else it says, unchecked."""
 
     place: str
     value: str | list[int]
     record_id: str | int | None = None
+    settings: Mapping[str, Any] | None = None
 
 
-def prompt_lines(path: Path | str) -> tuple[list[PromptLine], int]:
+def prompt_lines(path: Path | str, settings: Collection[str] = ()) -> tuple[list[PromptLine], int]:
     """The lines of a file, or of standard input for `-`, that hold prompts, and how many were blank and skipped.
+
+    `settings`: other keys that a line may have.
 
     Raises `PromptError` that names file and line, `StorageError` if the file cannot be read.
     """
@@ -54,7 +58,7 @@ def prompt_lines(path: Path | str) -> tuple[list[PromptLine], int]:
     found = []
     for number, line in filled:
         place = f"{name}, line {number}"
-        found.append(_parsed(line, place) if is_json else PromptLine(place, line))
+        found.append(_parsed(line, place, (*KNOWN_KEYS, *settings)) if is_json else PromptLine(place, line))
     return found, len(numbered) - len(filled)
 
 
@@ -87,26 +91,27 @@ def _is_json_object(line: str) -> bool:
         return False
 
 
-def _parsed(line: str, place: str) -> PromptLine:
+def _parsed(line: str, place: str, keys: Sequence[str]) -> PromptLine:
     record = as_json(line, place, PromptError)
     if not isinstance(record, dict):
         raise PromptError(f"{place}: needed a JSON object with `prompt`, found {line[:60]!r}")
     for key in record:
-        if key not in KNOWN_KEYS:
-            raise PromptError(f"{place}: {_unknown(key)}")
+        if key not in keys:
+            raise PromptError(f"{place}: {_unknown(key, keys)}")
     if "prompt" not in record:
         raise PromptError(f"{place}: needed a JSON object with `prompt`, found {line[:60]!r}")
-    return PromptLine(place, _prompt(record["prompt"], place), _record_id(record.get("id"), place))
+    settings = {key: value for key, value in record.items() if key not in KNOWN_KEYS}
+    return PromptLine(place, _prompt(record["prompt"], place), _record_id(record.get("id"), place), settings)
 
 
-def _unknown(key: str) -> str:
+def _unknown(key: str, keys: Sequence[str]) -> str:
     """What is wrong with a key, what is known, and what may have been meant."""
-    near = [ALIASES[key]] if key in ALIASES else get_close_matches(key, (*KNOWN_KEYS, *OPTIONS), n=1)
+    near = [ALIASES[key]] if key in ALIASES else get_close_matches(key, (*keys, *OPTIONS), n=1)
     meant = ""
     if near:
         option = f"the option --{near[0].replace('_', '-')}, which holds for every prompt"
-        meant = f"; did you mean {f'`{near[0]}`' if near[0] in KNOWN_KEYS else option}?"
-    return f"the key {key[:60]!r} is not known; known: {', '.join(KNOWN_KEYS)}{meant}"
+        meant = f"; did you mean {f'`{near[0]}`' if near[0] in keys else option}?"
+    return f"the key {key[:60]!r} is not known; known: {', '.join(keys)}{meant}"
 
 
 def _prompt(value: Any, place: str) -> str | list[int]:

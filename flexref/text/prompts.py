@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexref.errors import FlexrefError, PromptError
-from flexref.text.prompt_lines import prompt_lines
+from flexref.text.prompt_lines import PromptLine, prompt_lines
+from flexref.text.prompt_settings import SETTINGS, Settings, checked_settings
 from flexref.units import is_integer, plain_integers
 
 if TYPE_CHECKING:
@@ -18,14 +19,18 @@ if TYPE_CHECKING:
 class Prompt:
     """What one row starts from: text, or token ids that are taken as they are (no `</s>` is put before them).
 
-    `record_id` is what its owner calls it; the row's output carries it.
+    `record_id` is what its owner calls it; the row's output carries it. `settings`: what it asks for in place of its
+    job, by the names of `prompt_settings.SETTINGS`.
     """
 
     text: str | None = None
     token_ids: tuple[int, ...] | None = None
     record_id: str | int | None = None
+    settings: Settings | None = None
 
     def __post_init__(self) -> None:
+        if self.settings is not None:
+            object.__setattr__(self, "settings", checked_settings(self.settings))
         if (self.text is None) == (self.token_ids is None):
             raise PromptError("a prompt is either text or token ids")
         if self.token_ids is not None:
@@ -33,7 +38,10 @@ class Prompt:
 
 
 def read_prompts(
-    path: Path | str, vocabulary: int | None = None, on_blank: Callable[[int], None] | None = None
+    path: Path | str,
+    vocabulary: int | None = None,
+    on_blank: Callable[[int], None] | None = None,
+    on_settings: Callable[[Settings], object] | None = None,
 ) -> list[Prompt]:
     """The prompts of a file in UTF-8, or of standard input for `-`, one a line, in order.
 
@@ -43,23 +51,39 @@ def read_prompts(
     return before it, and may be missing at the end; a byte order mark at the start is skipped. Blank lines are skipped;
     `on_blank` is told of how many, if there are any.
 
+    With `on_settings` an object may have settings of its own (`prompt_settings`); it is told of each line's, and may
+    raise `PromptError` for what cannot be served.
+
     Raises `PromptError` naming file and line: an empty prompt, an unknown key, text that is not UTF-8, a wrong type, an
     id that is negative or beyond the vocabulary; `StorageError` if the file cannot be read.
     """
-    lines, blank = prompt_lines(path)
+    lines, blank = prompt_lines(path, () if on_settings is None else tuple(SETTINGS.members))
     if blank and on_blank is not None:
         on_blank(blank)
     prompts = []
     for line in lines:
+        own = _settings_of(line, on_settings)
         if isinstance(line.value, str):
-            prompt = Prompt(text=line.value, record_id=line.record_id)
+            prompt = Prompt(text=line.value, record_id=line.record_id, settings=own)
             if not line.value.strip():
                 raise PromptError(f"{line.place}: the prompt is empty")
         else:
-            prompt = Prompt(token_ids=tuple(line.value), record_id=line.record_id)
+            prompt = Prompt(token_ids=tuple(line.value), record_id=line.record_id, settings=own)
             _check_ids(prompt.token_ids or (), vocabulary, line.place)
         prompts.append(prompt)
     return prompts
+
+
+def _settings_of(line: PromptLine, on_settings: Callable[[Settings], object] | None) -> Settings | None:
+    """The line's own settings; None if it has none."""
+    if on_settings is None or not line.settings:
+        return None
+    settings = checked_settings(line.settings, f"{line.place}: ")
+    try:
+        on_settings(settings)
+    except PromptError as error:
+        raise PromptError(f"{line.place}: {error}") from error
+    return settings
 
 
 def to_token_ids(  # one argument per size that a prompt must fit
