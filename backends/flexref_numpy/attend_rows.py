@@ -2,171 +2,124 @@
 
 Scores and results are products of one shape, TILE_QUERIES queries by CHUNK_TOKENS keys (`products` says why); what the
 chunks give is added up one after the other. Keys after a query, and what the last chunk is filled up with, add exact
-zeros: so it does not matter which queries are beside one, nor how many keys the others have.
+zeros: so it does not matter which queries are beside one, nor how many keys the others have. Nor does it matter how far
+apart keys lie in memory: whole chunks are read where they are, if they are float32, by queries that come alone.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from flexref.backend.protocol import CHUNK_TOKENS
-from flexref.backend.records import RecordLayout
-from flexref.storage.quant import Quantized, dequantize
-from flexref.units import aligned
+from flexref_numpy.batches import TILE_QUERIES, Batch
 from flexref_numpy.scratch import Numbers, Scratch
-from flexref_numpy.sections import RowRecords, Sections
-
-TILE_QUERIES = 2
-"""Queries in one product. A decode has a single one: the other is zeros."""
-
-MOST_QUERIES = 64
-"""Queries of a row at once, so that their scores stay near the caches."""
+from flexref_numpy.sections import RowRecords
 
 
-@dataclass(frozen=True, slots=True)
-class RowCaches:
-    """The caches of R rows: their records, and the tokens `past` before each one's first query; all fill equally many
-    chunks.
+class Heads:
+    """Some heads of a batch, and their places in the scratch, which are the same for every layer of a pass.
+
+    P: queries, filled up to whole tiles. In the products' half lie scores, which become weights, (R, heads, P, chunks,
+    CHUNK_TOKENS); padded queries, later sums, (R, heads, P, D); and what every chunk at once gives.
     """
 
-    sections: Sections
-    records: Sequence[RowRecords]
-    past: Sequence[int]
+    def __init__(self, scratch: Scratch, batch: Batch, some: slice, width: int) -> None:
+        self._scratch, self._batch, self._some = scratch, batch, some
+        (rows, queries), chunks, heads = batch.shape, batch.chunks, some.stop - some.start
+        tiles, at_once = -(-queries // TILE_QUERIES), batch.runs[0][1]
+        self._heads, self._width, padded = heads, width, tiles * TILE_QUERIES
+        self._keys = [past + queries for past in batch.past]
+        ends = np.cumsum([padded * size for size in (chunks * CHUNK_TOKENS, width, at_once * width)]) * rows * heads
+        scores, tiled, given, _ = np.split(scratch.product(int(ends[-1])), ends)
+        by_row = scores.reshape(rows, heads, tiles, TILE_QUERIES, chunks, CHUNK_TOKENS)
+        self._by_tile = by_row.transpose(0, 1, 4, 2, 3, 5)
+        self._tiled = tiled.reshape(rows, heads, 1, tiles, TILE_QUERIES, width)
+        self._given = given.reshape(rows, heads, at_once, tiles, TILE_QUERIES, width)
+        self._scores = scores.reshape(rows, heads, padded, chunks, CHUNK_TOKENS)[:, :, :queries]
+        self._flat = scores.reshape(rows, heads, padded, -1)[:, :, :queries]
+        self._sometimes_hidden = self._flat[..., batch.first_hidden :]
+        self._by_chunk = given.reshape(rows, heads, at_once, padded, width).transpose(2, 0, 1, 3, 4)
+        self._kept = tiled.reshape(rows, heads, padded, width)
+        self._queries, self._rest = self._kept[:, :, :queries].transpose(0, 2, 1, 3), self._kept[:, :, queries:]
+        self._sums = self._by_chunk[0] if len(batch.runs) == 1 else self._kept
+        self._results = self._sums[:, :, :queries].transpose(0, 2, 1, 3)
+        self._operands: dict[tuple[int, bool], tuple[Numbers, Numbers, Numbers]] = {}
 
+    def attend(self, rows: Sequence[RowRecords], q: Numbers, scale: np.float32, out: Numbers) -> None:
+        """q (R, S, H, D) -> out (R, S, H, D), of these heads; `rows`: those of the batch."""
+        np.multiply(q[:, :, self._some], scale, out=self._queries)
+        self._rest[...] = 0
+        with np.errstate(over="ignore", invalid="ignore"):  # a key that is hidden below may give anything
+            for run in self._batch.runs:
+                self._multiply(rows, 0, run)
+        self._weigh()
+        for run in self._batch.runs:
+            self._multiply(rows, 1, run)
+            if run[0] == 0 and self._sums is self._kept:
+                self._kept[...] = self._by_chunk[0]
+            for chunk in range(run[0] == 0, run[1] - run[0]):
+                self._sums += self._by_chunk[chunk]
+        out[:, :, self._some] = self._results
 
-def chunks_of(keys: int) -> int:
-    """Chunks that hold so many keys."""
-    return -(-keys // CHUNK_TOKENS)
+    def _weigh(self) -> None:
+        """Scores become weights; their sums are added up chunk after chunk."""
+        flat, batch = self._flat, self._batch
+        if batch.hidden is not None:
+            np.copyto(self._sometimes_hidden, -np.inf, where=batch.hidden)
+        flat -= np.maximum.reduce(flat, axis=-1, keepdims=True)
+        np.exp(flat, out=flat)
+        sums = np.add.reduce(self._scores, axis=-1)
+        flat /= sums if batch.chunks == 1 else np.add.accumulate(sums, axis=-1)[..., -1:]
 
+    def _multiply(self, rows: Sequence[RowRecords], which: int, run: tuple[int, int]) -> None:
+        """Scores of a run's chunks (`which` 0: by K), or what they give (1: by V)."""
+        for place, row in enumerate(rows):
+            first, last = run
+            whole = min(last, self._keys[place] // CHUNK_TOKENS)
+            if first < whole and row.own.chunks is not None and self._batch.queries == 1:
+                for start, end, views, there in row.pieces(first, whole, CHUNK_TOKENS):
+                    assert views.chunks is not None
+                    operand = views.chunks[which][self._some, there : there + end - start, None]
+                    self._multiply_by(operand, which, place, (start, end, start - run[0]))
+                first = whole
+            if first < last:
+                operand = self._expanded(row, which, (first, last), self._keys[place])
+                self._multiply_by(operand, which, place, (first, last, first - run[0]))
 
-def queries_at_once(scratch: Scratch, layout: RecordLayout, keys: int) -> int:
-    """Queries of a row at once, so that one head's scores of them and of all keys fit: whole tiles, at least one."""
-    room = scratch.half // (aligned(keys, CHUNK_TOKENS) + 3 * layout.head_width)
-    return max(1, min(MOST_QUERIES, room) // TILE_QUERIES) * TILE_QUERIES
+    def _multiply_by(self, operand: Numbers, which: int, place: int, chunks: tuple[int, int, int]) -> None:
+        """One row's product with K^T (heads, chunks, 1, D, CHUNK_TOKENS), or V with D last.
 
+        `chunks`: the first and last of them, and which of the run the first one is.
+        """
+        first, last, of_run = chunks
+        of_row = self._by_tile[place, :, first:last]
+        if which == 0:
+            np.matmul(self._tiled[place], operand, out=of_row)
+        else:
+            np.matmul(of_row, operand, out=self._given[place, :, of_run : of_run + last - first])
 
-def attend_rows(scratch: Scratch, caches: RowCaches, q: Numbers, scale: np.float32, out: Numbers) -> None:
-    """q (R, S, H, D) -> out (R, S, H, D), as many rows and heads at a time as the scratch holds."""
-    rows, queries, heads, _ = q.shape
-    room = _Room.of(scratch, caches.sections.layout, chunks_of(max(caches.past) + queries), queries)
-    rows_at_once = max(1, room.pairs // heads)
-    heads_at_once = min(heads, room.pairs)
-    for first in range(0, rows, rows_at_once):
-        last = min(rows, first + rows_at_once)
-        some = RowCaches(caches.sections, caches.records[first:last], caches.past[first:last])
-        for head in range(0, heads, heads_at_once):
-            of = slice(head, min(heads, head + heads_at_once))
-            _Heads(scratch, some, of, room, queries).attend(q[first:last, :, of], scale, out[first:last, :, of])
+    def _expanded(self, row: RowRecords, which: int, chunks: tuple[int, int], keys: int) -> Numbers:
+        """K^T (`which` 0) or V (1) of chunks first to last in the operands' half, filled up with zeros."""
+        first, last = chunks
+        values, *operands = self._operand(last - first, row.own.parts[0][1] is None)
+        tokens = keys - first * CHUNK_TOKENS
+        if tokens < len(values):
+            values[tokens:] = 0
+            values = values[:tokens]
+        row.expand(which, first * CHUNK_TOKENS, self._some, values)
+        return operands[which]
 
-
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """So many pairs of a row and a head fit the scratch, with so many chunks of keys of them `at_once`.
-
-    The operands' half takes K or V, the other one padded queries, all scores, the results, and what each of the chunks
-    at once gives.
-    """
-
-    pairs: int
-    at_once: int
-    chunks: int
-
-    @classmethod
-    def of(cls, scratch: Scratch, layout: RecordLayout, chunks: int, queries: int) -> "_Room":
-        """As many chunks as there is room for, then as many pairs; at least one of each."""
-        padded = aligned(queries, TILE_QUERIES)
-        row, chunk, scores = (
-            padded * layout.head_width,
-            CHUNK_TOKENS * layout.head_width,
-            chunks * padded * CHUNK_TOKENS,
-        )
-        at_once = max(1, min(chunks, scratch.half // chunk, (scratch.half - scores) // row - 2))
-        most = min(scratch.half // (at_once * chunk), scratch.half // (scores + (at_once + 2) * row))
-        return cls(max(1, most), at_once, chunks)
-
-    def runs(self) -> Iterator[tuple[int, int]]:
-        """(first, last) of the chunks that are taken at once."""
-        for first in range(0, self.chunks, self.at_once):
-            yield first, min(self.chunks, first + self.at_once)
-
-
-class _Heads:
-    """Some heads of R rows, S queries each, and their places in the scratch. P: queries filled up to whole tiles."""
-
-    def __init__(self, scratch: Scratch, caches: RowCaches, some: slice, room: _Room, queries: int) -> None:
-        self._caches, self._some, self._room, self._queries = caches, some, room, queries
-        layout = caches.sections.layout
-        self._shape = len(caches.records), some.stop - some.start, layout.head_width
-        self._tiles = -(-queries // TILE_QUERIES)
-        pairs, padded = self._shape[0] * self._shape[1], self._tiles * TILE_QUERIES
-        row, held = pairs * padded * layout.head_width, pairs * room.at_once * CHUNK_TOKENS * layout.head_width
-        scores = pairs * room.chunks * padded * CHUNK_TOKENS
-        products = scratch.product(scores + (room.at_once + 2) * row)
-        self._held = scratch.operand(held)
-        self._scores, self._tiled, self._result, self._given = np.split(products, scores + row * np.arange(3))
-
-    def attend(self, q: Numbers, scale: np.float32, out: Numbers) -> None:
-        """q (R, S, heads, D) -> out (R, S, heads, D)."""
-        rows, heads, width = self._shape
-        padded, chunks = self._tiles * TILE_QUERIES, self._room.chunks
-        scores = self._scores.reshape(rows, heads, chunks, padded, CHUNK_TOKENS)
-        by_tile = self._scores.reshape(rows, heads, chunks, self._tiles, TILE_QUERIES, CHUNK_TOKENS)
-        with np.errstate(over="ignore", invalid="ignore"):  # a key that is masked below may give anything
-            tiled = self._tiles_of(q)
-            for first, last in self._room.runs():
-                k = self._expanded(0, first, last).transpose(0, 3, 1, 4, 2)
-                np.matmul(tiled, k[:, :, :, None], out=by_tile[:, :, first:last])
-            scores *= scale
-        self._mask(scores)
-        scores -= scores.max(axis=(2, 4), keepdims=True)
-        np.exp(scores, out=scores)
-        by_chunk = scores.sum(axis=-1)
-        total = sum(by_chunk[:, :, chunk] for chunk in range(chunks))
-        scores /= total[:, :, None, :, None]
-        result = self._result.reshape(rows, heads, padded, width)
-        result[...] = 0
-        for first, last in self._room.runs():
-            v = self._expanded(1, first, last).transpose(0, 3, 1, 2, 4)
-            given = self._given[: rows * heads * (last - first) * padded * width]
-            shape = (rows, heads, last - first, self._tiles, TILE_QUERIES, width)
-            np.matmul(by_tile[:, :, first:last], v[:, :, :, None], out=given.reshape(shape))
-            by_run = given.reshape(rows, heads, last - first, padded, width)
-            for chunk in range(last - first):
-                result += by_run[:, :, chunk]
-        out[...] = result[:, :, : self._queries].transpose(0, 2, 1, 3)
-
-    def _tiles_of(self, q: Numbers) -> Numbers:
-        """q (R, S, heads, D), filled up with zeros, as (R, heads, 1, tiles, TILE_QUERIES, D)."""
-        rows, heads, width = self._shape
-        values = self._tiled.reshape(rows, -1, heads, width)
-        values[:, : self._queries], values[:, self._queries :] = q, 0
-        tiled = values.reshape(rows, self._tiles, TILE_QUERIES, heads, width)
-        return tiled.transpose(0, 3, 1, 2, 4)[:, :, None]
-
-    def _expanded(self, which: int, first: int, last: int) -> Numbers:
-        """K (`which` 0) or V (1) of the chunks first to last: (R, chunks, CHUNK_TOKENS, heads, D)."""
-        rows, heads, width = self._shape
-        caches, layout = self._caches, self._caches.sections.layout
-        count = (last - first) * CHUNK_TOKENS
-        values = self._held[: rows * count * heads * width].reshape(rows, count, heads, width)
-        for records, past, place in zip(caches.records, caches.past, values, strict=True):
-            start, end = first * CHUNK_TOKENS, min(past + self._queries, last * CHUNK_TOKENS)
-            for offset, array, of_first, of_last in records.pieces(start, end):
-                codes, pairs = caches.sections.of(array, which, of_first, of_last)
-                codes, tokens = codes[:, self._some], place[offset : offset + of_last - of_first]
-                if pairs is None:
-                    tokens[...] = codes
-                else:
-                    scale, zero = pairs[:, self._some, :, 0], pairs[:, self._some, :, 1]
-                    dequantize(Quantized(codes, scale, zero, width, layout.group_size), out=tokens)
-            place[end - start :] = 0
-        return values.reshape(rows, last - first, CHUNK_TOKENS, heads, width)
-
-    def _mask(self, scores: Numbers) -> None:
-        """Keys after a query get no share, whatever they gave; scores (R, heads, chunks, P, CHUNK_TOKENS)."""
-        past, (_, _, chunks, padded, _) = np.array(self._caches.past), scores.shape
-        first = (int(past.min()) + 1) // CHUNK_TOKENS  # the chunks before hold no key after any query
-        keys = np.arange(first * CHUNK_TOKENS, chunks * CHUNK_TOKENS).reshape(-1, 1, CHUNK_TOKENS)
-        own = past[:, None] + np.minimum(np.arange(padded), self._queries - 1)
-        np.copyto(scores[:, :, first:], -np.inf, where=(keys > own[:, None, :, None])[:, None])
+    def _operand(self, chunks: int, plain: bool) -> tuple[Numbers, Numbers, Numbers]:
+        """A place for so many chunks of keys, (T, heads, D), and the same as K^T and as V of a product."""
+        found = self._operands.get((chunks, plain))
+        if found is None:
+            count, heads, width = chunks * CHUNK_TOKENS, self._heads, self._width
+            held = self._scratch.operand(heads * count * width)
+            if plain:  # each head by itself: its chunks are read once for every tile of queries
+                values = held.reshape(heads, count, width).transpose(1, 0, 2)
+            else:
+                values = held.reshape(count, heads, width)
+            split = values.reshape(chunks, CHUNK_TOKENS, heads, width, copy=False)[:, :, None]
+            found = values, split.transpose(3, 0, 2, 4, 1), split.transpose(3, 0, 2, 1, 4)
+            self._operands[chunks, plain] = found
+        return found

@@ -1,19 +1,20 @@
-"""The KV cache of the reference port: appends records, and says which rows and queries attend to them together."""
+"""The KV cache of the reference port: appends records, and attends to them batch by batch."""
 
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
 from flexref.backend.records import RecordLayout
 from flexref.storage.quant import quantize
-from flexref_numpy.attend_rows import RowCaches, attend_rows, chunks_of, queries_at_once
+from flexref_numpy.attend_rows import Heads
+from flexref_numpy.batches import Batch, Room, batches
 from flexref_numpy.scratch import TILE_ROWS, Numbers, Scratch, tiles
 from flexref_numpy.sections import RowRecords, Sections
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CacheRows:
     """The caches of B rows, each uint8 (capacity * record_bytes,), and what each begins with elsewhere."""
 
@@ -21,10 +22,16 @@ class CacheRows:
     layout: RecordLayout
     prefixes: tuple[tuple[Numbers, int] | None, ...]
 
-    def __iter__(self) -> Iterator[RowRecords]:
-        """Where the records of every row lie."""
+    @cached_property
+    def rows(self) -> tuple[RowRecords, ...]:
+        """Where the records of every row lie; found when they are first needed, and once for every layer."""
+        sections, found = Sections(self.layout), list[RowRecords]()
+        named = {id(prefix[0]): sections.whole(prefix[0]) for prefix in self.prefixes if prefix is not None}
         for own, prefix in zip(self.records, self.prefixes, strict=True):
-            yield RowRecords(own, own, 0) if prefix is None else RowRecords(own, *prefix)
+            views = sections.whole(own)
+            begun, shared = (views, 0) if prefix is None else (named[id(prefix[0])], prefix[1])
+            found.append(RowRecords(self.layout, views, begun, shared))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +40,7 @@ class Segments:
 
     past: tuple[int, ...]
     new: tuple[int, ...]
+    _batches: dict[tuple[int, int], list[tuple[Batch, list[Heads]]]] = field(default_factory=dict, compare=False)
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """(first token among the T, past, new) of every row."""
@@ -41,43 +49,54 @@ class Segments:
             yield first, past, new
             first += new
 
+    def batches(self, scratch: Scratch, heads: int, width: int) -> list[tuple[Batch, list[Heads]]]:
+        """What is attended to together, and where in the scratch: the same for every layer of a pass."""
+        found = self._batches.get((heads, width))
+        if found is None:
+            found = self._batches[heads, width] = [
+                (batch, [Heads(scratch, batch, some, width) for some in batch.some])
+                for batch in batches(self, Room(scratch.half, heads, width))
+            ]
+        return found
+
 
 def append(rows: CacheRows, segments: Segments, k: Numbers, v: Numbers) -> None:
     """See `Backend.append`."""
-    layout, sections = rows.layout, Sections(rows.layout)
-    for row, (first, past, new) in zip(rows, segments, strict=True):
-        record = past - row.shared
-        for which, values in ((0, k), (1, v)):
-            codes, pairs = sections.of(row.own, which, record, record + new)
-            fresh = values[first : first + new].reshape(new, layout.heads, layout.head_width)
-            if pairs is None:
-                codes[...] = fresh
+    layout = rows.layout
+    values = [part.reshape(len(part), layout.heads, layout.head_width) for part in (k, v)]
+    step = tiles(len(k), TILE_ROWS) if layout.quantized else ((0, len(k)),)
+    for start, end in step:  # what quantization holds meanwhile stays small
+        if layout.quantized:
+            packed = [quantize(part[start:end], layout.group_size, np.float16, "a cache record") for part in values]
+        for row, (first, past, new) in zip(rows.rows, segments, strict=True):
+            begin, stop = max(first, start), min(first + new, end)
+            if begin >= stop:
                 continue
-            for start, end in tiles(new, TILE_ROWS):  # what quantization holds meanwhile stays small
-                packed = quantize(fresh[start:end], layout.group_size, np.float16, "a cache record")
-                codes[start:end] = packed.codes
+            record = past - row.shared + begin - first
+            span, fresh = slice(record, record + stop - begin), slice(begin - start, stop - start)
+            if span.stop > row.own.tokens:
+                raise IndexError(f"{span.stop} records in a cache of {row.own.tokens}")
+            for which, (codes, pairs) in enumerate(row.own.parts):
+                if pairs is None:
+                    codes[span] = values[which][fresh]
+                    continue
+                found = packed[which]
+                codes[span] = found.codes[fresh]
                 # Which zero is a group's least of 0 and -0 depends on how many tokens are looked through at once.
-                pairs[start:end, ..., 0], pairs[start:end, ..., 1] = packed.scale, packed.zero + np.float16(0)
+                pairs[span, ..., 0], pairs[span, ..., 1] = found.scale[fresh], found.zero[fresh] + np.float16(0)
 
 
 def attend(scratch: Scratch, rows: CacheRows, segments: Segments, q: Numbers, scale: float, out: Numbers) -> Numbers:
-    """See `Backend.attend`: rows of a single query many at once, others by themselves, some queries at a time."""
-    layout, sections, factor = rows.layout, Sections(rows.layout), np.float32(scale)
-    heads = layout.heads, layout.head_width
-    singles: defaultdict[int, list[tuple[RowRecords, int, int]]] = defaultdict(list)
-    for row, (first, past, new) in zip(rows, segments, strict=True):
-        if new == 1:
-            singles[chunks_of(past + 1)].append((row, past, first))
-            continue
-        step = queries_at_once(scratch, layout, past + new)
-        for start in range(0, new, step):
-            which = slice(first + start, first + min(new, start + step))
-            queries, result = q[which].reshape(1, -1, *heads), out[which].reshape(1, -1, *heads)
-            attend_rows(scratch, RowCaches(sections, [row], [past + start]), queries, factor, result)
-    for members in singles.values():
-        records_of, past_of, tokens = (list(column) for column in zip(*members, strict=True))
-        queries = q[tokens].reshape(len(tokens), 1, *heads)
-        result = np.empty(queries.shape, out.dtype)
-        attend_rows(scratch, RowCaches(sections, records_of, past_of), queries, factor, result)
-        out[tokens] = result.reshape(len(tokens), -1)
+    """See `Backend.attend`."""
+    factor, records, shape = np.float32(scale), rows.rows, (rows.layout.heads, rows.layout.head_width)
+    queries, results = q.reshape(len(q), *shape), out.reshape(len(out), *shape)
+    for batch, parts in segments.batches(scratch, *shape):
+        some, of_batch = [records[row] for row in batch.rows], (*batch.shape, *shape)
+        together = isinstance(batch.tokens, slice)
+        asked = queries[batch.tokens].reshape(of_batch)
+        result = results[batch.tokens].reshape(of_batch) if together else np.empty(of_batch, out.dtype)
+        for heads in parts:
+            heads.attend(some, asked, factor, result)
+        if not together:
+            results[batch.tokens] = result.reshape(-1, *shape)
     return out

@@ -1,5 +1,6 @@
 """Bounded memory for the inside of the reference port's operators, and how they cut their work to fit it."""
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -32,7 +33,7 @@ class Scratch:
         return self._shaped(self.half, shape)
 
     def _shaped(self, start: int, shape: tuple[int, ...]) -> Numbers:
-        size = int(np.prod(shape, dtype=np.int64))
+        size = math.prod(shape)
         if size > self.half:
             # One row of a very wide matrix: the caller cannot make its tile any smaller.
             raise ValueError(f"an operator's tile {shape} exceeds its scratch of {self.half} floats")
