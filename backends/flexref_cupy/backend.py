@@ -52,13 +52,15 @@ class CupyBackend:
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None
         self._products, self._attention = Products(self.device, fused_rows), Attention(self.device)
+        self.keep_rows_apart(True)
 
     def describe(self) -> Description:
         """See `Backend.describe`."""
         return Description(self.cuda.devices(), self.cuda.versions())
 
     def keep_rows_apart(self, on: bool) -> None:
-        """Nothing to do: rows are computed together, and none is promised bits of its own."""
+        """See `Backend.keep_rows_apart`: of products only; what `caps` says is about all operators."""
+        self._products.rows_apart = on
 
     # Memory
 

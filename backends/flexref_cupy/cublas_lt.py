@@ -1,11 +1,14 @@
-"""Products by cublasLt with an algorithm that the caller names; it knows addresses and a stream, and no array.
+"""Products by cublasLt in which a row has the same bits whatever rows are beside it; no array is known here.
 
-cuBLAS itself chooses an algorithm for every number of tokens; here it is asked for those that add a product's inputs up
-in one go, and does what it is told.
+cuBLAS itself chooses an algorithm for every number of tokens, and some cut the inputs into parts whose sums it adds up.
+Here one algorithm serves a matrix for every number of tokens: of those that cut nothing and need no memory to work in,
+the first that cublasLt names for ASKED_TOKENS and that takes any number. What it names follows from the shape, the
+device and the library's version, and from no measurement.
 """
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any
 
 from flexref.errors import BackendUnavailable
 from flexref_cupy.installation import INSTALL, first_line
@@ -33,6 +36,18 @@ CONFIG = (
     ("cluster_shape", 8, ctypes.c_uint16),
 )
 """What an algorithm is made of: our name, cublasLt's attribute (CUBLASLT_ALGO_CONFIG_...), and its type."""
+
+ASKED_TOKENS = 128
+"""An algorithm that is good for so many tokens is bearable for one and for thousands: see README.md."""
+
+ASKED_ALGORITHMS = 16
+"""How many cublasLt is to name: the first ones take any number of tokens."""
+
+ANY_TOKENS = (1, 2, 7, 64, 128, 1000, 4096)
+"""An algorithm that takes each of them takes any number."""
+
+MOST_CALLS = 4096
+"""Shapes whose descriptions are kept; with one more all of them are made anew when they are needed."""
 
 _TYPES = {"float32": _FLOAT32, "float16": _FLOAT16}
 
@@ -63,11 +78,16 @@ class Algorithm:
     config: tuple[int, ...]
 
 
+_Call = tuple[bytes, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
+"""An algorithm, and the layouts of w, x and out."""
+
+
 class CublasLt:
     """cublasLt on one stream."""
 
-    def __init__(self, stream: int) -> None:
-        self._library = library = _library()
+    def __init__(self, stream: int, library: Any = None) -> None:
+        """`library` takes the place of cublasLt. Raises `BackendUnavailable`."""
+        self._library = library = _library() if library is None else library
         self._stream = stream
         address = ctypes.c_void_p
         self._handle = address()
@@ -99,6 +119,8 @@ class CublasLt:
             *(address, address, address, address, address, address, ctypes.c_size_t, address),
         )
         self._layouts: dict[tuple[int, int, int, int], ctypes.c_void_p] = {}
+        self._calls: dict[tuple[tuple[int, int, int], tuple[int, int, int], str], _Call] = {}
+        self._chosen: dict[tuple[int, int, tuple[int, int, int], str], Algorithm] = {}
         self._factors = (ctypes.c_float * 2)(0.0, 1.0)
         self._zero = ctypes.addressof(self._factors)
         self._one = self._zero + ctypes.sizeof(ctypes.c_float)
@@ -110,8 +132,7 @@ class CublasLt:
 
     def close(self) -> None:
         """Give cublasLt's own memory back."""
-        for layout in self._layouts.values():
-            self._library.cublasLtMatrixLayoutDestroy(layout)
+        self._forget()
         self._library.cublasLtMatmulPreferenceDestroy(self._preference)
         self._library.cublasLtMatmulDescDestroy(self._description)
         _check("cublasLtDestroy", self._library.cublasLtDestroy(self._handle))
@@ -147,6 +168,29 @@ class CublasLt:
 
     def multiply(
         self,
+        shape: tuple[int, int, int],
+        x: tuple[int, int],
+        w: tuple[int, int],
+        out: tuple[int, int, str],
+        add: bool,
+    ) -> None:
+        """See `Cuda.multiply_apart`."""
+        pitches = x[1], w[1], out[1]
+        key = shape, pitches, out[2]
+        call = self._calls.get(key)
+        if call is None:
+            call = self._calls[key] = self._call(shape, pitches, out[2])
+        algorithm, left, right, result = call
+        status = self._multiply(
+            *(self._handle, self._description, self._one, w[0], left, x[0], right),
+            *(self._one if add else self._zero, out[0], result, out[0], result),
+            *(algorithm, None, 0, self._stream),
+        )
+        if status:
+            _check(f"cublasLtMatmul of {shape}", status)
+
+    def multiply_by(
+        self,
         algorithm: Algorithm,
         shape: tuple[int, int, int],
         x: tuple[int, int],
@@ -154,15 +198,37 @@ class CublasLt:
         out: tuple[int, int, str],
         add: bool,
     ) -> None:
-        """See `Cuda.multiply`; by this algorithm."""
-        left, right, result = self._operands(shape, (x[1], w[1], out[1]), out[2])
-        status = self._multiply(
-            *(self._handle, self._description, self._one, w[0], left, x[0], right),
-            *(self._one if add else self._zero, out[0], result, out[0], result),
-            *(algorithm.data, None, 0, self._stream),
+        """See `multiply`; but by the algorithm that is named."""
+        self._calls[shape, (x[1], w[1], out[1]), out[2]] = (
+            algorithm.data,
+            *self._operands(shape, (x[1], w[1], out[1]), out[2]),
         )
-        if status:
-            _check(f"cublasLtMatmul of {shape}", status)
+        self.multiply(shape, x, w, out, add)
+
+    def chosen(self, outputs: int, inputs: int, pitches: tuple[int, int, int], dtype: str) -> Algorithm:
+        """The algorithm of a matrix w (O, I); `RuntimeError` if cublasLt names none that takes any number of tokens."""
+        key = outputs, inputs, pitches, dtype
+        if key not in self._chosen:
+            named = self.algorithms((ASKED_TOKENS, outputs, inputs), pitches, dtype, ASKED_ALGORITHMS)
+            for each in named:
+                if all(self.takes(each, (tokens, outputs, inputs), pitches, dtype) for tokens in ANY_TOKENS):
+                    self._chosen[key] = each
+                    break
+            else:
+                raise RuntimeError(f"cublasLt has no algorithm for any number of tokens and a matrix {outputs, inputs}")
+        return self._chosen[key]
+
+    def _call(self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str) -> _Call:
+        algorithm = self.chosen(*shape[1:], pitches, dtype)
+        if len(self._calls) >= MOST_CALLS:
+            self._forget()
+        return algorithm.data, *self._operands(shape, pitches, dtype)
+
+    def _forget(self) -> None:
+        self._calls.clear()
+        for layout in self._layouts.values():
+            self._library.cublasLtMatrixLayoutDestroy(layout)
+        self._layouts.clear()
 
     def _operands(
         self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str

@@ -4,6 +4,7 @@ from typing import Any
 
 from flexref.errors import BackendUnavailable, CapacityError
 from flexref_cupy.cublas import Cublas
+from flexref_cupy.cublas_lt import CublasLt
 from flexref_cupy.installation import INSTALL, check_driver, first_line
 from flexref_cupy.kernel_source import Source
 
@@ -42,7 +43,7 @@ class Cuda:
             found, needed = (".".join(map(str, which)) for which in (self.capability, OLDEST_CAPABILITY))
             raise BackendUnavailable(f"{self.name} has compute capability {found}, needed {needed} or later")
         self.compute_stream = self.stream()
-        self._products = Cublas(self.compute_stream)
+        self._products, self._apart = Cublas(self.compute_stream), CublasLt(self.compute_stream)
 
     # Memory
 
@@ -101,6 +102,7 @@ class Cuda:
     def close(self) -> None:
         """Give the stream of operators back, and cuBLAS with it; memory can still be given back."""
         self._products.close()
+        self._apart.close()
         self.destroy_stream(self.compute_stream)
 
     def event(self) -> Handle:
@@ -185,6 +187,17 @@ class Cuda:
         Operands are (address, pitch in elements), float16; `out` has its type too.
         """
         self._products.multiply(shape, x, w, out, add)
+
+    def multiply_apart(
+        self,
+        shape: tuple[int, int, int],
+        x: tuple[int, int],
+        w: tuple[int, int],
+        out: tuple[int, int, str],
+        add: bool,
+    ) -> None:
+        """See `multiply`; but a row of `out` has the same bits for every T, wherever it stands."""
+        self._apart.multiply(shape, x, w, out, add)
 
 
 def _libraries() -> tuple[Any, Any, Any]:

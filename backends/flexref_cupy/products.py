@@ -8,12 +8,13 @@ lies otherwise goes through scratch memory. And a matrix is always cut into the 
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref.units import DTYPE_BYTES, aligned
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, WEIGHTS_BYTES, Device, pieces
+from flexref_cupy.expanding import C_TYPES, FUSED_GROUPS, expand, is_aligned, parts_of
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
 
@@ -22,9 +23,6 @@ FUSED_ROWS = 128
 
 FUSED_TOKENS = 64
 """Tokens of one launch of the fused product: their sums fill the registers."""
-
-FUSED_GROUPS = (32, 64, 128)
-"""Group sizes of the kernels that read 16 bytes of codes at a time."""
 
 FUSED_INPUTS, FUSED_OUTPUTS, FUSED_THREADS = 128, 128, 128
 """The fused product's chunk of inputs, a block's outputs, and its threads (linear_int4.cu)."""
@@ -47,17 +45,8 @@ SHOWN_ELEMENTS = 8
 TILE_ROWS = 256
 """Tiles of a matrix are multiples of it, where there are several: no block of a product is cut."""
 
-EXPAND_THREADS, EXPAND_UNITS, EXPAND_UNIT_BYTES = 256, 4, 8
-"""Threads of a block of expand.cu, and how many units of how many bytes of codes each of them takes."""
-
-ROW_THREADS = 256
-"""Threads of a block that takes one row."""
-
 BIAS_THREADS, BIAS_RUN, BIAS_BLOCKS = 256, 8, 8
 """Threads of a block of add_bias.cu, the columns of one in the aligned case, and blocks per multiprocessor."""
-
-C_TYPES = {"float16": "half", "float32": "float"}
-"""What the kernels call the types."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +61,8 @@ class Products:
 
     def __init__(self, device: Device, fused_rows: int = FUSED_ROWS) -> None:
         """Products of up to `fused_rows` tokens read 4-bit codes directly, where these are laid out for it."""
+        self.rows_apart = False
+        """Whether a row's bits are its own: then codes are always expanded, and one algorithm serves any tokens."""
         self._device, self._fused_rows = device, fused_rows
         self._launches: dict[tuple[object, ...], _Launch] = {}
         self._tiles_found: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
@@ -81,47 +72,15 @@ class Products:
 
         Values in groups of 4 bits are the halves that the fused product multiplies.
         """
-        rows = slice(first, w.shape[0] if last is None else last)
-        if isinstance(w, QuantizedMatrix):
-            codes, scale, zero = parts_of(w)
-            self._expand_groups(replace(w, codes=codes[rows], scale=scale[rows], zero=zero[rows]), out)
-        else:
-            self._convert(cast(Tensor, w)[rows], out)
-
-    def _convert(self, w: Tensor, out: Tensor) -> None:
-        rows, width = out.shape
-        if w.dtype == out.dtype:
-            self._device.assign(out, w)
-        elif rows:
-            _check_expanded(w.dtype, out)
-            kernel = self._device.kernels.get("expand", "expand_dense", STORED=C_TYPES[w.dtype])
-            kernel((rows, 1, 1), ROW_THREADS, w.address, w.pitch, out.address, out.pitch, width)
-
-    def _expand_groups(self, w: QuantizedMatrix, out: Tensor) -> None:
-        codes, scale, zero = parts_of(w)
-        rows, width = out.shape
-        if not rows:
-            return
-        _check_expanded(f"{w.bits}-bit", out)
-        wide = "wide_" if w.bits == 8 else ""
-        stored, kernels = C_TYPES[scale.dtype], self._device.kernels
-        where = (codes.address, codes.pitch, scale.address, scale.pitch, zero.address, zero.pitch)
-        if w.group_size in FUSED_GROUPS and width % w.group_size == 0 and is_aligned(codes, 8) and is_aligned(out, 16):
-            unit_values = 8 // w.bits * EXPAND_UNIT_BYTES
-            units, shift = width // unit_values, (w.group_size // unit_values).bit_length() - 1
-            grid = (-(-rows * units // (EXPAND_THREADS * EXPAND_UNITS)), 1, 1)
-            kernel = kernels.get("expand", f"expand_{wide}groups", STORED=stored)
-            kernel(grid, EXPAND_THREADS, *where, out.address, out.pitch, rows, units, shift)
-        else:
-            kernel = kernels.get("expand", f"expand_{wide}bytes", STORED=stored)
-            kernel((rows, 1, 1), ROW_THREADS, *where, out.address, out.pitch, width, w.group_size)
+        expand(self._device, w, out, first, w.shape[0] if last is None else last)
 
     def linear(self, x: Tensor, w: Matrix, b: Tensor | None, out: Tensor, add: bool) -> None:
         """x (T, I) float16, w (O, I), b (O,) -> out (T, O) = x w^T + b, or that added to `out`."""
         tokens = x.shape[0]
         if not tokens:
             return
-        if isinstance(w, QuantizedMatrix) and tokens <= self._fused_rows and can_be_fused(x, w):
+        few = not self.rows_apart and tokens <= self._fused_rows
+        if few and isinstance(w, QuantizedMatrix) and can_be_fused(x, w):
             if tokens <= FUSED_TOKENS:
                 self._fused(x, w, b, out, add)
             else:
@@ -199,6 +158,8 @@ class Products:
         dense = None if isinstance(w, QuantizedMatrix) else cast(Tensor, w)
         if dense is not None and not (dense.dtype == "float16" and is_shown(dense)):
             dense = None
+        cuda = self._device.cuda
+        multiply = cuda.multiply_apart if self.rows_apart else cuda.multiply
         for first, last in self._tiles(outputs, inputs):
             if dense is not None:
                 address = dense.address + first * pitch * DTYPE_BYTES["float16"]
@@ -207,7 +168,7 @@ class Products:
                 self.expand(w, Tensor(address, (last - first, inputs), "float16", pitch), first, last)
             target = (out.address + first * item, shown(outputs), out.dtype)
             shape = (x.shape[0], last - first, inputs)
-            self._device.cuda.multiply(shape, (x.address, pitch), (address, pitch), target, add)
+            multiply(shape, (x.address, pitch), (address, pitch), target, add)
 
     def _tiles(self, outputs: int, inputs: int) -> tuple[tuple[int, int], ...]:
         found = self._tiles_found.get((outputs, inputs))
@@ -229,21 +190,6 @@ class Products:
         blocks, most, _ = launch.grid
         grid = (blocks, min(tokens, most), 1)
         launch.kernel(grid, BIAS_THREADS, out.address, out.pitch, b.address, tokens, outputs)
-
-
-def parts_of(w: QuantizedMatrix) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scale and zero as the port's own arrays."""
-    return cast(tuple[Tensor, Tensor, Tensor], (w.codes, w.scale, w.zero))
-
-
-def _check_expanded(what: str, out: Tensor) -> None:
-    if out.dtype != "float16":
-        raise TypeError(f"{what} weights were to be expanded to {out.dtype}; only float16 is possible")
-
-
-def is_aligned(x: Tensor, nbytes: int) -> bool:
-    """Whether every row of x (T, W) starts at a multiple of `nbytes`."""
-    return x.address % nbytes == 0 and (x.pitch_bytes % nbytes == 0 or x.shape[0] == 1)
 
 
 def can_be_fused(x: Tensor, w: QuantizedMatrix) -> bool:

@@ -276,9 +276,10 @@ class EmulatedCuda:
         add: bool,
     ) -> None:
         """See `Cuda.multiply`; the order of the sums follows from shapes and layouts, as cuBLAS chooses it."""
-        self._streams.do(self.compute_stream, partial(self._multiply, shape, x, w, out, add))
+        layouts = [(address % 256, pitch) for address, pitch in (x, w, out[:2])]
+        self._streams.do(self.compute_stream, partial(_multiply, shape, x, w, out, add, (shape, layouts, out[2], add)))
 
-    def _multiply(
+    def multiply_apart(
         self,
         shape: tuple[int, int, int],
         x: tuple[int, int],
@@ -286,21 +287,35 @@ class EmulatedCuda:
         out: tuple[int, int, str],
         add: bool,
     ) -> None:
-        tokens, outputs, inputs = shape
-        left, right = (
-            _matrix(x[0], (tokens, inputs), x[1], "float16"),
-            _matrix(w[0], (outputs, inputs), w[1], "float16"),
-        )
-        target = _matrix(out[0], (tokens, outputs), out[1], out[2])
+        """See `Cuda.multiply_apart`; the order of the sums follows from the matrix and the layouts."""
         layouts = [(address % 256, pitch) for address, pitch in (x, w, out[:2])]
-        length = SUM_LENGTHS[zlib.crc32(repr((shape, layouts, out[2], add)).encode()) % len(SUM_LENGTHS)]
-        with np.errstate(over="ignore", invalid="ignore"):
-            sums = target.astype(np.float32) if add else np.zeros((tokens, outputs), np.float32)
-            for first in range(0, inputs, length):
-                part = slice(first, first + length)
-                # Products of halves are exact in float64, and so is their sum for all that a float32 can tell.
-                sums += (left[:, part].astype(np.float64) @ right[:, part].astype(np.float64).T).astype(np.float32)
-            target[...] = sums
+        order = shape[1:], layouts, out[2]
+        self._streams.do(self.compute_stream, partial(_multiply, shape, x, w, out, add, order))
+
+
+def _multiply(
+    shape: tuple[int, int, int],
+    x: tuple[int, int],
+    w: tuple[int, int],
+    out: tuple[int, int, str],
+    add: bool,
+    order: object,
+) -> None:
+    """The product, whose inputs are added up in one of several orders: that which `order` says."""
+    tokens, outputs, inputs = shape
+    left, right = (
+        _matrix(x[0], (tokens, inputs), x[1], "float16"),
+        _matrix(w[0], (outputs, inputs), w[1], "float16"),
+    )
+    target = _matrix(out[0], (tokens, outputs), out[1], out[2])
+    length = SUM_LENGTHS[zlib.crc32(repr(order).encode()) % len(SUM_LENGTHS)]
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = target.astype(np.float32) if add else np.zeros((tokens, outputs), np.float32)
+        for first in range(0, inputs, length):
+            part = slice(first, first + length)
+            # Products of halves are exact in float64, and so is their sum for all that a float32 can tell.
+            sums += (left[:, part].astype(np.float64) @ right[:, part].astype(np.float64).T).astype(np.float32)
+        target[...] = sums
 
 
 def _copy(target: tuple[int, int], rows: list[int] | list[bytes], nbytes: int) -> None:

@@ -52,15 +52,22 @@ class WatchedCuda(EmulatedCuda):
     def __init__(self, multiprocessors: int) -> None:
         super().__init__(capability=(8, 0), multiprocessors=multiprocessors)
         self.multiplied: list[tuple[Any, ...]] = []
+        self.multiplied_apart: list[tuple[Any, ...]] = []
 
     def multiply(self, shape: Any, x: Any, w: Any, out: Any, add: bool) -> None:
         self.multiplied.append((shape, x, w, out, add))
         super().multiply(shape, x, w, out, add)
 
+    def multiply_apart(self, shape: Any, x: Any, w: Any, out: Any, add: bool) -> None:
+        self.multiplied_apart.append((shape, x, w, out, add))
+        super().multiply_apart(shape, x, w, out, add)
+
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[int, CupyBackend]]:
     made = {count: CupyBackend(cuda=WatchedCuda(count)) for count in MULTIPROCESSORS}
+    for each in made.values():
+        each.keep_rows_apart(False)
     yield made
     for port in made.values():
         port.close()
@@ -69,6 +76,14 @@ def ports() -> Iterator[dict[int, CupyBackend]]:
 @pytest.fixture(scope="module")
 def port(ports: dict[int, CupyBackend]) -> CupyBackend:
     return ports[3]
+
+
+@pytest.fixture(scope="module")
+def apart() -> Iterator[CupyBackend]:
+    """A port that gives every row its own bits, as every one does until it is told otherwise."""
+    made = CupyBackend(cuda=WatchedCuda(3))
+    yield made
+    made.close()
 
 
 def launched(port: CupyBackend, kernel: str) -> int:
@@ -120,6 +135,31 @@ class Case:
 @given(data=st.data())
 def test_products_keep_the_contract(port: CupyBackend, clause: Clause, data: st.DataObject) -> None:
     clause(port, data)
+
+
+@pytest.mark.parametrize("clause", [*CLAUSES, clauses.a_row_of_a_product_is_its_own], ids=clause_name)
+@given(data=st.data())
+def test_products_with_rows_apart_keep_the_contract(apart: CupyBackend, clause: Clause, data: st.DataObject) -> None:
+    clause(apart, data)
+    assert not apart.cuda.multiplied
+    assert not launched(apart, "linear_int4")
+
+
+@given(data=st.data())
+def test_with_rows_apart_a_row_has_the_same_bits_for_any_number_of_tokens(
+    apart: CupyBackend, data: st.DataObject
+) -> None:
+    with Bench(apart) as bench:
+        case, most = Case.draw(bench, data), 130
+        values = numbers((most, case.w.width), "float16", "normal", data.draw(seeds))
+        base = numbers((most, case.w.shape[0]), case.base.dtype.name, "normal", data.draw(seeds))
+        whole = bench.read(apart.linear(bench.array(values), case.w, case.b, out=bench.array(base), add=case.add))
+        for count in (1, 2, 65):
+            first = data.draw(st.integers(0, most - count))
+            rows = slice(first, first + count)
+            x = bench.guarded(values[rows], *((8, 8) if data.draw(st.booleans()) else (0, 0))).array
+            found = bench.read(apart.linear(x, case.w, case.b, out=bench.array(base[rows]), add=case.add))
+            assert_same_bits(found, whole[rows], f"{count} tokens from {first} on of {most}")
 
 
 @given(data=st.data())
