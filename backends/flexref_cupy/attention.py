@@ -6,7 +6,6 @@ Every row goes its own way, whatever other rows are in the call: one new token t
 
 import math
 from collections.abc import Sequence
-from functools import cached_property
 from struct import Struct
 from weakref import WeakValueDictionary
 
@@ -18,6 +17,7 @@ from flexref.errors import PolicyError
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
+from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS, TILE_TOKENS, Segments
 from flexref_cupy.variants import VARIANTS
 
 WIDEST_HEAD = 256
@@ -25,12 +25,6 @@ WIDEST_HEAD = 256
 
 LOOSE_WIDTHS = (16, 64, 128, WIDEST_HEAD)
 """Heads of other widths than those of the exact variants are computed as the next wider of these, with zeros."""
-
-STEP_KEYS, SPLIT_STEPS, MOST_SPLITS = 16, 16, 64
-"""Decode takes so many keys at a time, so many times per block, in so many blocks at most; then blocks take more."""
-
-TILE_TOKENS = 64
-"""New tokens that one block takes."""
 
 HEADS_PER_BLOCK = 4
 """Heads that one block of decode takes."""
@@ -43,8 +37,6 @@ APPEND_THREADS, APPEND_TEAM, APPEND_DEPTH = 256, 8, 8
 
 LOG2_E = math.log2(math.e)
 """Exponentials are powers of two: scores are scaled by it."""
-
-Numbers = npt.NDArray[np.int64]
 
 _FLOAT, _INTEGER = Struct("=f"), Struct("=i")
 
@@ -66,13 +58,16 @@ class LayoutKernels:
         if not layout.quantized and layout.dtype != "float16":
             raise PolicyError(f"the port's cache holds float16 or 4-bit groups, found {layout.dtype}")
         self._device, self.layout = device, layout
-        self.exact = exact_macros(layout) in VARIANTS["attend_decode"]
+        self._kernels: dict[tuple[str, bool], Kernel] = {}
+        self.exact = {**exact_macros(layout), "APART": 1} in VARIANTS["attend_decode"]
         """Whether kernels know the layout as a constant; the others go number by number."""
         self.group_size = min(layout.group_size, layout.head_width)
         self.head_blocks = -(-layout.heads // HEADS_PER_BLOCK)
         codes = layout.packed_width if layout.quantized else 2 * layout.head_width
         self.head_bytes = codes
         self.wide_codes = not (layout.head_width % 8 or self.group_size % 8)
+        self.kept_bytes = TILE_TOKENS * layout.head_width * 4
+        """What a tile keeps of earlier segments, in shared memory, where rows have bits of their own."""
         self.wide_values = not layout.heads * layout.head_width % 8
         partial_bytes = layout.heads * (-(-layout.head_width // 64) * 64 + 2) * 4
         self.items_at_once = min(PARTIALS_BYTES // partial_bytes, COUNTERS_BYTES // 4 // self.head_blocks)
@@ -80,19 +75,24 @@ class LayoutKernels:
         if self.items_at_once < MOST_SPLITS:
             raise PolicyError(f"the port's attention cannot take {layout.heads} heads of width {layout.head_width}")
 
-    @cached_property
-    def decode(self) -> Kernel:
+    def decode(self, apart: bool) -> Kernel:
         """`attend_decode` of an exact layout."""
-        return self._device.kernels.get("attend_decode", "attend_decode", 0, **exact_macros(self.layout))
+        return self._kept("attend_decode", apart)
 
-    @cached_property
-    def prefill(self) -> Kernel:
-        """`attend_prefill` of any layout."""
-        macros = exact_macros(self.layout)
-        if not self.exact:
-            width = next(width for width in LOOSE_WIDTHS if width >= self.layout.head_width)
-            macros = {"FORM": f"LOOSE_{macros['FORM']}", "WIDTH": width, "GROUP": 0}
-        return self._device.kernels.get("attend_prefill", "attend_prefill", 0, **macros)
+    def prefill(self, apart: bool) -> Kernel:
+        """`attend_prefill` of any layout; of loose ones it is the same, since no other kernel serves them."""
+        return self._kept("attend_prefill", apart and self.exact)
+
+    def _kept(self, name: str, apart: bool) -> Kernel:
+        kernel = self._kernels.get((name, apart))
+        if kernel is None:
+            macros, kept_bytes = exact_macros(self.layout), self.kept_bytes if name == "attend_prefill" and apart else 0
+            if not self.exact:
+                width = next(width for width in LOOSE_WIDTHS if width >= self.layout.head_width)
+                macros = {"FORM": f"LOOSE_{macros['FORM']}", "WIDTH": width, "GROUP": 0}
+            kernel = self._device.kernels.get(name, name, kept_bytes, **macros, APART=int(apart))
+            self._kernels[name, apart] = kernel
+        return kernel
 
     def append(self, wide: bool) -> Kernel:
         """`append` to this layout, several numbers at a time or one."""
@@ -105,7 +105,7 @@ class Starts:
 
     __slots__ = ("__weakref__", "_array", "_device", "_distances")
 
-    def __init__(self, device: Device, distances: Numbers) -> None:
+    def __init__(self, device: Device, distances: npt.NDArray[np.int64]) -> None:
         self._device, self._distances = device, distances
         self._array: SmallArray | None = None
 
@@ -135,75 +135,10 @@ class CacheRows:
         return self._starts.address
 
 
-def numbered(counts: Numbers) -> tuple[Numbers, Numbers]:
-    """For `counts` of things of every owner: whose each thing is, and its number among its owner's."""
-    owners = np.repeat(np.arange(len(counts)), counts)
-    return owners, np.arange(len(owners)) - np.repeat(np.cumsum(counts) - counts, counts)
-
-
 def float_bits(number: float) -> int:
     """The bits of a float32: kernels take them as an integer, since small devices convert doubles slowly."""
     (bits,) = _INTEGER.unpack(_FLOAT.pack(number))
     return int(bits)
-
-
-class Segments:
-    """One pass over B rows, on the device: rows, items of decode (row, split), tiles (row, first new token).
-
-    Tiles of rows with one new token come first; of the others those with the most keys, so that the longest work starts
-    first.
-    """
-
-    __slots__ = (
-        "_array",
-        "_item_ends",
-        "_launches",
-        "item_count",
-        "items",
-        "prefill_count",
-        "prefill_tiles",
-        "rows",
-        "tile_count",
-        "tiles",
-    )
-
-    def __init__(self, device: Device, past: Sequence[int], new: Sequence[int]) -> None:
-        before, fresh = np.array(past, np.int64), np.array(new, np.int64)
-        steps = np.maximum(1, -(-(before + fresh) // STEP_KEYS))
-        split_steps = -(-steps // np.minimum(-(-steps // SPLIT_STEPS), MOST_SPLITS))
-        rows = np.stack((np.cumsum(fresh) - fresh, before, fresh, split_steps), 1)
-        single, several = np.flatnonzero(fresh == 1), np.flatnonzero(fresh > 1)
-        splits = -(-steps[single] // split_steps[single])
-        owners, splits_of = numbered(splits)
-        items = np.stack((single[owners], splits_of), 1)
-        tiles: Numbers = np.empty((0, 2), np.int64)
-        if several.size:
-            owners, tiles_of = numbered(-(-fresh[several] // TILE_TOKENS))
-            tiles = np.stack((several[owners], tiles_of * TILE_TOKENS), 1)
-            tiles = tiles[np.argsort(-(before[tiles[:, 0]] + tiles[:, 1]), kind="stable")]
-        parts = (rows, items, np.stack((single, np.zeros_like(single)), 1), tiles)
-        self._array = device.small(np.concatenate([part.ravel() for part in parts]).astype(np.int32))
-        self.item_count, self.prefill_count = len(items), len(tiles)
-        self.tile_count = len(single) + len(tiles)
-        self.rows = self._array.address
-        self.items = self.rows + 16 * len(rows)
-        self.tiles = self.items + 8 * len(items)
-        self.prefill_tiles = self.tiles + 8 * len(single)
-        self._item_ends = np.cumsum(splits)
-        self._launches: dict[int, list[tuple[int, int]]] = {}
-
-    def launches(self, most: int) -> list[tuple[int, int]]:
-        """(first, count) of the items in pieces of `most` at most, none of which cuts a row."""
-        found = self._launches.get(most)
-        if found is None:
-            found, first = [], 0
-            while first < self.item_count:
-                row = int(np.searchsorted(self._item_ends, first + most, "right"))
-                last = int(self._item_ends[row - 1])
-                found.append((first, last - first))
-                first = last
-            self._launches[most] = found
-        return found
 
 
 class Attention:
@@ -211,6 +146,8 @@ class Attention:
 
     def __init__(self, device: Device) -> None:
         self._device = device
+        self.rows_apart = True
+        """Whether a token's result has the same bits decoded alone and read in a prompt, in any pieces of it."""
         self._layouts: dict[RecordLayout, LayoutKernels] = {}
         self._starts: WeakValueDictionary[tuple[int, ...], Starts] = WeakValueDictionary()
         device.when_small_is_full(self._make_room)
@@ -240,7 +177,7 @@ class Attention:
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Segments:
         """See `Backend.segments`."""
-        return Segments(self._device, past, new)
+        return Segments(self._device, past, new, self.rows_apart)
 
     def append(self, rows: CacheRows, segments: Segments, k: Tensor, v: Tensor) -> None:
         """See `Backend.append`: one launch for all rows, K and V."""
@@ -264,26 +201,30 @@ class Attention:
         """See `Backend.attend`."""
         kernels, layout, factor = rows.kernels, rows.kernels.layout, float_bits(scale * LOG2_E)
         tiles, count = segments.tiles, segments.tile_count
-        if kernels.exact:
+        if kernels.exact and segments.most_splits <= kernels.items_at_once:
             tiles, count = segments.prefill_tiles, segments.prefill_count
             self._decode(rows, segments, q, factor, out)
         if not count:
             return
+        kernel = kernels.prefill(segments.apart)
+        kept_bytes = kernels.kept_bytes if segments.apart and kernels.exact and segments.most_keys > SEGMENT_KEYS else 0
         q_aligned = not (q.address | q.pitch_bytes) % 16
         out_aligned = not ((out.address | out.pitch_bytes) % 4 or layout.head_width % 2)
-        kernels.prefill(
+        kernel(
             (count * layout.heads, 1, 1),
             THREADS,
             *(rows.records, rows.starts, segments.rows, tiles),
             *(q.address, q.pitch, q_aligned, out.address, out.pitch, out_aligned),
             *(layout.heads, layout.head_width, kernels.group_size, kernels.head_bytes, layout.groups),
             *(layout.pairs_offset, layout.record_bytes, factor),
+            shared_bytes=kept_bytes,
         )
 
     def _decode(self, rows: CacheRows, segments: Segments, q: Tensor, factor: int, out: Tensor) -> None:
         kernels, layout, scratch = rows.kernels, rows.kernels.layout, self._device.scratch
+        kernel = kernels.decode(segments.apart)
         for first, count in segments.launches(kernels.items_at_once):
-            kernels.decode(
+            kernel(
                 (count * kernels.head_blocks, 1, 1),
                 THREADS,
                 *(rows.records, rows.starts, segments.rows, segments.items + 8 * first),

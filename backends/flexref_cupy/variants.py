@@ -25,7 +25,10 @@ _RECORDS = (
 )
 """Cache records whose layout kernels know as a constant: the head widths of the published models, and a small one."""
 
-_LOOSE_RECORDS = _all(FORM=("LOOSE_VALUES", "LOOSE_CODES"), WIDTH=(16, 64, 128, 256), GROUP=(0,))
+_ATTEND = tuple({**macros, "APART": apart} for macros in _RECORDS for apart in (0, 1))
+"""Kernels for them: whose decode and prefill are as fast as can be, or of the same bits."""
+
+_LOOSE_RECORDS = _all(FORM=("LOOSE_VALUES", "LOOSE_CODES"), WIDTH=(16, 64, 128, 256), GROUP=(0,), APART=(0,))
 """Any others, up to a width."""
 
 VARIANTS: Mapping[str, tuple[Macros, ...]] = {
@@ -33,8 +36,8 @@ VARIANTS: Mapping[str, tuple[Macros, ...]] = {
     "add_bias": _all(OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, RUN=(1, 8)),
     "add_rows": _all(TABLE=HALF_OR_FLOAT, RUN=(1, 8)),
     "append": _all(WIDE=(0, 1)),
-    "attend_decode": _RECORDS,
-    "attend_prefill": (*_RECORDS, *_LOOSE_RECORDS),
+    "attend_decode": _ATTEND,
+    "attend_prefill": (*_ATTEND, *_LOOSE_RECORDS),
     "expand": _all(STORED=HALF_OR_FLOAT),
     "gather": (
         *_all(TABLE=HALF_OR_FLOAT, OUT=("half",), RUN=(1, 8)),

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_cuda import EmulatedCuda
-from flexref_cupy import CupyBackend, attention
+from flexref_cupy import CupyBackend
 from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.memory import Tensor
+from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ CLAUSES = (
     cache_clauses.appends_do_not_depend_on_other_rows,
     clauses.attend_is_causal_attention,
     clauses.a_prefill_is_a_shorter_one_and_decodes,
+    clauses.a_row_is_read_in_any_pieces,
     clauses.later_tokens_have_no_effect,
     clauses.stale_records_have_no_effect,
     clauses.attention_does_not_depend_on_other_rows,
@@ -48,6 +50,12 @@ LOOSE = [("none", 96, 64), ("none", 129, 64), ("none", 256, 64), ("int4", 100, 7
 DECODES = ((0, 15, 16, 17), (255, 256, 300), (800,))
 """Past tokens: at the edges of 16 keys, of one split and of two, and of several splits."""
 
+PIECES = (
+    *((token, token + 1) for token in (0, 15, 16, 63, 255, 256, 257, 511, 512, 516)),
+    *((3, 30), (200, 271), (250, 260), (511, 514), (450, 517)),
+)
+"""First and last tokens of what is read at once: across the edges of steps, of tiles, and of one segment and of two."""
+
 PREFILLS = (((0, 0), (64, 5)), ((3,), (70,)), ((63, 64), (2, 65)), ((49,), (17,)), ((0,), (130,)))
 """Past and new tokens: tiles of queries that are full, begin late and end early; a key that only one of 16 sees."""
 
@@ -57,6 +65,14 @@ def port() -> Iterator[CupyBackend]:
     made = CupyBackend(cuda=EmulatedCuda())
     yield made
     made.close()
+
+
+@pytest.fixture(params=[True, False], ids=["apart", "together"])
+def apart(port: CupyBackend, request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Whether rows have bits of their own; the port is told."""
+    port._attention.rows_apart = request.param
+    yield request.param
+    port._attention.rows_apart = True
 
 
 def launched(port: CupyBackend, kernel: str) -> int:
@@ -129,6 +145,7 @@ def test_attention_keeps_the_contract(port: CupyBackend, clause: Any, data: st.D
 
 @pytest.mark.parametrize("past", DECODES, ids=str)
 @pytest.mark.parametrize("kind", EXACT, ids=str)
+@pytest.mark.usefixtures("apart")
 def test_one_new_token_per_row_is_one_launch(port: CupyBackend, kind: tuple[str, int, int], past: tuple[int]) -> None:
     with Bench(port) as bench:
         this = Pass(bench, layout_of(kind), past, [1] * len(past), seed=len(past)).filled()
@@ -142,6 +159,7 @@ def test_one_new_token_per_row_is_one_launch(port: CupyBackend, kind: tuple[str,
 
 @pytest.mark.parametrize("case", PREFILLS, ids=str)
 @pytest.mark.parametrize("kind", EXACT, ids=str)
+@pytest.mark.usefixtures("apart")
 def test_several_new_tokens_per_row_are_one_launch(
     port: CupyBackend, kind: tuple[str, int, int], case: tuple[tuple[int, ...], tuple[int, ...]]
 ) -> None:
@@ -189,6 +207,7 @@ def test_unaligned_keys_leave_the_same_records(port: CupyBackend, kind: tuple[st
             assert_same_bits(other.records[row].read(), this.cache.records[row].read(), f"records of row {row}")
 
 
+@pytest.mark.usefixtures("apart")
 def test_rows_whose_partial_sums_do_not_fit_at_once_take_several_launches(
     port: CupyBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -202,14 +221,42 @@ def test_rows_whose_partial_sums_do_not_fit_at_once_take_several_launches(
         assert not counters(port).any()
 
 
-def test_a_long_row_has_a_bounded_number_of_splits(port: CupyBackend) -> None:
+def test_a_long_row_has_a_bounded_number_of_splits_or_splits_of_one_length(port: CupyBackend, apart: bool) -> None:
     for past in (0, 15, 16, 255, 256, 511, 4095, 4096, 20_000, 1_000_000):
-        assert port.segments([past], [1]).item_count <= min(attention.MOST_SPLITS, past // 256 + 1)
+        splits = past // SEGMENT_KEYS + 1
+        count = port.segments([past], [1]).item_count
+        assert count == splits if apart else count <= min(MOST_SPLITS, splits)
+
+
+def test_a_row_of_more_splits_than_there_is_room_for_is_a_tile_and_keeps_its_bits(
+    port: CupyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bench(port) as bench:
+        this = Pass(bench, layout_of(("int4", 64, 64)), (800, 10), (1, 1), 4).filled()
+        split = this.run().read()
+        monkeypatch.setattr(this.cache.rows().kernels, "items_at_once", 3)
+        before = launched(port, "attend_decode")
+        assert_same_bits(this.run().read(), split, "attend with a tile for every row")
+        assert launched(port, "attend_decode") == before
+
+
+@pytest.mark.parametrize("kind", [*EXACT, LOOSE[0], LOOSE[3]], ids=str)
+def test_a_token_has_the_same_bits_alone_and_in_any_piece_of_a_prompt(
+    port: CupyBackend, kind: tuple[str, int, int]
+) -> None:
+    with Bench(port) as bench:
+        this = Pass(bench, layout_of(kind, heads=1), (0,), (517,), seed=6).filled()
+        (q,) = this.q
+        (whole,) = this.cache.attend([q], [0], this.scale)
+        for first, last in PIECES:
+            (found,) = this.cache.attend([q[first:last]], [first], this.scale)
+            assert_same_bits(found, whole[first:last], f"tokens {first} to {last} of a prompt of 517")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=str)
 @pytest.mark.parametrize("of", ["k", "v", "q"])
 @pytest.mark.parametrize("kind", [EXACT[1], EXACT[6], LOOSE[0], LOOSE[3]], ids=str)
+@pytest.mark.usefixtures("apart")
 def test_what_is_not_finite_reaches_the_result(
     port: CupyBackend, kind: tuple[str, int, int], of: str, bad: float
 ) -> None:
@@ -227,6 +274,7 @@ def test_what_is_not_finite_reaches_the_result(
 
 
 @pytest.mark.parametrize(("past", "new"), [(40, 1), (0, 80)], ids=str)
+@pytest.mark.usefixtures("apart")
 def test_a_score_of_minus_infinity_weighs_nothing(port: CupyBackend, past: int, new: int) -> None:
     with Bench(port) as bench:
         this = Pass(bench, layout_of(EXACT[1], heads=1), [past], [new], seed=3)

@@ -10,7 +10,7 @@
 // Launch: (items * ceil(H / WARPS), 1, 1) blocks of THREADS.
 //
 // Example: 6 heads, one row with 700 tokens in its cache and a new one. Its 701 keys are 44 steps of 16. The host cuts
-// them into 3 splits of `steps` = 15 (`Segments` in attention.py), and so into items (0, 0), (0, 1) and (0, 2): keys 0
+// them into 3 splits of `steps` = 15 (`Segments` in segments.py), and so into items (0, 0), (0, 1) and (0, 2): keys 0
 // to 239, 240 to 479, and 480 to 700; of the last step, keys 688 to 703, the 3 that do not exist are read as key 700
 // and weigh nothing. 6 heads are 2 blocks of 4 warps an item, so 6 blocks run. Block 3 is item 1, heads 4 and 5; its
 // other two warps do head 5 again and write nothing. Each warp leaves its split's maximum, sum and weighted values in
@@ -22,11 +22,18 @@
 // n reads keys n and n + 8, each lane some of their numbers; the right operand is q in every column, so that all lanes
 // of the quad get the score. For values, lane r of every quad reads keys 2 r, 2 r + 1, 2 r + 8 and 2 r + 9, each quad
 // some of their numbers, and the right operand is the weights. Sums do not care in which order numbers are taken.
+//
+// APART: the bits are those of attend_prefill.cu, APART too, for the same token read in a prompt. So whatever is added
+// up is added in the same order there: the numbers of a head 16 at a time from the first one, for which lanes of a quad
+// exchange what they read; the keys of a step by twos; steps within segments, which are the splits; segments one after
+// the other. K in 4-bit groups is expanded as V is. Where a product and a sum could be one instruction, the text says
+// which it is.
 
 #ifndef FORM
 #define FORM CODES
 #define WIDTH 128
 #define GROUP 64
+#define APART 1
 #endif
 
 enum Form { VALUES, CODES };
@@ -39,17 +46,19 @@ constexpr int MIN_BLOCKS = IN_CODES || WIDTH <= 64 ? 4 : 3;  // what registers a
 // A unit is 8 numbers of a head: a word of codes, or 4 words of halves.
 constexpr int UNITS = WIDTH / 8;
 constexpr int UNIT_WORDS = IN_CODES ? 1 : 4;
-constexpr int KEY_UNITS = (UNITS + 3) / 4;    // of a lane, of each of its 2 keys
+constexpr int KEY_RUN = APART && IN_CODES ? 2 : 1;  // units that are not parted
+constexpr int KEY_UNITS = (UNITS + 4 * KEY_RUN - 1) / (4 * KEY_RUN) * KEY_RUN;  // of a lane, of each of its 2 keys
 constexpr int VALUE_UNITS = (UNITS + 7) / 8;  // of a lane, of each of its 4 values
 constexpr int RESULTS = 2 * VALUE_UNITS;      // numbers of the output that are a lane's
-constexpr int KEY_LOAD = !IN_CODES || UNITS % 16 == 0 ? 4 : UNITS % 8 == 0 ? 2 : 1;  // words at a time, aligned
+constexpr int KEY_LOAD = !IN_CODES || UNITS % 16 == 0 ? 4 : UNITS % 8 == 0 ? 2 : KEY_RUN;  // words at a time, aligned
 constexpr int VALUE_LOAD = IN_CODES ? VALUE_UNITS : 4;
 
 // Of codes: units of a group, groups of a head, and among how many columns of q they are spread (see `Queries`).
 constexpr int GROUP_UNITS = IN_CODES ? GROUP / 8 : UNITS;
 constexpr int GROUPS = (UNITS + GROUP_UNITS - 1) / GROUP_UNITS;
 constexpr int COLUMNS = GROUPS > 2 ? 4 : GROUPS;
-constexpr int LANE_GROUPS = COLUMNS > 1 ? 2 : 1;
+constexpr int LANE_GROUPS = APART ? GROUPS : COLUMNS > 1 ? 2 : 1;
+static_assert(!APART || GROUPS != 3, "the pairs of a head are one load");
 static_assert(WIDTH % 16 == 0 && WIDTH <= 128 && GROUPS <= 4 && GROUP_UNITS % VALUE_UNITS == 0, "see above");
 
 constexpr unsigned LOW_NIBBLES = 0x000f000fu, HIGH_NIBBLES = 0x00f000f0u;  // of bytes 0 and 2
@@ -58,6 +67,9 @@ constexpr unsigned TWICE_SIXTEENTH = 0x2c002c00u, TWICE_MINUS_64 = 0xd400d400u;
 constexpr float CODE_UNIT = 1.0f / 16777216;  // the bits of a code alone are a half of value code / 2^24
 
 constexpr float NOTHING = -1.0f / 0.0f;
+
+// Of APART, an instruction of its own whatever follows.
+__device__ __forceinline__ float product(float a, float b) { return APART ? __fmul_rn(a, b) : a * b; }
 
 struct alignas(16) Row {
     int first_token, past, fresh, steps;
@@ -137,6 +149,78 @@ template <int keys, int units, int load_words, int groups> struct Share {
 typedef Share<2, KEY_UNITS, KEY_LOAD, LANE_GROUPS> Keys;
 typedef Share<4, VALUE_UNITS, VALUE_LOAD, 1> Values;
 
+#if APART
+
+// The numbers of one of a lane's keys in their order: every lane of a quad reads some eights of them, and gets two of
+// each eight. Of codes, eight bytes (2 words) are two eights, in their low and in their high nibbles.
+template <int size> struct Ordered {
+    static constexpr int COUNT = KEY_UNITS * UNIT_WORDS / size;  // eights, or eight bytes, of a lane
+    unsigned words[COUNT][size];
+
+    __device__ __forceinline__ Ordered(const unsigned (&read)[KEY_UNITS * UNIT_WORDS], int place) {
+        const bool upper = place & 2, odd = place & 1;
+#pragma unroll
+        for (int number = 0; number < COUNT; ++number) {
+            unsigned low[size / 2], high[size / 2];  // of the first two lanes, and of the last two
+#pragma unroll
+            for (int word = 0; word < size / 2; ++word) {
+                const unsigned first = read[number * size + word], second = read[number * size + size / 2 + word];
+                const unsigned taken = __shfl_xor_sync(EVERY_LANE, upper ? first : second, 2);
+                low[word] = upper ? taken : first, high[word] = upper ? second : taken;
+            }
+            unsigned(&found)[size] = words[number];
+            if constexpr (size == 2) {  // two bytes of lanes 0 and 2, then of lanes 1 and 3
+                const unsigned first = low_halves(low[0], high[0]), second = high_halves(low[0], high[0]);
+                const unsigned taken = __shfl_xor_sync(EVERY_LANE, odd ? first : second, 1);
+                found[0] = odd ? taken : first, found[1] = odd ? second : taken;
+            } else {  // two numbers of every lane
+                const unsigned first = __shfl_xor_sync(EVERY_LANE, odd ? low[0] : low[1], 1);
+                const unsigned second = __shfl_xor_sync(EVERY_LANE, odd ? high[0] : high[1], 1);
+                found[0] = odd ? first : low[0], found[1] = odd ? low[1] : first;
+                found[2] = odd ? second : high[0], found[3] = odd ? high[1] : second;
+            }
+        }
+    }
+
+    // The lane's two of the eight numbers from number 8 `eight` on.
+    __device__ __forceinline__ pair two(int eight, const unsigned (&pairs)[LANE_GROUPS]) const {
+        if constexpr (size == 4) return words[eight / 4][eight % 4];
+        const int group = eight / GROUP_UNITS, within = eight % GROUP_UNITS, rest = UNITS - group * GROUP_UNITS;
+        const int split = (rest < GROUP_UNITS ? rest : GROUP_UNITS) / 2, high = within >= split;
+        const int bytes = group * (GROUP_UNITS / 2) + within - high * split, lane = bytes / COUNT;
+        const unsigned codes = words[bytes % COUNT][lane % 2] >> 4 * high & 0x0f0f0f0fu;
+        const pair number = subtract(permute_bytes(codes, 0x64646464u, lane < 2 ? 0x4140u : 0x4342u), TWICE_1024);
+        const unsigned stored = pairs[group];
+        return multiply_add(number, low_halves(stored, stored), high_halves(stored, stored));
+    }
+};
+
+// q of the warp's head as right operands, the same numbers in every column.
+struct Queries {
+    pair operands[UNITS / 2][2];
+
+    __device__ __forceinline__ void read(const half* numbers, int place) {
+#pragma unroll
+        for (int eight = 0; eight < UNITS; ++eight)
+            operands[eight / 2][eight % 2] = reinterpret_cast<const pair*>(numbers)[4 * eight + place];
+    }
+
+    // The products of q with the lane's two keys.
+    __device__ __forceinline__ void score(const Keys& keys, int place, float (&result)[2]) const {
+        const Ordered<IN_CODES ? 2 : 4> first(keys.words[0], place), second(keys.words[1], place);
+        float sums[4] = {};
+#pragma unroll
+        for (int part = 0; part < UNITS / 2; ++part) {
+            const pair tile[4] = {first.two(2 * part, keys.pairs[0]), second.two(2 * part, keys.pairs[1]),
+                                  first.two(2 * part + 1, keys.pairs[0]), second.two(2 * part + 1, keys.pairs[1])};
+            multiply_tiles(sums, tile, operands[part]);
+        }
+        result[0] = sums[0], result[1] = sums[2];
+    }
+};
+
+#else
+
 // q of the warp's head as right operands. Of codes, column c holds the numbers of group c % COLUMNS and else zeros:
 // so one product gives the sums of all groups, in lane r of a quad those of columns 2 r and 2 r + 1.
 struct Queries {
@@ -168,7 +252,7 @@ struct Queries {
     }
 
     // The products of q with the lane's two keys, of codes in units of `CODE_UNIT`.
-    __device__ __forceinline__ void score(const Keys& keys, float (&result)[2]) const {
+    __device__ __forceinline__ void score(const Keys& keys, int, float (&result)[2]) const {
         float low[4] = {}, high[4] = {};
 #pragma unroll
         for (int number = 0; number < KEY_UNITS; ++number) {
@@ -199,6 +283,8 @@ struct Queries {
         }
     }
 };
+
+#endif
 
 // The lane's values as left operands, a unit in four tiles: of each tile two numbers, of four keys.
 __device__ __forceinline__ void expand(const Values& share, int unit, pair (&tiles)[4][4]) {
@@ -235,14 +321,14 @@ struct Sums {
             most = fmaxf(most, __shfl_xor_sync(EVERY_LANE, most, distance));
         if (most > highest) {
             const float factor = power_of_two(highest - most);  // 0 for the first keys
-            total *= factor;
+            total = product(total, factor);
 #pragma unroll
             for (int tile = 0; tile < 4 * VALUE_UNITS; ++tile) values[tile][0] *= factor, values[tile][2] *= factor;
             highest = most;
         }
         const float base = highest == NOTHING ? 0.0f : highest;
         const pair weights = to_pair(power_of_two(scores[0] - base), power_of_two(scores[1] - base));
-        total += to_float(first_of(weights)) + to_float(second_of(weights));
+        if (!APART) total += to_float(first_of(weights)) + to_float(second_of(weights));
         return weights;
     }
 
@@ -251,6 +337,9 @@ struct Sums {
         const unsigned even = __shfl_sync(EVERY_LANE, weights, 8 * place);
         const unsigned odd = __shfl_sync(EVERY_LANE, weights, 8 * place + 4);
         const pair operand[2] = {low_halves(even, odd), high_halves(even, odd)};
+#pragma unroll
+        for (int both = 0; APART && both < 2; ++both)  // every quad has the whole sum, each lane its part of it
+            total = total + to_float(first_of(operand[both])) + to_float(second_of(operand[both]));
 #pragma unroll
         for (int unit = 0; unit < VALUE_UNITS; ++unit) {
             pair tiles[4][4];
@@ -270,7 +359,7 @@ struct Sums {
             result[number] = place & 2 ? high : low;
         }
 #pragma unroll
-        for (int distance = 4; distance < WARP; distance *= 2)
+        for (int distance = APART ? 1 : 4; distance < (APART ? 4 : WARP); distance *= 2)
             total += __shfl_xor_sync(EVERY_LANE, total, distance);
     }
 };
@@ -285,6 +374,28 @@ __device__ __forceinline__ int column_of(int number, int quad, int place) {
 
 // A split as a warp leaves it: every lane's results, then the highest score and the sum of weights.
 constexpr int HIGHEST = RESULTS * WARP, TOTAL = HIGHEST + 1, PARTIAL = HIGHEST + 2;
+
+#if APART
+
+// Each split is added to what there is of those before it.
+__device__ __forceinline__ float merge(float (&result)[RESULTS], const float* parts, integer stride, int splits) {
+    const int lane = threadIdx.x % WARP;
+    float highest = parts[HIGHEST], total = parts[TOTAL];
+#pragma unroll
+    for (int number = 0; number < RESULTS; ++number) result[number] = parts[number * WARP + lane];
+#pragma unroll 4
+    for (int split = 1; split < splits; ++split) {
+        const float* const part = parts + split * stride;
+        const Shares shares(highest, part[HIGHEST]);
+        highest = shares.highest, total = shares.sum(total, part[TOTAL]);
+#pragma unroll
+        for (int number = 0; number < RESULTS; ++number)
+            result[number] = shares.sum(result[number], part[number * WARP + lane]);
+    }
+    return total;
+}
+
+#else
 
 __device__ __forceinline__ float merge(float (&result)[RESULTS], const float* parts, integer stride, int splits) {
     const int lane = threadIdx.x % WARP;
@@ -304,6 +415,8 @@ __device__ __forceinline__ float merge(float (&result)[RESULTS], const float* pa
     }
     return total;
 }
+
+#endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     attend_decode(const unsigned char* records, const integer* starts, const Row* rows, const Item* items,
@@ -325,10 +438,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     Source source;
     source.record_bytes = static_cast<unsigned>(record_bytes), source.last_key = row.past;
     source.numbers = cache + number * head_bytes + 4 * UNIT_WORDS * key_unit;
-    source.pairs = cache + pairs_offset + 4 * (number * GROUPS + 2 * place % COLUMNS);
+    const int first_group = APART ? 0 : 2 * place % COLUMNS;
+    source.pairs = cache + pairs_offset + 4 * (number * GROUPS + first_group);
     Source value_source = source;
     value_source.numbers += record_bytes / 2 + 4 * UNIT_WORDS * (value_unit - key_unit);
-    value_source.pairs += record_bytes / 2 + 4 * (value_unit / GROUP_UNITS - 2 * place % COLUMNS);
+    value_source.pairs += record_bytes / 2 + 4 * (value_unit / GROUP_UNITS - first_group);
     Keys keys;
     Values values;
     keys.fetch(source, first_step * STEP + quad, place);
@@ -342,24 +456,29 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         for (int group = 0; group < GROUPS; ++group)
             group_sums[group] += column / (8 * GROUP_UNITS) == group ? to_float(found) : 0.0f;
     }
+    Queries query;
+#if APART
+    __syncthreads();
+    query.read(queries[warp], place);
+#else
 #pragma unroll
     for (int group = 0; group < GROUPS; ++group) group_sums[group] = warp_sum(group_sums[group]);
     __syncthreads();
-    Queries query;
     query.read(queries[warp], group_sums, quad, place);
+#endif
 
-    const float factor = __int_as_float(static_cast<int>(factor_bits)) * (IN_CODES ? 1 / CODE_UNIT : 1);
+    const float factor = __int_as_float(static_cast<int>(factor_bits)) * (IN_CODES && !APART ? 1 / CODE_UNIT : 1);
     Sums sums = {};
     sums.highest = NOTHING;
     for (int step = first_step; step < last_step; ++step) {
         const bool more = step + 1 < last_step;
         const int key = step * STEP + quad;
         float scores[2];
-        query.score(keys, scores);
+        query.score(keys, place, scores);
         if (more) keys.fetch(source, key + STEP, place);
 #pragma unroll
         for (int other = 0; other < 2; ++other)
-            scores[other] = key + 8 * other <= source.last_key ? scores[other] * factor : NOTHING;
+            scores[other] = key + 8 * other <= source.last_key ? product(scores[other], factor) : NOTHING;
         const pair weights = sums.weigh(scores);
         sums.add(values, weights, place);
         if (more) values.fetch(value_source, (step + 1) * STEP + 2 * place, quad);

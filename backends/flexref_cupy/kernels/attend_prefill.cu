@@ -11,21 +11,32 @@
 //
 // Shared memory holds KEYS keys and as many values as halves. Values are on their way to it while scores are computed,
 // the next keys while the values are used: as bytes beside the arithmetic, or, of codes, in registers.
+//
+// APART: a token's bits are those of attend_decode.cu, APART too, which takes 16 keys at a time and cuts a row's keys
+// into segments. So exponentials are against the highest score up to their 16 keys, and are rounded to half before they
+// are summed too; sums start anew with every segment, of SEGMENT_KEYS keys from the row's first one, and segments are
+// added to each other in their order. What the segments so far have given is kept in dynamic shared memory, of
+// WIDTH * QUERIES floats, which a launch needs if any of its rows has more keys than a segment. LOOSE forms have no
+// decode: with them one new token is a tile too, and the bits are the same as they are.
 
 #ifndef FORM
 #define FORM CODES
 #define WIDTH 128
 #define GROUP 64
+#define APART 1
 #endif
 
 enum Form { VALUES, CODES, LOOSE_VALUES, LOOSE_CODES };
 
 constexpr bool LOOSE = FORM == LOOSE_VALUES || FORM == LOOSE_CODES;
 constexpr int QUERIES = 64, WARPS = 4, THREADS = WARPS * WARP;
+constexpr int STEP = 16;           // keys of a product with values
+constexpr int SEGMENT_KEYS = 256;  // as segments.py has it
 constexpr int KEYS = WIDTH <= 128 ? 64 : 16;
 constexpr bool HELD = WIDTH <= 128;  // queries stay in registers; wider ones in shared memory
 constexpr int MIN_BLOCKS = WIDTH <= 64 ? 3 : 2;  // what registers and shared memory allow
 static_assert(WIDTH % 16 == 0, "products take 16 numbers at a time");
+static_assert(!APART || (!LOOSE && SEGMENT_KEYS % KEYS == 0), "see above");
 
 // In shared memory, 8 rows' pieces of 16 bytes in one place lie in different banks: rows are an odd number of pieces
 // long, or a row's pieces change places with its number, which takes no room.
@@ -151,6 +162,9 @@ struct Warp {
     const unsigned char* staged;
     pair queries[HELD ? WIDTH / 16 : 1][4];
     float scores[KEYS / 8][4], values[WIDTH / 8][4], highest[2], total[2];
+    // APART, of every step: exponentials as halves, and what is there before it shrinks to.
+    pair weights[APART ? KEYS / STEP : 1][4];
+    float shrunk[APART ? KEYS / STEP : 1][2];
 
     __device__ __forceinline__ void read(int part, int lane) {
         load_matrices(queries[HELD ? part : 0], staged + lane % 16 * PITCH + piece_offset(lane, 2 * part | lane / 16));
@@ -160,10 +174,23 @@ struct Warp {
         staged = queries_at;
 #pragma unroll
         for (int part = 0; HELD && part < WIDTH / 16; ++part) read(part, lane);
+        empty();
+    }
+
+    __device__ __forceinline__ void empty() {
 #pragma unroll
         for (int tile = 0; tile < WIDTH / 8; ++tile)
             values[tile][0] = values[tile][1] = values[tile][2] = values[tile][3] = 0;
         highest[0] = highest[1] = NOTHING, total[0] = total[1] = 0;
+    }
+
+    // A lane has added up some keys of its queries; now it has them all.
+    __device__ __forceinline__ void sum_total() {
+#pragma unroll
+        for (int query = 0; query < 2; ++query) {
+            total[query] += __shfl_xor_sync(EVERY_LANE, total[query], 1);
+            total[query] += __shfl_xor_sync(EVERY_LANE, total[query], 2);
+        }
     }
 
     __device__ __forceinline__ void score(const unsigned char* keys, int lane) {
@@ -185,6 +212,72 @@ struct Warp {
             }
         }
     }
+
+#if APART
+
+    __device__ __forceinline__ void shrink(int step) {
+        if (!__any_sync(EVERY_LANE, shrunk[step][0] != 1 || shrunk[step][1] != 1)) return;
+#pragma unroll
+        for (int tile = 0; tile < WIDTH / 8; ++tile)
+#pragma unroll
+            for (int place = 0; place < 4; ++place) values[tile][place] *= shrunk[step][place / 2];
+    }
+
+    // Scores become exponentials, step by step, against the highest up to the step. `visible`: how many of these keys
+    // the lane's first query sees (the second sees 8 more); `all`: whether all queries of the warp see all.
+    __device__ __forceinline__ void weigh(float factor, int visible, bool all, int lane) {
+#pragma unroll
+        for (int step = 0; step < KEYS / STEP; ++step) {
+            float(&found)[2][4] = reinterpret_cast<float(&)[2][4]>(scores[2 * step]);
+            float most[2] = {highest[0], highest[1]};
+#pragma unroll
+            for (int tile = 0; tile < 2; ++tile)
+#pragma unroll
+                for (int place = 0; place < 4; ++place) {
+                    const int key = STEP * step + 8 * tile + 2 * (lane % 4) + place % 2;
+                    found[tile][place] = __fmul_rn(found[tile][place], factor);
+                    if (!all && key >= visible + place / 2 * 8) found[tile][place] = NOTHING;
+                    most[place / 2] = fmaxf(most[place / 2], found[tile][place]);
+                }
+#pragma unroll
+            for (int query = 0; query < 2; ++query) {
+                most[query] = fmaxf(most[query], __shfl_xor_sync(EVERY_LANE, most[query], 1));
+                most[query] = fmaxf(most[query], __shfl_xor_sync(EVERY_LANE, most[query], 2));
+            }
+#pragma unroll
+            for (int query = 0; query < 2; ++query) {
+                const float less = most[query] > highest[query] ? power_of_two(highest[query] - most[query]) : 1.0f;
+                const float base = most[query] == NOTHING ? 0.0f : most[query];
+                highest[query] = most[query], shrunk[step][query] = less, total[query] = __fmul_rn(total[query], less);
+#pragma unroll
+                for (int tile = 0; tile < 2; ++tile) {
+                    const float first = power_of_two(found[tile][2 * query] - base);
+                    const pair both = to_pair(first, power_of_two(found[tile][2 * query + 1] - base));
+                    weights[step][2 * tile + query] = both;
+                    total[query] = total[query] + to_float(first_of(both)) + to_float(second_of(both));
+                }
+            }
+            if (step == 0) shrink(0);
+        }
+    }
+
+    __device__ __forceinline__ void add(const unsigned char* shared_values, int lane) {
+        const unsigned char* const row = shared_values + lane % 16 * PITCH;
+#pragma unroll
+        for (int step = 0; step < KEYS / STEP; ++step) {
+            if (step) shrink(step);
+#pragma unroll
+            for (int tile = 0; tile < WIDTH / 8; tile += 2) {
+                pair found[4];
+                load_matrices_transposed(found, row + STEP * step * PITCH + piece_offset(lane, tile | lane / 16));
+                const pair first[2] = {found[0], found[1]}, second[2] = {found[2], found[3]};
+                multiply_tiles(values[tile], weights[step], first);
+                multiply_tiles(values[tile + 1], weights[step], second);
+            }
+        }
+    }
+
+#else
 
     // Scores become exponentials against the highest so far; what there is shrinks to match. `visible`: how many of
     // these keys the lane's first query sees (the second sees 8 more); `all`: whether all queries of the warp see all.
@@ -241,6 +334,57 @@ struct Warp {
             }
         }
     }
+
+#endif
+};
+
+// What a warp's queries have of the segments before the present one; the values are in shared memory, a thread's own.
+struct Kept {
+    float number;  // the highest scores of a quad's two queries, then their totals, one a lane
+
+    __device__ __forceinline__ float of_lane(int place) const {
+        return __shfl_sync(EVERY_LANE, number, threadIdx.x % WARP & ~3 | place);
+    }
+
+    __device__ __forceinline__ static float& value(int number) {
+        DYNAMIC_SHARED(kept_values);
+        return reinterpret_cast<float*>(kept_values)[number * THREADS + threadIdx.x];
+    }
+
+    // To a warp's state of the segment from key `segment` on add what there is of those before. `position`: that of the
+    // lane's first query; of one that sees no key of this segment, the sum is what it was.
+    __device__ __forceinline__ void add_to(Warp& state, int segment, int position) const {
+        state.sum_total();
+        if (!segment) return;
+#pragma unroll
+        for (int query = 0; query < 2; ++query) {
+            const bool seen = position + 8 * query >= segment;
+            const float highest = of_lane(query), total = of_lane(2 + query);
+            const Shares shares(highest, state.highest[query]);
+            state.highest[query] = seen ? shares.highest : highest;
+            state.total[query] = seen ? shares.sum(total, state.total[query]) : total;
+#pragma unroll
+            for (int part = 0; part < WIDTH / 8; ++part)
+#pragma unroll
+                for (int place = 2 * query; place < 2 * query + 2; ++place) {
+                    const float before = value(4 * part + place);
+                    float& now = state.values[part][place];
+                    now = seen ? shares.sum(before, now) : before;
+                }
+        }
+    }
+
+    // A new segment begins.
+    __device__ __forceinline__ void keep(Warp& state) {
+        const bool second = threadIdx.x & 1;
+        const float highest = second ? state.highest[1] : state.highest[0];
+        number = threadIdx.x & 2 ? (second ? state.total[1] : state.total[0]) : highest;
+#pragma unroll
+        for (int part = 0; part < WIDTH / 8; ++part)
+#pragma unroll
+            for (int place = 0; place < 4; ++place) value(4 * part + place) = state.values[part][place];
+        state.empty();
+    }
 };
 
 // The tile's queries as halves in shared memory; zeros after the last one, and beyond a head's width.
@@ -295,6 +439,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     state.start(shared + 16 * warp * PITCH, lane);
     __syncthreads();
 
+    Kept kept;
     Carrier carrier;
     carrier.begin(keys, 0, shared_keys);
     for (int first = 0; first < keys.keys; first += KEYS) {
@@ -302,6 +447,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         __syncthreads();  // the keys are there, and nobody uses the last values any more
         carrier.begin(values, first, shared_values);
         const bool visible = first <= warp_last;
+        if (APART && visible && first && first % SEGMENT_KEYS == 0) {
+            kept.add_to(state, first - SEGMENT_KEYS, position);
+            kept.keep(state);
+        }
         if (visible) {
             state.score(shared_keys, lane);
             const bool all = first + KEYS <= warp_last - 14;
@@ -313,13 +462,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         if (visible) state.add(shared_values, lane);
     }
 
+    if (APART)
+        kept.add_to(state, min(warp_last, keys.keys - 1) / SEGMENT_KEYS * SEGMENT_KEYS, position);
+    else
+        state.sum_total();
 #pragma unroll
     for (int query = 0; query < 2; ++query) {
-        float total = state.total[query];
-        total += __shfl_xor_sync(EVERY_LANE, total, 1);
-        total += __shfl_xor_sync(EVERY_LANE, total, 2);
         if (first_query + 8 * query >= count) continue;
-        const float share = 1 / total;
+        const float share = 1 / state.total[query];
         half* const target = out + (token + first_query + 8 * query) * out_pitch + head * head_width;
 #pragma unroll
         for (int part = 0; part < WIDTH / 8; ++part) {

@@ -143,6 +143,23 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+// Two parts of a sum of weighted values, each weighted against its own highest score: what each is worth against the
+// higher one. The order is told: which product is rounded, and which is part of the sum.
+struct Shares {
+    float highest, first, second;
+
+    __device__ __forceinline__ Shares(float first_highest, float second_highest) {
+        const float nothing = -1.0f / 0.0f;
+        highest = fmaxf(first_highest, second_highest);
+        const float base = highest == nothing ? 0.0f : highest;
+        first = power_of_two(first_highest - base), second = power_of_two(second_highest - base);
+    }
+
+    __device__ __forceinline__ float sum(float a, float b) const {
+        return __fmaf_rn(b, second, __fmul_rn(a, first));
+    }
+};
+
 // Four bytes, codes of 8 bits or of 4 in their low nibbles, as halves: those of bytes 0 and 1, and of bytes 2 and 3. A
 // half from 1024 to 2047 has its integer in the last ten bits: 0x6400 | code is 1024 + code.
 __device__ __forceinline__ void codes_to_pairs(unsigned codes, pair& first, pair& second) {
