@@ -14,7 +14,7 @@ from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import ALIGNMENT_BYTES
-from flexref_numpy import attention, operators, sampling
+from flexref_numpy import attention, linear, operators, sampling
 from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
 from flexref_numpy.products import Products, blas_threads
 from flexref_numpy.scratch import Scratch
@@ -51,6 +51,7 @@ class NumpyBackend:
         self._scratch = Scratch(scratch_bytes)
         self._rows_apart = True
         self._products = Products(blas_threads())
+        self._linear = linear.RowsApart(self._scratch, self._products)
         self._lanes: dict[str, Lane] = {lane: Lane(lane) for lane in LANES}
         self._workspace: Workspace | None = None
         self._results = np.empty(0, np.uint8)
@@ -154,8 +155,8 @@ class NumpyBackend:
         if out is None:
             out = self.empty((x.shape[0], w.shape[0]), "float32")
         if not self._rows_apart:
-            return operators.plain_linear(self._scratch, x, w, b, out, add=add)
-        return operators.linear(self._scratch, self._products, x, w, b, out, add=add)
+            return linear.linear(self._scratch, x, w, b, out, add=add)
+        return self._linear.linear(x, w, b, out, add=add)
 
     def expand(self, w: Matrix, out: Any) -> Numbers:
         """See `Backend.expand`."""

@@ -4,7 +4,6 @@ import numpy as np
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref.storage.quant import Quantized, dequantize
-from flexref_numpy.products import TILE_TOKENS, Products
 from flexref_numpy.scratch import TILE_ROWS, Numbers, Scratch, tiles
 
 HALF_BITS = np.int32(-0x70002000)
@@ -58,62 +57,6 @@ def widen(halves: Numbers, out: Numbers) -> Numbers:
         np.left_shift(bits, 13, out=bits)
         np.bitwise_and(bits, HALF_BITS, out=bits)
         out[first:last] *= EXPONENT_DIFFERENCE
-    return out
-
-
-def linear(
-    scratch: Scratch, products: Products, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, *, add: bool
-) -> Numbers:
-    """See `Backend.linear`.
-
-    Always in the same tiles of `w`, whether it is expanded here or was before, and in the same blocks of these: a
-    product's rounding may depend on its shape.
-    """
-    rows, inputs = w.shape
-    stored_wide = not isinstance(w, QuantizedMatrix) and w[:0].dtype == np.float32
-    # The operands' half holds a tile of w and a padded tile of x, the other one at least a tile of products.
-    for first, last in tiles(rows, scratch.half // max(inputs, TILE_TOKENS) - TILE_TOKENS):
-        operands = scratch.operand(TILE_TOKENS + (0 if stored_wide else last - first), inputs)
-        part = w[first:last] if stored_wide else expand(w, first, last, operands[TILE_TOKENS:])  # type: ignore[index]
-        whole = x.shape[0] // TILE_TOKENS * TILE_TOKENS
-        if not add:
-            products.multiply(x[:whole], part, out[:whole, first:last])
-        room = scratch.half // (last - first) // TILE_TOKENS * TILE_TOKENS
-        for start, end in tiles(whole, room) if add else ():
-            product = scratch.product(end - start, last - first)
-            products.multiply(x[start:end], part, product)
-            out[start:end, first:last] += product
-        rest = x.shape[0] - whole
-        if rest:
-            height = products.height(rest, last - first, inputs)
-            padded, product = operands[:height], scratch.product(height, last - first)
-            padded[:rest], padded[rest:] = x[whole:], 0
-            products.multiply(padded, part, product, height)
-            target = out[whole:, first:last]
-            np.add(target, product[:rest], out=target) if add else np.copyto(target, product[:rest])
-    if b is not None:
-        out += b
-    return out
-
-
-def plain_linear(scratch: Scratch, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, *, add: bool) -> Numbers:
-    """See `Backend.linear`: products of numpy as they are, for rows that need no bits of their own.
-
-    Always in the same tiles of `w`, whether it is expanded here or was before: a product's rounding may depend on its
-    shape, and a layer must give the same bits either way.
-    """
-    rows, inputs = w.shape
-    stored_wide = not isinstance(w, QuantizedMatrix) and w[:0].dtype == np.float32
-    for first, last in tiles(rows, scratch.half // inputs):
-        part = w[first:last] if stored_wide else expand(w, first, last, scratch.operand(last - first, inputs))  # type: ignore[index]
-        for start, end in tiles(x.shape[0], scratch.half // (last - first)) if add else ((0, x.shape[0]),):
-            target = out[start:end, first:last]
-            if add:
-                target += np.matmul(x[start:end], part.T, out=scratch.product(end - start, last - first))
-            else:
-                np.matmul(x[start:end], part.T, out=target)
-    if b is not None:
-        out += b
     return out
 
 

@@ -6,14 +6,14 @@ added up in another order. With OpenBLAS 0.3.31 that was seen of every kernel tr
 Nehalem, Katmai), of some also where the number of rows is padded to any multiple. What every one of them keeps is the
 order for a product of one fixed shape, and in it the order is the same for each of a few rows. So x is cut into tiles
 of TILE_TOKENS rows, the last one filled up with zeros, w into blocks of rows, and every tile is multiplied by every
-block in a product of its own. numpy runs the loop over them without Python.
+block in a product of its own. numpy runs the loop over them without Python. Tiles of other heights take their place
+where their bits are seen to be the same.
 
 That is no slower where the library has kernels for small products that copy nothing (processors with AVX-512): from 2
 to 32 rows it is two to ten times faster, since a large product copies the weights into another order first. Elsewhere
 each tile pays for that copy: README.md of the ports has the figures.
 """
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
@@ -22,12 +22,14 @@ from threadpoolctl import threadpool_info
 
 from flexref_numpy.scratch import Numbers
 
-TILE_TOKENS, FEW_TOKENS = 4, 2
-"""Rows of x in one product, and how many there are if x has no more and the bits are the same then: see `height`."""
+TILE_TOKENS, FEW_TOKENS, TALL = 4, 2, (16, 8)
+"""Rows of x in one product: always, if there are no more, and if there are many; see `Products.height` and `tall`."""
 
 BLOCK_OUTPUTS, BLOCK_VALUES = 64, 1 << 17
-"""Rows of w in one product: so many, or fewer of wide matrices, so that a block holds at most so many values and the
-product of a tile stays below the million of multiplications up to which kernels for small products are used."""
+"""Rows of w in one product: so many, or fewer of wide matrices, so that a block holds at most so many values."""
+
+MOST_MULTIPLICATIONS = 1_000_000
+"""Of one product: up to so many OpenBLAS uses kernels for small ones."""
 
 WORTH_A_THREAD = 1 << 21
 """Multiplications that take longer than handing them to a thread does, by far."""
@@ -38,75 +40,109 @@ def blas_threads() -> int:
     return max([library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"], default=1)
 
 
-class Products:
-    """Products of fixed shapes, on as many threads as numpy's BLAS would use; a thread takes whole blocks."""
+def block_outputs(inputs: int, height: int = TILE_TOKENS) -> int:
+    """Rows of w (O, I) in one product with `height` rows of x: a power of two that depends on nothing else."""
+    most = min(BLOCK_VALUES, MOST_MULTIPLICATIONS // height) // max(1, inputs)
+    return int(min(BLOCK_OUTPUTS, 1 << (max(2, most).bit_length() - 1)))
+
+
+class Tiled:
+    """x (T, I) in tiles of `height` rows, of which T is a multiple, and where products go: out (T, O).
+
+    Each is contiguous along its rows. All are views, so that one may be kept for memory that is used again.
+    """
+
+    def __init__(self, x: Numbers, out: Numbers, height: int) -> None:
+        (tokens, inputs), outputs = x.shape, out.shape[1]
+        block = block_outputs(inputs, height)
+        self.blocks, whole = outputs // block, outputs // block * block
+        self._x, self._x_tiles, self._whole = x, x.reshape(-1, height, inputs), whole
+        targets = out[:, :whole].reshape(tokens // height, height, self.blocks, block)
+        self._targets = targets.transpose(2, 0, 1, 3)
+        self._rest = out[:, whole:].reshape(tokens // height, height, outputs - whole)
+        self._column = out[:, whole] if outputs - whole == 1 else None
+        self._shape = self.blocks, 1, block, inputs
+        self.multiplications = tokens * whole * inputs
+
+    def multiply(self, w: Numbers, pool: "Pool | None") -> None:
+        """out = x w^T, w (O, I); a thread takes whole blocks."""
+        if self.blocks:
+            whole = w[: self._whole].reshape(self._shape).transpose(0, 1, 3, 2)
+            if pool is None:
+                np.matmul(self._x_tiles, whole, out=self._targets)
+            else:
+                pool.matmul(self._x_tiles, whole, self._targets, self.multiplications)
+        if self._column is not None:  # numpy would take another routine, which does not keep the order of every row
+            np.einsum("ti,i->t", self._x, w[self._whole], out=self._column)
+        elif self._rest.size:
+            np.matmul(self._x_tiles, w[self._whole :].T, out=self._rest)
+
+
+class Pool:
+    """Some threads that share products."""
 
     def __init__(self, threads: int) -> None:
-        self._threads, self._agreeing = threads, dict[tuple[int, int], bool]()
-        self._pool = ThreadPoolExecutor(threads, "product") if threads > 1 else None
+        self._threads, self._pool = threads, ThreadPoolExecutor(threads, "product")
 
     def close(self) -> None:
         """End the threads."""
-        if self._pool is not None:
-            self._pool.shutdown()
+        self._pool.shutdown()
 
-    def height(self, tokens: int, outputs: int, inputs: int) -> int:
-        """To how many rows x (T, I) of less than TILE_TOKENS is filled up to be multiplied by w (O, I).
+    def matmul(self, x: Numbers, w: Numbers, out: Numbers, multiplications: int) -> None:
+        """out (blocks, ...) = x w, of which every thread that is worth it takes whole blocks."""
+        parts = min(self._threads, len(w), max(1, multiplications // WORTH_A_THREAD))
+        edges = [len(w) * part // parts for part in range(parts + 1)]
 
-        FEW_TOKENS, which takes less time, where a product of so many rows has the bits that one of TILE_TOKENS has:
-        that is tried once for every shape of a block. It is so of kernels for small products, and of few others.
-        """
-        if tokens > FEW_TOKENS:
-            return TILE_TOKENS
-        block = block_outputs(inputs)
-        shapes = {(min(block, outputs), inputs), (outputs % block, inputs)}
-        return FEW_TOKENS if all(self._agrees(shape) for shape in shapes) else TILE_TOKENS
+        def some(first: int, last: int) -> None:
+            np.matmul(x, w[first:last], out=out[first:last])
 
-    def _agrees(self, shape: tuple[int, int]) -> bool:
-        if shape[0] < 2:
-            return True  # nothing, or a single output, whose sum knows no tiles
-        if shape not in self._agreeing:
-            draw = np.random.default_rng(0)
-            x, w = (draw.standard_normal((rows, shape[1]), np.float32) for rows in (TILE_TOKENS, shape[0]))
-            few = np.concatenate([x[:FEW_TOKENS] @ w.T, x[FEW_TOKENS:] @ w.T])
-            self._agreeing[shape] = bool(np.array_equal(few, x @ w.T))
-        return self._agreeing[shape]
-
-    def multiply(self, x: Numbers, w: Numbers, out: Numbers, height: int = TILE_TOKENS) -> None:
-        """out (T, O) = x (T, I) w (O, I)^T for T a multiple of `height`; each of them contiguous along its rows."""
-        tokens, inputs = x.shape
-        outputs = w.shape[0]
-        if not tokens or not outputs:
-            return
-        block = block_outputs(inputs)
-        blocks, whole = outputs // block, outputs // block * block
-        x_tiles = x.reshape(tokens // height, height, inputs)
-        if blocks:
-            w_blocks = w[:whole].reshape(blocks, 1, block, inputs).transpose(0, 1, 3, 2)
-            targets = out[:, :whole].reshape(*x_tiles.shape[:2], blocks, block).transpose(2, 0, 1, 3)
-
-            def some(first: int, last: int) -> None:
-                np.matmul(x_tiles, w_blocks[first:last], out=targets[first:last])
-
-            self._spread(some, blocks, tokens * whole * inputs)
-        if outputs - whole == 1:  # numpy would take another routine, which does not keep the order of every row
-            np.einsum("ti,i->t", x, w[whole], out=out[:, whole])
-        elif whole < outputs:
-            np.matmul(x_tiles, w[whole:].T, out=out[:, whole:].reshape(*x_tiles.shape[:2], outputs - whole))
-
-    def _spread(self, some: Callable[[int, int], None], blocks: int, multiplications: int) -> None:
-        parts = min(self._threads, blocks, max(1, multiplications // WORTH_A_THREAD))
-        if self._pool is None or parts == 1:
-            some(0, blocks)
-            return
-        edges = [blocks * part // parts for part in range(parts + 1)]
         futures = [self._pool.submit(some, *edge) for edge in pairwise(edges[1:])]
         some(*edges[:2])
         for future in futures:
             future.result()
 
 
-def block_outputs(inputs: int) -> int:
-    """Rows of w (O, I) in one product: a power of two, for a width alone."""
-    most = max(2, BLOCK_VALUES // max(1, inputs))
-    return int(min(BLOCK_OUTPUTS, 1 << (most.bit_length() - 1)))
+class Products:
+    """Products of fixed shapes, on as many threads as numpy's BLAS would use."""
+
+    def __init__(self, threads: int) -> None:
+        self.pool = Pool(threads) if threads > 1 else None
+        self._agreeing = dict[tuple[int, int, int], bool]()
+
+    def close(self) -> None:
+        """End the threads."""
+        if self.pool is not None:
+            self.pool.close()
+
+    def height(self, tokens: int, outputs: int, inputs: int) -> int:
+        """To a multiple of how many rows x (T, I) is filled up to be multiplied by w (O, I).
+
+        FEW_TOKENS, which takes less time, if there are no more and a product of so many rows has the bits that one of
+        TILE_TOKENS has: it is so of kernels for small products, and of few others.
+        """
+        return FEW_TOKENS if tokens <= FEW_TOKENS and self.agrees(FEW_TOKENS, outputs, inputs) else TILE_TOKENS
+
+    def tall(self, outputs: int, inputs: int) -> int:
+        """Rows of x (T, I) in one product with w (O, I), if there are so many: the most that change no bit."""
+        return next((height for height in TALL if self.agrees(height, outputs, inputs)), TILE_TOKENS)
+
+    def agrees(self, height: int, outputs: int, inputs: int) -> bool:
+        """Whether products of `height` rows have the bits of those of TILE_TOKENS.
+
+        That is tried once for every kind of shape, with random numbers: one block of w, and what is left of its rows.
+        """
+        block = max(block_outputs(inputs, each) for each in (height, TILE_TOKENS))
+        kind = height, min(outputs, block + outputs % block), inputs
+        if kind not in self._agreeing:
+            draw = np.random.default_rng(0)
+            x, w = (draw.standard_normal((rows, inputs), np.float32) for rows in (max(TALL), kind[1]))
+            found, needed = (np.empty((len(x), len(w)), np.float32) for _ in range(2))
+            Tiled(x, found, height).multiply(w, None)
+            Tiled(x, needed, TILE_TOKENS).multiply(w, None)
+            self._agreeing[kind] = bool(np.array_equal(found, needed))
+        return self._agreeing[kind]
+
+    def multiply(self, x: Numbers, w: Numbers, out: Numbers, height: int = TILE_TOKENS) -> None:
+        """out (T, O) = x (T, I) w (O, I)^T for T a multiple of `height`; each of them contiguous along its rows."""
+        if out.size:
+            Tiled(x, out, height).multiply(w, self.pool)

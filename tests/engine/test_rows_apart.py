@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flexref_numpy import NumpyBackend, operators
+from flexref_numpy import NumpyBackend, linear
 
 import flexref
 from flexref.engine.events import Event, Notice
@@ -22,17 +22,17 @@ def products(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each kind of product was called."""
     called = Counter[str]()
 
-    def counted(name: str) -> None:
-        function = getattr(operators, name)
+    def counted(name: str, owner: Any) -> None:
+        function = owner.linear
 
         def count(*arguments: Any, **named: Any) -> Any:
             called[name] += 1
             return function(*arguments, **named)
 
-        monkeypatch.setattr(operators, name, count)
+        monkeypatch.setattr(owner, "linear", count)
 
-    for name in ("linear", "plain_linear"):
-        counted(name)
+    counted("apart", linear.RowsApart)
+    counted("plain", linear)
     return called
 
 
@@ -47,9 +47,9 @@ class TogetherBackend(NumpyBackend):
 def test_every_job_has_the_products_that_its_policy_asks_for(products: Counter[str]) -> None:
     with flexref.load("demo") as engine:
         for policy, called, other in (
-            (TOGETHER, "plain_linear", "linear"),
-            (APART, "linear", "plain_linear"),
-            (TOGETHER, "plain_linear", "linear"),
+            (TOGETHER, "plain", "apart"),
+            (APART, "apart", "plain"),
+            (TOGETHER, "plain", "apart"),
         ):
             products.clear()
             stats = engine.generate(["The king"], max_new_tokens=2, policy=policy).stats
@@ -62,11 +62,11 @@ def test_a_chosen_policy_keeps_rows_apart_unless_it_is_told_otherwise(products: 
     row = ScoredRow([5, 6, 7], 1)
     with flexref.load("demo", keep={"row_invariant": False}) as engine:
         assert not engine.score([row]).stats.policy.row_invariant
-        assert not products["linear"]
+        assert not products["apart"]
     products.clear()
     with flexref.load("demo") as engine:
         assert engine.score([row]).stats.row_invariant
-        assert not products["plain_linear"]
+        assert not products["plain"]
 
 
 def test_who_asks_a_port_for_what_it_has_not_is_told_once_in_every_job() -> None:
