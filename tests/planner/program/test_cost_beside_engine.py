@@ -154,7 +154,7 @@ def test_seconds_are_nearly_those_of_the_simulator(
     file, row = random_file(SIMULATED, scheme=scheme), RowLengths(200, 20)
     machine = plain_machine(asynchronous=asynchronous, link_per_s=2e9)
     for weights, cache, activations in (CORNERS, (DEVICE,) * 3, (HOST_SHARES,) * 3, (HOST_SHARES, DEVICE, DEVICE)):
-        policy = Policy(weights, cache, activations, 6, 4, overlap, attention_on)
+        policy = Policy(weights, cache, activations, 6, 4, overlap, attention_on=attention_on)
         real = simulate(file, machine, policy, [row] * 24, budgets_without_kept(file, machine, policy, [row] * 24))
         found = block_costs(task_of(file, machine, row, policy), machine, 6, 4, activations)
         shares = nine_shares(weights, cache, activations)
