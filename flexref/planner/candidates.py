@@ -124,7 +124,8 @@ class SearchProblem:
     def estimate(self, policy: Policy, solution: Solution) -> Prediction:
         """A prediction with the linear program's seconds; its peak bytes are exact."""
         rows = self.situation.job_rows(policy)
-        blocks = len(rows) / policy.rows_per_block
+        turnover = self.situation.task.turnover is not None  # a block that stays full until it thins out
+        blocks = solution.job_s / solution.block_s if turnover else len(rows) / policy.rows_per_block
         held = self.situation.held_bytes(policy)
         return Prediction(
             rows=len(rows),

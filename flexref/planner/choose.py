@@ -61,7 +61,7 @@ def choose_policy(choice: Choice) -> Policy:
     found = [answer for situation in choice.situations for answer in _answers(choice, situation)]
     if not found:
         return _most_frugal(choice)
-    found.sort(key=lambda answer: answer[1].block_s / answer[0].rows_per_block)
+    found.sort(key=lambda answer: _job_s(choice, *answer))
     if _job_s(choice, *found[0]) < SIMULATED_FROM_S:
         return found[0][0]
     machine = choice.situations[0].machine
@@ -85,7 +85,10 @@ def _answers(choice: Choice, situation: Situation) -> list[tuple[Policy, Solutio
 
 
 def _job_s(choice: Choice, policy: Policy, solution: Solution) -> float:
-    return solution.block_s * len(choice.rows) / policy.rows_per_block
+    """Seconds of the job: of as many full blocks as it has rows for, or of one that stays full until it thins out."""
+    if choice.situations[0].task.turnover is not None:
+        return solution.job_s
+    return solution.block_s / policy.rows_per_block * len(choice.rows)
 
 
 def _most_frugal(choice: Choice) -> Policy:

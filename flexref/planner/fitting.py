@@ -18,7 +18,7 @@ from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.search import Found, search
-from flexref.planner.program.task import Limits, Scoring, Task
+from flexref.planner.program.task import Limits, Scoring, Task, Turnover
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weights_plan import WeightsPlan
@@ -122,6 +122,7 @@ class Situation:
             workspace_bytes_per_token=per_token,
             expanded_bytes=expanded_bytes(file, caps),
             scoring=self.scoring,
+            turnover=self.turnover,
         )
 
     @property
@@ -137,6 +138,13 @@ class Situation:
             return None
         mean = self.mean(row.scored_tokens * count for row, count in self.kinds.items())
         return Scoring(mean, most, SCORED_AT_ONCE, self.file.tile_rows, LOGITS_SLOTS)
+
+    @property
+    def turnover(self) -> Turnover | None:
+        """How rows come and go, if they do; rows with as many new tokens begin and end together."""
+        if self.scoring is not None or len({row.new_tokens for row in self.kinds}) == 1:
+            return None
+        return Turnover.of([(row.prompt_tokens, row.new_tokens, count) for row, count in self.kinds.items()])
 
     def limits(
         self, keep: Mapping[str, int | None], max_block_s: float | None, max_disk_write_bytes: float | None

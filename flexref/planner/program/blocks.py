@@ -16,12 +16,17 @@ are taken as soon as one group needs them."""
 
 @dataclass(frozen=True)
 class Phase:
-    """`passes` passes that are alike: each feeds `new_tokens` of a row, whose cache holds `past_tokens` (a mean)."""
+    """`passes` passes that are alike: each feeds `new_tokens` of a row, and loads `past_tokens` of its cache (means).
+
+    `prompts`: of the rows of a pass that also decodes, the share whose prompts, of `prompt_tokens`, are read in it.
+    """
 
     name: str
     passes: float
     new_tokens: float
     past_tokens: float
+    prompts: float = 0.0
+    prompt_tokens: float = 0.0
 
     @property
     def decoding(self) -> bool:
@@ -30,8 +35,16 @@ class Phase:
 
 
 def phases(task: Task) -> tuple[Phase, Phase]:
-    """(prefill, decode). Decode pass p, from 1 to new - 1, has prompt + p - 1 past tokens: their mean is taken."""
+    """(prefill, decode). Decode pass p, from 1 to new - 1, has prompt + p - 1 past tokens: their mean is taken.
+
+    Where rows come and go there is no prefill: in every pass some rows' prompts are read while the others decode.
+    """
     prompt, new = task.prompt_tokens, task.new_tokens
+    if task.turnover is not None:
+        passes = task.turnover.passes
+        share = 1 / passes
+        fed, past = share * prompt + (1 - share), (1 - share) * task.turnover.past_tokens
+        return Phase("prefill", 0, prompt, 0.0), Phase("decode", passes, fed, past, share, prompt)
     return Phase("prefill", 1, prompt, 0.0), Phase("decode", new - 1, 1, prompt + max(0, new - 2) / 2)
 
 

@@ -116,6 +116,9 @@ def cache_flows(task: Task, blocks: Blocks, phase: Phase) -> list[PlannedFlow]:
         if phase.past_tokens:
             found.append(_plain(phase, "cache in", "cache", "host->device", AWAY, *past))
         found.append(_plain(phase, "cache out", "cache", "device->host", AWAY, *new))
+    elif phase.prompts:
+        prompts = records * phase.prompts * phase.prompt_tokens
+        found.append(_plain(phase, "cache out", "cache", "device->host", AWAY, times, prompts))
     if phase.past_tokens:
         found.append(_plain(phase, "cache read", "cache", "disk->host", ("disk",), *past))
     found.append(_plain(phase, "cache spilled", "cache", "host->disk", ("disk",), *new))
@@ -173,7 +176,7 @@ def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str)
             "cache",
             AWAY,
             times,
-            blocks.sizes * width * item,
+            blocks.sizes * (1 - phase.prompts) * width * item,
             crossing=True,
         )
         for what, link, width in crossings

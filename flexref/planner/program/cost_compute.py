@@ -34,6 +34,10 @@ def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, f
     each = np.where(blocks.expanded, visits[True], visits[False])
     seconds = Linear.fixed(times * each + np.where(blocks.expanded, once, 0.0))
     near = task.spec.layers * times * blocks.spread(_attention(durations, task, phase, rows, "device"))
+    if phase.prompts:
+        seconds = seconds + Linear.fixed(
+            task.spec.layers * times * blocks.spread(_prompt_attention(durations, task, phase, rows))
+        )
     if not far:
         return seconds + Linear.fixed(near)
     return seconds + Linear.of(near, "cache", "device") + far_attention(machine, task, blocks, phase)
@@ -84,14 +88,30 @@ def _layer(durations: Durations, task: Task, tokens: Numbers, stored: str) -> Nu
 
 
 def _attention(durations: Durations, task: Task, phase: Phase, rows: Numbers, place: str) -> Numbers:
-    """Append and attend of a layer: in decode by the records that are read, in a prefill 4 E FLOPs a visible pair."""
+    """Append and attend of a layer: in decode by the records that are read, in a prefill 4 E FLOPs a visible pair.
+
+    Of a pass in which some prompts are read while other rows decode, what those do.
+    """
     step = program_of(task.spec).attention
     where = (place, task.cache_scheme, step.head_width)
+    if phase.prompts:
+        new = rows * (1 - phase.prompts)
+        append = durations.append(place, task.cache_scheme, new * task.record_bytes)
+        return append + durations.attend_records(where, (rows * phase.past_tokens + new) * task.record_bytes)
     append = durations.append(place, task.cache_scheme, rows * phase.new_tokens * task.record_bytes)
     if phase.decoding:
         return append + durations.attend_records(where, rows * (phase.past_tokens + 1) * task.record_bytes)
     pairs = phase.new_tokens * (phase.new_tokens + 1) / 2
     return append + durations.attend_pairs(where, rows * 4 * step.width * pairs)
+
+
+def _prompt_attention(durations: Durations, task: Task, phase: Phase, rows: Numbers) -> Numbers:
+    """Append and attend of a layer for the prompts of a pass in which other rows decode: always on the device."""
+    step = program_of(task.spec).attention
+    where, read = ("device", task.cache_scheme, step.head_width), rows * phase.prompts
+    append = durations.append("device", task.cache_scheme, read * phase.prompt_tokens * task.record_bytes)
+    pairs = phase.prompt_tokens * (phase.prompt_tokens + 1) / 2
+    return append + durations.attend_pairs(where, read * 4 * step.width * pairs)
 
 
 def _embed(durations: Durations, task: Task, tokens: Numbers) -> Numbers:

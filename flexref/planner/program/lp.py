@@ -35,12 +35,12 @@ SAME_SHARE = 1e-9
 class Solution:
     """The best shares for a pair of rows per group and groups, and what keeps them from being better.
 
-    Seconds and tokens per second are those of a full block. `terms_s`: by phase, then by resource ("compute", the
-    links, and "host" on an asynchronous port), the seconds for which it is busy, slowed down by the others.
-    `held_bytes`: peak bytes by tier, as the linear program counts them. `binding`: names of the constraints whose duals
-    are not zero, such as "device memory", "host->device in decode", "latency", "disk writes". `gain_per_gib` (by tier)
-    and `gain_per_gb_per_s` (by link, and "weight file"): tokens per second gained by one more GiB or GB/s, by the
-    duals, so exact only for small changes.
+    Seconds and tokens per second are those of a full block, but for `job_s`, the whole job's. `terms_s`: by phase, then
+    by resource ("compute", the links, and "host" on an asynchronous port), the seconds for which it is busy, slowed
+    down by the others. `held_bytes`: peak bytes by tier, as the linear program counts them. `binding`: names of the
+    constraints whose duals are not zero, such as "device memory", "host->device in decode", "latency", "disk writes".
+    `gain_per_gib` (by tier) and `gain_per_gb_per_s` (by link, and "weight file"): tokens per second gained by one more
+    GiB or GB/s, by the duals, so exact only for small changes.
     """
 
     rows_per_group: int
@@ -51,6 +51,7 @@ class Solution:
     prefill_s: float
     decode_s: float
     block_s: float
+    job_s: float
     tokens_per_s: float
     terms_s: Mapping[str, Mapping[str, float]]
     held_bytes: Mapping[str, float]
@@ -112,7 +113,7 @@ def best_variant(question: LinearProblem) -> tuple[Table, Costs, int, Optimum]:
 def solution(question: LinearProblem, costs: Costs, place: int, optimum: Optimum) -> Solution:
     """The `Solution` of an optimum, which is that of the candidate at `place` in the question's table."""
     shares, duals, rows = optimum.shares, optimum.duals, float(costs.blocks.rows[place])
-    tokens_per_s = rows * question.task.new_tokens / optimum.block_s
+    tokens_per_s = rows * question.task.row_tokens / optimum.block_s
 
     def value(term: Linear) -> float:
         return costs.value(term, shares, place)
@@ -131,6 +132,7 @@ def solution(question: LinearProblem, costs: Costs, place: int, optimum: Optimum
         prefill_s=optimum.prefill_s,
         decode_s=optimum.decode_s,
         block_s=optimum.block_s,
+        job_s=optimum.job_s,
         tokens_per_s=tokens_per_s,
         terms_s={phase: {resource: value(term) for resource, term in costs.seconds[phase].items()} for phase in PHASES},
         held_bytes={tier: value(total(costs.held[tier].values())) for tier in TIERS},

@@ -66,7 +66,7 @@ class Ranked:
         """Generated tokens per second of a full block: the same figure as the solution's."""
         rows = self.question.rows_per_group * self.question.groups
         held = min(rows, self.question.limits.rows or rows)
-        return held * self.question.task.new_tokens / self.answer.optimum.block_s
+        return held * self.question.task.row_tokens / self.answer.optimum.block_s
 
     @cached_property
     def solution(self) -> Solution:

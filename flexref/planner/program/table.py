@@ -153,24 +153,26 @@ def tabulated(
     pairs, expanded, waiting = _variants(task, blocks)
     full = Costs(machine, task, Blocks.of(held[pairs], blocks[pairs], most[pairs], expanded, waiting))
     partial = None
+    times = (rest > 0).astype(np.float64)
+    if task.turnover is not None and limits.rows is not None:
+        full_blocks, rest, times = task.turned_over(limits.rows, held)
     if rest.any():
-        # Pairs without a partial block are computed with one row, and `is_rest` multiplies the result by 0.
+        # Pairs without a partial block are computed with one row, and `times` multiplies the result by 0.
         counted = np.where(rest > 0, rest, 1.0)
-        last_groups = np.ceil(counted / rows_per_group)
+        last_groups = np.ceil(counted / rows_per_group) if task.turnover is None else blocks  # rows leave all of them
         last_most = np.minimum(counted, rows_per_group)
         last = Blocks.of(counted[pairs], last_groups[pairs], last_most[pairs], expanded, waiting)
         partial = Costs(machine, task, last)
-    is_rest = (rest > 0)[pairs].astype(np.float64)
     table = Table(
-        rows=tuple(_rows(full, partial, is_rest)),
-        over=_over(machine, limits, full, partial, (full_blocks[pairs], is_rest)),
+        rows=tuple(_rows(full, partial, times[pairs])),
+        over=_over(machine, limits, full, partial, (full_blocks[pairs], times[pairs])),
         latency_s=limits.max_block_s,
         waiting=waiting,
         expanded=expanded,
         pairs=pairs,
         full_blocks=full_blocks[pairs],
         blocks=(full_blocks + rest / held)[pairs],
-        tokens=(held if limits.rows is None else np.full_like(held, limits.rows))[pairs] * task.new_tokens,
+        tokens=(held if limits.rows is None else np.full_like(held, limits.rows))[pairs] * task.row_tokens,
     )
     return table, full
 
@@ -190,10 +192,10 @@ def _variants(
     return np.concatenate(pairs), np.concatenate(expanded), np.concatenate(waiting)
 
 
-def _rows(full: Costs, partial: Costs | None, is_rest: Numbers) -> list[ProgramRow]:
+def _rows(full: Costs, partial: Costs | None, times: Numbers) -> list[ProgramRow]:
     rows = []
     for number, phase in enumerate(PHASES):
-        rest = None if partial is None else [term.times(is_rest) for _, term in partial.rows(phase)]
+        rest = None if partial is None else [term.times(times) for _, term in partial.rows(phase)]
         for place, (resources, term) in enumerate(full.rows(phase)):
             rows.append(ProgramRow(number, resources, term, None if rest is None else rest[place]))
     return rows

@@ -1,9 +1,16 @@
 """A job on a model, and the limits of a search, as plain numbers; it knows no file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
+from flexref.machine.arrays import Numbers
+
+LEAST_FULL = 1e-3
+"""The least part of a job in which its block counts as full: what only a full one has must cost something."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,30 @@ class Scoring:
 
 
 @dataclass(frozen=True)
+class Turnover:
+    """How rows come and go in a block whose rows differ in new tokens, so that it stays full until none is waiting.
+
+    A row lives for as many passes as it has new tokens: its prompt is read in the first. `passes`: the mean over the
+    rows. `past_tokens`: records that a row finds in its cache, the mean over all passes but every row's first.
+    `left_passes`: those that a row of a full block still has at any time, this one included, on average.
+    """
+
+    passes: float
+    past_tokens: float
+    left_passes: float
+
+    @classmethod
+    def of(cls, kinds: Sequence[tuple[int, int, int]]) -> "Turnover":
+        """From (prompt tokens, new tokens, how many such rows) of every kind; some have more than one new token."""
+        rows = sum(count for _, _, count in kinds)
+        passes = sum(new * count for _, new, count in kinds)
+        left = sum(new * (new + 1) // 2 * count for _, new, count in kinds)
+        # Decode pass p of a row, from 1 to new - 1, finds prompt + p - 1 records.
+        past = sum(((new - 1) * prompt + (new - 1) * (new - 2) // 2) * count for prompt, new, count in kinds)
+        return cls(passes / rows, past / (passes - rows), left / passes)
+
+
+@dataclass(frozen=True)
 class Task:
     """One job on one model, before shares, rows per group and groups are chosen.
 
@@ -31,8 +62,8 @@ class Task:
     token table that no stage streams (an untied one): it only has a home.
 
     `record_bytes` is one token of one layer in the cache. Times follow from `prompt_tokens`, the mean over the rows,
-    memory from `prompt_tokens_most`; every row gets `new_tokens`. `attention_on` is where decode attention over caches
-    off the device is computed.
+    memory from `prompt_tokens_most`; every row gets `new_tokens`, or with `turnover` at most as many. `attention_on` is
+    where decode attention over caches off the device is computed.
 
     `workspace_bytes_fixed` and `workspace_bytes_per_token` (of a group's prefill) are device bytes beside the stores;
     `expanded_bytes` those that a stage's expanded matrices take where several groups share them, 0 if there are none.
@@ -58,6 +89,25 @@ class Task:
     workspace_bytes_per_token: float
     expanded_bytes: int
     scoring: Scoring | None = None
+    turnover: Turnover | None = None
+
+    @property
+    def row_tokens(self) -> float:
+        """Tokens that a row generates, on average."""
+        return self.new_tokens if self.turnover is None else self.turnover.passes
+
+    def turned_over(self, rows: float, held: Numbers) -> tuple[Numbers, Numbers, Numbers]:
+        """How `rows` run in blocks of `held` places, with `turnover`: (full blocks, rows of thin ones, how many), (N,).
+
+        A block's time is that in which every one of its rows is followed by another, on average. When none is waiting
+        any more the block thins out for as long as the last one lives; all of that counts as so many times a block of
+        the mean number of rows. In a job of one block all rows come at once.
+        """
+        assert self.turnover is not None
+        mean, share = self.turnover.passes, held / rows
+        left = self.turnover.left_passes * (1 - share) + mean * share
+        full = np.maximum(1 / share - left / mean, LEAST_FULL)
+        return full, held * left / self.new_tokens, np.full_like(held, self.new_tokens / mean)
 
 
 @dataclass(frozen=True)
