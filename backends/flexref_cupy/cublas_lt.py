@@ -1,9 +1,10 @@
 """Products by cublasLt in which a row has the same bits whatever rows are beside it; no array is known here.
 
 cuBLAS itself chooses an algorithm for every number of tokens, and some cut the inputs into parts whose sums it adds up.
-Here one algorithm serves a matrix for every number of tokens: of those that cut nothing and need no memory to work in,
-the first that cublasLt names for ASKED_TOKENS and that takes any number. What it names follows from the shape, the
-device and the library's version, and from no measurement.
+Those asked for here cut nothing and need no memory to work in. Algorithms of one family differ in their tiles only:
+each adds up the products of a row and a column in the order of the inputs, as many at a time as the device's own
+instruction takes, so that several of them have the same bits. Which one is named follows from the shape, the device
+and the library's version, and from no measurement.
 """
 
 import ctypes
@@ -37,14 +38,14 @@ CONFIG = (
 )
 """What an algorithm is made of: our name, cublasLt's attribute (CUBLASLT_ALGO_CONFIG_...), and its type."""
 
-ASKED_TOKENS = 128
-"""An algorithm that is good for so many tokens is bearable for one and for thousands: see README.md."""
+_FAMILY, _PARTS = 0, 2
+"""Places in it."""
 
-ASKED_ALGORITHMS = 16
-"""How many cublasLt is to name: the first ones take any number of tokens."""
+USUAL_TOKENS = 1024
+"""The first algorithm that cublasLt names for so many tokens says which family multiplies any number of them."""
 
-ANY_TOKENS = (1, 2, 7, 64, 128, 1000, 4096)
-"""An algorithm that takes each of them takes any number."""
+ASKED_ALGORITHMS = 8
+"""How many cublasLt is to name: on devices of compute capability 9 the first one is of the family."""
 
 MOST_CALLS = 4096
 """Shapes whose descriptions are kept; with one more all of them are made anew when they are needed."""
@@ -120,7 +121,7 @@ class CublasLt:
         )
         self._layouts: dict[tuple[int, int, int, int], ctypes.c_void_p] = {}
         self._calls: dict[tuple[tuple[int, int, int], tuple[int, int, int], str], _Call] = {}
-        self._chosen: dict[tuple[int, int, tuple[int, int, int], str], Algorithm] = {}
+        self._usual: dict[tuple[int, int, tuple[int, int, int], str], Algorithm] = {}
         self._factors = (ctypes.c_float * 2)(0.0, 1.0)
         self._zero = ctypes.addressof(self._factors)
         self._one = self._zero + ctypes.sizeof(ctypes.c_float)
@@ -152,19 +153,7 @@ class CublasLt:
         )
         _check(f"cublasLtMatmulAlgoGetHeuristic of {shape}", status)
         named = [self._named(each.algorithm) for each in found[: count.value] if each.state == 0 and not each.workspace]
-        place = [name for name, _, _ in CONFIG].index("split_k")
-        return [each for each in named if each.config[place] in (0, 1)]
-
-    def takes(
-        self, algorithm: Algorithm, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str
-    ) -> bool:
-        """Whether products of such a shape can be multiplied by `algorithm`, with no memory to work in."""
-        found, copied = _Found(), _Algorithm.from_buffer_copy(algorithm.data)
-        left, right, out = self._operands(shape, pitches, dtype)
-        status = self._library.cublasLtMatmulAlgoCheck(
-            *(self._handle, self._description, left, right, out, out, ctypes.byref(copied), ctypes.byref(found))
-        )
-        return bool(status == 0 and found.state == 0 and found.workspace == 0)
+        return [each for each in named if each.config[_PARTS] in (0, 1)]
 
     def multiply(
         self,
@@ -189,37 +178,24 @@ class CublasLt:
         if status:
             _check(f"cublasLtMatmul of {shape}", status)
 
-    def multiply_by(
-        self,
-        algorithm: Algorithm,
-        shape: tuple[int, int, int],
-        x: tuple[int, int],
-        w: tuple[int, int],
-        out: tuple[int, int, str],
-        add: bool,
-    ) -> None:
-        """See `multiply`; but by the algorithm that is named."""
-        self._calls[shape, (x[1], w[1], out[1]), out[2]] = (
-            algorithm.data,
-            *self._operands(shape, (x[1], w[1], out[1]), out[2]),
-        )
-        self.multiply(shape, x, w, out, add)
+    def chosen(self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str) -> Algorithm:
+        """The algorithm for products of `shape`: the first one named for it that is of the matrix' family.
 
-    def chosen(self, outputs: int, inputs: int, pitches: tuple[int, int, int], dtype: str) -> Algorithm:
-        """The algorithm of a matrix w (O, I); `RuntimeError` if cublasLt names none that takes any number of tokens."""
+        Where none is, the one for the usual number of tokens. `RuntimeError` if cublasLt names none for that.
+        """
+        _, outputs, inputs = shape
         key = outputs, inputs, pitches, dtype
-        if key not in self._chosen:
-            named = self.algorithms((ASKED_TOKENS, outputs, inputs), pitches, dtype, ASKED_ALGORITHMS)
-            for each in named:
-                if all(self.takes(each, (tokens, outputs, inputs), pitches, dtype) for tokens in ANY_TOKENS):
-                    self._chosen[key] = each
-                    break
-            else:
-                raise RuntimeError(f"cublasLt has no algorithm for any number of tokens and a matrix {outputs, inputs}")
-        return self._chosen[key]
+        if key not in self._usual:
+            named = self.algorithms((USUAL_TOKENS, outputs, inputs), pitches, dtype, ASKED_ALGORITHMS)
+            if not named:
+                raise RuntimeError(f"cublasLt has no algorithm for a matrix {outputs, inputs} that cuts no inputs")
+            self._usual[key] = named[0]
+        usual = self._usual[key]
+        named = self.algorithms(shape, pitches, dtype, ASKED_ALGORITHMS)
+        return next((each for each in named if each.config[_FAMILY] == usual.config[_FAMILY]), usual)
 
     def _call(self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str) -> _Call:
-        algorithm = self.chosen(*shape[1:], pitches, dtype)
+        algorithm = self.chosen(shape, pitches, dtype)
         if len(self._calls) >= MOST_CALLS:
             self._forget()
         return algorithm.data, *self._operands(shape, pitches, dtype)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from flexref_cupy import cublas_lt
-from flexref_cupy.cublas_lt import ANY_TOKENS, CublasLt
+from flexref_cupy.cublas_lt import USUAL_TOKENS, CublasLt
 
 SPLIT_K = 2
 """cublasLt's number for the parts that an algorithm cuts the inputs into."""
@@ -14,11 +14,13 @@ SPLIT_K = 2
 
 @dataclass
 class Known:
-    """An algorithm of the library: its number, the parts it cuts inputs into, its memory, and the tokens it takes."""
+    """An algorithm of the library: its number and family, the parts it cuts inputs into, its memory, its tokens."""
 
     number: int
+    family: int = 66
     parts: int = 0
     workspace: int = 0
+    least: int = 1
     most: int = 1 << 20
 
 
@@ -70,11 +72,13 @@ class Library:
 
     def cublasLtMatmulAlgoGetHeuristic(self, *arguments: Any) -> int:
         _, _, _, right, _, _, _, most, found, count = arguments
-        self.asked.append(self.alive[right.value][2])
-        for place, known in enumerate(self.known[:most]):
+        tokens = self.alive[right.value][2]
+        self.asked.append(tokens)
+        named = [known for known in self.known if known.least <= tokens <= known.most][:most]
+        for place, known in enumerate(named):
             found[place].algorithm.data[0] = known.number
             found[place].workspace = known.workspace
-        count._obj.value = min(most, len(self.known))
+        count._obj.value = len(named)
         return 0
 
     def _known(self, number: int) -> Known:
@@ -84,14 +88,8 @@ class Library:
         self, algorithm: Any, attribute: int, value: Any, size: Any, written: Any
     ) -> int:
         known = self._known(algorithm._obj.data[0])
-        value._obj.value = {0: known.number, SPLIT_K: known.parts}.get(attribute, 0)
+        value._obj.value = {0: known.family, SPLIT_K: known.parts}.get(attribute, 0)
         return 0
-
-    def cublasLtMatmulAlgoCheck(self, *arguments: Any) -> int:
-        _, _, _, right, _, _, algorithm, found = arguments
-        known = self._known(algorithm._obj.data[0])
-        found._obj.workspace = known.workspace
-        return 0 if self.alive[right.value][2] <= known.most else 15
 
     @property
     def cublasLtMatmul(self) -> Any:
@@ -113,29 +111,39 @@ def multiply(products: CublasLt, tokens: int, outputs: int = 64, inputs: int = 1
     products.multiply((tokens, outputs, inputs), (256, inputs), (512, inputs), (1024, outputs, "float16"), False)
 
 
-def test_one_algorithm_multiplies_any_number_of_tokens_and_cuts_no_inputs() -> None:
-    few, split, greedy = Known(1, most=128), Known(2, parts=4), Known(3, workspace=8)
-    library = Library([few, split, greedy, Known(4, parts=1), Known(5)])
+def test_the_first_algorithm_that_cuts_no_inputs_and_needs_no_memory_multiplies() -> None:
+    split, greedy, few = Known(1, parts=4), Known(2, workspace=8), Known(3, most=128)
+    library = Library([split, greedy, few, Known(4, parts=1), Known(5)])
     products = CublasLt(0, library)
-    for tokens in (1, 17, 4096, 100_000):
+    for tokens in (1, 17, 4096, 100_000, 17):
         multiply(products, tokens)
-    assert library.multiplied == [(4, 64, tokens) for tokens in (1, 17, 4096, 100_000)]
-    assert library.asked == [cublas_lt.ASKED_TOKENS]
+    expected = [(3, 1), (3, 17), (4, 4096), (4, 100_000), (3, 17)]
+    assert [(number, tokens) for number, _, tokens in library.multiplied] == expected
+    assert library.asked == [USUAL_TOKENS, 1, 17, 4096, 100_000]  # once for each
     assert library.preferences == {1: 0, 3: 0}  # no memory, no reduction
 
 
-def test_every_matrix_has_an_algorithm_of_its_own() -> None:
+def test_one_family_of_algorithms_multiplies_any_number_of_tokens() -> None:
+    vectors, usual, other = Known(1, family=7, most=16), Known(2, least=8), Known(3, family=8)
+    library = Library([vectors, usual, other])
+    products = CublasLt(0, library)
+    for tokens in (1, 8, 17):
+        multiply(products, tokens)
+    assert [number for number, _, _ in library.multiplied] == [2, 2, 2]
+
+
+def test_every_matrix_has_algorithms_of_its_own() -> None:
     library = Library([Known(1)])
     products = CublasLt(0, library)
     multiply(products, 5)
     library.known = [Known(2), Known(1)]
     multiply(products, 5, outputs=128)
-    multiply(products, 7)
+    multiply(products, 5)
     assert [number for number, _, _ in library.multiplied] == [1, 2, 1]
 
 
-def test_a_matrix_that_no_algorithm_takes_for_any_number_of_tokens_is_an_error() -> None:
-    products = CublasLt(0, Library([Known(1, most=max(ANY_TOKENS) - 1), Known(2, parts=2)]))
+def test_a_matrix_for_which_there_is_no_algorithm_is_an_error() -> None:
+    products = CublasLt(0, Library([Known(1, most=USUAL_TOKENS - 1), Known(2, parts=2)]))
     with pytest.raises(RuntimeError, match=r"no algorithm .* \(64, 128\)"):
         multiply(products, 5)
 
