@@ -9,11 +9,13 @@ from typing import Any
 from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
 from flexref.block.counted_rows import kinds_of
+from flexref.block.rows import JobRows
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import Situation, fitted
 from flexref.planner.plan_request import PlanRequest
+from flexref.planner.predicted import predicted
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.task import Limits
 from flexref.policy import Policy
@@ -116,9 +118,13 @@ class SearchProblem:
     def predict(self, policy: Policy, trace: Trace | None = None) -> Prediction:
         """The simulator's prediction for the policy; it is simulated once."""
         if trace is not None or policy not in self.known:
-            situation = self.situation
-            rows = situation.job_rows(policy)
-            self.known[policy] = simulate(situation.file, situation.machine, policy, rows, trace=trace)
+            situation, traces = self.situation, iter([trace])
+
+            def simulated(rows: JobRows) -> Prediction:
+                traced = next(traces, None)  # where parts are simulated, of the first
+                return simulate(situation.file, situation.machine, policy, rows, trace=traced)
+
+            self.known[policy] = predicted(situation.job_rows(policy), policy.rows_per_block, simulated)
         return self.known[policy]
 
     def estimate(self, policy: Policy, solution: Solution) -> Prediction:

@@ -12,6 +12,7 @@ from flexref.block.workspace import Expansion
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import Situation, fitted, solutions_of
+from flexref.planner.predicted import predicted
 from flexref.planner.program.lp import Solution
 from flexref.policy import Policy, Shares
 from flexref.simulator.simulate import simulate
@@ -67,7 +68,9 @@ def choose_policy(choice: Choice) -> Policy:
     machine = choice.situations[0].machine
 
     def simulated_s(policy: Policy) -> float:
-        prediction = simulate(choice.file, machine, policy, choice.rows)
+        prediction = predicted(
+            choice.rows, policy.rows_per_block, lambda rows: simulate(choice.file, machine, policy, rows)
+        )
         return prediction.prefill_s + prediction.decode_s
 
     return min((policy for policy, _ in found), key=simulated_s)
