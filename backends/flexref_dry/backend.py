@@ -1,5 +1,6 @@
 """Shapes instead of numbers: what a computation would hold, move, compute and take; no memory is touched."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -82,7 +83,7 @@ class DryBackend:
 
     def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> DryArray:
         """See `Backend.view`; a view beyond the buffer raises as it does on every port."""
-        end = offset + int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
+        end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
         if offset < 0 or end > buffer.nbytes:
             raise IndexError(f"bytes {offset} to {end} of a buffer of {buffer.nbytes}")
         return DryArray(tuple(shape), dtype, buffer.tier)
@@ -126,7 +127,7 @@ class DryBackend:
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> DryArray:
         """See `Backend.empty`."""
-        self._results.take(int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype])
+        self._results.take(math.prod(shape) * DTYPE_BYTES[dtype])
         return DryArray(tuple(shape), dtype)
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:

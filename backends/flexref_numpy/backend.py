@@ -1,5 +1,6 @@
 """The numpy port's memory and its operators by name; the arithmetic is in `operators`, `attention` and `sampling`."""
 
+import math
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -79,7 +80,7 @@ class NumpyBackend:
 
     def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Numbers:
         """See `Backend.view`."""
-        count = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        count = math.prod(shape) * np.dtype(dtype).itemsize
         return bytes_of(buffer, offset, count).view(dtype).reshape(shape)
 
     def host_memory(self, buffer: Any) -> npt.NDArray[np.uint8]:
@@ -119,7 +120,7 @@ class NumpyBackend:
         """See `Backend.empty`."""
         if self._workspace is None:
             return np.empty(shape, dtype)
-        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
         return self.view(self._results, self._workspace.take(nbytes), shape, dtype)
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:

@@ -90,6 +90,15 @@ def test_quantized_records_are_the_law_bit_for_bit(
         assert np.array_equal(pairs[..., 1], law.zero)
 
 
+def test_a_row_that_outgrows_its_cache_is_refused(roomy: NumpyBackend) -> None:
+    layout = RecordLayout(2, 4, "float32")
+    records = np.zeros(2 * layout.record_bytes, np.uint8)
+    k = np.ones((1, 8), np.float32)
+    with pytest.raises(IndexError, match="3 records in a cache of 2"):
+        roomy.append(roomy.cache_rows([records], layout), roomy.segments([2], [1]), k, k)
+    assert not records.any()
+
+
 def test_too_little_scratch_is_refused() -> None:
     with pytest.raises(ValueError, match=f"at least {MINIMUM_SCRATCH_BYTES}, found 4096"):
         NumpyBackend(4096)
