@@ -7,11 +7,13 @@ Every row goes its own way, whatever other rows are in the call: one new token t
 import math
 from collections.abc import Sequence
 from struct import Struct
+from typing import Any
 from weakref import WeakValueDictionary
 
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.backend.records import SECTION_BYTES, RecordLayout
 from flexref.errors import PolicyError
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
@@ -101,7 +103,11 @@ class LayoutKernels:
 
 
 class Starts:
-    """Where rows' records start, in bytes from those of the first row: on the device while it has a place for them."""
+    """Where rows' records start, in bytes from those of the first row: on the device while it has a place for them.
+
+    distances (B, 3): where the record of a row's first token would be if all records were in its own array; where the
+    first record of its prefix is; and the prefix's tokens.
+    """
 
     __slots__ = ("__weakref__", "_array", "_device", "_distances")
 
@@ -152,7 +158,9 @@ class Attention:
         self._starts: WeakValueDictionary[tuple[int, ...], Starts] = WeakValueDictionary()
         device.when_small_is_full(self._make_room)
 
-    def cache_rows(self, records: Sequence[Tensor], layout: RecordLayout) -> CacheRows:
+    def cache_rows(
+        self, records: Sequence[Tensor], layout: RecordLayout, prefixes: Sequence[tuple[Any, int] | None] | None
+    ) -> CacheRows:
         """See `Backend.cache_rows`; `PolicyError` for a layout that no kernel serves.
 
         Rows of one home lie alike in every layer, so what is uploaded are distances, which layers share. Between rows
@@ -163,9 +171,15 @@ class Attention:
         if kernels is None:
             kernels = self._layouts[layout] = LayoutKernels(self._device, layout)
         first = records[0].address
-        distances = tuple(row.address - first for row in records)
-        if any(row.address % SECTION_BYTES for row in records):
-            raise ValueError(f"records must start at multiples of {SECTION_BYTES} bytes")
+        distances: tuple[int, ...] = ()
+        for row, prefix in zip(records, prefixes or [None] * len(records), strict=True):
+            before, shared = (row, 0) if prefix is None else prefix
+            if (row.address | before.address) % SECTION_BYTES:
+                raise ValueError(f"records must start at multiples of {SECTION_BYTES} bytes")
+            if shared % CHUNK_TOKENS:
+                raise ValueError(f"a prefix is a multiple of {CHUNK_TOKENS} tokens, found {shared}")
+            own = row.address - first - shared * layout.record_bytes
+            distances += (own, before.address - first, shared)
         starts = self._starts.get(distances)
         if starts is None:
             starts = self._starts[distances] = Starts(self._device, np.array(distances, np.int64))

@@ -44,6 +44,8 @@ class CupyBackend:
             attends_on_host=False,
             scratch_bytes=SCRATCH_BYTES,
             fused_rows=fused_rows,
+            row_invariant=True,
+            shares_prefixes=True,
         )
         self.device = Device(self.cuda)
         self._events = Events(self.cuda)
@@ -59,8 +61,8 @@ class CupyBackend:
         return Description(self.cuda.devices(), self.cuda.versions())
 
     def keep_rows_apart(self, on: bool) -> None:
-        """See `Backend.keep_rows_apart`: of products only; what `caps` says is about all operators."""
-        self._products.rows_apart = on
+        """See `Backend.keep_rows_apart`: of products, and of attention with handles of lengths that are made later."""
+        self._products.rows_apart = self._attention.rows_apart = on
 
     # Memory
 
@@ -186,10 +188,8 @@ class CupyBackend:
     def cache_rows(
         self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
     ) -> Any:
-        """See `Backend.cache_rows`; `ValueError` for prefixes, which no kernel reads."""
-        if prefixes is not None:
-            raise ValueError("this port shares no prefixes (caps.shares_prefixes)")
-        return self._attention.cache_rows(records, layout)
+        """See `Backend.cache_rows`."""
+        return self._attention.cache_rows(records, layout, prefixes)
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
         """See `Backend.segments`."""

@@ -21,6 +21,7 @@ from flexref.errors import PolicyError
 from flexref.testing.bench import Bench, Guarded, assert_same_bits, guard_values
 from flexref.testing.clauses import attention as clauses
 from flexref.testing.clauses import cache as cache_clauses
+from flexref.testing.clauses import prefixes
 from flexref.testing.clauses.cache import CacheBench
 from flexref.testing.strategies import numbers, seeds
 
@@ -36,6 +37,7 @@ CLAUSES = (
     clauses.stale_records_have_no_effect,
     clauses.attention_does_not_depend_on_other_rows,
     clauses.attention_repeats_its_bits,
+    prefixes.a_shared_prefix_is_as_good_as_a_copy,
 )
 
 EXACT = [
@@ -70,9 +72,9 @@ def port() -> Iterator[CupyBackend]:
 @pytest.fixture(params=[True, False], ids=["apart", "together"])
 def apart(port: CupyBackend, request: pytest.FixtureRequest) -> Iterator[bool]:
     """Whether rows have bits of their own; the port is told."""
-    port._attention.rows_apart = request.param
+    port.keep_rows_apart(request.param)
     yield request.param
-    port._attention.rows_apart = True
+    port.keep_rows_apart(True)
 
 
 def launched(port: CupyBackend, kernel: str) -> int:
@@ -293,6 +295,33 @@ def test_a_score_of_minus_infinity_weighs_nothing(port: CupyBackend, past: int, 
         fit = np.arange(len(found)) != (3 if new > 1 else -1)
         assert_within(found[fit], expected[fit, 0], bound[fit, 0], "attend after keys that nobody sees")
         assert np.isnan(found[~fit]).all()
+
+
+@pytest.mark.usefixtures("apart")
+@pytest.mark.parametrize("kind", [EXACT[3], EXACT[6], EXACT[7], EXACT[9], LOOSE[3]], ids=str)
+def test_a_prefix_of_any_number_of_chunks_is_as_good_as_a_copy(port: CupyBackend, kind: tuple[str, int, int]) -> None:
+    shared, past, new = (256, 64, 0, 192, 128), (280, 64, 30, 205, 511), (1, 1, 1, 20, 3)
+    which = slice(len(shared))  # the last row is not in the pass, and has what the others begin with
+    with Bench(port) as bench:
+        this = Pass(bench, layout_of(kind, heads=1), (*past, 0), (*new, 256), seed=7)
+        for part in (this.k, this.v):
+            part[which] = [np.concatenate((part[-1][:of], row[of:])) for row, of in zip(part, shared, strict=False)]
+        needed = this.filled().run(which=which).read()
+        named = [(len(shared), of) if of else None for of in (*shared, 0)]
+        this.cache = CacheBench(bench, this.layout, [*map(len, this.k)], prefixes=named)
+        k, v = ([row[of:] for row, of in zip(part, (*shared, 0), strict=True)] for part in (this.k, this.v))
+        this.cache.append(k, v, (*shared, 0))
+        assert_same_bits(this.run(which=which).read(), needed, "rows that share a prefix")
+
+
+@pytest.mark.parametrize(("tokens", "offset", "what"), [(63, 0, "multiple of 64"), (64, 8, "multiples of 16")])
+def test_a_prefix_that_no_kernel_reads_is_an_error(port: CupyBackend, tokens: int, offset: int, what: str) -> None:
+    layout = layout_of(EXACT[0])
+    with Bench(port) as bench:
+        buffer = bench.buffer("device", 100 * layout.record_bytes)
+        own, before = (port.view(buffer, of, (64 * layout.record_bytes,), "uint8") for of in (0, offset))
+        with pytest.raises(ValueError, match=what):
+            port.cache_rows([own], layout, [(before, tokens)])
 
 
 def test_layers_share_what_was_uploaded(port: CupyBackend) -> None:

@@ -43,20 +43,20 @@ struct Work {
     integer start;
     int first, last;
 
-    __device__ __forceinline__ Work(const integer* starts, const Row* rows, const Tile* tiles) {
+    __device__ __forceinline__ Work(const Place* places, const Row* rows, const Tile* tiles) {
         const Tile tile = tiles[blockIdx.x];
         row = rows[tile.row];
-        start = starts[tile.row];
+        start = places[tile.row].own;  // no new token is one of a prefix
         first = tile.first + blockIdx.z;
         last = min(row.fresh, tile.first + TILE_TOKENS);
     }
 };
 
 // `pieces`: of the K of a token, and of its V.
-extern "C" __global__ void append_values(unsigned char* records, const integer* starts, const Row* rows,
+extern "C" __global__ void append_values(unsigned char* records, const Place* places, const Row* rows,
                                          const Tile* tiles, const half* k, integer k_pitch, const half* v,
                                          integer v_pitch, integer pieces, integer record_bytes) {
-    const Work work(starts, rows, tiles);
+    const Work work(places, rows, tiles);
     const integer unit = blockIdx.y * THREADS + threadIdx.x, is_value = unit >= pieces;
     if (unit >= 2 * pieces) return;
     const integer piece = unit - is_value * pieces, pitch = is_value ? v_pitch : k_pitch;
@@ -113,11 +113,11 @@ __device__ __forceinline__ void encode(const half* values, int size, int place, 
     }
 }
 
-extern "C" __global__ void append_codes(unsigned char* records, const integer* starts, const Row* rows,
+extern "C" __global__ void append_codes(unsigned char* records, const Place* places, const Row* rows,
                                         const Tile* tiles, const half* k, integer k_pitch, const half* v,
                                         integer v_pitch, integer heads, integer head_width, integer group_size,
                                         integer head_bytes, integer pairs_offset, integer record_bytes) {
-    const Work work(starts, rows, tiles);
+    const Work work(places, rows, tiles);
     const int width = static_cast<int>(head_width), size = static_cast<int>(group_size), place = threadIdx.x % TEAM;
     const int groups = (width + size - 1) / size, half_units = static_cast<int>(heads) * groups;
     const int asked = (blockIdx.y * THREADS + threadIdx.x) / TEAM, unit = min(asked, 2 * half_units - 1);

@@ -84,6 +84,8 @@ struct Source {
     const unsigned char *numbers, *pairs;
     unsigned record_bytes;
     int last_key;  // of the row; keys after it are read as this one, and count for nothing
+
+    __device__ __forceinline__ void move(integer bytes) { numbers += bytes, pairs += bytes; }
 };
 
 template <int words> struct alignas(4 * words) Words {
@@ -419,7 +421,7 @@ __device__ __forceinline__ float merge(float (&result)[RESULTS], const float* pa
 #endif
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    attend_decode(const unsigned char* records, const integer* starts, const Row* rows, const Item* items,
+    attend_decode(const unsigned char* records, const Place* places, const Row* rows, const Item* items,
                   const half* q, integer q_pitch, half* out, integer out_pitch, float* partials, unsigned* counters,
                   integer heads, integer head_bytes, integer pairs_offset, integer record_bytes, integer factor_bits) {
     __shared__ alignas(16) half queries[WARPS][WIDTH];
@@ -432,7 +434,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     const int steps = row.past / STEP + 1, splits = (steps + row.steps - 1) / row.steps;
     const int first_step = split * row.steps, last_step = min(steps, first_step + row.steps);
 
-    const unsigned char* const cache = records + starts[items[item].row];
+    const Place* const where = places + items[item].row;
+    const int shared = static_cast<int>(where->shared);
+    const unsigned char* const cache = records + (first_step * STEP < shared ? where->prefix : where->own);
     const int key_unit = min(unit_of(place, 4, 0, KEY_UNITS), UNITS - 1);
     const int value_unit = min(unit_of(quad, 8, 0, VALUE_UNITS), UNITS - 1);
     Source source;
@@ -475,6 +479,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         const int key = step * STEP + quad;
         float scores[2];
         query.score(keys, place, scores);
+        if (key - quad + STEP == shared) {  // from the prefix to the row's own records
+            const integer bytes = where->own - where->prefix;
+            source.move(bytes), value_source.move(bytes);
+        }
         if (more) keys.fetch(source, key + STEP, place);
 #pragma unroll
         for (int other = 0; other < 2; ++other)

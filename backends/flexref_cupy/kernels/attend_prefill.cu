@@ -72,6 +72,8 @@ struct Source {
         return static_cast<unsigned long long>(key) * record_bytes;
     }
 
+    __device__ __forceinline__ void move(integer bytes) { numbers += bytes, pairs += bytes; }
+
     __device__ __forceinline__ half loose_number(int key, int place) const {
         if (place >= width || key >= keys) return half{0};
         const unsigned char* const number = numbers + offset(key);
@@ -409,7 +411,7 @@ __device__ __forceinline__ void stage(const half* q, integer pitch, int count, i
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
-    attend_prefill(const unsigned char* records, const integer* starts, const Row* rows, const Tile* tiles,
+    attend_prefill(const unsigned char* records, const Place* places, const Row* rows, const Tile* tiles,
                    const half* q, integer q_pitch, integer q_aligned, half* out, integer out_pitch,
                    integer out_aligned, integer heads, integer head_width, integer group_size, integer head_bytes,
                    integer head_groups, integer pairs_offset, integer record_bytes, integer factor_bits) {
@@ -424,9 +426,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     const int first_query = 16 * warp + lane / 4, position = row.past + tile.first + first_query;
     const int warp_last = row.past + tile.first + 16 * warp + 15;
 
+    const Place* const where = places + tile.row;
     Source keys;
-    keys.numbers = records + starts[tile.row] + head * head_bytes;
-    keys.pairs = records + starts[tile.row] + pairs_offset + head * head_groups * 4;
+    keys.numbers = records + where->of_first_token() + head * head_bytes;
+    keys.pairs = records + where->of_first_token() + pairs_offset + head * head_groups * 4;
     keys.record_bytes = static_cast<unsigned>(record_bytes), keys.width = width, keys.group_size = static_cast<int>(group_size);
     keys.keys = row.past + tile.first + count;
     Source values = keys;
@@ -458,6 +461,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         }
         carrier.finish(values, first, shared_values);
         __syncthreads();  // the values are there, and nobody uses these keys any more
+        if (first + KEYS == where->shared) {  // from the prefix to the row's own records
+            const integer bytes = where->own - where->prefix;
+            keys.move(bytes), values.move(bytes);
+        }
         if (first + KEYS < keys.keys) carrier.begin(keys, first + KEYS, shared_keys);
         if (visible) state.add(shared_values, lane);
     }

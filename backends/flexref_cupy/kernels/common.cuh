@@ -143,6 +143,14 @@ __device__ __forceinline__ float warp_max(float value) {
     return value;
 }
 
+// Where a row's records are, in bytes from an address that rows share: those of its first `shared` tokens, a multiple of
+// 64, from `prefix` on; the later ones, from where the first would be if they all were in one place.
+struct Place {
+    integer own, prefix, shared;
+
+    __device__ __forceinline__ integer of_first_token() const { return shared ? prefix : own; }
+};
+
 // Two parts of a sum of weighted values, each weighted against its own highest score: what each is worth against the
 // higher one. The order is told: which product is rounded, and which is part of the sum.
 struct Shares {
