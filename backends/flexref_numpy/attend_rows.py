@@ -1,9 +1,10 @@
 """Causal attention of some rows over their caches, so that a query's bits depend on its own row's keys alone.
 
-Scores and results are products of one shape, TILE_QUERIES queries by CHUNK_TOKENS keys (`products` says why); what the
-chunks give is added up one after the other. Keys after a query, and what the last chunk is filled up with, add exact
-zeros: so it does not matter which queries are beside one, nor how many keys the others have. Nor does it matter how far
-apart keys lie in memory: whole chunks are read where they are, if they are float32, by queries that come alone.
+Scores and results are products of one shape, a tile of queries by CHUNK_TOKENS keys (`products` says why), or of one
+whose bits are seen to be the same; what the chunks give is added up one after the other. Keys after a query, and what
+the last chunk is filled up with, add exact zeros: so it does not matter which queries are beside one, nor how many keys
+the others have. Nor does it matter how far apart keys lie in memory: whole chunks are read where they are, if they are
+float32, by queries that come alone.
 """
 
 from collections.abc import Sequence
@@ -11,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flexref.backend.protocol import CHUNK_TOKENS
-from flexref_numpy.batches import TILE_QUERIES, Batch
+from flexref_numpy.batches import Batch
 from flexref_numpy.scratch import Numbers, Scratch
 from flexref_numpy.sections import RowRecords
 
@@ -26,15 +27,15 @@ class Heads:
     def __init__(self, scratch: Scratch, batch: Batch, some: slice, width: int) -> None:
         self._scratch, self._batch, self._some = scratch, batch, some
         (rows, queries), chunks, heads = batch.shape, batch.chunks, some.stop - some.start
-        tiles, at_once = -(-queries // TILE_QUERIES), batch.runs[0][1]
-        self._heads, self._width, padded = heads, width, tiles * TILE_QUERIES
+        tiles, at_once = -(-queries // batch.tile), batch.runs[0][1]
+        self._heads, self._width, padded = heads, width, tiles * batch.tile
         self._keys = [past + queries for past in batch.past]
         ends = np.cumsum([padded * size for size in (chunks * CHUNK_TOKENS, width, at_once * width)]) * rows * heads
         scores, tiled, given, _ = np.split(scratch.product(int(ends[-1])), ends)
-        by_row = scores.reshape(rows, heads, tiles, TILE_QUERIES, chunks, CHUNK_TOKENS)
+        by_row = scores.reshape(rows, heads, tiles, batch.tile, chunks, CHUNK_TOKENS)
         self._by_tile = by_row.transpose(0, 1, 4, 2, 3, 5)
-        self._tiled = tiled.reshape(rows, heads, 1, tiles, TILE_QUERIES, width)
-        self._given = given.reshape(rows, heads, at_once, tiles, TILE_QUERIES, width)
+        self._tiled = tiled.reshape(rows, heads, 1, tiles, batch.tile, width)
+        self._given = given.reshape(rows, heads, at_once, tiles, batch.tile, width)
         self._scores = scores.reshape(rows, heads, padded, chunks, CHUNK_TOKENS)[:, :, :queries]
         self._flat = scores.reshape(rows, heads, padded, -1)[:, :, :queries]
         self._sometimes_hidden = self._flat[..., batch.first_hidden :]

@@ -6,6 +6,7 @@ Everything here follows from the rows' lengths: it is worked out once in a pass,
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -13,8 +14,11 @@ from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.units import aligned
 from flexref_numpy.scratch import Numbers
 
-TILE_QUERIES = 2
-"""Queries in one product. A decode has a single one: the other is zeros."""
+TILE_QUERIES, HEIGHTS = 4, (16, 8, 4, 2)
+"""Queries in one product, and how many there are in their place where that is seen to change no bit."""
+
+MOST_FILLED = 1.25
+"""Queries filled up to whole tiles are at most so many times those that there are, if lower tiles do."""
 
 MOST_QUERIES = 64
 """Queries of a row at once, so that their scores stay near the caches."""
@@ -23,6 +27,27 @@ MOST_QUERIES = 64
 def chunks_of(keys: int) -> int:
     """Chunks that hold so many keys."""
     return -(-keys // CHUNK_TOKENS)
+
+
+@cache
+def heights(width: int) -> tuple[int, ...]:
+    """Which of HEIGHTS give the bits of TILE_QUERIES in products with K and with V of a chunk; tallest first.
+
+    Tried once, with random numbers. All do in most kernels of OpenBLAS, of those for Haswell and Zen only 8 and 4.
+    """
+    draw = np.random.default_rng(0)
+    rows = HEIGHTS[0]
+    q, k, weights, v = (
+        draw.standard_normal(shape, np.float32)
+        for shape in ((rows, width), (CHUNK_TOKENS, width), (rows, CHUNK_TOKENS), (CHUNK_TOKENS, width))
+    )
+
+    def found(height: int) -> Numbers:
+        parts = [(x.reshape(-1, height, x.shape[1]) @ y).reshape(rows, -1) for x, y in ((q, k.T), (weights, v))]
+        return np.concatenate(parts, axis=1)
+
+    needed = found(TILE_QUERIES)
+    return tuple(height for height in HEIGHTS if np.array_equal(found(height), needed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,12 +64,24 @@ class Room:
 
     def queries(self, keys: int) -> int:
         """Queries of a row at once, so that one head's scores of them of all keys fit: whole tiles, one at least."""
-        room = self.floats // (aligned(keys, CHUNK_TOKENS) + 2 * self.width)
-        return max(1, min(MOST_QUERIES, room) // TILE_QUERIES) * TILE_QUERIES
+        most = min(MOST_QUERIES, self.floats // (aligned(keys, CHUNK_TOKENS) + 2 * self.width))
+        known = heights(self.width)
+        whole = next((height for height in known if height <= most), known[-1])
+        return max(1, most // whole) * whole
+
+    def tile(self, queries: int) -> int:
+        """How many of so many queries are in one product."""
+        known = heights(self.width)
+        filled = ((height, aligned(queries, height)) for height in known if height <= queries)
+        return next((height for height, padded in filled if padded <= MOST_FILLED * queries), known[-1])
+
+    def padded(self, queries: int) -> int:
+        """So many queries, filled up to whole tiles."""
+        return aligned(queries, self.tile(queries))
 
     def chunks(self, chunks: int, queries: int) -> int:
         """Chunks at once, of one head: as many as there is room for, at least one."""
-        padded = aligned(queries, TILE_QUERIES)
+        padded = self.padded(queries)
         left = (self.floats - chunks * padded * CHUNK_TOKENS) // (padded * self.width) - 1
         return max(1, min(chunks, self.floats // (CHUNK_TOKENS * self.width), left))
 
@@ -59,7 +96,7 @@ class Room:
 
     def _products(self, chunks: int, queries: int) -> int:
         """Floats that one head of one row takes in the products' half."""
-        padded = aligned(queries, TILE_QUERIES)
+        padded = self.padded(queries)
         return padded * (chunks * CHUNK_TOKENS + (self.chunks(chunks, queries) + 1) * self.width)
 
 
@@ -68,13 +105,15 @@ class Batch:
     """Queries of R rows, equally many of each, that see keys in equally many chunks; what of them is at once.
 
     rows: the numbers of the rows. past: tokens before the first query, of each. tokens: where the queries are among all
-    of the pass. hidden: whether a key is after a query, (R, 1, S, keys), of keys from `first_hidden` on; None: none is.
+    of the pass. tile: queries in one product. hidden: whether a key is after a query, (R, 1, S, keys), of keys from
+    `first_hidden` on; None: none is.
     """
 
     rows: tuple[int, ...]
     past: tuple[int, ...]
     tokens: "slice | Numbers"
     queries: int
+    tile: int
     chunks: int
     first_hidden: int
     hidden: Numbers | None
@@ -114,6 +153,7 @@ def _batch(members: Sequence[tuple[int, int, int]], chunks: int, queries: int, r
         past=past,
         tokens=_places(tokens, queries),
         queries=queries,
+        tile=room.tile(queries),
         chunks=chunks,
         first_hidden=first_hidden,
         hidden=hidden if hidden.any() else None,
