@@ -4,11 +4,8 @@ import numpy as np
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_numpy.operators import expand
-from flexref_numpy.products import TALL, TILE_TOKENS, Products, Tiled
+from flexref_numpy.products import TILE_TOKENS, Products, Tiled
 from flexref_numpy.scratch import TILE_ROWS, Numbers, Scratch, tiles
-
-MANY = max(TALL)
-"""Rows of x from which on tiles may be higher."""
 
 FEW_OUTPUTS = 8192
 """Rows of w in a tile for a few rows of x: their product stays near the caches."""
@@ -64,17 +61,13 @@ class RowsApart:
     def _multiply(self, x: Numbers, w: Numbers, out: Numbers, add: bool) -> None:
         """out = x w^T, or with `add` out += x w^T, for a tile of w."""
         tokens, (outputs, inputs) = len(x), w.shape
-        if tokens > TILE_TOKENS:
-            done = 0
-            if tokens >= MANY and outputs <= self._scratch.half // MANY:
-                height = self._products.tall(outputs, inputs)
-                done = tokens // height * height
-                self._whole(x[:done], w, out[:done], add, height)
-            last = tokens // TILE_TOKENS * TILE_TOKENS
-            if done < last:
-                self._whole(x[done:last], w, out[done:last], add, TILE_TOKENS)
-            x, out = x[last:], out[last:]
-        if len(x):
+        while tokens > TILE_TOKENS:
+            most = min(tokens, self._scratch.half // outputs)  # there must be room for the product of a tile
+            height = self._products.height(most, outputs, inputs)
+            whole = tokens // height * height
+            self._whole(x[:whole], w, out[:whole], add, height)
+            x, out, tokens = x[whole:], out[whole:], tokens - whole
+        if tokens:
             self._few(x, w, out, add)
 
     def _few(self, x: Numbers, w: Numbers, out: Numbers, add: bool) -> None:

@@ -7,11 +7,12 @@ Nehalem, Katmai), of some also where the number of rows is padded to any multipl
 order for a product of one fixed shape, and in it the order is the same for each of a few rows. So x is cut into tiles
 of TILE_TOKENS rows, the last one filled up with zeros, w into blocks of rows, and every tile is multiplied by every
 block in a product of its own. numpy runs the loop over them without Python. Tiles of other heights take their place
-where their bits are seen to be the same.
+where their bits are seen to be the same: with kernels for small products that is so of every height, with those for
+AVX2 of 8 rows and no more (of twelve rows they add up the second six in another order).
 
-That is no slower where the library has kernels for small products that copy nothing (processors with AVX-512): from 2
-to 32 rows it is two to ten times faster, since a large product copies the weights into another order first. Elsewhere
-each tile pays for that copy: README.md of the ports has the figures.
+Where the library has kernels for small products that copy nothing (processors with AVX-512), one row costs what it
+costs without, and 2 to 32 rows cost a half to a sixth, since a large product copies the weights into another order
+first. Elsewhere each tile pays for that copy: README.md of the ports has the figures.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,8 @@ from threadpoolctl import threadpool_info
 
 from flexref_numpy.scratch import Numbers
 
-TILE_TOKENS, FEW_TOKENS, TALL = 4, 2, (16, 8)
-"""Rows of x in one product: always, if there are no more, and if there are many; see `Products.height` and `tall`."""
+TILE_TOKENS, OTHERS = 4, (16, 8, 2)
+"""Rows of x in one product, and how many it may also be: see `Products.height`."""
 
 BLOCK_OUTPUTS, BLOCK_VALUES = 64, 1 << 17
 """Rows of w in one product: so many, or fewer of wide matrices, so that a block holds at most so many values."""
@@ -115,19 +116,18 @@ class Products:
             self.pool.close()
 
     def height(self, tokens: int, outputs: int, inputs: int) -> int:
-        """To a multiple of how many rows x (T, I) is filled up to be multiplied by w (O, I).
+        """How many rows of x (T, I) one product with w (O, I) takes: whole tiles of the most that change no bit.
 
-        FEW_TOKENS, which takes less time, if there are no more and a product of so many rows has the bits that one of
-        TILE_TOKENS has: it is so of kernels for small products, and of few others.
+        Fewer rows than TILE_TOKENS are to be filled up, to so many.
         """
-        return FEW_TOKENS if tokens <= FEW_TOKENS and self.agrees(FEW_TOKENS, outputs, inputs) else TILE_TOKENS
-
-    def tall(self, outputs: int, inputs: int) -> int:
-        """Rows of x (T, I) in one product with w (O, I), if there are so many: the most that change no bit."""
-        return next((height for height in TALL if self.agrees(height, outputs, inputs)), TILE_TOKENS)
+        if tokens < TILE_TOKENS:
+            fitting = [height for height in OTHERS if tokens <= height < TILE_TOKENS]
+        else:
+            fitting = [height for height in OTHERS if TILE_TOKENS < height <= tokens]
+        return next((height for height in fitting if self.agrees(height, outputs, inputs)), TILE_TOKENS)
 
     def agrees(self, height: int, outputs: int, inputs: int) -> bool:
-        """Whether products of `height` rows have the bits of those of TILE_TOKENS.
+        """Whether products of `height` rows have the bits of those of TILE_TOKENS, whichever of them a row is.
 
         That is tried once for every kind of shape, with random numbers: one block of w, and what is left of its rows.
         """
@@ -135,11 +135,11 @@ class Products:
         kind = height, min(outputs, block + outputs % block), inputs
         if kind not in self._agreeing:
             draw = np.random.default_rng(0)
-            x, w = (draw.standard_normal((rows, inputs), np.float32) for rows in (max(TALL), kind[1]))
+            x, w = (draw.standard_normal((rows, inputs), np.float32) for rows in (max(OTHERS), kind[1]))
             found, needed = (np.empty((len(x), len(w)), np.float32) for _ in range(2))
-            Tiled(x, found, height).multiply(w, None)
+            Tiled(x[::-1].copy(), found, height).multiply(w, None)
             Tiled(x, needed, TILE_TOKENS).multiply(w, None)
-            self._agreeing[kind] = bool(np.array_equal(found, needed))
+            self._agreeing[kind] = bool(np.array_equal(found[::-1], needed))
         return self._agreeing[kind]
 
     def multiply(self, x: Numbers, w: Numbers, out: Numbers, height: int = TILE_TOKENS) -> None:

@@ -6,7 +6,7 @@ import flexref_numpy.products
 import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
-from flexref_numpy.products import FEW_TOKENS, TALL, TILE_TOKENS, Products, Tiled, block_outputs
+from flexref_numpy.products import OTHERS, TILE_TOKENS, Products, Tiled, block_outputs
 from flexref_numpy.scratch import TILE_ROWS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,11 +50,17 @@ def test_few_rows_have_the_bits_that_they_have_in_a_whole_tile(few: int, outputs
     assert np.array_equal(part, whole[:height])
 
 
-@given(st.integers(1, 3), st.integers(1, 200), st.sampled_from((1, 16, 31, 64, 257, 1024, 3072)), seeds)
-def test_tall_tiles_have_the_bits_of_others(count: int, outputs: int, inputs: int, seed: int) -> None:
+@given(
+    st.integers(1, 3),
+    st.sampled_from((4, 8, 15, 16, 100)),
+    st.integers(1, 200),
+    st.sampled_from((1, 16, 31, 64, 257, 1024, 3072)),
+    seeds,
+)
+def test_tall_tiles_have_the_bits_of_others(count: int, tokens: int, outputs: int, inputs: int, seed: int) -> None:
     products = Products(1)
-    height = products.tall(outputs, inputs)
-    assert height in (*TALL, TILE_TOKENS)
+    height = products.height(tokens, outputs, inputs)
+    assert height in (*OTHERS, TILE_TOKENS)
     x = numbers((count * height, inputs), "float32", "normal", seed)
     w = numbers((outputs, inputs), "float32", "normal", seed + 1)
     found, needed = (np.empty((len(x), outputs), np.float32) for _ in range(2))
@@ -77,8 +83,7 @@ def test_tiles_of_other_bits_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr(flexref_numpy.products, "Tiled", Rounding)
     products = Products(1)
-    assert products.height(1, 128, 64) == products.tall(128, 64) == TILE_TOKENS
-    assert not products.agrees(FEW_TOKENS, 128, 64)
+    assert {products.height(tokens, 128, 64) for tokens in range(1, 40)} == {TILE_TOKENS}
 
 
 @given(st.integers(1, 24), st.integers(1, 300), st.sampled_from((16, 256, 700)), st.booleans(), seeds)
@@ -96,7 +101,7 @@ def test_a_row_has_the_same_bits_among_few_and_many(
     backend.close()
 
 
-@given(st.integers(1, 1 << 20), st.sampled_from((FEW_TOKENS, TILE_TOKENS, *TALL)))
+@given(st.integers(1, 1 << 20), st.sampled_from((TILE_TOKENS, *OTHERS)))
 def test_blocks_divide_the_tiles_of_a_matrix(inputs: int, height: int) -> None:
     block = block_outputs(inputs, height)
     assert block >= 2
