@@ -9,7 +9,7 @@ from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
     from flexref.engine.engine import Engine
-    from flexref.engine.generation import Request
+    from flexref.engine.request import Request
     from flexref.engine.scoring import Listener, ScoredRow
     from flexref.loading import load
     from flexref.policy import Policy, Shares

@@ -106,6 +106,9 @@ class Policy:
     ] = None
     cache_scheme: Annotated[str, OneOf(CACHE_SCHEMES), "How the cache is stored: as computed, or in groups."] = "none"
     cache_group_size: Annotated[int, COUNT, "Values of the cache that share a scale and a zero, if in groups."] = 64
+    prompt_chunk_tokens: Annotated[
+        int | None, COUNT, "Tokens of a prompt that one pass reads at most; null: whole prompts where they fit."
+    ] = None
 
     def __post_init__(self) -> None:
         check_fields(self, PolicyError)

@@ -18,8 +18,8 @@ from flexref.bench.suites import Arguments
 from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.events import OnEvent, no_listener
-from flexref.engine.generation import GenerationJob, Request
 from flexref.engine.interrupts import Interrupts
+from flexref.engine.request import Request
 from flexref.engine.results import Stats
 from flexref.errors import PolicyError, PromptError
 from flexref.loading import advisor, open_engine
@@ -29,8 +29,6 @@ from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.names import check_model, resolve
 from flexref.storage.random_weights import RandomFile, random_file
 from flexref.storage.weightfile import WeightFile, open_weight_file
-from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import slots_of
 
 ACCOUNT = (
     *("policy", "rows", "blocks", "generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
@@ -191,10 +189,9 @@ class Benchmark:
     def _settle(self) -> Policy:
         """Choose the policy, if none is given, once for all runs; find out before anything else whether it fits."""
         session, arguments = self.engine.session, self.arguments
-        policy = GenerationJob(session, self._prompts, self._request).policy
-        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
-        lengths = RowLengths(arguments.prompt_len, arguments.gen_len)
-        session.memory_plan(policy, weights, [lengths] * min(arguments.rows, policy.rows_per_block))
+        rows = [RowLengths(arguments.prompt_len, arguments.gen_len)] * arguments.rows
+        policy = session.settled(rows)
+        session.planned(policy, rows)
         return policy
 
     def __enter__(self) -> "Benchmark":

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.protocol import Backend
 from flexref.block.memory_plan import BlockPlan, Need, plan_block
-from flexref.block.rows import RowLengths
+from flexref.block.rows import JobRows
 from flexref.block.workspace import Expansion
 from flexref.errors import CapacityError
 from flexref.policy import Policy
@@ -63,10 +63,10 @@ def fitting_block(
     weights: WeightsPlan,
     caps: Capabilities,
     policy: Policy,
-    rows: Sequence[RowLengths],
+    rows: JobRows,
     budgets: Mapping[Tier, int | None],
 ) -> BlockPlan:
-    """The memory of a block within budgets; weights are expanded as seldom as there is room for.
+    """The memory of a block for `rows` within budgets; weights are expanded as seldom as there is room for.
 
     Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
     `CapacityError` naming the tier, what is missing and what would help.

@@ -22,7 +22,7 @@ from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
 from flexref.model.weights import StageWeights, by_role
 from flexref.schedule.zigzag import Visit
-from flexref.tiers.cache import RowPass
+from flexref.tiers.cache_plan import RowPass
 from flexref.tiers.transfer import Crossing, view
 from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Kind, Tier, aligned
 
@@ -65,13 +65,17 @@ class BlockComputation(BlockState):
     def compute(self, visit: Visit) -> None:
         """Call the visit's operators (see `executor.Work`)."""
         group, stage = self.groups[visit.group], self._stages[visit.stage]
-        if not group.alive:
-            return
+        if group.fed:
+            self._compute(visit, stage, group)
+        if visit.stage == len(self._stages) - 1:
+            self._end_pass(visit, group)
+
+    def _compute(self, visit: Visit, stage: Stage, group: Group) -> None:
         if self.watch.on_visit is not None:
             self.watch.on_visit(stage, visit.group, visit.pass_number)
         # On an asynchronous port operators run later than they are called, so marks are timed, and not the calls.
         begin = self._begin(visit) if self.watch.on_computed is not None else None
-        fed = len(group.alive), group.tokens
+        fed = len(group.fed), group.tokens
         if stage.kind is StageKind.EMBED:
             self._embed(visit, group)
         elif stage.kind is StageKind.LAYER:
@@ -84,7 +88,7 @@ class BlockComputation(BlockState):
             self._spans.append(TimedVisit(stage, visit, fed, begin, self.backend.mark()))
 
     def take_fed(self) -> Fed:
-        """The tokens that were fed since the last call."""
+        """What was fed since the last call, usually one pass."""
         fed, self._fed = self._fed, Fed()
         return fed
 
@@ -166,7 +170,7 @@ class BlockComputation(BlockState):
         file, be = self.weights.plan.file, self.backend
         shape, dtype = (group.tokens, file.spec.embed_width), file.dtype
         weights = self._stage_weights(visit, group.tokens)
-        self._fed = self._fed + group.fed
+        self._fed = self._fed + group.fed_in_pass
         with be.frame():
             if self.plan.activations.token_rows_bytes:
                 region = self._activations.token_rows(Tier.DEVICE, self.shape.data_slot(visit))
@@ -217,4 +221,8 @@ class BlockComputation(BlockState):
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         """Compute one tile of the head for one group."""
+        raise NotImplementedError
+
+    def _end_pass(self, visit: Visit, group: Group) -> None:
+        """The pass is over for one group, which may be empty: its rows go on, and others come in."""
         raise NotImplementedError

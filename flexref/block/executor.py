@@ -42,7 +42,10 @@ class Work(Protocol):
         """Call the operators of a visit. Its data is on the device when they run."""
 
     def alive(self) -> bool:
-        """Whether another pass has anything to do."""
+        """Whether the pass that would begin now has anything to do."""
+
+    def goes_on(self, pass_number: int) -> bool:
+        """Whether that pass may come, asked in the one before it: what is loaded for it early would else be in vain."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,7 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
             ticket.wait()
 
     try:
-        for beat in beats(shape, overlap=overlap):
+        for beat in beats(shape, overlap=overlap, goes_on=work.goes_on):
             computation = beat.computation
             if computation is not None and _starts_pass(computation.visit):
                 if not work.alive():

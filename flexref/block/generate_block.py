@@ -1,5 +1,6 @@
 """One block that generates: what the head's logits become, and whose tokens they are."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ from flexref.block.moves import BlockMoves
 from flexref.block.rows import Group, Judge, TokenEvent
 from flexref.block.visits import hidden_visit
 from flexref.model.stages import head_tile
-from flexref.sampling.sampler import Sampler
+from flexref.sampling.sampler import choose
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.transfer import view
 from flexref.units import LOGITS_DTYPE
@@ -23,9 +24,9 @@ from flexref.units import LOGITS_DTYPE
 class GenerateBlock(BlockMoves, BlockComputation):
     """The `executor.Work` of one block. `events` collects new tokens until they are taken."""
 
-    sampler: Sampler
     judge: Judge
     events: list[TokenEvent] = field(init=False, default_factory=list)
+    _chosen: Sequence[int] = field(init=False, default=())
 
     def take_events(self) -> list[TokenEvent]:
         """The tokens that are new since the last call."""
@@ -34,7 +35,9 @@ class GenerateBlock(BlockMoves, BlockComputation):
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         be, spec = self.backend, self.weights.plan.file.spec
-        rows = len(group.alive)
+        rows = len(group.ready)
+        if not rows:
+            return  # all of them are still reading
         start = visit.group * (self.plan.logits_bytes + self.plan.hidden_bytes)
         region = self._regions[BlockRoom.LOGITS]
         logits: Any = view(be, region, (rows, spec.vocabulary), LOGITS_DTYPE, start)
@@ -44,20 +47,22 @@ class GenerateBlock(BlockMoves, BlockComputation):
             hidden_visit(be, steps, weights, self._x(visit, group), group.last_tokens(), hidden)
         head_tile(be, steps, weights, hidden, self._first_rows[stage.index], logits)
         if visit.stage == len(self._stages) - 1:
-            self._choose(visit, group, logits)
+            self._chosen = self._choose(group, logits)
 
-    def _choose(self, visit: Visit, group: Group, logits: Array) -> None:
-        alive = [row for _, row in group.alive]
-        numbers = np.array([row.number for row in alive], np.int64)
-        steps = np.array([len(row.tokens) for row in alive], np.int64)
+    def _end_pass(self, visit: Visit, group: Group) -> None:
+        chosen, self._chosen = self._chosen, ()
+        self.events += self.rows.end_pass(visit.group, chosen, self.judge)
+
+    def _choose(self, group: Group, logits: Array) -> Sequence[int]:
+        rows = group.ready_rows
+        numbers = np.array([row.number for row in rows], np.int64)
+        steps = np.array([len(row.tokens) for row in rows], np.int64)
         watch = self.watch
-        seen = self.backend.download(logits) if watch.on_logits is not None or watch.on_choice is not None else None
+        recorded = watch.on_choice is not None and any(row.logprobs for row in rows)
+        seen = self.backend.download(logits) if watch.on_logits is not None or recorded else None
         if watch.on_logits is not None and seen is not None:
             watch.on_logits(numbers, steps, seen)
-        chosen = self.sampler.choose(self.backend, logits, numbers, steps)
-        if watch.on_choice is not None and seen is not None:
+        chosen = choose(self.backend, logits, [row.sampling for row in rows], numbers, steps)
+        if recorded and seen is not None and watch.on_choice is not None:
             watch.on_choice(numbers, seen, chosen)
-        events = group.accept(chosen, self.judge)
-        if any(event.finish_reason for event in events):
-            self._cache.forget(visit.group)
-        self.events += events
+        return chosen.tolist()  # type: ignore[no-any-return]

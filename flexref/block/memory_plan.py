@@ -1,21 +1,21 @@
 """Every byte that a block will hold, before it holds any: the plans of all stores, the logits and the workspace."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
 
 from flexref.architecture.program import Role, program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.records import RecordLayout
-from flexref.block.rows import RowLengths
+from flexref.block.rooms import BlockRooms
+from flexref.block.rows import JobRows
 from flexref.block.workspace import ExpandedPlan, Expansion, workspace_bytes
-from flexref.policy import Policy, Shares
+from flexref.policy import Policy
 from flexref.tiers.activations import ActivationsPlan, GroupPlan
-from flexref.tiers.cache_plan import CachePlan, RowPlan
-from flexref.tiers.placement import place_in_order, place_items
+from flexref.tiers.cache_plan import CachePlan
+from flexref.tiers.placement import place_items
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, LOGITS_DTYPE, Kind, Tier, aligned, slots_of
 
@@ -28,8 +28,6 @@ LOGITS_SLOTS = 2
 
 Need = tuple[Tier, str, int]
 """(tier, holder, bytes)."""
-
-AnyRow = TypeVar("AnyRow")
 
 
 class BlockRoom(str, Enum):
@@ -66,7 +64,7 @@ class BlockPlan:
         """The kinds of data of which anything travels between the tiers (see `schedule.Shape`)."""
         moves = {
             Kind.WEIGHTS: weights.slot_bytes,
-            Kind.CACHE: any(row.home is not Tier.DEVICE for group in self.cache.groups for row in group),
+            Kind.CACHE: self.cache.slot_bytes,
             Kind.ACTIVATIONS: self.activations.token_rows_bytes
             or any(group.home is not Tier.DEVICE for group in self.activations.groups),
         }
@@ -93,43 +91,30 @@ class BlockPlan:
             yield Tier.HOST, BlockRoom.ATTENTION_ON_HOST, self.far_bytes
 
 
-def blocks_of(rows: Sequence[AnyRow], policy: Policy) -> list[Sequence[AnyRow]]:
-    """The rows of each block in order."""
-    return _cut(rows, policy.rows_per_block)
-
-
-def groups_of(rows: Sequence[AnyRow], policy: Policy) -> list[Sequence[AnyRow]]:
-    """The rows of each group of a block in order."""
-    return _cut(rows, policy.rows_per_group)
-
-
-def _cut(rows: Sequence[AnyRow], size: int) -> list[Sequence[AnyRow]]:
-    return [rows[first : first + size] for first in range(0, len(rows), size)]
-
-
 def record_layout(spec: ModelSpec, policy: Policy, compute_dtype: str) -> RecordLayout:
     """How the policy lays out a token's record."""
     return RecordLayout(spec.heads, spec.head_width, compute_dtype, policy.cache_scheme, policy.cache_group_size)
 
 
 def plan_block(
-    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: Sequence[RowLengths], *, expansion: Expansion
+    weights: WeightsPlan, caps: Capabilities, policy: Policy, rows: JobRows, *, expansion: Expansion
 ) -> BlockPlan:
-    """The memory of a block of `rows` in order, `policy.rows_per_group` to a group; matrices expanded as far as asked.
+    """The memory of a block through which `rows` go; matrices expanded as far as asked.
 
     Of a block that runs a single pass nothing is kept: there is no second one to keep it for.
     """
     file = weights.file
     spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
     attention = program_of(spec).attention
-    groups = groups_of(rows, policy)
-    if expansion is Expansion.KEPT and max(row.new_tokens for row in rows) == 1:
+    rooms = BlockRooms.of(rows, policy)
+    if expansion is Expansion.KEPT and rooms.single_pass:
         expansion = Expansion.PER_PASS
-    scored = [sum(row.scored_tokens for row in group) for group in groups]
-    cache = _cache_plan(spec, caps, policy, groups)
-    tokens = [sum(row.prompt_tokens for row in group) for group in groups]
+    layers, far = (1, False) if rooms.scores else (spec.layers, policy.attention_on == "host")
+    layout = record_layout(spec, policy, caps.compute_dtype)
+    cache = CachePlan(layout, layers, rooms.groups, far, slots_of(policy.overlap), rooms.scores)
     # What the head makes of the scored tokens takes the place of the hidden states.
-    widest = [max(count * spec.width, few * spec.embed_width) for count, few in zip(tokens, scored, strict=True)]
+    tokens = [group.pass_tokens for group in rooms.groups]
+    widest = [max(count * spec.width, rooms.scored(count) * spec.embed_width) for count in tokens]
     most_bytes = [aligned(values * width, ALIGNMENT_BYTES) for values in widest]
     waiting = place_items(most_bytes, policy.activations)
     table_bytes = DTYPE_BYTES[file.dtype]
@@ -139,10 +124,11 @@ def plan_block(
         staged,
         slots_of(policy.overlap),
     )
-    rows_most = max(len(group) for group in groups)
-    far_rows = max(sum(row.home is not Tier.DEVICE for row in group) for group in cache.groups) if cache.far else 0
-    ends_most = max(scored) or rows_most
-    logits_at_once = min(max(scored), SCORED_AT_ONCE) * min(file.tile_rows, spec.vocabulary)
+    rows_most = max(group.rows for group in rooms.groups)
+    far_tokens = max(rooms.far_tokens(group) for group in rooms.groups) if far else 0
+    scored_most = rooms.scored(max(tokens))
+    logits_at_once = min(scored_most, SCORED_AT_ONCE) * min(file.tile_rows, spec.vocabulary)
+    ends_most = scored_most or rows_most
     return BlockPlan(
         cache=cache,
         activations=activations,
@@ -150,26 +136,10 @@ def plan_block(
         logits_bytes=aligned(rows_most * spec.vocabulary * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
         hidden_bytes=aligned(rows_most * spec.embed_width * width, ALIGNMENT_BYTES),
         workspace_bytes=workspace_bytes(spec, caps.compute_dtype, file.dtype, max(tokens), ends_most, not staged),
-        expanded=ExpandedPlan.of(weights, caps, expansion, len(groups)),
-        far_bytes=aligned(far_rows * (attention.inputs + attention.width) * width, ALIGNMENT_BYTES),
+        expanded=ExpandedPlan.of(weights, caps, expansion, len(rooms.groups)),
+        far_bytes=aligned(far_tokens * (attention.inputs + attention.width) * width, ALIGNMENT_BYTES),
         tile_logits_bytes=aligned(logits_at_once * DTYPE_BYTES[LOGITS_DTYPE], ALIGNMENT_BYTES),
     )
-
-
-def _cache_plan(
-    spec: ModelSpec, caps: Capabilities, policy: Policy, groups: Sequence[Sequence[RowLengths]]
-) -> CachePlan:
-    """The caches of a block. Where tokens are scored no pass reads them again: they last a visit, on the device."""
-    transient = any(row.scored_tokens for group in groups for row in group)
-    capacities = [[row.capacity_tokens for row in group] for group in groups]
-    homes = place_in_order(capacities, Shares() if transient else policy.cache)
-    plans = tuple(
-        tuple(RowPlan(row.capacity_tokens, row.prompt_tokens, home) for row, home in zip(group, tiers, strict=True))
-        for group, tiers in zip(groups, homes, strict=True)
-    )
-    layout = record_layout(spec, policy, caps.compute_dtype)
-    layers, far = (1, False) if transient else (spec.layers, policy.attention_on == "host")
-    return CachePlan(layout, layers, plans, far, slots_of(policy.overlap), transient)
 
 
 def table_on_device(weights: WeightsPlan) -> bool:

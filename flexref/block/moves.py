@@ -8,7 +8,8 @@ from flexref.block.rows import Group
 from flexref.block.state import BlockState
 from flexref.schedule.zigzag import Hop, Movement
 from flexref.tiers.activations import ActivationStore
-from flexref.tiers.cache import CacheStore, RowPass
+from flexref.tiers.cache import CacheStore
+from flexref.tiers.cache_plan import RowPass
 from flexref.tiers.transfer import Copy, Gather, Transfer, host_bytes
 from flexref.units import DTYPE_BYTES, Kind, Tier
 
@@ -43,14 +44,15 @@ class BlockMoves(BlockState):
         as they are then: a group without a live row moves nothing, and a cache is as long as before the visit. A load
         that is started one visit early still finds the rows that its visit will find. Rows change when tokens are
         chosen, in the head's last visit of a group; the only movements of the next pass that are started before that
-        are those of weights, which belong to no row. Nothing here starts a copy, waits, or changes data.
+        are those of weights, which belong to no row.
+        Then, too, rows come and leave (`BlockRows`). Nothing here starts a copy, waits, or changes data.
         """
         visit = movement.visit
         if movement.kind is Kind.WEIGHTS:
             slot = self.shape.weights_slot(visit)
             move = self.weights.fetch if movement.hop is Hop.FETCH else self.weights.load_slot
             return move(visit.stage, slot)
-        if not self.groups[visit.group].alive:
+        if not self.groups[visit.group].fed:
             return []
         if movement.kind is Kind.CACHE:
             return self._cache_transfers(movement)

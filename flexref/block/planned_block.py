@@ -1,34 +1,32 @@
-"""One block of a job before it runs: its groups of rows, its memory, and the shape of its schedule; it runs nothing."""
+"""One block of a job before it runs: its memory and the shape of its schedule; it has no rows and runs nothing."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flexref.block.memory_plan import BlockPlan, groups_of
-from flexref.block.rows import Group, Row
-from flexref.policy import Policy
+from flexref.block.memory_plan import BlockPlan
 from flexref.schedule.zigzag import Shape
 from flexref.tiers.weights_plan import WeightsPlan
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedBlock:
-    """The rows of a block in their groups, and every byte that they will hold beside the weights."""
+    """The places of a block, and every byte that they will hold beside the weights.
 
-    groups: tuple[Group, ...]
+    Of a row a pass reads `prompt_chunk_tokens` at most; None: as much as there is room for.
+    """
+
     memory: BlockPlan
     weights: WeightsPlan
-
-    @classmethod
-    def of(cls, rows: Sequence[Row], policy: Policy, memory: BlockPlan, weights: WeightsPlan) -> "PlannedBlock":
-        """The block of `rows`, `policy.rows_per_group` to a group."""
-        return cls(tuple(Group(group) for group in groups_of(rows, policy)), memory, weights)
+    prompt_chunk_tokens: int | None = None
 
     @property
-    def rows(self) -> list[Row]:
-        """All rows, group by group."""
-        return [row for group in self.groups for row in group.rows]
-
-    def shape(self, passes: int) -> Shape:
-        """What the schedule must know to run so many passes."""
+    def shape(self) -> Shape:
+        """What the schedule must know of the block. How many passes it takes nobody knows yet."""
         weights = self.weights
-        return Shape(passes, len(weights.stages), len(self.groups), weights.slots, self.memory.moving(weights))
+        return Shape(
+            None, len(weights.stages), len(self.memory.cache.groups), weights.slots, self.memory.moving(weights)
+        )
+
+    @property
+    def places(self) -> int:
+        """Rows that may be in the block at a time."""
+        return sum(group.rows for group in self.memory.cache.groups)

@@ -40,10 +40,14 @@ class Sent:
 
 @dataclass(eq=False)
 class ScoreBlock(BlockMoves, BlockComputation):
-    """The `executor.Work` of one block. `first_scored` is the number of each group's first scored token."""
+    """The `executor.Work` of one block. `first_scored`: of every row by its number, that of its first scored token.
 
-    first_scored: tuple[int, ...]
+    Rows enter in the order of the input, so those of a group follow each other, and so do their scored tokens.
+    """
+
+    first_scored: Sequence[int]
     on_tile: OnTile
+    on_rows: Callable[[int], None]
     _sent: int = field(init=False, default=0)
     _under_way: Sent | None = field(init=False, default=None)
 
@@ -66,7 +70,7 @@ class ScoreBlock(BlockMoves, BlockComputation):
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         be, spec = self.backend, self.weights.plan.file.spec
-        scored = group.scored_tokens()
+        scored, number = group.scored_tokens(), self.first_scored[group.fed[0].number]
         region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
         region = region.part(0, self._hidden_bytes(len(scored)))
         hidden: Any = view(be, region, (len(scored), spec.embed_width), be.caps.compute_dtype)
@@ -74,10 +78,17 @@ class ScoreBlock(BlockMoves, BlockComputation):
         if stage.index == 0:
             hidden_visit(be, self._program.head, weights, self._x(visit, group), scored, hidden)
         for first in range(0, len(scored), SCORED_AT_ONCE):
-            place = self.first_scored[visit.group] + first, self._first_rows[stage.index]
+            place = number + first, self._first_rows[stage.index]
             self._send(weights, hidden[first : first + SCORED_AT_ONCE], *place)
-        if visit.stage == len(self._stages) - 1 and visit.group == len(self.groups) - 1:
+
+    def _end_pass(self, visit: Visit, group: Group) -> None:
+        if visit.group == len(self.groups) - 1:
             self._deliver()
+        for row in group.fed:
+            row.finish_reason = "length"
+        if group.fed:
+            self.on_rows(len(group.fed))
+        self.rows.renew(visit.group)
 
     def _send(self, weights: StageWeights, hidden: Array, first: int, first_id: int) -> None:
         """Compute logits and start them on their way to the host, which meanwhile takes those before them."""

@@ -5,7 +5,10 @@ from dataclasses import dataclass, field
 
 from flexref.architecture.stages import Stage, stages
 from flexref.backend.protocol import Backend
+from flexref.block.admission import Waiting
+from flexref.block.block_rows import BlockRows
 from flexref.block.memory_plan import BlockPlan, BlockRoom
+from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Group
 from flexref.block.watch import Watch
 from flexref.schedule.zigzag import Shape
@@ -20,14 +23,17 @@ from flexref.units import DTYPE_BYTES, Tier
 
 @dataclass(eq=False)
 class BlockState:
-    """The rows of one block in their groups, and where everything that they need lies."""
+    """The rows of one block in their groups, who waits to come in, and where everything that they need lies."""
 
-    plan: BlockPlan
+    planned: PlannedBlock
     weights: WeightStore
     mover: Mover
-    groups: Sequence[Group]
-    shape: Shape
+    waiting: Waiting
     watch: Watch = field(default_factory=Watch, kw_only=True)
+    plan: BlockPlan = field(init=False)
+    shape: Shape = field(init=False)
+    groups: Sequence[Group] = field(init=False)
+    rows: BlockRows = field(init=False)
     _cache: CacheStore = field(init=False)
     _activations: ActivationStore = field(init=False)
     _regions: dict[BlockRoom, Region] = field(init=False, default_factory=dict)
@@ -38,10 +44,13 @@ class BlockState:
 
     def __post_init__(self) -> None:
         file = self.weights.plan.file
+        self.plan, self.shape = self.planned.memory, self.planned.shape
         self._cache = CacheStore(self.plan.cache, self.backend)
         self._activations = ActivationStore(self.plan.activations, self.backend)
         self._stages = stages(file.spec, file.tile_rows)
         self._first_rows = tuple(range(0, file.spec.vocabulary, file.tile_rows))
+        self.rows = BlockRows(self.plan.cache, self.waiting, self.planned.prompt_chunk_tokens)
+        self.groups = self.rows.groups
 
     @property
     def backend(self) -> Backend:
@@ -49,8 +58,12 @@ class BlockState:
         return self.mover.backend
 
     def alive(self) -> bool:
-        """Whether any row goes on."""
-        return any(group.alive for group in self.groups)
+        """Whether any row is in the block (see `executor.Work`)."""
+        return self.rows.alive()
+
+    def goes_on(self, pass_number: int) -> bool:
+        """Whether a pass may follow this one (see `executor.Work`)."""
+        return self.rows.goes_on(pass_number)
 
     def allocate(self, arenas: Mapping[Tier, Arena]) -> None:
         """Take everything that the plan needs."""

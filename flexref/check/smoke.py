@@ -17,7 +17,7 @@ from flexref.check.laws import coded
 from flexref.check.models import random_tensor
 from flexref.check.probable import ProbableTape
 from flexref.check.tolerances import Arithmetic, Numbers, Operand, arithmetic, expanded
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import FlexrefError
 from flexref.loading import load
 from flexref.policy import Policy

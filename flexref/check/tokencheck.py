@@ -12,7 +12,7 @@ from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.check.greedy import bounded, exact_logits, permitted_gap
 from flexref.check.tolerances import arithmetic
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.machine.plain import plain_machine
 from flexref.policy import Policy

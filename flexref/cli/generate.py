@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from flexref.block.trace import Trace
     from flexref.cli.show.progress import Progress
     from flexref.engine.engine import Engine
-    from flexref.engine.generation import Request
+    from flexref.engine.request import Request
     from flexref.engine.results import Generation, StreamedToken
     from flexref.sampling.settings import SamplingSettings
     from flexref.simulator.prediction_error import PredictionError
@@ -74,7 +74,7 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
 
 def request_of(given: dict[str, Any]) -> "Request":
     """What to do with every prompt."""
-    from flexref.engine.generation import Request
+    from flexref.engine.request import Request
 
     return Request(given["max_new_tokens"], sampling_of(given), given["stops"], given["ignore_eos"], given["logprobs"])
 

@@ -1,12 +1,13 @@
 """A job under way: its blocks, its weights, and what it has taken so far; it knows no token and no text."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from flexref.block.budgets import totals
-from flexref.block.planned_block import PlannedBlock
+from flexref.block.memory_plan import BlockPlan
+from flexref.block.rows import Fed
 from flexref.block.state import BlockState
 from flexref.block.trace import Trace
 from flexref.engine.results import Stats
@@ -16,15 +17,15 @@ from flexref.tiers.weights import WeightStore
 from flexref.units import LINK_OF, Tier
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Account:
     """What a job needs of its session while it runs. `stats` is complete when the job has ended."""
 
     stats: Stats
-    blocks: Sequence[PlannedBlock]
     weights: WeightStore
     arenas: Mapping[Tier, Arena]
     trace: Trace | None = None
+    _memory: list[BlockPlan] = field(default_factory=list)
 
     def check_weights(self) -> None:
         """`StorageError` if weights that are read again in every pass are not those of the pass before."""
@@ -35,6 +36,7 @@ class Account:
     def memory_of(self, block: BlockState) -> Iterator[None]:
         """Take all that a block needs and give it back; the seconds of both are `allocate_s`."""
         start = time.perf_counter()
+        self._memory.append(block.plan)
         if self.trace is not None:
             self.trace.begin_block()
         try:
@@ -47,6 +49,19 @@ class Account:
             block.release()
             self.stats.allocate_s += time.perf_counter() - start
             self._tell_held()
+            self.stats.blocks += 1
+            self.stats.rows_admitted += block.rows.admission.admitted
+            self.stats.rows_retired += block.rows.admission.retired
+
+    def count_pass(self, fed: Fed, places: int, seconds: float) -> None:
+        """A pass has ended that had `fed`, in a block of so many places, and took so many seconds."""
+        stats = self.stats
+        stats.prompt_tokens += fed.prompt_tokens
+        if fed.generated_tokens:
+            stats.decode_s += seconds
+        else:
+            stats.prefill_s += seconds
+        stats.occupancy.add(fed.rows / places)
 
     def _tell_held(self) -> None:
         if self.trace is not None:
@@ -61,7 +76,7 @@ class Account:
             stats.link_bytes[link][kind] = flow.nbytes
             stats.link_s[link][kind] = flow.seconds
         stats.peak_bytes = {tier.value: arena.peak_bytes for tier, arena in self.arenas.items()}
-        largest = max((block.memory for block in self.blocks), key=lambda memory: sum(totals(memory.needs()).values()))
+        largest = max(self._memory, key=lambda memory: sum(totals(memory.needs()).values()))
         held = {
             "weights": {tier.value: self.weights.plan.bytes_at_home(tier) for tier in Tier},
             "cache": {tier.value: largest.cache.layers * largest.cache.layer_bytes(tier) for tier in Tier},

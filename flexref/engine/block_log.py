@@ -15,10 +15,9 @@ LOG = logging.getLogger(__name__)
 
 @contextmanager
 def logged(planned: PlannedBlock, account: Account, traffic: Traffic) -> Iterator[None]:
-    """A block is at work meanwhile: its rows and tokens are logged when it begins, seconds and bytes at its end."""
-    name = f"block {account.stats.blocks + 1} of {len(account.blocks)}"
-    rows, tokens = len(planned.rows), sum(len(row.prompt) for row in planned.rows)
-    LOG.info("%s begins: rows %d in groups %d, prompt tokens %d", name, rows, len(planned.groups), tokens)
+    """A block is at work meanwhile: its places are logged when it begins, seconds and bytes at its end."""
+    name = f"block {account.stats.blocks + 1}"
+    LOG.info("%s begins: places %d in groups %d", name, planned.places, planned.shape.groups)
     before, start_s = traffic.snapshot(), time.perf_counter()
     yield
     moved = {link: sum(kinds.values()) for link, kinds in traffic.since(before).items()}

@@ -3,7 +3,7 @@
 import os
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,8 +13,9 @@ import numpy.typing as npt
 from flexref.backend.protocol import Backend
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit
-from flexref.engine.generation import AnyPrompt, GenerationJob, Request, request_of
-from flexref.engine.results import Generation, StreamedToken
+from flexref.engine.generation import GenerationJob, Listeners, alike, generation, results
+from flexref.engine.request import AnyPrompt, Request, RowRequest, request_of
+from flexref.engine.results import Generation, RowResult, StreamedToken
 from flexref.engine.scoring import Listener, ScoredRow, Scores, ScoringJob
 from flexref.engine.session import Session
 from flexref.engine.tensors import shapes_of
@@ -97,12 +98,9 @@ class Engine:
         for this job alone; without one it runs under the engine's, or under one that is chosen for it.
         """
         self.session.gate.check()
-        asked = request_of(request, fields)
-        job = GenerationJob(self.session, prompts, asked, policy, trace, on_logits, on_visit)
-        for token in job.run():
-            if on_token is not None:
-                on_token(token)
-        return job.result()
+        asked = alike(prompts, request_of(request, fields))
+        listeners = Listeners(trace, on_logits, on_visit)
+        return generation(GenerationJob(self.session, asked, policy, listeners, all_at_once=True), on_token)
 
     def stream(
         self, prompts: Sequence[AnyPrompt], request: Request | None = None, **fields: Any
@@ -114,7 +112,20 @@ class Engine:
         before the first token. The engine is this stream's until it is read to its end, closed or dropped.
         """
         self.session.gate.check()
-        yield from GenerationJob(self.session, prompts, request_of(request, fields)).run()
+        asked = alike(prompts, request_of(request, fields))
+        yield from GenerationJob(self.session, asked, all_at_once=True).run()
+
+    def run(self, requests: Iterable[RowRequest], *, policy: Policy | None = None) -> Iterator[RowResult]:
+        """Serve a stream of requests, each with its own limits, sampling and stops; results come as their rows end.
+
+        Rows come and go: one that has ended makes room for the next one between two passes. Of the iterator no more is
+        taken than a few blocks of rows (`admission.WINDOWS`) ahead of those that are under way; nothing else of it is
+        held. A request that cannot be served fails alone, with `RowResult.error`. What the iterator raises is raised
+        once the rows that it had given have ended. Raises what `stream` raises, too. The engine is this stream's until
+        it is read to its end, closed or dropped.
+        """
+        self.session.gate.check()
+        yield from results(GenerationJob(self.session, requests, policy))
 
     def score(
         self,

@@ -49,14 +49,18 @@ class Gate:
         with self.interrupts, self._alone():
             yield
 
-    def stream(self, steps: Generator[Sequence[T], None, None]) -> Generator[T, None, None]:
+    def stream(
+        self, steps: Generator[Sequence[T], None, None], between: Callable[[], None] = lambda: None
+    ) -> Generator[T, None, None]:
         """The results of a job, some with every step; it has the engine alone from its first step to its end.
 
-        While the caller has a result its own code runs, and interrupts act as they always do.
+        While the caller has a result, and in `between`, which is called before every step, the caller's own code runs,
+        and interrupts act as they always do.
         """
         job = self._job(steps)
         try:
             while True:
+                between()
                 with self.interrupts:
                     self.check_usable()
                     try:

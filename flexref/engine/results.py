@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
+from flexref.engine.occupancy import Occupancy
+from flexref.errors import FlexrefError
 from flexref.json_types.containers import MapOf
 from flexref.json_types.values import Maybe, Number, OneOf, Whole
 from flexref.policy import Policy
@@ -87,9 +89,10 @@ class Stats:
     blocks and to give it back (on CUDA host memory is pinned); they count in neither `prefill_s` nor `decode_s`.
     `peak_bytes` are the most that were held since the job began, with the weights that lay there already; loading them
     counts if the job did it.
-    `prefill_s` is the time of the passes in which a token of a prompt was fed, `decode_s` all other time of the blocks.
-    `tokens_per_s` is generated tokens over both together. `prefill_link_bytes` are those of `link_bytes` whose copies
-    had been started when such a pass ended: with overlap, some belong to the pass after it.
+    `prefill_s` is the time of the passes that only read prompts, `decode_s` all other time of the blocks: where rows
+    come as others end, prompts are read in passes that generate too. `tokens_per_s` is generated tokens over both
+    together, `read_tokens_per_s` likewise tokens of prompts. `prefill_link_bytes` are those of `link_bytes` whose
+    copies had been started when such a pass ended: with overlap, some belong to the pass after it.
     """
 
     backend: Annotated[str, "The port that it ran on."]
@@ -99,13 +102,16 @@ class Stats:
     )
     rows: Annotated[int, Whole(0), "Rows in all."] = 0
     blocks: Annotated[int, Whole(0), "Blocks, one after the other."] = 0
-    prompt_tokens: Annotated[int, Whole(0), "Tokens of all prompts."] = 0
+    rows_admitted: Annotated[int, Whole(0), "Rows that entered a block."] = 0
+    rows_retired: Annotated[int, Whole(0), "Rows that left one because they had ended."] = 0
+    occupancy: Annotated[Occupancy, "How full the blocks were."] = field(default_factory=Occupancy)
+    prompt_tokens: Annotated[int, Whole(0), "Tokens of prompts that were read."] = 0
     generated_tokens: Annotated[int, Whole(0), "New tokens of all rows."] = 0
     load_s: Annotated[float, Number(0), "Seconds to load weights before the first job."] = 0.0
     allocate_s: Annotated[
         float, Number(0), "Seconds to take and give back the memory of blocks; in no other figure."
     ] = 0.0
-    prefill_s: Annotated[float, Number(0), "Seconds of the passes in which a token of a prompt was fed."] = 0.0
+    prefill_s: Annotated[float, Number(0), "Seconds of the passes that only read prompts."] = 0.0
     decode_s: Annotated[float, Number(0), "All other seconds of the blocks."] = 0.0
     direct_disk_reads: Annotated[bool, "Whether weights on disk were read past the page cache."] = True
     link_bytes: Annotated[dict[str, dict[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."] = field(
@@ -139,9 +145,28 @@ class Stats:
         seconds = self.prefill_s + self.decode_s
         return self.generated_tokens / seconds if seconds else 0.0
 
+    @property
+    def read_tokens_per_s(self) -> float:
+        """Tokens of prompts that were read per second of prefill and decode together."""
+        seconds = self.prefill_s + self.decode_s
+        return self.prompt_tokens / seconds if seconds else 0.0
+
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name, fit for `json.dumps`."""
-        return {**asdict(self), "tokens_per_s": self.tokens_per_s}
+        return {
+            **asdict(self),
+            "tokens_per_s": self.tokens_per_s,
+            "read_tokens_per_s": self.read_tokens_per_s,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What became of the request number `number` of a stream of them: an output, or why it failed alone."""
+
+    number: int
+    output: Output | None
+    error: FlexrefError | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from flexref.backend.protocol import Backend
 from flexref.block import executor
+from flexref.block.admission import WINDOWS, Waiting
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Row
 from flexref.block.score_block import OnTile, ScoreBlock
@@ -139,7 +140,8 @@ class ScoringJob:
         self.logits = np.empty((len(targets), spec.vocabulary), np.float32) if keep_logits else None
         # The last token is predicted and never fed.
         self.rows = [Row(number, row.token_ids[:-1], 1, scored=row.scored) for number, row in enumerate(rows)]
-        self.policy = session.settled([row.lengths for row in self.rows])
+        self.lengths = [row.lengths for row in self.rows]
+        self.policy = session.settled(self.lengths)
         self.stats = Stats(session.backend.name, self.policy, rows=len(rows))
 
     def run(self) -> Scores:
@@ -148,30 +150,32 @@ class ScoringJob:
             return self._run()
 
     def _run(self) -> Scores:
-        with self.session.job(self.stats, self.rows, self.listener.trace) as account:
-            for planned in account.blocks:
-                self._block(planned, account)
-                if self.listener.on_rows is not None:
-                    self.listener.on_rows(len(planned.rows))
+        planned = self.session.planned(self.policy, self.lengths)
+        with self.session.job(self.stats, self.listener.trace) as account:
+            self._block(planned, account)
         self.stats.prefill_link_bytes = self.stats.link_bytes
         return Scores(self._results(), self.stats, len(self.next_tokens.targets))
 
     def _block(self, planned: PlannedBlock, account: Account) -> None:
-        mover, stats, groups = self.session.mover, self.stats, planned.groups
-        shape = planned.shape(passes=1)
-        firsts = tuple(int(self.starts[group.rows[0].number]) for group in groups)
-        trace = self.listener.trace
+        mover, trace, on_rows = self.session.mover, self.listener.trace, self.listener.on_rows
+        waiting = Waiting(self.rows, WINDOWS * planned.places, in_order=True)
+        waiting.refill()
         watch = Watch(None if trace is None else trace.on_computed, on_hidden=self.listener.on_hidden)
-        block = ScoreBlock(planned.memory, account.weights, mover, groups, shape, firsts, self._take, watch=watch)
+        told = on_rows or (lambda rows: None)
+        block = ScoreBlock(
+            planned, account.weights, mover, waiting, self.starts.tolist(), self._take, told, watch=watch
+        )
         with account.memory_of(block), logged(planned, account, mover.traffic):
-            start = time.perf_counter()
-            for _ in executor.run(mover, block, shape, overlap=self.policy.overlap):
-                pass
-            account.check_weights()
-            block.tell_watch()
-            stats.prefill_s += time.perf_counter() - start
-            stats.blocks += 1
-            stats.prompt_tokens += block.take_fed().prompt_tokens
+            marked = time.perf_counter()
+            for visit in executor.run(mover, block, planned.shape, overlap=self.policy.overlap):
+                if planned.shape.ends_pass(visit):
+                    account.check_weights()
+                    now = time.perf_counter()
+                    account.count_pass(block.take_fed(), planned.places, now - marked)
+                    marked = now
+                    block.tell_watch()
+                    waiting.refill()
+            self.stats.prefill_s += time.perf_counter() - marked
 
     def _take(self, first: int, first_id: int, logits: npt.NDArray[np.float32]) -> None:
         """Logits have come."""

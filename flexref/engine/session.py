@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block
-from flexref.block.memory_plan import BlockPlan, blocks_of
+from flexref.block.memory_plan import BlockPlan
 from flexref.block.planned_block import PlannedBlock
-from flexref.block.rows import Row, RowLengths
+from flexref.block.rows import JobRows, RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.account import Account
 from flexref.engine.events import Notice, OnEvent, WeightsLoaded, logged, no_listener
@@ -155,31 +155,27 @@ class Session:
         with self.gate.work():
             return self._weights_for(policy)
 
-    def memory_plan(self, policy: Policy, weights: WeightsPlan, rows: Sequence[RowLengths]) -> BlockPlan:
-        """The memory of a block; raises what `fitting_block` and `check_homes` raise."""
+    def memory_plan(self, policy: Policy, weights: WeightsPlan, rows: JobRows) -> BlockPlan:
+        """The memory of a block for `rows`; raises what `fitting_block` and `check_homes` raise."""
         check_homes(weights, self._disk.source)
         return fitting_block(weights, self.backend.caps, policy, rows, self.budgets)
 
-    def planned(self, policy: Policy, rows: Sequence[Row]) -> list[PlannedBlock]:
-        """The blocks of `rows` in order; raises what `memory_plan` raises."""
+    def planned(self, policy: Policy, rows: JobRows) -> PlannedBlock:
+        """The block that `rows` go through; raises what `memory_plan` raises."""
         weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
-        return [
-            PlannedBlock.of(block, policy, self.memory_plan(policy, weights, [row.lengths for row in block]), weights)
-            for block in blocks_of(rows, policy)
-        ]
+        return PlannedBlock(self.memory_plan(policy, weights, rows), weights, policy.prompt_chunk_tokens)
 
     @contextmanager
-    def job(self, stats: Stats, rows: Sequence[Row], trace: Trace | None = None) -> Iterator[Account]:
-        """A job of `rows` under `stats.policy`, which has passed the gate; its account is written when it ends.
+    def job(self, stats: Stats, trace: Trace | None = None) -> Iterator[Account]:
+        """A job under `stats.policy`, which has passed the gate; its account is written when it ends.
 
-        Every block is planned before weights are read, and so before the first token of any. Finished copies are sent
-        to `trace`, whose time 0 is when the first of its jobs comes to its first block.
+        Its first block is planned before that, and so before weights are read. Finished copies are sent to `trace`,
+        whose time 0 is when the first of its jobs comes to its first block.
         """
-        blocks = self.planned(stats.policy, rows)
         stats.row_invariant = self._keep_rows_apart(stats.policy.row_invariant)
         for arena in self.arenas.values():
             arena.restart_peak()
-        account = Account(stats, blocks, self._weights_for(stats.policy), self.arenas, trace)
+        account = Account(stats, self._weights_for(stats.policy), self.arenas, trace)
         self._traffic.restart(None if trace is None else trace.on_done)
         if trace is not None:
             trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)

@@ -18,7 +18,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
 from flexref.architecture.stages import parameters
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow, check_computes
 from flexref.errors import PolicyError, PromptError
 from flexref.loading import load

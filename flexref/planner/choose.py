@@ -104,8 +104,8 @@ def _most_frugal(choice: Choice) -> Policy:
     frugal = situation.base.changed(weights=ON_DISK, cache=ON_DISK, activations=ON_DISK, **fewest)
     weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal.overlap))
     whole = lasting_needs(weights, situation.caps)
-    for rows in situation.blocks(frugal):
-        block = plan_block(weights, situation.caps, frugal, rows, expansion=Expansion.NEVER)
-        check_fits([*whole, *block.needs()], choice.budgets)
+    rows = situation.job_rows(frugal)
+    block = plan_block(weights, situation.caps, frugal, rows, expansion=Expansion.NEVER)
+    check_fits([*whole, *block.needs()], choice.budgets)
     check_fits([*whole, loading_need(weights)], choice.budgets)
     return frugal

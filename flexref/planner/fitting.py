@@ -4,7 +4,7 @@ The linear program counts with rates and fractions; here its solutions become po
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import lasting_needs, loading_need, totals
 from flexref.block.counted_rows import kinds_of
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
-from flexref.block.rows import AlikeRows, JobRows, RowLengths, counted_blocks
+from flexref.block.rows import AlikeRows, JobRows, RowLengths
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
@@ -175,19 +175,14 @@ class Situation:
         """The rows of the job; where the job has no number of rows, those of one block."""
         return AlikeRows(next(iter(self.kinds)), policy.rows_per_block) if self.steady else self.rows
 
-    def blocks(self, policy: Policy) -> Iterable[Sequence[RowLengths]]:
-        """Every kind of block of the job, once."""
-        return counted_blocks(self.job_rows(policy), policy.rows_per_block)
-
     def held_bytes(self, policy: Policy) -> dict[Tier, int]:
         """The most that each tier must hold, to the byte; weights are loaded before there is a block."""
         weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
         whole = lasting_needs(weights, self.caps)
         always, most = totals(whole), totals([*whole, loading_need(weights)])
-        for rows in self.blocks(policy):
-            block = totals(plan_block(weights, self.caps, policy, rows, expansion=Expansion.NEVER).needs())
-            most = {tier: max(nbytes, always[tier] + block[tier]) for tier, nbytes in most.items()}
-        return most
+        rows = self.job_rows(policy)
+        block = totals(plan_block(weights, self.caps, policy, rows, expansion=Expansion.NEVER).needs())
+        return {tier: max(nbytes, always[tier] + block[tier]) for tier, nbytes in most.items()}
 
 
 def rounded(shares: Shares) -> Shares:

@@ -12,7 +12,7 @@ from typing import Any
 from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import fit, lasting_needs, loading_need
 from flexref.block.memory_plan import plan_block
-from flexref.block.rows import RowLengths, counted_blocks
+from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion
 from flexref.planner.fitting import GROUPS_MOST
 from flexref.policy import Policy
@@ -59,9 +59,8 @@ class PlainChoice:
             return None
         for expansion, (size, groups) in product((Expansion.KEPT, Expansion.NEVER), shapes(self.rows, self.keep)):
             policy = asked.changed(rows_per_group=size, groups_per_block=groups)
-            kinds = counted_blocks(self.rows, policy.rows_per_block)
-            blocks = (plan_block(weights, self.caps, policy, rows, expansion=expansion) for rows in kinds)
-            if all(fit([*whole, *block.needs()], budgets) for block in blocks):
+            block = plan_block(weights, self.caps, policy, self.rows, expansion=expansion)
+            if fit([*whole, *block.needs()], budgets):
                 return policy
         return None
 

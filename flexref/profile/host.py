@@ -20,7 +20,7 @@ from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
 from flexref.architecture.stages import stages as stages_of
 from flexref.backend.protocol import Backend, Lane, Move, Span
 from flexref.engine.engine import Engine
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.session import Session, always
 from flexref.machine.machine import HostSeconds
 from flexref.policy import Policy

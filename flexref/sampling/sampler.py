@@ -1,6 +1,7 @@
 """The next token of every row of a group: settings and uniform numbers brought to a port's one sampling operator."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,20 +14,34 @@ if TYPE_CHECKING:
     from flexref.backend.protocol import Array, Backend
 
 
-@dataclass(frozen=True, slots=True)
-class Sampler:
-    """Chooses by `settings`; keeps no state, so that a row may be sampled in any group and in any order."""
+def choose(
+    backend: "Backend", logits: "Array", settings: Sequence[SamplingSettings], rows: Numbers, steps: Numbers
+) -> npt.NDArray[np.int64]:
+    """logits (B, V) -> token ids (B,) on the host, each row by its own of the B settings.
 
-    settings: SamplingSettings
+    `rows` (B,) are the rows' numbers in the input, `steps` (B,) how many tokens each has generated so far: with the
+    seed they alone decide where a row's draw falls, so that a row may be sampled in any group and in any order.
+    Neighbours with the same settings are chosen in one call. Raises `FlexrefError` if logits are not finite.
+    """
+    if not len(rows) == len(settings) == logits.shape[0]:
+        raise ValueError(
+            f"sampling got {logits.shape[0]} rows of logits for {len(rows)} rows, {len(settings)} settings"
+        )
+    chosen, first = np.empty(len(rows), np.int64), 0
+    for rule, alike in groupby(settings, key=lambda each: (each.temperature, each.top_k, each.top_p)):
+        draws = _draws(list(alike), rows[first:], steps[first:])
+        last = first + len(draws)
+        chosen[first:last] = backend.sample(logits[first:last], *rule, draws)
+        first = last
+    return chosen
 
-    def choose(self, backend: "Backend", logits: "Array", rows: Numbers, steps: int | Numbers) -> npt.NDArray[np.int64]:
-        """logits (B, V) -> token ids (B,) on the host.
 
-        `rows` are the rows' numbers in the input, `steps` how many tokens each has generated so far (one for all, or
-        (B,)): with the seed they alone decide where a row's draw falls. Raises `FlexrefError` if logits are not finite.
-        """
-        settings = self.settings
-        if len(rows) != logits.shape[0]:
-            raise ValueError(f"sampling got {logits.shape[0]} rows of logits for {len(rows)} row numbers")
-        draws = np.zeros(len(rows)) if settings.greedy else uniforms(settings.seed, rows, steps)
-        return backend.sample(logits, settings.temperature, settings.top_k, settings.top_p, draws)
+def _draws(settings: Sequence[SamplingSettings], rows: Numbers, steps: Numbers) -> npt.NDArray[np.float64]:
+    """The uniform number of each of the rows that `settings` are of: zeros where nothing is random."""
+    draws, first = np.zeros(len(settings)), 0
+    for seed, alike in groupby(settings, key=lambda each: None if each.greedy else each.seed):
+        last = first + sum(1 for _ in alike)
+        if seed is not None:
+            draws[first:last] = uniforms(seed, rows[first:last], steps[first:last])
+        first = last
+    return draws

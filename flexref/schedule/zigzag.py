@@ -8,9 +8,10 @@ The schedule is data. A *beat* says what is started together, and `beats` yields
 beats on a port, the simulator runs the same beats on a clock, and `hazards` says what each operation must wait for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from itertools import count
 
 from flexref.units import Kind
 
@@ -41,14 +42,15 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The size of a block's schedule: at most `passes` passes over `stages` stages, each for `groups` groups.
+    """The size of a block's schedule: `passes` passes over `stages` stages, each for `groups` groups.
 
+    `passes` is None where nobody knows how many there will be, since rows come as others end.
     `slots`: places in device memory for streamed data, each for one stage's weights, or one visit's cache and
     activations. With 2, one is used while the other is filled; with 1, one thing is done after another. `kinds`: the
     kinds of data that move. A kind that lies on the device as a whole has no movements and no slots.
     """
 
-    passes: int
+    passes: int | None
     stages: int
     groups: int
     slots: int
@@ -60,7 +62,7 @@ class Shape:
 
     def visit(self, number: int) -> Visit | None:
         """The visit with that number, None beyond either end."""
-        if not 0 <= number < self.passes * self.stages * self.groups:
+        if number < 0 or (self.passes is not None and number >= self.passes * self.stages * self.groups):
             return None
         stage_number, group = divmod(number, self.groups)
         return Visit(*divmod(stage_number, self.stages), group)
@@ -126,9 +128,18 @@ class Beat:
         yield from self.after
 
 
-def zigzag(passes: int, stages: int, groups: int) -> Iterator[Visit]:
+GoesOn = Callable[[int], bool]
+"""Whether the pass with that number may come, as far as is known when it is asked."""
+
+
+def always(pass_number: int) -> bool:
+    """Every pass comes that the shape has."""
+    return True
+
+
+def zigzag(passes: int | None, stages: int, groups: int) -> Iterator[Visit]:
     """All visits in order, groups innermost: one fetch of a stage serves the whole block (FlexGen, section 4.2)."""
-    for pass_number in range(passes):
+    for pass_number in count() if passes is None else range(passes):
         for stage in range(stages):
             for group in range(groups):
                 yield Visit(pass_number, stage, group)
@@ -156,15 +167,25 @@ def serial(shape: Shape) -> Iterator[Beat]:
         yield Beat(ahead, Computation(visit), _outward(visit))
 
 
-def overlapped(shape: Shape) -> Iterator[Beat]:
+def overlapped(shape: Shape, goes_on: GoesOn = always) -> Iterator[Beat]:
     """With overlap: cache and activations are loaded one visit early, weights one stage early, and read from disk two.
 
-    Results are stored right after the computation.
+    Results are stored right after the computation. Nothing is loaded for a pass that does not come.
     """
     first = Visit(0, 0, 0)
+
+    def comes(visit: Visit | None, during: int) -> bool:
+        """Whether the visit takes place, as far as is known in pass number `during`."""
+        return visit is not None and (visit.pass_number == during or goes_on(visit.pass_number))
+
+    def weights(hop: Hop, stage_number: int, during: int) -> tuple[Movement, ...]:
+        """One hop of a stage's weights, by its number over all passes."""
+        visit = shape.first_visit(stage_number)
+        return (Movement(hop, Kind.WEIGHTS, visit),) if visit is not None and comes(visit, during) else ()
+
     start = (
         *_inward(Kind.WEIGHTS, first),
-        *_weights(Hop.FETCH, shape, 1),
+        *weights(Hop.FETCH, 1, 0),
         *_inward(Kind.CACHE, first),
         *_inward(Kind.ACTIVATIONS, first),
     )
@@ -174,8 +195,10 @@ def overlapped(shape: Shape) -> Iterator[Beat]:
         ahead: list[Movement] = []
         if visit.group == 0:
             stage_number = shape.stage_number(visit)
-            ahead += _weights(Hop.LOAD, shape, stage_number + 1)
-            ahead += _weights(Hop.FETCH, shape, stage_number + 2)
+            ahead += weights(Hop.LOAD, stage_number + 1, visit.pass_number)
+            ahead += weights(Hop.FETCH, stage_number + 2, visit.pass_number)
+        if not comes(following, visit.pass_number):
+            following = None
         ahead += _inward(Kind.CACHE, following)
         # The next visit's activations: with a single group they are the results of this very visit, and can only be
         # loaded after it; with several groups they are another group's, which are there already.
@@ -188,14 +211,11 @@ def overlapped(shape: Shape) -> Iterator[Beat]:
         yield Beat(tuple(ahead), Computation(visit), after)
 
 
-def _weights(hop: Hop, shape: Shape, stage_number: int) -> tuple[Movement, ...]:
-    """One hop of a stage's weights, by its number over all passes; nothing after the last stage."""
-    visit = shape.first_visit(stage_number)
-    return () if visit is None else (Movement(hop, Kind.WEIGHTS, visit),)
+def beats(shape: Shape, *, overlap: bool, goes_on: GoesOn = always) -> Iterator[Beat]:
+    """The block's beats, overlapped or serial: two ways of pipelining the same visits.
 
-
-def beats(shape: Shape, *, overlap: bool) -> Iterator[Beat]:
-    """The block's beats, overlapped or serial: two ways of pipelining the same visits."""
-    for beat in overlapped(shape) if overlap else serial(shape):
+    They end with the last pass of the shape, or when nobody asks for more.
+    """
+    for beat in overlapped(shape, goes_on) if overlap else serial(shape):
         ahead, after = (tuple(each for each in part if each.kind in shape.kinds) for part in (beat.ahead, beat.after))
         yield Beat(ahead, beat.computation, after)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flexref.block.rows import RowLengths, counted_blocks
+from flexref.block.rows import RowLengths
 from flexref.engine.results import Stats
 from flexref.machine.machine import Machine
 from flexref.simulator.prediction import Prediction
@@ -137,8 +137,6 @@ def prediction_error(
     `stats`: the job's account; `rows`: the lengths that its rows had, in order. None where its blocks have more than
     `DIFFERENT_BLOCKS_MOST` different lengths. Raises `CapacityError` if the job does not fit `budgets`.
     """
-    if len(counted_blocks(rows, stats.policy.rows_per_block)) > DIFFERENT_BLOCKS_MOST:
-        return None
     prediction = simulate(file, machine, stats.policy, rows, budgets)
     if machine.quality is None:
         return PredictionError(machine.name, prediction, stats)

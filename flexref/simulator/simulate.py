@@ -17,17 +17,19 @@ from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.backend.timed import TimedBackend
 from flexref.block import executor
+from flexref.block.admission import WINDOWS, Waiting
+from flexref.block.block_rows import BlockRows
 from flexref.block.generate_block import GenerateBlock
-from flexref.block.rows import Fed, JobRows, Row, RowLengths, counted, counted_blocks
+from flexref.block.planned_block import PlannedBlock
+from flexref.block.rows import Fed, JobRows, counted
 from flexref.block.score_block import ScoreBlock
 from flexref.block.trace import Trace
 from flexref.block.watch import Watch
 from flexref.engine.session import Session, always
 from flexref.machine.machine import Machine
 from flexref.policy import Policy
-from flexref.schedule.zigzag import Shape
 from flexref.simulator.prediction import Prediction
-from flexref.simulator.simulated_block import simulated_block
+from flexref.simulator.simulated_block import simulated_block, waiting_rows
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weight_source import WeightSource
 from flexref.units import LINK_OF, Tier
@@ -110,25 +112,20 @@ class Simulation:
         self._weights = self._session.weights_for(policy)
         self.load_s = self.backend.timing.now_s
 
-    def run(self, rows: Sequence[RowLengths], trace: Trace | None = None) -> tuple[SimulatedAccount, SimulatedAccount]:
-        """Simulate a block and return its accounts of prefill and decode. With `trace`, every pass is simulated.
+    def run(self, rows: JobRows, trace: Trace | None = None) -> tuple[SimulatedAccount, SimulatedAccount]:
+        """Simulate a job and return its accounts of prefill and decode. With `trace`, every pass is simulated.
 
-        Raises `CapacityError` if the block does not fit.
+        Raises `CapacityError` if its block does not fit.
         """
-        session = self._session
-        made = [
-            Row(number, (0,) * row.prompt_tokens, row.new_tokens, scored=row.scored_tokens)
-            for number, row in enumerate(rows)
-        ]
-        (planned,) = session.planned(self.policy, made)
-        limits = sorted({row.new_tokens for row in rows})
-        passes = list(range(limits[-1])) if trace is not None else simulated_passes(limits)
-        shape = planned.shape(len(passes))
+        session, window = self._session, WINDOWS * self.policy.rows_per_block
+        planned = session.planned(self.policy, rows)
+        passes = simulated_passes(planned, waiting_rows(rows, window), every=trace is not None)
         watch = Watch(
             on_computed=None if trace is None else trace.on_computed,
             on_visit=lambda stage, group, pass_number: self.backend.timing.spend(self.machine.host_s.visit),
         )
-        block = simulated_block(planned, self._weights, session.mover, shape, watch)
+        waiting = waiting_rows(rows, window)
+        block = simulated_block(planned, self._weights, session.mover, waiting, rows, watch)
         session.mover.traffic.on_done = None if trace is None else trace.on_done
         if trace is not None:
             name = f"{session.file.spec.name} on {self.machine.name}, simulated"
@@ -136,41 +133,38 @@ class Simulation:
             trace.begin_block()
         block.allocate(session.arenas)
         self._tell_held(trace)
-        prefill, decode = SimulatedAccount.nothing(), dict[int, SimulatedAccount]()
+        prefill, decode = dict[int, SimulatedAccount](), dict[int, SimulatedAccount]()
         try:
-            for number, (account, fed) in zip(passes, self._passes(block, shape, passes), strict=True):
-                if fed.prompt_tokens:
-                    prefill.add(account)
-                else:
-                    decode[number] = account
+            for number, (account, fed) in zip(passes, self._passes(block, planned, passes), strict=True):
+                (decode if fed.generated_tokens else prefill)[number] = account
         finally:
             block.release()
             self._tell_held(trace)
-        return prefill, interpolated(decode)
+        return interpolated(prefill), interpolated(decode)
 
     def _tell_held(self, trace: Trace | None) -> None:
         if trace is not None:
             trace.on_held(self.backend.timing.now_s, self._session.arenas)
 
     def _passes(
-        self, block: GenerateBlock | ScoreBlock, shape: Shape, passes: Sequence[int]
+        self, block: GenerateBlock | ScoreBlock, planned: PlannedBlock, passes: Sequence[int]
     ) -> Iterator[tuple[SimulatedAccount, Fed]]:
-        """The account of every simulated pass, and the tokens that it fed.
+        """The account of every simulated pass, and what it fed.
 
         What is still under way after the last pass counts as part of it.
         """
-        before = self._seen()
+        before, shape, last = self._seen(), planned.shape, len(passes) - 1
         for visit in executor.run(self._session.mover, block, shape, overlap=self.policy.overlap):
             if not shape.ends_pass(visit):
                 continue
             block.tell_watch()
-            if visit.pass_number < shape.passes - 1:
+            block.waiting.refill()
+            if visit.pass_number < last:
                 now = self._seen()
                 yield _difference(now, before), block.take_fed()
                 before = now
-                skipped = passes[visit.pass_number + 1] - passes[visit.pass_number] - 1
-                for group in block.groups:
-                    group.skip(skipped)
+                for _ in range(passes[visit.pass_number + 1] - passes[visit.pass_number] - 1):
+                    block.rows.skip_pass()
         yield _difference(self._seen(), before), block.take_fed()
 
     def _seen(self) -> SimulatedAccount:
@@ -193,26 +187,28 @@ def _difference(now: SimulatedAccount, before: SimulatedAccount) -> SimulatedAcc
     return made
 
 
-def simulated_passes(limits: Sequence[int]) -> list[int]:
-    """The passes to simulate where rows retire after `limits` tokens (ascending): see the module's first lines."""
-    chosen, first = [0], 1
-    for limit in limits:
-        last = limit - 1
-        inner = range(first, last + 1)
-        if len(inner) > 2 * ENDS + 1:
-            middle = (first + last) // 2
-            inner_passes = [*inner[:ENDS], middle, *inner[-ENDS:]]
-        else:
-            inner_passes = list(inner)
-        chosen += inner_passes
-        first = max(first, last + 1)
+def simulated_passes(planned: PlannedBlock, waiting: Waiting, *, every: bool) -> list[int]:
+    """The passes to simulate: in a stretch in which the same rows generate, they are alike but for what is past."""
+    rows = BlockRows(planned.memory.cache, waiting, planned.prompt_chunk_tokens)
+    chosen, stretch, number = [], list[int](), 0
+    while rows.alive():
+        changes = rows.admission.admitted, rows.admission.retired
+        reads = any(group.fed_in_pass.prompt_tokens for group in rows.groups)
+        stretch.append(number)
+        rows.skip_pass()
+        number += 1
+        if reads or changes != (rows.admission.admitted, rows.admission.retired) or not rows.alive():
+            middle = [stretch[len(stretch) // 2]] if len(stretch) > 2 * ENDS else []
+            ends = stretch if every or len(stretch) <= 2 * ENDS + 1 else [*stretch[:ENDS], *middle, *stretch[-ENDS:]]
+            chosen += ends
+            stretch = []
     return chosen
 
 
 def interpolated(accounts: Mapping[int, SimulatedAccount]) -> SimulatedAccount:
     """The sum over all passes from the first to the last; those that were not simulated are interpolated linearly."""
     total = SimulatedAccount.nothing()
-    known = sorted(accounts)
+    known = sorted(accounts)  # prefill passes are all simulated: none is between two of them
     for number, account in accounts.items():
         total.add(account)
         after = known[known.index(number) + 1] if number != known[-1] else number + 1
@@ -238,19 +234,13 @@ def simulate(
     """
     limits = budgets or {tier: machine.capacity_bytes[tier.value] for tier in Tier}
     simulation = Simulation(file, machine, policy, limits)
-    alike = counted_blocks(rows, policy.rows_per_block)
-    prefill, decode = SimulatedAccount.nothing(), SimulatedAccount.nothing()
-    for block, count in alike.items():
-        parts = simulation.run(block, trace)
-        trace = None
-        prefill.add(parts[0], count)
-        decode.add(parts[1], count)
+    prefill, decode = simulation.run(rows, trace)
     whole = SimulatedAccount.nothing()
     for part in (prefill, decode):
         whole.add(part)
     return Prediction(
         rows=len(rows),
-        blocks=alike.total(),
+        blocks=1,
         generated_tokens=sum(row.new_tokens * count for row, count in counted(rows).items() if not row.scored_tokens),
         load_s=simulation.load_s,
         prefill_s=prefill.seconds,

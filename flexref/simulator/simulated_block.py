@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 from itertools import accumulate
 
+from flexref.block.admission import Waiting
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
+from flexref.block.rows import JobRows, Row, counted, each_of
 from flexref.block.score_block import ScoreBlock
 from flexref.block.watch import Watch
-from flexref.sampling.sampler import Sampler
-from flexref.sampling.settings import SamplingSettings
-from flexref.schedule.zigzag import Shape
 from flexref.tiers.mover import Mover
 from flexref.tiers.weights import WeightStore
 
@@ -24,14 +23,22 @@ class UnreadScores(ScoreBlock):
             sent.ticket.wait()
 
 
+def waiting_rows(rows: JobRows, window: int) -> Waiting:
+    """The rows of a job as they would wait, with prompts of nothing."""
+    made = (
+        Row(number, (0,) * row.prompt_tokens, row.new_tokens, scored=row.scored_tokens)
+        for number, row in enumerate(each_of(rows))
+    )
+    waiting = Waiting(made, window, in_order=any(row.scored_tokens for row in counted(rows)))
+    waiting.refill()
+    return waiting
+
+
 def simulated_block(
-    planned: PlannedBlock, weights: WeightStore, mover: Mover, shape: Shape, watch: Watch
+    planned: PlannedBlock, weights: WeightStore, mover: Mover, waiting: Waiting, rows: JobRows, watch: Watch
 ) -> GenerateBlock | ScoreBlock:
     """Make the planned block as a real job would: one that scores if any of its rows is scored."""
-    memory, groups = planned.memory, planned.groups
-    scored = [sum(row.scored for row in group.rows) for group in groups]
-    if any(scored):
-        firsts = tuple(accumulate(scored, initial=0))[:-1]
-        return UnreadScores(memory, weights, mover, groups, shape, firsts, lambda *_: None, watch=watch)
-    sampler = Sampler(SamplingSettings())
-    return GenerateBlock(memory, weights, mover, groups, shape, sampler, lambda row: None, watch=watch)
+    if any(row.scored_tokens for row in counted(rows)):
+        firsts = tuple(accumulate((row.scored_tokens for row in each_of(rows)), initial=0))
+        return UnreadScores(planned, weights, mover, waiting, firsts, lambda *_: None, lambda rows: None, watch=watch)
+    return GenerateBlock(planned, weights, mover, waiting, lambda row: None, watch=watch)

@@ -1,36 +1,40 @@
 """The KV cache over the tiers, by row: where a row's records lie, and what a visit has to copy; no attention."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 from typing import Any
 
 from flexref.backend.protocol import Backend
-from flexref.tiers.cache_plan import CachePlan, CacheRoom, RowPlan, RowStarts
+from flexref.tiers.cache_plan import CachePlan, CacheRoom, RowPass, RowPlace
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, view
 from flexref.units import Kind, Tier
 
 
 @dataclass(frozen=True, slots=True)
-class RowPass:
-    """A live row in one pass: its place in its group's plan, `past` tokens in its cache, `new` tokens to feed."""
-
-    place: int
-    past: int
-    new: int
-
-
-@dataclass(frozen=True, slots=True)
 class Stretch:
-    """Neighbouring rows of a group, off the device, with equal plan, past and new: one copy of `rows` equal pieces."""
+    """Neighbouring rows off the device with caches of one size, equal past and new: one copy of `rows` equal pieces.
+
+    place: the first one's. in_slot, leaving: where its records start in a slot, and its new ones on their way to disk.
+    """
 
     rows: int
-    plan: RowPlan
-    starts: RowStarts
-    """Those of the first row."""
+    place: RowPlace
     past: int
     new: int
+    in_slot: int
+    leaving: int
+
+    def goes_on(self, other: "Stretch", compact: bool) -> bool:
+        """Whether `other`, a single row, is the next piece; if `compact`, slots hold new records alone."""
+        mine, its = self.place, other.place
+        return (
+            (mine.home, mine.capacity_tokens, self.past, self.new)
+            == (its.home, its.capacity_tokens, other.past, other.new)
+            and its.start == mine.start + self.rows * mine.capacity_tokens
+            and other.leaving == self.leaving + (self.rows * self.new if its.home is Tier.DISK else 0)
+            and other.in_slot == self.in_slot + self.rows * (self.new if compact else mine.capacity_tokens)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +55,20 @@ class Spot:
         return self.region.part(start, tokens * record_bytes)
 
 
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """A group's rows in one pass: stretches off the device, and for the operators (place, where in a slot) of each row.
+
+    Of `near` rows the operators of the device reach the cache: None in place of a slot for those at home there. `away`:
+    the others', for which attention runs on the host.
+    """
+
+    rows: Sequence[RowPass]
+    stretches: Sequence[Stretch]
+    near: tuple[tuple[RowPlace, int | None], ...]
+    away: tuple[RowPlace, ...]
+
+
 @dataclass(slots=True)
 class CacheStore:
     """A block's caches: takes their memory, lists the copies of each visit, and gives operators the handles of rows."""
@@ -61,8 +79,8 @@ class CacheStore:
     _homes: dict[Tier, Region] = field(default_factory=dict)
     _slots: dict[CacheRoom, list[Region]] = field(default_factory=dict)
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
-    _handles: dict[tuple[int, int, int, bool], tuple[Any, Any, int]] = field(default_factory=dict)
-    _stretches_of: dict[int, tuple[Sequence[RowPass], list[Stretch]]] = field(default_factory=dict)
+    _handles: dict[int, dict[tuple[int, int], tuple[Any, Any, int]]] = field(default_factory=dict)
+    _arranged: dict[int, Arrangement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._record = self.plan.layout.record_bytes
@@ -85,118 +103,124 @@ class CacheStore:
             arena.give_back(holder, region)
         self._taken.clear()
         self._handles.clear()
-        self._stretches_of.clear()
-
-    def attends_far(self, rows: Sequence[RowPass]) -> bool:
-        """Whether attention runs on the host for rows off the device: if planned so, and all rows have a cache."""
-        return self.plan.far and all(row.past for row in rows)
+        self._arranged.clear()
 
     def fetch(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
         """disk -> host: the past records of rows whose home is the disk."""
         return [
-            self._copy(layer, stretch, (self._home(layer, stretch), self._staged(stretch, slot)), 0, stretch.past)
-            for stretch in self._stretches(group, rows)
-            if stretch.past and stretch.plan.home is Tier.DISK
+            self._copy(layer, each, (self._home(layer, group, each), self._staged(each, slot)), 0, each.past)
+            for each in self._arrangement(group, rows).stretches
+            if each.past and each.place.home is Tier.DISK
         ]
 
     def load(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
         """host -> device: the past records of rows whose home is host or disk; none if attention runs on the host."""
-        if self.attends_far(rows):
-            return []
         copies = []
-        for stretch in self._stretches(group, rows):
-            if stretch.past:
-                on_host = stretch.plan.home is Tier.HOST
-                source = self._home(layer, stretch) if on_host else self._staged(stretch, slot)
-                copies.append(self._copy(layer, stretch, (source, self._in_slot(stretch, slot)), 0, stretch.past))
+        for each in self._arrangement(group, rows).stretches:
+            if each.past and not self.plan.far:
+                on_host = each.place.home is Tier.HOST
+                source = self._home(layer, group, each) if on_host else self._staged(each, slot)
+                copies.append(self._copy(layer, each, (source, self._in_slot(each, slot)), 0, each.past))
         return copies
 
     def store(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
-        """device -> host: the new records of rows whose home is host or disk; none if attention runs on the host."""
-        if self.attends_far(rows):
-            return []
+        """device -> host: the new records of rows whose home is host or disk; not of those that are away."""
         copies = []
-        for stretch in self._stretches(group, rows):
-            on_host = stretch.plan.home is Tier.HOST
-            target = self._home(layer, stretch) if on_host else self._leaving(stretch, slot)
-            ways = (self._in_slot(stretch, slot), target)
-            copies.append(self._copy(layer, stretch, ways, stretch.past, stretch.new))
+        for each in self._arrangement(group, rows).stretches:
+            if not (each.past and self.plan.far):
+                on_host = each.place.home is Tier.HOST
+                target = self._home(layer, group, each) if on_host else self._leaving(each, slot)
+                copies.append(self._copy(layer, each, (self._in_slot(each, slot), target), each.past, each.new))
         return copies
 
     def spill(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
         """host -> disk: the new records of rows whose home is the disk."""
-        far, copies = self.attends_far(rows), []
-        for stretch in self._stretches(group, rows):
-            if stretch.plan.home is Tier.DISK:
-                source = self._staged(stretch, slot) if far else self._leaving(stretch, slot)
-                ways = (source, self._home(layer, stretch))
-                copies.append(self._copy(layer, stretch, ways, stretch.past, stretch.new))
+        copies = []
+        for each in self._arrangement(group, rows).stretches:
+            if each.place.home is Tier.DISK:
+                away = each.past and self.plan.far
+                source = self._staged(each, slot) if away else self._leaving(each, slot)
+                copies.append(self._copy(layer, each, (source, self._home(layer, group, each)), each.past, each.new))
         return copies
 
     def handles(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> tuple[Any, Any, int]:
         """(handle of the device's rows, handle of the host's, number of the device's) for a visit; None for no rows.
 
-        Handles are kept until a row retires, since a port may have uploaded them.
+        Handles are kept until other rows are in the group's pass, since a port may have uploaded them.
         """
-        far = self.attends_far(rows)
+        arranged = self._arrangement(group, rows)
         layer = 0 if self.plan.transient else layer
-        key = (layer, group, slot, far)
-        if key not in self._handles:
-            places = [row.place for row in rows]
-            near_places = [place for place in places if not far or self._row(group, place).home is Tier.DEVICE]
-            near = [self._view(self._near(layer, group, place, slot)) for place in near_places]
-            away = [self._view(self._away(layer, group, place, slot)) for place in places[len(near_places) :]]
+        known = self._handles.setdefault(group, {})
+        if (layer, slot) not in known:
+            near = [self._near(layer, group, place, at, slot) for place, at in arranged.near]
+            away = [self._away(layer, group, place, slot) for place in arranged.away]
             layout = self.plan.layout
-            self._handles[key] = (
+            known[layer, slot] = (
                 self.backend.cache_rows(near, layout) if near else None,
                 self.backend.cache_rows(away, layout) if away else None,
                 len(near),
             )
-        return self._handles[key]
+        return known[layer, slot]
 
-    def forget(self, group: int) -> None:
-        """A row of the group has retired: drop the group's handles."""
-        for key in [key for key in self._handles if key[1] == group]:
-            del self._handles[key]
+    def _arrangement(self, group: int, rows: Sequence[RowPass]) -> Arrangement:
+        """How the rows lie; found once per pass, since every layer has the same. Handles of other rows are dropped."""
+        known = self._arranged.get(group)
+        if known is None or known.rows is not rows:
+            found = self._arrange(group, rows)
+            if known is None or (known.near, known.away) != (found.near, found.away):
+                self._handles.pop(group, None)
+            known = self._arranged[group] = found
+        return known
 
-    def _row(self, group: int, place: int) -> RowPlan:
-        return self.plan.groups[group][place]
+    def _arrange(self, group: int, rows: Sequence[RowPass]) -> Arrangement:
+        room, far = self.plan.groups[group], self.plan.far
+        near: list[tuple[RowPlace, int | None]] = []
+        away: list[RowPlace] = []
+        stretches: list[Stretch] = []
+        new_before = leaving = 0
+        for row in rows:
+            place = row.place
+            if place.home is Tier.DEVICE:
+                near.append((place, None))
+                continue
+            mirrored = place.start + (room.tokens[Tier.HOST] if place.home is Tier.DISK else 0)
+            if self.plan.is_away(row):
+                in_slot = mirrored
+                away.append(place)
+            else:
+                in_slot = new_before if far else mirrored
+                near.append((place, in_slot))
+                new_before += row.new
+            single = Stretch(1, place, row.past, row.new, in_slot, leaving)
+            leaving += row.new if place.home is Tier.DISK else 0
+            last = stretches[-1] if stretches else None
+            if last is not None and last.goes_on(single, far and not row.past):
+                stretches[-1] = Stretch(last.rows + 1, last.place, last.past, last.new, last.in_slot, last.leaving)
+            else:
+                stretches.append(single)
+        return Arrangement(rows, stretches, tuple(near), tuple(away))
 
-    def _stretches(self, group: int, rows: Sequence[RowPass]) -> list[Stretch]:
-        """The live rows off the device, in stretches; found once per pass, since every layer moves the same."""
-        known = self._stretches_of.get(group)
-        if known is None or known[0] is not rows:
-            known = self._stretches_of[group] = rows, list(self._find_stretches(group, rows))
-        return known[1]
+    def _spot(self, region: Region, start_tokens: int, stride_tokens: int, origin: int = 0) -> Spot:
+        return Spot(region, start_tokens * self._record, stride_tokens * self._record, origin)
 
-    def _find_stretches(self, group: int, rows: Sequence[RowPass]) -> Iterator[Stretch]:
-        plans = self.plan.groups[group]
-        off_device = [row for row in rows if plans[row.place].home is not Tier.DEVICE]
+    def _at_home(self, layer: int, group: int, place: RowPlace) -> Spot:
+        plan, tier = self.plan, place.home
+        start = layer * plan.layer_bytes(tier) // self._record + plan.first_tokens[group][tier] + place.start
+        return self._spot(self._homes[tier], start, place.capacity_tokens)
 
-        def alike(numbered: tuple[int, RowPass]) -> tuple[Any, ...]:
-            number, row = numbered
-            return plans[row.place], row.past, row.new, row.place - number
-
-        for _, neighbours in groupby(enumerate(off_device), key=alike):
-            (_, row), *others = neighbours
-            starts = self.plan.starts[group][row.place]
-            yield Stretch(1 + len(others), plans[row.place], starts, row.past, row.new)
-
-    def _home(self, layer: int, stretch: Stretch) -> Spot:
-        tier, size = stretch.plan.home, stretch.plan.capacity_tokens * self._record
-        return Spot(self._homes[tier], layer * self.plan.layer_bytes(tier) + stretch.starts.home, size)
+    def _home(self, layer: int, group: int, stretch: Stretch) -> Spot:
+        return self._at_home(layer, group, stretch.place)
 
     def _in_slot(self, stretch: Stretch, slot: int) -> Spot:
-        size = self.plan.slot_tokens(stretch.plan) * self._record
-        return Spot(self._slots[CacheRoom.SLOTS][slot], stretch.starts.slot, size)
+        stride = stretch.new if self.plan.far else stretch.place.capacity_tokens
+        return self._spot(self._slots[CacheRoom.SLOTS][slot], stretch.in_slot, stride)
 
     def _staged(self, stretch: Stretch, slot: int) -> Spot:
-        size = stretch.plan.capacity_tokens * self._record
-        return Spot(self._slots[CacheRoom.STAGING_IN][slot], stretch.starts.staged, size)
+        place = stretch.place
+        return self._spot(self._slots[CacheRoom.STAGING_IN][slot], place.start, place.capacity_tokens)
 
     def _leaving(self, stretch: Stretch, slot: int) -> Spot:
-        size = stretch.plan.prompt_tokens * self._record
-        return Spot(self._slots[CacheRoom.STAGING_OUT][slot], stretch.starts.leaving, size, origin=stretch.past)
+        return self._spot(self._slots[CacheRoom.STAGING_OUT][slot], stretch.leaving, stretch.new, stretch.past)
 
     def _copy(self, layer: int, stretch: Stretch, ways: tuple[Spot, Spot], first: int, tokens: int) -> Copy:
         """Records of `tokens` tokens from `first` on of every row of the stretch, from one spot to another."""
@@ -207,18 +231,20 @@ class CacheStore:
         there, back = (spot.piece(0, first, tokens, self._record) for spot in ways)
         return Copy(Kind.CACHE, f"layer {layer} cache", there, back, pieces=pieces)
 
-    def _alone(self, group: int, place: int) -> Stretch:
-        """A row as a stretch of its own."""
-        return Stretch(1, self._row(group, place), self.plan.starts[group][place], 0, 0)
+    def _near(self, layer: int, group: int, place: RowPlace, in_slot: int | None, slot: int) -> Any:
+        """The cache of a row that the device's operators reach: at home, or in a slot from record `in_slot` on."""
+        if in_slot is None:
+            return self._view(self._at_home(layer, group, place), place.capacity_tokens)
+        region = self._slots[CacheRoom.SLOTS][slot]
+        return self._view(self._spot(region, in_slot, 0), place.capacity_tokens)
 
-    def _near(self, layer: int, group: int, place: int, slot: int) -> Spot:
-        alone = self._alone(group, place)
-        return self._home(layer, alone) if alone.plan.home is Tier.DEVICE else self._in_slot(alone, slot)
+    def _away(self, layer: int, group: int, place: RowPlace, slot: int) -> Any:
+        if place.home is Tier.HOST:
+            return self._view(self._at_home(layer, group, place), place.capacity_tokens)
+        region = self._slots[CacheRoom.STAGING_IN][slot]
+        return self._view(self._spot(region, place.start, 0), place.capacity_tokens)
 
-    def _away(self, layer: int, group: int, place: int, slot: int) -> Spot:
-        alone = self._alone(group, place)
-        return self._home(layer, alone) if alone.plan.home is Tier.HOST else self._staged(alone, slot)
-
-    def _view(self, spot: Spot) -> Any:
-        """A row's whole cache, whose size is its stride."""
-        return view(self.backend, spot.region, (spot.stride,), "uint8", spot.offset)
+    def _view(self, spot: Spot, tokens: int) -> Any:
+        """So many records from a spot on, or as many as its region holds: there a slot ends with the new records."""
+        tokens = min(tokens, (spot.region.nbytes - spot.offset) // self._record)
+        return view(self.backend, spot.region, (tokens * self._record,), "uint8", spot.offset)

@@ -1,6 +1,6 @@
-"""Where the KV caches of a block are to lie, row by row: homes, slots and staging in bytes; it moves nothing."""
+"""Where the KV caches of a block may lie: the room of each group on each tier, slots and staging; it moves nothing."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
@@ -21,97 +21,120 @@ class CacheRoom(str, Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class RowPlan:
-    """One row's cache: the tokens that it may hold, those of its prompt, and the tier of its home."""
+class RowPlace:
+    """Where a row's cache lies: `capacity_tokens` records from number `start` on, among its group's on tier `home`."""
 
-    capacity_tokens: int
-    prompt_tokens: int
     home: Tier
+    start: int
+    capacity_tokens: int
+
+    @property
+    def end(self) -> int:
+        """The number of the record after its last one."""
+        return self.start + self.capacity_tokens
 
 
 @dataclass(frozen=True, slots=True)
-class RowStarts:
-    """Where a row's records start, in bytes: among the homes of one layer, in a slot, and in the staging of one."""
+class RowPass:
+    """A row in one pass: the place of its cache, `past` tokens in it, `new` tokens to feed."""
 
-    home: int
-    slot: int
-    staged: int
-    leaving: int
+    place: RowPlace
+    past: int
+    new: int
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRoom:
+    """What the rows of one group, `rows` at most, may take.
+
+    tokens: how many records their caches hold, by tier. new_tokens: how many tokens a pass feeds of rows there.
+    """
+
+    rows: int
+    tokens: Mapping[Tier, int]
+    new_tokens: Mapping[Tier, int]
+
+    @property
+    def pass_tokens(self) -> int:
+        """The most tokens that a pass feeds."""
+        return sum(self.new_tokens.values())
+
+    @property
+    def largest(self) -> int:
+        """The most tokens that one row may have."""
+        return max(self.tokens.values())
 
 
 @dataclass(frozen=True)
 class CachePlan:
-    """Homes and slots of a block's caches. In every group, rows whose home is the device come first.
+    """Homes and slots of a block's caches, whose rows come and go.
 
     `far`: attention over caches that are off the device is computed on the host, once they hold tokens. Of such a cache
-    only the prompt's records cross the link, from the device. `transient`: a cache is read only by the visit that fills
-    it; then there is room for one layer of the largest group, which all layers and groups use one after another.
+    only what is new in a row's first pass crosses the link, from the device. `transient`: a cache is read only by the
+    visit that fills it; then there is room for one layer of the largest group, which all layers and groups use one
+    after another.
     """
 
     layout: RecordLayout
     layers: int
-    groups: tuple[tuple[RowPlan, ...], ...]
+    groups: tuple[GroupRoom, ...]
     far: bool
     slots: int
     transient: bool = False
 
     @cached_property
-    def starts(self) -> tuple[tuple[RowStarts, ...], ...]:
-        """Where the records of every row of every group start."""
-        at_home = dict.fromkeys(Tier, 0)
-        return tuple(
-            tuple(self._group_starts(group, dict.fromkeys(Tier, 0) if self.transient else at_home))
-            for group in self.groups
-        )
+    def first_tokens(self) -> tuple[Mapping[Tier, int], ...]:
+        """The number of each group's first record among the records of a layer, by tier."""
+        sums, firsts = dict.fromkeys(Tier, 0), []
+        for group in self.groups:
+            firsts.append(dict(sums))
+            if not self.transient:
+                sums = {tier: tokens + group.tokens[tier] for tier, tokens in sums.items()}
+        return tuple(firsts)
 
-    def _group_starts(self, group: Sequence[RowPlan], at_home: dict[Tier, int]) -> Iterator[RowStarts]:
-        in_slot = staged = leaving = 0
-        record = self.layout.record_bytes
-        for row in group:
-            yield RowStarts(at_home[row.home], in_slot, staged, leaving)
-            at_home[row.home] += row.capacity_tokens * record
-            if row.home is not Tier.DEVICE:
-                in_slot += self.slot_tokens(row) * record
-            if row.home is Tier.DISK:
-                staged += row.capacity_tokens * record
-                leaving += row.prompt_tokens * record
+    def is_away(self, row: RowPass) -> bool:
+        """Whether attention for the row runs on the host: if so planned, off the device, once its cache has tokens."""
+        return self.far and row.past > 0 and row.place.home is not Tier.DEVICE
 
-    def slot_tokens(self, row: RowPlan) -> int:
-        """Tokens that a slot on the device has room for, of a row whose home is another tier."""
-        return row.prompt_tokens if self.far else row.capacity_tokens
+    def in_order(self, rows: Sequence[RowPass]) -> list[int]:
+        """Which row comes when in a pass: those that `is_away` last, the others tier by tier, as they lie there."""
+        tiers = list(Tier)
+
+        def key(number: int) -> tuple[bool, int, int]:
+            row = rows[number]
+            return self.is_away(row), tiers.index(row.place.home), row.place.start
+
+        return sorted(range(len(rows)), key=key)
 
     def layer_bytes(self, tier: Tier) -> int:
-        """Bytes of one layer's caches whose home is `tier`: of all rows or, if transient, of the largest group."""
+        """Bytes of one layer's caches whose home is `tier`: of all groups or, if transient, of the largest one."""
         return self._layer_bytes[tier]
 
     @cached_property
     def _layer_bytes(self) -> dict[Tier, int]:
         whole = max if self.transient else sum
-        return {
-            tier: self.layout.record_bytes
-            * whole(sum(row.capacity_tokens for row in group if row.home is tier) for group in self.groups)
-            for tier in Tier
-        }
+        return {tier: self.layout.record_bytes * whole(group.tokens[tier] for group in self.groups) for tier in Tier}
 
-    def _largest(self, tokens: Callable[[RowPlan], int], homes: tuple[Tier, ...]) -> int:
-        """Bytes of the largest group: `tokens` of each of its rows whose home is one of `homes`."""
-        sums = (sum(tokens(row) for row in group if row.home in homes) for group in self.groups)
-        return max(sums, default=0) * self.layout.record_bytes
+    def _largest(self, tokens: Callable[[GroupRoom], int]) -> int:
+        """Bytes of so many tokens of the group that has most."""
+        return max((tokens(group) for group in self.groups), default=0) * self.layout.record_bytes
 
     @property
     def slot_bytes(self) -> int:
         """Device bytes of one slot: the caches of one group's rows whose home is another tier."""
-        return self._largest(self.slot_tokens, (Tier.HOST, Tier.DISK))
+        if self.far:
+            return self._largest(lambda group: group.new_tokens[Tier.HOST] + group.new_tokens[Tier.DISK])
+        return self._largest(lambda group: group.tokens[Tier.HOST] + group.tokens[Tier.DISK])
 
     @property
     def staging_in_bytes(self) -> int:
         """Host bytes of one slot for caches that come from disk."""
-        return self._largest(lambda row: row.capacity_tokens, (Tier.DISK,))
+        return self._largest(lambda group: group.tokens[Tier.DISK])
 
     @property
     def staging_out_bytes(self) -> int:
-        """Host bytes of one slot for new records on their way to disk: at most a prompt's."""
-        return self._largest(lambda row: row.prompt_tokens, (Tier.DISK,))
+        """Host bytes of one slot for new records on their way to disk."""
+        return self._largest(lambda group: group.new_tokens[Tier.DISK])
 
     def needs(self) -> Iterator[tuple[Tier, CacheRoom, int]]:
         """(tier, room, bytes) of everything that `CacheStore` will take."""

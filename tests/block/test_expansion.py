@@ -8,7 +8,7 @@ import pytest
 from flexref_numpy import NumpyBackend
 
 from flexref.architecture.spec import ModelSpec
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.units import GIB

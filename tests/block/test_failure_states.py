@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from flexref.architecture.spec import ModelSpec
 from flexref.block.generate_block import GenerateBlock
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.engine.session import always
 from flexref.errors import StorageError

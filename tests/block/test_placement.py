@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import CapacityError
 from flexref.loading import load
 from flexref.policy import Policy, Shares

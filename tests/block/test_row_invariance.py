@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import BackendUnavailable
 from flexref.loading import load
 from flexref.policy import Policy

@@ -16,7 +16,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.check.forward import model_logits_bound
 from flexref.check.models import stored_tensors
 from flexref.check.tolerances import assert_within
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.policy import Policy
 from flexref.testing import strategies as own

@@ -18,7 +18,7 @@ from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
 from flexref.block.trace_file import PENDING_BYTES, TraceFile
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import StorageError
 from flexref.loading import load
 from flexref.machine.plain import plain_machine

@@ -15,7 +15,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.calibration import calibrate
 from flexref.calibration.calibrate import SCHEME, CalibrationSample, convert_calibrated
 from flexref.check.models import write_model
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import CheckpointError, PromptError
 from flexref.policy import Policy, Shares
 from flexref.storage.convert import convert

@@ -13,7 +13,7 @@ from flexref.architecture.spec import ACTIVATIONS, LAYER_NORM_EPSILON, ModelSpec
 from flexref.check.forward import Tape, model_logits_bound
 from flexref.check.models import stored_tensors, write_model
 from flexref.check.tolerances import FLOAT32, assert_within
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.testing import strategies as own
 

@@ -8,7 +8,7 @@ from hypothesis import Phase, find, settings
 
 from flexref.architecture.spec import ACTIVATIONS, ModelSpec
 from flexref.check.models import stored_tensors, write_model
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.policy import Policy
 from flexref.testing import strategies as own

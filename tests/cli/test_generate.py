@@ -8,7 +8,7 @@ import pytest
 
 import flexref
 from flexref.cli.main import COMMANDS, command_group, run
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.policy import Policy
 
 SMALL = ["--device-mem-gib", "0.012", "--host-mem-gib", "0.005"]

@@ -18,7 +18,7 @@ from flexref.block.trace import Trace
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
 from flexref.engine.events import Event
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import CapacityError
 from flexref.loading import load

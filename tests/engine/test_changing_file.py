@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flexref.architecture.spec import ModelSpec
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import Listener, ScoredRow
 from flexref.errors import StorageError
 from flexref.loading import load

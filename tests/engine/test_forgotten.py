@@ -14,7 +14,7 @@ import pytest
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import EngineError, StorageError
 from flexref.loading import load
 from flexref.policy import Policy, Shares

@@ -11,7 +11,7 @@ import pytest
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import EngineError
 from flexref.loading import load

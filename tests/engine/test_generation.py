@@ -16,7 +16,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import stages
 from flexref.block.trace import Trace
 from flexref.engine.events import Event
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import CapacityError, FlexrefError, PolicyError, PromptError, StorageError, WeightFileError
 from flexref.loading import load
 from flexref.policy import Policy, Shares

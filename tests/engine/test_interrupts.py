@@ -22,8 +22,8 @@ from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
 from flexref.engine import interrupts
 from flexref.engine.engine import Engine
-from flexref.engine.generation import Request
 from flexref.engine.interrupts import FORCED, Interrupts
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import EngineError
 from flexref.loading import load

@@ -13,8 +13,8 @@ from flexref.architecture.spec import ModelSpec
 from flexref.check.forward import model_logits_bound
 from flexref.check.models import stored_tensors
 from flexref.check.tolerances import assert_within
-from flexref.engine.generation import Request
 from flexref.engine.next_tokens import NextTokens
+from flexref.engine.request import Request
 from flexref.engine.scoring import Listener, ScoredRow, Scores
 from flexref.errors import CapacityError, FlexrefError, PolicyError, PromptError
 from flexref.loading import load

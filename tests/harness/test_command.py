@@ -12,7 +12,7 @@ import pytest
 
 import flexref
 from flexref.cli.lm_eval import with_model
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.quality.multiple_choice import judge
 from flexref.quality.perplexity import perplexity, sample_text
 from flexref.quality.questions import read_questions

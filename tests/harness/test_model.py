@@ -9,7 +9,7 @@ import pytest
 from lm_eval.api.registry import get_model
 
 import flexref
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import PolicyError, PromptError
 from flexref.harness import model as harness

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.loading import load
 from flexref.policy import Policy

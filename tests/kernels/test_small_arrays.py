@@ -13,7 +13,7 @@ from flexref_cupy.device import SMALL_ALIGNMENT_BYTES, SmallArrays
 
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import CapacityError
 from flexref.loading import load
 from flexref.policy import Policy, Shares

@@ -6,7 +6,7 @@ import pytest
 from oracle_kit.checkpoints import SMALL_125M, Variant, load_oracle, new_model
 from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
 
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.storage.weightfile import open_weight_file
 
 

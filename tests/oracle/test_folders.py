@@ -10,7 +10,7 @@ from oracle_kit.compare import HOME, Oracle, run_flexref, weight_file
 from safetensors.torch import load_file, save_file
 from transformers import OPTForCausalLM
 
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 
 PROMPTS = [[9, 1, 2, 33, 60, 4, 17], [2, 40, 8]]
 UNTIED = SMALL_125M.changed(tied=False)

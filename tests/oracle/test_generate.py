@@ -6,7 +6,7 @@ from oracle_kit import torch
 from oracle_kit.checkpoints import PAD, SMALL_GALACTICA, load_oracle, new_model
 from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
 
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 
 PROMPTS = [[5], [PAD, PAD, 9, 0, 2, 60], [40, PAD, 8]]
 """Token ids are taken as they are: ids that elsewhere pad or begin a text are tokens like any other."""

@@ -10,7 +10,7 @@ from oracle_kit.checkpoints import SMALL_125M, SMALL_350M, SMALL_GALACTICA, Vari
 from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
 from transformers import OPTForCausalLM
 
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.storage.quant import dequantize, quantize
 
 PROMPTS = [[9, 1, 2, 33, 60, 4, 17], [2, 40, 8]]

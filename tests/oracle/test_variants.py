@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracle_kit.checkpoints import VARIANTS, Variant, load_oracle, new_model
 from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
 
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.testing.strategies import policies, token_rows
 
 CHOICES = {

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flexref.engine.events import Notice
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import PolicyError
 from flexref.loading import advisor, load, open_engine

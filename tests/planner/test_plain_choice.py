@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.published import size_named
 from flexref.block.rows import RowLengths
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.planner.plain_choice import (
     PROMPT_TOKENS_MOST,

@@ -13,7 +13,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.block.counted_rows import CountedRows
 from flexref.block.rows import RowLengths
 from flexref.block.trace import Trace
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.loading import load
 from flexref.machine.machine import Machine

@@ -66,7 +66,7 @@ def test_the_most_probable_choice_is_the_answer_and_per_character_it_may_be_anot
 
 
 def test_a_last_word_is_right_if_greedy_generation_says_it(demo: Engine) -> None:
-    from flexref.engine.generation import Request
+    from flexref.engine.request import Request
 
     context = "It was a fine morning, and the"
     said = demo.generate([context], Request(1)).outputs[0].text

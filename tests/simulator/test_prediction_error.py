@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from flexref.block.rows import RowLengths
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.results import Stats
 from flexref.loading import load
 from flexref.machine.plain import plain_machine

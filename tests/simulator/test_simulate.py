@@ -15,7 +15,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.block.rows import AlikeRows, RowLengths, counted, counted_blocks
 from flexref.block.trace import Trace
 from flexref.engine.engine import Engine
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import CapacityError
 from flexref.loading import load

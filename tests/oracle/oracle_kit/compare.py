@@ -19,7 +19,7 @@ from transformers import DynamicCache, OPTForCausalLM
 from flexref.check.forward import model_logits_bound
 from flexref.check.models import stored_tensors
 from flexref.check.tolerances import FLOAT32, FLOAT64, Numbers, assert_within
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.policy import Policy
 from flexref.storage.convert import convert

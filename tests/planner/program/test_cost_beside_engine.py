@@ -14,7 +14,7 @@ from flexref.block.memory_plan import plan_block, record_layout
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
 from flexref.check.models import write_model
-from flexref.engine.generation import Request
+from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine

@@ -1,0 +1,133 @@
+"""Which waiting row enters a block next, and where: looks a bounded way ahead; it knows no token and moves nothing.
+
+The longest row enters first, so that none begins when all others end, and groups are filled with rows of like lengths.
+Nobody waits for ever: at most `overtakes` later rows enter before a row that waits. When so many have, the oldest one
+is next, and where it does not fit yet nobody enters until it does.
+"""
+
+from bisect import insort
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from flexref.block.places import GroupPlaces
+from flexref.block.rows import Group, Row, RowLengths
+from flexref.tiers.cache_plan import GroupRoom
+
+WINDOWS = 4
+"""So many times the rows of a block are looked at ahead."""
+
+
+def longest_first(row: RowLengths) -> tuple[int, int]:
+    """The order in which rows enter, if none has waited too long: those that generate most first, then long prompts."""
+    return -row.new_tokens, -row.prompt_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """A row that waits, and how many had arrived before it."""
+
+    row: Row
+    number: int
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """In the order of it rows enter, if none has waited too long; of equal ones the first that came."""
+        return *longest_first(self.row.lengths), self.number
+
+
+class Waiting:
+    """The rows that wait for a place: at most `window` at a time are taken from where they come from.
+
+    With `in_order` they enter as they arrived. None is taken before `refill` is called.
+    """
+
+    def __init__(self, rows: Iterable[Row], window: int, *, in_order: bool = False) -> None:
+        self.window, self.overtakes = window, 0 if in_order else window
+        self._rows: Iterator[Row] | None = iter(rows)
+        self._arrived = deque[Arrived]()
+        self._longest_first = list[Arrived]()
+        self._arrivals = self._entered = 0
+
+    def refill(self) -> None:
+        """Take more rows from where they come from, until the window is full. Raises what that raises, once."""
+        while self._rows is not None and len(self._longest_first) < self.window:
+            rows, self._rows = self._rows, None  # an iterator that raised is not asked again
+            for row in rows:
+                self._rows = rows
+                self._arrive(row)
+                break
+
+    def widen(self, window: int) -> None:
+        """Look so many rows ahead from now on."""
+        self.window = window
+        self.overtakes = window if self.overtakes else 0
+
+    def _arrive(self, row: Row) -> None:
+        arrived = Arrived(row, self._arrivals)
+        self._arrivals += 1
+        self._arrived.append(arrived)
+        insort(self._longest_first, arrived, key=lambda each: each.key)
+
+    def __len__(self) -> int:
+        return len(self._longest_first)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The rows that are in the window, in the order of their arrival."""
+        return [arrived.row for arrived in self._arrived]
+
+    @property
+    def come_to_an_end(self) -> bool:
+        """Whether no row waits and none will come."""
+        return self._rows is None and not self._longest_first
+
+    def take(self, most_tokens: int) -> Row | None:
+        """The row that enters next, of those with at most so many tokens; None if there is none, or one goes first."""
+        if not self._arrived:
+            return None
+        oldest = self._arrived[0]
+        if self._entered - oldest.number >= self.overtakes:
+            return self._take(oldest) if oldest.row.lengths.capacity_tokens <= most_tokens else None
+        for arrived in self._longest_first:
+            if arrived.row.lengths.capacity_tokens <= most_tokens:
+                return self._take(arrived)
+        return None
+
+    def drop(self, unwanted: Row) -> None:
+        """The row waits no more; it counts as if it had entered."""
+        for arrived in [arrived for arrived in self._arrived if arrived.row is unwanted]:
+            self._take(arrived)
+
+    def _take(self, arrived: Arrived) -> Row:
+        self._entered += 1
+        self._arrived.remove(arrived)
+        self._longest_first.remove(arrived)
+        return arrived.row
+
+
+class Admission:
+    """The places of a block's groups, and who waits for them."""
+
+    def __init__(self, rooms: Sequence[GroupRoom], waiting: Waiting) -> None:
+        self.waiting = waiting
+        self.places = [GroupPlaces(room) for room in rooms]
+        self.admitted = self.retired = 0
+
+    def renew(self, number: int, group: Group) -> None:
+        """Rows of the group that ended leave it; waiting ones take their places."""
+        places = self.places[number]
+        for row in group.leave():
+            assert row.place is not None
+            places.give_back(row.place)
+            row.place = None
+            self.retired += 1
+        while entering := self._next(places):
+            entering.place = places.take(entering.lengths.capacity_tokens)
+            group.enter(entering)
+            self.admitted += 1
+        group.look()
+
+    def _next(self, places: GroupPlaces) -> Row | None:
+        most_tokens = places.longest
+        return self.waiting.take(most_tokens) if most_tokens else None

@@ -1,0 +1,51 @@
+"""The rows of a block, group by group, and those that wait: who comes and who leaves between passes."""
+
+from collections.abc import Sequence
+
+from flexref.block.admission import Admission, Waiting
+from flexref.block.rows import Group, Judge, TokenEvent
+from flexref.tiers.cache_plan import CachePlan
+
+
+class BlockRows:
+    """The groups of a block. What waits has come in as far as there is room, when it is made and after every pass."""
+
+    def __init__(self, cache: CachePlan, waiting: Waiting, prompt_chunk_tokens: int | None) -> None:
+        self.waiting, self.admission = waiting, Admission(cache.groups, waiting)
+        self.groups = [Group(room, cache.in_order, prompt_chunk_tokens) for room in cache.groups]
+        self._next_pass = [0] * len(self.groups)
+        for number, group in enumerate(self.groups):
+            self.admission.renew(number, group)
+
+    def alive(self) -> bool:
+        """Whether any row is in the block."""
+        return any(group.rows for group in self.groups)
+
+    def goes_on(self, pass_number: int) -> bool:
+        """Whether that pass may come, asked in the one before it.
+
+        It does if a row waits, if a group that has been renewed for it has a row, or if a row of another group may not
+        end with its next token.
+        """
+        return len(self.waiting) > 0 or any(
+            bool(group.rows) if self._next_pass[number] == pass_number else group.lasts_longer()
+            for number, group in enumerate(self.groups)
+        )
+
+    def end_pass(self, number: int, token_ids: Sequence[int], judge: Judge) -> list[TokenEvent]:
+        """A pass is over for one group, which may be empty: its rows get their tokens; then it is renewed."""
+        events = self.groups[number].accept(token_ids, judge)
+        self.renew(number)
+        return events
+
+    def renew(self, number: int) -> None:
+        """A pass is over for the group: rows that ended leave it, waiting ones take their places."""
+        self._next_pass[number] += 1
+        self.admission.renew(number, self.groups[number])
+
+    def skip_pass(self) -> None:
+        """Let a pass go by that nobody runs, for all groups: every row gets some token; rows come and leave."""
+        for number, group in enumerate(self.groups):
+            group.accept([0] * len(group.ready), lambda row: None)
+            self.admission.renew(number, group)
+        self.waiting.refill()

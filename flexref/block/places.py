@@ -1,0 +1,84 @@
+"""Which places for caches of a group are free: rows that enter take them, those that leave give them back.
+
+A row's records lie in one run. Of the free runs that are long enough the shortest is taken, so that long ones last.
+"""
+
+from bisect import insort
+from collections.abc import Iterator
+
+from flexref.tiers.cache_plan import GroupRoom, RowPlace
+from flexref.units import Tier
+
+
+class TierPlaces:
+    """The free runs of records of one group on one tier, for at most `rows` rows."""
+
+    def __init__(self, home: Tier, tokens: int, rows: int) -> None:
+        self.home, self.rows_left = home, rows
+        self._free = [(0, tokens)] if tokens else []
+        """(first, end) of every free run, in order; no two of them touch."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest run that a row may take now."""
+        return max((end - first for first, end in self._free), default=0) if self.rows_left else 0
+
+    def take(self, tokens: int) -> RowPlace | None:
+        """A place for so many tokens; None if no run is long enough, or there are as many rows as there may be."""
+        fitting = [run for run in self._free if run[1] - run[0] >= tokens]
+        if not fitting or not self.rows_left:
+            return None
+        first, end = min(fitting, key=lambda run: (run[1] - run[0], run[0]))
+        self._free.remove((first, end))
+        if first + tokens < end:
+            insort(self._free, (first + tokens, end))
+        self.rows_left -= 1
+        return RowPlace(self.home, first, tokens)
+
+    def give_back(self, place: RowPlace) -> None:
+        """Take back what `take` gave. `ValueError` if some of it is free."""
+        if any(first < place.end and place.start < end for first, end in self._free):
+            raise ValueError(f"{place} was given back, and some of it is free: {self._free}")
+        first, end = place.start, place.end
+        for run in [run for run in self._free if run[1] == first or run[0] == end]:
+            self._free.remove(run)
+            first, end = min(first, run[0]), max(end, run[1])
+        insort(self._free, (first, end))
+        self.rows_left += 1
+
+
+class GroupPlaces:
+    """The free places of one group: on the device first, then on the host, then on disk."""
+
+    def __init__(self, room: GroupRoom) -> None:
+        self.rows_left = room.rows
+        self._tiers = {
+            tier: TierPlaces(tier, room.tokens[tier], min(room.rows, room.new_tokens[tier])) for tier in Tier
+        }
+
+    @property
+    def longest(self) -> int:
+        """The most tokens that a row may have that enters now."""
+        return max(places.longest for places in self._tiers.values()) if self.rows_left else 0
+
+    def take(self, tokens: int) -> RowPlace | None:
+        """A place for a row of so many tokens; None if there is none now."""
+        if not self.rows_left:
+            return None
+        for places in self._tiers.values():
+            place = places.take(tokens)
+            if place is not None:
+                self.rows_left -= 1
+                return place
+        return None
+
+    def give_back(self, place: RowPlace) -> None:
+        """A row has left: take its place back."""
+        self._tiers[place.home].give_back(place)
+        self.rows_left += 1
+
+    def free_runs(self) -> Iterator[tuple[Tier, int, int]]:
+        """(tier, first, end) of every free run of records."""
+        for tier, places in self._tiers.items():
+            for first, end in places._free:
+                yield tier, first, end

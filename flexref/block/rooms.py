@@ -1,0 +1,109 @@
+"""Cuts the room of a block's groups to the lengths of the rows that will go through it; it takes no memory.
+
+Rows that all are in the block at once get the room that they need. Of more rows it is not known which will be beside
+each other: a group gets what that many rows, drawn at random, take in all but a few cases, and at least what the
+longest one takes. A row that finds no room waits until others have left, and a prompt is read in as many passes as it
+takes.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import ceil, sqrt
+
+from flexref.block.admission import longest_first
+from flexref.block.counted_rows import kinds_of
+from flexref.block.rows import JobRows, RowLengths, each_of
+from flexref.policy import Policy, Shares
+from flexref.tiers.cache_plan import GroupRoom
+from flexref.tiers.placement import place_in_order
+from flexref.units import Tier
+
+DEVIATIONS = 2.0
+"""So many standard deviations of its mean a group's rows may be longer than the job's are on average: in one of forty
+cases they are longer."""
+
+
+@dataclass(frozen=True)
+class BlockRooms:
+    """The room of every group. `single_pass`: no row needs a second one. `whole`: every prompt is read in one pass."""
+
+    groups: tuple[GroupRoom, ...]
+    scored_share: float
+    single_pass: bool
+    whole: bool
+
+    @classmethod
+    def of(cls, rows: JobRows, policy: Policy) -> "BlockRooms":
+        """The rooms of a block that `rows` go through.
+
+        Where tokens are scored caches are on the device: they last a visit.
+        """
+        kinds = kinds_of(rows)
+        count, size = kinds.total(), policy.rows_per_block
+        share = max(row.scored_tokens / row.prompt_tokens for row in kinds)
+        chunk = None if share else policy.prompt_chunk_tokens
+        typical = _in_order(kinds, rows) if count <= size else _typical(kinds, policy)
+        groups = [
+            typical[first : first + policy.rows_per_group] for first in range(0, len(typical), policy.rows_per_group)
+        ]
+        homes = place_in_order(
+            [[row.capacity_tokens for row in group] for group in groups], Shares() if share else policy.cache
+        )
+        longest = max(row.capacity_tokens for row in kinds)
+        rooms = []
+        for group, tiers in zip(groups, homes, strict=True):
+            tokens, new_tokens = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0)
+            for row, tier in zip(group, tiers, strict=True):
+                tokens[tier] += row.capacity_tokens
+                new_tokens[tier] += row.prompt_tokens if chunk is None else min(chunk, row.prompt_tokens)
+            if count > size:
+                widest = max(Tier, key=lambda tier: tokens[tier])
+                tokens[widest] = max(tokens[widest], longest)
+                if share:
+                    new_tokens[widest] = tokens[widest]
+            rooms.append(GroupRoom(len(group), tokens, new_tokens))
+        alike = len({row.prompt_tokens for row in kinds}) == 1
+        single = max(row.new_tokens for row in kinds) == 1 and count <= size
+        return cls(tuple(rooms), share, single, chunk is None and (alike or count <= size))
+
+    @property
+    def scores(self) -> bool:
+        """Whether tokens are scored, and none generated."""
+        return self.scored_share > 0
+
+    def scored(self, tokens: int) -> int:
+        """How many of so many tokens are scored at most."""
+        return ceil(tokens * self.scored_share)
+
+    def far_tokens(self, group: GroupRoom) -> int:
+        """For how many tokens of a group attention runs on the host at most: one of every row, or pieces of prompts."""
+        new_tokens = group.new_tokens[Tier.HOST] + group.new_tokens[Tier.DISK]
+        return min(new_tokens, group.rows) if self.whole else new_tokens
+
+
+def _in_order(kinds: Counter[RowLengths], rows: JobRows) -> Sequence[RowLengths]:
+    """All rows, as they enter a block in which there is room for all of them."""
+    every = list(each_of(rows))
+    return every if any(row.scored_tokens for row in kinds) else sorted(every, key=longest_first)
+
+
+def _typical(kinds: Counter[RowLengths], policy: Policy) -> Sequence[RowLengths]:
+    """Rows that, in a group, take as much as rows of the job do in all but a few cases."""
+    rows = policy.rows_per_group
+    capacity = _enough(kinds, rows, lambda row: row.capacity_tokens)
+    prompt = min(capacity, _enough(kinds, rows, lambda row: row.prompt_tokens))
+    some = next(iter(kinds))
+    return [replace(some, prompt_tokens=prompt, new_tokens=capacity - prompt + 1)] * policy.rows_per_block
+
+
+def _enough(kinds: Counter[RowLengths], rows: int, tokens: Callable[[RowLengths], int]) -> int:
+    """Tokens for each of `rows` rows drawn at random: their mean and some deviations of it, or that of the longest."""
+    total = kinds.total()
+    mean = sum(tokens(row) * count for row, count in kinds.items()) / total
+    variance = sum((tokens(row) - mean) ** 2 * count for row, count in kinds.items()) / total
+    left, most = rows, 0
+    for row in sorted(kinds, key=tokens, reverse=True):
+        some = min(left, kinds[row])
+        most, left = most + some * tokens(row), left - some
+    return ceil(min(mean + DEVIATIONS * sqrt(variance / rows), most / rows) - 1e-9)
