@@ -48,14 +48,15 @@ class Heads:
 
     def attend(self, rows: Sequence[RowRecords], q: Numbers, scale: np.float32, out: Numbers) -> None:
         """q (R, S, H, D) -> out (R, S, H, D), of these heads; `rows`: those of the batch."""
+        sharing = _sharing(rows)
         np.multiply(q[:, :, self._some], scale, out=self._queries)
         self._rest[...] = 0
         with np.errstate(over="ignore", invalid="ignore"):  # a key that is hidden below may give anything
             for run in self._batch.runs:
-                self._multiply(rows, 0, run)
+                self._multiply(rows, sharing, 0, run)
         self._weigh()
         for run in self._batch.runs:
-            self._multiply(rows, 1, run)
+            self._multiply(rows, sharing, 1, run)
             if run[0] == 0 and self._sums is self._kept:
                 self._kept[...] = self._by_chunk[0]
             for chunk in range(run[0] == 0, run[1] - run[0]):
@@ -72,17 +73,33 @@ class Heads:
         sums = np.add.reduce(self._scores, axis=-1)
         flat /= sums if batch.chunks == 1 else np.add.accumulate(sums, axis=-1)[..., -1:]
 
-    def _multiply(self, rows: Sequence[RowRecords], which: int, run: tuple[int, int]) -> None:
-        """Scores of a run's chunks (`which` 0: by K), or what they give (1: by V)."""
+    def _multiply(
+        self, rows: Sequence[RowRecords], sharing: Sequence[Sequence[int]], which: int, run: tuple[int, int]
+    ) -> None:
+        """Scores of a run's chunks (`which` 0: by K), or what they give (1: by V).
+
+        What must be expanded of a prefix is expanded once for all rows of the batch that begin with it.
+        """
+        direct = self._batch.queries == 1 and rows[0].own.chunks is not None
+        for places in () if direct else sharing:
+            row, first = rows[places[0]], run[0]
+            last = min(run[1], row.shared // CHUNK_TOKENS)
+            if first < last:
+                operand = self._expanded(row, which, (first, last), row.shared)
+                for place in places:
+                    self._multiply_by(operand, which, place, (first, last, 0))
         for place, row in enumerate(rows):
             first, last = run
-            whole = min(last, self._keys[place] // CHUNK_TOKENS)
-            if first < whole and row.own.chunks is not None and self._batch.queries == 1:
-                for start, end, views, there in row.pieces(first, whole, CHUNK_TOKENS):
-                    assert views.chunks is not None
-                    operand = views.chunks[which][self._some, there : there + end - start, None]
-                    self._multiply_by(operand, which, place, (start, end, start - run[0]))
-                first = whole
+            if direct:
+                whole = min(last, self._keys[place] // CHUNK_TOKENS)
+                if first < whole:
+                    for start, end, views, there in row.pieces(first, whole, CHUNK_TOKENS):
+                        assert views.chunks is not None
+                        operand = views.chunks[which][self._some, there : there + end - start, None]
+                        self._multiply_by(operand, which, place, (start, end, start - run[0]))
+                    first = whole
+            elif row.shared:
+                first = max(first, row.shared // CHUNK_TOKENS)
             if first < last:
                 operand = self._expanded(row, which, (first, last), self._keys[place])
                 self._multiply_by(operand, which, place, (first, last, first - run[0]))
@@ -124,3 +141,12 @@ class Heads:
             found = values, split.transpose(3, 0, 2, 4, 1), split.transpose(3, 0, 2, 1, 4)
             self._operands[chunks, plain] = found
         return found
+
+
+def _sharing(rows: Sequence[RowRecords]) -> list[list[int]]:
+    """The places of rows that begin with equally many tokens of one prefix."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for place, row in enumerate(rows):
+        if row.shared:
+            found.setdefault((id(row.prefix), row.shared), []).append(place)
+    return list(found.values())
