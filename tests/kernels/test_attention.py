@@ -297,6 +297,20 @@ def test_a_score_of_minus_infinity_weighs_nothing(port: CupyBackend, past: int, 
         assert np.isnan(found[~fit]).all()
 
 
+def test_keys_after_a_token_do_not_change_the_sign_of_its_zeros(port: CupyBackend) -> None:
+    with Bench(port) as bench:
+        this = Pass(bench, layout_of(EXACT[1], heads=1), (0,), (20,), seed=3, scale=1.0)
+        for part in (this.k[0], this.v[0], this.q[0]):
+            part[...] = 0
+        # The first keys' values shrink to -0 when key 16 comes, whose own are -0; the values after it are positive.
+        this.q[0][:, 0], this.k[0][:16, 0], this.v[0][:16], this.v[0][16] = 16, -16, -1e-7, -0.0
+        this.v[0][17:] = 1
+        (whole,) = this.filled().cache.attend(this.q, [0], this.scale)
+        (alone,) = this.cache.attend([this.q[0][16:17]], [16], this.scale)
+        assert not alone.any()
+        assert np.signbit(alone[0]).tolist() == np.signbit(whole[16]).tolist()
+
+
 @pytest.mark.usefixtures("apart")
 @pytest.mark.parametrize("kind", [EXACT[3], EXACT[6], EXACT[7], EXACT[9], LOOSE[3]], ids=str)
 def test_a_prefix_of_any_number_of_chunks_is_as_good_as_a_copy(port: CupyBackend, kind: tuple[str, int, int]) -> None:

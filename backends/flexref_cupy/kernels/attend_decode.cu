@@ -518,6 +518,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
     for (int value = 0; value < RESULTS; ++value) {
         const int column = column_of(value, quad, place);
-        if (column < WIDTH) target[column] = to_half(result[value] * share);
+        // Of APART -0 becomes 0, whatever weighed nothing.
+        const float mean = APART ? __fmaf_rn(result[value], share, 0.0f) : result[value] * share;
+        if (column < WIDTH) target[column] = to_half(mean);
     }
 }

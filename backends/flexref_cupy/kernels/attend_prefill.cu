@@ -72,7 +72,11 @@ struct Source {
         return static_cast<unsigned long long>(key) * record_bytes;
     }
 
-    __device__ __forceinline__ void move(integer bytes) { numbers += bytes, pairs += bytes; }
+    __device__ __forceinline__ Source moved(integer bytes) const {
+        Source result = *this;
+        result.numbers += bytes, result.pairs += bytes;
+        return result;
+    }
 
     __device__ __forceinline__ half loose_number(int key, int place) const {
         if (place >= width || key >= keys) return half{0};
@@ -366,13 +370,15 @@ struct Kept {
             state.highest[query] = seen ? shares.highest : highest;
             state.total[query] = seen ? shares.sum(total, state.total[query]) : total;
 #pragma unroll
-            for (int part = 0; part < WIDTH / 8; ++part)
+            for (int part = 0; part < WIDTH / 8; ++part) {
 #pragma unroll
                 for (int place = 2 * query; place < 2 * query + 2; ++place) {
                     const float before = value(4 * part + place);
                     float& now = state.values[part][place];
                     now = seen ? shares.sum(before, now) : before;
                 }
+                if (part % 4 == 3) __syncwarp();  // keeps later loads here: they need registers
+            }
         }
     }
 
@@ -432,8 +438,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     keys.pairs = records + where->of_first_token() + pairs_offset + head * head_groups * 4;
     keys.record_bytes = static_cast<unsigned>(record_bytes), keys.width = width, keys.group_size = static_cast<int>(group_size);
     keys.keys = row.past + tile.first + count;
-    Source values = keys;
-    values.numbers += record_bytes / 2, values.pairs += record_bytes / 2;
+    Source values = keys.moved(record_bytes / 2);
 
     const integer token = row.first_token + tile.first;
     stage(q + token * q_pitch + head * head_width, q_pitch, count, width, q_aligned, shared);
@@ -461,10 +466,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         }
         carrier.finish(values, first, shared_values);
         __syncthreads();  // the values are there, and nobody uses these keys any more
-        if (first + KEYS == where->shared) {  // from the prefix to the row's own records
-            const integer bytes = where->own - where->prefix;
-            keys.move(bytes), values.move(bytes);
-        }
+        if (first + KEYS == where->shared)  // from the prefix to the row's own records
+            keys = keys.moved(where->own - where->prefix), values = values.moved(where->own - where->prefix);
         if (first + KEYS < keys.keys) carrier.begin(keys, first + KEYS, shared_keys);
         if (visible) state.add(shared_values, lane);
     }
@@ -481,7 +484,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 #pragma unroll
         for (int part = 0; part < WIDTH / 8; ++part) {
             const int column = 8 * part + 2 * (lane % 4);
-            const pair both = to_pair(state.values[part][2 * query] * share, state.values[part][2 * query + 1] * share);
+            const float first = state.values[part][2 * query], second = state.values[part][2 * query + 1];
+            // Of APART -0 becomes 0, whatever weighed nothing.
+            const pair both = APART ? to_pair(__fmaf_rn(first, share, 0.0f), __fmaf_rn(second, share, 0.0f))
+                                    : to_pair(first * share, second * share);
             if (out_aligned && column + 1 < width) {
                 *reinterpret_cast<pair*>(target + column) = both;
             } else {
