@@ -1,5 +1,7 @@
 """Where K and V of tokens lie in the records of a cache, as arrays of numpy; it knows no pass and no attention."""
 
+from typing import NamedTuple
+
 import numpy as np
 
 from flexref.backend.protocol import CHUNK_TOKENS
@@ -7,52 +9,63 @@ from flexref.backend.records import RecordLayout
 from flexref.storage.quant import Quantized, dequantize
 from flexref_numpy.scratch import Numbers
 
+Parts = tuple[Numbers, Numbers | None]
+"""Codes (or values) and pairs of K or of V, (T, H, ...)."""
+
 
 class Sections:
     """Where K and V of tokens lie in records of one layout; worked out once for all rows of a call."""
 
     def __init__(self, layout: RecordLayout) -> None:
         self.layout, self._record_bytes = layout, layout.record_bytes
-        self._starts, self._codes_bytes = (0, layout.value_offset), layout.codes_bytes
-        self._pairs_offset, self._pairs_bytes = layout.pairs_offset, layout.pairs_bytes
+        self._starts = 0, layout.value_offset
+        self._dtype = np.dtype(np.uint8 if layout.quantized else layout.dtype)
         self._coded = layout.heads, layout.packed_width if layout.quantized else layout.head_width
-        self._paired = layout.heads, layout.groups, 2
+        self._code_strides = layout.record_bytes, self._coded[1] * self._dtype.itemsize, self._dtype.itemsize
+        self._paired, self._pairs_offset = (layout.heads, layout.groups, 2), layout.pairs_offset
+        self._pair_strides = layout.record_bytes, layout.groups * 4, 4, 2
 
-    def of(self, records: Numbers, which: int, first: int, last: int) -> tuple[Numbers, Numbers | None]:
-        """Codes (or values) and pairs of K (`which` 0) or V (1) of tokens first to last: (T, H, ...) views."""
-        tokens = records.reshape(-1, self._record_bytes)[first:last]
-        start = self._starts[which]
-        codes = tokens[:, start : start + self._codes_bytes]
-        if not self.layout.quantized:
-            return codes.view(self.layout.dtype).reshape(last - first, *self._coded), None
-        start += self._pairs_offset
-        pairs = tokens[:, start : start + self._pairs_bytes].view(np.float16)
-        return codes.reshape(last - first, *self._coded), pairs.reshape(last - first, *self._paired)
+    def of(self, records: Numbers, which: int, first: int, last: int) -> Parts:
+        """Codes (or values) and pairs of K (`which` 0) or V (1) of tokens first to last, views."""
+        codes, pairs = self.whole(records).parts[which]
+        return codes[first:last], None if pairs is None else pairs[first:last]
 
     def whole(self, records: Numbers) -> "Views":
         """K and V of all records of an array."""
-        return Views(self, records)
+        tokens = records.size // self._record_bytes
+        if not tokens:  # numpy takes no offset in an array of no bytes
+            records = np.empty(self._record_bytes, np.uint8)
+        k, v = (self._parts(records, tokens, start) for start in self._starts)
+        return Views(tokens, (k, v), self._chunks(records, tokens))
+
+    def _parts(self, records: Numbers, tokens: int, start: int) -> Parts:
+        codes: Numbers = np.ndarray((tokens, *self._coded), self._dtype, records, start, self._code_strides)
+        if not self.layout.quantized:
+            return codes, None
+        start += self._pairs_offset
+        return codes, np.ndarray((tokens, *self._paired), np.float16, records, start, self._pair_strides)
+
+    def _chunks(self, records: Numbers, tokens: int) -> tuple[Numbers, Numbers] | None:
+        if self.layout.quantized or self._dtype != np.float32:
+            return None
+        (heads, width), (record, head, value) = self._coded, self._code_strides
+        chunks, chunk = tokens // CHUNK_TOKENS, CHUNK_TOKENS * record
+        shape = heads, chunks, width, CHUNK_TOKENS
+        k: Numbers = np.ndarray(shape, np.float32, records, self._starts[0], (head, chunk, value, record))
+        shape = heads, chunks, CHUNK_TOKENS, width
+        return k, np.ndarray(shape, np.float32, records, self._starts[1], (head, chunk, record, value))
 
 
-class Views:
+class Views(NamedTuple):
     """K and V of all records of an array.
 
-    parts: of K and of V, codes (or values) and pairs, (T, H, ...). chunks: K^T (H, chunks, D, CHUNK_TOKENS) and V (H,
-    chunks, CHUNK_TOKENS, D) of the array's whole chunks, where records hold numbers that can be multiplied as they are.
+    parts: of K and of V. chunks: K^T (H, chunks, D, CHUNK_TOKENS) and V (H, chunks, CHUNK_TOKENS, D) of the array's
+    whole chunks, where records hold numbers that can be multiplied as they are.
     """
 
-    __slots__ = ("chunks", "parts", "tokens")
-
-    def __init__(self, sections: Sections, records: Numbers) -> None:
-        layout = sections.layout
-        self.tokens = records.size // layout.record_bytes
-        self.parts = tuple(sections.of(records, which, 0, self.tokens) for which in (0, 1))
-        self.chunks: tuple[Numbers, Numbers] | None = None
-        if not layout.quantized and layout.dtype == "float32":
-            chunks = self.tokens // CHUNK_TOKENS
-            shape = chunks, CHUNK_TOKENS, layout.heads, layout.head_width
-            k, v = (codes[: chunks * CHUNK_TOKENS].reshape(shape, copy=False) for codes, _ in self.parts)
-            self.chunks = k.transpose(2, 0, 3, 1), v.transpose(2, 0, 1, 3)
+    tokens: int
+    parts: tuple[Parts, Parts]
+    chunks: tuple[Numbers, Numbers] | None
 
 
 class RowRecords:

@@ -99,6 +99,13 @@ def test_a_row_that_outgrows_its_cache_is_refused(roomy: NumpyBackend) -> None:
     assert not records.any()
 
 
+@pytest.mark.parametrize("scheme", ["none", "int4"])
+def test_an_array_may_hold_no_record(scheme: str) -> None:
+    views = Sections(RecordLayout(2, 4, "float32", scheme)).whole(np.empty(0, np.uint8))
+    assert views.tokens == 0
+    assert all(len(codes) == 0 for codes, _ in views.parts)
+
+
 def test_too_little_scratch_is_refused() -> None:
     with pytest.raises(ValueError, match=f"at least {MINIMUM_SCRATCH_BYTES}, found 4096"):
         NumpyBackend(4096)
