@@ -4,7 +4,8 @@ Weights in groups of 8 bits are always expanded and multiplied by cuBLAS: no ker
 
 The bits of a product follow from its shapes and values alone. Kernels of the port see to that themselves; cuBLAS does
 not, since it chooses an algorithm by pitches and alignments too. So it is shown one layout only (see `is_shown`): what
-lies otherwise goes through scratch memory. And a matrix is always cut into the same tiles, stored or expanded.
+lies otherwise goes through scratch memory. And a matrix is always cut into the same tiles, stored or expanded. Where
+rows are to have bits of their own, the number of tokens has no part in them either (linear_in_order.cu, cublas_lt.py).
 """
 
 from collections.abc import Iterator
@@ -33,6 +34,15 @@ FUSED_STAGES, FUSED_STAGES_PLAIN, COPIES_BESIDE = 4, 2, (8, 0)
 FUSED_TILE_BYTES = 8 * FUSED_INPUTS * 2
 """Shared memory that a chunk of the inputs of eight tokens takes."""
 
+IN_ORDER_CAPABILITY = (9, 0)
+"""Devices on which linear_in_order.cu has the bits of cublasLt. Older ones add up 8 inputs at a time, not 16."""
+
+IN_ORDER_STAGES = {1: 12, 2: 10, 4: 7, 8: 4}
+"""Chunks in its shared memory, by eights of tokens: as many as let two blocks fit a multiprocessor."""
+
+IN_ORDER_ROWS, IN_ORDER_CODES_BYTES, IN_ORDER_TOKEN_BYTES = 16, 16 * 80, 288
+"""Outputs of its warps, and the shared memory of a chunk of their codes and of a token's inputs."""
+
 MOST_PARTS = 32
 """Bounds the parts of a fused product's inputs, whose sums one block adds up."""
 
@@ -54,6 +64,7 @@ class _Launch:
     kernel: Kernel
     grid: tuple[int, int, int]
     shared_bytes: int = 0
+    threads: int = FUSED_THREADS
 
 
 class Products:
@@ -62,7 +73,7 @@ class Products:
     def __init__(self, device: Device, fused_rows: int = FUSED_ROWS) -> None:
         """Products of up to `fused_rows` tokens read 4-bit codes directly, where these are laid out for it."""
         self.rows_apart = False
-        """Whether a row's bits are its own: then codes are always expanded, and one algorithm serves any tokens."""
+        """Whether a row's bits are its own, for any number of tokens."""
         self._device, self._fused_rows = device, fused_rows
         self._launches: dict[tuple[object, ...], _Launch] = {}
         self._tiles_found: dict[tuple[int, int], tuple[tuple[int, int], ...]] = {}
@@ -79,7 +90,9 @@ class Products:
         tokens = x.shape[0]
         if not tokens:
             return
-        few = not self.rows_apart and tokens <= self._fused_rows
+        few = tokens <= self._fused_rows
+        if self.rows_apart and self._device.cuda.capability < IN_ORDER_CAPABILITY:
+            few = False
         if few and isinstance(w, QuantizedMatrix) and can_be_fused(x, w):
             if tokens <= FUSED_TOKENS:
                 self._fused(x, w, b, out, add)
@@ -99,14 +112,15 @@ class Products:
 
     def _fused(self, x: Tensor, w: QuantizedMatrix, b: Tensor | None, out: Tensor, add: bool) -> None:
         (tokens, inputs), outputs, scratch = x.shape, w.shape[0], self._device.scratch
-        launch = self._fused_launch(outputs, inputs, tokens, (out.dtype, "float16" if b is None else b.dtype))
+        launch_of = self._in_order_launch if self.rows_apart else self._fused_launch
+        launch = launch_of(outputs, inputs, tokens, (out.dtype, "float16" if b is None else b.dtype))
         codes, scale, zero = parts_of(w)
         launch.kernel(
             launch.grid,
-            FUSED_THREADS,
+            launch.threads,
             *(x.address, x.pitch, codes.address, codes.pitch, scale.address, scale.pitch, zero.address, zero.pitch),
             *(0 if b is None else b.address, out.address, out.pitch, add, tokens, outputs, inputs),
-            *((w.group_size // 2).bit_length() - 1, scratch.partials, scratch.counters),
+            *((w.group_size // 2).bit_length() - 1, scratch.partials, scratch.counters)[: 1 if self.rows_apart else 3],
             shared_bytes=launch.shared_bytes,
         )
 
@@ -123,6 +137,21 @@ class Products:
             room = PARTIALS_BYTES // (blocks * FUSED_OUTPUTS * tiles * 8 * 4) if blocks <= COUNTERS_BYTES // 4 else 1
             parts = parts_for(blocks, inputs // FUSED_INPUTS, self._device.cuda.multiprocessors, room)
             self._launches[key] = _Launch(kernel, (blocks, parts, 1), shared_bytes)
+        return self._launches[key]
+
+    def _in_order_launch(self, outputs: int, inputs: int, tokens: int, dtypes: tuple[str, str]) -> _Launch:
+        tiles = 1 << (-(-tokens // 8) - 1).bit_length()
+        key = ("in order", outputs, tiles, dtypes)
+        if key not in self._launches:
+            out, bias = (C_TYPES[dtype] for dtype in dtypes)
+            # Small blocks, where larger ones would leave multiprocessors with nothing to do.
+            warps = 2 if outputs <= 2 * IN_ORDER_ROWS * self._device.cuda.multiprocessors else 4
+            stages = IN_ORDER_STAGES[tiles]
+            shared_bytes = stages * (8 * tiles * IN_ORDER_TOKEN_BYTES + warps * IN_ORDER_CODES_BYTES)
+            macros = {"TOKEN_TILES": tiles, "WARPS": warps, "STAGES": stages, "OUT": out, "BIAS": bias}
+            kernel = self._device.kernels.get("linear_in_order", "linear_in_order", shared_bytes, **macros)
+            grid = (-(-outputs // (warps * IN_ORDER_ROWS)), 1, 1)
+            self._launches[key] = _Launch(kernel, grid, shared_bytes, 32 * warps)
         return self._launches[key]
 
     # By cuBLAS

@@ -45,6 +45,11 @@ VARIANTS: Mapping[str, tuple[Macros, ...]] = {
     ),
     "layer_norm": _all(WEIGHT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, HELD=(0, 2)),
     "linear_int4": _all(TOKEN_TILES=(1, 2, 4, 8), STAGES=(2, 4), OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT),
+    "linear_in_order": tuple(
+        macros
+        for tiles, stages in ((1, 12), (2, 10), (4, 7), (8, 4))
+        for macros in _all(TOKEN_TILES=(tiles,), STAGES=(stages,), WARPS=(2, 4), OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT)
+    ),
     "sample": _all(LOGITS=HALF_OR_FLOAT),
 }
 """The macros' values with which an operator's file is compiled, for each operator."""

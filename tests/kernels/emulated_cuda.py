@@ -51,6 +51,9 @@ STAGED_BYTES = 1 << 16
 SUM_LENGTHS = (8, 16, 32, 64)
 """cuBLAS adds up a product's inputs in another order for other shapes and layouts, and so does the emulated one."""
 
+IN_ORDER, STEP = (9, 0), 16
+"""Since then cublasLt multiplies so many inputs at a time, from the first to the last, as its tensor cores do."""
+
 MESSAGE_BYTES = 1024
 
 LOCK = threading.RLock()
@@ -287,7 +290,13 @@ class EmulatedCuda:
         out: tuple[int, int, str],
         add: bool,
     ) -> None:
-        """See `Cuda.multiply_apart`; the order of the sums follows from the matrix and the layouts."""
+        """See `Cuda.multiply_apart`; the order of the sums is that of the tensor cores on devices from IN_ORDER on.
+
+        On others it follows from the matrix and the layouts.
+        """
+        if self.capability >= IN_ORDER:
+            self._streams.do(self.compute_stream, partial(_multiply_in_order, shape, x, w, out, add))
+            return
         layouts = [(address % 256, pitch) for address, pitch in (x, w, out[:2])]
         order = shape[1:], layouts, out[2]
         self._streams.do(self.compute_stream, partial(_multiply, shape, x, w, out, add, order))
@@ -316,6 +325,25 @@ def _multiply(
             # Products of halves are exact in float64, and so is their sum for all that a float32 can tell.
             sums += (left[:, part].astype(np.float64) @ right[:, part].astype(np.float64).T).astype(np.float32)
         target[...] = sums
+
+
+def _multiply_in_order(
+    shape: tuple[int, int, int], x: tuple[int, int], w: tuple[int, int], out: tuple[int, int, str], add: bool
+) -> None:
+    """The product; each step's sum is exact and added to the sum before it, and what `out` held to the rounded one."""
+    tokens, outputs, inputs = shape
+    left, right = (
+        _matrix(x[0], (tokens, inputs), x[1], "float16").astype(np.float64),
+        _matrix(w[0], (outputs, inputs), w[1], "float16").astype(np.float64),
+    )
+    target = _matrix(out[0], (tokens, outputs), out[1], out[2])
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = np.zeros((tokens, outputs), np.float32)
+        for first in range(0, inputs, STEP):
+            part = slice(first, first + STEP)
+            sums = (sums + left[:, part] @ right[:, part].T).astype(np.float32)
+        result = sums.astype(out[2])
+        target[...] = result.astype(np.float32) + target if add else result
 
 
 def _copy(target: tuple[int, int], rows: list[int] | list[bytes], nbytes: int) -> None:

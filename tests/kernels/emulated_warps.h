@@ -37,7 +37,8 @@ void answer_votes(Thread* warp, unsigned mask) {
     }
 }
 
-// c (16, 8) += a (16, 16) b (16, 8), one float32 sum after the other; who holds what is told in common.cuh.
+// c (16, 8) += a (16, 16) b (16, 8), rounded once as devices of compute capability 9 do it: the order of the sixteen does
+// not matter (in double precision, for numbers that are not too far apart). Who holds what is told in common.cuh.
 void answer_products(Thread* warp) {
     float a[16][16], b[16][8];
     for (int lane = 0; lane < WARP; ++lane) {
@@ -54,13 +55,13 @@ void answer_products(Thread* warp) {
             }
     }
     for (int row = 0; row < 16; ++row) {
-        float sums[8];
-        for (int column = 0; column < 8; ++column)
-            sums[column] = warp[row % 8 * 4 + column / 2].call.c[row / 8 * 2 + column % 2];
+        double sums[8] = {};
         for (int inner = 0; inner < 16; ++inner)
-            for (int column = 0; column < 8; ++column) sums[column] += a[row][inner] * b[inner][column];
+            for (int column = 0; column < 8; ++column)
+                sums[column] += static_cast<double>(a[row][inner]) * b[inner][column];
         for (int column = 0; column < 8; ++column)
-            warp[row % 8 * 4 + column / 2].call.c[row / 8 * 2 + column % 2] = sums[column];
+            warp[row % 8 * 4 + column / 2].call.c[row / 8 * 2 + column % 2] = static_cast<float>(
+                warp[row % 8 * 4 + column / 2].call.c[row / 8 * 2 + column % 2] + sums[column]);
     }
 }
 

@@ -10,7 +10,7 @@ from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend, products
 from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.memory import Tensor
-from flexref_cupy.products import Products
+from flexref_cupy.products import IN_ORDER_CAPABILITY, Products
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -49,8 +49,8 @@ margins = st.sampled_from((0, 0, 3, 8))
 class WatchedCuda(EmulatedCuda):
     """Remembers the operands of cuBLAS."""
 
-    def __init__(self, multiprocessors: int) -> None:
-        super().__init__(capability=(8, 0), multiprocessors=multiprocessors)
+    def __init__(self, multiprocessors: int, capability: tuple[int, int] = (8, 0)) -> None:
+        super().__init__(capability=capability, multiprocessors=multiprocessors)
         self.multiplied: list[tuple[Any, ...]] = []
         self.multiplied_apart: list[tuple[Any, ...]] = []
 
@@ -78,12 +78,21 @@ def port(ports: dict[int, CupyBackend]) -> CupyBackend:
     return ports[3]
 
 
-@pytest.fixture(scope="module")
-def apart() -> Iterator[CupyBackend]:
+@pytest.fixture(scope="module", params=[(8, 0), IN_ORDER_CAPABILITY], ids=["expanding", "in-order"])
+def apart(request: pytest.FixtureRequest) -> Iterator[CupyBackend]:
     """A port that gives every row its own bits, as every one does until it is told otherwise."""
-    made = CupyBackend(cuda=WatchedCuda(3))
+    made = CupyBackend(cuda=WatchedCuda(3, request.param))
     yield made
     made.close()
+
+
+@pytest.fixture(scope="module")
+def in_order() -> Iterator[dict[int, CupyBackend]]:
+    """Devices of several sizes that multiply few tokens with the codes themselves, and give every row its own bits."""
+    made = {count: CupyBackend(cuda=WatchedCuda(count, IN_ORDER_CAPABILITY)) for count in MULTIPROCESSORS}
+    yield made
+    for port in made.values():
+        port.close()
 
 
 def launched(port: CupyBackend, kernel: str) -> int:
@@ -160,6 +169,24 @@ def test_with_rows_apart_a_row_has_the_same_bits_for_any_number_of_tokens(
             x = bench.guarded(values[rows], *((8, 8) if data.draw(st.booleans()) else (0, 0))).array
             found = bench.read(apart.linear(x, case.w, case.b, out=bench.array(base[rows]), add=case.add))
             assert_same_bits(found, whole[rows], f"{count} tokens from {first} on of {most}")
+
+
+@given(data=st.data())
+def test_few_tokens_with_rows_apart_are_multiplied_with_the_codes_and_have_the_bits_of_the_expanded_matrix(
+    in_order: dict[int, CupyBackend], data: st.DataObject
+) -> None:
+    port = in_order[data.draw(st.sampled_from(MULTIPROCESSORS))]
+    with Bench(port) as bench:
+        case = Case.draw(bench, data)
+        full = port.expand(case.w, bench.results(case.w.shape).array)
+        before = launched(port, "linear_in_order"), len(port.cuda.multiplied_apart)
+        port.linear(case.x, case.w, case.b, out=case.out.array, add=case.add)
+        assert (launched(port, "linear_in_order"), len(port.cuda.multiplied_apart)) == (before[0] + 1, before[1])
+        case.check()
+        out = bench.array(case.base)
+        port.linear(case.x, full, case.b, out=out, add=case.add)
+        assert len(port.cuda.multiplied_apart) == before[1] + 1
+        assert_same_bits(case.out.read(), bench.read(out), "a product with the codes")
 
 
 @given(data=st.data())
