@@ -23,13 +23,16 @@ if TYPE_CHECKING:
     from flexref.simulator.prediction_error import PredictionError
     from flexref.text.prompts import Prompt
 
+INPUT_HELP = """Prompts, one a line, or JSON lines with `prompt`, maybe `id`, and what this row has in place of the
+options: max_new_tokens, temperature, top_k, top_p, seed, stop; -: standard input."""
+
 LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before temperature, top-k and top-p."
 
 
 @click.command("generate")
 @option("--model")
 @option("--prompt", help="A prompt; may be given several times.")
-@option("--input")
+@option("--input", help=INPUT_HELP)
 @option("--max-new-tokens", default=32)
 @click.option("--ignore-eos", is_flag=True, help="Go on after the end-of-sequence token.")
 @click.option("--stop", "stops", multiple=True, type=TEXT, help="End a row before this text; repeatable.")
@@ -58,6 +61,7 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     asked = asked_of(given)
 
     from flexref.cli.show.progress import progress
+    from flexref.engine.request import with_settings
     from flexref.loading import advisor, open_engine
 
     request, settling = request_of(given), advisor(asked.policy, given["machine"], asked.keep)
@@ -66,7 +70,12 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
             progress("choosing a policy") as shown,
             open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=shown) as engine,
         ):
-            prompts = prompts_of(given["prompts"], given["input_file"], engine.file.spec.vocabulary)
+            prompts = prompts_of(
+                given["prompts"],
+                given["input_file"],
+                engine.file.spec.vocabulary,
+                lambda settings: with_settings(request, settings),
+            )
             generation = _run(engine, prompts, request, _Shown(shown, trace, as_json))
             prediction_error = settling.judge(engine.session, generation)
         _print(generation, prediction_error, as_json, streamed=len(prompts) == 1)
@@ -104,7 +113,8 @@ def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", shown: _
     streamed = len(prompts) == 1 and not shown.as_json
     opening = [prompts[0].text or ""]
     at = _Place()
-    shown.progress.begin("tokens", len(prompts) * request.max_new_tokens, "tokens", at.text)
+    most = sum((prompt.settings or {}).get("max_new_tokens", request.max_new_tokens) for prompt in prompts)
+    shown.progress.begin("tokens", most, "tokens", at.text)
 
     def show(token: "StreamedToken") -> None:
         shown.progress.advance()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from flexref.engine.engine import Engine
     from flexref.engine.events import OnEvent
     from flexref.policy import Asked
+    from flexref.text.prompt_settings import Settings
     from flexref.text.prompts import Prompt
 
 LOG = logging.getLogger(__name__)
@@ -246,12 +247,19 @@ def computing_port(name: str) -> "Backend":
     return port
 
 
-def prompts_of(texts: tuple[str, ...], input_file: str | None, vocabulary: int) -> "list[Prompt]":
-    """The prompts of the command line, then those of the file."""
+def prompts_of(
+    texts: tuple[str, ...],
+    input_file: str | None,
+    vocabulary: int,
+    on_settings: "Callable[[Settings], object] | None" = None,
+) -> "list[Prompt]":
+    """The prompts of the command line, then those of the file, which may have settings where they are told of."""
     from flexref.text.prompts import Prompt, read_prompts
 
     prompts = [Prompt(text=text) for text in texts]
-    return prompts + (read_prompts(input_file, vocabulary, _tell_of_blank_lines) if input_file is not None else [])
+    if input_file is not None:
+        prompts += read_prompts(input_file, vocabulary, _tell_of_blank_lines, on_settings)
+    return prompts
 
 
 def _tell_of_blank_lines(count: int) -> None:

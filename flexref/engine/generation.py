@@ -18,7 +18,7 @@ from flexref.engine.account import Account
 from flexref.engine.block_log import logged
 from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
-from flexref.engine.request import Request, RowRequest, as_prompt, as_prompts
+from flexref.engine.request import Request, RowRequest, as_prompt, as_prompts, own_request
 from flexref.engine.results import Generation, Output, RowResult, Stats, StreamedToken
 from flexref.engine.row_text import RowText
 from flexref.engine.session import Session
@@ -113,10 +113,11 @@ class GenerationJob:
     def _row(self, asked: RowRequest, number: int) -> Row:
         if not isinstance(asked, RowRequest):
             raise PromptError(f"request {number + 1} must be a RowRequest, found {asked!r}")
-        spec, tokenizer, request = self.session.file.spec, self.session.tokenizer, asked.request
+        spec, tokenizer = self.session.file.spec, self.session.tokenizer
+        prompt = as_prompt(asked.prompt, number + 1)
+        request = own_request(asked.request, prompt, number + 1)
         if request.stops and tokenizer is None:
             raise PromptError("stop strings need a tokenizer, and the model has none")
-        prompt = as_prompt(asked.prompt, number + 1)
         most = request.max_new_tokens
         ids = to_token_ids(prompt, tokenizer, spec.vocabulary, spec.positions, most, number + 1)
         limit = new_token_room(len(ids), spec.positions, most)

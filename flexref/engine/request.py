@@ -2,12 +2,13 @@
 
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from difflib import get_close_matches
 from typing import Any
 
 from flexref.errors import PromptError
 from flexref.sampling.settings import SamplingSettings
+from flexref.text.prompt_settings import Settings
 from flexref.text.prompts import Prompt
 from flexref.units import is_integer, plain_integers
 
@@ -76,9 +77,26 @@ def request_of(request: Request | None, given: Mapping[str, Any]) -> Request:
     return request
 
 
+def own_request(request: Request, prompt: Prompt, number: int) -> Request:
+    """`request` with the settings of prompt number `number` in place of its own; `PromptError` for what cannot be."""
+    if not prompt.settings:
+        return request
+    try:
+        return with_settings(request, prompt.settings)
+    except PromptError as error:
+        raise PromptError(f"prompt {number}: {error}") from error
+
+
+def with_settings(request: Request, settings: Settings) -> Request:
+    """`request` with some things otherwise; `PromptError` for what is not possible."""
+    sampling = {name: value for name, value in settings.items() if name in SAMPLING_FIELDS}
+    most, stops = settings.get("max_new_tokens", request.max_new_tokens), settings.get("stop", request.stops)
+    return replace(request, sampling=replace(request.sampling, **sampling), max_new_tokens=most, stops=stops)
+
+
 @dataclass(frozen=True, slots=True)
 class RowRequest:
-    """One row of a stream: its prompt, and what to do with it.
+    """One row of a stream: its prompt, and what to do with it, but for what the prompt itself says.
 
     `generated`: the tokens that it has already, if it was interrupted. It goes on after them as if it had not been.
     """
