@@ -4,21 +4,24 @@ The linear program counts with rates and fractions; here its solutions become po
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import sqrt
+from operator import attrgetter
 
 from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import lasting_needs, loading_need, totals
 from flexref.block.counted_rows import kinds_of
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
+from flexref.block.rooms import DEVIATIONS
 from flexref.block.rows import AlikeRows, JobRows, RowLengths
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.search import Found, search
-from flexref.planner.program.task import Limits, Scoring, Task, Turnover
+from flexref.planner.program.task import Limits, Room, Rooms, Scoring, Task, Turnover
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weights_plan import WeightsPlan
@@ -87,7 +90,7 @@ class Situation:
         """How many rows there are of each lengths."""
         return kinds_of(self.rows)
 
-    def mean(self, tokens: Iterable[int]) -> float:
+    def mean(self, tokens: Iterable[float]) -> float:
         """Tokens of a row on average, of those of every kind together."""
         return sum(tokens) / len(self.rows)
 
@@ -123,6 +126,7 @@ class Situation:
             expanded_bytes=expanded_bytes(file, caps),
             scoring=self.scoring,
             turnover=self.turnover,
+            rooms=self.rooms,
         )
 
     @property
@@ -145,6 +149,19 @@ class Situation:
         if self.scoring is not None or len({row.new_tokens for row in self.kinds}) == 1:
             return None
         return Turnover.of([(row.prompt_tokens, row.new_tokens, count) for row, count in self.kinds.items()])
+
+    @property
+    def rooms(self) -> Rooms | None:
+        """The room that a block's groups get where rows differ, as `block.rooms` cuts it; None where they do not."""
+        if len(self.kinds) == 1:
+            return None
+        prompts, records = (self._room(attrgetter(name)) for name in ("prompt_tokens", "capacity_tokens"))
+        return Rooms(len(self.rows), prompts, records)
+
+    def _room(self, tokens: Callable[[RowLengths], int]) -> Room:
+        mean = self.mean(tokens(row) * count for row, count in self.kinds.items())
+        variance = self.mean((tokens(row) - mean) ** 2 * count for row, count in self.kinds.items())
+        return Room(mean, DEVIATIONS * sqrt(variance), max(map(tokens, self.kinds)))
 
     def limits(
         self, keep: Mapping[str, int | None], max_block_s: float | None, max_disk_write_bytes: float | None

@@ -1,7 +1,8 @@
 """Bytes that a block holds at most on every tier, by holder, as linear terms; it knows no seconds.
 
 FlexGen, section 4.3: peak memory of each tier, with this engine's slots, staging and workspace. Homes are counted with
-the longest prompt for every row; slots that are taken whole are counted whole.
+the longest prompt for every row, or with the room that there is for rows that differ; slots that are taken whole are
+counted whole.
 """
 
 from collections.abc import Mapping
@@ -42,7 +43,21 @@ def held_bytes(task: Task, blocks: Blocks, compute_dtype: str, scratch_bytes: in
 
 def prompt_tokens(task: Task, blocks: Blocks) -> Numbers:
     """Tokens of the largest group's prefill."""
-    return blocks.rows_most * task.prompt_tokens_most
+    return blocks.rows_most * row_prompt(task, blocks)
+
+
+def row_prompt(task: Task, blocks: Blocks) -> Numbers | int:
+    """Tokens of a prompt for which there is room in every row's place."""
+    if task.rooms is None:
+        return task.prompt_tokens_most
+    return task.rooms.prompt_tokens(blocks.rows_most, blocks.rows)
+
+
+def row_capacity(task: Task, blocks: Blocks) -> Numbers | int:
+    """Records of a layer for which there is room in every row's place: its prompt's and of all new tokens but one."""
+    if task.rooms is None:
+        return task.prompt_tokens_most + task.new_tokens - 1
+    return task.rooms.capacity_tokens(blocks.rows_most, blocks.rows)
 
 
 def weight_bytes(task: Task) -> dict[tuple[str, str], Linear]:
@@ -59,28 +74,28 @@ def weight_bytes(task: Task) -> dict[tuple[str, str], Linear]:
 def cache_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]:
     """Homes of all rows' records in all layers; slots and staging for one group's of a layer.
 
-    A row holds its prompt and all new tokens but the last. With attention on the host a slot holds a prompt's alone.
-    Where tokens are scored all layers and groups take turns in the same place on the device.
+    With attention on the host a slot holds a prompt's alone. Where tokens are scored all layers and groups take turns
+    in the same place on the device.
     """
-    capacity = task.prompt_tokens_most + task.new_tokens - 1
+    capacity, prompt = row_capacity(task, blocks), row_prompt(task, blocks)
     if task.scoring is not None:  # nothing reads a cache but the visit that fills it
         return {("device", "KV cache"): Linear.fixed(blocks.rows_most * capacity * task.record_bytes)}
     home = task.spec.layers * blocks.rows * capacity * task.record_bytes
     one, several = blocks.rows_most * task.record_bytes, slots_of(task.overlap)
-    slot_tokens = task.prompt_tokens_most if task.attention_on == "host" else capacity
+    slot_tokens = prompt if task.attention_on == "host" else capacity
     return {
         **{(tier, "KV cache"): Linear.of(home, "cache", tier) for tier in TIERS},
         ("device", "KV cache slots"): Linear.of(several * one * slot_tokens, "cache", "host", "disk"),
         ("host", "KV cache staging in"): Linear.of(several * one * capacity, "cache", "disk"),
-        ("host", "KV cache staging out"): Linear.of(several * one * task.prompt_tokens_most, "cache", "disk"),
+        ("host", "KV cache staging out"): Linear.of(several * one * prompt, "cache", "disk"),
     }
 
 
 def activation_bytes(task: Task, blocks: Blocks, item: int) -> dict[tuple[str, str], Linear]:
     """Hidden states of every group between stages; slots and staging for one group, whole if any group waits there."""
-    row = task.prompt_tokens_most * task.spec.width
+    row = row_prompt(task, blocks) * task.spec.width
     if task.scoring is not None:  # what the head makes of scored tokens takes their place
-        row = max(row, task.scoring.tokens_most * task.spec.embed_width)
+        row = np.maximum(row, task.scoring.tokens_most * task.spec.embed_width)
     group, home = blocks.rows_most * row * item, blocks.rows * row * item
     several = slots_of(task.overlap)
     return {

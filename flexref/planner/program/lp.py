@@ -35,10 +35,11 @@ SAME_SHARE = 1e-9
 class Solution:
     """The best shares for a pair of rows per group and groups, and what keeps them from being better.
 
-    Seconds and tokens per second are those of a full block, but for `job_s`, the whole job's. `terms_s`: by phase, then
-    by resource ("compute", the links, and "host" on an asynchronous port), the seconds for which it is busy, slowed
-    down by the others. `held_bytes`: peak bytes by tier, as the linear program counts them. `binding`: names of the
-    constraints whose duals are not zero, such as "device memory", "host->device in decode", "latency", "disk writes".
+    Seconds and tokens per second are those of a full block, but for `job_s`, the whole job's, and tokens per second
+    where rows come and go. `terms_s`: by phase, then by resource ("compute", the links, and "host" on an asynchronous
+    port), the seconds for which it is busy, slowed down by the others. `held_bytes`: peak bytes by tier, as the linear
+    program counts them. `binding`: names of the constraints whose duals are not zero, such as "device memory",
+    "host->device in decode", "latency", "disk writes".
     `gain_per_gib` (by tier) and `gain_per_gb_per_s` (by link, and "weight file"): tokens per second gained by one more
     GiB or GB/s, by the duals, so exact only for small changes.
     """
@@ -69,6 +70,12 @@ class LinearProblem:
     limits: Limits
     rows_per_group: int
     groups: int
+
+    @property
+    def whole_job(self) -> bool:
+        """Whether tokens per second are the whole job's: a full block's say little where rows come and go, for it may
+        have more places than the job can fill for long."""
+        return self.task.turnover is not None and self.limits.rows is not None
 
     def tabulated(self) -> tuple[Table, Costs]:
         """Its variants as a table, and their costs."""
@@ -114,6 +121,8 @@ def solution(question: LinearProblem, costs: Costs, place: int, optimum: Optimum
     """The `Solution` of an optimum, which is that of the candidate at `place` in the question's table."""
     shares, duals, rows = optimum.shares, optimum.duals, float(costs.blocks.rows[place])
     tokens_per_s = rows * question.task.row_tokens / optimum.block_s
+    if question.whole_job:
+        tokens_per_s = float(question.limits.rows or rows) * question.task.row_tokens / optimum.job_s
 
     def value(term: Linear) -> float:
         return costs.value(term, shares, place)

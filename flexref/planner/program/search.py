@@ -64,6 +64,8 @@ class Ranked:
     @property
     def tokens_per_s(self) -> float:
         """Generated tokens per second of a full block: the same figure as the solution's."""
+        if self.question.whole_job:
+            return 1 / self.answer.score
         rows = self.question.rows_per_group * self.question.groups
         held = min(rows, self.question.limits.rows or rows)
         return held * self.question.task.row_tokens / self.answer.optimum.block_s

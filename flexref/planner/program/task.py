@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
@@ -34,22 +35,54 @@ class Turnover:
 
     A row lives for as many passes as it has new tokens: its prompt is read in the first. `passes`: the mean over the
     rows. `past_tokens`: records that a row finds in its cache, the mean over all passes but every row's first.
-    `left_passes`: those that a row of a full block still has at any time, this one included, on average.
     """
 
     passes: float
     past_tokens: float
-    left_passes: float
 
     @classmethod
     def of(cls, kinds: Sequence[tuple[int, int, int]]) -> "Turnover":
         """From (prompt tokens, new tokens, how many such rows) of every kind; some have more than one new token."""
         rows = sum(count for _, _, count in kinds)
         passes = sum(new * count for _, new, count in kinds)
-        left = sum(new * (new + 1) // 2 * count for _, new, count in kinds)
         # Decode pass p of a row, from 1 to new - 1, finds prompt + p - 1 records.
         past = sum(((new - 1) * prompt + (new - 1) * (new - 2) // 2) * count for prompt, new, count in kinds)
-        return cls(passes / rows, past / (passes - rows), left / passes)
+        return cls(passes / rows, past / (passes - rows))
+
+
+@dataclass(frozen=True)
+class Room:
+    """Tokens for which a group has room, for each of its rows, in a job whose rows differ.
+
+    `mean`: where all of the job's rows are in the block at once. Of others `spare`, shared by the square root of a
+    group's rows, is added; none needs more than `most`.
+    """
+
+    mean: float
+    spare: float
+    most: int
+
+    def of_row(self, rows_most: Numbers, whole: npt.NDArray[np.bool_]) -> Numbers:
+        """(N,) in groups of `rows_most`; `whole`: where the block has all of the job's rows."""
+        each = np.minimum(self.mean + np.where(whole, 0.0, self.spare) / np.sqrt(rows_most), self.most)
+        return np.maximum(each, self.most / rows_most)  # the longest row finds room alone
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """The room for prompts that a pass reads and for records of caches, in a job of `rows` that differ."""
+
+    rows: int
+    prompts: Room
+    records: Room
+
+    def prompt_tokens(self, rows_most: Numbers, held: Numbers) -> Numbers:
+        """(N,) tokens of a row's prompt, in blocks of `held` rows in groups of `rows_most`."""
+        return self.prompts.of_row(rows_most, held >= self.rows)
+
+    def capacity_tokens(self, rows_most: Numbers, held: Numbers) -> Numbers:
+        """(N,) records of a row."""
+        return self.records.of_row(rows_most, held >= self.rows)
 
 
 @dataclass(frozen=True)
@@ -62,8 +95,8 @@ class Task:
     token table that no stage streams (an untied one): it only has a home.
 
     `record_bytes` is one token of one layer in the cache. Times follow from `prompt_tokens`, the mean over the rows,
-    memory from `prompt_tokens_most`; every row gets `new_tokens`, or with `turnover` at most as many. `attention_on` is
-    where decode attention over caches off the device is computed.
+    memory from `prompt_tokens_most`, or where rows differ from `rooms`; every row gets `new_tokens`, or with `turnover`
+    at most as many. `attention_on` is where decode attention over caches off the device is computed.
 
     `workspace_bytes_fixed` and `workspace_bytes_per_token` (of a group's prefill) are device bytes beside the stores;
     `expanded_bytes` those that a stage's expanded matrices take where several groups share them, 0 if there are none.
@@ -90,6 +123,7 @@ class Task:
     expanded_bytes: int
     scoring: Scoring | None = None
     turnover: Turnover | None = None
+    rooms: Rooms | None = None
 
     @property
     def row_tokens(self) -> float:
@@ -99,15 +133,15 @@ class Task:
     def turned_over(self, rows: float, held: Numbers) -> tuple[Numbers, Numbers, Numbers]:
         """How `rows` run in blocks of `held` places, with `turnover`: (full blocks, rows of thin ones, how many), (N,).
 
-        A block's time is that in which every one of its rows is followed by another, on average. When none is waiting
-        any more the block thins out for as long as the last one lives; all of that counts as so many times a block of
-        the mean number of rows. In a job of one block all rows come at once.
+        A block's time is that in which every one of its rows is followed by another, on average. The longest rows come
+        first, so that a block is full to the end, unless it has so many places that the longest row outlasts all that
+        come after one another in any other place: then it counts as blocks of the rows that it has on average.
         """
         assert self.turnover is not None
-        mean, share = self.turnover.passes, held / rows
-        left = self.turnover.left_passes * (1 - share) + mean * share
-        full = np.maximum(1 / share - left / mean, LEAST_FULL)
-        return full, held * left / self.new_tokens, np.full_like(held, self.new_tokens / mean)
+        full, longest = rows / held, self.new_tokens / self.turnover.passes
+        thin = full < longest
+        thin_rows, times = np.where(thin, rows / longest, 0.0), np.where(thin, longest, 0.0)
+        return np.where(thin, LEAST_FULL, full), thin_rows, times
 
 
 @dataclass(frozen=True)
