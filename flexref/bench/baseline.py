@@ -17,8 +17,8 @@ FIGURES = ("prefill_s", "decode_s", "decode_step_s", "tokens_per_s")
 HARDWARE = ("cpu", "cpu_cores", "gpu")
 """What must be the same of the machine. Memory may differ a little from one start to the next."""
 
-STORED = ("model", "weights_scheme", "weights_dtype")
-"""What must be the same of the weights."""
+STORED = ("model", "weights_scheme", "weights_dtype", "lengths")
+"""What must be the same of the weights, and of rows that differ."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class Baseline:
 
     def check(self, about: Mapping[str, Any]) -> None:
         """`BaselineError` unless weights and machine are those of the benchmark to come: see `Benchmark.about`."""
-        pairs = {name: (self.values.get(name), about[name]) for name in STORED}
+        pairs = {name: (self.values.get(name), about.get(name)) for name in STORED}
         pairs |= {name: (self.values["machine"].get(name), about["machine"][name]) for name in HARDWARE}
         for name, (before, now) in pairs.items():
             if before != now:

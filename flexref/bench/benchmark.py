@@ -7,15 +7,13 @@ from statistics import median
 from types import TracebackType
 from typing import Any
 
-import numpy as np
-
 from flexref.architecture.published import size_named
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
-from flexref.bench.floor import PhaseFloor, Workload, decode_link_bytes, floors
+from flexref.bench.floor import PhaseFloor, decode_link_bytes, floors, whole_floors
 from flexref.bench.rates import Rates, measure, spill_rates, weights_rate
 from flexref.bench.suites import Arguments
-from flexref.block.rows import RowLengths
+from flexref.bench.workload import Workload, random_prompts, workload_of
 from flexref.block.trace import Trace
 from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
@@ -29,12 +27,15 @@ from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.names import check_model, resolve
 from flexref.storage.random_weights import RandomFile, random_file
 from flexref.storage.weightfile import WeightFile, open_weight_file
+from flexref.text.prompts import Prompt
 
 ACCOUNT = (
     *("policy", "rows", "blocks", "generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
     *("peak_bytes", "budget_bytes", "placement", "tier_bytes"),
 )
 """What a report repeats of the last run's account: it is the same in every run."""
+
+PHASES = ("prefill", "decode")
 
 WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
 """Tokens of the rows that warm a port up: few, so that it costs no more than the fetches of some passes."""
@@ -77,7 +78,8 @@ class Report:
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
     runs: tuple[Stats, ...]
-    floors: tuple[PhaseFloor, PhaseFloor] | None
+    floors: tuple[PhaseFloor, ...] | None
+    """Of prefill and decode; of both together where rows differ. None without a run."""
     prediction_error: PredictionError | None
     cut_short: str | None
 
@@ -93,8 +95,9 @@ class Report:
 
     @property
     def steps(self) -> int:
-        """Decode passes of a run: each gives one token to every row of a block."""
-        return self.runs[0].blocks * (self.workload.new_tokens - 1)
+        """Decode passes of a run, each of which gives one token to every row of a block; 0 if rows differ."""
+        row, places = self.workload.row, self.runs[0].policy.rows_per_block
+        return 0 if row is None else self.workload.rounds(places) * (row.new_tokens - 1)
 
     def figures(self, prefill_s: float, decode_s: float) -> dict[str, float | None]:
         """The figures that follow from the seconds of the two phases."""
@@ -103,22 +106,21 @@ class Report:
             "decode_s": decode_s,
             "decode_step_s": decode_s / self.steps if self.steps else None,
             "tokens_per_s": self.workload.generated_tokens / (prefill_s + decode_s),
+            "read_tokens_per_s": self.workload.prompt_tokens / (prefill_s + decode_s),
         }
 
     def floor_figures(self) -> dict[str, Any]:
-        """The floors, what sets them, and the ratio of the median run to them."""
+        """The floors, what sets them, and the ratio of the median run to them; None for what this job does not have."""
         assert self.floors is not None
-        prefill, decode = self.floors
-        floor_s = prefill.seconds + decode.seconds
-        return {
-            "floor_s": floor_s,
-            "floor_ratio": (self.prefill_s + self.decode_s) / floor_s,
-            "prefill_floor_s": prefill.seconds,
-            "prefill_floor_terms_s": dict(prefill.terms_s),
-            "decode_floor_s": decode.seconds,
-            "decode_floor_terms_s": dict(decode.terms_s),
-            "decode_step_floor_s": decode.seconds / self.steps if self.steps else None,
-        }
+        floor_s = sum(floor.seconds for floor in self.floors)
+        alike = len(self.floors) == len(PHASES)
+        figures: dict[str, Any] = {"floor_s": floor_s, "floor_ratio": (self.prefill_s + self.decode_s) / floor_s}
+        figures["floor_terms_s"] = None if alike else dict(self.floors[0].terms_s)
+        for number, phase in enumerate(PHASES):
+            figures[f"{phase}_floor_s"] = self.floors[number].seconds if alike else None
+            figures[f"{phase}_floor_terms_s"] = dict(self.floors[number].terms_s) if alike else None
+        figures["decode_step_floor_s"] = self.floors[1].seconds / self.steps if self.steps else None
+        return figures
 
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name, fit for `json.dumps`; without a run that ended there are no figures."""
@@ -128,6 +130,7 @@ class Report:
             "weights": "random" if isinstance(self.file, RandomFile) else self.file.path,
             "weights_scheme": self.file.scheme,
             "weights_dtype": self.file.dtype,
+            "lengths": self.workload.lengths_json(),
             "cut_short": self.cut_short,
             "rates": asdict(self.rates),
             "versions": self.versions,
@@ -160,12 +163,11 @@ class Benchmark:
         """
         self.arguments = arguments
         self.file = weights_of(arguments)
-        self.workload = Workload(arguments.rows, arguments.prompt_len, arguments.gen_len)
-        needed, positions = arguments.prompt_len + arguments.gen_len, self.file.spec.positions
-        if needed > positions:
-            raise PromptError(
-                f"{arguments.prompt_len} + {arguments.gen_len} tokens: the model has {positions} positions"
-            )
+        self.workload = workload_of(arguments)
+        positions = self.file.spec.positions
+        for row in self.workload.rows.kinds:
+            if row.prompt_tokens + row.new_tokens > positions:
+                raise PromptError(f"{row.prompt_tokens} + {row.new_tokens} tokens: the model has {positions} positions")
         wanted = asked(arguments.to_json())
         self.make_backend = make_backend or (lambda: create(arguments.backend))
         self._advisor = advisor(wanted.policy, arguments.machine, wanted.keep)
@@ -176,10 +178,8 @@ class Benchmark:
             **wanted.budgets,
             on_event=on_event,
         )
-        draw = np.random.default_rng(arguments.seed)
-        shape = (arguments.rows, arguments.prompt_len)
-        self._prompts = draw.integers(0, self.file.spec.vocabulary, shape).tolist()
-        self._request = Request(arguments.gen_len, ignore_eos=True)
+        self._prompts = random_prompts(self.workload, self.file.spec.vocabulary, arguments.seed)
+        self._request = Request(self.workload.rows.summary.new_tokens.most, ignore_eos=True)
         try:
             self.policy = self._settle()
         except BaseException:
@@ -188,10 +188,9 @@ class Benchmark:
 
     def _settle(self) -> Policy:
         """Choose the policy, if none is given, once for all runs; find out before anything else whether it fits."""
-        session, arguments = self.engine.session, self.arguments
-        rows = [RowLengths(arguments.prompt_len, arguments.gen_len)] * arguments.rows
-        policy = session.settled(rows)
-        session.planned(policy, rows)
+        session = self.engine.session
+        policy = session.settled(self.workload.rows)
+        session.planned(policy, self.workload.rows)
         return policy
 
     def __enter__(self) -> "Benchmark":
@@ -206,7 +205,7 @@ class Benchmark:
         """The weights that are timed, and on which machine, by the names that `Report.to_json` has for them."""
         file = self.file
         stored = {"model": file.spec.name, "weights_scheme": file.scheme, "weights_dtype": file.dtype}
-        return {**stored, "machine": machine(self.engine.backend.describe())}
+        return {**stored, "lengths": self.workload.lengths_json(), "machine": machine(self.engine.backend.describe())}
 
     def run(self, *, trace: Trace | None = None, on_run: Callable[[int], None]) -> Report:
         """Measure the machine, load the weights, and run the job as often as asked; `on_run` is told which comes.
@@ -242,7 +241,8 @@ class Benchmark:
             cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
         rates = self._with_disk(rates, runs)
         file, dtype = self.file, engine.backend.caps.compute_dtype
-        both = floors(file, self.workload, runs[-1], rates, dtype) if runs else None
+        least = floors if self.workload.row is not None else whole_floors
+        both = least(file, self.workload, runs[-1], rates, dtype) if runs else None
         prediction_error = self._judged(runs) if runs else None
         port = engine.backend.describe()
         return Report(
@@ -261,14 +261,14 @@ class Benchmark:
     def _judged(self, runs: list[Stats]) -> PredictionError | None:
         """What the machine was to take, beside the median run; None if no machine is known without measuring."""
         middle = {name: median(getattr(run, name) for run in runs) for name in ("prefill_s", "decode_s")}
-        rows = [RowLengths(self.arguments.prompt_len, self.arguments.gen_len)] * self.arguments.rows
-        return self._advisor.judge_stats(self.engine.session, replace(runs[-1], **middle), rows)
+        return self._advisor.judge_stats(self.engine.session, replace(runs[-1], **middle), self.workload.rows)
 
     def _warm_up(self) -> None:
         """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it."""
         rows = self._prompts[: self.policy.rows_per_group]
         request = replace(self._request, max_new_tokens=WARM_UP_NEW)
-        self.engine.generate([row[:WARM_UP_PROMPT] for row in rows], request, policy=self.policy)
+        short = [Prompt(token_ids=(row.token_ids or ())[:WARM_UP_PROMPT]) for row in rows]
+        self.engine.generate(short, request, policy=self.policy)
 
     def _with_disk(self, rates: Rates, runs: list[Stats]) -> Rates:
         """The rates with those of the disk, as far as runs have used it."""

@@ -3,38 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flexref.architecture.flops import decode_flops, prefill_flops
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind, stages
 from flexref.bench.rates import Rates
+from flexref.bench.workload import Workload
 from flexref.block.memory_plan import record_layout
 from flexref.engine.results import Stats
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What is to be timed: `rows` prompts of equal length, and so many new tokens for each."""
-
-    rows: int
-    prompt_tokens: int
-    new_tokens: int
-
-    @property
-    def generated_tokens(self) -> int:
-        """New tokens of all rows."""
-        return self.rows * self.new_tokens
-
-    def flops(self, spec: ModelSpec) -> tuple[int, int]:
-        """FLOPs of all rows' (prefill, decode)."""
-        contexts = range(self.prompt_tokens + 1, self.prompt_tokens + self.new_tokens)
-        decode = sum(decode_flops(spec, context) for context in contexts)
-        return self.rows * prefill_flops(spec, self.prompt_tokens), self.rows * decode
-
-    def past_tokens(self) -> int:
-        """Records that all decode passes together find in one layer's caches."""
-        return self.rows * sum(range(self.prompt_tokens, self.prompt_tokens + self.new_tokens - 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,21 +33,34 @@ class PhaseFloor:
 def floors(
     file: WeightFile, workload: Workload, stats: Stats, rates: Rates, compute_dtype: str
 ) -> tuple[PhaseFloor, PhaseFloor]:
-    """The floors of (prefill, decode) of the job that `stats` is the account of, on a machine of these rates.
+    """The floors of (prefill, decode) of the job that `stats` is the account of, on a machine of these rates: of rows
+    that are alike, so that all prompts of a block are read in its first pass.
 
     Bytes over links are those that the placement moved. Device memory is read once per pass and block for the weights
     as they are stored, and once per decode pass for the cache records that are attended to there.
     """
-    policy, blocks = stats.policy, stats.blocks
-    passes = (blocks, blocks * (workload.new_tokens - 1))
-    cache = cache_bytes_read(file.spec, policy, workload, compute_dtype)
-    if policy.attention_on == "host":
-        cache *= stats.placement["cache"]["real"]["device"]
+    assert workload.row is not None
+    rounds = workload.rounds(stats.policy.rows_per_block)
+    passes = (rounds, rounds * (workload.row.new_tokens - 1))
+    cache = cache_bytes_attended(file.spec, stats, workload, compute_dtype)
     device_bytes = (passes[0] * weight_bytes_read(file), passes[1] * weight_bytes_read(file) + cache)
     links = (stats.prefill_link_bytes, decode_link_bytes(stats))
     phases = zip(links, workload.flops(file.spec), device_bytes, strict=True)
     prefill, decode = (_phase(moved, flops, nbytes, rates) for moved, flops, nbytes in phases)
     return prefill, decode
+
+
+def whole_floors(
+    file: WeightFile, workload: Workload, stats: Stats, rates: Rates, compute_dtype: str
+) -> tuple[PhaseFloor]:
+    """The one floor of a whole job in whose passes some rows' prompts are read while others decode; see `floors`.
+
+    Weights are read from device memory once per pass: there are at least as many as a block that is always full takes.
+    """
+    passes = workload.least_passes(stats.policy.rows_per_block)
+    cache = cache_bytes_attended(file.spec, stats, workload, compute_dtype)
+    device_bytes = passes * weight_bytes_read(file) + cache
+    return (_phase(stats.link_bytes, sum(workload.flops(file.spec)), device_bytes, rates),)
 
 
 def decode_link_bytes(stats: Stats) -> dict[str, dict[str, int]]:
@@ -94,6 +83,14 @@ def weight_bytes_read(file: WeightFile) -> int:
 def cache_bytes_read(spec: ModelSpec, policy: Policy, workload: Workload, compute_dtype: str) -> float:
     """Bytes of cache records that all decode passes together attend to, those of the same pass left out."""
     return spec.layers * workload.past_tokens() * record_layout(spec, policy, compute_dtype).record_bytes
+
+
+def cache_bytes_attended(spec: ModelSpec, stats: Stats, workload: Workload, compute_dtype: str) -> float:
+    """The part of `cache_bytes_read` that is attended to on the device."""
+    nbytes = cache_bytes_read(spec, stats.policy, workload, compute_dtype)
+    if stats.policy.attention_on == "host":
+        nbytes *= stats.placement["cache"]["real"]["device"]
+    return nbytes
 
 
 def _phase(link_bytes: Mapping[str, Mapping[str, int]], flops: int, device_bytes: float, rates: Rates) -> PhaseFloor:

@@ -21,22 +21,26 @@ FILLED = Text(filled=True)
 PERCENT = ListOf(Number(), 6, 6, "six numbers (weights, cache, activations on device and host)")
 
 
+ALIKE = ("prompt_len", "gen_len", "rows")
+"""Fields of rows that are alike, whose place a file of lengths takes."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arguments:
     """One benchmark, complete; fields are named like options. `model` is a size of `SIZES` or a weight file.
 
     `percent` or `policy` (a file) say where things lie, or it is chosen from the budgets for `machine` (a file or a
     known one; this one, if there is none); None stands for whatever the policy says, or would choose. Lengths are in
-    tokens.
+    tokens; with `lengths` (a file, see `planner.lengths_file`) rows differ.
     """
 
     model: Annotated[str, FILLED, "A size, whose weights are random, or a weight file."]
     random_weights: Annotated[bool, "Random weights in place of a file's own."] = False
     dtype: Annotated[str, OneOf(DTYPES), "The type of random weights."] = "float16"
     quantize_weights: Annotated[str | None, OneOf(tuple(BITS)), "How random weights are stored in groups."] = None
-    prompt_len: Annotated[int, Whole(1), "Tokens of every prompt."] = 512
-    gen_len: Annotated[int, Whole(1), "New tokens of every row."] = 32
-    rows: Annotated[int, Whole(1), "Rows in all."] = 8
+    prompt_len: Annotated[int | None, Whole(1), "Tokens of every prompt; null: see lengths."] = 512
+    gen_len: Annotated[int | None, Whole(1), "New tokens of every row; null: see lengths."] = 32
+    rows: Annotated[int | None, Whole(1), "Rows in all; null: see lengths."] = 8
     rows_per_group: Annotated[int | None, Whole(1), "Rows that are computed together."] = None
     groups: Annotated[int | None, Whole(1), "Groups of a block."] = None
     percent: Annotated[tuple[float, ...] | None, PERCENT, "Weights, cache, activations on device and host."] = None
@@ -52,6 +56,7 @@ class Arguments:
     backend: Annotated[str, FILLED, "The port that it runs on."] = "numpy"
     repeat: Annotated[int, Whole(1), "Runs."] = 1
     seed: Annotated[int, Whole(0), "Of random weights and prompts."] = 0
+    lengths: Annotated[str | None, FILLED, "A file of lengths, in place of equal rows."] = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> "Arguments":
@@ -61,7 +66,15 @@ class Arguments:
         object_of(cls).read_members(f"{where}: ", values, PolicyError)
         if values.get("percent") is not None:
             values = {**values, "percent": tuple(values["percent"])}
+        if values.get("lengths") is not None:
+            for name in ALIKE:
+                if values.get(name) is not None:
+                    raise PolicyError(f"{where}: {name} and lengths exclude each other")
+            values = {**values, **dict.fromkeys(ALIKE)}
         made = cls(**values)
+        for name in ALIKE:
+            if made.lengths is None and getattr(made, name) is None:
+                raise PolicyError(f"{where}: {name} must be {Whole(1).needed}, found None")
         if made.percent is not None and made.policy is not None:
             raise PolicyError(f"{where}: percent and policy exclude each other")
         return made

@@ -9,7 +9,7 @@ import click
 
 from flexref.cli.arguments import MODEL, TEXT
 from flexref.cli.completion import files, sizes, suites
-from flexref.cli.options import BUDGETS, asked_of, computing_port, option, options, was_given
+from flexref.cli.options import BUDGETS, asked_of, check_lengths, computing_port, option, options, was_given
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
@@ -22,8 +22,8 @@ LOG = logging.getLogger(__name__)
 
 MODEL_HELP = "A size (6.7b, opt-175b, tiny ...), whose weights are random, or a weight file."
 
-PLACES = ("percent", "policy")
-"""Either of them takes the place of both."""
+REPLACED = (("percent", "policy"), ("prompt_len", "lengths"), ("gen_len", "lengths"), ("rows", "lengths"))
+"""Of a suite's benchmark all of a group give way to an option for any of it."""
 
 
 @click.command("bench")
@@ -48,6 +48,7 @@ PLACES = ("percent", "policy")
 @option("--prompt-len", help="Tokens of every prompt; default: 512.")
 @option("--gen-len", help="New tokens for every row; default: 32.")
 @option("--rows", help="Rows of the job; default: 8.")
+@option("--lengths", names=("lengths",))
 @options("--rows-per-group", "--groups", "--percent", "--policy", "--machine", "--quantize-cache", "--attention-on")
 @options("--overlap", "--row-invariant", *BUDGETS)
 @option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
@@ -84,10 +85,12 @@ def command(
     if list_suites:
         _list()
         return
+    if "lengths" in given:
+        check_lengths(context)
     asked_of(values)
     benchmarks = _benchmarks(suite, given)
     traces = [_numbered(trace_file, number) for number in range(1, len(benchmarks) + 1)]
-    inputs = [path for asked in benchmarks for path in (asked.model, asked.policy, asked.machine)]
+    inputs = [path for asked in benchmarks for path in (asked.model, asked.policy, asked.machine, asked.lengths)]
     outputs = {f"trace {number}": path for number, path in enumerate(traces, start=1)}
     check_outputs(outputs, [*inputs, baseline_file], force=force)
     baselines = _baselines(baseline_file, benchmarks)
@@ -113,7 +116,7 @@ def _benchmarks(suite: str | None, given: Mapping[str, Any]) -> "list[Arguments]
     suites = read_suites()
     if suite not in suites:
         raise click.UsageError(f"no suite {suite!r}; known: {', '.join(suites)}")
-    replaced = PLACES if any(name in given for name in PLACES) else ()
+    replaced = [name for group in REPLACED for name in group if any(other in given for other in group)]
     kept = [{name: run[name] for name in run if name not in replaced} for run in suites[suite].runs]
     return [Arguments.from_mapping({**run, **given}, f"suite {suite!r} with the options") for run in kept]
 

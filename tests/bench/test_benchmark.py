@@ -14,9 +14,10 @@ from flexref.architecture.published import PUBLISHED, size_named
 from flexref.backend.capabilities import Description
 from flexref.bench import rates
 from flexref.bench.benchmark import Benchmark, Report, weights_of
-from flexref.bench.floor import Workload, cache_bytes_read, floors, weight_bytes_read
+from flexref.bench.floor import cache_bytes_read, floors, weight_bytes_read
 from flexref.bench.rates import Rates
 from flexref.bench.suites import Arguments, read_suites
+from flexref.bench.workload import Workload, workload_of
 from flexref.block.trace import Trace
 from flexref.check.models import write_model
 from flexref.engine.events import Event, WeightsLoaded
@@ -193,7 +194,7 @@ def account(file: WeightFile, policy: Policy, **fields: Any) -> Stats:
 
 
 def test_a_floor_is_the_slowest_of_what_a_phase_must_move_and_compute() -> None:
-    file, work = random_file(size_of("tiny")), Workload(rows=2, prompt_tokens=3, new_tokens=3)
+    file, work = random_file(size_of("tiny")), Workload.alike(rows=2, prompt_tokens=3, new_tokens=3)
     stats = account(
         file,
         Policy(),
@@ -212,7 +213,7 @@ def test_a_floor_is_the_slowest_of_what_a_phase_must_move_and_compute() -> None:
 
 
 def test_device_memory_is_read_once_per_pass_for_weights_and_records() -> None:
-    file, work = random_file(size_of("tiny"), scheme="int4"), Workload(rows=2, prompt_tokens=3, new_tokens=3)
+    file, work = random_file(size_of("tiny"), scheme="int4"), Workload.alike(rows=2, prompt_tokens=3, new_tokens=3)
     policy = Policy(cache_scheme="int4")
     prefill, decode = floors(file, work, account(file, policy), ROUND, "float16")
     weights, cache = weight_bytes_read(file), cache_bytes_read(file.spec, policy, work, "float16")
@@ -233,11 +234,11 @@ def test_the_floor_of_case_b_is_that_of_its_weights_and_cache_in_device_memory()
     (values,) = read_suites()["case-b"].runs
     arguments = Arguments.from_mapping(values, "case-b")
     file, policy = weights_of(arguments), Policy(cache_scheme="int4", rows_per_group=64)
-    work = Workload(arguments.rows, arguments.prompt_len, arguments.gen_len)
+    work = workload_of(arguments)
     h100 = Rates(54.7e9, 55e9, 3.0e12, 762e12)
     _, decode = floors(file, work, account(file, policy), h100, "float16")
     assert decode.limit == "device memory"
-    assert 0.002 < decode.seconds / (work.new_tokens - 1) < 0.004
+    assert 0.002 < decode.seconds / (values["gen_len"] - 1) < 0.004
 
 
 def test_rates_are_measured_and_their_memory_is_given_back(counting: Any) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from flexref.bench import rates
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.show.plot_titles import job_in_words
 from flexref.machine.plain import plain_machine
@@ -52,7 +53,7 @@ def test_a_plan_for_rows_that_differ(capsys: pytest.CaptureFixture[str], machine
 
 
 @pytest.mark.parametrize("option", ["--rows", "--prompt-len", "--gen-len"])
-@pytest.mark.parametrize("command", ["plan", "compare-machines"])
+@pytest.mark.parametrize("command", ["plan", "compare-machines", "bench"])
 def test_equal_rows_and_lengths_exclude_each_other(
     capsys: pytest.CaptureFixture[str], machine: str, lengths: str, command: str, option: str
 ) -> None:
@@ -66,6 +67,48 @@ def test_what_is_wrong_in_the_file_is_one_line(capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err == f"flexref: {lengths}, line 1: field 'new_tokens' is missing\n"
     assert flexref("plan", "--model", "125m", "--machine", machine, "--lengths", lengths, "-o", lengths, "--force") != 0
     assert json.loads(Path(lengths).read_text()) == {"prompt_tokens": 3}
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rates are measured on little."""
+    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
+    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_benchmark_of_rows_that_differ(capsys: pytest.CaptureFixture[str], lengths: str, tmp_path: Path) -> None:
+    call = ("bench", "--model", "tiny", "--lengths", lengths, "--rows-per-group", "1", "--groups", "2")
+    assert flexref(*call) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "4 rows that differ: prompts of 5 to 37 tokens (mean 13), 1 to 12 new tokens (mean 3.75)" in shown
+    assert "prefill and decode" in shown
+    assert " read" in shown
+    assert flexref(*call, "--json") == 0
+    printed: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert printed["lengths"]["prompt_tokens"]["total"] == 52
+    assert (printed["rows"], printed["generated_tokens"], printed["decode_step_s"]) == (4, 15, None)
+    seconds = printed["prefill_s"] + printed["decode_s"]
+    assert printed["read_tokens_per_s"] == pytest.approx(52 / seconds)
+    assert printed["tokens_per_s"] == pytest.approx(15 / seconds)
+    assert printed["floor_s"] == max(printed["floor_terms_s"].values())
+    assert printed["floor_ratio"] == pytest.approx(seconds / printed["floor_s"])
+    before = tmp_path / "before.json"
+    before.write_text(json.dumps(printed))
+    assert flexref(*call, "--json", "--baseline", str(before)) == 0
+    assert json.loads(capsys.readouterr().out)["baseline"]["figures"]["tokens_per_s"]["before"] > 0
+    Path(lengths).write_text('{"prompt_tokens": 5, "new_tokens": 1}\n{"prompt_tokens": 5, "new_tokens": 2}\n')
+    assert flexref(*call, "--json", "--baseline", str(before)) == 1
+    assert "lengths was" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("quick")
+def test_lengths_take_the_place_of_a_suites_rows(capsys: pytest.CaptureFixture[str], lengths: str) -> None:
+    assert flexref("bench", "--suite", "tiny", "--lengths", lengths, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["arguments"]["rows"] is None
+    Path(lengths).write_text('{"prompt_tokens": 250, "new_tokens": 10}\n')
+    assert flexref("bench", "--suite", "tiny", "--lengths", lengths, "--json") == 1
+    assert "250 + 10 tokens: the model has 256 positions" in capsys.readouterr().err
 
 
 def test_machines_are_compared_for_rows_that_differ(

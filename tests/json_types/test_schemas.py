@@ -212,6 +212,20 @@ def test_what_bench_prints_keeps_the_schema(capsys: pytest.CaptureFixture[str], 
     assert set(compared) == known
 
 
+def test_what_is_printed_of_rows_that_differ_keeps_the_schemas(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    lengths = tmp_path / "lengths.jsonl"
+    lengths.write_text('{"prompt_tokens": 9, "new_tokens": 2}\n{"prompt_tokens": 5, "new_tokens": 3}\n')
+    (found,) = printed(capsys, "bench", "--model", "tiny", "--lengths", str(lengths), "--json")
+    assert json_schema_kit.check(found, DOCUMENTS["bench"]) == []
+    assert found["lengths"]["rows"] == 2
+    job = ("plan", "--model", "125m", "--machine", "t4-gcp", "--quantize-weights", "int4", "--groups", "1")
+    (planned,) = printed(capsys, *job, "--lengths", str(lengths), "--json")
+    assert json_schema_kit.check(planned, DOCUMENTS["plan"]) == []
+    assert planned["wanted"]["lengths"]["rows"] == 2
+
+
 def test_an_interrupted_bench_keeps_the_schema_without_figures(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

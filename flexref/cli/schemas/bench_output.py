@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from flexref.bench.rates import Rates
 from flexref.bench.suites import Arguments
+from flexref.block.counted_rows import LengthsSummary
 from flexref.cli.schemas.parts import COUNT, NAMES, PREDICTED, member, output, seconds
 from flexref.engine.results import BYTES_BY_LINK, Stats
 from flexref.json_types.containers import ListOf, MapOf
@@ -16,15 +17,19 @@ FIGURES = {
     "decode_s": seconds("Seconds of all decode passes."),
     "decode_step_s": member(Maybe(Number(0)), "Seconds of one decode pass; null if there was none."),
     "tokens_per_s": member(Number(0), "Generated tokens over prefill and decode together."),
+    "read_tokens_per_s": member(Number(0), "Tokens of prompts over prefill and decode together."),
 }
+
+TERMS = Maybe(MapOf(Number(0)))
 
 FLOORS = {
     "floor_s": seconds("The least that this machine allows for prefill and decode."),
     "floor_ratio": member(Number(0), "The median run over that floor."),
-    "prefill_floor_s": seconds("The least for the prefill."),
-    "prefill_floor_terms_s": member(MapOf(Number(0)), "What each link, products and memory need for it."),
-    "decode_floor_s": seconds("The least for all decode passes."),
-    "decode_floor_terms_s": member(MapOf(Number(0)), "What each link, products and memory need for them."),
+    "floor_terms_s": member(TERMS, "What each link, products and memory need, where rows differ; else null."),
+    "prefill_floor_s": member(Maybe(Number(0)), "The least for the prefill; null where rows differ."),
+    "prefill_floor_terms_s": member(TERMS, "What each link, products and memory need for it."),
+    "decode_floor_s": member(Maybe(Number(0)), "The least for all decode passes; null where rows differ."),
+    "decode_floor_terms_s": member(TERMS, "What each link, products and memory need for them."),
     "decode_step_floor_s": member(Maybe(Number(0)), "The least for one decode pass; null if there was none."),
 }
 
@@ -93,6 +98,7 @@ def bench() -> JsonType:
         "weights": member(Text(), "The weight file, or random."),
         "weights_scheme": member(OneOf(SCHEMES), "How the weights are stored."),
         "weights_dtype": member(OneOf(DTYPES), "The type of what is not in groups."),
+        "lengths": member(Maybe(object_of(LengthsSummary)), "The rows, where they differ; null if they do not."),
         "cut_short": member(Maybe(Text()), "What was interrupted; null if nothing."),
         "rates": member(output("Rates", "What this machine does at best.", object_of(Rates).members), "The machine."),
         "versions": member(MapOf(Text()), "Versions by name."),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from flexref.cli.show.lengths import lengths_in_words
 from flexref.cli.show.report import print_prediction_error, print_stats
 from flexref.cli.streams import printable
 from flexref.errors import how_many, in_gib
@@ -12,6 +13,7 @@ from flexref.errors import how_many, in_gib
 if TYPE_CHECKING:
     from flexref.bench.baseline import BenchComparison
     from flexref.bench.benchmark import Report
+    from flexref.bench.workload import Workload
     from flexref.check.smoke import Passed
 
 
@@ -21,8 +23,7 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     stored = file.dtype if file.scheme == "none" else file.scheme
     console.print(
         f"{printable(file.spec.name)}, {stored} weights, on {report.arguments.backend}: "
-        f"{how_many(workload.rows, 'row')} of {how_many(workload.prompt_tokens, 'token')}, "
-        f"{how_many(workload.new_tokens, 'new token')} each",
+        f"{how_many(len(workload.rows), 'row')} {_lengths(workload)}",
         highlight=False,
     )
     console.print(
@@ -39,6 +40,14 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
         if len(report.runs) > 1:
             console.print(_runs(report))
     _print_machine(console, report)
+
+
+def _lengths(workload: "Workload") -> str:
+    """How long the rows are, after their number."""
+    row = workload.row
+    if row is None:
+        return f"that differ: {lengths_in_words(workload.rows.summary)}"
+    return f"of {how_many(row.prompt_tokens, 'token')}, {how_many(row.new_tokens, 'new token')} each"
 
 
 def print_comparison(console: Console, compared: "BenchComparison") -> None:
@@ -63,16 +72,24 @@ def _phases(report: "Report") -> Table:
     for heading in ("", "seconds", "floor", "ratio", "floor set by"):
         table.add_column(heading, justify="right" if heading in ("seconds", "floor", "ratio") else "left")
     assert report.floors is not None
-    prefill, decode = report.floors
-    rows = [("prefill", report.prefill_s, prefill.seconds, prefill.limit)]
-    if report.steps:
-        rows.append(("decode", report.decode_s, decode.seconds, decode.limit))
-        rows.append(("decode step", report.decode_s / report.steps, decode.seconds / report.steps, decode.limit))
-    rows.append(("both", report.prefill_s + report.decode_s, prefill.seconds + decode.seconds, ""))
+    both_s = report.prefill_s + report.decode_s
+    if len(report.floors) == 1:
+        rows = [("prefill and decode", both_s, report.floors[0].seconds, report.floors[0].limit)]
+    else:
+        prefill, decode = report.floors
+        rows = [("prefill", report.prefill_s, prefill.seconds, prefill.limit)]
+        if report.steps:
+            rows.append(("decode", report.decode_s, decode.seconds, decode.limit))
+            rows.append(("decode step", report.decode_s / report.steps, decode.seconds / report.steps, decode.limit))
+        rows.append(("both", both_s, prefill.seconds + decode.seconds, ""))
     for name, seconds, floor, limit in rows:
         table.add_row(name, f"{seconds:.4f}", f"{floor:.4f}", f"{seconds / floor:.2f}", limit)
-    rate = report.figures(report.prefill_s, report.decode_s)["tokens_per_s"]
-    table.caption = f"{rate:.3f} tokens/s over prefill and decode"
+    figures = report.figures(report.prefill_s, report.decode_s)
+    table.caption = f"{figures['tokens_per_s']:.3f} tokens/s over prefill and decode"
+    if report.workload.row is None:
+        table.caption += f"; {figures['read_tokens_per_s']:.3f} read"
+    if report.prediction_error is not None:
+        table.caption += f"; predicted {report.prediction_error.prediction.tokens_per_s:.3f}"
     return table
 
 
