@@ -106,6 +106,9 @@ class Policy:
     ] = None
     cache_scheme: Annotated[str, OneOf(CACHE_SCHEMES), "How the cache is stored: as computed, or in groups."] = "none"
     cache_group_size: Annotated[int, COUNT, "Values of the cache that share a scale and a zero, if in groups."] = 64
+    share_prefixes: Annotated[
+        bool, "Whether the beginnings that prompts have in common are read and kept once, where the port can."
+    ] = True
     prompt_chunk_tokens: Annotated[
         int | None, COUNT, "Tokens of a prompt that one pass reads at most; null: whole prompts where they fit."
     ] = None

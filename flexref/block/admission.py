@@ -7,11 +7,12 @@ is next, and where it does not fit yet nobody enters until it does.
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from flexref.block.places import GroupPlaces
-from flexref.block.rows import Group, Row, RowLengths
+from flexref.block.group import Group
+from flexref.block.places import GroupPlaces, PrefixPlaces
+from flexref.block.rows import Row, RowLengths
 from flexref.tiers.cache_plan import GroupRoom
 
 WINDOWS = 4
@@ -73,6 +74,11 @@ class Waiting:
         return len(self._longest_first)
 
     @property
+    def arrivals(self) -> int:
+        """How many rows have been taken from where they come from so far."""
+        return self._arrivals
+
+    @property
     def rows(self) -> list[Row]:
         """The rows that are in the window, in the order of their arrival."""
         return [arrived.row for arrived in self._arrived]
@@ -82,15 +88,15 @@ class Waiting:
         """Whether no row waits and none will come."""
         return self._rows is None and not self._longest_first
 
-    def take(self, most_tokens: int) -> Row | None:
-        """The row that enters next, of those with at most so many tokens; None if there is none, or one goes first."""
+    def take(self, fits: Callable[[Row], bool]) -> Row | None:
+        """The row that enters next, of those that fit; None if there is none, or one that does not fit goes first."""
         if not self._arrived:
             return None
         oldest = self._arrived[0]
         if self._entered - oldest.number >= self.overtakes:
-            return self._take(oldest) if oldest.row.lengths.capacity_tokens <= most_tokens else None
+            return self._take(oldest) if fits(oldest.row) else None
         for arrived in self._longest_first:
-            if arrived.row.lengths.capacity_tokens <= most_tokens:
+            if fits(arrived.row):
                 return self._take(arrived)
         return None
 
@@ -107,27 +113,40 @@ class Waiting:
 
 
 class Admission:
-    """The places of a block's groups, and who waits for them."""
+    """The places of a block's groups and of the prefixes that rows share, and who waits for them."""
 
-    def __init__(self, rooms: Sequence[GroupRoom], waiting: Waiting) -> None:
+    def __init__(self, rooms: Sequence[GroupRoom], waiting: Waiting, prefix_tokens: int = 0) -> None:
         self.waiting = waiting
         self.places = [GroupPlaces(room) for room in rooms]
-        self.admitted = self.retired = 0
+        self.prefixes = PrefixPlaces(prefix_tokens)
+        self.admitted = self.retired = self.spared_tokens = 0
+        """Rows that came and left; tokens of prompts that are not read, since they are read for another row."""
 
-    def renew(self, number: int, group: Group) -> None:
+    def renew(self, group: Group) -> None:
         """Rows of the group that ended leave it; waiting ones take their places."""
-        places = self.places[number]
+        places = self.places[group.number]
         for row in group.leave():
             assert row.place is not None
             places.give_back(row.place)
             row.place = None
+            if row.prefix is not None:
+                self.prefixes.leave(row.prefix)
             self.retired += 1
         while entering := self._next(places):
+            if entering.prefix is not None:
+                if self.prefixes.enter(entering.prefix, group.number):
+                    group.reads.append(entering.prefix)
+                else:
+                    self.spared_tokens += len(entering.prefix.tokens)
             entering.place = places.take(entering.lengths.capacity_tokens)
             group.enter(entering)
             self.admitted += 1
         group.look()
 
     def _next(self, places: GroupPlaces) -> Row | None:
-        most_tokens = places.longest
-        return self.waiting.take(most_tokens) if most_tokens else None
+        longest = places.longest
+
+        def fits(row: Row) -> bool:
+            return row.lengths.capacity_tokens <= longest and self.prefixes.fits(row.prefix)
+
+        return self.waiting.take(fits) if longest else None

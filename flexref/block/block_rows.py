@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from flexref.block.admission import Admission, Waiting
-from flexref.block.rows import Group, Judge, TokenEvent
+from flexref.block.group import Group
+from flexref.block.rows import Judge, TokenEvent
 from flexref.tiers.cache_plan import CachePlan
 
 
@@ -11,11 +12,13 @@ class BlockRows:
     """The groups of a block. What waits has come in as far as there is room, when it is made and after every pass."""
 
     def __init__(self, cache: CachePlan, waiting: Waiting, prompt_chunk_tokens: int | None) -> None:
-        self.waiting, self.admission = waiting, Admission(cache.groups, waiting)
-        self.groups = [Group(room, cache.in_order, prompt_chunk_tokens) for room in cache.groups]
+        self.waiting, self.admission = waiting, Admission(cache.groups, waiting, cache.prefix_tokens)
+        self.groups = [
+            Group(number, room, cache.in_order, prompt_chunk_tokens) for number, room in enumerate(cache.groups)
+        ]
         self._next_pass = [0] * len(self.groups)
-        for number, group in enumerate(self.groups):
-            self.admission.renew(number, group)
+        for group in self.groups:
+            self.admission.renew(group)
 
     def alive(self) -> bool:
         """Whether any row is in the block."""
@@ -41,11 +44,11 @@ class BlockRows:
     def renew(self, number: int) -> None:
         """A pass is over for the group: rows that ended leave it, waiting ones take their places."""
         self._next_pass[number] += 1
-        self.admission.renew(number, self.groups[number])
+        self.admission.renew(self.groups[number])
 
     def skip_pass(self) -> None:
         """Let a pass go by that nobody runs, for all groups: every row gets some token; rows come and leave."""
-        for number, group in enumerate(self.groups):
+        for group in self.groups:
             group.accept([0] * len(group.ready), lambda row: None)
-            self.admission.renew(number, group)
+            self.admission.renew(group)
         self.waiting.refill()

@@ -12,8 +12,9 @@ from typing import Any
 from flexref.architecture.program import ModelProgram, program_of
 from flexref.architecture.stages import Stage, StageKind, token_tiles
 from flexref.backend.protocol import Array, Matrix, Ticket
+from flexref.block.group import Group
 from flexref.block.memory_plan import BlockRoom
-from flexref.block.rows import Fed, Group
+from flexref.block.rows import Fed
 from flexref.block.state import BlockState
 from flexref.block.visits import EmbedInputs, embed_visit
 from flexref.block.watch import Computed

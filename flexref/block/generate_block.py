@@ -9,9 +9,10 @@ import numpy as np
 from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Array
 from flexref.block.compute import BlockComputation
+from flexref.block.group import Group
 from flexref.block.memory_plan import BlockRoom
 from flexref.block.moves import BlockMoves
-from flexref.block.rows import Group, Judge, TokenEvent
+from flexref.block.rows import Judge, TokenEvent
 from flexref.block.visits import hidden_visit
 from flexref.model.stages import head_tile
 from flexref.sampling.sampler import choose

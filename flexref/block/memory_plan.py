@@ -111,7 +111,8 @@ def plan_block(
         expansion = Expansion.PER_PASS
     layers, far = (1, False) if rooms.scores else (spec.layers, policy.attention_on == "host")
     layout = record_layout(spec, policy, caps.compute_dtype)
-    cache = CachePlan(layout, layers, rooms.groups, far, slots_of(policy.overlap), rooms.scores)
+    slots, kept = slots_of(policy.overlap), (rooms.prefix_tokens, spec.layers)
+    cache = CachePlan(layout, layers, rooms.groups, far, slots, rooms.scores, *kept)
     # What the head makes of the scored tokens takes the place of the hidden states.
     tokens = [group.pass_tokens for group in rooms.groups]
     widest = [max(count * spec.width, rooms.scored(count) * spec.embed_width) for count in tokens]

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flexref.architecture.stages import StageKind
-from flexref.block.rows import Group
+from flexref.block.group import Group
 from flexref.block.state import BlockState
 from flexref.schedule.zigzag import Hop, Movement
 from flexref.tiers.activations import ActivationStore

@@ -6,6 +6,7 @@ A row's records lie in one run. Of the free runs that are long enough the shorte
 from bisect import insort
 from collections.abc import Iterator
 
+from flexref.block.rows import SharedPrefix
 from flexref.tiers.cache_plan import GroupRoom, RowPlace
 from flexref.units import Tier
 
@@ -13,8 +14,8 @@ from flexref.units import Tier
 class TierPlaces:
     """The free runs of records of one group on one tier, for at most `rows` rows."""
 
-    def __init__(self, home: Tier, tokens: int, rows: int) -> None:
-        self.home, self.rows_left = home, rows
+    def __init__(self, home: Tier, tokens: int, rows: int, *, shared: bool = False) -> None:
+        self.home, self.rows_left, self._shared = home, rows, shared
         self._free = [(0, tokens)] if tokens else []
         """(first, end) of every free run, in order; no two of them touch."""
 
@@ -33,7 +34,7 @@ class TierPlaces:
         if first + tokens < end:
             insort(self._free, (first + tokens, end))
         self.rows_left -= 1
-        return RowPlace(self.home, first, tokens)
+        return RowPlace(self.home, first, tokens, self._shared)
 
     def give_back(self, place: RowPlace) -> None:
         """Take back what `take` gave. `ValueError` if some of it is free."""
@@ -82,3 +83,46 @@ class GroupPlaces:
         for tier, places in self._tiers.items():
             for first, end in places._free:
                 yield tier, first, end
+
+
+class PrefixPlaces:
+    """The places of the prefixes that rows of a block share. One that nobody uses stays until its place is needed."""
+
+    def __init__(self, tokens: int) -> None:
+        self._places = TierPlaces(Tier.DEVICE, tokens, tokens, shared=True)
+        self._idle: list[SharedPrefix] = []
+
+    def fits(self, prefix: SharedPrefix | None) -> bool:
+        """Whether a row that begins with it may enter, as far as that goes."""
+        if prefix is None or prefix.reader is not None:
+            return True
+        while self._places.longest < len(prefix.tokens) and self._idle:
+            self._places.give_back(self._idle.pop(0).end())
+        return self._places.longest >= len(prefix.tokens)
+
+    def enter(self, prefix: SharedPrefix, group: int) -> bool:
+        """A row of the group begins with it, which `fits`. Whether it has to be read, in that group's visits."""
+        prefix.users += 1
+        if prefix in self._idle:
+            self._idle.remove(prefix)
+        if prefix.reader is not None:
+            return False
+        place = self._places.take(len(prefix.tokens))
+        assert place is not None
+        prefix.begin(place, group)
+        return True
+
+    def leave(self, prefix: SharedPrefix) -> None:
+        """A row that began with it has left."""
+        prefix.users -= 1
+        if prefix.users:
+            return
+        if prefix.read_in is None:  # no row of it is left, and it is not read to its end
+            self._places.give_back(prefix.end())
+        else:
+            self._idle.append(prefix)
+
+    def release(self) -> None:
+        """The block ends: give every place back."""
+        while self._idle:
+            self._places.give_back(self._idle.pop().end())

@@ -7,8 +7,8 @@ takes.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from math import ceil, sqrt
 
 from flexref.block.admission import longest_first
@@ -26,12 +26,16 @@ cases they are longer."""
 
 @dataclass(frozen=True)
 class BlockRooms:
-    """The room of every group. `single_pass`: no row needs a second one. `whole`: every prompt is read in one pass."""
+    """The room of every group. `single_pass`: no row needs a second one. `whole`: every prompt is read in one pass.
+
+    `prefix_tokens`: how many records of prefixes that rows share may lie on the device.
+    """
 
     groups: tuple[GroupRoom, ...]
     scored_share: float
     single_pass: bool
     whole: bool
+    prefix_tokens: int
 
     @classmethod
     def of(cls, rows: JobRows, policy: Policy) -> "BlockRooms":
@@ -41,7 +45,7 @@ class BlockRooms:
         """
         kinds = kinds_of(rows)
         count, size = kinds.total(), policy.rows_per_block
-        share = max(row.scored_tokens / row.prompt_tokens for row in kinds)
+        share = max(row.scored_tokens / row.own_tokens for row in kinds)
         chunk = None if share else policy.prompt_chunk_tokens
         typical = _in_order(kinds, rows) if count <= size else _typical(kinds, policy)
         groups = [
@@ -50,22 +54,23 @@ class BlockRooms:
         homes = place_in_order(
             [[row.capacity_tokens for row in group] for group in groups], Shares() if share else policy.cache
         )
-        longest = max(row.capacity_tokens for row in kinds)
+        longest, prefixes = max(row.capacity_tokens for row in kinds), _Prefixes.of(kinds)
         rooms = []
         for group, tiers in zip(groups, homes, strict=True):
             tokens, new_tokens = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0)
             for row, tier in zip(group, tiers, strict=True):
                 tokens[tier] += row.capacity_tokens
-                new_tokens[tier] += row.prompt_tokens if chunk is None else min(chunk, row.prompt_tokens)
+                new_tokens[tier] += row.own_tokens if chunk is None else min(chunk, row.own_tokens)
             if count > size:
                 widest = max(Tier, key=lambda tier: tokens[tier])
                 tokens[widest] = max(tokens[widest], longest)
                 if share:
                     new_tokens[widest] = tokens[widest]
-            rooms.append(GroupRoom(len(group), tokens, new_tokens))
-        alike = len({row.prompt_tokens for row in kinds}) == 1
+            rooms.append(GroupRoom(len(group), tokens, new_tokens, prefixes.in_a_pass(len(group), chunk)))
+        alike = len({row.own_tokens for row in kinds}) == 1
         single = max(row.new_tokens for row in kinds) == 1 and count <= size
-        return cls(tuple(rooms), share, single, chunk is None and (alike or count <= size))
+        whole = chunk is None and (alike or count <= size)
+        return cls(tuple(rooms), share, single and not prefixes.sizes, whole, prefixes.in_all(size))
 
     @property
     def scores(self) -> bool:
@@ -82,6 +87,29 @@ class BlockRooms:
         return min(new_tokens, group.rows) if self.whole else new_tokens
 
 
+@dataclass(frozen=True, slots=True)
+class _Prefixes:
+    """The prefixes of a job: the tokens of each by its number, and how many rows the job has."""
+
+    sizes: Mapping[int, int]
+    rows: int
+
+    @classmethod
+    def of(cls, kinds: Counter[RowLengths]) -> "_Prefixes":
+        return cls({row.prefix: row.shared_tokens for row in kinds if row.prefix}, kinds.total())
+
+    def in_all(self, rows: int) -> int:
+        """Tokens of the prefixes that so many rows have: their part of all, and the longest twice."""
+        total, longest = sum(self.sizes.values()), max(self.sizes.values(), default=0)
+        return total if rows >= self.rows else min(total, ceil(total * rows / self.rows) + 2 * longest)
+
+    def in_a_pass(self, rows: int, chunk: int | None) -> int:
+        """Tokens of prefixes that a pass reads for a group of so many rows."""
+        longest = max(self.sizes.values(), default=0)
+        most = max(longest, ceil(sum(self.sizes.values()) * min(1.0, rows / self.rows)))
+        return most if chunk is None else min(most, chunk)
+
+
 def _in_order(kinds: Counter[RowLengths], rows: JobRows) -> Sequence[RowLengths]:
     """All rows, as they enter a block in which there is room for all of them."""
     every = list(each_of(rows))
@@ -92,9 +120,8 @@ def _typical(kinds: Counter[RowLengths], policy: Policy) -> Sequence[RowLengths]
     """Rows that, in a group, take as much as rows of the job do in all but a few cases."""
     rows = policy.rows_per_group
     capacity = _enough(kinds, rows, lambda row: row.capacity_tokens)
-    prompt = min(capacity, _enough(kinds, rows, lambda row: row.prompt_tokens))
-    some = next(iter(kinds))
-    return [replace(some, prompt_tokens=prompt, new_tokens=capacity - prompt + 1)] * policy.rows_per_block
+    own = min(capacity, _enough(kinds, rows, lambda row: row.own_tokens))
+    return [RowLengths(own, capacity - own + 1)] * policy.rows_per_block
 
 
 def _enough(kinds: Counter[RowLengths], rows: int, tokens: Callable[[RowLengths], int]) -> int:

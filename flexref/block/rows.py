@@ -1,17 +1,12 @@
-"""The rows of a block while they generate or are scored: what each has, what it still may, and what a pass feeds."""
+"""Rows in numbers, and rows while they generate or are scored: what each has, and what it still may."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 
-import numpy as np
-import numpy.typing as npt
-
-from flexref.architecture.spec import POSITION_OFFSET
 from flexref.sampling.settings import SamplingSettings
-from flexref.tiers.cache_plan import GroupRoom, RowPass, RowPlace
-from flexref.units import Tier
+from flexref.tiers.cache_plan import RowPass, RowPlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,16 +14,24 @@ class RowLengths:
     """One row of a job in numbers: the tokens of its prompt, those that it may generate, those that are scored instead.
 
     Where any are scored, `scored_tokens` of the prompt's last tokens have their next one scored, and no row generates.
+    Its first `shared_tokens` are those of the job's prefix number `prefix`, from 1 on, which other rows begin with too.
     """
 
     prompt_tokens: int
     new_tokens: int
     scored_tokens: int = 0
+    shared_tokens: int = 0
+    prefix: int = 0
+
+    @property
+    def own_tokens(self) -> int:
+        """Tokens of the prompt that no other row shares."""
+        return self.prompt_tokens - self.shared_tokens
 
     @property
     def capacity_tokens(self) -> int:
-        """Tokens whose K and V are ever needed: all but the last one generated."""
-        return self.prompt_tokens + self.new_tokens - 1
+        """Tokens whose K and V it needs ever and for itself: all but the last one generated."""
+        return self.own_tokens + self.new_tokens - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class Row:
     """How many of its tokens the model has seen, the prompt's first: their K and V are in the cache."""
     place: RowPlace | None = None
     """Where its cache lies, while it is in a block."""
+    prefix: "SharedPrefix | None" = None
+    """What it shares with others: see `share`."""
     given_tokens: int = field(init=False)
     """How many tokens it began with: those are read, the others are generated."""
 
@@ -86,7 +91,19 @@ class Row:
     @property
     def lengths(self) -> RowLengths:
         """The row in numbers, as long as it may become."""
-        return RowLengths(len(self.prompt), self.limit, self.scored)
+        if self.prefix is None:
+            return RowLengths(len(self.prompt), self.limit, self.scored)
+        return RowLengths(len(self.prompt), self.limit, self.scored, len(self.prefix.tokens), self.prefix.number)
+
+    def share(self, prefix: "SharedPrefix | None") -> None:
+        """Its first tokens are the prefix's, or all of them its own; it is in no block yet."""
+        self.prefix = prefix
+        self.seen = 0 if prefix is None else len(prefix.tokens)
+
+    def in_pass(self, new: int) -> RowPass:
+        """What a pass has of it that feeds so many tokens."""
+        assert self.place is not None
+        return RowPass(self.place, self.seen, new, None if self.prefix is None else self.prefix.place)
 
     @property
     def due_tokens(self) -> int:
@@ -112,19 +129,62 @@ class Row:
         self.tokens.append(token_id)
 
 
+@dataclass(eq=False)
+class SharedPrefix:
+    """Tokens that several rows begin with, in whole chunks of attention: read once, and kept once while rows use them.
+
+    number: from 1 on. reader: the row that reads it, while it is in a block; `users` rows there begin with it.
+    group: in whose visits it is read. read_in: the pass that reads the last of it, once that is known.
+    """
+
+    number: int
+    tokens: tuple[int, ...]
+    reader: Row | None = None
+    users: int = 0
+    group: int = 0
+    read_in: int | None = None
+
+    @property
+    def place(self) -> RowPlace | None:
+        """Where its records lie, while it is in a block."""
+        return None if self.reader is None else self.reader.place
+
+    def begin(self, place: RowPlace, group: int) -> None:
+        """It is in a block, and the group reads it."""
+        self.reader, self.group, self.read_in = Row(-self.number, self.tokens, 1, place=place), group, None
+
+    def end(self) -> RowPlace:
+        """It is in a block no more; what it had for a place."""
+        place = self.place
+        assert place is not None
+        self.reader = self.read_in = None
+        return place
+
+    def is_read(self, pass_number: int, group: int) -> bool:
+        """Whether rows of that group may go on from it in that pass: then, or before, all of it is read before them."""
+        if self.read_in is None or self.read_in > pass_number:
+            return False
+        return self.read_in < pass_number or self.group <= group
+
+
 @dataclass(frozen=True, slots=True)
 class Fed:
-    """What a pass had: rows, tokens that they began with, and tokens that they generated after that."""
+    """What a pass had: rows, tokens that they began with, and tokens that they generated after that.
+
+    spared_tokens: of rows off the device, past tokens whose records did not cross a link since they are shared.
+    """
 
     rows: int = 0
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    spared_tokens: int = 0
 
     def __add__(self, other: "Fed") -> "Fed":
         return Fed(
             self.rows + other.rows,
             self.prompt_tokens + other.prompt_tokens,
             self.generated_tokens + other.generated_tokens,
+            self.spared_tokens + other.spared_tokens,
         )
 
 
@@ -139,123 +199,3 @@ class TokenEvent:
 
 Judge = Callable[[Row], str | None]
 """Told of a row's newest token, says why the row is to stop, or None."""
-
-
-class Group:
-    """The rows that are computed together, and what the next pass feeds of them.
-
-    `fed`: the rows of which the next pass feeds something, in the order of the operators. `in_pass`: what it has of
-    each of them. `tokens`: T of the next pass. `ready`: which of `fed` have nothing due after it, and so get their next
-    token. All of them are worked out once per pass, since every stage asks for them.
-    """
-
-    __slots__ = ("_chunk", "_in_order", "_room", "fed", "in_pass", "ready", "rows", "tokens")
-
-    def __init__(self, room: GroupRoom, in_order: Callable[[Sequence[RowPass]], list[int]], chunk: int | None) -> None:
-        """`in_order`: in which order rows go through the operators. Of a row a pass reads `chunk` tokens at most."""
-        self._room, self._in_order, self._chunk = room, in_order, chunk
-        self.rows: list[Row] = []
-        self.look()
-
-    def enter(self, row: Row) -> None:
-        """The row is in the group from the next pass on."""
-        self.rows.append(row)
-
-    def leave(self) -> list[Row]:
-        """The rows that have ended, which are in the group no more."""
-        ended = [row for row in self.rows if row.finish_reason is not None]
-        if ended:
-            self.rows = [row for row in self.rows if row.finish_reason is None]
-        return ended
-
-    def look(self) -> None:
-        """Work out what the next pass feeds: one token of every row that generates, and then, in the order in which
-        they entered, as much of those that read as there is room for.
-        """
-        left = dict(self._room.new_tokens)
-        new = dict[int, int]()
-        for number, row in enumerate(self.rows):
-            if row.due_tokens == 1:
-                new[number] = 1
-                left[home_of(row)] -= 1
-        for number, row in enumerate(self.rows):
-            if row.due_tokens > 1:
-                most = min(row.due_tokens, left[home_of(row)])
-                new[number] = most if self._chunk is None else min(most, self._chunk)
-                left[home_of(row)] -= new[number]
-        fed = [(self.rows[number], count) for number, count in sorted(new.items()) if count > 0]
-        in_pass = [RowPass(row.place, row.seen, count) for row, count in fed]  # type: ignore[arg-type]
-        order = self._in_order(in_pass)
-        self.fed = [fed[number][0] for number in order]
-        self.in_pass = tuple(in_pass[number] for number in order)
-        self.tokens = sum(row.new for row in self.in_pass)
-        self.ready = [
-            number
-            for number, (row, of_row) in enumerate(zip(self.fed, self.in_pass, strict=True))
-            if row.due_tokens == of_row.new
-        ]
-
-    def token_ids(self) -> npt.NDArray[np.int32]:
-        """(T,) ids that the next pass feeds, row after row."""
-        parts = zip(self.fed, self.in_pass, strict=True)
-        return np.array([token for row, of_row in parts for token in row.fed(of_row.new)], np.int32)
-
-    def position_ids(self) -> npt.NDArray[np.int32]:
-        """(T,) rows of the position table: OPT counts positions from 0 and stores them after an offset."""
-        past = np.array([row.past for row in self.in_pass], np.int32)
-        new = np.array([row.new for row in self.in_pass], np.int32)
-        before = np.cumsum(new, dtype=np.int32) - new
-        positions = np.repeat(past - before, new) + np.arange(self.tokens, dtype=np.int32)
-        return (positions + POSITION_OFFSET).astype(np.int32)
-
-    def last_tokens(self) -> npt.NDArray[np.int32]:
-        """(B,) which of the T tokens is the last of each row that is ready."""
-        return (np.cumsum([row.new for row in self.in_pass]) - 1).astype(np.int32)[self.ready]
-
-    def scored_tokens(self) -> npt.NDArray[np.int32]:
-        """(N,) after which of the T tokens of a pass that feeds whole prompts the next one is scored."""
-        ends = np.cumsum([row.new for row in self.in_pass])
-        parts = [np.arange(end - row.scored, end) for end, row in zip(ends, self.fed, strict=True)]
-        return np.concatenate(parts).astype(np.int32)
-
-    def row_numbers(self) -> npt.NDArray[np.int64]:
-        """(T,) whose each of the T tokens is, by the row's number in the input."""
-        numbers = [row.number for row in self.fed]
-        return np.repeat(np.array(numbers, np.int64), [row.new for row in self.in_pass])
-
-    @property
-    def fed_in_pass(self) -> Fed:
-        """What the next pass has."""
-        read = sum(of_row.new for row, of_row in zip(self.fed, self.in_pass, strict=True) if row.is_reading)
-        return Fed(len(self.rows), read, self.tokens - read)
-
-    @property
-    def ready_rows(self) -> list[Row]:
-        """The rows that get their next token from the pass."""
-        return [self.fed[number] for number in self.ready]
-
-    def accept(self, token_ids: Sequence[int], judge: Judge) -> list[TokenEvent]:
-        """The pass is over: give every row that is ready its next token; rows that may have no more, or that `judge`
-        stops, have ended. What the others' caches hold is noted.
-        """
-        ready = set(self.ready)
-        for number, (row, of_row) in enumerate(zip(self.fed, self.in_pass, strict=True)):
-            if number not in ready:
-                row.seen += of_row.new
-        events = []
-        for row, token_id in zip(self.ready_rows, token_ids, strict=True):
-            row.push(token_id)
-            row.finish_reason = row.finish_reason or judge(row) or ("length" if len(row.tokens) >= row.limit else None)
-            events.append(TokenEvent(row.number, token_id, row.finish_reason))
-        return events
-
-    def lasts_longer(self) -> bool:
-        """Whether some row may need another pass after the next one."""
-        ready = {id(row) for row in self.ready_rows}
-        return any(id(row) not in ready or len(row.tokens) + 1 < row.limit for row in self.rows)
-
-
-def home_of(row: Row) -> Tier:
-    """The tier of the row's cache, while it is in a block."""
-    assert row.place is not None
-    return row.place.home

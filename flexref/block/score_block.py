@@ -3,7 +3,7 @@
 They exist for some tokens and one tile of the head at a time, and go to the host, where they are summed up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 from flexref.architecture.stages import Stage, StageKind
 from flexref.backend.protocol import Array, Ticket
 from flexref.block.compute import BlockComputation
+from flexref.block.group import Group
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, BlockRoom
 from flexref.block.moves import ACTIVATION_MOVES, INWARD, BlockMoves
-from flexref.block.rows import Group
 from flexref.block.visits import hidden_visit
 from flexref.model.stages import head_tile
 from flexref.model.weights import StageWeights
@@ -42,7 +42,7 @@ class Sent:
 class ScoreBlock(BlockMoves, BlockComputation):
     """The `executor.Work` of one block. `first_scored`: of every row by its number, that of its first scored token.
 
-    Rows enter in the order of the input, so those of a group follow each other, and so do their scored tokens.
+    Rows enter in the order of the input. Where those of a group follow each other, so do their scored tokens.
     """
 
     first_scored: Sequence[int]
@@ -70,24 +70,41 @@ class ScoreBlock(BlockMoves, BlockComputation):
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         be, spec = self.backend, self.weights.plan.file.spec
-        scored, number = group.scored_tokens(), self.first_scored[group.fed[0].number]
+        scored = group.scored_tokens()
+        if not len(scored):
+            return  # all of the pass is a prefix
         region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
         region = region.part(0, self._hidden_bytes(len(scored)))
         hidden: Any = view(be, region, (len(scored), spec.embed_width), be.caps.compute_dtype)
         weights = self._stage_weights(visit, len(scored))
         if stage.index == 0:
             hidden_visit(be, self._program.head, weights, self._x(visit, group), scored, hidden)
-        for first in range(0, len(scored), SCORED_AT_ONCE):
-            place = number + first, self._first_rows[stage.index]
-            self._send(weights, hidden[first : first + SCORED_AT_ONCE], *place)
+        for first, last, number in self._pieces(group):
+            self._send(weights, hidden[first:last], number, self._first_rows[stage.index])
+
+    def _pieces(self, group: Group) -> Iterator[tuple[int, int, int]]:
+        """(first, last, number) of the group's scored tokens in pieces whose numbers, from `number` on, have no gap."""
+        first, runs = 0, list[tuple[int, int, int]]()
+        for row in group.fed:
+            if row.scored:
+                number, last = self.first_scored[row.number], first + row.scored
+                if runs and runs[-1][2] + first - runs[-1][0] == number:
+                    runs[-1] = runs[-1][0], last, runs[-1][2]
+                else:
+                    runs.append((first, last, number))
+                first = last
+        for start, end, number in runs:
+            for piece in range(start, end, SCORED_AT_ONCE):
+                yield piece, min(end, piece + SCORED_AT_ONCE), number + piece - start
 
     def _end_pass(self, visit: Visit, group: Group) -> None:
         if visit.group == len(self.groups) - 1:
             self._deliver()
-        for row in group.fed:
+        group.advance()
+        for row in group.ready_rows:
             row.finish_reason = "length"
-        if group.fed:
-            self.on_rows(len(group.fed))
+        if group.ready:
+            self.on_rows(len(group.ready))
         self.rows.renew(visit.group)
 
     def _send(self, weights: StageWeights, hidden: Array, first: int, first_id: int) -> None:

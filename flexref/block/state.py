@@ -7,9 +7,9 @@ from flexref.architecture.stages import Stage, stages
 from flexref.backend.protocol import Backend
 from flexref.block.admission import Waiting
 from flexref.block.block_rows import BlockRows
+from flexref.block.group import Group
 from flexref.block.memory_plan import BlockPlan, BlockRoom
 from flexref.block.planned_block import PlannedBlock
-from flexref.block.rows import Group
 from flexref.block.watch import Watch
 from flexref.schedule.zigzag import Shape
 from flexref.tiers.activations import ActivationStore
@@ -79,6 +79,7 @@ class BlockState:
     def release(self) -> None:
         """Give everything back."""
         self.backend.workspace(None)
+        self.rows.admission.prefixes.release()
         for arena, room, region in reversed(self._taken):
             arena.give_back(room, region)
         self._taken.clear()

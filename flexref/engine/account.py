@@ -52,6 +52,7 @@ class Account:
             self.stats.blocks += 1
             self.stats.rows_admitted += block.rows.admission.admitted
             self.stats.rows_retired += block.rows.admission.retired
+            self.stats.shared_prefix_tokens += block.rows.admission.spared_tokens
 
     def count_pass(self, fed: Fed, places: int, seconds: float) -> None:
         """A pass has ended that had `fed`, in a block of so many places, and took so many seconds."""
@@ -62,6 +63,8 @@ class Account:
         else:
             stats.prefill_s += seconds
         stats.occupancy.add(fed.rows / places)
+        cache = self._memory[-1].cache
+        stats.shared_prefix_link_bytes += fed.spared_tokens * cache.layout.record_bytes * cache.prefix_layers
 
     def _tell_held(self) -> None:
         if self.trace is not None:

@@ -11,6 +11,7 @@ from flexref.block import executor
 from flexref.block.admission import WINDOWS, Waiting
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
+from flexref.block.prefixes import PrefixFinder
 from flexref.block.rows import Row, RowLengths
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit, Watch
@@ -18,13 +19,12 @@ from flexref.engine.account import Account
 from flexref.engine.block_log import logged
 from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
-from flexref.engine.request import Request, RowRequest, as_prompt, as_prompts, own_request
+from flexref.engine.request import Request, RowRequest, as_prompts
 from flexref.engine.results import Generation, Output, RowResult, Stats, StreamedToken
-from flexref.engine.row_text import RowText
+from flexref.engine.served import Served, serve
 from flexref.engine.session import Session
 from flexref.errors import CapacityError, FlexrefError, PromptError, how_many
 from flexref.policy import Policy
-from flexref.text.prompts import Prompt, new_token_room, to_token_ids
 
 LOG = logging.getLogger(__name__)
 
@@ -34,16 +34,6 @@ caller handles them."""
 
 FIRST_LOOK = 256
 """So many requests of a stream are looked at before a policy is chosen for it."""
-
-
-@dataclass(slots=True)
-class Served:
-    """A row that waits or is under way, with what its output needs."""
-
-    row: Row
-    prompt: Prompt
-    request: Request
-    text: RowText
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +73,14 @@ class GenerationJob:
         known = list(rows) if all_at_once else None
         if known is not None:
             self._tell_of_cut_rows()
-        self._all_at_once = all_at_once
+        self._all_at_once, self._looked_at = all_at_once, 0
         self._waiting = Waiting(rows if known is None else known, FIRST_LOOK if policy is None else _window(policy))
+        self._known = known
+        self._finder = PrefixFinder() if session.shares_prefixes(policy) else None
         self._refill()
-        self._lengths = [row.lengths for row in (self._waiting.rows if known is None else known)]
+        if self._finder is not None and known is not None:
+            self._finder.find(known)
+        self._lengths = self._all_lengths()
         self._recorder = LogprobRecorder(self._tops, session.tokenizer)
         trace, listening = self._listeners.trace, self._listeners
         self._watch = Watch(
@@ -98,6 +92,8 @@ class GenerationJob:
         # Of a stream without a request that can be served nothing is run, under whatever policy.
         self.policy = session.settled(self._lengths, policy) if self._lengths else policy or Policy()
         self._waiting.widen(_window(self.policy))
+        if self._finder is not None and not session.shares_prefixes(self.policy):
+            self._share_nothing()
         self.stats = Stats(session.backend.name, self.policy, rows=len(self._lengths))
 
     def _rows(self, requests: Iterable[RowRequest], *, alone: bool) -> Iterator[Row]:
@@ -111,28 +107,11 @@ class GenerationJob:
                 self._results.append(RowResult(number, None, error))
 
     def _row(self, asked: RowRequest, number: int) -> Row:
-        if not isinstance(asked, RowRequest):
-            raise PromptError(f"request {number + 1} must be a RowRequest, found {asked!r}")
-        spec, tokenizer = self.session.file.spec, self.session.tokenizer
-        prompt = as_prompt(asked.prompt, number + 1)
-        request = own_request(asked.request, prompt, number + 1)
-        if request.stops and tokenizer is None:
-            raise PromptError("stop strings need a tokenizer, and the model has none")
-        most = request.max_new_tokens
-        ids = to_token_ids(prompt, tokenizer, spec.vocabulary, spec.positions, most, number + 1)
-        limit = new_token_room(len(ids), spec.positions, most)
-        if len(asked.generated) >= limit:
-            raise PromptError(f"prompt {number + 1}: {len(asked.generated)} tokens are generated already, of {limit}")
-        row = Row(number, ids, limit, list(asked.generated), sampling=request.sampling, logprobs=request.logprobs)
-        ends = () if request.ignore_eos else spec.eos_token_ids
-        text = RowText(tokenizer, request.stops, ends)
-        for token in asked.generated:
-            if text.push(token) is not None:
-                raise PromptError(f"prompt {number + 1}: the tokens that are generated already end the row")
-        self._served[number] = Served(row, prompt, request, text)
-        if request.logprobs:
-            self._tops[number] = request.logprobs
-        return row
+        served = serve(asked, number, self.session.file.spec, self.session.tokenizer)
+        self._served[number] = served
+        if served.request.logprobs:
+            self._tops[number] = served.request.logprobs
+        return served.row
 
     def _tell_of_cut_rows(self) -> None:
         """Send one notice if rows reach the model's last position before they have all the tokens asked for."""
@@ -161,12 +140,26 @@ class GenerationJob:
         results, self._results = self._results, []
         return results
 
+    def _all_lengths(self) -> list[RowLengths]:
+        """The lengths of all rows or, of a stream, of those that wait."""
+        return [row.lengths for row in (self._waiting.rows if self._known is None else self._known)]
+
+    def _share_nothing(self) -> None:
+        """Let every row have its whole prompt to itself."""
+        self._finder = None
+        for row in self._waiting.rows if self._known is None else self._known:
+            row.share(None)
+        self._lengths = self._all_lengths()
+
     def _refill(self) -> None:
         """Take more requests: the caller's own code, which runs while nothing of the engine does."""
         try:
             self._waiting.refill()
         except Exception as error:
             self._failure = error  # what has arrived is still served
+        if self._finder is not None and self._known is None and self._waiting.arrivals > self._looked_at:
+            self._looked_at = self._waiting.arrivals
+            self._finder.find(self._waiting.rows)
 
     def _passes(self) -> Generator[list[StreamedToken], None, None]:
         planned = self._planned(self._lengths)
@@ -187,6 +180,9 @@ class GenerationJob:
             try:
                 return self.session.planned(self.policy, lengths)
             except CapacityError as error:
+                if self._finder is not None and any(row.prefix for row in lengths):
+                    lengths = self._without_sharing(lengths)
+                    continue
                 if self._all_at_once:
                     raise
                 if len(lengths) > 1:
@@ -198,6 +194,13 @@ class GenerationJob:
                 self._results.append(RowResult(row.number, None, error))
                 lengths = [each.lengths for each in self._waiting.rows]
         return None
+
+    def _without_sharing(self, lengths: Sequence[RowLengths]) -> Sequence[RowLengths]:
+        """The lengths of the same rows where no prefix is shared: there is no room for any on the device."""
+        rows = len(lengths)
+        self._share_nothing()
+        self.session.on_event(Notice("prefixes that prompts share are read for each of them: the device has no room"))
+        return self._lengths[:rows]
 
     def _block(self, planned: PlannedBlock, account: Account) -> Generator[list[StreamedToken], None, None]:
         """Run one block; yields its new tokens some stages after each pass, and adds its figures to `stats`."""
@@ -241,21 +244,14 @@ class GenerationJob:
             shown, text.shown = text.text[text.shown :], len(text.text)
             tokens.append(StreamedToken(event.row, event.token_id, shown, event.finish_reason))
             if event.finish_reason is not None:
-                self._results.append(RowResult(event.row, self._output(served, event.finish_reason)))
+                known = self._recorder.take(event.row) if served.request.logprobs else None
+                self._results.append(RowResult(event.row, served.output(event.finish_reason, known)))
                 self._forget(served.row)
         return tokens
 
     def _forget(self, row: Row) -> None:
         del self._served[row.number]
         self._tops.pop(row.number, None)
-
-    def _output(self, served: Served, reason: str) -> Output:
-        row, prompt = served.row, served.prompt
-        given = prompt.text if prompt.text is not None else list(prompt.token_ids or ())
-        shown = None if self.session.tokenizer is None else served.text.text
-        known = self._recorder.take(row.number) if served.request.logprobs else None
-        cut = reason == "length" and row.limit < served.request.max_new_tokens
-        return Output(given, shown, row.tokens, reason, len(row.prompt), known, prompt.record_id, cut)
 
 
 def generation(job: GenerationJob, on_token: Callable[[StreamedToken], None] | None = None) -> Generation:

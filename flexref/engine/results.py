@@ -106,6 +106,12 @@ class Stats:
     rows_retired: Annotated[int, Whole(0), "Rows that left one because they had ended."] = 0
     occupancy: Annotated[Occupancy, "How full the blocks were."] = field(default_factory=Occupancy)
     prompt_tokens: Annotated[int, Whole(0), "Tokens of prompts that were read."] = 0
+    shared_prefix_tokens: Annotated[
+        int, Whole(0), "Tokens of prompts that were not read, since another row began with the same."
+    ] = 0
+    shared_prefix_link_bytes: Annotated[
+        int, Whole(0), "Bytes of cache that did not cross to the device, since they are shared and lie there."
+    ] = 0
     generated_tokens: Annotated[int, Whole(0), "New tokens of all rows."] = 0
     load_s: Annotated[float, Number(0), "Seconds to load weights before the first job."] = 0.0
     allocate_s: Annotated[

@@ -13,16 +13,18 @@ from flexref.backend.protocol import Backend
 from flexref.block import executor
 from flexref.block.admission import WINDOWS, Waiting
 from flexref.block.planned_block import PlannedBlock
+from flexref.block.prefixes import PrefixFinder
 from flexref.block.rows import Row
 from flexref.block.score_block import OnTile, ScoreBlock
 from flexref.block.trace import Trace
 from flexref.block.watch import OnHidden, Watch
 from flexref.engine.account import Account
 from flexref.engine.block_log import logged
+from flexref.engine.events import Notice
 from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
 from flexref.engine.results import Stats
 from flexref.engine.session import Session
-from flexref.errors import PolicyError, PromptError
+from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.units import is_integer, plain_integers
 
 GENERATION_KEYS = ("generated_tokens", "decode_s", "tokens_per_s")
@@ -140,8 +142,13 @@ class ScoringJob:
         self.logits = np.empty((len(targets), spec.vocabulary), np.float32) if keep_logits else None
         # The last token is predicted and never fed.
         self.rows = [Row(number, row.token_ids[:-1], 1, scored=row.scored) for number, row in enumerate(rows)]
-        self.lengths = [row.lengths for row in self.rows]
-        self.policy = session.settled(self.lengths)
+        # Whoever listens to hidden states hears of every row's own tokens, all of them.
+        sharing = listener.on_hidden is None and session.shares_prefixes(None)
+        if sharing:
+            PrefixFinder().find(self.rows)
+        self.policy = session.settled([row.lengths for row in self.rows])
+        if sharing and not session.shares_prefixes(self.policy):
+            self._share_nothing()
         self.stats = Stats(session.backend.name, self.policy, rows=len(rows))
 
     def run(self) -> Scores:
@@ -150,11 +157,26 @@ class ScoringJob:
             return self._run()
 
     def _run(self) -> Scores:
-        planned = self.session.planned(self.policy, self.lengths)
+        planned = self._planned()
         with self.session.job(self.stats, self.listener.trace) as account:
             self._block(planned, account)
         self.stats.prefill_link_bytes = self.stats.link_bytes
         return Scores(self._results(), self.stats, len(self.next_tokens.targets))
+
+    def _planned(self) -> PlannedBlock:
+        """The block for all rows; if there is no room on the device for what they share, they share nothing."""
+        try:
+            return self.session.planned(self.policy, [row.lengths for row in self.rows])
+        except CapacityError:
+            if not any(row.prefix for row in self.rows):
+                raise
+        self._share_nothing()
+        self.session.on_event(Notice("prefixes that rows share are read for each of them: the device has no room"))
+        return self.session.planned(self.policy, [row.lengths for row in self.rows])
+
+    def _share_nothing(self) -> None:
+        for row in self.rows:
+            row.share(None)
 
     def _block(self, planned: PlannedBlock, account: Account) -> None:
         mover, trace, on_rows = self.session.mover, self.listener.trace, self.listener.on_rows

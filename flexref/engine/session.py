@@ -163,7 +163,15 @@ class Session:
     def planned(self, policy: Policy, rows: JobRows) -> PlannedBlock:
         """The block that `rows` go through; raises what `memory_plan` raises."""
         weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
-        return PlannedBlock(self.memory_plan(policy, weights, rows), weights, policy.prompt_chunk_tokens)
+        memory = self.memory_plan(policy, weights, rows)
+        # What lasts a visit cannot be filled in several passes.
+        chunk = None if memory.cache.transient else policy.prompt_chunk_tokens
+        return PlannedBlock(memory, weights, chunk)
+
+    def shares_prefixes(self, policy: Policy | None) -> bool:
+        """Whether rows may share what they begin with; with no policy yet, whether they may under any."""
+        allowed = policy is None or (policy.share_prefixes and policy.attention_on == "device")
+        return allowed and self.backend.caps.shares_prefixes
 
     @contextmanager
     def job(self, stats: Stats, trace: Trace | None = None) -> Iterator[Account]:

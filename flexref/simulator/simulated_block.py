@@ -1,12 +1,13 @@
 """Makes the block of a simulated job, which generates or scores; it knows no clock."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 
 from flexref.block.admission import Waiting
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
-from flexref.block.rows import JobRows, Row, counted, each_of
+from flexref.block.rows import JobRows, Row, SharedPrefix, counted, each_of
 from flexref.block.score_block import ScoreBlock
 from flexref.block.watch import Watch
 from flexref.tiers.mover import Mover
@@ -25,13 +26,19 @@ class UnreadScores(ScoreBlock):
 
 def waiting_rows(rows: JobRows, window: int) -> Waiting:
     """The rows of a job as they would wait, with prompts of nothing."""
-    made = (
-        Row(number, (0,) * row.prompt_tokens, row.new_tokens, scored=row.scored_tokens)
-        for number, row in enumerate(each_of(rows))
-    )
-    waiting = Waiting(made, window, in_order=any(row.scored_tokens for row in counted(rows)))
+    waiting = Waiting(_made(rows), window, in_order=any(row.scored_tokens for row in counted(rows)))
     waiting.refill()
     return waiting
+
+
+def _made(rows: JobRows) -> Iterator[Row]:
+    prefixes: dict[int, SharedPrefix] = {}
+    for number, lengths in enumerate(each_of(rows)):
+        row = Row(number, (0,) * lengths.prompt_tokens, lengths.new_tokens, scored=lengths.scored_tokens)
+        if lengths.prefix:
+            shared = SharedPrefix(lengths.prefix, (0,) * lengths.shared_tokens)
+            row.share(prefixes.setdefault(lengths.prefix, shared))
+        yield row
 
 
 def simulated_block(

@@ -15,7 +15,8 @@ from flexref.units import Kind, Tier
 class Stretch:
     """Neighbouring rows off the device with caches of one size, equal past and new: one copy of `rows` equal pieces.
 
-    place: the first one's. in_slot, leaving: where its records start in a slot, and its new ones on their way to disk.
+    past: how many records they have of their own. place: the first one's. in_slot, leaving: where its records start in
+    a slot, and its new ones on their way to disk.
     """
 
     rows: int
@@ -60,13 +61,14 @@ class Arrangement:
     """A group's rows in one pass: stretches off the device, and for the operators (place, where in a slot) of each row.
 
     Of `near` rows the operators of the device reach the cache: None in place of a slot for those at home there. `away`:
-    the others', for which attention runs on the host.
+    the others', for which attention runs on the host. `prefixes`: what the near ones share, if any of them does.
     """
 
     rows: Sequence[RowPass]
     stretches: Sequence[Stretch]
     near: tuple[tuple[RowPlace, int | None], ...]
     away: tuple[RowPlace, ...]
+    prefixes: tuple[RowPlace | None, ...]
 
 
 @dataclass(slots=True)
@@ -77,6 +79,7 @@ class CacheStore:
     backend: Backend
     _record: int = field(init=False)
     _homes: dict[Tier, Region] = field(default_factory=dict)
+    _prefixes: Region | None = None
     _slots: dict[CacheRoom, list[Region]] = field(default_factory=dict)
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
     _handles: dict[int, dict[tuple[int, int], tuple[Any, Any, int]]] = field(default_factory=dict)
@@ -93,6 +96,8 @@ class CacheStore:
             self._taken.append((arenas[tier], room, region))
             if room is CacheRoom.HOME:
                 self._homes[tier] = region
+            elif room is CacheRoom.PREFIXES:
+                self._prefixes = region
             else:
                 size = nbytes // plan.slots
                 self._slots[room] = [region.part(slot * size, size) for slot in range(plan.slots)]
@@ -148,15 +153,16 @@ class CacheStore:
 
         Handles are kept until other rows are in the group's pass, since a port may have uploaded them.
         """
-        arranged = self._arrangement(group, rows)
-        layer = 0 if self.plan.transient else layer
+        arranged, layout = self._arrangement(group, rows), self.plan.layout
         known = self._handles.setdefault(group, {})
+        if self.plan.transient and not self.plan.prefix_tokens:
+            layer = 0  # all of them have the same place
         if (layer, slot) not in known:
             near = [self._near(layer, group, place, at, slot) for place, at in arranged.near]
             away = [self._away(layer, group, place, slot) for place in arranged.away]
-            layout = self.plan.layout
+            shared = [None if place is None else self._shared(layer, place) for place in arranged.prefixes]
             known[layer, slot] = (
-                self.backend.cache_rows(near, layout) if near else None,
+                self.backend.cache_rows(near, layout, shared or None) if near else None,
                 self.backend.cache_rows(away, layout) if away else None,
                 len(near),
             )
@@ -167,7 +173,7 @@ class CacheStore:
         known = self._arranged.get(group)
         if known is None or known.rows is not rows:
             found = self._arrange(group, rows)
-            if known is None or (known.near, known.away) != (found.near, found.away):
+            if known is None or (known.near, known.away, known.prefixes) != (found.near, found.away, found.prefixes):
                 self._handles.pop(group, None)
             known = self._arranged[group] = found
         return known
@@ -191,20 +197,22 @@ class CacheStore:
                 in_slot = new_before if far else mirrored
                 near.append((place, in_slot))
                 new_before += row.new
-            single = Stretch(1, place, row.past, row.new, in_slot, leaving)
+            single = Stretch(1, place, row.own_past, row.new, in_slot, leaving)
             leaving += row.new if place.home is Tier.DISK else 0
             last = stretches[-1] if stretches else None
             if last is not None and last.goes_on(single, far and not row.past):
                 stretches[-1] = Stretch(last.rows + 1, last.place, last.past, last.new, last.in_slot, last.leaving)
             else:
                 stretches.append(single)
-        return Arrangement(rows, stretches, tuple(near), tuple(away))
+        shared = tuple(row.prefix for row in rows[: len(near)])
+        return Arrangement(rows, stretches, tuple(near), tuple(away), shared if any(shared) else ())
 
     def _spot(self, region: Region, start_tokens: int, stride_tokens: int, origin: int = 0) -> Spot:
         return Spot(region, start_tokens * self._record, stride_tokens * self._record, origin)
 
     def _at_home(self, layer: int, group: int, place: RowPlace) -> Spot:
         plan, tier = self.plan, place.home
+        layer = 0 if plan.transient else layer
         start = layer * plan.layer_bytes(tier) // self._record + plan.first_tokens[group][tier] + place.start
         return self._spot(self._homes[tier], start, place.capacity_tokens)
 
@@ -233,10 +241,18 @@ class CacheStore:
 
     def _near(self, layer: int, group: int, place: RowPlace, in_slot: int | None, slot: int) -> Any:
         """The cache of a row that the device's operators reach: at home, or in a slot from record `in_slot` on."""
+        if place.shared:
+            return self._shared(layer, place)[0]
         if in_slot is None:
             return self._view(self._at_home(layer, group, place), place.capacity_tokens)
         region = self._slots[CacheRoom.SLOTS][slot]
         return self._view(self._spot(region, in_slot, 0), place.capacity_tokens)
+
+    def _shared(self, layer: int, place: RowPlace) -> tuple[Any, int]:
+        """A prefix in one layer: its records, and how many there are."""
+        assert self._prefixes is not None
+        start = layer * self.plan.prefix_tokens + place.start
+        return self._view(self._spot(self._prefixes, start, 0), place.capacity_tokens), place.capacity_tokens
 
     def _away(self, layer: int, group: int, place: RowPlace, slot: int) -> Any:
         if place.home is Tier.HOST:

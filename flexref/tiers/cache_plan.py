@@ -13,6 +13,7 @@ class CacheRoom(str, Enum):
     """What a block's caches take memory for, by the name that it is counted under."""
 
     HOME = "KV cache"
+    PREFIXES = "KV cache of shared prefixes"
     SLOTS = "KV cache slots"
     STAGING_IN = "KV cache staging in"
     STAGING_OUT = "KV cache staging out"
@@ -22,11 +23,15 @@ class CacheRoom(str, Enum):
 
 @dataclass(frozen=True, slots=True)
 class RowPlace:
-    """Where a row's cache lies: `capacity_tokens` records from number `start` on, among its group's on tier `home`."""
+    """Where a row's cache lies: `capacity_tokens` records from number `start` on, among its group's on tier `home`.
+
+    Those of a `shared` prefix lie among all of the block's prefixes, on the device.
+    """
 
     home: Tier
     start: int
     capacity_tokens: int
+    shared: bool = False
 
     @property
     def end(self) -> int:
@@ -36,11 +41,20 @@ class RowPlace:
 
 @dataclass(frozen=True, slots=True)
 class RowPass:
-    """A row in one pass: the place of its cache, `past` tokens in it, `new` tokens to feed."""
+    """A row in one pass: the place of its cache, `past` tokens in it, `new` tokens to feed.
+
+    The first of the past ones may lie in a `prefix` that it shares; then its own records are those after them.
+    """
 
     place: RowPlace
     past: int
     new: int
+    prefix: RowPlace | None = None
+
+    @property
+    def own_past(self) -> int:
+        """Past tokens whose records are its own."""
+        return self.past if self.prefix is None else self.past - self.prefix.capacity_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,16 +62,18 @@ class GroupRoom:
     """What the rows of one group, `rows` at most, may take.
 
     tokens: how many records their caches hold, by tier. new_tokens: how many tokens a pass feeds of rows there.
+    prefix_tokens: how many it feeds of prefixes that rows share.
     """
 
     rows: int
     tokens: Mapping[Tier, int]
     new_tokens: Mapping[Tier, int]
+    prefix_tokens: int = 0
 
     @property
     def pass_tokens(self) -> int:
         """The most tokens that a pass feeds."""
-        return sum(self.new_tokens.values())
+        return sum(self.new_tokens.values()) + self.prefix_tokens
 
     @property
     def largest(self) -> int:
@@ -72,7 +88,8 @@ class CachePlan:
     `far`: attention over caches that are off the device is computed on the host, once they hold tokens. Of such a cache
     only what is new in a row's first pass crosses the link, from the device. `transient`: a cache is read only by the
     visit that fills it; then there is room for one layer of the largest group, which all layers and groups use one
-    after another.
+    after another. `prefix_tokens`: room for records of prefixes that rows share, in every layer of the model
+    (`prefix_layers`), on the device.
     """
 
     layout: RecordLayout
@@ -81,6 +98,8 @@ class CachePlan:
     far: bool
     slots: int
     transient: bool = False
+    prefix_tokens: int = 0
+    prefix_layers: int = 0
 
     @cached_property
     def first_tokens(self) -> tuple[Mapping[Tier, int], ...]:
@@ -97,12 +116,12 @@ class CachePlan:
         return self.far and row.past > 0 and row.place.home is not Tier.DEVICE
 
     def in_order(self, rows: Sequence[RowPass]) -> list[int]:
-        """Which row comes when in a pass: those that `is_away` last, the others tier by tier, as they lie there."""
+        """Which row comes when in a pass: prefixes first, those that `is_away` last, others as they lie, by tier."""
         tiers = list(Tier)
 
-        def key(number: int) -> tuple[bool, int, int]:
-            row = rows[number]
-            return self.is_away(row), tiers.index(row.place.home), row.place.start
+        def key(number: int) -> tuple[bool, bool, int, int]:
+            row, place = rows[number], rows[number].place
+            return self.is_away(row), not place.shared, tiers.index(place.home), place.start
 
         return sorted(range(len(rows)), key=key)
 
@@ -141,6 +160,9 @@ class CachePlan:
         for tier in Tier:
             if self.layer_bytes(tier):
                 yield tier, CacheRoom.HOME, self.layers * self.layer_bytes(tier)
+        if self.prefix_tokens:
+            layer_bytes = self.prefix_tokens * self.layout.record_bytes
+            yield Tier.DEVICE, CacheRoom.PREFIXES, self.prefix_layers * layer_bytes
         if self.slot_bytes:
             yield Tier.DEVICE, CacheRoom.SLOTS, self.slots * self.slot_bytes
         if self.staging_in_bytes:

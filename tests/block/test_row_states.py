@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import POSITION_OFFSET
-from flexref.block.rows import Fed, Group, Row, TokenEvent
+from flexref.block.group import Group
+from flexref.block.rows import Fed, Row, TokenEvent
 
 IDS = st.integers(4, 99)
 PROMPTS = st.lists(st.lists(IDS, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4)
