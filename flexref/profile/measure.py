@@ -70,6 +70,7 @@ def measure_machine(
     directory = made_folder(disk_dir)
     chosen = sizes or (Sizes.quick() if quick else Sizes.full())
     capacity_bytes = capacities(backend, directory)
+    backend.keep_rows_apart(True)  # as jobs have it unless they are told otherwise, whatever the last one was told
     occupation, begin, began_at_s = Occupation(), clock(), time.time()
     with Meter(backend, chosen, tell, clock) as meter:
         turn = _turn(meter, on_part)

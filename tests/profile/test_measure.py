@@ -80,6 +80,30 @@ def test_a_profile_has_all_that_a_simulation_asks_for(here: Machine) -> None:
     assert {"measured", "machine", "copies"} <= set(here.sources)
 
 
+class RememberingBackend(NumpyBackend):
+    """A port that remembers whether rows were apart whenever a product was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.apart, self.seen = True, set[bool]()
+
+    def keep_rows_apart(self, on: bool) -> None:
+        super().keep_rows_apart(on)
+        self.apart = on
+
+    def linear(self, x: Any, w: Any, b: Any, *, out: Any = None, add: bool = False) -> Any:
+        self.seen.add(self.apart)
+        return super().linear(x, w, b, out=out, add=add)
+
+
+def test_a_port_is_measured_as_jobs_use_it_unless_they_are_told_otherwise(tmp_path: Path) -> None:
+    port = RememberingBackend()
+    port.keep_rows_apart(False)  # by the job before
+    measure_machine(port, tmp_path, sizes=TINY)
+    assert port.seen == {True}
+    port.close()
+
+
 def test_a_profile_goes_through_its_file(here: Machine, tmp_path: Path) -> None:
     here.write(tmp_path / "machine.json")
     assert Machine.read(tmp_path / "machine.json") == here
