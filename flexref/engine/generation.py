@@ -68,7 +68,7 @@ class GenerationJob:
         self._served: dict[int, Served] = {}
         self._tops: dict[int, int] = {}
         self._results: list[RowResult] = []
-        self._failure: Exception | None = None
+        self.failure: Exception | None = None
         rows = self._rows(requests, alone=not all_at_once)
         known = list(rows) if all_at_once else None
         if known is not None:
@@ -130,8 +130,8 @@ class GenerationJob:
     def run(self) -> Generator[StreamedToken, None, None]:
         """Run all rows and yield their tokens. `stats` is complete after the last one.
 
-        Raises `EngineError` if the engine has another job or is closed, `KeyboardInterrupt` only where no operation is
-        half done, and what the requests' iterator raised, once the rows that it had given have ended.
+        Raises `EngineError` if the engine has another job or is closed, and `KeyboardInterrupt` only where no operation
+        is half done. What the requests' iterator raised is `failure` in the end.
         """
         return self.session.gate.stream(self._passes(), self._refill)
 
@@ -156,23 +156,27 @@ class GenerationJob:
         try:
             self._waiting.refill()
         except Exception as error:
-            self._failure = error  # what has arrived is still served
+            self.failure = error  # what has arrived is still served
         if self._finder is not None and self._known is None and self._waiting.arrivals > self._looked_at:
             self._looked_at = self._waiting.arrivals
             self._finder.find(self._waiting.rows)
 
     def _passes(self) -> Generator[list[StreamedToken], None, None]:
-        planned = self._planned(self._lengths)
+        planned = self._planned(self._lengths) or (yield from self._next_planned())
         if planned is None:
-            yield []
             return
         with self.session.job(self.stats, self._listeners.trace) as account:
             while planned is not None:
                 yield from self._block(planned, account)
-                yield []  # the iterator may have more
-                planned = self._planned([row.lengths for row in self._waiting.rows])
-        if self._failure is not None:
-            raise self._failure
+                planned = yield from self._next_planned()
+
+    def _next_planned(self) -> Generator[list[StreamedToken], None, PlannedBlock | None]:
+        """A block for what waits when the iterator has been asked for more; None if nothing waits and nothing comes."""
+        planned = None
+        while planned is None and not self._waiting.come_to_an_end:
+            yield []
+            planned = self._planned([row.lengths for row in self._waiting.rows])
+        return planned
 
     def _planned(self, lengths: Sequence[RowLengths]) -> PlannedBlock | None:
         """A block for the rows that wait, or as many of them as fit; None if there are none."""
@@ -267,11 +271,13 @@ def generation(job: GenerationJob, on_token: Callable[[StreamedToken], None] | N
 
 
 def results(job: GenerationJob) -> Iterator[RowResult]:
-    """Run a job and yield the results of its rows as they end."""
+    """Run a job and yield the results of its rows as they end; then raise what its requests' iterator raised."""
     with closing(job.run()) as tokens:
         for _ in tokens:
             yield from job.take_results()
     yield from job.take_results()
+    if job.failure is not None:
+        raise job.failure
 
 
 def alike(prompts: Any, request: Request) -> list[RowRequest]:

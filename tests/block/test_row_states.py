@@ -1,15 +1,44 @@
 """What a pass has of rows: what they have seen and what is due, whatever the pass feeds of each of them."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import POSITION_OFFSET
+from flexref.backend.records import RecordLayout
+from flexref.block.admission import Waiting
+from flexref.block.block_rows import BlockRows
 from flexref.block.group import Group
-from flexref.block.rows import Fed, Row, TokenEvent
+from flexref.block.rows import Fed, Row, RowLengths, TokenEvent
+from flexref.tiers.cache_plan import CachePlan, GroupRoom, RowPass, RowPlace
+from flexref.units import Tier
 
 IDS = st.integers(4, 99)
 PROMPTS = st.lists(st.lists(IDS, min_size=1, max_size=6).map(tuple), min_size=1, max_size=4)
+ROOMY = 1000
+"""More tokens than any pass here feeds, and than any cache here holds."""
+
+
+def on_device(tokens: int) -> dict[Tier, int]:
+    return {Tier.DEVICE: tokens, Tier.HOST: 0, Tier.DISK: 0}
+
+
+def as_they_lie(rows: Sequence[RowPass]) -> list[int]:
+    return sorted(range(len(rows)), key=lambda number: rows[number].place.start)
+
+
+def group_of(rows: list[Row], new_tokens: int = ROOMY, chunk: int | None = None) -> Group:
+    """A group on the device of all these rows, whose caches follow each other."""
+    group = Group(0, GroupRoom(len(rows), on_device(ROOMY), on_device(new_tokens)), as_they_lie, chunk)
+    start = 0
+    for row in rows:
+        row.place = RowPlace(Tier.DEVICE, start, row.lengths.capacity_tokens)
+        start = row.place.end
+        group.enter(row)
+    group.look()
+    return group
 
 
 def started(prompt: tuple[int, ...], passes: int, number: int = 0) -> Row:
@@ -20,29 +49,53 @@ def started(prompt: tuple[int, ...], passes: int, number: int = 0) -> Row:
     return row
 
 
-@given(st.lists(IDS, min_size=1, max_size=6).map(tuple), st.lists(IDS, min_size=1, max_size=6))
-def test_every_token_but_the_last_is_fed_once_and_in_order(prompt: tuple[int, ...], chosen: list[int]) -> None:
-    row, fed = Row(0, prompt, limit=len(chosen)), []
-    for token in chosen:
-        in_pass = row.in_pass(3)
-        assert (in_pass.place, in_pass.past, in_pass.new) == (3, len(fed), len(row.due))
-        assert row.due_prompt_tokens == (0 if fed else len(prompt))
-        fed += row.due
-        row.push(token)
+@given(
+    st.lists(IDS, min_size=1, max_size=9).map(tuple),
+    st.lists(IDS, min_size=1, max_size=6),
+    st.data(),
+)
+def test_every_token_but_the_last_is_fed_once_and_in_order_however_prompts_are_cut(
+    prompt: tuple[int, ...], chosen: list[int], data: st.DataObject
+) -> None:
+    begun_with = data.draw(st.integers(0, len(chosen) - 1))
+    room, chunk = data.draw(st.integers(1, 12)), data.draw(st.none() | st.integers(1, 12))
+    row, fed = Row(0, prompt, len(chosen), chosen[:begun_with]), list[int]()
+    group = group_of([row], room, chunk)
+    given_tokens, read = len(prompt) + begun_with, 0
+    while row.finish_reason is None:
+        (in_pass,), before = group.in_pass, len(row.tokens)
+        due = len(prompt) + before - len(fed)
+        most = min(due, room) if chunk is None or due == 1 else min(due, room, chunk)
+        assert in_pass == RowPass(row.place, len(fed), most)
+        np.testing.assert_array_equal(group.position_ids(), np.arange(len(fed), len(fed) + most) + POSITION_OFFSET)
+        reads = len(fed) < given_tokens
+        assert group.fed_in_pass == Fed(1, most if reads else 0, 0 if reads else most)
+        read += group.fed_in_pass.prompt_tokens
+        fed += group.token_ids().tolist()
+        ready = most == due
+        assert group.ready == ([0] if ready else [])
+        assert group.last_tokens().tolist() == ([most - 1] if ready else [])
+        assert group.lasts_longer() == (not ready or before + 1 < len(chosen))
+        events = group.accept([chosen[before]] if ready else [], lambda row: None)
+        assert events == ([TokenEvent(0, chosen[before], row.finish_reason)] if ready else [])
         assert row.seen == len(fed)
+        assert not row.finish_reason or not group.lasts_longer()
+        group.look()
     assert fed == [*prompt, *chosen[:-1]]
     assert len(fed) == row.lengths.capacity_tokens
+    assert read == given_tokens
+    assert (row.tokens, row.finish_reason) == (chosen, "length")
 
 
 @given(PROMPTS, st.data())
 def test_prompts_and_single_tokens_may_be_fed_in_one_pass(prompts: list[tuple[int, ...]], data: st.DataObject) -> None:
     passes = [data.draw(st.integers(0, 3)) for _ in prompts]
     rows = [started(*each, number) for number, each in enumerate(zip(prompts, passes, strict=True))]
-    group = Group(rows)
+    group = group_of(rows)
     sizes = [1 if taken else len(prompt) for prompt, taken in zip(prompts, passes, strict=True)]
     assert group.tokens == sum(sizes)
     of_prompts = sum(size for size, taken in zip(sizes, passes, strict=True) if not taken)
-    assert group.fed == Fed(of_prompts, sum(sizes) - of_prompts)
+    assert group.fed_in_pass == Fed(len(rows), of_prompts, sum(sizes) - of_prompts)
     places = [
         position
         for prompt, taken in zip(prompts, passes, strict=True)
@@ -51,20 +104,69 @@ def test_prompts_and_single_tokens_may_be_fed_in_one_pass(prompts: list[tuple[in
     np.testing.assert_array_equal(group.position_ids(), np.array(places) + POSITION_OFFSET)
     np.testing.assert_array_equal(group.last_tokens(), np.cumsum(sizes) - 1)
     np.testing.assert_array_equal(group.row_numbers(), np.repeat(np.arange(len(rows)), sizes))
-    events = group.accept(np.arange(len(rows)), lambda row: "stop" if row.number == 0 else None)
+    events = group.accept(range(len(rows)), lambda row: "stop" if row.number == 0 else None)
     assert events == [TokenEvent(row.number, row.number, "stop" if row.number == 0 else None) for row in rows]
-    assert [place for place, _ in group.alive] == list(range(1, len(rows)))
-    assert group.fed == Fed(0, len(rows) - 1)
+    assert group.leave() == rows[:1]
+    group.look()
+    assert group.fed == group.rows == rows[1:]
+    assert group.fed_in_pass == Fed(len(rows) - 1, 0, len(rows) - 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 9), st.integers(0, 3)), min_size=1, max_size=5),
+    st.none() | st.integers(1, 5),
+    st.data(),
+)
+def test_of_prompts_a_pass_reads_what_there_is_room_for_and_rows_that_generate_never_wait(
+    made: list[tuple[int, int]], chunk: int | None, data: st.DataObject
+) -> None:
+    room = data.draw(st.integers(len(made), 12))
+    rows = [started((5,) * prompt, passes, number) for number, (prompt, passes) in enumerate(made)]
+    group = group_of(rows, room, chunk)
+    new = {row.number: of_row.new for row, of_row in zip(group.fed, group.in_pass, strict=True)}
+    assert sum(new.values()) == group.tokens <= room
+    generating = [row for row in rows if row.due_tokens == 1]
+    assert all(new[row.number] == 1 for row in generating)
+    left = room - len(generating)
+    for row in rows:
+        if row.due_tokens > 1:
+            most = min(left, row.due_tokens, chunk or left)
+            assert new.get(row.number, 0) == most, "those that entered first come first"
+            left -= most
+    assert [row.number for row in group.ready_rows] == [
+        row.number for row in rows if new.get(row.number) == row.due_tokens
+    ]
 
 
 def test_a_row_is_fed_from_where_it_was_left_even_inside_its_prompt() -> None:
     row = Row(0, (5, 6, 7), limit=4, seen=2)
-    assert (row.due, row.due_prompt_tokens, row.in_pass(0).past, row.in_pass(0).new) == ((7,), 1, 2, 1)
+    assert (row.due_tokens, row.fed(1), row.is_reading) == (1, (7,), True)
     row = Row(0, (5, 6, 7), limit=4, tokens=[8, 9])  # seen nothing: its cache was lost, say
-    assert (row.due, row.due_prompt_tokens, row.in_pass(0).new) == ((5, 6, 7, 8, 9), 3, 5)
+    assert (row.due_tokens, row.fed(5), row.fed(4), row.fed(2)) == (5, (5, 6, 7, 8, 9), (5, 6, 7, 8), (5, 6))
+    assert (row.is_reading, row.given_tokens) == (True, 5)
+    row.push(10)
+    assert (row.due_tokens, row.fed(1), row.is_reading) == (1, (10,), False)
+    assert row.lengths == RowLengths(3, 4), "what it may take is what it might have taken from its beginning"
 
 
-def test_skipped_passes_leave_a_row_as_passes_do() -> None:
-    row, other = started((5, 6, 7), 1), started((5, 6, 7), 4)
-    Group([row]).skip(3)
-    assert (len(row.tokens), row.seen, row.in_pass(0)) == (len(other.tokens), other.seen, other.in_pass(0))
+@given(PROMPTS, st.lists(st.integers(1, 4), min_size=4, max_size=4), st.integers(1, 3))
+def test_skipped_passes_leave_rows_as_passes_do(prompts: list[tuple[int, ...]], limits: list[int], places: int) -> None:
+    """And let others in, of which there are more than places."""
+
+    def block() -> BlockRows:
+        room = GroupRoom(places, on_device(ROOMY), on_device(ROOMY))
+        plan = CachePlan(RecordLayout(1, 1, "float32"), 1, (room,), far=False, slots=1)
+        rows = [Row(number, *each) for number, each in enumerate(zip(prompts, limits[: len(prompts)], strict=True))]
+        waiting = Waiting(rows, window=2)
+        waiting.refill()
+        return BlockRows(plan, waiting, prompt_chunk_tokens=2)
+
+    skipped, run = block(), block()
+    while run.alive():
+        run.end_pass(0, [0] * len(run.groups[0].ready), lambda row: None)
+        run.waiting.refill()
+        skipped.skip_pass()
+        mine, theirs = ([(row.number, row.tokens, row.seen) for row in each.groups[0].rows] for each in (skipped, run))
+        assert mine == theirs
+        assert skipped.groups[0].in_pass == run.groups[0].in_pass
+    assert skipped.admission.retired == run.admission.retired == len(prompts)

@@ -85,6 +85,17 @@ def test_scores_are_bit_identical_for_every_placement(
     assert_same_bits(score(path, rows, policy, backend=computing_port, top=3), expected)
 
 
+@given(job=jobs(), stored=STORED, policy=own.policies(), chunk=st.integers(1, 5))
+def test_rows_are_scored_whole_whatever_a_pass_reads_of_a_prompt_at_most(
+    model_file: Any, job: tuple[ModelSpec, list[ScoredRow]], stored: tuple[str, str], policy: Policy, chunk: int
+) -> None:
+    spec, rows = job
+    path = model_file(spec, *stored)
+    found, expected = (score(path, rows, each) for each in (policy.changed(prompt_chunk_tokens=chunk), policy))
+    assert_same_bits(found, expected)
+    assert found.stats.peak_bytes == expected.stats.peak_bytes
+
+
 @pytest.mark.parametrize("spec", [TILED, WIDE], ids=lambda spec: spec.name)
 @pytest.mark.parametrize("stored", [("none", "float16"), ("int4", "float16")])
 @settings(max_examples=5)
