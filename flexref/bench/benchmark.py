@@ -30,7 +30,7 @@ from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.prompts import Prompt
 
 ACCOUNT = (
-    *("policy", "rows", "blocks", "generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
+    *("policy", "row_invariant", "rows", "blocks", "generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
     *("peak_bytes", "budget_bytes", "placement", "tier_bytes"),
 )
 """What a report repeats of the last run's account: it is the same in every run."""

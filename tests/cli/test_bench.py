@@ -62,6 +62,7 @@ def test_the_tiny_suite_prints_every_key(capsys: pytest.CaptureFixture[str]) -> 
     assert found["suite"] == "tiny"
     assert found["weights"] == "random"
     assert found["weights_scheme"] == "int4"
+    assert found["row_invariant"] is True
     (values,) = read_suites()["tiny"].runs
     assert found["arguments"].items() >= {name: value for name, value in values.items()}.items()
     assert found["peak_bytes"]["device"] <= values["device_mem_gib"] * 2**30
