@@ -18,6 +18,7 @@ from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, WEIGHTS_BYTES, D
 from flexref_cupy.expanding import C_TYPES, FUSED_GROUPS, expand, is_aligned, parts_of
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
+from flexref_cupy.variants import IN_ORDER_BLOCKS
 
 FUSED_ROWS = 128
 """Up to so many tokens the fused product is faster than expanding and cuBLAS: see README.md for the measurement."""
@@ -37,11 +38,8 @@ FUSED_TILE_BYTES = 8 * FUSED_INPUTS * 2
 IN_ORDER_CAPABILITY = (9, 0)
 """Devices on which linear_in_order.cu has the bits of cublasLt. Older ones add up 8 inputs at a time, not 16."""
 
-IN_ORDER_STAGES = {1: 12, 2: 10, 4: 7, 8: 4}
-"""Chunks in its shared memory, by eights of tokens: as many as let two blocks fit a multiprocessor."""
-
 IN_ORDER_ROWS, IN_ORDER_CODES_BYTES, IN_ORDER_TOKEN_BYTES = 16, 16 * 80, 288
-"""Outputs of its warps, and the shared memory of a chunk of their codes and of a token's inputs."""
+"""Outputs of a tile of it, and the shared memory of a chunk of their codes and of a token's inputs."""
 
 MOST_PARTS = 32
 """Bounds the parts of a fused product's inputs, whose sums one block adds up."""
@@ -91,8 +89,9 @@ class Products:
         if not tokens:
             return
         few = tokens <= self._fused_rows
-        if self.rows_apart and self._device.cuda.capability < IN_ORDER_CAPABILITY:
-            few = False
+        if self.rows_apart:
+            # With more tokens than one launch takes expanding is as fast, and has the same bits.
+            few = tokens <= min(self._fused_rows, FUSED_TOKENS) and self._device.cuda.capability >= IN_ORDER_CAPABILITY
         if few and isinstance(w, QuantizedMatrix) and can_be_fused(x, w):
             if tokens <= FUSED_TOKENS:
                 self._fused(x, w, b, out, add)
@@ -144,14 +143,14 @@ class Products:
         key = ("in order", outputs, tiles, dtypes)
         if key not in self._launches:
             out, bias = (C_TYPES[dtype] for dtype in dtypes)
-            # Small blocks, where larger ones would leave multiprocessors with nothing to do.
-            warps = 2 if outputs <= 2 * IN_ORDER_ROWS * self._device.cuda.multiprocessors else 4
-            stages = IN_ORDER_STAGES[tiles]
-            shared_bytes = stages * (8 * tiles * IN_ORDER_TOKEN_BYTES + warps * IN_ORDER_CODES_BYTES)
-            macros = {"TOKEN_TILES": tiles, "WARPS": warps, "STAGES": stages, "OUT": out, "BIAS": bias}
-            kernel = self._device.kernels.get("linear_in_order", "linear_in_order", shared_bytes, **macros)
-            grid = (-(-outputs // (warps * IN_ORDER_ROWS)), 1, 1)
-            self._launches[key] = _Launch(kernel, grid, shared_bytes, 32 * warps)
+            few = outputs <= 2 * IN_ORDER_ROWS * self._device.cuda.multiprocessors
+            rows, warps, stages = IN_ORDER_BLOCKS[tiles][0 if few else 1]
+            shared_bytes = stages * (8 * tiles * IN_ORDER_TOKEN_BYTES + rows * IN_ORDER_CODES_BYTES)
+            macros = {"TOKEN_TILES": tiles, "ROW_TILES": rows, "TOKEN_WARPS": warps, "STAGES": stages}
+            name = "linear_in_order"
+            kernel = self._device.kernels.get(name, name, shared_bytes, **macros, OUT=out, BIAS=bias)
+            grid = (-(-outputs // (rows * IN_ORDER_ROWS)), 1, 1)
+            self._launches[key] = _Launch(kernel, grid, shared_bytes, 32 * rows * warps)
         return self._launches[key]
 
     # By cuBLAS
