@@ -4,6 +4,7 @@ A copy that comes too late, or from the wrong place, gives an operator wrong ope
 still be right. So what an operator reads is compared with the weight file, or with what the operator before it wrote.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -32,7 +33,7 @@ class Carried:
         self._findings, self._file = findings, file
         self._loaded: tuple[str, Values | Quantized] | None = None
         self._left: dict[int, tuple[CheckedVisit, Values]] = {}
-        self._records: dict[tuple[str, int], list[int]] = {}
+        self._records: dict[tuple[str, int], Counter[int]] = {}
 
     def weights(self, name: str | None, rows: Rows, found: Values | Quantized) -> None:
         """Compare `found`, some rows of the tensor `name` as an operator reads them, with the same rows of the file.
@@ -66,7 +67,7 @@ class Carried:
         visit = self._findings.visit
         if visit.entered or self._file is None:
             return
-        visit.entered, visit.tokens = True, len(x)
+        visit.entered = True
         left = self._left.get(visit.group)
         if left is None or left[0].turn != visit.turn or left[0].follower(self._file.spec.layers) != visit.name:
             return
@@ -81,27 +82,29 @@ class Carried:
             self._left[visit.group] = visit, x
 
     def records_read(self, contents: Sequence[Values], past: Sequence[int], layout: RecordLayout) -> None:
-        """Compare the cache of some rows, before new records are appended, with what the last pass wrote there.
+        """Look for the cache of some rows, before new records are appended, among those that passes before left.
 
         `contents`: the bytes of every row; `past`: how many tokens' records each holds. The rows of one visit may come
-        in several calls.
+        in several calls. Which row is which is not known here: others come and go between passes.
         """
-        visit = self._findings.visit
-        if not visit.known:
-            visit.known = self._records.pop((visit.name, visit.group), [])
-        if visit.turn == 0 or len(visit.known) != visit.tokens:  # a row that has retired moves all after it
+        if self._file is None or not any(past):
             return
+        visit = self._findings.visit
+        known = self._records.setdefault((visit.name, visit.group), Counter())
         call = self._findings.begin(MOVED, "cache", rows=(len(contents),))
         if call is not None:
-            for row, digest in enumerate(_digests(contents, past, layout), start=visit.rows):
-                if digest != visit.known[row]:
-                    call.fault(f"brought records of row {row} that are not those that were written")
+            for row, (tokens, digest) in enumerate(zip(past, _digests(contents, past, layout), strict=True)):
+                if not tokens:
+                    continue
+                if not known[digest]:
+                    call.fault(f"brought records of row {visit.rows + row} that are not those that were written")
+                known -= Counter((digest,))
 
     def records_written(self, contents: Sequence[Values], tokens: Sequence[int], layout: RecordLayout) -> None:
         """Remember a digest of every row's first `tokens` records, the new ones included."""
         if self._file is not None:
             visit = self._findings.visit
-            self._records.setdefault((visit.name, visit.group), []).extend(_digests(contents, tokens, layout))
+            self._records.setdefault((visit.name, visit.group), Counter()).update(_digests(contents, tokens, layout))
             visit.rows += len(contents)
 
     def _stored(self, name: str) -> Values | Quantized | None:

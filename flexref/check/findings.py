@@ -259,10 +259,9 @@ class CheckedVisit:
         matrices = [tensor for tensor in tensors if len(tensor.shape) == 2 and tensor.role is not Role.POSITIONS]
         self._matrices = {"linear": list(matrices), "expand": list(matrices)}
         self._norms = (step.role for step in (() if stage is None else stage.steps) if isinstance(step, Norm))
-        # For `carried`: whether an operator of this visit has read the hidden states yet, of how many tokens; how many
-        # rows' caches were appended to; and the digests of the caches as the last pass left them.
-        self.entered, self.tokens, self.rows = False, 0, 0
-        self.known: list[int] = []
+        # For `carried`: whether an operator of this visit has read the hidden states yet, and to how many rows' caches
+        # something was appended.
+        self.entered, self.rows = False, 0
 
     @property
     def name(self) -> str:

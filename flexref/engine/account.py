@@ -94,3 +94,10 @@ class Account:
                 "planned": asdict(planned[kind]),
                 "real": {tier: nbytes / total if total else 0.0 for tier, nbytes in tiers.items()},
             }
+
+
+def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:
+    """Add bytes per link and kind to a table of them."""
+    for link, kinds in more.items():
+        for kind, nbytes in kinds.items():
+            total.setdefault(link, {})[kind] = total.get(link, {}).get(kind, 0) + nbytes

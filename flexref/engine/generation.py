@@ -15,14 +15,14 @@ from flexref.block.prefixes import PrefixFinder
 from flexref.block.rows import Row, RowLengths
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit, Watch
-from flexref.engine.account import Account
+from flexref.engine.account import Account, add_bytes
 from flexref.engine.block_log import logged
 from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.request import Request, RowRequest, as_prompts
 from flexref.engine.results import Generation, Output, RowResult, Stats, StreamedToken
 from flexref.engine.served import Served, serve
-from flexref.engine.session import Session
+from flexref.engine.session import Session, check_policy
 from flexref.errors import CapacityError, FlexrefError, PromptError, how_many
 from flexref.policy import Policy
 
@@ -64,6 +64,8 @@ class GenerationJob:
 
         Otherwise a request that cannot be served fails alone. Raises what choosing a policy raises.
         """
+        if policy is not None:
+            check_policy(policy, session.file, session.backend)
         self.session, self._listeners = session, listeners or Listeners()
         self._served: dict[int, Served] = {}
         self._tops: dict[int, int] = {}
@@ -290,10 +292,3 @@ def alike(prompts: Any, request: Request) -> list[RowRequest]:
 
 def _window(policy: Policy) -> int:
     return WINDOWS * policy.rows_per_block
-
-
-def add_bytes(total: dict[str, dict[str, int]], more: dict[str, dict[str, int]]) -> None:
-    """Add bytes per link and kind to a table of them."""
-    for link, kinds in more.items():
-        for kind, nbytes in kinds.items():
-            total.setdefault(link, {})[kind] = total.get(link, {}).get(kind, 0) + nbytes

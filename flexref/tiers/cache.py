@@ -58,15 +58,16 @@ class Spot:
 
 @dataclass(frozen=True, slots=True)
 class Arrangement:
-    """A group's rows in one pass: stretches off the device, and for the operators (place, where in a slot) of each row.
+    """A group's rows in one pass: stretches off the device, and what the operators find of each row.
 
-    Of `near` rows the operators of the device reach the cache: None in place of a slot for those at home there. `away`:
-    the others', for which attention runs on the host. `prefixes`: what the near ones share, if any of them does.
+    `near`: (place, where in a slot, records there) of those whose cache the operators of the device reach; None in
+    place of a slot for those at home there. `away`: the others', for which attention runs on the host. `prefixes`: what
+    the near ones share, if any of them does.
     """
 
     rows: Sequence[RowPass]
     stretches: Sequence[Stretch]
-    near: tuple[tuple[RowPlace, int | None], ...]
+    near: tuple[tuple[RowPlace, int | None, int], ...]
     away: tuple[RowPlace, ...]
     prefixes: tuple[RowPlace | None, ...]
 
@@ -158,7 +159,7 @@ class CacheStore:
         if self.plan.transient and not self.plan.prefix_tokens:
             layer = 0  # all of them have the same place
         if (layer, slot) not in known:
-            near = [self._near(layer, group, place, at, slot) for place, at in arranged.near]
+            near = [self._near(layer, group, found, slot) for found in arranged.near]
             away = [self._away(layer, group, place, slot) for place in arranged.away]
             shared = [None if place is None else self._shared(layer, place) for place in arranged.prefixes]
             known[layer, slot] = (
@@ -180,14 +181,14 @@ class CacheStore:
 
     def _arrange(self, group: int, rows: Sequence[RowPass]) -> Arrangement:
         room, far = self.plan.groups[group], self.plan.far
-        near: list[tuple[RowPlace, int | None]] = []
+        near: list[tuple[RowPlace, int | None, int]] = []
         away: list[RowPlace] = []
         stretches: list[Stretch] = []
         new_before = leaving = 0
         for row in rows:
             place = row.place
             if place.home is Tier.DEVICE:
-                near.append((place, None))
+                near.append((place, None, place.capacity_tokens))
                 continue
             mirrored = place.start + (room.tokens[Tier.HOST] if place.home is Tier.DISK else 0)
             if self.plan.is_away(row):
@@ -195,7 +196,7 @@ class CacheStore:
                 away.append(place)
             else:
                 in_slot = new_before if far else mirrored
-                near.append((place, in_slot))
+                near.append((place, in_slot, row.new if far else place.capacity_tokens))
                 new_before += row.new
             single = Stretch(1, place, row.own_past, row.new, in_slot, leaving)
             leaving += row.new if place.home is Tier.DISK else 0
@@ -239,14 +240,14 @@ class CacheStore:
         there, back = (spot.piece(0, first, tokens, self._record) for spot in ways)
         return Copy(Kind.CACHE, f"layer {layer} cache", there, back, pieces=pieces)
 
-    def _near(self, layer: int, group: int, place: RowPlace, in_slot: int | None, slot: int) -> Any:
-        """The cache of a row that the device's operators reach: at home, or in a slot from record `in_slot` on."""
+    def _near(self, layer: int, group: int, found: tuple[RowPlace, int | None, int], slot: int) -> Any:
+        """The cache of a row that the device's operators reach: at home, or in a slot."""
+        place, in_slot, tokens = found
         if place.shared:
             return self._shared(layer, place)[0]
         if in_slot is None:
-            return self._view(self._at_home(layer, group, place), place.capacity_tokens)
-        region = self._slots[CacheRoom.SLOTS][slot]
-        return self._view(self._spot(region, in_slot, 0), place.capacity_tokens)
+            return self._view(self._at_home(layer, group, place), tokens)
+        return self._view(self._spot(self._slots[CacheRoom.SLOTS][slot], in_slot, 0), tokens)
 
     def _shared(self, layer: int, place: RowPlace) -> tuple[Any, int]:
         """A prefix in one layer: its records, and how many there are."""
@@ -261,6 +262,5 @@ class CacheStore:
         return self._view(self._spot(region, place.start, 0), place.capacity_tokens)
 
     def _view(self, spot: Spot, tokens: int) -> Any:
-        """So many records from a spot on, or as many as its region holds: there a slot ends with the new records."""
-        tokens = min(tokens, (spot.region.nbytes - spot.offset) // self._record)
+        """So many records from a spot on."""
         return view(self.backend, spot.region, (tokens * self._record,), "uint8", spot.offset)

@@ -125,17 +125,13 @@ def test_visits_say_what_they_computed(model_file: Any, tmp_path: Path) -> None:
     visits = [event["args"] for event in events if event.get("cat") == "compute"]
     file = open_weight_file(model_file(SPEC))
     names = [stage.name for stage in stages(file.spec, file.tile_rows)]
-    assert len(visits) == len(names) * 3 * 3  # passes, and groups of both blocks
+    assert len(visits) == len(names) * 3 * 3  # passes, and groups: two, then one that the fifth row has alone
     assert [(visit["block"], visit["pass"], visit["stage"], visit["group"]) for visit in visits] == [
-        (block, number, stage, group)
-        for block, groups in ((0, 2), (1, 1))
-        for number in range(3)
-        for stage in names
-        for group in range(groups)
+        (0, number, stage, group) for number in range(6) for stage in names for group in range(2 if number < 3 else 1)
     ]
     for visit in visits:
-        assert visit["rows"] == (1 if visit["block"] else 2)
-        assert visit["tokens"] == visit["rows"] * (2 if visit["pass"] == 0 else 1)
+        assert visit["rows"] == (2 if visit["pass"] < 3 else 1)
+        assert visit["tokens"] == visit["rows"] * (2 if visit["pass"] in (0, 3) else 1)
         assert visit.get("layer") == (int(visit["stage"][-1]) if visit["stage"].startswith("layer") else None)
 
 

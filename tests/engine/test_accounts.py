@@ -76,12 +76,15 @@ def test_the_seconds_of_taking_and_returning_memory_are_in_the_account(
     with load(path, policy=Policy(cache=Shares(0, 1, 0), rows_per_group=1), backend=port) as engine:
         job(engine, [[1, 2, 3]])
         port.calls = 0
+        job(engine, [[1, 2, 3]])
+        calls_alone, port.calls = port.calls, 0
         setattr(port, slow, SLOW_S)
         start = time.perf_counter()
         stats = job(engine, [[1, 2, 3]] * 3)
         whole_s = time.perf_counter() - start
         setattr(port, slow, 0.0)
-    assert stats.blocks == 3
+    assert (stats.blocks, stats.rows_admitted, stats.rows_retired) == (1, 3, 3)
+    assert port.calls == calls_alone, "a place is used again without an allocation"
     assert stats.allocate_s >= SLOW_S * port.calls
     assert stats.prefill_s + stats.decode_s < SLOW_S * port.calls
     assert stats.allocate_s + stats.prefill_s + stats.decode_s <= whole_s

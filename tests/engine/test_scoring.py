@@ -170,9 +170,9 @@ def test_budgets_are_kept_to_the_byte_and_one_byte_less_is_refused(
     assert again.stats.peak_bytes == peak
     assert_same_bits(again, first)
     for tier in ("device", "host"):
-        # Expanding weights once per block is all that a tighter budget can go without, block by block.
+        # Keeping expanded weights, then sharing them in a pass: a tighter budget can go without, one after the other.
         least, refusal = peak, None
-        for _ in range(1 + first.stats.blocks):
+        for _ in range(1 + 2 * first.stats.blocks):
             tight = {**exact, f"{tier}_mem_gib": (least[tier] - 1) / GIB}
             try:
                 least = score(path, rows, policy, backend=counting(), **tight).stats.peak_bytes
