@@ -136,7 +136,7 @@ class Group:
         spared = sum(
             row.prefix.capacity_tokens
             for row in self.in_pass
-            if row.prefix is not None and row.place.home is not Tier.DEVICE
+            if row.prefix is not None and row.own_past and row.place.home is not Tier.DEVICE
         )
         return Fed(len(self.rows), read, self.tokens - read, spared)
 

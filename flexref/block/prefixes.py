@@ -22,11 +22,12 @@ class PrefixFinder:
     def find(self, rows: Iterable[Row]) -> None:
         """Look at rows that are in no block yet; those that share something already are left as they are."""
         alone = [row for row in rows if row.prefix is None and chunks_of(row)]
+        known = {prefix.tokens: prefix for prefix in self._known}
+        lengths = sorted({len(tokens) for tokens in known}, reverse=True)
         for row in alone:
-            known = [prefix for prefix in self._known if row.prompt[: len(prefix.tokens)] == prefix.tokens]
-            known = [prefix for prefix in known if len(prefix.tokens) <= chunks_of(row) * CHUNK_TOKENS]
-            if known:
-                row.share(max(known, key=lambda prefix: len(prefix.tokens)))
+            most = chunks_of(row) * CHUNK_TOKENS
+            found = (known.get(row.prompt[:length]) for length in lengths if length <= most)
+            row.share(next((prefix for prefix in found if prefix is not None), None))
         alone = [row for row in alone if row.prefix is None]
         for chunks, members in _beginnings(alone):
             free = [row for row in members if row.prefix is None]

@@ -29,6 +29,11 @@ class RowLengths:
         return self.prompt_tokens - self.shared_tokens
 
     @property
+    def alone(self) -> "RowLengths":
+        """The same row where it shares nothing."""
+        return RowLengths(self.prompt_tokens, self.new_tokens, self.scored_tokens)
+
+    @property
     def capacity_tokens(self) -> int:
         """Tokens whose K and V it needs ever and for itself: all but the last one generated."""
         return self.own_tokens + self.new_tokens - 1

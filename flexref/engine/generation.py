@@ -96,6 +96,8 @@ class GenerationJob:
         self._waiting.widen(_window(self.policy))
         if self._finder is not None and not session.shares_prefixes(self.policy):
             self._share_nothing()
+            if policy is None and self._lengths:  # it was chosen for rows that share
+                self.policy = session.settled(self._lengths)
         self.stats = Stats(session.backend.name, self.policy, rows=len(self._lengths))
 
     def _rows(self, requests: Iterable[RowRequest], *, alone: bool) -> Iterator[Row]:
@@ -186,9 +188,9 @@ class GenerationJob:
             try:
                 return self.session.planned(self.policy, lengths)
             except CapacityError as error:
-                if self._finder is not None and any(row.prefix for row in lengths):
-                    lengths = self._without_sharing(lengths)
-                    continue
+                alone = self._without_sharing(lengths)
+                if alone is not None:
+                    return alone
                 if self._all_at_once:
                     raise
                 if len(lengths) > 1:
@@ -201,12 +203,17 @@ class GenerationJob:
                 lengths = [each.lengths for each in self._waiting.rows]
         return None
 
-    def _without_sharing(self, lengths: Sequence[RowLengths]) -> Sequence[RowLengths]:
-        """The lengths of the same rows where no prefix is shared: there is no room for any on the device."""
-        rows = len(lengths)
+    def _without_sharing(self, lengths: Sequence[RowLengths]) -> PlannedBlock | None:
+        """The block for rows that share nothing from now on, if that is what they need to fit; else None."""
+        if not any(row.prefix for row in lengths):
+            return None
+        try:
+            planned = self.session.planned(self.policy, [row.alone for row in lengths])
+        except CapacityError:
+            return None
         self._share_nothing()
         self.session.on_event(Notice("prefixes that prompts share are read for each of them: the device has no room"))
-        return self._lengths[:rows]
+        return planned
 
     def _block(self, planned: PlannedBlock, account: Account) -> Generator[list[StreamedToken], None, None]:
         """Run one block; yields its new tokens some stages after each pass, and adds its figures to `stats`."""

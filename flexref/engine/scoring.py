@@ -149,6 +149,7 @@ class ScoringJob:
         self.policy = session.settled([row.lengths for row in self.rows])
         if sharing and not session.shares_prefixes(self.policy):
             self._share_nothing()
+            self.policy = session.settled([row.lengths for row in self.rows])  # it was chosen for rows that share
         self.stats = Stats(session.backend.name, self.policy, rows=len(rows))
 
     def run(self) -> Scores:
