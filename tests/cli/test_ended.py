@@ -17,7 +17,7 @@ TOO_SMALL = ("--device-mem-gib", "0.02")
 STAGES = {
     "loading": ("port numpy", EVERYWHERE),
     "measuring": ("this machine is measured once", TOO_SMALL),
-    "prefill": ("block 1 of 1 begins", EVERYWHERE),
+    "prefill": ("block 1 begins", EVERYWHERE),
     "decode": (None, EVERYWHERE),
 }
 """What is said on stderr when a stage begins (None: text on stdout), and the options that lead there."""

@@ -36,10 +36,10 @@ def test_verbose_says_what_was_opened_chosen_loaded_and_run(
     assert flexref(*before, *GENERATE, *after, *PLACED, "--json") == 0
     said = capsys.readouterr().err.splitlines()
     for at, expected in enumerate(
-        ("opened ", "port numpy", "policy: weights 100/0/0", "loaded weights", "block 1 of 1 b")
+        ("opened ", "port numpy", "policy: weights 100/0/0", "loaded weights", "block 1 begins: places 1 in groups 1")
     ):
         assert said[at].startswith(expected), said
-    assert said[5].startswith("block 1 of 1 ends: ")
+    assert said[5].startswith("block 1 ends: ")
     assert len(said) == 6
 
 
