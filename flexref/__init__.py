@@ -35,7 +35,7 @@ _HOMES = MappingProxyType(
     {
         "load": "flexref.loading",
         "Engine": "flexref.engine.engine",
-        "Request": "flexref.engine.generation",
+        "Request": "flexref.engine.request",
         "ScoredRow": "flexref.engine.scoring",
         "Listener": "flexref.engine.scoring",
         "Policy": "flexref.policy",

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from flexref.backend.protocol import Backend
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit
-from flexref.engine.generation import GenerationJob, Listeners, alike, generation, results
-from flexref.engine.request import AnyPrompt, Request, RowRequest, request_of
+from flexref.engine.generation import GenerationJob, Listeners, generation, results
+from flexref.engine.request import AnyPrompt, Request, RowRequest, alike, request_of
 from flexref.engine.results import Generation, RowResult, StreamedToken
 from flexref.engine.scoring import Listener, ScoredRow, Scores, ScoringJob
 from flexref.engine.session import Session

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 from flexref.block import executor
 from flexref.block.admission import WINDOWS, Waiting
@@ -19,11 +18,11 @@ from flexref.engine.account import Account, add_bytes
 from flexref.engine.block_log import logged
 from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
-from flexref.engine.request import Request, RowRequest, as_prompts
+from flexref.engine.request import RowRequest
 from flexref.engine.results import Generation, Output, RowResult, Stats, StreamedToken
 from flexref.engine.served import Served, serve
 from flexref.engine.session import Session, check_policy
-from flexref.errors import CapacityError, FlexrefError, PromptError, how_many
+from flexref.errors import CapacityError, FlexrefError, how_many
 from flexref.policy import Policy
 
 LOG = logging.getLogger(__name__)
@@ -287,14 +286,6 @@ def results(job: GenerationJob) -> Iterator[RowResult]:
     yield from job.take_results()
     if job.failure is not None:
         raise job.failure
-
-
-def alike(prompts: Any, request: Request) -> list[RowRequest]:
-    """The same request for each of a list of prompts. Raises `PromptError` where there is none."""
-    rows = [RowRequest(prompt, request) for prompt in as_prompts(prompts)]
-    if not rows:
-        raise PromptError("there is no prompt")
-    return rows
 
 
 def _window(policy: Policy) -> int:

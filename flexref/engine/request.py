@@ -124,3 +124,11 @@ def as_prompt(prompt: Any, number: int) -> Prompt:
     if not isinstance(prompt, Iterable) or isinstance(prompt, NO_IDS):
         raise PromptError(f"prompt {number}: it is neither text nor token ids, found {prompt!r}")
     return Prompt(token_ids=tuple(prompt))
+
+
+def alike(prompts: Any, request: Request) -> list[RowRequest]:
+    """The same request for each of a list of prompts. Raises `PromptError` where there is none."""
+    rows = [RowRequest(prompt, request) for prompt in as_prompts(prompts)]
+    if not rows:
+        raise PromptError("there is no prompt")
+    return rows
