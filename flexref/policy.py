@@ -122,6 +122,11 @@ class Policy:
         return self.rows_per_group * self.groups_per_block
 
     @property
+    def shares_prefixes(self) -> bool:
+        """Whether rows may share what they begin with: attention reads it on the device alone."""
+        return self.share_prefixes and self.attention_on == "device"
+
+    @property
     def in_short(self) -> str:
         """What lies where in percent of device, host and disk, and how many rows are computed together, in a line."""
         kinds = {"weights": self.weights, "cache": self.cache, "activations": self.activations}
@@ -182,6 +187,7 @@ FIELDS = MappingProxyType(
         "attention_on": "attention_on",
         "overlap": "overlap",
         "row_invariant": "row_invariant",
+        "share_prefixes": "share_prefixes",
     }
 )
 """The fields of a policy by the names of the options that set them."""

@@ -30,7 +30,9 @@ from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.prompts import Prompt
 
 ACCOUNT = (
-    *("policy", "row_invariant", "rows", "blocks", "generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
+    *("policy", "row_invariant", "rows", "blocks", "rows_admitted", "rows_retired", "occupancy", "prompt_tokens"),
+    *("shared_prefix_tokens", "shared_prefix_link_bytes"),
+    *("generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
     *("peak_bytes", "budget_bytes", "placement", "tier_bytes"),
 )
 """What a report repeats of the last run's account: it is the same in every run."""
@@ -106,7 +108,7 @@ class Report:
             "decode_s": decode_s,
             "decode_step_s": decode_s / self.steps if self.steps else None,
             "tokens_per_s": self.workload.generated_tokens / (prefill_s + decode_s),
-            "read_tokens_per_s": self.workload.prompt_tokens / (prefill_s + decode_s),
+            "read_tokens_per_s": self.runs[-1].prompt_tokens / (prefill_s + decode_s),
         }
 
     def floor_figures(self) -> dict[str, Any]:
@@ -191,6 +193,7 @@ class Benchmark:
         session = self.engine.session
         policy = session.settled(self.workload.rows)
         session.planned(policy, self.workload.rows)
+        self.workload = self.workload.under(policy)
         return policy
 
     def __enter__(self) -> "Benchmark":

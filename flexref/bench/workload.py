@@ -12,6 +12,7 @@ from flexref.block.counted_rows import CountedRows
 from flexref.block.rows import RowLengths
 from flexref.errors import PromptError
 from flexref.planner.lengths_file import read_lengths
+from flexref.policy import Policy
 from flexref.text.prompts import Prompt
 
 MOST_ROWS = 1 << 20
@@ -52,16 +53,34 @@ class Workload:
         """FLOPs of all rows' (prefill, decode): those of a token are linear in the tokens that it attends to."""
         head, alone = prefill_flops(spec, 0), decode_flops(spec, 0)
         each = decode_flops(spec, 1) - alone
-        prefill = decode = 0
+        decode = 0
+
+        def read(tokens: int) -> int:
+            return tokens * (alone - head) + each * tokens * (tokens + 1) // 2
+
+        # What rows share is read once at least.
+        prefill = sum(map(read, self.prefixes.values()))
         for row, count in self.rows.kinds.items():
-            prompt, steps = row.prompt_tokens, row.new_tokens - 1
-            prefill += count * (head + prompt * (alone - head) + each * prompt * (prompt + 1) // 2)
+            steps = row.new_tokens - 1
+            prefill += count * (head + read(row.prompt_tokens) - read(row.shared_tokens))
             decode += count * (steps * alone + each * (past_tokens(row) + steps))
         return prefill, decode
 
+    @property
+    def prefixes(self) -> dict[int, int]:
+        """The tokens of every prefix that rows share, by its number."""
+        return {row.prefix: row.shared_tokens for row in self.rows.kinds if row.prefix}
+
+    def under(self, policy: Policy) -> "Workload":
+        """What there is to time under a policy, which may not let rows share anything."""
+        return self if policy.shares_prefixes else Workload(self.rows.alone)
+
     def past_tokens(self) -> int:
-        """Records that all decode passes together find in one layer's caches."""
-        return sum(count * past_tokens(row) for row, count in self.rows.kinds.items())
+        """Records of their own that rows find in one layer's caches in all decode passes together."""
+        return sum(
+            count * (past_tokens(row) - (row.new_tokens - 1) * row.shared_tokens)
+            for row, count in self.rows.kinds.items()
+        )
 
     def rounds(self, places: int) -> int:
         """How often a block of so many places is filled with rows that are alike: they begin and end together."""
@@ -93,9 +112,12 @@ def workload_of(arguments: Arguments) -> Workload:
 def random_prompts(workload: Workload, vocabulary: int, seed: int) -> list[Prompt]:
     """A prompt of random tokens for every row; it says for itself how many new ones it may have, where rows differ."""
     tokens = np.random.default_rng(seed).integers(0, vocabulary, workload.prompt_tokens).tolist()
-    prompts, first = [], 0
+    prompts, first, begun = [], 0, dict[int, list[int]]()
     for row in workload.rows:
         settings = None if workload.row is not None else {"max_new_tokens": row.new_tokens}
-        prompts.append(Prompt(token_ids=tuple(tokens[first : first + row.prompt_tokens]), settings=settings))
+        ids = tokens[first : first + row.prompt_tokens]
+        if row.prefix:
+            ids[: row.shared_tokens] = begun.setdefault(row.prefix, ids[: row.shared_tokens])
+        prompts.append(Prompt(token_ids=tuple(ids), settings=settings))
         first += row.prompt_tokens
     return prompts

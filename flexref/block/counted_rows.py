@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from flexref.block.rows import AlikeRows, JobRows, RowLengths
 from flexref.json_types.values import Number, Whole
+from flexref.policy import Policy
 
 Integers = npt.NDArray[np.int64]
 
@@ -48,27 +49,40 @@ class LengthsSummary:
 
 @dataclass(frozen=True, eq=False)
 class CountedRows(Sequence[RowLengths]):
-    """Rows that generate, in order, R runs of equal neighbours: 24 bytes a run, and a row is made when it is asked for.
+    """Rows that generate, in order, R runs of equal neighbours: 40 bytes a run, and a row is made when it is asked for.
 
-    `prompt_tokens`, `new_tokens`, `counts`: (R,) of every run, each from 1 on. Two are equal that have equal rows.
+    `prompt_tokens`, `new_tokens`, `counts`: (R,) of every run, each from 1 on. `shared_tokens`, `prefixes`: (R,) what
+    its rows share and with whom, as `RowLengths` has them. Two are equal that have equal rows.
     """
 
     prompt_tokens: Integers
     new_tokens: Integers
     counts: Integers
+    shared_tokens: Integers
+    prefixes: Integers
 
     @classmethod
-    def of_runs(cls, prompt_tokens: Any, new_tokens: Any, counts: Any) -> "CountedRows":
+    def of_runs(
+        cls, prompt_tokens: Any, new_tokens: Any, counts: Any, shared_tokens: Any = None, prefixes: Any = None
+    ) -> "CountedRows":
         """From lists or arrays (R,) of any runs; neighbours that are equal become one. R may not be 0."""
         prompts, new, many = (np.asarray(numbers, np.int64) for numbers in (prompt_tokens, new_tokens, counts))
-        changed = (prompts[1:] != prompts[:-1]) | (new[1:] != new[:-1])
+        shared, prefix = (
+            np.zeros_like(prompts) if numbers is None else np.asarray(numbers, np.int64)
+            for numbers in (shared_tokens, prefixes)
+        )
+        kinds = prompts, new, shared, prefix
+        changed = np.any([column[1:] != column[:-1] for column in kinds], axis=0)
         firsts = np.flatnonzero(np.concatenate([[True], changed]))
-        return cls(prompts[firsts], new[firsts], np.add.reduceat(many, firsts))
+        return cls(prompts[firsts], new[firsts], np.add.reduceat(many, firsts), shared[firsts], prefix[firsts])
 
     @classmethod
     def of(cls, rows: Iterable[RowLengths]) -> "CountedRows":
         """From rows, of which none is scored."""
-        runs = [(row.prompt_tokens, row.new_tokens, sum(1 for _ in some)) for row, some in groupby(rows)]
+        runs = [
+            (row.prompt_tokens, row.new_tokens, sum(1 for _ in some), row.shared_tokens, row.prefix)
+            for row, some in groupby(rows)
+        ]
         return cls.of_runs(*zip(*runs, strict=True))
 
     @cached_property
@@ -91,7 +105,25 @@ class CountedRows(Sequence[RowLengths]):
             places = range(len(self))[place]
             return self._between(places.start, places.stop) if places.step == 1 else [self[at] for at in places]
         run = int(np.searchsorted(self._ends, range(len(self))[place], side="right"))
-        return RowLengths(int(self.prompt_tokens[run]), int(self.new_tokens[run]))
+        return self._row(run)
+
+    def _row(self, run: int) -> RowLengths:
+        return RowLengths(
+            int(self.prompt_tokens[run]),
+            int(self.new_tokens[run]),
+            shared_tokens=int(self.shared_tokens[run]),
+            prefix=int(self.prefixes[run]),
+        )
+
+    @property
+    def alone(self) -> "CountedRows":
+        """The same rows where they share nothing."""
+        return CountedRows.of_runs(self.prompt_tokens, self.new_tokens, self.counts)
+
+    @property
+    def shared(self) -> bool:
+        """Whether any rows share anything."""
+        return bool(self.prefixes.any())
 
     def _between(self, first: int, last: int) -> Sequence[RowLengths]:
         """The rows from number `first` on, before number `last`."""
@@ -102,7 +134,8 @@ class CountedRows(Sequence[RowLengths]):
         counts = self.counts[runs].copy()
         counts[-1] -= self._ends[end] - last
         counts[0] -= first - (self._ends[begin] - self.counts[begin])
-        return CountedRows(self.prompt_tokens[runs], self.new_tokens[runs], counts)
+        kinds = self.prompt_tokens[runs], self.new_tokens[runs]
+        return CountedRows(*kinds, counts, self.shared_tokens[runs], self.prefixes[runs])
 
     def __iter__(self) -> Iterator[RowLengths]:
         for row, count in self.runs():
@@ -112,15 +145,18 @@ class CountedRows(Sequence[RowLengths]):
         """(row, how many of its kind follow each other), in order."""
         for first in range(0, len(self.counts), RUNS_AT_ONCE):
             some = slice(first, first + RUNS_AT_ONCE)
-            columns = (column[some].tolist() for column in (self.prompt_tokens, self.new_tokens, self.counts))
-            for prompt, new, count in zip(*columns, strict=True):
-                yield RowLengths(prompt, new), count
+            columns = (column[some].tolist() for column in self._columns)
+            for prompt, new, count, shared, prefix in zip(*columns, strict=True):
+                yield RowLengths(prompt, new, 0, shared, prefix), count
+
+    @property
+    def _columns(self) -> tuple[Integers, ...]:
+        return self.prompt_tokens, self.new_tokens, self.counts, self.shared_tokens, self.prefixes
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, CountedRows):
             return NotImplemented
-        mine, theirs = ((rows.prompt_tokens, rows.new_tokens, rows.counts) for rows in (self, other))
-        return all(np.array_equal(one, another) for one, another in zip(mine, theirs, strict=True))
+        return all(np.array_equal(one, other) for one, other in zip(self._columns, other._columns, strict=True))
 
     def __hash__(self) -> int:
         return hash((len(self), self.prompt_tokens.tobytes(), self.new_tokens.tobytes()))
@@ -128,6 +164,8 @@ class CountedRows(Sequence[RowLengths]):
     @cached_property
     def kinds(self) -> Counter[RowLengths]:
         """How many rows there are of each lengths, in the order in which they first come."""
+        if self.shared:
+            return self._shared_kinds()
         keys = (self.prompt_tokens << TOKENS_BITS) | self.new_tokens
         found, firsts, places = np.unique(keys, return_index=True, return_inverse=True)
         counts = np.zeros(len(found), np.int64)
@@ -136,6 +174,12 @@ class CountedRows(Sequence[RowLengths]):
         both = zip(found[order].tolist(), counts[order].tolist(), strict=True)
         below = (1 << TOKENS_BITS) - 1
         return Counter({RowLengths(key >> TOKENS_BITS, key & below): count for key, count in both})
+
+    def _shared_kinds(self) -> Counter[RowLengths]:
+        found = Counter[RowLengths]()
+        for row, count in self.runs():
+            found[row] += count
+        return found
 
     @cached_property
     def summary(self) -> LengthsSummary:
@@ -154,3 +198,14 @@ def kinds_of(rows: JobRows) -> Counter[RowLengths]:
     if isinstance(rows, CountedRows):
         return rows.kinds
     return Counter({rows.row: rows.count}) if isinstance(rows, AlikeRows) else Counter(rows)
+
+
+def rows_under(rows: JobRows, policy: Policy) -> JobRows:
+    """The rows as they are under a policy, which may not let them share anything."""
+    if policy.shares_prefixes:
+        return rows
+    if isinstance(rows, CountedRows):
+        return rows.alone if rows.shared else rows
+    if isinstance(rows, AlikeRows):
+        return AlikeRows(rows.row.alone, rows.count)
+    return [row.alone for row in rows] if any(row.prefix for row in rows) else rows

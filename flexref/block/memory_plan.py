@@ -9,6 +9,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.records import RecordLayout
+from flexref.block.counted_rows import rows_under
 from flexref.block.rooms import BlockRooms
 from flexref.block.rows import JobRows
 from flexref.block.workspace import ExpandedPlan, Expansion, workspace_bytes
@@ -106,7 +107,7 @@ def plan_block(
     file = weights.file
     spec, width = file.spec, DTYPE_BYTES[caps.compute_dtype]
     attention = program_of(spec).attention
-    rooms = BlockRooms.of(rows, policy)
+    rooms = BlockRooms.of(rows_under(rows, policy), policy)
     if expansion is Expansion.KEPT and rooms.single_pass:
         expansion = Expansion.PER_PASS
     layers, far = (1, False) if rooms.scores else (spec.layers, policy.attention_on == "host")

@@ -50,7 +50,7 @@ REPLACED = (("percent", "policy"), ("prompt_len", "lengths"), ("gen_len", "lengt
 @option("--rows", help="Rows of the job; default: 8.")
 @option("--lengths", names=("lengths",))
 @options("--rows-per-group", "--groups", "--percent", "--policy", "--machine", "--quantize-cache", "--attention-on")
-@options("--overlap", "--row-invariant", *BUDGETS)
+@options("--overlap", "--row-invariant", "--share-prefixes", *BUDGETS)
 @option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
 @click.option("--repeat", type=click.IntRange(1, 10_000), help="How often to run; every run is shown, and the median.")
 @option("--seed", type=click.IntRange(min=0), help="The seed of random weights and prompts; default: 0.")

@@ -105,7 +105,7 @@ def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool
 def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: bool) -> None:
     """All figures as JSON on stdout, or the tables of tiers and links on stderr."""
     from flexref.cli.show.console import table_console
-    from flexref.cli.show.report import print_tables
+    from flexref.cli.show.report import prefixes_in_words, print_tables
 
     if as_json:
         about = {"model": engine.file.path, "weights_scheme": engine.file.scheme}
@@ -113,3 +113,5 @@ def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: 
         return
     if shows_progress():
         print_tables(table_console(err=True), scores.stats)
+        for line in prefixes_in_words(scores.stats):
+            table_console(err=True).print(line)

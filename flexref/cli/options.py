@@ -102,6 +102,11 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "default": None,
             "help": "A row's tokens depend on the row alone, to the bit, or on the rows beside it in near ties.",
         },
+        "--share-prefixes": {
+            "names": ("--share-prefixes/--no-share-prefixes",),
+            "default": None,
+            "help": "Read and keep once what prompts begin with alike, or once for each of them.",
+        },
         "--prompt-len": {"type": TOKENS},
         "--gen-len": {"type": TOKENS},
         "--rows": {"type": ROWS},
@@ -181,7 +186,7 @@ def scoring_options(command: Command) -> Command:
         option("--disk-dir", help="Where activations may spill; default: the temporary folder."),
         options("--policy", "--percent", "--rows-per-group", "--groups"),
         option("--quantize-cache", help="Keys and values pass through 4-bit groups, as in a cache."),
-        options("--overlap", "--row-invariant"),
+        options("--overlap", "--row-invariant", "--share-prefixes"),
     )(command)
 
 

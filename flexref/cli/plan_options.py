@@ -32,6 +32,7 @@ OPTIONS = (
     options("--rows-per-group", "--groups"),
     option("--overlap", default=True, show_default=True),
     option("--row-invariant", default=True, show_default=True),
+    option("--share-prefixes", default=True, show_default=True),
     click.option(
         "--max-latency-s", type=Amount(above=True), help="The most that a block may take, prefill and decode."
     ),
@@ -56,7 +57,8 @@ def plan_request_of(given: Mapping[str, Any]) -> "PlanRequest":
     def some(name: str) -> tuple[str, ...] | None:
         return None if given[name] == "any" else (given[name],)
 
-    same = ("rows_per_group", "groups", "overlap", "row_invariant", "max_latency_s", "max_disk_writes_gib")
+    fields = ("rows_per_group", "groups", "overlap", "row_invariant", "share_prefixes")
+    same = (*fields, "max_latency_s", "max_disk_writes_gib")
     capacities = ("device_mem_gib", "host_mem_gib", "disk_gib")
     return PlanRequest(
         **_job_of(given),

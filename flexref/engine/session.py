@@ -170,8 +170,7 @@ class Session:
 
     def shares_prefixes(self, policy: Policy | None) -> bool:
         """Whether rows may share what they begin with; with no policy yet, whether they may under any."""
-        allowed = policy is None or (policy.share_prefixes and policy.attention_on == "device")
-        return allowed and self.backend.caps.shares_prefixes
+        return (policy is None or policy.shares_prefixes) and self.backend.caps.shares_prefixes
 
     @contextmanager
     def job(self, stats: Stats, trace: Trace | None = None) -> Iterator[Account]:

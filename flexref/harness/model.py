@@ -52,6 +52,7 @@ ARGUMENTS = (
     "quantize_cache",
     "overlap",
     "row_invariant",
+    "share_prefixes",
 )
 """What `--model_args` may name."""
 

@@ -75,8 +75,10 @@ class Advisor:
     def judge(self, session: Session, generation: Generation) -> PredictionError | None:
         """What the machine was to take for a generation, beside what it took: see `judge_stats`.
 
-        Rows have the lengths that they turned out to have.
+        Rows have the lengths that they turned out to have. None where rows shared prefixes: which, outputs do not say.
         """
+        if generation.stats.shared_prefix_tokens:
+            return None
         rows = [RowLengths(output.prompt_tokens, len(output.token_ids)) for output in generation.outputs]
         return self.judge_stats(session, generation.stats, rows)
 

@@ -194,6 +194,7 @@ def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[Sea
                 attention_on=place,
                 overlap=wanted.overlap,
                 row_invariant=wanted.row_invariant,
+                share_prefixes=wanted.share_prefixes,
             )
             situation = Situation(file, machine, rows, base, steady=wanted.steady)
             keep = {"rows_per_group": wanted.rows_per_group, "groups_per_block": wanted.groups}

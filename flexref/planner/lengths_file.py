@@ -2,7 +2,8 @@
 
 A line is a JSON object: `{"prompt_tokens": 37, "new_tokens": 12}` is a row, with `"rows": 9` nine of them. In place of
 a number stands how it is drawn for each of the line's rows: `{"uniform": [16, 512]}`, both ends included, or
-`{"values": [16, 64], "weights": [3, 1]}`, equally often without weights. The same `seed` draws the same rows.
+`{"values": [16, 64], "weights": [3, 1]}`, equally often without weights. The same `seed` draws the same rows. With
+`"shared_tokens": 30` all rows of the line begin with the same so many tokens.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.block.counted_rows import CountedRows
 from flexref.errors import PromptError
 from flexref.files import as_json, as_text, filled_lines
@@ -79,6 +81,7 @@ LINE = JsonObject(
         "prompt_tokens": JsonField(LENGTH, "Tokens of the prompt."),
         "new_tokens": JsonField(LENGTH, "New tokens of the row."),
         "rows": JsonField(Whole(1, MOST_ROWS), "How many such rows follow each other.", 1),
+        "shared_tokens": JsonField(TOKENS, "With how many same tokens all of them begin; none if it is missing.", 0),
         "seed": JsonField(Whole(0, SEED_MOST), "Of what is drawn.", 0),
     },
 )
@@ -90,8 +93,8 @@ def read_lengths(path: str | Path) -> CountedRows:
     Raises `PromptError` that names file and line of what is no line of lengths, `StorageError` if it cannot be read.
     """
     found: list[list[npt.NDArray[np.int64]]] = []
-    plain: list[tuple[int, int, int]] = []
-    rows = drawn = 0
+    plain: list[tuple[int, int, int, int, int]] = []
+    rows = drawn = prefix = 0
     for place, line in _lines(path):
         count = line.get("rows", 1)
         rows += count
@@ -99,14 +102,20 @@ def read_lengths(path: str | Path) -> CountedRows:
             raise PromptError(f"{place}: that is more than {MOST_ROWS} rows in all")
         both = line["prompt_tokens"], line["new_tokens"]
         if is_integer(both[0]) and is_integer(both[1]):
-            plain.append((both[0], both[1], count))
+            shared = _shared(place, line, both[0])
+            prefix += shared > 0
+            plain.append((both[0], both[1], count, shared, prefix if shared else 0))
             if len(plain) >= KNOWN_LINES:
                 found.append(_columns(plain))
             continue
         drawn += count
         if drawn > DRAWN_ROWS_MOST:
             raise PromptError(f"{place}: more than {DRAWN_ROWS_MOST} rows are drawn in all")
-        found += [_columns(plain), draw(line)]
+        some = draw(line)
+        shared = _shared(place, line, int(some[0].min()))
+        prefix += shared > 0
+        alike = (np.full(count, number, np.int64) for number in (shared, prefix if shared else 0))
+        found += [_columns(plain), [*some, *alike]]
     found.append(_columns(plain))
     if not rows:
         raise PromptError(f"{path}: holds no row")
@@ -135,9 +144,17 @@ def _line(place: str, text: bytes) -> Mapping[str, Any]:
     return line
 
 
-def _columns(plain: list[tuple[int, int, int]]) -> list[npt.NDArray[np.int64]]:
-    """The rows so far as three arrays; the list is emptied."""
-    columns = list(np.array(plain, np.int64).reshape(-1, 3).T.copy())
+def _shared(place: str, line: Mapping[str, Any], shortest: int) -> int:
+    """How many tokens the engine lets the rows of a line share, whose shortest prompt has so many: whole chunks."""
+    asked: int = line.get("shared_tokens", 0)
+    if asked >= shortest:
+        raise PromptError(f"{place}: shared_tokens is {asked}, and a prompt has {shortest}: its last is always its own")
+    return asked // CHUNK_TOKENS * CHUNK_TOKENS if line.get("rows", 1) > 1 else 0
+
+
+def _columns(plain: list[tuple[int, int, int, int, int]]) -> list[npt.NDArray[np.int64]]:
+    """The rows so far as the arrays of `CountedRows.of_runs`; the list is emptied."""
+    columns = list(np.array(plain, np.int64).reshape(-1, 5).T.copy())
     plain.clear()
     return columns
 

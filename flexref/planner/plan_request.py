@@ -39,6 +39,7 @@ class PlanRequest:
     host_mem_gib: Annotated[float | None, "GiB of the host, in place of the machine's."] = None
     disk_gib: Annotated[float | None, "GiB of the disk, in place of the machine's."] = None
     row_invariant: Annotated[bool, "Whether a row's results are to have bits of their own."] = True
+    share_prefixes: Annotated[bool, "Whether the beginnings that prompts share are read and kept once."] = True
     lengths: Annotated[CountedRows | None, object_of(LengthsSummary), "Rows that differ; null: all are alike."] = None
 
     def __post_init__(self) -> None:

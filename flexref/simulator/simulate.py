@@ -19,6 +19,7 @@ from flexref.backend.timed import TimedBackend
 from flexref.block import executor
 from flexref.block.admission import WINDOWS, Waiting
 from flexref.block.block_rows import BlockRows
+from flexref.block.counted_rows import rows_under
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import Fed, JobRows, counted
@@ -233,7 +234,7 @@ def simulate(
     `CapacityError` if the policy does not fit.
     """
     limits = budgets or {tier: machine.capacity_bytes[tier.value] for tier in Tier}
-    simulation = Simulation(file, machine, policy, limits)
+    simulation, rows = Simulation(file, machine, policy, limits), rows_under(rows, policy)
     prefill, decode = simulation.run(rows, trace)
     whole = SimulatedAccount.nothing()
     for part in (prefill, decode):

@@ -8,10 +8,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.block.counted_rows import CountedRows, LengthsSummary, Spread, kinds_of
+from flexref.block.counted_rows import CountedRows, LengthsSummary, Spread, kinds_of, rows_under
 from flexref.block.rows import AlikeRows, RowLengths, each_of
+from flexref.policy import Policy
 
-ROWS = st.lists(st.builds(RowLengths, st.integers(1, 3), st.integers(1, 2)), min_size=1, max_size=30)
+LENGTHS = st.builds(RowLengths, st.integers(1, 3), st.integers(1, 2)) | st.builds(
+    lambda prompt, new, prefix: RowLengths(64 + prompt, new, 0, 64, prefix),
+    st.integers(1, 2),
+    st.integers(1, 2),
+    st.integers(1, 2),
+)
+ROWS = st.lists(LENGTHS, min_size=1, max_size=30)
 
 
 @given(ROWS, st.data())
@@ -53,3 +60,13 @@ def test_a_job_of_any_size_is_summed_up_exactly() -> None:
     spread = Spread(1, ((1 << 20) + 1) / 2, 1 << 20, tokens)
     assert rows.summary == LengthsSummary(2 * 10**12, 2, spread, spread)
     assert kinds_of(AlikeRows(RowLengths(2, 3), 10**12)) == {RowLengths(2, 3): 10**12}
+
+
+@given(ROWS)
+def test_under_a_policy_that_shares_nothing_every_row_has_its_whole_prompt(rows: list[RowLengths]) -> None:
+    alone = [RowLengths(row.prompt_tokens, row.new_tokens) for row in rows]
+    for policy in (Policy(share_prefixes=False), Policy(attention_on="host")):
+        for given_rows in (rows, CountedRows.of(rows)):
+            assert list(each_of(rows_under(given_rows, policy))) == alone
+        assert rows_under(AlikeRows(rows[0], 9), policy) == AlikeRows(alone[0], 9)
+    assert rows_under(rows, Policy()) is rows

@@ -135,3 +135,21 @@ def test_a_million_lines_take_little_memory(file: Path) -> None:
     assert len(rows) == 10**6
     assert len(rows.kinds) == lengths_file.KNOWN_LINES - 1920
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10  # KiB
+
+
+def test_rows_of_a_line_share_whole_chunks_of_what_it_says_and_lines_share_nothing(file: Path) -> None:
+    shared = {"prompt_tokens": 160, "new_tokens": 3, "rows": 2, "shared_tokens": 150}
+    drawn = {"prompt_tokens": {"values": [70, 90]}, "new_tokens": 2, "rows": 9, "shared_tokens": 64}
+    few = {"prompt_tokens": 160, "new_tokens": 3, "rows": 2, "shared_tokens": 63}
+    alone = {"prompt_tokens": 160, "new_tokens": 3, "shared_tokens": 150}
+    rows = list(read_lengths(written(file, shared, shared, drawn, few, alone)))
+    assert rows[:4] == [RowLengths(160, 3, 0, 128, prefix) for prefix in (1, 1, 2, 2)]
+    assert {(row.shared_tokens, row.prefix) for row in rows[4:13]} == {(64, 3)}
+    assert [(row.shared_tokens, row.prompt_tokens) for row in rows[13:]] == [(0, 160)] * 3
+
+
+@pytest.mark.parametrize("prompt", [64, {"uniform": [64, 70]}])
+def test_the_last_token_of_a_prompt_is_not_shared(file: Path, prompt: Any) -> None:
+    line = {"prompt_tokens": prompt, "new_tokens": 3, "rows": 200, "shared_tokens": 64}
+    with pytest.raises(PromptError, match=r"lengths.jsonl, line 1: shared_tokens is 64, and a prompt has 64"):
+        read_lengths(written(file, line))

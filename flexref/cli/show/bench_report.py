@@ -47,7 +47,8 @@ def _lengths(workload: "Workload") -> str:
     row = workload.row
     if row is None:
         return f"that differ: {lengths_in_words(workload.rows.summary)}"
-    return f"of {how_many(row.prompt_tokens, 'token')}, {how_many(row.new_tokens, 'new token')} each"
+    shared = f", the first {row.shared_tokens} the same" if row.prefix else ""
+    return f"of {how_many(row.prompt_tokens, 'token')}{shared}, {how_many(row.new_tokens, 'new token')} each"
 
 
 def print_comparison(console: Console, compared: "BenchComparison") -> None:

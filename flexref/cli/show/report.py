@@ -1,5 +1,6 @@
 """A job's account as tables for people: what lay on which tier, what crossed which link; it computes nothing."""
 
+from collections.abc import Iterator
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -27,11 +28,33 @@ def print_stats(console: Console, stats: "Stats") -> None:
         f"{stats.tokens_per_s:.2f} tokens/s (load {stats.load_s:.2f} s, memory {stats.allocate_s:.2f} s, "
         f"prefill {stats.prefill_s:.2f} s, decode {stats.decode_s:.2f} s)"
     )
+    for line in rows_in_words(stats):
+        console.print(line)
     if not stats.direct_disk_reads:
         console.print("disk reads went through the page cache: the file system refused direct reads")
     if stats.lane_busy:
         busy = ", ".join(f"{lane} {share:.0%}" for lane, share in stats.lane_busy.items())
         console.print(f"busy share of each lane: {busy}")
+
+
+def rows_in_words(stats: "Stats") -> Iterator[str]:
+    """How full blocks were, where that was not all the time, and what was spared of prompts that begin alike."""
+    if stats.occupancy.mean < 1:
+        yield (
+            f"{stats.occupancy.mean:.0%} of the places were taken on average, {how_many(stats.rows_admitted, 'row')} "
+            f"came in, {stats.read_tokens_per_s:.2f} tokens/s of prompts were read"
+        )
+    yield from prefixes_in_words(stats)
+
+
+def prefixes_in_words(stats: "Stats") -> Iterator[str]:
+    """What was spared of prompts that begin alike, if anything was."""
+    if stats.shared_prefix_tokens:
+        crossed = f", {in_gib(stats.shared_prefix_link_bytes)} of cache did not cross to the device"
+        yield (
+            f"shared prefixes: {how_many(stats.prompt_tokens, 'token')} of prompts read, "
+            f"{stats.shared_prefix_tokens} spared{crossed if stats.shared_prefix_link_bytes else ''}"
+        )
 
 
 def print_tables(console: Console, stats: "Stats") -> None:
