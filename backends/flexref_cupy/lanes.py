@@ -143,10 +143,13 @@ class Lane:
 
 
 def copy(cuda: Cuda, move: Move, stream: int) -> None:
-    """Queue one move; its pieces, if it has several, are one copy too."""
+    """Queue one move; its pieces, if it has several, are one copy too, and each of its parts is one."""
     source, target = move.source, move.target
     there, here = _address(target), _address(source)
-    if source.count == 1:
+    if move.parts is not None:
+        for from_source, from_target, nbytes in move.parts.each:
+            cuda.copy(there + from_target, here + from_source, nbytes, stream)
+    elif source.count == 1:
         cuda.copy(there, here, source.nbytes, stream)
     else:
         cuda.copy_rows((there, target.stride), (here, source.stride), source.nbytes, source.count, stream)

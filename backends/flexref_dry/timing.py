@@ -121,7 +121,9 @@ class Timing:
         if isinstance(step, Move):
             source, target = step.source.buffer, step.target.buffer
             link = f"{source.tier}->{target.tier}"  # type: ignore[attr-defined]
-            return link, durations.copy(link, step.nbytes)
+            if step.parts is None:
+                return link, durations.copy(link, step.nbytes)
+            return link, sum(durations.copy(link, nbytes) for _, _, nbytes in step.parts.each)
         seconds = durations.operator("token rows", step.gathered_bytes) if step.gathered_bytes else 0.0
         if not step.nbytes:
             return HOST, seconds

@@ -45,8 +45,12 @@ def run_step(step: LaneStep) -> tuple[float, float]:
     start = time.perf_counter()
     if isinstance(step, HostWork):
         step.call()
-    else:
+    elif step.parts is None:
         np.copyto(pieces_of(step.target), pieces_of(step.source))
+    else:
+        source, target = (bytes_of(span.buffer, span.offset, span.nbytes) for span in (step.source, step.target))
+        for there, here, nbytes in step.parts.each:
+            target[here : here + nbytes] = source[there : there + nbytes]
     return start, time.perf_counter()
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.capabilities import Capabilities, Description
+from flexref.backend.parts import Parts
 from flexref.backend.records import RecordLayout
 
 
@@ -101,16 +102,20 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """Copy `source` to `target`, which has as many pieces of the same length; each is in device or host memory."""
+    """Copy `source` to `target`, which has as many pieces of the same length; each is in device or host memory.
+
+    With `parts`, these parts of both spans, each in one piece, and nothing else.
+    """
 
     what: str
     source: Span
     target: Span
+    parts: Parts | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pieces."""
-        return self.source.nbytes * self.source.count
+        return self.source.nbytes * self.source.count if self.parts is None else self.parts.nbytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,41 +1,16 @@
 """The KV cache over the tiers, by row: where a row's records lie, and what a visit has to copy; no attention."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flexref.backend.parts import Parts
 from flexref.backend.protocol import Backend
+from flexref.tiers.arrangement import Arrangement, Stretch, arrange
 from flexref.tiers.cache_plan import CachePlan, CacheRoom, RowPass, RowPlace
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, view
 from flexref.units import Kind, Tier
-
-
-@dataclass(frozen=True, slots=True)
-class Stretch:
-    """Neighbouring rows off the device with caches of one size, equal past and new: one copy of `rows` equal pieces.
-
-    past: how many records they have of their own. place: the first one's. in_slot, leaving: where its records start in
-    a slot, and its new ones on their way to disk.
-    """
-
-    rows: int
-    place: RowPlace
-    past: int
-    new: int
-    in_slot: int
-    leaving: int
-
-    def goes_on(self, other: "Stretch", compact: bool) -> bool:
-        """Whether `other`, a single row, is the next piece; if `compact`, slots hold new records alone."""
-        mine, its = self.place, other.place
-        return (
-            (mine.home, mine.capacity_tokens, self.past, self.new)
-            == (its.home, its.capacity_tokens, other.past, other.new)
-            and its.start == mine.start + self.rows * mine.capacity_tokens
-            and other.leaving == self.leaving + (self.rows * self.new if its.home is Tier.DISK else 0)
-            and other.in_slot == self.in_slot + self.rows * (self.new if compact else mine.capacity_tokens)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,22 +29,6 @@ class Spot:
         """The records of `tokens` tokens from `first` on of row number `row` of the stretch."""
         start = self.offset + row * self.stride + (first - self.origin) * record_bytes
         return self.region.part(start, tokens * record_bytes)
-
-
-@dataclass(frozen=True, slots=True)
-class Arrangement:
-    """A group's rows in one pass: stretches off the device, and what the operators find of each row.
-
-    `near`: (place, where in a slot, records there) of those whose cache the operators of the device reach; None in
-    place of a slot for those at home there. `away`: the others', for which attention runs on the host. `prefixes`: what
-    the near ones share, if any of them does.
-    """
-
-    rows: Sequence[RowPass]
-    stretches: Sequence[Stretch]
-    near: tuple[tuple[RowPlace, int | None, int], ...]
-    away: tuple[RowPlace, ...]
-    prefixes: tuple[RowPlace | None, ...]
 
 
 @dataclass(slots=True)
@@ -121,21 +80,27 @@ class CacheStore:
 
     def load(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
         """host -> device: the past records of rows whose home is host or disk; none if attention runs on the host."""
-        copies = []
-        for each in self._arrangement(group, rows).stretches:
-            if each.past and not self.plan.far:
-                on_host = each.place.home is Tier.HOST
-                source = self._home(layer, group, each) if on_host else self._staged(each, slot)
+        if self.plan.far:
+            return []
+        arranged, copies = self._arrangement(group, rows), list[Copy]()
+        for home in (Tier.HOST, Tier.DISK):
+            moved = [stretch for stretch in arranged.off_device(home) if stretch.past]
+            if len(moved) > 1:
+                copies.append(self._in_parts(layer, group, arranged, moved, slot, inward=True))
+            for each in moved if len(moved) == 1 else ():
+                source = self._home(layer, group, each) if home is Tier.HOST else self._staged(each, slot)
                 copies.append(self._copy(layer, each, (source, self._in_slot(each, slot)), 0, each.past))
         return copies
 
     def store(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
         """device -> host: the new records of rows whose home is host or disk; not of those that are away."""
-        copies = []
-        for each in self._arrangement(group, rows).stretches:
-            if not (each.past and self.plan.far):
-                on_host = each.place.home is Tier.HOST
-                target = self._home(layer, group, each) if on_host else self._leaving(each, slot)
+        arranged, copies = self._arrangement(group, rows), list[Copy]()
+        for home in (Tier.HOST, Tier.DISK):
+            moved = [stretch for stretch in arranged.off_device(home) if not (stretch.past and self.plan.far)]
+            if len(moved) > 1:
+                copies.append(self._in_parts(layer, group, arranged, moved, slot, inward=False))
+            for each in moved if len(moved) == 1 else ():
+                target = self._home(layer, group, each) if home is Tier.HOST else self._leaving(each, slot)
                 copies.append(self._copy(layer, each, (self._in_slot(each, slot), target), each.past, each.new))
         return copies
 
@@ -173,49 +138,19 @@ class CacheStore:
         """How the rows lie; found once per pass, since every layer has the same. Handles of other rows are dropped."""
         known = self._arranged.get(group)
         if known is None or known.rows is not rows:
-            found = self._arrange(group, rows)
+            found = arrange(self.plan, group, rows)
             if known is None or (known.near, known.away, known.prefixes) != (found.near, found.away, found.prefixes):
                 self._handles.pop(group, None)
             known = self._arranged[group] = found
         return known
-
-    def _arrange(self, group: int, rows: Sequence[RowPass]) -> Arrangement:
-        room, far = self.plan.groups[group], self.plan.far
-        near: list[tuple[RowPlace, int | None, int]] = []
-        away: list[RowPlace] = []
-        stretches: list[Stretch] = []
-        new_before = leaving = 0
-        for row in rows:
-            place = row.place
-            if place.home is Tier.DEVICE:
-                near.append((place, None, place.capacity_tokens))
-                continue
-            mirrored = place.start + (room.tokens[Tier.HOST] if place.home is Tier.DISK else 0)
-            if self.plan.is_away(row):
-                in_slot = mirrored
-                away.append(place)
-            else:
-                in_slot = new_before if far else mirrored
-                near.append((place, in_slot, row.new if far else place.capacity_tokens))
-                new_before += row.new
-            single = Stretch(1, place, row.own_past, row.new, in_slot, leaving)
-            leaving += row.new if place.home is Tier.DISK else 0
-            last = stretches[-1] if stretches else None
-            if last is not None and last.goes_on(single, far and not row.past):
-                stretches[-1] = Stretch(last.rows + 1, last.place, last.past, last.new, last.in_slot, last.leaving)
-            else:
-                stretches.append(single)
-        shared = tuple(row.prefix for row in rows[: len(near)])
-        return Arrangement(rows, stretches, tuple(near), tuple(away), shared if any(shared) else ())
 
     def _spot(self, region: Region, start_tokens: int, stride_tokens: int, origin: int = 0) -> Spot:
         return Spot(region, start_tokens * self._record, stride_tokens * self._record, origin)
 
     def _at_home(self, layer: int, group: int, place: RowPlace) -> Spot:
         plan, tier = self.plan, place.home
-        layer = 0 if plan.transient else layer
-        start = layer * plan.layer_bytes(tier) // self._record + plan.first_tokens[group][tier] + place.start
-        return self._spot(self._homes[tier], start, place.capacity_tokens)
+        before = self._layer(layer) * plan.layer_bytes(tier) // self._record + plan.first_tokens[group][tier]
+        return self._spot(self._homes[tier], before + place.start, place.capacity_tokens)
 
     def _home(self, layer: int, group: int, stretch: Stretch) -> Spot:
         return self._at_home(layer, group, stretch.place)
@@ -239,6 +174,39 @@ class CacheStore:
         pieces = WHOLE if stretch.rows == 1 else Pieces(stretch.rows, source.stride, target.stride)
         there, back = (spot.piece(0, first, tokens, self._record) for spot in ways)
         return Copy(Kind.CACHE, f"layer {layer} cache", there, back, pieces=pieces)
+
+    def _in_parts(
+        self, layer: int, group: int, arranged: Arrangement, moved: Sequence[Stretch], slot: int, *, inward: bool
+    ) -> Copy:
+        """One copy of several stretches with one home: the past records go in to a slot, or the new ones out of it."""
+        home = moved[0].place.home
+        if home is Tier.HOST:
+            first = self.plan.first_tokens[group][home] * self._record
+            size = self.plan.groups[group].tokens[home] * self._record
+            there = self._homes[home].part(self._layer(layer) * self.plan.layer_bytes(home) + first, size)
+        else:
+            there = self._slots[CacheRoom.STAGING_IN if inward else CacheRoom.STAGING_OUT][slot]
+        here = self._slots[CacheRoom.SLOTS][slot]
+        source, target = (there, here) if inward else (here, there)
+        parts = arranged.parts.get((home, inward))
+        if parts is None:
+            each = [part for stretch in moved for part in self._parts(stretch, inward)]
+            parts = arranged.parts[home, inward] = Parts.of(each, source.nbytes, target.nbytes)
+        return Copy(Kind.CACHE, f"layer {layer} cache", source, target, parts=parts)
+
+    def _parts(self, stretch: Stretch, inward: bool) -> Iterator[tuple[int, int, int]]:
+        """(distance in the source, in the target, bytes) of every row of a stretch."""
+        first, tokens = (0, stretch.past) if inward else (stretch.past, stretch.new)
+        capacity, leaves = stretch.place.capacity_tokens, stretch.place.home is Tier.DISK and not inward
+        for row in range(stretch.rows):
+            here = stretch.in_slot + row * (stretch.new if self.plan.far else capacity) + first
+            there = stretch.leaving + row * stretch.new if leaves else stretch.place.start + row * capacity + first
+            ends = (there, here) if inward else (here, there)
+            yield ends[0] * self._record, ends[1] * self._record, tokens * self._record
+
+    def _layer(self, layer: int) -> int:
+        """Whose memory a layer has: all layers have the same, if what they hold lasts a visit."""
+        return 0 if self.plan.transient else layer
 
     def _near(self, layer: int, group: int, found: tuple[RowPlace, int | None, int], slot: int) -> Any:
         """The cache of a row that the device's operators reach: at home, or in a slot."""

@@ -129,6 +129,7 @@ class Mover:
             copy.what,
             Span(source.place, source.offset, source.nbytes, count, copy.pieces.source_stride),  # type: ignore[arg-type]
             Span(target.place, target.offset, target.nbytes, count, copy.pieces.target_stride),  # type: ignore[arg-type]
+            copy.parts,
         )
 
     def _read(self, copy: Copy) -> None:

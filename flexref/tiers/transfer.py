@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.parts import Parts
 from flexref.backend.protocol import Backend, Buffer
 from flexref.units import LINK_OF, Kind, Tier
 
@@ -60,7 +61,7 @@ class Copy:
     """Move all of `source` into `target`, which must be as long and one link away.
 
     `check` is called with bytes that came from disk, where they arrived.
-    With `pieces`, `source` and `target` are those of the first piece.
+    With `pieces`, `source` and `target` are those of the first piece; with `parts`, these parts of both are moved.
     """
 
     kind: Kind
@@ -69,9 +70,10 @@ class Copy:
     target: Region
     check: Callable[[npt.NDArray[np.uint8]], None] | None = None
     pieces: Pieces = WHOLE
+    parts: Parts | None = None
 
     def __post_init__(self) -> None:
-        if self.source.nbytes != self.target.nbytes:
+        if self.parts is None and self.source.nbytes != self.target.nbytes:
             raise ValueError(f"{self.what}: {self.source.nbytes} bytes do not fill {self.target.nbytes}")
         if (self.source.tier, self.target.tier) not in LINK_OF:
             raise ValueError(f"{self.what}: no link from {self.source.tier.value} to {self.target.tier.value}")
@@ -84,7 +86,7 @@ class Copy:
     @property
     def nbytes(self) -> int:
         """How much it moves."""
-        return self.source.nbytes * self.pieces.count
+        return self.source.nbytes * self.pieces.count if self.parts is None else self.parts.nbytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,90 @@
+"""How the rows of a group lie in one pass: which are neighbours off the device, and what the operators find; it copies
+nothing.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from flexref.backend.parts import Parts
+from flexref.tiers.cache_plan import CachePlan, RowPass, RowPlace
+from flexref.units import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Neighbouring rows off the device with caches of one size, equal past and new: one copy of `rows` equal pieces.
+
+    past: how many records they have of their own. place: the first one's. in_slot, leaving: where its records start in
+    a slot, and its new ones on their way to disk.
+    """
+
+    rows: int
+    place: RowPlace
+    past: int
+    new: int
+    in_slot: int
+    leaving: int
+
+    def goes_on(self, other: "Stretch", compact: bool) -> bool:
+        """Whether `other`, a single row, is the next piece; if `compact`, slots hold new records alone."""
+        mine, its = self.place, other.place
+        return (
+            (mine.home, mine.capacity_tokens, self.past, self.new)
+            == (its.home, its.capacity_tokens, other.past, other.new)
+            and its.start == mine.start + self.rows * mine.capacity_tokens
+            and other.leaving == self.leaving + (self.rows * self.new if its.home is Tier.DISK else 0)
+            and other.in_slot == self.in_slot + self.rows * (self.new if compact else mine.capacity_tokens)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Arrangement:
+    """A group's rows in one pass: stretches off the device, and what the operators find of each row.
+
+    `near`: (place, where in a slot, records there) of those whose cache the operators of the device reach; None in
+    place of a slot for those at home there. `away`: the others', for which attention runs on the host. `prefixes`: what
+    the near ones share, if any of them does.
+    """
+
+    rows: Sequence[RowPass]
+    stretches: Sequence[Stretch]
+    near: tuple[tuple[RowPlace, int | None, int], ...]
+    away: tuple[RowPlace, ...]
+    prefixes: tuple[RowPlace | None, ...]
+    parts: dict[tuple[Tier, bool], Parts] = field(default_factory=dict)
+    """By home, and whether they go in: what moves between homes or staging and a slot; the same in every layer."""
+
+    def off_device(self, home: Tier) -> list[Stretch]:
+        """The stretches with that home."""
+        return [stretch for stretch in self.stretches if stretch.place.home is home]
+
+
+def arrange(plan: CachePlan, group: int, rows: Sequence[RowPass]) -> Arrangement:
+    """How the rows of a group lie in one pass, in the order of the operators."""
+    room, far = plan.groups[group], plan.far
+    near: list[tuple[RowPlace, int | None, int]] = []
+    away: list[RowPlace] = []
+    stretches: list[Stretch] = []
+    new_before = leaving = 0
+    for row in rows:
+        place = row.place
+        if place.home is Tier.DEVICE:
+            near.append((place, None, place.capacity_tokens))
+            continue
+        mirrored = place.start + (room.tokens[Tier.HOST] if place.home is Tier.DISK else 0)
+        if plan.is_away(row):
+            in_slot = mirrored
+            away.append(place)
+        else:
+            in_slot = new_before if far else mirrored
+            near.append((place, in_slot, row.new if far else place.capacity_tokens))
+            new_before += row.new
+        single = Stretch(1, place, row.own_past, row.new, in_slot, leaving)
+        leaving += row.new if place.home is Tier.DISK else 0
+        last = stretches[-1] if stretches else None
+        if last is not None and last.goes_on(single, far and not row.past):
+            stretches[-1] = Stretch(last.rows + 1, last.place, last.past, last.new, last.in_slot, last.leaving)
+        else:
+            stretches.append(single)
+    shared = tuple(row.prefix for row in rows[: len(near)])
+    return Arrangement(rows, stretches, tuple(near), tuple(away), shared if any(shared) else ())
