@@ -69,6 +69,7 @@ class FakeRuntime(SimpleNamespace):
 
 def made(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Cuda:
     """The port's calls on such a machine."""
+    monkeypatch.setattr(cuda, "CublasLt", lambda stream: None)
     compiler = SimpleNamespace(getVersion=lambda: (13, 2))
     cupy = SimpleNamespace(__version__="14.2", cuda=SimpleNamespace(nvrtc=compiler))
     monkeypatch.setattr(cuda, "_libraries", lambda: (FakeRuntime(**changes), None, cupy))
