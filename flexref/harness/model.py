@@ -164,7 +164,9 @@ class FlexrefLM(TemplateLM):  # type: ignore[misc]
         rows = [self._row(context, continuation) for _, context, continuation in requests]
         found = [(0.0, False)] * len(rows)
         with tqdm(total=len(rows), desc="Running loglikelihood requests", disable=disable_tqdm) as bar:
-            for chunk in _chunks(rows, key=lambda row: len(row.token_ids)):
+            for some in _chunks(rows, key=lambda row: len(row.token_ids)):
+                # Those that begin alike follow each other: what they share is read once while it is needed.
+                chunk = sorted(some, key=lambda number: rows[number].token_ids)
                 scores = self.engine.score([rows[number] for number in chunk]).rows
                 for number, row in zip(chunk, scores, strict=True):
                     found[number] = (float(row.logprobs.sum()), bool(row.greedy.all()))

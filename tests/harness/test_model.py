@@ -9,7 +9,9 @@ import pytest
 from lm_eval.api.registry import get_model
 
 import flexref
+from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.engine.request import Request
+from flexref.engine.results import Stats
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import PolicyError, PromptError
 from flexref.harness import model as harness
@@ -180,3 +182,26 @@ def test_a_report_says_what_was_measured(model: FlexrefLM) -> None:
     info = model.get_model_info()
     assert info["flexref_version"] == flexref.__version__
     assert (info["model_num_parameters"], info["model_scheme"], info["backend"]) == (7757568, "none", "numpy")
+
+
+def test_endings_of_one_context_share_it_in_a_job_of_few_places(
+    model: FlexrefLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come longest first, which tears the endings of a context apart: within a job they are put together again."""
+    contexts = [" ".join([start, *TEXT.split() * 5]) for start in ("First", "Second", "Third", "Fourth", "Fifth")]
+    endings = (" king", " king and the two ladies", " king and the two ladies were walking out", " queen")
+    told = list[Stats]()
+    score = model.engine.score
+
+    def kept(rows: Any) -> Any:
+        scores = score(rows)
+        told.append(scores.stats)
+        return scores
+
+    monkeypatch.setattr(model.engine, "score", kept)
+    asked = requests(*((context, ending) for ending in endings for context in contexts))
+    found = model.loglikelihood(asked, True)
+    shared = sum(len(model.tok_encode(context)) // CHUNK_TOKENS * CHUNK_TOKENS for context in contexts)
+    assert shared >= len(contexts) * CHUNK_TOKENS
+    assert [stats.shared_prefix_tokens for stats in told] == [(len(endings) - 1) * shared]
+    assert found == [answer for each in asked for answer in model.loglikelihood([each], True)]

@@ -9,6 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexref.backend.protocol import CHUNK_TOKENS
+from flexref.cli.show.report import prefixes_in_words
 from flexref.engine.engine import Engine
 from flexref.engine.scoring import ScoredRow
 from flexref.errors import PromptError
@@ -107,3 +109,22 @@ def test_tokens_that_context_and_choice_share_are_scored(demo: Engine) -> None:
     spaced = Question(1, "ending", "The king said ", ("to", "unto"), ("to", "unto"), 0)
     plain = question("The king said", "to", "unto")
     assert judge(demo, [spaced]).nats == pytest.approx(judge(demo, [plain]).nats, rel=1e-6)
+
+
+def test_the_choices_of_a_question_share_its_context(demo: Engine) -> None:
+    """Whole chunks of it: what joins a choice to its context may be tokenized otherwise than the context's end."""
+    assert demo.tokenizer is not None
+    questions = [question(" ".join([context] * 20), *LABELS[:4]) for context in CONTEXTS]
+    shared = [len(demo.tokenizer.encode(each.context)) // CHUNK_TOKENS * CHUNK_TOKENS for each in questions]
+    stats = judge(demo, questions).scores.stats
+    assert min(shared) > 0
+    assert stats.shared_prefix_tokens == 3 * sum(shared)
+    with load("demo", policy=Policy(rows_per_group=8, share_prefixes=False)) as engine:
+        alone = judge(engine, questions)
+    assert judge(demo, questions).to_json() == alone.to_json()
+    assert stats.prompt_tokens + stats.shared_prefix_tokens == alone.scores.stats.prompt_tokens
+    assert list(prefixes_in_words(alone.scores.stats)) == []
+    (line,) = prefixes_in_words(stats)
+    assert line == (
+        f"shared prefixes: {stats.prompt_tokens} tokens of prompts read, {stats.shared_prefix_tokens} spared"
+    )
