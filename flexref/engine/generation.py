@@ -172,6 +172,7 @@ class GenerationJob:
             while planned is not None:
                 yield from self._block(planned, account)
                 planned = yield from self._next_planned()
+            self.stats.rows = self._waiting.arrivals
 
     def _next_planned(self) -> Generator[list[StreamedToken], None, PlannedBlock | None]:
         """A block for what waits when the iterator has been asked for more; None if nothing waits and nothing comes."""
