@@ -9,7 +9,7 @@ from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
     from flexref.engine.engine import Engine
-    from flexref.engine.request import Request
+    from flexref.engine.request import Request, RowRequest
     from flexref.engine.scoring import Listener, ScoredRow
     from flexref.loading import load
     from flexref.policy import Policy, Shares
@@ -24,6 +24,7 @@ __all__ = [
     "Listener",
     "Policy",
     "Request",
+    "RowRequest",
     "SamplingSettings",
     "ScoredRow",
     "Shares",
@@ -36,6 +37,7 @@ _HOMES = MappingProxyType(
         "load": "flexref.loading",
         "Engine": "flexref.engine.engine",
         "Request": "flexref.engine.request",
+        "RowRequest": "flexref.engine.request",
         "ScoredRow": "flexref.engine.scoring",
         "Listener": "flexref.engine.scoring",
         "Policy": "flexref.policy",
