@@ -1,4 +1,4 @@
-"""A cache store beside a model that keeps every token's K and V, on any plan.
+"""A cache store beside a model that keeps every token's K and V, on any plan, whose rows come and go.
 
 The moves of a block are not made in the executor's order but in any in which each comes after all that it requires.
 """
@@ -18,11 +18,12 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 
 from flexref.backend.protocol import Lane
 from flexref.backend.records import RecordLayout
+from flexref.block.places import GroupPlaces
 from flexref.errors import StorageError
 from flexref.schedule.hazards import requirements
 from flexref.schedule.zigzag import Computation, Hop, Kind, Movement, Operation, Shape, Visit
-from flexref.tiers.cache import CacheStore, RowPass
-from flexref.tiers.cache_plan import CachePlan, RowPlan
+from flexref.tiers.cache import CacheStore, Stretch
+from flexref.tiers.cache_plan import CachePlan, GroupRoom, RowPass, RowPlace
 from flexref.tiers.disk import SpillFile
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
@@ -48,18 +49,12 @@ Tokens = npt.NDArray[np.float32]
 
 
 @st.composite
-def row_plans(draw: st.DrawFn, transient: bool) -> RowPlan:
-    prompt = draw(st.integers(1, 4))
-    more = 0 if transient else draw(st.integers(0, 4))
-    return RowPlan(prompt + more, prompt, Tier.DEVICE if transient else draw(st.sampled_from(Tier)))
-
-
-@st.composite
-def groups(draw: st.DrawFn, transient: bool) -> tuple[RowPlan, ...]:
-    """Rows whose home is the device come first; the same row again and again makes stretches."""
-    kinds = draw(st.lists(st.tuples(row_plans(transient), st.integers(1, 2)), min_size=1, max_size=3))
-    found = [row for row, times in kinds for _ in range(times)]
-    return tuple(sorted(found, key=lambda row: row.home is not Tier.DEVICE))
+def rooms(draw: st.DrawFn, transient: bool) -> GroupRoom:
+    """Room for a few short rows on some tiers; a pass that fills a transient cache fills it as a whole."""
+    here = (Tier.DEVICE,) if transient else draw(st.lists(st.sampled_from(Tier), min_size=1, unique=True))
+    tokens = {tier: draw(st.integers(1, 12)) if tier in here else 0 for tier in Tier}
+    new = tokens if transient else {tier: draw(st.integers(1, most)) if most else 0 for tier, most in tokens.items()}
+    return GroupRoom(draw(st.integers(1, 4)), tokens, new)
 
 
 @st.composite
@@ -69,7 +64,7 @@ def plans(draw: st.DrawFn) -> CachePlan:
         draw(st.integers(1, 2)), draw(st.integers(1, 5)), "float32", scheme, group_size=draw(st.integers(1, 4))
     )
     transient = draw(st.integers(0, 4)) == 0
-    made = tuple(draw(st.lists(groups(transient), min_size=1, max_size=3)))
+    made = tuple(draw(st.lists(rooms(transient), min_size=1, max_size=3)))
     layers, far = (1, False) if transient else (draw(st.integers(1, 3)), draw(st.booleans()))
     return CachePlan(layout, layers, made, far, draw(st.integers(1, 2)), transient)
 
@@ -131,17 +126,28 @@ class CacheStates(RuleBasedStateMachine):
         self.shape = Shape(passes, self.layers + 2, len(plan.groups), plan.slots, frozenset((Kind.CACHE,)))
         self.done: set[Operation] = set()
         self.computed = 0
-        self.known: dict[tuple[int, int, int], Known] = {}
-        self.passes = {
-            (0, group): tuple(RowPass(row, 0, self.new(data, each, 0)) for row, each in enumerate(each_group))
-            for group, each_group in enumerate(plan.groups)
-        }
+        self.known: dict[tuple[int, int, RowPlace], Known] = {}
+        self.places = [GroupPlaces(room) for room in plan.groups]
+        self.past: list[dict[RowPlace, int]] = [{} for _ in plan.groups]
+        self.passes = {(0, group): self.next_pass(group, data) for group in range(len(plan.groups))}
 
-    def new(self, data: st.DataObject, row: RowPlan, past: int) -> int:
-        """Tokens of the next pass: one, or a chunk; on the way to disk there is room for as many as a prompt has."""
-        room = row.capacity_tokens - past
-        bounded = row.home is Tier.DISK or self.plan.far or not past
-        return data.draw(st.just(1) | st.integers(1, min(room, row.prompt_tokens) if bounded else room))
+    def next_pass(self, group: int, data: st.DataObject) -> tuple[RowPass, ...]:
+        """Rows enter as far as there is room, and a pass feeds some tokens of each, or of some of them."""
+        places, past = self.places[group], self.past[group]
+        while places.longest and data.draw(st.integers(0, 4)):
+            alike = [place.capacity_tokens for place in past if place.capacity_tokens <= places.longest]
+            tokens = data.draw(st.integers(1, places.longest) | st.sampled_from(alike or [1]))
+            place = places.take(tokens)
+            assert place is not None
+            past[place] = 0
+        left, found = dict(self.plan.groups[group].new_tokens), []
+        for place, seen in past.items():
+            most = min(place.capacity_tokens - seen, left[place.home])
+            new = most if self.plan.transient else data.draw(st.just(min(1, most)) | st.integers(0, most))
+            left[place.home] -= new
+            if new:
+                found.append(RowPass(place, seen, new))
+        return tuple(found[number] for number in self.plan.in_order(found))
 
     @precondition(lambda self: self.store is None)
     @rule(plan=plans(), refuse_after=st.integers(0, 4))
@@ -231,25 +237,24 @@ class CacheStates(RuleBasedStateMachine):
 
     def tokens_moved(self, operation: Movement, rows: tuple[RowPass, ...]) -> int:
         """Of so many tokens the records cross the operation's link, if each row's go no further than they must."""
-        far = self.plan.far and all(row.past for row in rows)
-        if far and operation.hop in (Hop.LOAD, Hop.STORE):
-            return 0
         homes = (Tier.DISK,) if operation.hop in (Hop.FETCH, Hop.SPILL) else (Tier.HOST, Tier.DISK)
-        plan = self.plan.groups[operation.visit.group]
         inward = operation.hop in (Hop.FETCH, Hop.LOAD)
-        return sum(row.past if inward else row.new for row in rows if plan[row.place].home in homes)
+        away = self.plan.far and operation.hop in (Hop.LOAD, Hop.STORE)
+        rows = tuple(row for row in rows if row.place.home in homes and not (away and row.past))
+        return sum(row.past if inward else row.new for row in rows)
 
     def choose(self, visit: Visit, data: st.DataObject) -> None:
-        """The group's next pass: rows that are full retire, and others as it happens."""
-        going_on = []
-        for row in self.passes[visit.pass_number, visit.group]:
-            plan, past = self.plan.groups[visit.group][row.place], row.past + row.new
-            if past < plan.capacity_tokens and data.draw(st.integers(0, 3)):
-                going_on.append(RowPass(row.place, past, self.new(data, plan, past)))
-        if len(going_on) < len(self.passes[visit.pass_number, visit.group]):
-            assert self.store is not None
-            self.store.forget(visit.group)
-        self.passes[visit.pass_number + 1, visit.group] = tuple(going_on)
+        """The group's next pass: rows that are full leave, and others as it happens; new ones take their places."""
+        group = visit.group
+        for row in self.passes[visit.pass_number, group]:
+            self.past[group][row.place] += row.new
+        for place, past in list(self.past[group].items()):
+            if past == place.capacity_tokens or data.draw(st.integers(0, 3)) == 0:
+                self.places[group].give_back(place)
+                del self.past[group][place]
+                for layer in range(self.layers):
+                    self.known.pop((layer, group, place), None)
+        self.passes[visit.pass_number + 1, group] = self.next_pass(group, data)
 
     # What attention reads
 
@@ -269,7 +274,7 @@ class CacheStates(RuleBasedStateMachine):
     def attend_there(self, visit: Visit, layer: int, rows_there: Any, rows: tuple[RowPass, ...]) -> None:
         """Append each row's new tokens and attend to all: as if every row had a cache of its own, just filled."""
         layout, tokens = self.plan.layout, sum(row.new for row in rows)
-        draw = np.random.default_rng([visit.pass_number, layer, visit.group, rows[0].place])
+        draw = np.random.default_rng([visit.pass_number, layer, visit.group, rows[0].place.start, len(rows)])
         q, k, v = (draw.standard_normal((tokens, layout.heads * layout.head_width), np.float32) for _ in range(3))
         segments = self.port.segments([row.past for row in rows], [row.new for row in rows])
         self.port.append(rows_there, segments, k, v)
@@ -304,14 +309,22 @@ def test_a_cache_store_does_what_its_model_does() -> None:
 
 
 class ForgetsNothing(CacheStore):
-    def forget(self, group: int) -> None:
-        """The handles of rows that have retired stay."""
+    def _arrangement(self, group: int, rows: Any) -> Any:
+        """The handles of rows that have left stay."""
+        known = self._arranged.get(group)
+        if known is None or known.rows is not rows:
+            known = self._arranged[group] = self._arrange(group, rows)
+        return known
 
 
 class JoinsRowsThatAreNoNeighbours(CacheStore):
-    def _find_stretches(self, group: int, rows: Any) -> Any:
-        whole = [replace(row, place=number) for number, row in enumerate(rows)]
-        yield from super()._find_stretches(group, whole)
+    def _arrange(self, group: int, rows: Any) -> Any:
+        def goes_on(one: Stretch, other: Stretch, compact: bool) -> bool:
+            return (one.place.home, one.past, one.new) == (other.place.home, other.past, other.new)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Stretch, "goes_on", goes_on)
+            return super()._arrange(group, rows)
 
 
 class SpillsFromTheStartOfThePrompt(CacheStore):
@@ -325,8 +338,13 @@ class HasOneStagingForAllVisits(CacheStore):
 
 
 class KeepsAllLayersInOnePlace(CacheStore):
-    def _home(self, layer: int, stretch: Any) -> Any:
-        return super()._home(0, stretch)
+    def _home(self, layer: int, group: int, stretch: Any) -> Any:
+        return super()._home(0, group, stretch)
+
+
+class KeepsAllGroupsInOnePlace(CacheStore):
+    def _at_home(self, layer: int, group: int, place: Any) -> Any:
+        return super()._at_home(layer, 0, place)
 
 
 class LoadsWhatIsNotThereYet(CacheStore):
@@ -335,8 +353,21 @@ class LoadsWhatIsNotThereYet(CacheStore):
 
 
 class KeepsStretchesOfTheLastPass(CacheStore):
-    def _stretches(self, group: int, rows: Any) -> Any:
-        return self._stretches_of.setdefault(group, (rows, list(self._find_stretches(group, rows))))[1]
+    def _arrangement(self, group: int, rows: Any) -> Any:
+        found = super()._arrangement(group, rows)
+        return replace(found, stretches=self.kept.setdefault(group, found).stretches)  # type: ignore[attr-defined]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kept: dict[int, Any] = {}
+
+
+class ShowsMoreThanTheNewRecords(CacheStore):
+    def _near(self, layer: int, group: int, found: Any, slot: int) -> Any:
+        place, in_slot, tokens = found
+        if in_slot is not None:
+            tokens = min(place.capacity_tokens, self.plan.slot_bytes // self._record - in_slot)
+        return super()._near(layer, group, (place, in_slot, tokens), slot)
 
 
 class GivesBackAllButStaging(CacheStore):
@@ -351,8 +382,10 @@ WRONG = (
     SpillsFromTheStartOfThePrompt,
     HasOneStagingForAllVisits,
     KeepsAllLayersInOnePlace,
+    KeepsAllGroupsInOnePlace,
     LoadsWhatIsNotThereYet,
     KeepsStretchesOfTheLastPass,
+    ShowsMoreThanTheNewRecords,
     GivesBackAllButStaging,
 )
 
