@@ -31,6 +31,7 @@ from flexref.policy import Policy
 from flexref.sampling.settings import SamplingSettings
 from flexref.schedule.zigzag import Visit
 from flexref.testing import strategies as own
+from flexref.tiers.arrangement import arrange
 from flexref.tiers.cache import CacheStore
 from flexref.tiers.cache_plan import RowPlace
 from flexref.units import Tier
@@ -353,7 +354,7 @@ def begins_at_the_prompt(row: Row, new: int) -> tuple[int, ...]:
 def keeps_handles_of_rows_that_left(store: CacheStore, group: int, rows: Any) -> Any:
     known = store._arranged.get(group)
     if known is None or known.rows is not rows:
-        known = store._arranged[group] = store._arrange(group, rows)
+        known = store._arranged[group] = arrange(store.plan, group, rows)
     return known
 
 

@@ -22,7 +22,8 @@ from flexref.block.places import GroupPlaces
 from flexref.errors import StorageError
 from flexref.schedule.hazards import requirements
 from flexref.schedule.zigzag import Computation, Hop, Kind, Movement, Operation, Shape, Visit
-from flexref.tiers.cache import CacheStore, Stretch
+from flexref.tiers.arrangement import Stretch, arrange
+from flexref.tiers.cache import CacheStore
 from flexref.tiers.cache_plan import CachePlan, GroupRoom, RowPass, RowPlace
 from flexref.tiers.disk import SpillFile
 from flexref.tiers.mover import Mover
@@ -313,18 +314,18 @@ class ForgetsNothing(CacheStore):
         """The handles of rows that have left stay."""
         known = self._arranged.get(group)
         if known is None or known.rows is not rows:
-            known = self._arranged[group] = self._arrange(group, rows)
+            known = self._arranged[group] = arrange(self.plan, group, rows)
         return known
 
 
 class JoinsRowsThatAreNoNeighbours(CacheStore):
-    def _arrange(self, group: int, rows: Any) -> Any:
+    def _arrangement(self, group: int, rows: Any) -> Any:
         def goes_on(one: Stretch, other: Stretch, compact: bool) -> bool:
-            return (one.place.home, one.past, one.new) == (other.place.home, other.past, other.new)
+            return one.place.home is other.place.home and one.new == other.new
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(Stretch, "goes_on", goes_on)
-            return super()._arrange(group, rows)
+            return super()._arrangement(group, rows)
 
 
 class SpillsFromTheStartOfThePrompt(CacheStore):
@@ -338,8 +339,8 @@ class HasOneStagingForAllVisits(CacheStore):
 
 
 class KeepsAllLayersInOnePlace(CacheStore):
-    def _home(self, layer: int, group: int, stretch: Any) -> Any:
-        return super()._home(0, group, stretch)
+    def _layer(self, layer: int) -> int:
+        return 0
 
 
 class KeepsAllGroupsInOnePlace(CacheStore):
