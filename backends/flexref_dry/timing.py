@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+from flexref.backend.parts import Parts
 from flexref.backend.protocol import LaneStep, Move, Ticket
 from flexref.machine.durations import Durations
 from flexref.machine.machine import Machine
@@ -15,6 +16,10 @@ COMPUTE = "compute"
 
 HOST = "host"
 """The resource of work that the host does on a lane; nothing is known to slow it down."""
+
+
+PARTS_KNOWN = 256
+"""Of so many moves in parts the seconds are remembered at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +66,7 @@ class Timing:
         self.clock = Clock(machine.beside)
         self._durations = Durations(machine)
         self._known: dict[tuple[Any, ...], float] = {}
+        self._known_parts: dict[tuple[str, Parts], float] = {}
         self._open: Task | None = None
         self._last: Task | None = None
         self._awaited: list[Task] = []
@@ -123,11 +129,20 @@ class Timing:
             link = f"{source.tier}->{target.tier}"  # type: ignore[attr-defined]
             if step.parts is None:
                 return link, durations.copy(link, step.nbytes)
-            return link, sum(durations.copy(link, nbytes) for _, _, nbytes in step.parts.each)
+            return link, self._parts_s(link, step.parts)
         seconds = durations.operator("token rows", step.gathered_bytes) if step.gathered_bytes else 0.0
         if not step.nbytes:
             return HOST, seconds
         return step.link, seconds + durations.copy(step.link, step.nbytes, weights=step.kind == "weights")
+
+    def _parts_s(self, link: str, parts: Parts) -> float:
+        """Seconds of all parts one by one. All layers of a pass move the same ones, so the last ones are remembered."""
+        key = link, parts
+        if key not in self._known_parts:
+            if len(self._known_parts) >= PARTS_KNOWN:
+                self._known_parts.clear()
+            self._known_parts[key] = sum(self._durations.copy(link, nbytes) for _, _, nbytes in parts.each)
+        return self._known_parts[key]
 
     def mark(self) -> DryTicket:
         """Everything that was called so far."""

@@ -24,7 +24,7 @@ def longest_first(row: RowLengths) -> tuple[int, int]:
     return -row.new_tokens, -row.prompt_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Arrived:
     """A row that waits, and how many had arrived before it."""
 
@@ -147,6 +147,6 @@ class Admission:
         longest = places.longest
 
         def fits(row: Row) -> bool:
-            return row.lengths.capacity_tokens <= longest and self.prefixes.fits(row.prefix)
+            return row.capacity_tokens <= longest and self.prefixes.fits(row.prefix)
 
         return self.waiting.take(fits) if longest else None

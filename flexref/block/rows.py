@@ -100,6 +100,12 @@ class Row:
             return RowLengths(len(self.prompt), self.limit, self.scored)
         return RowLengths(len(self.prompt), self.limit, self.scored, len(self.prefix.tokens), self.prefix.number)
 
+    @property
+    def capacity_tokens(self) -> int:
+        """As that of its `lengths`, which is asked of every row that waits."""
+        shared = 0 if self.prefix is None else len(self.prefix.tokens)
+        return len(self.prompt) - shared + self.limit - 1
+
     def share(self, prefix: "SharedPrefix | None") -> None:
         """Its first tokens are the prefix's, or all of them its own; it is in no block yet."""
         self.prefix = prefix

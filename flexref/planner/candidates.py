@@ -1,5 +1,6 @@
 """The candidates that a plan is chosen from: schemes for weights and cache, a place for attention; no search."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -9,7 +10,7 @@ from typing import Any
 from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
 from flexref.block.counted_rows import kinds_of
-from flexref.block.rows import JobRows
+from flexref.block.rows import JobRows, RowLengths
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.machine.machine import Machine
@@ -19,6 +20,7 @@ from flexref.planner.predicted import predicted
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.task import Limits
 from flexref.policy import Policy
+from flexref.simulator.extended import generated_tokens
 from flexref.simulator.prediction import Prediction
 from flexref.simulator.simulate import simulate
 from flexref.storage.names import check_model, resolve
@@ -133,10 +135,14 @@ class SearchProblem:
         turnover = self.situation.task.turnover is not None  # a block that stays full until it thins out
         blocks = solution.job_s / solution.block_s if turnover else len(rows) / policy.rows_per_block
         held = self.situation.held_bytes(policy)
+        passes, occupancy = least_passes(kinds_of(rows), policy.rows_per_block)
         return Prediction(
             rows=len(rows),
-            blocks=-(-len(rows) // policy.rows_per_block),
-            generated_tokens=sum(row.new_tokens * count for row, count in kinds_of(rows).items()),
+            blocks=1,
+            passes=passes,
+            places=min(len(rows), policy.rows_per_block),
+            occupancy=occupancy,
+            generated_tokens=generated_tokens(kinds_of(rows)),
             load_s=0.0,
             prefill_s=solution.prefill_s * blocks,
             decode_s=solution.decode_s * blocks,
@@ -151,7 +157,7 @@ class SearchProblem:
         """`limits` with each bound lowered by the factor by which the simulator exceeds it; None if it exceeds none."""
         changes: dict[str, float] = {}
         asked = self.limits
-        block_s = (prediction.prefill_s + prediction.decode_s) / prediction.blocks
+        block_s = prediction.block_s
         if asked.max_block_s is not None and limits.max_block_s is not None and block_s > asked.max_block_s:
             changes["max_block_s"] = limits.max_block_s * asked.max_block_s / block_s
         written, most = prediction.disk_write_bytes, asked.max_disk_write_bytes
@@ -200,3 +206,12 @@ def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[Sea
             keep = {"rows_per_group": wanted.rows_per_group, "groups_per_block": wanted.groups}
             limits = situation.limits(keep, wanted.max_latency_s, wanted.max_disk_write_bytes)
             yield SearchProblem(situation, limits, scheme)
+
+
+def least_passes(kinds: Counter[RowLengths], rows_per_block: int) -> tuple[int, float]:
+    """(passes, occupancy) of a block that is as full as it can be, where every prompt is read in one pass."""
+    places = min(kinds.total(), rows_per_block)
+    taken = sum(row.new_tokens * count for row, count in kinds.items())
+    longest = max(row.new_tokens for row in kinds)
+    passes = -(-kinds.total() // places) * longest if len(kinds) == 1 else max(longest, -(-taken // places))
+    return passes, taken / (passes * places)

@@ -71,7 +71,7 @@ class SimulatedCandidates:
 
 
 def block_s(candidate: Candidate) -> float:
-    """Predicted seconds of a block."""
+    """Predicted seconds that a row is in the block."""
     prediction = candidate.prediction
     assert prediction is not None
-    return (prediction.prefill_s + prediction.decode_s) / prediction.blocks
+    return prediction.block_s

@@ -18,6 +18,9 @@ class Prediction:
 
     rows: Annotated[int, Whole(1), "Rows in all."]
     blocks: Annotated[int, Whole(1), "Blocks, one after the other."]
+    passes: Annotated[int, Whole(1), "Passes over the model."]
+    places: Annotated[int, Whole(1), "Rows that may be in the block at a time."]
+    occupancy: Annotated[float, Number(0, 1), "Live rows over places, on average over passes."]
     generated_tokens: Annotated[int, Whole(1), "New tokens of all rows."]
     load_s: Annotated[float, Number(0), "Seconds to load weights from their file."]
     prefill_s: Annotated[float, Number(0), "Seconds of the passes that feed prompts."]
@@ -37,6 +40,11 @@ class Prediction:
     def tokens_per_s(self) -> float:
         """Generated tokens over prefill and decode together."""
         return self.generated_tokens / (self.prefill_s + self.decode_s)
+
+    @property
+    def block_s(self) -> float:
+        """Seconds from when a row enters the block to when it has ended, on average over rows."""
+        return (self.prefill_s + self.decode_s) * self.occupancy * self.places / self.rows
 
     @property
     def disk_write_bytes(self) -> int:

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from flexref.block.counted_rows import kinds_of
 from flexref.block.rows import RowLengths
 from flexref.engine.results import Stats
 from flexref.machine.machine import Machine
@@ -22,8 +23,8 @@ one, and anything else that ran at that moment may have slowed it."""
 HARDLY = 0.1
 """Less than a tenth of the prediction is told as `12 times as fast`, more as `30% shorter`."""
 
-DIFFERENT_BLOCKS_MOST = 32
-"""At most so many blocks of different lengths are simulated after a run: each takes about a tenth of a second."""
+ROWS_MOST = 1 << 14
+"""A job of more rows that differ is not compared with a prediction: each of them takes about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,9 +135,11 @@ def prediction_error(
 ) -> PredictionError | None:
     """Predict, for `machine`, the job that has just run, and compare.
 
-    `stats`: the job's account; `rows`: the lengths that its rows had, in order. None where its blocks have more than
-    `DIFFERENT_BLOCKS_MOST` different lengths. Raises `CapacityError` if the job does not fit `budgets`.
+    `stats`: the job's account; `rows`: the lengths that its rows had, in order. None where there are more
+    than `ROWS_MOST` that differ. Raises `CapacityError` if the job does not fit `budgets`.
     """
+    if len(rows) > ROWS_MOST and len(kinds_of(rows)) > 1:
+        return None
     prediction = simulate(file, machine, stats.policy, rows, budgets)
     if machine.quality is None:
         return PredictionError(machine.name, prediction, stats)

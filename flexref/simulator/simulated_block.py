@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from flexref.block.admission import Waiting
+from flexref.block.counted_rows import kinds_of
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
-from flexref.block.rows import JobRows, Row, SharedPrefix, counted, each_of
+from flexref.block.rows import JobRows, Row, SharedPrefix, each_of
 from flexref.block.score_block import ScoreBlock
 from flexref.block.watch import Watch
 from flexref.tiers.mover import Mover
@@ -26,7 +27,7 @@ class UnreadScores(ScoreBlock):
 
 def waiting_rows(rows: JobRows, window: int) -> Waiting:
     """The rows of a job as they would wait, with prompts of nothing."""
-    waiting = Waiting(_made(rows), window, in_order=any(row.scored_tokens for row in counted(rows)))
+    waiting = Waiting(_made(rows), window, in_order=any(row.scored_tokens for row in kinds_of(rows)))
     waiting.refill()
     return waiting
 
@@ -45,7 +46,7 @@ def simulated_block(
     planned: PlannedBlock, weights: WeightStore, mover: Mover, waiting: Waiting, rows: JobRows, watch: Watch
 ) -> GenerateBlock | ScoreBlock:
     """Make the planned block as a real job would: one that scores if any of its rows is scored."""
-    if any(row.scored_tokens for row in counted(rows)):
+    if any(row.scored_tokens for row in kinds_of(rows)):
         firsts = tuple(accumulate((row.scored_tokens for row in each_of(rows)), initial=0))
         return UnreadScores(planned, weights, mover, waiting, firsts, lambda *_: None, lambda rows: None, watch=watch)
     return GenerateBlock(planned, weights, mover, waiting, lambda row: None, watch=watch)

@@ -301,10 +301,11 @@ def test_a_job_of_a_billion_rows_is_planned_without_a_list_of_them(
     capsys: pytest.CaptureFixture[str], machine: str
 ) -> None:
     few, many = (as_json(capsys, *ONE, "--machine", machine, "--rows", rows) for rows in ("8", "1000000000"))
-    assert (many["predicted"]["rows"], many["predicted"]["blocks"]) == (10**9, 125_000_000)
+    assert (many["predicted"]["rows"], many["predicted"]["blocks"]) == (10**9, 1)
+    assert many["predicted"]["passes"] == 125_000_000 * few["predicted"]["passes"]
     assert many["predicted"]["prefill_s"] == pytest.approx(125_000_000 * few["predicted"]["prefill_s"])
     odd = as_json(capsys, *ONE, "--machine", machine, "--rows", "11")["predicted"]
-    assert (odd["rows"], odd["blocks"], odd["generated_tokens"]) == (11, 2, 44)
+    assert (odd["rows"], odd["blocks"], odd["passes"], odd["generated_tokens"]) == (11, 1, 8, 44)
 
 
 @pytest.mark.parametrize("option", ["--rows", "--prompt-len", "--gen-len", "--rows-per-group", "--groups"])

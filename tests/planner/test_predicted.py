@@ -30,6 +30,9 @@ def told(rows: JobRows) -> Prediction:
     return Prediction(
         rows=len(rows),
         blocks=1,
+        passes=new,
+        places=8,
+        occupancy=0.5,
         generated_tokens=new,
         load_s=3.0,
         prefill_s=1.0,

@@ -12,7 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.block.rows import AlikeRows, RowLengths, counted, counted_blocks
+from flexref.block.rows import AlikeRows, RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.engine import Engine
 from flexref.engine.request import Request
@@ -22,9 +22,10 @@ from flexref.loading import load
 from flexref.machine.machine import HostSeconds, Machine
 from flexref.machine.plain import plain_machine
 from flexref.policy import Policy, Shares
-from flexref.simulator.simulate import SimulatedAccount, interpolated, simulate, simulated_passes
+from flexref.simulator.simulate import simulate
 from flexref.storage.random_weights import random_file
 from flexref.testing import strategies as own
+from flexref.text.prompts import Prompt
 from flexref.units import Tier
 
 SCRATCH_BYTES = 1 << 16
@@ -60,29 +61,37 @@ def without_zeros(table: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]
     spec=own.specs(),
     stored=st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16")]),
     policy=own.policies(),
-    prompts=st.lists(st.integers(1, 12), min_size=1, max_size=7),
-    new_tokens=st.integers(1, 12),
+    rows=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 12)), min_size=1, max_size=12),
+    chunk=st.none() | st.integers(1, 6),
 )
 def test_bytes_over_links_and_peaks_are_those_of_a_real_run(
     model_file: Any,
     spec: ModelSpec,
     stored: tuple[str, str],
     policy: Policy,
-    prompts: list[int],
-    new_tokens: int,
+    rows: list[tuple[int, int]],
+    chunk: int | None,
 ) -> None:
-    """Rows of different lengths run into the end of the positions at different passes, and so retire."""
-    path = model_file(spec, *stored)
-    rows = [[(3 * token + row) % spec.vocabulary for token in range(length)] for row, length in enumerate(prompts)]
+    """Rows of different lengths come and go in different passes, and read their prompts in pieces."""
+    path, policy = model_file(spec, *stored), policy.changed(prompt_chunk_tokens=chunk)
+    rows = [(min(prompt, spec.positions - 1), new) for prompt, new in rows]
+    asked = [
+        Prompt(
+            token_ids=tuple((3 * token + row) % spec.vocabulary for token in range(prompt)),
+            settings={"max_new_tokens": new},
+        )
+        for row, (prompt, new) in enumerate(rows)
+    ]
     with load(path, policy=policy, scratch_bytes=SCRATCH_BYTES) as engine:
-        stats = engine.generate(rows, Request(new_tokens, ignore_eos=True)).stats
+        stats = engine.generate(asked, Request(ignore_eos=True)).stats
         file, alike = engine.file, rows_are_alike(engine, policy)
     assume(alike)
-    lengths = [RowLengths(length, min(new_tokens, spec.positions - length)) for length in prompts]
+    lengths = [RowLengths(prompt, min(new, spec.positions - prompt)) for prompt, new in rows]
     found = simulate(file, like_numpy(), policy, lengths, NO_BUDGETS)
     assert found.peak_bytes == stats.peak_bytes
     assert found.link_bytes == without_zeros(stats.link_bytes)
     assert (found.blocks, found.rows, found.generated_tokens) == (stats.blocks, stats.rows, stats.generated_tokens)
+    assert (found.passes, found.occupancy) == (stats.occupancy.passes, pytest.approx(stats.occupancy.mean))
 
 
 @given(
@@ -127,25 +136,6 @@ def test_passes_that_are_left_out_take_what_they_would(
     assert short.peak_bytes == whole.peak_bytes
     assert short.prefill_s == pytest.approx(whole.prefill_s)
     assert short.decode_s == pytest.approx(whole.decode_s, rel=0.01)
-
-
-def test_the_simulated_passes_are_both_ends_of_every_stretch_and_its_middle() -> None:
-    assert simulated_passes([32]) == [0, 1, 2, 16, 30, 31]
-    assert simulated_passes([3]) == [0, 1, 2]
-    assert simulated_passes([1]) == [0]
-    assert simulated_passes([3, 20]) == [0, 1, 2, 3, 4, 11, 18, 19]
-
-
-@given(first=st.integers(0, 1000), step=st.integers(-9, 9), passes=st.integers(6, 60))
-def test_what_grows_evenly_is_interpolated_exactly(first: int, step: int, passes: int) -> None:
-    def account(number: int) -> SimulatedAccount:
-        found = SimulatedAccount.nothing()
-        found.seconds, found.flows["host->device", "cache"] = float(number), first + step * number
-        return found
-
-    total = interpolated({number: account(number) for number in simulated_passes([passes])[1:]})
-    assert total.flows["host->device", "cache"] == sum(first + step * number for number in range(1, passes))
-    assert total.seconds == sum(range(1, passes))
 
 
 def one(machine: Machine, policy: Policy, **job: int) -> Any:
@@ -227,13 +217,6 @@ def test_lanes_are_busy_for_no_more_than_all_of_the_time() -> None:
     assert 0.5 < found.lane_busy["weights_in"] <= 1
     assert all(0 <= share <= 1 for share in found.lane_busy.values())
     assert {type(lane) for lane in found.lane_busy} == {str}
-
-
-@given(count=st.integers(1, 40), size=st.integers(1, 12))
-def test_blocks_of_rows_alike_are_counted_as_those_of_a_list(count: int, size: int) -> None:
-    row = RowLengths(8, 4)
-    assert counted_blocks(AlikeRows(row, count), size) == counted_blocks([row] * count, size)
-    assert counted(AlikeRows(row, count)) == counted([row] * count)
 
 
 def test_rows_alike_are_predicted_as_a_list_of_them_is() -> None:

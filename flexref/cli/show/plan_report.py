@@ -34,7 +34,8 @@ def print_plan(console: Console, found: "Plan", machine: "Machine", report: Mapp
     say(f"best: {in_short(best)}")
     say(
         f"predicted: {prediction.tokens_per_s:.4g} tokens/s for {how_many(prediction.rows, 'row')} in "
-        f"{how_many(prediction.blocks, 'block')}: "
+        f"{how_many(prediction.blocks, 'block')} of {prediction.passes} pass{'' if prediction.passes == 1 else 'es'}, "
+        f"with {prediction.occupancy:.0%} of its places taken: "
         f"prefill {prediction.prefill_s:.4g} s, decode {prediction.decode_s:.4g} s; "
         f"loading the weights takes {prediction.load_s:.4g} s before"
     )

@@ -66,9 +66,8 @@ def draw_pareto(title: str, points: "Sequence[tuple[float, Candidate]]", path: s
     for _, candidate in points:
         prediction, policy = candidate.prediction, candidate.policy
         if prediction is not None and policy is not None:
-            block_s = (prediction.prefill_s + prediction.decode_s) / prediction.blocks
             rows = f"{policy.rows_per_group} x {policy.groups_per_block}"
-            schemes.setdefault(candidate.label, {})[block_s, prediction.tokens_per_s] = rows
+            schemes.setdefault(candidate.label, {})[prediction.block_s, prediction.tokens_per_s] = rows
     with drawing(path, title, HEIGHT) as axes:
         front = sorted(place for places in schemes.values() for place in places)
         axes.plot(*zip(*front, strict=True), color="0.75", zorder=1)
