@@ -60,9 +60,18 @@ def companies(draw: st.DrawFn) -> tuple[ModelSpec, list[list[int]], list[int]]:
     return spec, prompts, draw(st.lists(st.integers(0, len(prompts) - 1), min_size=1, max_size=7))
 
 
+@st.composite
+def cutting(draw: st.DrawFn) -> Policy:
+    """Prompts are read whole, or in pieces that end inside a tile or chunk of attention, or at its edge."""
+    return draw(own.policies()).changed(prompt_chunk_tokens=draw(st.sampled_from((None, None, 1, 7, 64, 65))))
+
+
 @pytest.mark.parametrize("backend", list(invariant_ports()))
 @given(
-    case=companies(), stored=STORED, policies=st.tuples(own.policies(), own.policies()), new_tokens=st.integers(1, 4)
+    case=companies(),
+    stored=STORED,
+    policies=st.tuples(cutting(), cutting()),
+    new_tokens=st.integers(1, 4),
 )
 def test_a_row_has_the_same_bits_in_any_company(
     model_file: Any,
@@ -84,7 +93,7 @@ def test_a_row_has_the_same_bits_in_any_company(
 
 
 @pytest.mark.parametrize("backend", list(invariant_ports()))
-@given(case=companies(), stored=STORED, policy=own.policies())
+@given(case=companies(), stored=STORED, policy=cutting())
 def test_a_row_begun_again_from_its_tokens_goes_on_with_the_same_bits(
     model_file: Any,
     backend: str,
