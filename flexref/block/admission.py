@@ -122,8 +122,8 @@ class Admission:
         self.admitted = self.retired = self.spared_tokens = 0
         """Rows that came and left; tokens of prompts that are not read, since they are read for another row."""
 
-    def renew(self, group: Group) -> None:
-        """Rows of the group that ended leave it; waiting ones take their places."""
+    def renew(self, group: Group, *, closed: bool = False) -> None:
+        """Rows of the group that ended leave it; waiting ones take their places, unless it is closed."""
         places = self.places[group.number]
         for row in group.leave():
             assert row.place is not None
@@ -132,7 +132,7 @@ class Admission:
             if row.prefix is not None:
                 self.prefixes.leave(row.prefix)
             self.retired += 1
-        while entering := self._next(places):
+        while entering := None if closed else self._next(places):
             if entering.prefix is not None:
                 if self.prefixes.enter(entering.prefix, group.number):
                     group.reads.append(entering.prefix)

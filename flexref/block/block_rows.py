@@ -17,6 +17,7 @@ class BlockRows:
             Group(number, room, cache.in_order, prompt_chunk_tokens) for number, room in enumerate(cache.groups)
         ]
         self._next_pass = [0] * len(self.groups)
+        self._no_more_from: int | None = None
         for group in self.groups:
             self.admission.renew(group)
 
@@ -28,12 +29,16 @@ class BlockRows:
         """Whether that pass may come, asked in the one before it.
 
         It does if a row waits, if a group that has been renewed for it has a row, or if a row of another group may not
-        end with its next token.
+        end with its next token. Once it has been said that it does not come, it does not: nothing is loaded for it, so
+        no row enters for it either, and one that arrives after that is for another block.
         """
-        return len(self.waiting) > 0 or any(
+        comes = len(self.waiting) > 0 or any(
             bool(group.rows) if self._next_pass[number] == pass_number else group.lasts_longer()
             for number, group in enumerate(self.groups)
         )
+        if not comes:
+            self._no_more_from = pass_number
+        return comes
 
     def end_pass(self, number: int, token_ids: Sequence[int], judge: Judge) -> list[TokenEvent]:
         """A pass is over for one group, which may be empty: its rows get their tokens; then it is renewed."""
@@ -44,7 +49,7 @@ class BlockRows:
     def renew(self, number: int) -> None:
         """A pass is over for the group: rows that ended leave it, waiting ones take their places."""
         self._next_pass[number] += 1
-        self.admission.renew(self.groups[number])
+        self.admission.renew(self.groups[number], closed=self._next_pass[number] == self._no_more_from)
 
     def skip_pass(self) -> None:
         """Let a pass go by that nobody runs, for all groups: every row gets some token; rows come and leave."""
