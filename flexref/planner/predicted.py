@@ -33,8 +33,10 @@ def predicted(rows: JobRows, rows_per_block: int, simulate: Simulate) -> Predict
 
 def evenly(rows: CountedRows, count: int) -> CountedRows:
     """`count` rows in their order that have the lengths of all: the middle ones of so many parts of the sorted rows."""
-    order = np.lexsort((rows.prompt_tokens, rows.new_tokens))
+    order = np.lexsort((rows.prompt_tokens, rows.new_tokens, rows.prefixes))
     ends = np.cumsum(rows.counts[order])
     middles = (2 * np.arange(count, dtype=np.int64) + 1) * len(rows) // (2 * count)
     runs = np.sort(order[np.searchsorted(ends, middles, side="right")])
-    return CountedRows.of_runs(rows.prompt_tokens[runs], rows.new_tokens[runs], np.ones(count, np.int64))
+    ones = np.ones(count, np.int64)
+    shared = rows.shared_tokens[runs], rows.prefixes[runs]
+    return CountedRows.of_runs(rows.prompt_tokens[runs], rows.new_tokens[runs], ones, *shared)

@@ -116,3 +116,12 @@ def test_two_parts_say_what_the_whole_simulation_says(monkeypatch: pytest.Monkey
     assert found.link_bytes["host->device"]["weights"] == pytest.approx(
         whole.link_bytes["host->device"]["weights"], rel=0.03
     )
+
+
+def test_a_part_shares_what_its_rows_share() -> None:
+    shared = np.arange(10_000) % 2
+    rows = CountedRows.of_runs(
+        np.full(10_000, 600), np.arange(10_000) % 7 + 1, np.ones(10_000), 256 * shared, 3 * shared
+    )
+    part = evenly(rows, 1000)
+    assert sum(row.prefix == 3 and row.shared_tokens == 256 for row in part) == pytest.approx(500, rel=0.1)
