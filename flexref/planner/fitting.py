@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import sqrt
+from math import ceil, sqrt
 from operator import attrgetter
 
 from flexref.backend.capabilities import Capabilities
 from flexref.block.budgets import lasting_needs, loading_need, totals
-from flexref.block.counted_rows import kinds_of
+from flexref.block.counted_rows import kinds_of, rows_under
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
 from flexref.block.rooms import DEVIATIONS
 from flexref.block.rows import AlikeRows, JobRows, RowLengths
@@ -87,8 +87,13 @@ class Situation:
 
     @cached_property
     def kinds(self) -> Counter[RowLengths]:
-        """How many rows there are of each lengths."""
-        return kinds_of(self.rows)
+        """How many rows there are of each lengths, which share what they begin with if the policies let them."""
+        return kinds_of(rows_under(self.rows, self.base))
+
+    @cached_property
+    def prefix_tokens(self) -> float:
+        """Tokens of the prefixes that rows share, for each row of the job: they are read once, in one block."""
+        return sum({row.prefix: row.shared_tokens for row in self.kinds}.values()) / len(self.rows)
 
     def mean(self, tokens: Iterable[float]) -> float:
         """Tokens of a row on average, of those of every kind together."""
@@ -116,8 +121,8 @@ class Situation:
             gathered_bytes=sum(tensor.nbytes for tensor, _ in streamed.gathered),
             cache_scheme=self.base.cache_scheme,
             record_bytes=record_layout(spec, self.base, caps.compute_dtype).record_bytes,
-            prompt_tokens=self.mean(row.prompt_tokens * count for row, count in self.kinds.items()),
-            prompt_tokens_most=max(row.prompt_tokens for row in self.kinds),
+            prompt_tokens=self.mean(row.own_tokens * count for row, count in self.kinds.items()) + self.prefix_tokens,
+            prompt_tokens_most=max(row.own_tokens for row in self.kinds) + ceil(self.prefix_tokens),
             new_tokens=longest,
             attention_on=self.base.attention_on,
             overlap=self.base.overlap,
@@ -132,7 +137,7 @@ class Situation:
     @property
     def scored_share(self) -> float:
         """The most of a row's tokens that are scored."""
-        return max(row.scored_tokens / row.prompt_tokens for row in self.kinds)
+        return max(row.scored_tokens / row.own_tokens for row in self.kinds)
 
     @property
     def scoring(self) -> Scoring | None:
@@ -148,14 +153,14 @@ class Situation:
         """How rows come and go, if they do; rows with as many new tokens begin and end together."""
         if self.scoring is not None or len({row.new_tokens for row in self.kinds}) == 1:
             return None
-        return Turnover.of([(row.prompt_tokens, row.new_tokens, count) for row, count in self.kinds.items()])
+        return Turnover.of([(row.own_tokens, row.new_tokens, count) for row, count in self.kinds.items()])
 
     @property
     def rooms(self) -> Rooms | None:
         """The room that a block's groups get where rows differ, as `block.rooms` cuts it; None where they do not."""
         if len(self.kinds) == 1:
             return None
-        prompts, records = (self._room(attrgetter(name)) for name in ("prompt_tokens", "capacity_tokens"))
+        prompts, records = (self._room(attrgetter(name)) for name in ("own_tokens", "capacity_tokens"))
         return Rooms(len(self.rows), prompts, records)
 
     def _room(self, tokens: Callable[[RowLengths], int]) -> Room:
