@@ -38,13 +38,14 @@ def without_zeros(table: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]
 @given(
     policy=own.policies(),
     rows=st.lists(st.tuples(BEGUN, st.integers(1, 30), st.integers(1, 5)), min_size=1, max_size=8),
+    chunk=st.none() | st.sampled_from((7, 64)),
     scores=st.booleans(),
 )
 def test_bytes_and_peaks_of_rows_that_share_prefixes_are_those_of_a_real_run(
-    model_file: Any, policy: Policy, rows: list[tuple[int, int, int]], scores: bool
+    model_file: Any, policy: Policy, rows: list[tuple[int, int, int]], chunk: int | None, scores: bool
 ) -> None:
     """A row has so many tokens of one of two beginnings and then some of its own, of which no two rows' are alike."""
-    policy = policy.changed(weights=Shares(), groups_per_block=8)
+    policy = policy.changed(prompt_chunk_tokens=chunk, weights=Shares())
     begun = {64: [1] * 64, 128: [2] * 128, 0: []}
     prompts = [[*begun[shared], *[3 + row] * tail] for row, (shared, tail, _) in enumerate(rows)]
     with load(model_file(SHARED), policy=policy, scratch_bytes=SCRATCH_BYTES) as engine:
