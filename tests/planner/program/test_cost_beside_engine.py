@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -161,6 +162,26 @@ def test_seconds_are_nearly_those_of_the_simulator(
         told = [max(found.value(term, shares, 0) for _, term in found.rows(phase)) for phase in ("prefill", "decode")]
         assert told[0] == pytest.approx(real.prefill_s, rel=0.1)
         assert told[1] == pytest.approx(real.decode_s, rel=0.1)
+
+
+@pytest.mark.parametrize("overlap", [True, False])
+@pytest.mark.parametrize("scheme", ["none", "int4"])
+def test_seconds_of_rows_that_come_and_go_are_those_of_the_simulator(scheme: str, overlap: bool) -> None:
+    """Where a link is the limit. Elsewhere they are less: a pass in which many prompts are read takes longer than the
+    mean pass, and is not hidden by the link's mean."""
+    draw = np.random.default_rng(3)
+    pairs = zip(draw.integers(16, 200, 300).tolist(), draw.integers(1, 60, 300).tolist(), strict=True)
+    file, rows = random_file(SIMULATED, scheme=scheme), [RowLengths(prompt, new) for prompt, new in pairs]
+    machine = plain_machine(asynchronous=True, link_per_s=2e9)
+    for shares, least in (((HOST_SHARES,) * 3, 0.9), ((DISK,) * 3, 0.9), ((HOST_SHARES, DEVICE, DEVICE), 0.7)):
+        policy = Policy(*shares, 6, 4, overlap)
+        real = simulate(file, machine, policy, rows, budgets_without_kept(file, machine, policy, rows))
+        task = Situation(file, machine, rows, policy).task
+        full, thin, _ = (float(each[0]) for each in task.turned_over(len(rows), np.array([24.0])))
+        assert thin == 0
+        found = block_costs(task, machine, 6, 4, shares[2])
+        told_s = full * max(found.value(term, nine_shares(*shares), 0) for _, term in found.rows("decode"))
+        assert least <= told_s / (real.prefill_s + real.decode_s) <= 1.02
 
 
 SCORED = ModelSpec("scored", 40000, 512, 512, 256, 8, 8, 1024)
