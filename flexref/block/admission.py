@@ -43,20 +43,27 @@ class Waiting:
     With `in_order` they enter as they arrived. None is taken before `refill` is called.
     """
 
-    def __init__(self, rows: Iterable[Row], window: int, *, in_order: bool = False) -> None:
+    def __init__(self, rows: Iterable[Row | None], window: int, *, in_order: bool = False) -> None:
         self.window, self.overtakes = window, 0 if in_order else window
-        self._rows: Iterator[Row] | None = iter(rows)
+        self._rows: Iterator[Row | None] | None = iter(rows)
         self._arrived = deque[Arrived]()
         self._longest_first = list[Arrived]()
         self._arrivals = self._entered = 0
 
     def refill(self) -> None:
-        """Take more rows from where they come from, until the window is full. Raises what that raises, once."""
-        while self._rows is not None and len(self._longest_first) < self.window:
+        """Take more rows from where they come from, until the window is full. Raises what that raises, once.
+
+        None in place of a row is one that cannot be served: at most a window of them are passed over at a time.
+        """
+        passed_over = 0
+        while self._rows is not None and len(self._longest_first) < self.window and passed_over < self.window:
             rows, self._rows = self._rows, None  # an iterator that raised is not asked again
             for row in rows:
                 self._rows = rows
-                self._arrive(row)
+                if row is None:
+                    passed_over += 1
+                else:
+                    self._arrive(row)
                 break
 
     def widen(self, window: int) -> None:

@@ -84,7 +84,10 @@ class Group:
     def _look_at_prefixes(self) -> Iterator[tuple[Row, int]]:
         """(reader, tokens) of the prefixes that the next pass reads."""
         left = self._room.prefix_tokens
-        for prefix in self.reads:
+        # One whose last user was taken out before it was read is in the block no more, or another group reads it.
+        mine = [prefix for prefix in dict.fromkeys(self.reads) if prefix.reader and prefix.group == self.number]
+        self.reads = mine
+        for prefix in mine:
             assert prefix.reader is not None
             count = self._piece(prefix.reader, left)
             left -= count

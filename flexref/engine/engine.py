@@ -4,6 +4,7 @@ import os
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Any
 
@@ -13,7 +14,8 @@ import numpy.typing as npt
 from flexref.backend.protocol import Backend
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit
-from flexref.engine.generation import GenerationJob, Listeners, generation, results
+from flexref.engine.generation import GenerationJob, Listeners
+from flexref.engine.outcomes import generation, results
 from flexref.engine.request import AnyPrompt, Request, RowRequest, alike, request_of
 from flexref.engine.results import Generation, RowResult, StreamedToken
 from flexref.engine.scoring import Listener, ScoredRow, Scores, ScoringJob
@@ -113,7 +115,10 @@ class Engine:
         """
         self.session.gate.check()
         asked = alike(prompts, request_of(request, fields))
-        yield from GenerationJob(self.session, asked, all_at_once=True).run()
+        with closing(GenerationJob(self.session, asked, all_at_once=True).run()) as tokens:
+            for token in tokens:
+                if token is not None:
+                    yield token
 
     def run(self, requests: Iterable[RowRequest], *, policy: Policy | None = None) -> Iterator[RowResult]:
         """Serve a stream of requests, each with its own limits, sampling and stops; results come as their rows end.

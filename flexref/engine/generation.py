@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from flexref.engine.block_log import logged
 from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.request import RowRequest
-from flexref.engine.results import Generation, Output, RowResult, Stats, StreamedToken
+from flexref.engine.results import RowResult, Stats, StreamedToken
 from flexref.engine.served import Served, serve
 from flexref.engine.session import Session, check_policy
 from flexref.errors import CapacityError, FlexrefError, how_many
@@ -71,7 +71,7 @@ class GenerationJob:
         self._results: list[RowResult] = []
         self.failure: Exception | None = None
         rows = self._rows(requests, alone=not all_at_once)
-        known = list(rows) if all_at_once else None
+        known = [row for row in rows if row is not None] if all_at_once else None
         if known is not None:
             self._tell_of_cut_rows()
         self._all_at_once, self._looked_at = all_at_once, 0
@@ -91,7 +91,7 @@ class GenerationJob:
             self._recorder.on_choice,
         )
         # Of a stream without a request that can be served nothing is run, under whatever policy.
-        self.policy = session.settled(self._lengths, policy) if self._lengths else policy or Policy()
+        self.policy = self._settled(policy) if self._lengths else policy or Policy()
         self._waiting.widen(_window(self.policy))
         if self._finder is not None and not session.shares_prefixes(self.policy):
             self._share_nothing()
@@ -99,8 +99,8 @@ class GenerationJob:
                 self.policy = session.settled(self._lengths)
         self.stats = Stats(session.backend.name, self.policy, rows=len(self._lengths))
 
-    def _rows(self, requests: Iterable[RowRequest], *, alone: bool) -> Iterator[Row]:
-        """The requests as rows. Where they fail alone, one that cannot be served becomes a result at once."""
+    def _rows(self, requests: Iterable[RowRequest], *, alone: bool) -> Iterator[Row | None]:
+        """The requests as rows. Where they fail alone, one that cannot be served becomes a result at once, and None."""
         for number, asked in enumerate(requests):
             try:
                 yield self._row(asked, number)
@@ -108,6 +108,7 @@ class GenerationJob:
                 if not alone:
                     raise
                 self._results.append(RowResult(number, None, error))
+                yield None
 
     def _row(self, asked: RowRequest, number: int) -> Row:
         served = serve(asked, number, self.session.file.spec, self.session.tokenizer)
@@ -130,8 +131,31 @@ class GenerationJob:
                 )
             )
 
-    def run(self) -> Generator[StreamedToken, None, None]:
-        """Run all rows and yield their tokens. `stats` is complete after the last one.
+    def _settled(self, policy: Policy | None) -> Policy:
+        """The policy of the job; of a stream, rows that fit under none fail alone, if any others fit under one."""
+        try:
+            return self.session.settled(self._lengths, policy)
+        except CapacityError as error:
+            if self._all_at_once:
+                raise
+            refused = error
+        rows = sorted(self._waiting.rows, key=lambda row: row.lengths.capacity_tokens)
+        found, fit, none_fit = None, 0, len(rows)
+        while none_fit - fit > 1:
+            some = (fit + none_fit) // 2
+            try:
+                found, fit = self.session.settled([row.lengths for row in rows[:some]], policy), some
+            except CapacityError as error:
+                refused, none_fit = error, some
+        if found is None:
+            raise refused
+        for row in rows[fit:]:
+            self._fail(row, refused)
+        self._lengths = self._all_lengths()
+        return found
+
+    def run(self) -> Generator[StreamedToken | None, None, None]:
+        """Run all rows and yield their tokens, and None where only results may have come. `stats` is complete then.
 
         Raises `EngineError` if the engine has another job or is closed, and `KeyboardInterrupt` only where no operation
         is half done. What the requests' iterator raised is `failure` in the end.
@@ -164,7 +188,7 @@ class GenerationJob:
             self._looked_at = self._waiting.arrivals
             self._finder.find(self._waiting.rows)
 
-    def _passes(self) -> Generator[list[StreamedToken], None, None]:
+    def _passes(self) -> Generator[Sequence[StreamedToken | None], None, None]:
         planned = self._planned(self._lengths) or (yield from self._next_planned())
         if planned is None:
             return
@@ -174,11 +198,11 @@ class GenerationJob:
                 planned = yield from self._next_planned()
             self.stats.rows = self._waiting.arrivals
 
-    def _next_planned(self) -> Generator[list[StreamedToken], None, PlannedBlock | None]:
+    def _next_planned(self) -> Generator[Sequence[StreamedToken | None], None, PlannedBlock | None]:
         """A block for what waits when the iterator has been asked for more; None if nothing waits and nothing comes."""
         planned = None
         while planned is None and not self._waiting.come_to_an_end:
-            yield []
+            yield [None]
             planned = self._planned([row.lengths for row in self._waiting.rows])
         return planned
 
@@ -196,10 +220,7 @@ class GenerationJob:
                 if len(lengths) > 1:
                     lengths = lengths[: len(lengths) // 2]
                     continue
-                (row, *_) = self._waiting.rows
-                self._waiting.drop(row)
-                self._forget(row)
-                self._results.append(RowResult(row.number, None, error))
+                self._fail(self._waiting.rows[0], error)
                 lengths = [each.lengths for each in self._waiting.rows]
         return None
 
@@ -262,31 +283,15 @@ class GenerationJob:
                 self._forget(served.row)
         return tokens
 
+    def _fail(self, row: Row, error: FlexrefError) -> None:
+        """A row that waits fails alone."""
+        self._waiting.drop(row)
+        self._forget(row)
+        self._results.append(RowResult(row.number, None, error))
+
     def _forget(self, row: Row) -> None:
         del self._served[row.number]
         self._tops.pop(row.number, None)
-
-
-def generation(job: GenerationJob, on_token: Callable[[StreamedToken], None] | None = None) -> Generation:
-    """Run a job of requests that were all read at once: outputs in their order, and the account."""
-    outputs: dict[int, Output] = {}
-    for token in job.run():
-        if on_token is not None:
-            on_token(token)
-        for result in job.take_results():
-            assert result.output is not None
-            outputs[result.number] = result.output
-    return Generation([outputs[number] for number in sorted(outputs)], job.stats)
-
-
-def results(job: GenerationJob) -> Iterator[RowResult]:
-    """Run a job and yield the results of its rows as they end; then raise what its requests' iterator raised."""
-    with closing(job.run()) as tokens:
-        for _ in tokens:
-            yield from job.take_results()
-    yield from job.take_results()
-    if job.failure is not None:
-        raise job.failure
 
 
 def _window(policy: Policy) -> int:

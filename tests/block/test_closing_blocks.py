@@ -4,7 +4,8 @@ from typing import Any
 
 from flexref.architecture.spec import ModelSpec
 from flexref.engine import generation
-from flexref.engine.generation import GenerationJob, results
+from flexref.engine.generation import GenerationJob
+from flexref.engine.outcomes import results
 from flexref.engine.request import Request, RowRequest
 from flexref.loading import load
 from flexref.policy import Policy, Shares

@@ -18,7 +18,8 @@ from flexref.block.rows import Row
 from flexref.block.state import BlockState
 from flexref.engine.engine import Engine
 from flexref.engine.events import Event, Notice
-from flexref.engine.generation import GenerationJob, generation, results
+from flexref.engine.generation import GenerationJob
+from flexref.engine.outcomes import generation, results
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Stats
 from flexref.engine.scoring import ScoredRow

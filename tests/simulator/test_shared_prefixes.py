@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.block.rows import RowLengths
-from flexref.engine.generation import GenerationJob, generation
+from flexref.engine.generation import GenerationJob
+from flexref.engine.outcomes import generation
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.scoring import ScoredRow
 from flexref.loading import load
