@@ -128,7 +128,7 @@ class CacheStore:
             away = [self._away(layer, group, place, slot) for place in arranged.away]
             shared = [None if place is None else self._shared(layer, place) for place in arranged.prefixes]
             known[layer, slot] = (
-                self.backend.cache_rows(near, layout, shared or None) if near else None,
+                self.backend.cache_rows(near, layout, *([shared] if shared else [])) if near else None,
                 self.backend.cache_rows(away, layout) if away else None,
                 len(near),
             )

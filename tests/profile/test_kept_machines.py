@@ -87,6 +87,8 @@ def test_this_machine_is_measured_once(measured: Any, cache: Path) -> None:
 def test_what_is_free_is_asked_for_every_time(measured: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measured(Measuring())
     monkeypatch.setattr(NumpyBackend, "free_bytes", lambda self, tier: 4321)
+    disk = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "statvfs", lambda path: disk)  # others write to it meanwhile
     found, _ = measured(Measuring())
     assert found.capacity_bytes == capacities(NumpyBackend(), tmp_path)
     assert found.capacity_bytes["device"] == 4321

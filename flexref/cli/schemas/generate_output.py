@@ -16,7 +16,7 @@ CHOSEN = output(
 
 OUTPUT = object_of(Output)
 
-STATS = object_of(Stats, "tokens_per_s")
+STATS = object_of(Stats, "tokens_per_s", "read_tokens_per_s")
 
 
 def generate() -> JsonType:
