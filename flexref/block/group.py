@@ -61,13 +61,20 @@ class Group:
         self._pass += 1
         fed = list(self._look_at_prefixes())
         left, new = dict(self._room.new_tokens), dict[int, int]()
+        away_left = self._room.away_tokens
         for number, row in enumerate(self.rows):
             if row.due_tokens == 1 and self._may_go_on(row):
                 new[number] = 1
                 left[home_of(row)] -= 1
+                if away_left is not None and _is_away(row):
+                    away_left -= 1
         for number, row in enumerate(self.rows):
             if row.due_tokens > 1 and self._may_go_on(row):
-                new[number] = self._piece(row, left[home_of(row)])
+                room = left[home_of(row)]
+                if away_left is not None and _is_away(row):
+                    room = min(room, away_left)
+                    away_left -= self._piece(row, room)
+                new[number] = self._piece(row, room)
                 left[home_of(row)] -= new[number]
         fed += [(self.rows[number], count) for number, count in sorted(new.items()) if count > 0]
         in_pass = [row.in_pass(count) for row, count in fed]
@@ -179,3 +186,8 @@ def home_of(row: Row) -> Tier:
     """The tier of the row's cache, while it is in a block."""
     assert row.place is not None
     return row.place.home
+
+
+def _is_away(row: Row) -> bool:
+    """Whether attention for the row runs on the host, where that is so of rows off the device that hold tokens."""
+    return row.seen > 0 and home_of(row) is not Tier.DEVICE

@@ -127,7 +127,7 @@ def plan_block(
         slots_of(policy.overlap),
     )
     rows_most = max(group.rows for group in rooms.groups)
-    far_tokens = max(rooms.far_tokens(group) for group in rooms.groups) if far else 0
+    far_tokens = max(group.away_tokens or 0 for group in rooms.groups)
     scored_most = rooms.scored(max(tokens))
     logits_at_once = min(scored_most, SCORED_AT_ONCE) * min(file.tile_rows, spec.vocabulary)
     ends_most = scored_most or rows_most

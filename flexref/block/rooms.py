@@ -26,7 +26,7 @@ cases they are longer."""
 
 @dataclass(frozen=True)
 class BlockRooms:
-    """The room of every group. `single_pass`: no row needs a second one. `whole`: every prompt is read in one pass.
+    """The room of every group. `single_pass`: no row needs a second one.
 
     `prefix_tokens`: how many records of prefixes that rows share may lie on the device.
     """
@@ -34,7 +34,6 @@ class BlockRooms:
     groups: tuple[GroupRoom, ...]
     scored_share: float
     single_pass: bool
-    whole: bool
     prefix_tokens: int
 
     @classmethod
@@ -55,6 +54,8 @@ class BlockRooms:
             [[row.capacity_tokens for row in group] for group in groups], Shares() if share else policy.cache
         )
         longest, prefixes = max(row.capacity_tokens for row in kinds), _Prefixes.of(kinds)
+        # Whether every prompt is read in one pass: then attention runs on the host for one token of a row at a time.
+        whole = chunk is None and (count <= size or len({row.own_tokens for row in kinds}) == 1)
         rooms = []
         for group, tiers in zip(groups, homes, strict=True):
             tokens, new_tokens = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0)
@@ -66,11 +67,13 @@ class BlockRooms:
                 tokens[widest] = max(tokens[widest], longest)
                 if share:
                     new_tokens[widest] = tokens[widest]
-            rooms.append(GroupRoom(len(group), tokens, new_tokens, prefixes.in_a_pass(len(group), chunk)))
-        alike = len({row.own_tokens for row in kinds}) == 1
+            away = None
+            if policy.attention_on == "host" and not share:
+                away = new_tokens[Tier.HOST] + new_tokens[Tier.DISK]
+                away = min(away, len(group)) if whole else away
+            rooms.append(GroupRoom(len(group), tokens, new_tokens, prefixes.in_a_pass(len(group), chunk), away))
         single = max(row.new_tokens for row in kinds) == 1 and count <= size
-        whole = chunk is None and (alike or count <= size)
-        return cls(tuple(rooms), share, single and not prefixes.sizes, whole, prefixes.in_all(size))
+        return cls(tuple(rooms), share, single and not prefixes.sizes, prefixes.in_all(size))
 
     @property
     def scores(self) -> bool:
@@ -80,11 +83,6 @@ class BlockRooms:
     def scored(self, tokens: int) -> int:
         """How many of so many tokens are scored at most."""
         return ceil(tokens * self.scored_share)
-
-    def far_tokens(self, group: GroupRoom) -> int:
-        """For how many tokens of a group attention runs on the host at most: one of every row, or pieces of prompts."""
-        new_tokens = group.new_tokens[Tier.HOST] + group.new_tokens[Tier.DISK]
-        return min(new_tokens, group.rows) if self.whole else new_tokens
 
 
 @dataclass(frozen=True, slots=True)

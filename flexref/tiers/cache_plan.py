@@ -62,13 +62,15 @@ class GroupRoom:
     """What the rows of one group, `rows` at most, may take.
 
     tokens: how many records their caches hold, by tier. new_tokens: how many tokens a pass feeds of rows there.
-    prefix_tokens: how many it feeds of prefixes that rows share.
+    prefix_tokens: how many it feeds of prefixes that rows share. away_tokens: how many of rows for which attention runs
+    on the host, at least one of each; None where it runs on the device.
     """
 
     rows: int
     tokens: Mapping[Tier, int]
     new_tokens: Mapping[Tier, int]
     prefix_tokens: int = 0
+    away_tokens: int | None = None
 
     @property
     def pass_tokens(self) -> int:
