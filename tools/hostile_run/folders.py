@@ -148,8 +148,9 @@ def _spoil_safetensors(draw: Random, path: Path) -> None:
         header = json.loads(data[8 : 8 + length])
     except ValueError:  # it was spoilt before
         header = {}
-    if draw.random() < 0.4 and header:
-        entry = header[draw.choice(sorted(header))]
+    entries = [header[name] for name in sorted(header) if isinstance(header[name], dict)]  # it may be spoilt already
+    if draw.random() < 0.4 and entries:
+        entry = draw.choice(entries)
         entry[draw.choice(("dtype", "shape", "data_offsets"))] = draw.choice(
             ("F64", "F8_E4M3", "I64", [1 << 62, 4], [-1], [], [0, 0], [0, 1 << 63], [8, 4], "x", None)
         )

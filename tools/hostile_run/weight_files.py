@@ -112,8 +112,8 @@ def _edit(draw: Random, path: Path) -> None:
         file.visititems(lambda _, found: named.append(found))
         for _ in range(draw.choice((1, 1, 2))):
             found = draw.choice(named)
-            holder = found if isinstance(found, h5py.Group) else found.parent
             try:
+                holder = found if isinstance(found, h5py.Group) else found.parent
                 _edit_once(draw, file, found, holder)
             except (OSError, ValueError, TypeError, KeyError, RuntimeError, UnicodeError, OverflowError):
                 continue  # what HDF5 itself refuses to write
