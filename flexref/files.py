@@ -94,18 +94,17 @@ def filled_lines(path: str | Path, wrong: type[FlexrefError]) -> Iterator[tuple[
 
 def open_regular(path: str | Path) -> BufferedReader:
     """A regular file, to be read; `OSError` if it is none."""
-    # Without O_NONBLOCK the opening of a pipe waits for its writer; of a regular file it changes nothing.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    try:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is no regular file")
-        return os.fdopen(descriptor, "rb")
-    except BaseException:
-        os.close(descriptor)
-        raise
+    # The object has the descriptor from the first moment on: an interrupt on the way closes it once, and not twice.
+    file = open(path, "rb", opener=_opened)  # noqa: SIM115 - the caller closes it
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return file
+
+
+def _opened(path: str, flags: int) -> int:
+    """Without O_NONBLOCK the opening of a pipe would wait for its writer; of a regular file it changes nothing."""
+    return os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
 
 
 def _read_regular(path: str | Path, most_bytes: int) -> tuple[int, bytes]:

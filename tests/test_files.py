@@ -6,13 +6,16 @@ import signal
 import stat
 import subprocess
 import sys
+import warnings
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
 from flexref import files
 from flexref.errors import PolicyError, PromptError, StorageError
-from flexref.files import NewFile, as_json, as_text, read_bytes, read_object, write_bytes, write_text
+from flexref.files import NewFile, as_json, as_text, open_regular, read_bytes, read_object, write_bytes, write_text
 
 
 def test_an_object_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:
@@ -79,6 +82,7 @@ def test_a_write_that_fails_leaves_what_was_there(step: str, tmp_path: Path, mon
 
 OPENER = """
 import sys
+import warnings
 from flexref.errors import PolicyError, PromptError
 from flexref.files import read_bytes, read_object
 for call in (lambda: read_bytes(sys.argv[1], most_bytes=1 << 20), lambda: read_object(sys.argv[1], PolicyError)):
@@ -183,6 +187,8 @@ def test_the_output_that_is_a_pipe_is_written_to_by_its_device() -> None:
 WRITER = """
 import sys, time
 from pathlib import Path
+from types import FrameType
+from typing import Any
 from flexref.files import NewFile
 new = NewFile(Path(sys.argv[1]))
 new.write(memoryview(b"half"), 0)
@@ -215,3 +221,40 @@ def test_a_pipe_is_written_in_place(tmp_path: Path) -> None:
     finally:
         os.close(reader)
     assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_an_interrupt_while_a_file_is_opened_stays_an_interrupt(tmp_path: Path) -> None:
+    """Wherever it comes: a descriptor that was closed twice would make another error of it."""
+    path = tmp_path / "text"
+    path.write_bytes(b"some")
+
+    def interrupted(at: int) -> bool:
+        left = at
+
+        def trace(frame: FrameType, event: str, value: object) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                del value  # else the error would keep what is returned alive
+                raise KeyboardInterrupt
+            return trace
+
+        sys.settrace(trace)
+        try:
+            open_regular(path).close()
+        finally:
+            sys.settrace(None)
+        return left < 0
+
+    met = 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the object that nobody has any more says so
+        for at in range(200):
+            try:
+                if not interrupted(at):
+                    break
+            except KeyboardInterrupt:
+                met += 1
+        else:
+            raise AssertionError("it was interrupted 200 times, and never came to its end")
+    assert met > 5
