@@ -56,6 +56,14 @@ class WrongCall(FlexrefError):
     """An argument of a command that no model and no machine can serve."""
 
 
+class BatchError(FlexrefError):
+    """A batch job that cannot begin or go on: its input, output, journal or settings do not fit each other."""
+
+
+class JobPaused(FlexrefError):
+    """A batch job stops in order before its end, and goes on when the same command is given again; says why."""
+
+
 class EngineError(FlexrefError):
     """An engine that takes no job now: it is at work on another, was closed, or was broken off by force."""
 

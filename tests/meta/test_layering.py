@@ -46,7 +46,7 @@ RANKS = (
     "simulator profile quality",
     "planner",
     "loading",
-    "bench check harness",
+    "bench check harness batch_job",
     "testing",
     "cli",
 )
@@ -70,7 +70,7 @@ RULES = {
     "architecture": rule("errors units"),
     "backend": rule(GROUND, "numpy"),
     "schedule": rule(GROUND),
-    "text": rule(GROUND, "tokenizers"),
+    "text": rule(GROUND, "tokenizers jinja2"),
     "machine": rule(GROUND, "numpy platformdirs"),
     "storage": rule(GROUND, "numpy h5py safetensors ml_dtypes xxhash"),
     "model": rule(f"{GROUND} backend"),
@@ -90,6 +90,8 @@ RULES = {
     "check": rule(below(8), COMPUTING),
     # The lm-evaluation-harness is an extra; nothing but its own command imports what is here.
     "harness": rule(below(8), f"{COMPUTING} lm_eval tqdm"),
+    # Prometheus and Dask are extras, imported where they are asked for.
+    "batch_job": rule(below(8), f"{COMPUTING} prometheus_client dask distributed"),
     "testing": rule(below(9), f"{COMPUTING} hypothesis"),
     # Plots are drawn by matplotlib where it is installed: an option, not a dependency.
     "cli": rule(below(10), f"{COMPUTING} click rich matplotlib lm_eval"),
