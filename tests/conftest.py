@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
+from flexref.backend.capabilities import Capabilities
 from flexref.check.models import write_model
 from flexref.errors import BackendUnavailable
 from flexref.profile.sizes import Sizes
@@ -207,23 +208,34 @@ class CountingBackend(NumpyBackend):
         super().release(buffer)
 
 
-def computing_ports() -> Generator[Any, None, None]:
-    """The name of every installed port that computes; a skipped case for each whose device is not here."""
+PORTS: dict[str, Callable[[Capabilities], bool]] = {
+    "computing_port": lambda caps: True,
+    "invariant_port": lambda caps: caps.row_invariant,
+}
+"""What ports promise that a test is run with, by the argument that names them."""
+
+
+def ports_that(promise: Callable[[Capabilities], bool]) -> Generator[Any, None, None]:
+    """The name of every installed port that computes and promises so much; a skipped case for an absent device."""
     for name in registry.installed():
         try:
             backend = registry.create(name)
         except BackendUnavailable as error:
             yield pytest.param(name, id=name, marks=pytest.mark.skip(reason=str(error)))
             continue
-        if backend.caps.computes:
+        if backend.caps.computes and promise(backend.caps):
             yield pytest.param(name, id=name)
         backend.close()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """`computing_port` is each of them in turn: no device is opened where no test asks for it."""
-    if "computing_port" in metafunc.fixturenames:
-        metafunc.parametrize("computing_port", list(computing_ports()), scope="session")
+    """`computing_port` is each of them in turn, `invariant_port` each whose rows have bits of their own.
+
+    No device is opened where no test asks for it.
+    """
+    for fixture, promise in PORTS.items():
+        if fixture in metafunc.fixturenames:
+            metafunc.parametrize(fixture, list(ports_that(promise)), scope="session")
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ class Cublas:
     """
 
     def __init__(self, stream: int) -> None:
-        library = _library()
+        library = cuda_library("cublas", "cuBLAS")
         self._multiply = library.cublasGemmEx
         number, address = ctypes.c_int, ctypes.c_void_p
         operand = (address, number, number)
@@ -34,11 +34,11 @@ class Cublas:
         self._set_workspace = library.cublasSetWorkspace_v2
         self._set_workspace.argtypes = (address, address, ctypes.c_size_t)
         handle = ctypes.c_void_p()
-        _check("cublasCreate", library.cublasCreate_v2(ctypes.byref(handle)))
-        _check("cublasSetStream", library.cublasSetStream_v2(handle, ctypes.c_void_p(stream)))
+        check_status("cublasCreate", library.cublasCreate_v2(ctypes.byref(handle)))
+        check_status("cublasSetStream", library.cublasSetStream_v2(handle, ctypes.c_void_p(stream)))
         # Products that are cut along their inputs are to be added up in float32 too, whatever type the result has.
         mode = library.cublasSetMathMode(handle, _FULL_PRECISION_REDUCTION)
-        _check("cublasSetMathMode", mode)
+        check_status("cublasSetMathMode", mode)
         self._handle = handle.value
         self._destroy = library.cublasDestroy_v2
         self._destroy.argtypes = (address,)
@@ -49,11 +49,11 @@ class Cublas:
 
     def close(self) -> None:
         """Give cuBLAS' own memory back."""
-        _check("cublasDestroy", self._destroy(self._handle))
+        check_status("cublasDestroy", self._destroy(self._handle))
 
     def work_in(self, address: int, nbytes: int) -> None:
         """See `Cuda.products_in`."""
-        _check("cublasSetWorkspace", self._set_workspace(self._handle, address, nbytes))
+        check_status("cublasSetWorkspace", self._set_workspace(self._handle, address, nbytes))
 
     def multiply(
         self,
@@ -72,20 +72,21 @@ class Cublas:
             *(_COMPUTE_FLOAT32, _ALGORITHM_DEFAULT),
         )
         if status:
-            _check(f"cublasGemmEx of {shape}", status)
+            check_status(f"cublasGemmEx of {shape}", status)
 
 
-def _library() -> ctypes.CDLL:
-    """The cuBLAS of CuPy's CUDA."""
+def cuda_library(name: str, shown: str) -> ctypes.CDLL:
+    """A library of CuPy's CUDA; `BackendUnavailable` that calls it as `shown`."""
     from cuda import pathfinder  # noqa: PLC0415 - comes with CuPy
 
     try:
-        path = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
+        path = pathfinder.load_nvidia_dynamic_lib(name).abs_path
     except pathfinder.DynamicLibNotFoundError as error:
-        raise BackendUnavailable(f"cuBLAS is not installed ({first_line(error)}): {INSTALL}") from error
+        raise BackendUnavailable(f"{shown} is not installed ({first_line(error)}): {INSTALL}") from error
     return ctypes.CDLL(str(path))
 
 
-def _check(call: str, status: int) -> None:
+def check_status(call: str, status: int) -> None:
+    """`RuntimeError` if a call of such a library has failed."""
     if status:
         raise RuntimeError(f"{call} gives status {status}")

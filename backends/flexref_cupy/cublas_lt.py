@@ -11,8 +11,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from flexref.errors import BackendUnavailable
-from flexref_cupy.installation import INSTALL, first_line
+from flexref_cupy.cublas import check_status, cuda_library
 
 _TRANSPOSED = 1
 _FLOAT32, _FLOAT16 = 0, 2
@@ -88,14 +87,14 @@ class CublasLt:
 
     def __init__(self, stream: int, library: Any = None) -> None:
         """`library` takes the place of cublasLt. Raises `BackendUnavailable`."""
-        self._library = library = _library() if library is None else library
+        self._library = library = cuda_library("cublasLt", "cublasLt") if library is None else library
         self._stream = stream
         address = ctypes.c_void_p
         self._handle = address()
-        _check("cublasLtCreate", library.cublasLtCreate(ctypes.byref(self._handle)))
+        check_status("cublasLtCreate", library.cublasLtCreate(ctypes.byref(self._handle)))
         self._description = address()
         made = library.cublasLtMatmulDescCreate(ctypes.byref(self._description), _COMPUTE_FLOAT32, _FLOAT32)
-        _check("cublasLtMatmulDescCreate", made)
+        check_status("cublasLtMatmulDescCreate", made)
         transposed = ctypes.c_int32(_TRANSPOSED)
         done = library.cublasLtMatmulDescSetAttribute(
             self._description,
@@ -103,9 +102,11 @@ class CublasLt:
             ctypes.byref(transposed),
             ctypes.c_size_t(ctypes.sizeof(transposed)),
         )
-        _check("cublasLtMatmulDescSetAttribute", done)
+        check_status("cublasLtMatmulDescSetAttribute", done)
         self._preference = address()
-        _check("cublasLtMatmulPreferenceCreate", library.cublasLtMatmulPreferenceCreate(ctypes.byref(self._preference)))
+        check_status(
+            "cublasLtMatmulPreferenceCreate", library.cublasLtMatmulPreferenceCreate(ctypes.byref(self._preference))
+        )
         for attribute, value in (
             (_PREFERS_MOST_WORKSPACE, ctypes.c_uint64(0)),
             (_PREFERS_REDUCTIONS, ctypes.c_uint32(_NO_REDUCTION)),
@@ -113,7 +114,7 @@ class CublasLt:
             done = library.cublasLtMatmulPreferenceSetAttribute(
                 self._preference, attribute, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value))
             )
-            _check("cublasLtMatmulPreferenceSetAttribute", done)
+            check_status("cublasLtMatmulPreferenceSetAttribute", done)
         self._multiply = library.cublasLtMatmul
         self._multiply.argtypes = (
             *(address, address, address, address, address, address, address, address),
@@ -136,7 +137,7 @@ class CublasLt:
         self._forget()
         self._library.cublasLtMatmulPreferenceDestroy(self._preference)
         self._library.cublasLtMatmulDescDestroy(self._description)
-        _check("cublasLtDestroy", self._library.cublasLtDestroy(self._handle))
+        check_status("cublasLtDestroy", self._library.cublasLtDestroy(self._handle))
 
     def algorithms(
         self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str, most: int
@@ -151,7 +152,7 @@ class CublasLt:
             *(self._handle, self._description, left, right, out, out, self._preference),
             *(most, found, ctypes.byref(count)),
         )
-        _check(f"cublasLtMatmulAlgoGetHeuristic of {shape}", status)
+        check_status(f"cublasLtMatmulAlgoGetHeuristic of {shape}", status)
         named = [self._named(each.algorithm) for each in found[: count.value] if each.state == 0 and not each.workspace]
         return [each for each in named if each.config[_PARTS] in (0, 1)]
 
@@ -176,7 +177,7 @@ class CublasLt:
             *(algorithm, None, 0, self._stream),
         )
         if status:
-            _check(f"cublasLtMatmul of {shape}", status)
+            check_status(f"cublasLtMatmul of {shape}", status)
 
     def chosen(self, shape: tuple[int, int, int], pitches: tuple[int, int, int], dtype: str) -> Algorithm:
         """The algorithm for products of `shape`: the first one named for it that is of the matrix' family.
@@ -224,7 +225,7 @@ class CublasLt:
             made = self._library.cublasLtMatrixLayoutCreate(
                 ctypes.byref(layout), kind, *map(ctypes.c_uint64, (rows, columns)), ctypes.c_int64(pitch)
             )
-            _check("cublasLtMatrixLayoutCreate", made)
+            check_status("cublasLtMatrixLayoutCreate", made)
             self._layouts[key] = layout
         return self._layouts[key]
 
@@ -236,22 +237,6 @@ class CublasLt:
                 *(ctypes.byref(algorithm), attribute, ctypes.byref(value), ctypes.c_size_t(ctypes.sizeof(value))),
                 ctypes.byref(written),
             )
-            _check(f"cublasLtMatmulAlgoConfigGetAttribute of {name}", status)
+            check_status(f"cublasLtMatmulAlgoConfigGetAttribute of {name}", status)
             numbers.append(int(value.value))
         return Algorithm(bytes(algorithm), tuple(numbers))
-
-
-def _library() -> ctypes.CDLL:
-    """The cublasLt of CuPy's CUDA."""
-    from cuda import pathfinder  # noqa: PLC0415 - comes with CuPy
-
-    try:
-        path = pathfinder.load_nvidia_dynamic_lib("cublasLt").abs_path
-    except pathfinder.DynamicLibNotFoundError as error:
-        raise BackendUnavailable(f"cublasLt is not installed ({first_line(error)}): {INSTALL}") from error
-    return ctypes.CDLL(str(path))
-
-
-def _check(call: str, status: int) -> None:
-    if status:
-        raise RuntimeError(f"{call} gives status {status}")

@@ -44,8 +44,8 @@ class BlockMoves(BlockState):
         as they are then: a group without a live row moves nothing, and a cache is as long as before the visit. A load
         that is started one visit early still finds the rows that its visit will find. Rows change when tokens are
         chosen, in the head's last visit of a group; the only movements of the next pass that are started before that
-        are those of weights, which belong to no row.
-        Then, too, rows come and leave (`BlockRows`). Nothing here starts a copy, waits, or changes data.
+        are those of weights, which belong to no row. Then, too, rows come and leave (`BlockRows`). Nothing here starts
+        a copy, waits, or changes data.
         """
         visit = movement.visit
         if movement.kind is Kind.WEIGHTS:

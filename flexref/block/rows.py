@@ -1,6 +1,5 @@
 """Rows in numbers, and rows while they generate or are scored: what each has, and what it still may."""
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
@@ -52,11 +51,6 @@ class AlikeRows:
 
 JobRows = Sequence[RowLengths] | AlikeRows
 """The rows of a job in order."""
-
-
-def counted(rows: JobRows) -> Counter[RowLengths]:
-    """How many rows there are of each lengths, in the order in which they first come."""
-    return Counter({rows.row: rows.count}) if isinstance(rows, AlikeRows) else Counter(rows)
 
 
 def each_of(rows: JobRows) -> Iterator[RowLengths]:

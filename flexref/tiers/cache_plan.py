@@ -77,11 +77,6 @@ class GroupRoom:
         """The most tokens that a pass feeds."""
         return sum(self.new_tokens.values()) + self.prefix_tokens
 
-    @property
-    def largest(self) -> int:
-        """The most tokens that one row may have."""
-        return max(self.tokens.values())
-
 
 @dataclass(frozen=True)
 class CachePlan:

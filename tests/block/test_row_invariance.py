@@ -1,18 +1,14 @@
 """A row has the same bits in any company: tokens and logits, on every port that promises it."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.backend import registry
 from flexref.engine.request import Request
-from flexref.errors import BackendUnavailable
 from flexref.loading import load
 from flexref.policy import Policy
 from flexref.testing import strategies as own
@@ -20,19 +16,6 @@ from flexref.testing import strategies as own
 STORED = st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16"), ("int8", "float32")])
 
 Logits = dict[int, list[npt.NDArray[np.float32]]]
-
-
-def invariant_ports() -> Iterator[object]:
-    """Every installed port that promises it; one skipped case for each whose device is not here."""
-    for name in registry.installed():
-        try:
-            backend = registry.create(name)
-        except BackendUnavailable as error:
-            yield pytest.param(name, id=name, marks=pytest.mark.skip(reason=str(error)))
-            continue
-        if backend.caps.computes and backend.caps.row_invariant:
-            yield pytest.param(name, id=name)
-        backend.close()
 
 
 def generated(
@@ -66,7 +49,6 @@ def cutting(draw: st.DrawFn) -> Policy:
     return draw(own.policies()).changed(prompt_chunk_tokens=draw(st.sampled_from((None, None, 1, 7, 64, 65))))
 
 
-@pytest.mark.parametrize("backend", list(invariant_ports()))
 @given(
     case=companies(),
     stored=STORED,
@@ -75,7 +57,7 @@ def cutting(draw: st.DrawFn) -> Policy:
 )
 def test_a_row_has_the_same_bits_in_any_company(
     model_file: Any,
-    backend: str,
+    invariant_port: str,
     case: tuple[ModelSpec, list[list[int]], list[int]],
     stored: tuple[str, str],
     policies: tuple[Policy, Policy],
@@ -85,27 +67,26 @@ def test_a_row_has_the_same_bits_in_any_company(
     path, request = model_file(spec, *stored), Request(new_tokens, ignore_eos=True)
     this, other = policies
     other = other.changed(cache_scheme=this.cache_scheme, cache_group_size=this.cache_group_size)
-    tokens, logits = generated(path, backend, prompts, this, request)
-    other_tokens, other_logits = generated(path, backend, [prompts[row] for row in again], other, request)
+    tokens, logits = generated(path, invariant_port, prompts, this, request)
+    other_tokens, other_logits = generated(path, invariant_port, [prompts[row] for row in again], other, request)
     for place, row in enumerate(again):
         assert other_tokens[place] == tokens[row]
         np.testing.assert_array_equal(other_logits[place], logits[row], err_msg=f"row {row} at place {place}")
 
 
-@pytest.mark.parametrize("backend", list(invariant_ports()))
 @given(case=companies(), stored=STORED, policy=cutting())
 def test_a_row_begun_again_from_its_tokens_goes_on_with_the_same_bits(
     model_file: Any,
-    backend: str,
+    invariant_port: str,
     case: tuple[ModelSpec, list[list[int]], list[int]],
     stored: tuple[str, str],
     policy: Policy,
 ) -> None:
     spec, prompts, _ = case
     path = model_file(spec, *stored)
-    tokens, logits = generated(path, backend, prompts, policy, Request(6, ignore_eos=True))
+    tokens, logits = generated(path, invariant_port, prompts, policy, Request(6, ignore_eos=True))
     begun = [prompt + row[:3] for prompt, row in zip(prompts, tokens, strict=True)]
-    later, later_logits = generated(path, backend, begun, policy, Request(3, ignore_eos=True))
+    later, later_logits = generated(path, invariant_port, begun, policy, Request(3, ignore_eos=True))
     for row, of_row in enumerate(tokens):
         assert later[row] == of_row[3:]
         np.testing.assert_array_equal(later_logits[row], logits[row][3:], err_msg=f"row {row}, begun again")
