@@ -15,7 +15,7 @@ class Line:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class LineAnswer:
     """What becomes of one line: a JSON object in UTF-8 without a line feed, for the output or, if `failed`, the errors.
 
     `request_hash` is the XXH3-64 of the line's bytes. Two answers of one line are equal, byte for byte.
