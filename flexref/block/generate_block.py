@@ -63,7 +63,8 @@ class GenerateBlock(BlockMoves, BlockComputation):
         seen = self.backend.download(logits) if watch.on_logits is not None or recorded else None
         if watch.on_logits is not None and seen is not None:
             watch.on_logits(numbers, steps, seen)
-        chosen = choose(self.backend, logits, [row.sampling for row in rows], numbers, steps)
+        draws = np.array([row.draw_number for row in rows], np.int64)
+        chosen = choose(self.backend, logits, [row.sampling for row in rows], draws, steps)
         if recorded and seen is not None and watch.on_choice is not None:
             watch.on_choice(numbers, seen, chosen)
         return chosen.tolist()  # type: ignore[no-any-return]

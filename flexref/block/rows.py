@@ -83,8 +83,11 @@ class Row:
     """What it shares with others: see `share`."""
     given_tokens: int = field(init=False)
     """How many tokens it began with: those are read, the others are generated."""
+    draw_number: int = field(init=False)
+    """With the seed and the number of its tokens it decides what is drawn."""
 
     def __post_init__(self) -> None:
+        self.draw_number = self.number
         self.given_tokens = len(self.prompt) + len(self.tokens)
 
     @property

@@ -155,7 +155,7 @@ class GenerationJob:
         return found
 
     def run(self) -> Generator[StreamedToken | None, None, None]:
-        """Run all rows and yield their tokens, and None where only results may have come. `stats` is complete then.
+        """Run all rows and yield their tokens, and None after a pass that gave none. `stats` is complete then.
 
         Raises `EngineError` if the engine has another job or is closed, and `KeyboardInterrupt` only where no operation
         is half done. What the requests' iterator raised is `failure` in the end.
@@ -236,8 +236,10 @@ class GenerationJob:
         self.session.on_event(Notice("prefixes that prompts share are read for each of them: the device has no room"))
         return planned
 
-    def _block(self, planned: PlannedBlock, account: Account) -> Generator[list[StreamedToken], None, None]:
-        """Run one block; yields its new tokens some stages after each pass, and adds its figures to `stats`."""
+    def _block(self, planned: PlannedBlock, account: Account) -> Generator[Sequence[StreamedToken | None], None, None]:
+        """Run one block; yields its new tokens some stages after each pass, None where a pass had none, and adds its
+        figures to `stats`.
+        """
         mover, stats = self.session.mover, self.stats
         block = GenerateBlock(planned, account.weights, mover, self._waiting, self._judge, watch=self._watch)
         shape = planned.shape
@@ -258,7 +260,7 @@ class GenerationJob:
                         marked, before = now, mover.traffic.snapshot()
                         block.tell_watch()
                     if visit.stage == told_at and visit.group == 0:
-                        yield self._streamed(block)
+                        yield self._streamed(block) or [None]
             yield self._streamed(block)
             stats.decode_s += time.perf_counter() - marked
 

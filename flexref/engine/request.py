@@ -99,11 +99,13 @@ class RowRequest:
     """One row of a stream: its prompt, and what to do with it, but for what the prompt itself says.
 
     `generated`: the tokens that it has already, if it was interrupted. It goes on after them as if it had not been.
+    `draw_number`: with the seed it decides what is drawn, from 0 to 2**63 - 1; None: the row's place in the stream.
     """
 
     prompt: AnyPrompt
     request: Request = field(default_factory=Request)
     generated: tuple[int, ...] = ()
+    draw_number: int | None = None
 
 
 def as_prompts(prompts: Any) -> list[Prompt]:

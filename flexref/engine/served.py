@@ -10,6 +10,10 @@ from flexref.engine.row_text import RowText
 from flexref.errors import PromptError
 from flexref.text.prompts import Prompt, new_token_room, to_token_ids
 from flexref.text.tokenizer import Tokenizer
+from flexref.units import is_integer
+
+DRAW_NUMBER_MOST = (1 << 63) - 1
+"""Bounds the number that a row draws by: arrays of them have 64 bits with a sign."""
 
 
 @dataclass(slots=True)
@@ -51,4 +55,8 @@ def serve(asked: RowRequest, number: int, spec: ModelSpec, tokenizer: Tokenizer 
         if text.push(token) is not None:
             raise PromptError(f"{place}: the tokens that are generated already end the row")
     row = Row(number, ids, limit, list(asked.generated), sampling=request.sampling, logprobs=request.logprobs)
+    if asked.draw_number is not None:
+        if not is_integer(asked.draw_number) or not 0 <= asked.draw_number <= DRAW_NUMBER_MOST:
+            raise PromptError(f"{place}: draw_number must be from 0 to {DRAW_NUMBER_MOST}, found {asked.draw_number!r}")
+        row.draw_number = asked.draw_number
     return Served(row, prompt, request, text)

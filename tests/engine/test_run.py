@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -313,3 +314,24 @@ def test_a_stream_without_a_policy_has_one_chosen_for_its_first_rows(model_file:
         assert len(results) == 9
         engine.session.settle = always(HOME)
         assert list(engine.run([])) == []
+
+
+@given(asked=requests(), policy=policies(), numbers=st.lists(st.integers(0, 8), min_size=9, max_size=9))
+def test_a_row_draws_by_the_number_that_it_is_given_wherever_it_stands(
+    model_file: Any, asked: list[RowRequest], policy: Policy, numbers: list[int]
+) -> None:
+    with load(model_file(ENDING), policy=policy, scratch_bytes=1 << 16) as engine:
+        drawn = [replace(each, draw_number=number) for each, number in zip(asked, numbers, strict=False)]
+        results = list(engine.run(iter(drawn)))
+        for result in results:
+            expected = alone(engine, numbers[result.number], asked[result.number])
+            assert result.output == expected.output
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 63, True, "1"])
+def test_a_number_that_cannot_be_drawn_by_fails_alone(model_file: Any, number: Any) -> None:
+    with load(model_file(ENDING), policy=HOME, scratch_bytes=1 << 16) as engine:
+        bad, good = engine.run([RowRequest([1], Request(1), draw_number=number), RowRequest([1], Request(1))])
+        assert isinstance(bad.error, PromptError)
+        assert "draw_number" in str(bad.error)
+        assert good.output is not None
