@@ -1,0 +1,176 @@
+"""Serves the lines of a job on one engine: their rows come and go, answers come as lines end; it knows no file.
+
+A line may have several rows (prompts, choices). It is answered when the last of them has ended.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from flexref.batch_job.answers import LineAnswer
+from flexref.engine.engine import Engine
+from flexref.engine.generation import GenerationJob
+from flexref.engine.request import RowRequest
+from flexref.engine.results import Output, RowResult, StreamedToken
+from flexref.errors import CapacityError, FlexrefError, PromptError
+from flexref.policy import Policy
+
+
+class AskedRows(Protocol):
+    """A line whose requests are known, and how it is answered."""
+
+    @property
+    def number(self) -> int:
+        """The line's number, from 1 on."""
+
+    @property
+    def rows(self) -> Sequence[RowRequest]:
+        """One request for each of its rows."""
+
+    def answer(self, outputs: Sequence[Output], /) -> LineAnswer:
+        """What becomes of it when its rows have become `outputs`, in their order."""
+
+    def refused(self, error: FlexrefError, /) -> LineAnswer:
+        """What becomes of it if one of its rows cannot be served."""
+
+
+Tokens = tuple[int, ...]
+
+Begun = Callable[[int], Mapping[int, Tokens]]
+"""For a line's number, the tokens that its rows had when a run before this one ended, by their places in the line."""
+
+OnPass = Callable[[GenerationJob], None]
+"""Called after every pass; what it raises ends the job where nothing is half done."""
+
+
+@dataclass(slots=True)
+class OpenLine:
+    """A line that is being served: what its rows have become so far, and the tokens of those that have not ended.
+
+    Log-probabilities of those are kept nowhere: a row that is asked for them begins anew, and comes to the same.
+    """
+
+    asked: AskedRows
+    outputs: dict[int, Output] = field(default_factory=dict)
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    error: FlexrefError | None = None
+
+    def request(self, choice: int) -> RowRequest:
+        """What is asked for its row number `choice`: it goes on after the tokens that it has."""
+        return replace(self.asked.rows[choice], generated=tuple(self.tokens.get(choice, ())))
+
+
+def nothing_begun(number: int) -> Mapping[int, Tokens]:
+    """No run has been before this one."""
+    return {}
+
+
+class Serving:
+    """Lines on their way through engines: what one engine leaves, the next goes on with.
+
+    `lines` gives lines in their order: those that are asked, and answers of those that failed before they were. No more
+    of it is taken than the engine looks ahead.
+    """
+
+    def __init__(self, lines: Iterator[AskedRows | LineAnswer], begun: Begun = nothing_begun) -> None:
+        self._lines, self._begun = lines, begun
+        self._open: dict[int, OpenLine] = {}
+
+    @property
+    def unfinished(self) -> Iterator[tuple[int, int, Tokens]]:
+        """(line, place of the row in it, tokens) of every row that has begun and not ended."""
+        for number, line in self._open.items():
+            for choice, tokens in line.tokens.items():
+                if tokens and choice not in line.outputs:
+                    yield number, choice, tuple(tokens)
+
+    def run(self, engine: Engine, policy: Policy | None = None, on_pass: OnPass | None = None) -> Iterator[LineAnswer]:
+        """Serve lines until none is left; answers come as they end, in any order within the engine's window.
+
+        Raises what the engine raises, what `lines` raises once all lines before that are answered, and what `on_pass`
+        raises. Whatever it raises, lines that were not answered stay open for the next `run`.
+        """
+        places: dict[int, tuple[OpenLine, int] | LineAnswer] = {}
+        job = GenerationJob(engine.session, self._requests(places), policy)
+        passes = 0
+        with closing(job.run()) as tokens:
+            for token in tokens:
+                if token is not None and token.row in places:  # else it was the last of its row, which has ended
+                    _note(places[token.row], token)
+                for result in job.take_results():
+                    yield from self._ended(places.pop(result.number), result)
+                if on_pass is not None and job.stats.occupancy.passes != passes:
+                    passes = job.stats.occupancy.passes
+                    on_pass(job)
+        for result in job.take_results():
+            yield from self._ended(places.pop(result.number), result)
+        if job.failure is not None:
+            raise job.failure
+
+    def _requests(self, places: dict[int, tuple[OpenLine, int] | LineAnswer]) -> Iterator[RowRequest]:
+        """The rows of all lines; `places` says whose they are, by their numbers in this stream."""
+        number = 0
+        for line in list(self._open.values()):
+            for choice in range(len(line.asked.rows)):
+                if choice not in line.outputs:
+                    places[number] = line, choice
+                    number += 1
+                    yield line.request(choice)
+        for each in self._lines:
+            if isinstance(each, LineAnswer):
+                # It takes the place of a request, so that it waits its turn and the window bounds these, too. No engine
+                # serves what is no request.
+                places[number] = each
+                number += 1
+                yield each  # type: ignore[misc]
+                continue
+            known = self._begun(each.number).items()
+            begun = {choice: list(tokens) for choice, tokens in known if not each.rows[choice].request.logprobs}
+            line = self._open[each.number] = OpenLine(each, tokens=begun)
+            for choice in range(len(each.rows)):
+                places[number] = line, choice
+                number += 1
+                yield line.request(choice)
+
+    def _ended(self, place: tuple[OpenLine, int] | LineAnswer, result: RowResult) -> Iterator[LineAnswer]:
+        """A row has ended: the answer of its line, if it was the last one."""
+        if isinstance(place, LineAnswer):
+            yield place
+            return
+        line, choice = place
+        line.tokens.pop(choice, None)
+        if result.output is not None:
+            line.outputs[choice] = result.output
+        else:
+            assert result.error is not None
+            line.error = line.error or _said_of_a_line(result, line.asked.rows[choice])
+            line.outputs[choice] = NOTHING
+        if len(line.outputs) < len(line.asked.rows):
+            return
+        del self._open[line.asked.number]
+        if line.error is not None:
+            yield line.asked.refused(line.error)
+        else:
+            yield line.asked.answer([line.outputs[choice] for choice in range(len(line.outputs))])
+
+
+NOTHING = Output("", None, [], "stop", 1)
+"""In place of the output of a row that failed."""
+
+
+def _note(place: tuple[OpenLine, int] | LineAnswer, token: StreamedToken) -> None:
+    assert not isinstance(place, LineAnswer)
+    line, choice = place
+    if not line.asked.rows[choice].request.logprobs:
+        line.tokens.setdefault(choice, []).append(token.token_id)
+
+
+def _said_of_a_line(result: RowResult, asked: RowRequest) -> FlexrefError:
+    """Why a row failed, in words that do not tell where in a stream it stood nor what memory was free: a job that is
+    run again says the same."""
+    if isinstance(result.error, CapacityError):
+        return PromptError(
+            f"a row with up to {asked.request.max_new_tokens} new tokens does not fit into the memory that the job has"
+        )
+    return PromptError(str(result.error).removeprefix(f"prompt {result.number + 1}: "))

@@ -1,0 +1,148 @@
+"""Lines are answered as if each were alone, on one engine or on several that left off anywhere; it knows no format."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.architecture.spec import ModelSpec
+from flexref.batch_job.answers import LineAnswer
+from flexref.batch_job.serve import Serving
+from flexref.engine.generation import GenerationJob
+from flexref.engine.request import Request, RowRequest
+from flexref.engine.results import Output
+from flexref.errors import FlexrefError, JobPaused
+from flexref.loading import load
+from flexref.policy import Policy
+from flexref.sampling.settings import SamplingSettings
+from flexref.testing import strategies as own
+
+SPEC = ModelSpec("ending", 50, 48, 16, 16, 2, 2, 32, eos_token_ids=(7, 11, 20, 30, 41))
+HOME = Policy(rows_per_group=1, overlap=False)
+
+
+@dataclass(frozen=True)
+class Some:
+    """A line whose answer is what its rows have become, as `repr` has it."""
+
+    number: int
+    rows: tuple[RowRequest, ...]
+
+    def answer(self, outputs: Sequence[Output]) -> LineAnswer:
+        assert len(outputs) == len(self.rows)
+        return LineAnswer(self.number, None, 0, False, repr(outputs).encode())
+
+    def refused(self, error: FlexrefError) -> LineAnswer:
+        return LineAnswer(self.number, None, 0, True, str(error).encode())
+
+
+@st.composite
+def lines(draw: st.DrawFn, most: int = 7) -> list[Some | LineAnswer]:
+    found: list[Some | LineAnswer] = []
+    for number in range(1, draw(st.integers(1, most)) + 1):
+        if draw(st.integers(0, 7)) == 0:
+            found.append(LineAnswer(number, None, 0, True, b"bad"))
+            continue
+        rows = []
+        for choice in range(draw(st.sampled_from([1, 1, 2, 3]))):
+            ids = draw(st.lists(st.integers(0, 49), min_size=1, max_size=9))
+            temperature, logprobs = draw(st.sampled_from([0.0, 1.0])), draw(st.sampled_from([0, 0, 2]))
+            fails = draw(st.integers(0, 9)) == 0
+            request = Request(draw(st.integers(1, 7)), SamplingSettings(temperature, seed=3), logprobs=logprobs)
+            rows.append(RowRequest([*ids, *[5] * 48 * fails], request, draw_number=(choice << 44) + number))
+        found.append(Some(number, tuple(rows)))
+    return found
+
+
+def policies() -> st.SearchStrategy[Policy]:
+    return own.policies(cache_schemes=("none",), prompt_chunk_tokens=None)
+
+
+def taken_over(begun: dict[int, dict[int, tuple[int, ...]]], number: int) -> dict[int, tuple[int, ...]]:
+    return begun.get(number, {})
+
+
+def served_alone(file: Any, asked: Sequence[Some | LineAnswer]) -> dict[int, LineAnswer]:
+    with load(file, policy=HOME, scratch_bytes=1 << 16) as engine:
+        return {answer.number: answer for line in asked for answer in Serving(iter([line])).run(engine)}
+
+
+@given(asked=lines(), policies=st.lists(policies(), min_size=1, max_size=4), data=st.data())
+def test_lines_come_to_the_same_on_engines_that_leave_off_anywhere(
+    model_file: Callable[..., Any], asked: list[Some | LineAnswer], policies: list[Policy], data: st.DataObject
+) -> None:
+    expected = served_alone(model_file(SPEC), asked)
+    found = list[LineAnswer]()
+    serving = Serving(iter(asked))
+    for place, policy in enumerate(policies):
+        last = place == len(policies) - 1
+        passes_left = 1 << 20 if last else data.draw(st.integers(0, 5))
+
+        def stop(job: GenerationJob) -> None:
+            nonlocal passes_left
+            passes_left -= 1
+            if passes_left < 0:
+                raise JobPaused("enough")
+
+        with load(model_file(SPEC), policy=policy, scratch_bytes=1 << 16) as engine:
+            try:
+                found += serving.run(engine, on_pass=stop)
+            except JobPaused:
+                assert not last
+        if not last and data.draw(st.booleans()):  # another process takes over, with what this one has noted
+            begun: dict[int, dict[int, tuple[int, ...]]] = {}
+            for number, choice, tokens in serving.unfinished:
+                begun.setdefault(number, {})[choice] = tokens
+            known = {answer.number for answer in found}
+            rest = [line for line in asked if line.number not in known]
+            serving = Serving(iter(rest), partial(taken_over, begun))
+    # What one engine's generator had when it was stopped is computed again, and is the same.
+    assert {answer.number: answer for answer in found} == expected
+    assert len(found) == len(expected)
+    assert list(serving.unfinished) == []
+
+
+def test_lines_that_failed_before_are_bounded_by_the_window_too(model_file: Callable[..., Any]) -> None:
+    taken = 0
+
+    def many() -> Iterator[LineAnswer]:
+        nonlocal taken
+        for number in range(1, 5001):
+            taken = number
+            yield LineAnswer(number, None, 0, True, b"bad")
+
+    with load(model_file(SPEC), policy=HOME, scratch_bytes=1 << 16) as engine:
+        found = []
+        for answer in Serving(many()).run(engine):
+            found.append(answer.number)
+            assert taken - len(found) <= 2 * 256
+    assert found == list(range(1, 5001))
+
+
+def test_what_the_lines_raise_comes_after_the_answers_of_those_before(model_file: Callable[..., Any]) -> None:
+    def broken() -> Iterator[Some]:
+        yield Some(1, (RowRequest([3], Request(2)),))
+        raise ValueError("torn")
+
+    with load(model_file(SPEC), policy=HOME, scratch_bytes=1 << 16) as engine:
+        answers = Serving(broken()).run(engine)
+        assert next(answers).number == 1
+        with pytest.raises(ValueError, match="torn"):
+            next(answers)
+        engine.session.gate.check()
+
+
+def test_why_a_line_is_refused_does_not_depend_on_where_it_stood_or_what_was_free(
+    model_file: Callable[..., Any],
+) -> None:
+    long = Some(9, (RowRequest([3] * 48, Request(2)),))
+    short = Some(1, (RowRequest([3], Request(2)),))
+    with load(model_file(SPEC), policy=HOME, scratch_bytes=1 << 16) as engine:
+        alone = list(Serving(iter([long])).run(engine))
+        beside = list(Serving(iter([short, long])).run(engine))
+    assert alone[0] in beside
+    assert b"prompt" not in alone[0].data.split(b":")[0]
