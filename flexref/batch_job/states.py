@@ -5,9 +5,23 @@ Clocks may be read here: nothing of this is ever part of an answer.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from flexref.engine.results import BYTES_BY_LINK, BYTES_BY_TIER, SECONDS_BY_LINK
+from flexref.json_types.containers import MapOf
+from flexref.json_types.values import Either, Maybe, Number, OneOf, Text, Truth, Whole
 from flexref.policy import Policy
+from flexref.units import KINDS, LINKS, TIERS
+
+COUNT, SECONDS = Whole(0), Number(0)
+
+COPIES_BY_LINK = MapOf(MapOf(COUNT, KINDS), LINKS)
+
+EVENT_KINDS = ("fault", "retry", "mirror", "replan", "warning", "pause")
+
+ENDINGS = ("done", "paused", "failed")
+
+DETAILS = MapOf(Maybe(Either((Truth(), Number(), Text()))))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,18 +34,20 @@ class JobFacts:
     measured or said to have there, None if there was no machine file.
     """
 
-    model: str
-    backend: str
-    policy: Policy
-    input: str
-    output: str
-    lines: int | None
-    lines_before: int = 0
-    runs_before: int = 0
-    predicted_s: float | None = None
-    machine: str | None = None
-    usd_per_hour: float | None = None
-    rates: Mapping[str, float] | None = None
+    model: Annotated[str, "The model's name."]
+    backend: Annotated[str, "The port that it runs on."]
+    policy: Annotated[Policy, "The policy that it runs by."]
+    input: Annotated[str, "The file of requests."]
+    output: Annotated[str, "The file of answers."]
+    lines: Annotated[int | None, COUNT, "Lines that this process is to answer; null for a stream."]
+    lines_before: Annotated[int, COUNT, "Of them, those that earlier runs have answered."] = 0
+    runs_before: Annotated[int, COUNT, "Earlier runs of the job."] = 0
+    predicted_s: Annotated[float | None, SECONDS, "Seconds predicted for what is left; null: no prediction."] = None
+    machine: Annotated[str | None, "The machine that predictions came from; null: none is known."] = None
+    usd_per_hour: Annotated[float | None, Number(0), "What the machine costs; null if that is not known."] = None
+    rates: Annotated[
+        Mapping[str, float] | None, MapOf(Number(0), LINKS), "Bytes per second of each link there; null: unknown."
+    ] = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,37 +56,52 @@ class JobState:
 
     `at_s`: since it began; `working_s`: of those, in passes. `lines_done` counts those of earlier runs, too, and those
     that failed. `live_rows` over `places` is the occupancy of the pass. `lane_busy_s`: seconds in which each lane was
-    at work. `held_bytes`: by tier, now.
+    at work. `held_bytes`: by tier, now. Bytes count when a copy begins, its seconds when it has ended; `timed_bytes`
+    and `timed_copies` are of the copies whose seconds are in `link_s`.
     """
 
-    at_s: float
-    working_s: float = 0.0
-    lines_done: int = 0
-    lines_failed: int = 0
-    passes: int = 0
-    live_rows: int = 0
-    places: int = 0
-    prompt_tokens: int = 0
-    generated_tokens: int = 0
-    link_bytes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    link_s: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    lane_busy_s: Mapping[str, float] = field(default_factory=dict)
-    held_bytes: Mapping[str, int] = field(default_factory=dict)
-    budget_bytes: Mapping[str, int | None] = field(default_factory=dict)
-    faults: int = 0
+    at_s: Annotated[float, SECONDS, "Seconds since the run began."]
+    working_s: Annotated[float, SECONDS, "Of those, seconds in passes."] = 0.0
+    lines_done: Annotated[int, COUNT, "Lines that have an answer or an error, from earlier runs too."] = 0
+    lines_failed: Annotated[int, COUNT, "Of those, lines that failed."] = 0
+    passes: Annotated[int, COUNT, "Passes over the model."] = 0
+    live_rows: Annotated[int, COUNT, "Rows of the latest pass."] = 0
+    places: Annotated[int, COUNT, "Rows that might have been in it."] = 0
+    prompt_tokens: Annotated[int, COUNT, "Tokens of prompts that were read."] = 0
+    generated_tokens: Annotated[int, COUNT, "New tokens of all rows."] = 0
+    link_bytes: Annotated[Mapping[str, Mapping[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."] = (
+        field(default_factory=dict)
+    )
+    link_s: Annotated[
+        Mapping[str, Mapping[str, float]], SECONDS_BY_LINK, "Seconds of the copies that have ended, likewise."
+    ] = field(default_factory=dict)
+    timed_bytes: Annotated[
+        Mapping[str, Mapping[str, int]], BYTES_BY_LINK, "Bytes of the copies that have ended, likewise."
+    ] = field(default_factory=dict)
+    timed_copies: Annotated[
+        Mapping[str, Mapping[str, int]], COPIES_BY_LINK, "How many copies have ended, likewise."
+    ] = field(default_factory=dict)
+    lane_busy_s: Annotated[Mapping[str, float], MapOf(SECONDS), "Seconds in which each lane was at work."] = field(
+        default_factory=dict
+    )
+    held_bytes: Annotated[Mapping[str, int], BYTES_BY_TIER, "Bytes held now, by tier."] = field(default_factory=dict)
+    budget_bytes: Annotated[
+        Mapping[str, int | None], MapOf(Maybe(COUNT), TIERS), "What may be held, by tier; null: no bound."
+    ] = field(default_factory=dict)
+    faults: Annotated[int, COUNT, "Faults so far."] = 0
 
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
-    """Something that happened, in one line of words. `kind`: `fault`, `retry`, `mirror`, `replan`, `warning`, `pause`.
+    """Something that happened, in one line of words. `kind` is one of `EVENT_KINDS`.
 
     `details` are figures by name, fit for JSON.
     """
 
-    at_s: float
-    kind: str
-    text: str
-    details: Mapping[str, Any] = field(default_factory=dict)
+    at_s: Annotated[float, SECONDS, "Seconds since the run began."]
+    kind: Annotated[str, OneOf(EVENT_KINDS), "What kind of thing happened."]
+    text: Annotated[str, "What happened, in one line."]
+    details: Annotated[Mapping[str, Any], DETAILS, "Figures by name."] = field(default_factory=dict)
 
 
 class Watcher(Protocol):
@@ -86,4 +117,4 @@ class Watcher(Protocol):
         """Something happened."""
 
     def end(self, state: JobState, ending: str) -> None:
-        """The job ends: `done`, `paused` or `failed`. Called once, whatever happened."""
+        """The job ends with one of `ENDINGS`. Called once, whatever happened."""

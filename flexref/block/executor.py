@@ -5,6 +5,7 @@ have ended (`hazards`). The executor does not wait for these itself: it passes t
 lane and for a computation to the operators' own order (`Backend.wait`).
 """
 
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -13,7 +14,7 @@ from typing import Protocol
 from flexref.backend.protocol import Lane, Ticket
 from flexref.schedule.hazards import requirements
 from flexref.schedule.zigzag import Hop, Movement, Operation, Shape, Visit, beats
-from flexref.tiers.mover import Mover
+from flexref.tiers.mover import COMPUTE, Mover
 from flexref.tiers.transfer import Transfer
 from flexref.units import Kind
 
@@ -149,7 +150,10 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
             if computation is not None:
                 for owed in ledger.awaited(computation):
                     backend.wait(owed.ticket)
+                begin_s = time.perf_counter()
                 work.compute(computation.visit)
+                if backend.caps.one_memory:  # the host's processor computes: operators end before their calls return
+                    mover.traffic.worked(COMPUTE, time.perf_counter() - begin_s)
                 ledger.owes(computation, None, backend.mark())
             for movement in beat.after:
                 start(movement)

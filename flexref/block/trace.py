@@ -16,6 +16,7 @@ from flexref.block.trace_file import TraceFile
 from flexref.block.watch import Computed
 from flexref.errors import FlexrefError
 from flexref.schedule.zigzag import Hop, Movement
+from flexref.tiers.mover import COMPUTE, CROSSING
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Done
 from flexref.units import Kind, Tier
@@ -23,9 +24,6 @@ from flexref.version import __version__
 
 PROCESS = 1
 """The number of the process in a trace: there is one."""
-
-COMPUTE, CROSSING = "compute", "crossing"
-"""Threads of a trace beside the lanes: visits, and the arrays of operators that cross between host and device."""
 
 ORDER = ("disk_in", "weights_in", "cache_in", COMPUTE, CROSSING, "cache_out", "disk_out")
 """Threads from the top, in the order in which data passes them."""

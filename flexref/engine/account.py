@@ -18,14 +18,28 @@ from flexref.units import LINK_OF, Tier
 
 
 @dataclass(slots=True)
+class Standing:
+    """How far a job has come: its figures, and the live rows and places of its latest pass."""
+
+    stats: Stats
+    live_rows: int = 0
+    places: int = 0
+
+
+@dataclass(slots=True)
 class Account:
     """What a job needs of its session while it runs. `stats` is complete when the job has ended."""
 
-    stats: Stats
+    standing: Standing
     weights: WeightStore
     arenas: Mapping[Tier, Arena]
     trace: Trace | None = None
     _memory: list[BlockPlan] = field(default_factory=list)
+
+    @property
+    def stats(self) -> Stats:
+        """The figures of the job."""
+        return self.standing.stats
 
     def check_weights(self) -> None:
         """`StorageError` if weights that are read again in every pass are not those of the pass before."""
@@ -63,6 +77,7 @@ class Account:
         else:
             stats.prefill_s += seconds
         stats.occupancy.add(fed.rows / places)
+        self.standing.live_rows, self.standing.places = fed.rows, places
         cache = self._memory[-1].cache
         stats.shared_prefix_link_bytes += fed.spared_tokens * cache.layout.record_bytes * cache.prefix_layers
 

@@ -20,7 +20,7 @@ from flexref.block.memory_plan import BlockPlan
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import JobRows, RowLengths
 from flexref.block.trace import Trace
-from flexref.engine.account import Account
+from flexref.engine.account import Account, Standing
 from flexref.engine.events import Notice, OnEvent, WeightsLoaded, logged, no_listener
 from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
@@ -91,7 +91,7 @@ class Session:
     """What jobs on one engine share. One job at a time has it: all of them pass `gate`.
 
     While a job works Ctrl-C acts where nothing is half done (`engine.interrupts`). Weights stay where they are as long
-    as the policies of the jobs let them.
+    as the policies of the jobs let them. `standing` is that of the latest job, None before the first.
     """
 
     def __init__(
@@ -114,6 +114,7 @@ class Session:
         self._traffic = Traffic()
         self.mover = Mover(backend, self._traffic, self.interrupts.check)
         self.gate = Gate(self.interrupts, lambda: self.interrupts.forced or self.mover.abandoned)
+        self.standing: Standing | None = None
         self._left_alone: list[Any] = []
         self._disk = disk or RealDisk(file, self.disk_dir)
         self.arenas = {tier: self._arena(tier) for tier in Tier}
@@ -182,7 +183,8 @@ class Session:
         stats.row_invariant = self._keep_rows_apart(stats.policy.row_invariant)
         for arena in self.arenas.values():
             arena.restart_peak()
-        account = Account(stats, self._weights_for(stats.policy), self.arenas, trace)
+        self.standing = Standing(stats)
+        account = Account(self.standing, self._weights_for(stats.policy), self.arenas, trace)
         self._traffic.restart(None if trace is None else trace.on_done)
         if trace is not None:
             trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)

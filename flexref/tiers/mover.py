@@ -13,8 +13,8 @@ from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, M
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
 
-CROSSING = "crossing"
-"""In place of a lane's name: what crosses a link in order with the operators."""
+COMPUTE, CROSSING = "compute", "crossing"
+"""In place of a lane's name: the operators, and what crosses a link in order with them."""
 
 
 def _nothing() -> None:

@@ -133,11 +133,24 @@ def host_bytes(backend: Backend, region: Region) -> npt.NDArray[np.uint8]:
 
 @dataclass(slots=True)
 class Flow:
-    """What went over one link for one kind: bytes, copies, and the seconds that the copies took."""
+    """What went over one link for one kind: bytes, copies, and the seconds that the copies took.
+
+    `timed_bytes` and `timed_copies` are of the copies whose seconds are known, those that have ended.
+    """
 
     nbytes: int = 0
     copies: int = 0
     seconds: float = 0.0
+    timed_bytes: int = 0
+    timed_copies: int = 0
+
+    def add(self, more: "Flow") -> None:
+        """Add what went over it at another time."""
+        self.nbytes += more.nbytes
+        self.copies += more.copies
+        self.seconds += more.seconds
+        self.timed_bytes += more.timed_bytes
+        self.timed_copies += more.timed_copies
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +171,14 @@ class Done:
 
 @dataclass(slots=True)
 class Traffic:
-    """All copies so far by (link, kind), and a listener for each finished one."""
+    """All copies so far by (link, kind), and a listener for each finished one.
+
+    `lane_s`: seconds in which each lane was at work, and the operators' (`mover.COMPUTE`) of a port on the host's own
+    processor. Those of other ports end later than their calls, and are timed for a trace alone.
+    """
 
     flows: dict[tuple[str, str], Flow] = field(default_factory=dict)
+    lane_s: dict[str, float] = field(default_factory=dict)
     on_done: Callable[[Done], None] | None = None
 
     def started(self, copy: "Transfer | Crossing") -> None:
@@ -174,13 +192,21 @@ class Traffic:
     ) -> None:
         """Add the seconds of a copy, from `span_s`: its start and end."""
         start_s, end_s = span_s
-        self.flows[copy.link, copy.kind.value].seconds += end_s - start_s
+        flow = self.flows[copy.link, copy.kind.value]
+        flow.seconds += end_s - start_s
+        flow.timed_bytes += copy.nbytes
+        flow.timed_copies += 1
+        self.worked(str(lane), end_s - start_s)
         if self.on_done is not None:
             self.on_done(Done(str(lane), copy.what, copy.link, copy.nbytes, start_s, end_s, purpose))
 
+    def worked(self, lane: str, seconds: float) -> None:
+        """A lane, or the operators, was at work for so long."""
+        self.lane_s[lane] = self.lane_s.get(lane, 0.0) + seconds
+
     def restart(self, on_done: Callable[[Done], None] | None = None) -> dict[tuple[str, str], Flow]:
         """Begin a new account, of which `on_done` hears; the one until now."""
-        flows, self.flows, self.on_done = self.flows, {}, on_done
+        flows, self.flows, self.lane_s, self.on_done = self.flows, {}, {}, on_done
         return flows
 
     def link_bytes(self) -> dict[str, dict[str, int]]:
