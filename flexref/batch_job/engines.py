@@ -56,8 +56,9 @@ class Engines:
         self._refused = 0
 
     def lower(self, engine: Engine, error: CapacityError | MemoryError) -> str:
-        """Give the next engine less of what `engine` ran out of; in words. Raises `error` if that has not helped, or if
-        the policy was given, which no planner may change.
+        """Give the next engine less of what `engine` ran out of; says so in words.
+
+        Raises `error` if that has not helped so far, or if the policy was given, which no planner may change.
         """
         self._refused += 1
         if self._refused >= ATTEMPTS or self.settling.policy is not None:

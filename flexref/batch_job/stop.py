@@ -47,8 +47,8 @@ class Stop:
         try:
             yield
         finally:
-            for number, former in self._former.items():
-                signal.signal(number, former)
+            for handled, former in self._former.items():
+                signal.signal(handled, former)
             self._former = {}
 
     def _act(self, number: int, frame: FrameType | None) -> None:
