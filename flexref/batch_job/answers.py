@@ -2,16 +2,31 @@
 
 from dataclasses import dataclass
 
+from xxhash import xxh3_64_intdigest
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the input as it stands there: its number, from 1 on, and its bytes without the line feed.
+    """One line of the input as it stands there: its number, from 1 on, and its bytes without the end of the line.
 
-    Blank lines have numbers too, and become nothing.
+    Blank lines have numbers too, and become nothing. `digest`: the XXH3-64 of a line that is longer than is read, of
+    which `data` is only the beginning; None for all others. `duplicate_of`: the earlier line of the same custom_id.
     """
 
     number: int
     data: bytes
+    digest: int | None = None
+    duplicate_of: int | None = None
+
+    @property
+    def request_hash(self) -> int:
+        """XXH3-64 of the whole line."""
+        return xxh3_64_intdigest(self.data) if self.digest is None else self.digest
+
+    @property
+    def blank(self) -> bool:
+        """Whether there is nothing but white space in it."""
+        return self.digest is None and (not self.data or self.data.isspace())
 
 
 @dataclass(frozen=True, slots=True)

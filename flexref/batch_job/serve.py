@@ -40,8 +40,8 @@ Tokens = tuple[int, ...]
 Begun = Callable[[int], Mapping[int, Tokens]]
 """For a line's number, the tokens that its rows had when a run before this one ended, by their places in the line."""
 
-OnJob = Callable[[Engine, GenerationJob], None]
-"""Told of the job on an engine. What it raises ends the job where nothing is half done."""
+OnPass = Callable[[GenerationJob], None]
+"""Called after every pass; what it raises ends the job where nothing is half done."""
 
 
 @dataclass(slots=True)
@@ -61,10 +61,6 @@ class OpenLine:
         return replace(self.asked.rows[choice], generated=tuple(self.tokens.get(choice, ())))
 
 
-def nobody(engine: Engine, job: GenerationJob) -> None:
-    """Nobody wants to know."""
-
-
 def nothing_begun(number: int) -> Mapping[int, Tokens]:
     """No run has been before this one."""
     return {}
@@ -80,8 +76,6 @@ class Serving:
     def __init__(self, lines: Iterator[AskedRows | LineAnswer], begun: Begun = nothing_begun) -> None:
         self._lines, self._begun = lines, begun
         self._open: dict[int, OpenLine] = {}
-        self.is_running = False
-        """Whether an engine had a policy and began, also when it has failed since."""
 
     @property
     def unfinished(self) -> Iterator[tuple[int, int, Tokens]]:
@@ -91,30 +85,24 @@ class Serving:
                 if tokens and choice not in line.outputs:
                     yield number, choice, tuple(tokens)
 
-    def run(
-        self, engine: Engine, policy: Policy | None = None, *, on_begin: OnJob = nobody, on_pass: OnJob = nobody
-    ) -> Iterator[LineAnswer]:
+    def run(self, engine: Engine, policy: Policy | None = None, on_pass: OnPass | None = None) -> Iterator[LineAnswer]:
         """Serve lines until none is left; answers come as they end, in any order within the engine's window.
 
-        `on_begin` is called before the first pass, `on_pass` after every pass. Raises what the engine raises, what
-        `lines` raises once all lines before that are answered, and what those two raise. Whatever it raises, lines that
-        were not answered stay open for the next `run`.
+        Raises what the engine raises, what `lines` raises once all lines before that are answered, and what `on_pass`
+        raises. Whatever it raises, lines that were not answered stay open for the next `run`.
         """
-        self.is_running = False
         places: dict[int, tuple[OpenLine, int] | LineAnswer] = {}
         job = GenerationJob(engine.session, self._requests(places), policy)
         passes = 0
-        on_begin(engine, job)
-        self.is_running = True
         with closing(job.run()) as tokens:
             for token in tokens:
                 if token is not None and token.row in places:  # else it was the last of its row, which has ended
                     _note(places[token.row], token)
                 for result in job.take_results():
                     yield from self._ended(places.pop(result.number), result)
-                if job.stats.occupancy.passes != passes:
+                if on_pass is not None and job.stats.occupancy.passes != passes:
                     passes = job.stats.occupancy.passes
-                    on_pass(engine, job)
+                    on_pass(job)
         for result in job.take_results():
             yield from self._ended(places.pop(result.number), result)
         if job.failure is not None:

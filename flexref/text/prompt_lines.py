@@ -54,7 +54,7 @@ def prompt_lines(path: Path | str, settings: Collection[str] = ()) -> tuple[list
     filled = [(number, line) for number, line in numbered if line.strip()]
     if not filled:
         raise PromptError(f"{name}: holds no prompt")
-    is_json = Path(path).suffix.lower() in JSON_SUFFIXES or _is_json_object(filled[0][1])
+    is_json = Path(path).suffix.lower() in JSON_SUFFIXES or is_json_object(filled[0][1])
     found = []
     for number, line in filled:
         place = f"{name}, line {number}"
@@ -84,7 +84,8 @@ def _lines(data: bytes, name: str) -> Iterator[tuple[int, str]]:
         yield number, line.removesuffix("\r")
 
 
-def _is_json_object(line: str) -> bool:
+def is_json_object(line: str) -> bool:
+    """Whether a first line says that all lines are JSON objects."""
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, RecursionError):
@@ -97,14 +98,14 @@ def _parsed(line: str, place: str, keys: Sequence[str]) -> PromptLine:
         raise PromptError(f"{place}: needed a JSON object with `prompt`, found {line[:60]!r}")
     for key in record:
         if key not in keys:
-            raise PromptError(f"{place}: {_unknown(key, keys)}")
+            raise PromptError(f"{place}: {unknown_key(key, keys)}")
     if "prompt" not in record:
         raise PromptError(f"{place}: needed a JSON object with `prompt`, found {line[:60]!r}")
     settings = {key: value for key, value in record.items() if key not in KNOWN_KEYS}
     return PromptLine(place, _prompt(record["prompt"], place), _record_id(record.get("id"), place), settings)
 
 
-def _unknown(key: str, keys: Sequence[str]) -> str:
+def unknown_key(key: str, keys: Sequence[str]) -> str:
     """What is wrong with a key, what is known, and what may have been meant."""
     near = [ALIASES[key]] if key in ALIASES else get_close_matches(key, (*keys, *OPTIONS), n=1)
     meant = ""

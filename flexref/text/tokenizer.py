@@ -58,9 +58,10 @@ class Tokenizer:
         document = as_json(as_text(data, source, CheckpointError), source, CheckpointError)
         return cls(check_document(document, source), source)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special: bool = True) -> list[int]:
         """The token ids of `text`, with the special tokens that the document puts around it (OPT: `</s>` first).
 
+        Without `add_special` those are left out, as for the text of a chat, which spells its own.
         As in `transformers`, special tokens that are spelled out in `text` are recognized there. Raises `PromptError`
         if `text` is not Unicode (half a surrogate pair, or bytes that were no UTF-8) or too long to be worked on.
         """
@@ -71,7 +72,7 @@ class Tokenizer:
         if nbytes * self._expansion > MAX_EXPANDED_BYTES:
             most = MAX_EXPANDED_BYTES // self._expansion
             raise PromptError(f"the text has {nbytes} bytes, at most {most} are taken with this tokenizer")
-        ids: list[int] = self._guarded(lambda: self._rust.encode(text)).ids
+        ids: list[int] = self._guarded(lambda: self._rust.encode(text, add_special_tokens=add_special)).ids
         return ids
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.serve import Serving
-from flexref.engine.engine import Engine
 from flexref.engine.generation import GenerationJob
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Output
@@ -83,7 +82,7 @@ def test_lines_come_to_the_same_on_engines_that_leave_off_anywhere(
         last = place == len(policies) - 1
         passes_left = 1 << 20 if last else data.draw(st.integers(0, 5))
 
-        def stop(engine: Engine, job: GenerationJob) -> None:
+        def stop(job: GenerationJob) -> None:
             nonlocal passes_left
             passes_left -= 1
             if passes_left < 0:

@@ -1,0 +1,49 @@
+"""The lines of a job's input that comes as a stream, each once, as it comes; it knows no request."""
+
+import sys
+from collections.abc import Iterator
+from itertools import chain
+from typing import BinaryIO
+
+from flexref.batch_job.answers import Line
+from flexref.batch_job.input_file import id_digest, looks_like_json, marked, numbered_lines
+from flexref.errors import StorageError
+
+
+class InputStream:
+    """Lines as they come. Custom_ids are remembered by their XXH3-128: some 130 bytes for every line that has one."""
+
+    def __init__(self, file: BinaryIO, name: str = "the input") -> None:
+        """Reads up to the first filled line, which says whether the lines are JSON objects. Raises `StorageError`."""
+        self._first: dict[bytes, int] = {}
+        self.as_json = False
+        """Whether its lines are JSON objects; else each is a prompt."""
+        begun, lines = [], _lines(file, name)
+        for line in lines:
+            begun.append(line)
+            if not line.blank:
+                self.as_json = looks_like_json(line)
+                break
+        self._lines = chain(begun, lines)
+
+    def __iter__(self) -> Iterator[Line]:
+        """The lines that have not been read yet. Raises `StorageError`."""
+        for line in self._lines:
+            digest = id_digest(line) if self.as_json else None
+            first = line.number if digest is None else self._first.setdefault(digest, line.number)
+            yield marked(line, None if first == line.number else first)
+
+
+def standard_input() -> InputStream:
+    """What comes on standard input. Raises `StorageError` if it is closed."""
+    if sys.stdin is None:
+        raise StorageError("standard input cannot be read: it is closed")
+    return InputStream(sys.stdin.buffer, "standard input")
+
+
+def _lines(file: BinaryIO, name: str) -> Iterator[Line]:
+    try:
+        for line, _ in numbered_lines(file):
+            yield line
+    except (OSError, ValueError) as error:  # closed: a ValueError
+        raise StorageError(f"{name} cannot be read: {error}") from error

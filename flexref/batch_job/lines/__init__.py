@@ -1,0 +1,1 @@
+"""How lines of the OpenAI batch format, prompt objects and plain prompts are read, and how answers are written."""

@@ -1,0 +1,67 @@
+"""A line as a JSON object, or why it is none; it knows no field.
+
+Beyond JSON itself: no key twice in an object, nothing nested deeper than `LEVELS_MOST`, no half of a surrogate pair, no
+number beyond the range of floats.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from flexref.batch_job.lines.wrong_line import INVALID_LINE, WrongLine
+
+LEVELS_MOST = 32
+"""Levels of lists and objects in each other. Nothing that is served needs more than seven, and the decoder would stop
+at a depth that depends on its caller."""
+
+TEXT = re.compile(rb'"[^"]*"(\s*:)?')
+"""A text in JSON without escaped quotation marks, which is a key if a colon follows."""
+
+DECODER = msgspec.json.Decoder()
+
+
+def object_in(data: bytes) -> dict[str, Any]:
+    """The object that is the line. Raises `WrongLine`."""
+    if data.count(b"[") + data.count(b"{") > LEVELS_MOST and _levels(data) > LEVELS_MOST:
+        raise WrongLine(f"its JSON is nested more than {LEVELS_MOST} levels deep", INVALID_LINE)
+    try:
+        found = DECODER.decode(data)
+    except UnicodeDecodeError as error:
+        raise WrongLine(f"it is not UTF-8: {error.reason}", INVALID_LINE) from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise WrongLine(f"it is not JSON: {' '.join(str(error).split())}", INVALID_LINE) from error
+    if not isinstance(found, dict):
+        raise WrongLine("it must be a JSON object", INVALID_LINE)
+    # Every key has a colon after it; only where texts have some, too, it takes a look at the keys themselves.
+    keys = _keys(found)
+    if (
+        data.count(b":") != keys
+        and sum(match[1] is not None for match in TEXT.finditer(_without_escapes(data))) != keys
+    ):
+        raise WrongLine("a key stands twice in one of its JSON objects", INVALID_LINE)
+    return found
+
+
+def _keys(value: dict[str, Any] | list[Any]) -> int:
+    """Keys of all objects in a value."""
+    parts = value.values() if isinstance(value, dict) else value
+    own = len(value) if isinstance(value, dict) else 0
+    kinds = set(map(type, parts))
+    if dict in kinds or list in kinds:
+        own += sum(_keys(part) for part in parts if isinstance(part, dict | list))
+    return own
+
+
+def _levels(data: bytes) -> int:
+    """How deep lists and objects lie in each other, as far as brackets outside of texts say."""
+    level = most = 0
+    for bracket in re.finditer(rb"[\[\]{}]", TEXT.sub(b"", _without_escapes(data))):
+        level += 1 if bracket[0] in b"[{" else -1
+        most = max(most, level)
+    return most
+
+
+def _without_escapes(data: bytes) -> bytes:
+    """JSON without the backslashes and quotation marks that are escaped in its texts."""
+    return data.replace(rb"\\", b"").replace(rb"\"", b"")

@@ -1,0 +1,147 @@
+"""A job's lines read as requests: the rows that each asks for, or at once the answer why it cannot be served.
+
+It knows a model's sizes, tokenizer and chat template, and no engine. Prompts become token ids here, so that what is
+said of one does not depend on where it stands in an engine's stream.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flexref.batch_job.answers import Line, LineAnswer
+from flexref.batch_job.lines.answer_lines import failed
+from flexref.batch_job.lines.asked_body import AskedBody, BodyReader
+from flexref.batch_job.lines.asked_line import AskedLine
+from flexref.batch_job.lines.body_fields import URLS
+from flexref.batch_job.lines.defaults import Defaults
+from flexref.batch_job.lines.json_line import object_in
+from flexref.batch_job.lines.prompt_tokens import PromptReader, ServedModel
+from flexref.batch_job.lines.wrong_line import (
+    DUPLICATE_CUSTOM_ID,
+    INVALID_LINE,
+    INVALID_VALUE,
+    MISSING_FIELD,
+    NO_TOKENIZER,
+    UNKNOWN_FIELD,
+    UNSUPPORTED_FIELD,
+    WrongLine,
+)
+from flexref.engine.request import RowRequest
+from flexref.files import LONGEST_LINE_BYTES
+from flexref.json_types.values import shown
+from flexref.text.prompt_lines import LONGEST_ID
+from flexref.units import is_integer
+
+ENVELOPE = ("custom_id", "method", "url", "body")
+"""What a line of the OpenAI batch format has, all of it."""
+
+CHOICE_BITS = 44
+"""Of what a row draws by: its line below these bits, its place among the rows of its line above."""
+
+MOST_ROWS = 1 << 12
+"""Bounds the rows of a line: its answer holds them all."""
+
+
+class RequestReader:
+    """Reads lines as requests for one model; the same line is read the same at any time, on any machine."""
+
+    def __init__(self, model: ServedModel, defaults: Defaults, *, as_json: bool) -> None:
+        """`as_json`: whether lines are JSON objects (`Scan.as_json`); else each is a prompt."""
+        self._as_json, self._defaults, self._model = as_json, defaults, model
+        self._bodies = BodyReader(defaults, model.positions)
+        self._prompts = PromptReader(model)
+
+    def read(self, line: Line) -> AskedLine | LineAnswer | None:
+        """The line as a request, or the answer why it cannot be served; None if it is blank."""
+        if line.blank:
+            return None
+        custom_id: str | int | None = None
+        try:
+            if line.digest is not None:
+                raise WrongLine(f"it is longer than the {LONGEST_LINE_BYTES} bytes that are read", INVALID_LINE)
+            if not self._as_json:
+                return self._asked(line, None, self._bodies.plain({"prompt": _text(line.data)}))
+            record = object_in(line.data)
+            if any(name in record for name in ENVELOPE):
+                custom_id = _custom_id(record)
+                return self._asked(line, custom_id, self._enveloped(record, line))
+            custom_id = _plain_id(record)
+            return self._asked(line, custom_id, self._bodies.plain(record))
+        except WrongLine as why:
+            return failed(line, custom_id, why)
+
+    def _enveloped(self, record: Mapping[str, Any], line: Line) -> AskedBody:
+        """What a line of the OpenAI batch format asks for."""
+        if line.duplicate_of is not None:
+            found = shown(record["custom_id"])
+            words = f"`custom_id` {found} stands in line {line.duplicate_of}, too; each must be there once"
+            raise WrongLine(words, DUPLICATE_CUSTOM_ID, "custom_id")
+        for name in record:
+            if name not in ENVELOPE:
+                words = f"unknown field {shown(name)}; a line has the fields {', '.join(ENVELOPE)}"
+                raise WrongLine(words, UNKNOWN_FIELD, name[:LONGEST_ID])
+        for name in ENVELOPE:
+            if name not in record:
+                raise WrongLine(
+                    f"`{name}` is missing; a line has the fields {', '.join(ENVELOPE)}", MISSING_FIELD, name
+                )
+        method, url, body = record["method"], record["url"], record["body"]
+        if method != "POST":
+            raise WrongLine(f'`method` must be "POST", found {shown(method)}', INVALID_VALUE, "method")
+        if not isinstance(url, str) or url not in URLS:
+            raise WrongLine(f"`url` must be {' or '.join(URLS)}, found {shown(url)}", UNSUPPORTED_FIELD, "url")
+        if not isinstance(body, dict):
+            raise WrongLine(f"`body` must be an object, found {shown(body)}", INVALID_VALUE, "body")
+        return self._bodies.read(body, url)
+
+    def _asked(self, line: Line, custom_id: str | int | None, body: AskedBody) -> AskedLine:
+        """The rows of a body: all choices of the first prompt, then those of the next one."""
+        if body.request.stops and self._model.tokenizer is None:
+            raise WrongLine("stop texts need a tokenizer, and the model has none", NO_TOKENIZER, "stop")
+        prompts = self._prompts.prompts_of(body)
+        if len(prompts) * body.choices > MOST_ROWS:
+            words = f"{len(prompts)} prompts with {body.choices} choices each are more rows than the {MOST_ROWS}"
+            raise WrongLine(f"{words} that a line may have; divide it", INVALID_VALUE, "prompt")
+        # A seed of the body's own gives the same wherever the line stands.
+        first = 0 if body.seeded else line.number - 1
+        ids = [self._prompts.token_ids(prompt, body) for prompt in prompts]
+        rows = tuple(
+            RowRequest(prompt, body.request, draw_number=first + (index << CHOICE_BITS))
+            for index, prompt in enumerate(prompt for prompt in ids for _ in range(body.choices))
+        )
+        echoed = self._echoed(prompts, ids) if body.echo else ()
+        return AskedLine(line, custom_id, body, rows, echoed, self._model.tokenizer, self._defaults.created)
+
+    def _echoed(self, prompts: Sequence[object], ids: Sequence[tuple[int, ...]]) -> tuple[str | tuple[int, ...], ...]:
+        tokenizer = self._model.tokenizer
+        if tokenizer is None:
+            return tuple(ids)
+        pairs = zip(prompts, ids, strict=True)
+        return tuple(prompt if isinstance(prompt, str) else tokenizer.decode(own) for prompt, own in pairs)
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WrongLine(f"it is not UTF-8: {error.reason}", INVALID_LINE) from error
+
+
+def _custom_id(record: Mapping[str, Any]) -> str:
+    found = record.get("custom_id")
+    if found is None:
+        raise WrongLine("`custom_id` is missing; every line needs one of its own", MISSING_FIELD, "custom_id")
+    if not isinstance(found, str) or not found or len(found) > LONGEST_ID:
+        words = f"`custom_id` must be text of 1 to {LONGEST_ID} characters, found {shown(found)}"
+        raise WrongLine(words, INVALID_VALUE, "custom_id")
+    return found
+
+
+def _plain_id(record: Mapping[str, Any]) -> str | int | None:
+    found = record.get("id")
+    if (
+        found is None
+        or (is_integer(found) and abs(found) < 1 << 63)
+        or (isinstance(found, str) and len(found) <= LONGEST_ID)
+    ):
+        return found
+    raise WrongLine(f"`id` must be an integer or text of at most {LONGEST_ID} characters", INVALID_VALUE, "id")
