@@ -31,10 +31,14 @@ _CHECK = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """What the trailer says: the file's length and the length of its metadata, both in bytes."""
+    """What the trailer says: the file's length and the length of its metadata, both in bytes; the latter's XXH3-64.
+
+    The metadata holds the checksum of every dataset, so that two files with one checksum of it hold the same tensors.
+    """
 
     file_bytes: int
     metadata_bytes: int
+    metadata_checksum: int
 
 
 def checksum_range(file: int, offset: int, length: int) -> int:
@@ -82,4 +86,4 @@ def check_trailer(file: int, path: str) -> Trailer:
         raise WeightFileError(f"{path} is damaged: its trailer gives the metadata {metadata_bytes} bytes")
     if checksum_range(file, 0, metadata_bytes) != digest:
         raise WeightFileError(f"{path} is damaged: its HDF5 metadata does not match its checksum")
-    return Trailer(file_bytes, metadata_bytes)
+    return Trailer(file_bytes, metadata_bytes, digest)
