@@ -40,8 +40,8 @@ Tokens = tuple[int, ...]
 Begun = Callable[[int], Mapping[int, Tokens]]
 """For a line's number, the tokens that its rows had when a run before this one ended, by their places in the line."""
 
-OnPass = Callable[[GenerationJob], None]
-"""Called after every pass; what it raises ends the job where nothing is half done."""
+OnJob = Callable[[Engine, GenerationJob], None]
+"""Told of the job on an engine. What it raises ends the job where nothing is half done."""
 
 
 @dataclass(slots=True)
@@ -49,16 +49,22 @@ class OpenLine:
     """A line that is being served: what its rows have become so far, and the tokens of those that have not ended.
 
     Log-probabilities of those are kept nowhere: a row that is asked for them begins anew, and comes to the same.
+    `set_aside`: a row of it did not fit under a policy that was chosen for others.
     """
 
     asked: AskedRows
     outputs: dict[int, Output] = field(default_factory=dict)
     tokens: dict[int, list[int]] = field(default_factory=dict)
     error: FlexrefError | None = None
+    set_aside: bool = False
 
     def request(self, choice: int) -> RowRequest:
         """What is asked for its row number `choice`: it goes on after the tokens that it has."""
         return replace(self.asked.rows[choice], generated=tuple(self.tokens.get(choice, ())))
+
+
+def nobody(engine: Engine, job: GenerationJob) -> None:
+    """Nobody wants to know."""
 
 
 def nothing_begun(number: int) -> Mapping[int, Tokens]:
@@ -76,6 +82,14 @@ class Serving:
     def __init__(self, lines: Iterator[AskedRows | LineAnswer], begun: Begun = nothing_begun) -> None:
         self._lines, self._begun = lines, begun
         self._open: dict[int, OpenLine] = {}
+        self._lines_ended = self._last = False
+        self.is_running = False
+        """Whether an engine had a policy and began, also when it has failed since."""
+
+    @property
+    def has_set_aside(self) -> bool:
+        """Whether lines stayed open since they need a policy of their own: `run` has one chosen for them."""
+        return any(line.set_aside for line in self._open.values())
 
     @property
     def unfinished(self) -> Iterator[tuple[int, int, Tokens]]:
@@ -85,24 +99,43 @@ class Serving:
                 if tokens and choice not in line.outputs:
                     yield number, choice, tuple(tokens)
 
-    def run(self, engine: Engine, policy: Policy | None = None, on_pass: OnPass | None = None) -> Iterator[LineAnswer]:
+    def run(
+        self, engine: Engine, policy: Policy | None = None, *, on_begin: OnJob = nobody, on_pass: OnJob = nobody
+    ) -> Iterator[LineAnswer]:
         """Serve lines until none is left; answers come as they end, in any order within the engine's window.
 
-        Raises what the engine raises, what `lines` raises once all lines before that are answered, and what `on_pass`
-        raises. Whatever it raises, lines that were not answered stay open for the next `run`.
+        Only lines that do not fit under a policy that was chosen for others are left over (`has_set_aside`): `run` has
+        one chosen for them. Those that do not fit under that one either are refused.
+
+        `on_begin` is called before the first pass, `on_pass` after every pass. Raises what the engine raises, what
+        `lines` raises once all lines before that are answered, and what those two raise. Whatever it raises, lines that
+        were not answered stay open for the next `run`.
         """
+        self.is_running, self._last = False, self._lines_ended and self.has_set_aside
+        for line in self._open.values():
+            line.set_aside = self._last
         places: dict[int, tuple[OpenLine, int] | LineAnswer] = {}
-        job = GenerationJob(engine.session, self._requests(places), policy)
+        try:
+            job = GenerationJob(engine.session, self._requests(places), policy)
+        except CapacityError as error:
+            if not self._last:
+                raise
+            for number in list(self._open):
+                line = self._open.pop(number)
+                yield line.asked.refused(_said_of_a_line(error, line.asked.rows[0], 0))
+            return
         passes = 0
+        on_begin(engine, job)
+        self.is_running = True
         with closing(job.run()) as tokens:
             for token in tokens:
                 if token is not None and token.row in places:  # else it was the last of its row, which has ended
                     _note(places[token.row], token)
                 for result in job.take_results():
                     yield from self._ended(places.pop(result.number), result)
-                if on_pass is not None and job.stats.occupancy.passes != passes:
+                if job.stats.occupancy.passes != passes:
                     passes = job.stats.occupancy.passes
-                    on_pass(job)
+                    on_pass(engine, job)
         for result in job.take_results():
             yield from self._ended(places.pop(result.number), result)
         if job.failure is not None:
@@ -132,6 +165,7 @@ class Serving:
                 places[number] = line, choice
                 number += 1
                 yield line.request(choice)
+        self._lines_ended = True
 
     def _ended(self, place: tuple[OpenLine, int] | LineAnswer, result: RowResult) -> Iterator[LineAnswer]:
         """A row has ended: the answer of its line, if it was the last one."""
@@ -139,13 +173,16 @@ class Serving:
             yield place
             return
         line, choice = place
-        line.tokens.pop(choice, None)
         if result.output is not None:
             line.outputs[choice] = result.output
         else:
             assert result.error is not None
-            line.error = line.error or _said_of_a_line(result, line.asked.rows[choice])
+            if isinstance(result.error, CapacityError) and not self._last:
+                line.set_aside = True
+                return
+            line.error = line.error or _said_of_a_line(result.error, line.asked.rows[choice], result.number)
             line.outputs[choice] = NOTHING
+        line.tokens.pop(choice, None)
         if len(line.outputs) < len(line.asked.rows):
             return
         del self._open[line.asked.number]
@@ -166,11 +203,12 @@ def _note(place: tuple[OpenLine, int] | LineAnswer, token: StreamedToken) -> Non
         line.tokens.setdefault(choice, []).append(token.token_id)
 
 
-def _said_of_a_line(result: RowResult, asked: RowRequest) -> FlexrefError:
-    """Why a row failed, in words that do not tell where in a stream it stood nor what memory was free: a job that is
-    run again says the same."""
-    if isinstance(result.error, CapacityError):
+def _said_of_a_line(error: FlexrefError, asked: RowRequest, number: int) -> FlexrefError:
+    """Why a row failed, number `number` of its stream, in words that do not tell where it stood nor what memory was
+    free: a job that is run again says the same.
+    """
+    if isinstance(error, CapacityError):
         return PromptError(
             f"a row with up to {asked.request.max_new_tokens} new tokens does not fit into the memory that the job has"
         )
-    return PromptError(str(result.error).removeprefix(f"prompt {result.number + 1}: "))
+    return PromptError(str(error).removeprefix(f"prompt {number + 1}: "))

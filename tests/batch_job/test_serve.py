@@ -12,17 +12,23 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.serve import Serving
+from flexref.block.rows import RowLengths
+from flexref.engine.engine import Engine
 from flexref.engine.generation import GenerationJob
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Output
+from flexref.engine.session import Session
 from flexref.errors import FlexrefError, JobPaused
 from flexref.loading import load
-from flexref.policy import Policy
+from flexref.policy import Policy, Shares
 from flexref.sampling.settings import SamplingSettings
 from flexref.testing import strategies as own
+from flexref.units import GIB
 
 SPEC = ModelSpec("ending", 50, 48, 16, 16, 2, 2, 32, eos_token_ids=(7, 11, 20, 30, 41))
 HOME = Policy(rows_per_group=1, overlap=False)
+TIGHT = {"device_mem_gib": 219_000 / GIB}
+"""Room for the small model and the cache of short rows, or for a long row whose cache is elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,7 @@ def test_lines_come_to_the_same_on_engines_that_leave_off_anywhere(
         last = place == len(policies) - 1
         passes_left = 1 << 20 if last else data.draw(st.integers(0, 5))
 
-        def stop(job: GenerationJob) -> None:
+        def stop(engine: Engine, job: GenerationJob) -> None:
             nonlocal passes_left
             passes_left -= 1
             if passes_left < 0:
@@ -146,3 +152,42 @@ def test_why_a_line_is_refused_does_not_depend_on_where_it_stood_or_what_was_fre
         beside = list(Serving(iter([short, long])).run(engine))
     assert alone[0] in beside
     assert b"prompt" not in alone[0].data.split(b":")[0]
+
+
+def test_a_line_that_does_not_fit_beside_others_is_served_after_them(model_file: Callable[..., Any]) -> None:
+    """Its length was not known when a policy was chosen: a long row that comes after many short ones."""
+    row_on_host = Policy(rows_per_group=1, cache=Shares(0, 1), overlap=False)
+    short = [Some(number, (RowRequest([3, number % 50], Request(2)),)) for number in range(1, 301)]
+    long = Some(301, tuple(RowRequest([5] * 40, Request(7, ignore_eos=True)) for _ in range(2)))
+    asked = [*short, long, Some(302, (RowRequest([4], Request(3)),))]
+    expected = served_alone(model_file(SPEC), asked)
+    settled = []
+
+    def settle(session: Session, rows: Sequence[RowLengths]) -> Policy:
+        settled.append(max(row.prompt_tokens for row in rows))
+        return row_on_host if settled[-1] > 30 else Policy(rows_per_group=4, overlap=False)
+
+    with load(model_file(SPEC), scratch_bytes=1 << 16, **TIGHT) as engine:
+        engine.session.settle = settle
+        serving = Serving(iter(asked))
+        found = list(serving.run(engine))
+        assert serving.has_set_aside
+        assert 301 not in {answer.number for answer in found}
+        found += serving.run(engine)
+        assert not serving.has_set_aside
+    assert {answer.number: answer for answer in found} == expected
+    assert not any(answer.failed for answer in found)
+    assert settled == [2, 40]
+
+
+def test_a_line_that_fits_nowhere_is_refused(model_file: Callable[..., Any]) -> None:
+    short = [Some(number, (RowRequest([3], Request(2)),)) for number in range(1, 301)]
+    long = Some(301, (RowRequest([5] * 40, Request(7)),))
+    with load(
+        model_file(SPEC), policy=Policy(rows_per_group=4, overlap=False), scratch_bytes=1 << 16, **TIGHT
+    ) as engine:
+        serving = Serving(iter([*short, long]))
+        found = [*serving.run(engine), *serving.run(engine)]
+    assert [answer.number for answer in found if answer.failed] == [301]
+    assert b"does not fit into the memory" in found[-1].data
+    assert len(found) == 301

@@ -1,0 +1,179 @@
+"""Runs a batch job on engines of this process: lines in, durable answers out, until none is left or it is to stop."""
+
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any, Protocol
+
+from flexref.batch_job.answers import LineAnswer
+from flexref.batch_job.engines import Engines
+from flexref.batch_job.serve import AskedRows, Serving
+from flexref.batch_job.states import JobEvent, JobFacts, JobState, Watcher
+from flexref.batch_job.stop import Stop
+from flexref.batch_job.watching.reader import JobStateReader
+from flexref.engine.engine import Engine
+from flexref.engine.generation import GenerationJob
+from flexref.errors import CapacityError, JobPaused, described
+
+TOKENS_KEPT_EVERY_S = 30.0
+"""The tokens of rows that are under way are written down so often: what a kill costs of a row that takes hours."""
+
+STATE_NOTED_EVERY_S = 10.0
+"""Where the job stands is noted so often, for a report."""
+
+FAULTS = ("fault", "retry", "mirror", "replan")
+"""The kinds of events that count as faults."""
+
+
+class Keeper(Protocol):
+    """Keeps answers and whatever else a later run needs (`journal.recorder`)."""
+
+    @property
+    def done_lines(self) -> int:
+        """Lines that are answered, those of earlier runs too."""
+
+    @property
+    def failed_lines(self) -> int:
+        """Of those, the ones that failed."""
+
+    def tokens_of(self, number: int) -> Mapping[int, tuple[int, ...]]:
+        """The tokens of a line's rows that an earlier run left, by their places in it."""
+
+    def add(self, answer: LineAnswer) -> None:
+        """Keep an answer; it is durable a moment later."""
+
+    def keep_tokens(self, number: int, choice: int, tokens: Sequence[int]) -> None:
+        """Keep what a row has so far."""
+
+    def note(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Keep something for a report."""
+
+    def commit(self) -> None:
+        """Return when all that was given is durable."""
+
+    def finish(self) -> None:
+        """All lines are answered."""
+
+
+def _as_they_are(facts: JobFacts, job: GenerationJob) -> JobFacts:
+    return facts
+
+
+@dataclass
+class BatchJob:
+    """A job on this machine: answers of `lines` go to `keeper`, and `watchers` are told of it.
+
+    `facts` are known before an engine is; the first policy completes them. `foretell` adds what is predicted.
+    """
+
+    engines: Engines
+    lines: Iterator[AskedRows | LineAnswer]
+    keeper: Keeper
+    facts: JobFacts
+    watchers: Sequence[Watcher] = ()
+    stop: Stop = field(default_factory=Stop)
+    foretell: Callable[[JobFacts, GenerationJob], JobFacts] = _as_they_are
+    _reader: JobStateReader = field(init=False, default_factory=JobStateReader)
+    _begun: bool = field(init=False, default=False)
+    _faults: int = field(init=False, default=0)
+    _next_note_s: float = field(init=False, default=0.0)
+    _next_tokens_s: float = field(init=False, default=TOKENS_KEPT_EVERY_S)
+
+    def __post_init__(self) -> None:
+        self._serving = Serving(self.lines, self.keeper.tokens_of)
+
+    def run(self) -> None:
+        """Answer all lines. Raises `JobPaused` if it is to stop before, and what engines, lines and the keeper raise.
+
+        However it ends, answers that were given are durable, and rows that were under way go on from the tokens that
+        they had when the same job is run again.
+        """
+        ending = "failed"
+        try:
+            with closing(self.answers()) as answers:
+                for answer in answers:
+                    self.keeper.add(answer)
+            self.keeper.finish()
+            ending = "done"
+        except JobPaused as pause:
+            self.happened("pause", str(pause))
+            ending = "paused"
+            raise
+        finally:
+            self._end(ending)
+
+    def answers(self) -> Generator[LineAnswer, None, None]:
+        """The answers as lines end, from one engine after another."""
+        while True:
+            engine = self.engines.open()
+            with engine:
+                try:
+                    for answer in self._serving.run(engine, on_begin=self._begin, on_pass=self._passed):
+                        self.engines.gave_an_answer()
+                        yield answer
+                    if not self._serving.has_set_aside:
+                        return
+                except (CapacityError, MemoryError) as error:
+                    if not self._serving.is_running:
+                        raise  # no policy fits: less memory would not help
+                    said = self.engines.lower(engine, error)
+                    self.happened("replan", said, {"why": described(error)})
+
+    def happened(self, kind: str, text: str, details: Mapping[str, Any] | None = None) -> None:
+        """Tell of an event."""
+        event = JobEvent(self._reader.now_s, kind, text, details or {})
+        self._faults += kind in FAULTS
+        self._note("event", asdict(event))
+        for watcher in self.watchers:
+            watcher.happened(event)
+
+    def _begin(self, engine: Engine, job: GenerationJob) -> None:
+        """An engine has a policy, and is about to run its first pass."""
+        if self._begun:
+            return
+        self._begun = True
+        facts = replace(self.facts, policy=job.policy)
+        self.facts = self.foretell(facts, job)
+        self._note("run", asdict(self.facts))
+        for watcher in self.watchers:
+            watcher.begin(self.facts)
+
+    def _passed(self, engine: Engine, job: GenerationJob) -> None:
+        """A pass has ended."""
+        state = self._state(engine)
+        if state.at_s >= self._next_note_s:
+            self._next_note_s = state.at_s + STATE_NOTED_EVERY_S
+            self._note("state", asdict(state))
+        if state.at_s >= self._next_tokens_s:
+            self._next_tokens_s = state.at_s + TOKENS_KEPT_EVERY_S
+            self._keep_tokens()
+        for watcher in self.watchers:
+            watcher.passed(state)
+        self.stop.check()
+
+    def _state(self, engine: Engine | None = None) -> JobState:
+        session, keeper = None if engine is None else engine.session, self.keeper
+        return self._reader.read(session, keeper.done_lines, keeper.failed_lines, self._faults)
+
+    def _keep_tokens(self) -> None:
+        for number, choice, tokens in self._serving.unfinished:
+            self.keeper.keep_tokens(number, choice, tokens)
+
+    def _end(self, ending: str) -> None:
+        """Make durable what there is, and tell the watchers, whatever any of it raises."""
+        with ExitStack() as stack:
+            if self._begun:
+                state = self._state()
+                for watcher in self.watchers:
+                    stack.callback(watcher.end, state, ending)
+                stack.callback(self.keeper.commit)
+                stack.callback(self._note, "end", {"ending": ending})
+                stack.callback(self._note, "state", asdict(state))
+            if ending != "done":
+                stack.callback(self._keep_tokens)
+
+    def _note(self, kind: str, values: Mapping[str, Any]) -> None:
+        """Keep a note with the time of the day, which only reports see."""
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self.keeper.note(kind, {"time": now, **values})
