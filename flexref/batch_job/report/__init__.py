@@ -1,0 +1,1 @@
+"""The report of a job: figures from its journal and its answers, and one page that shows them."""
