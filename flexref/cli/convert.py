@@ -63,8 +63,9 @@ def command(source: str, out: str, calibrate: str | None, force: bool, as_json: 
 
     The folder holds config.json, the weights (model.safetensors or pytorch_model.bin, whole or in shards with an index)
     and, if it has one, a tokenizer (tokenizer.json, or vocab.json and merges.txt); without one, prompts are token ids.
-    The built-in model, `demo`, is a weight file of scheme none. Memory stays small whatever the model's size, with
-    --calibrate some twelve times that of one layer in float32, and OUT.h5 appears only when all of it is on the disk.
+    A chat template (chat_template.jinja, or in tokenizer_config.json) comes along. The built-in model, `demo`, is a
+    weight file of scheme none. Memory stays small whatever the model's size, with --calibrate some twelve times that of
+    one layer in float32, and OUT.h5 appears only when all of it is on the disk.
     """
     context = click.get_current_context()
     if was_given(context, "group_size") and not was_given(context, "scheme"):

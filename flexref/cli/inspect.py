@@ -9,6 +9,7 @@ from flexref.architecture.stages import parameters
 from flexref.cli.arguments import WEIGHT_FILE
 from flexref.cli.completion import weight_files
 from flexref.cli.options import option
+from flexref.errors import CheckpointError, WeightFileError
 
 if TYPE_CHECKING:
     from flexref.storage.weightfile import WeightFile
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 def command(file: str, as_json: bool) -> None:
     """List what the weight file FILE (or `demo`, the built-in model) holds.
 
-    Prints the model, then every tensor in file order: name, shape, scheme, bytes, and the bytes that it would take in
-    fp16. Checks all that the file's metadata can tell; `flexref verify` checks the data too.
+    Prints the model, whether it has a chat template, then every tensor in file order: name, shape, scheme, bytes, and
+    the bytes that it would take in fp16. Checks all that the file's metadata can tell; `flexref verify` checks the data
+    too.
     """
     from flexref.cli.show.inspect_report import print_tensors
     from flexref.storage.names import resolve
@@ -32,6 +34,20 @@ def command(file: str, as_json: bool) -> None:
         click.echo(json.dumps(report))
         return
     print_tensors(report)
+
+
+def _chat_template_bytes(found: "WeightFile") -> int | None:
+    """Bytes of the model's chat template, 0 if it has none; None if its tokenizer is damaged, as `verify` will say."""
+    from flexref.storage.weightfile import read_part
+    from flexref.text.chat_document import chat_in
+
+    if found.tokenizer is None:
+        return 0
+    try:
+        chat = chat_in(read_part(found.tokenizer).tobytes(), found.path)
+    except (CheckpointError, WeightFileError):
+        return None
+    return 0 if chat is None else len(chat["template"].encode())
 
 
 def _report(found: "WeightFile") -> dict[str, Any]:
@@ -45,6 +61,7 @@ def _report(found: "WeightFile") -> dict[str, Any]:
         "dtype": found.dtype,
         "tile_rows": found.tile_rows,
         "tokenizer_bytes": 0 if found.tokenizer is None else found.tokenizer.extent.nbytes,
+        "chat_template_bytes": _chat_template_bytes(found),
         "parameters": parameters(found.spec),
         "stored_bytes": found.nbytes,
         "fp16_bytes": 2 * parameters(found.spec),

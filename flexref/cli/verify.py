@@ -65,7 +65,7 @@ def _refused_tokenizer(path: str) -> str | None:
     document = open_weight_file(path).tokenizer_json
     try:
         if document is not None:
-            Tokenizer.from_json(document, path)
+            _ = Tokenizer.from_json(document, path).chat_template
     except FlexrefError as error:
         return str(error)
     return None

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,10 @@ from flexref.engine.tensors import shapes_of
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    # Only for its type: who does not chat needs no jinja2.
+    from flexref.text.chat_template import ChatTemplate
 
 
 class Engine:
@@ -68,6 +72,11 @@ class Engine:
     def tokenizer(self) -> Tokenizer | None:
         """The model's tokenizer, if its file holds one."""
         return self.session.tokenizer
+
+    @property
+    def chat_template(self) -> "ChatTemplate | None":
+        """The model's chat template; None if its file holds none. `CheckpointError` for one that cannot be used."""
+        return None if self.tokenizer is None else self.tokenizer.chat_template
 
     @property
     def tensors(self) -> Mapping[str, tuple[int, ...]]:

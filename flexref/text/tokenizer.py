@@ -4,15 +4,19 @@ import json
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tokenizers
 
 from flexref.errors import CheckpointError, PromptError
 from flexref.files import as_json, as_text
+from flexref.text.chat_document import CHAT
 from flexref.text.tokenizer_bounds import token_bytes_most
 from flexref.text.tokenizer_check import check_document, expansion_of, parts_of
 from flexref.text.tokenizer_files import document_from_files
+
+if TYPE_CHECKING:
+    from flexref.text.chat_template import ChatTemplate
 
 MAX_DOCUMENT_BYTES = 64 << 20
 """Bounds what is parsed: thirty times the document of a vocabulary of 50,000 tokens."""
@@ -29,7 +33,9 @@ class Tokenizer:
     def __init__(self, document: dict[str, Any], source: str) -> None:
         """`document` has passed `check_document`; `source` opens every complaint about it."""
         self._source = source
-        plain = {**document, "truncation": None, "padding": None, "model": {**document["model"], "dropout": None}}
+        self._chat = document.get(CHAT)
+        plain = {key: value for key, value in document.items() if key != CHAT}
+        plain = {**plain, "truncation": None, "padding": None, "model": {**document["model"], "dropout": None}}
         self._rust: tokenizers.Tokenizer = self._guarded(lambda: tokenizers.Tokenizer.from_str(json.dumps(plain)))
         for token in document.get("added_tokens") or ():
             found = self._rust.token_to_id(token["content"])
@@ -57,6 +63,15 @@ class Tokenizer:
             raise CheckpointError(f"{source}: {len(data)} bytes are no tokenizer; at most {MAX_DOCUMENT_BYTES}")
         document = as_json(as_text(data, source, CheckpointError), source, CheckpointError)
         return cls(check_document(document, source), source)
+
+    @cached_property
+    def chat_template(self) -> "ChatTemplate | None":
+        """The model's chat template, compiled; None if it has none. `CheckpointError` for one that cannot be used."""
+        if self._chat is None:
+            return None
+        from flexref.text.chat_template import ChatTemplate  # noqa: PLC0415 - who does not chat needs no jinja2
+
+        return ChatTemplate(self._chat["template"], self._chat["special_tokens"], self._source)
 
     def encode(self, text: str, add_special: bool = True) -> list[int]:
         """The token ids of `text`, with the special tokens that the document puts around it (OPT: `</s>` first).
@@ -115,13 +130,14 @@ def tokenizer_json_from_files(folder: Path | str) -> bytes | None:
     """The tokenizer of a Hugging Face folder as one document that `Tokenizer.from_json` reads; None if it has none.
 
     It may lie there as `tokenizer.json`, or as `vocab.json` with `merges.txt`, beside `tokenizer_config.json`,
-    `special_tokens_map.json` and `added_tokens.json` (`text.tokenizer_files`). Raises `CheckpointError`, naming the
-    file, if one is damaged or two contradict each other.
+    `special_tokens_map.json` and `added_tokens.json` (`text.tokenizer_files`); a chat template comes along
+    (`text.chat_document`). Raises `CheckpointError`, naming the file, if one is damaged or two contradict each other.
     """
     document = document_from_files(Path(folder))
     if document is None:
         return None
-    Tokenizer(check_document(document, str(folder)), str(folder))
+    tokenizer = Tokenizer(check_document(document, str(folder)), str(folder))
+    _ = tokenizer.chat_template  # one that cannot be used is refused here
     return json.dumps(document, separators=(",", ":")).encode("ascii")
 
 

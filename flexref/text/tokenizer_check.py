@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexref.errors import CheckpointError
+from flexref.text.chat_document import CHAT, check_chat
 from flexref.text.tokenizer_bounds import MOST_PARTS, check_parts, check_template_ids, check_tokens
 from flexref.units import is_integer
 
@@ -54,6 +55,8 @@ def check_document(document: Any, source: str) -> dict[str, Any]:
     _check_model(document["model"], source)
     _check_added_tokens(document.get("added_tokens"), source)
     check_tokens(document, source)
+    if CHAT in document:
+        check_chat(document[CHAT], source)
     return document
 
 

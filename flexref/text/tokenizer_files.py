@@ -7,6 +7,7 @@ What the files mean is what `transformers` makes of them:
 - `vocab.json` with `merges.txt` is GPT-2's byte-level BPE, and `add_bos_token` decides. Where there is no
   `tokenizer_config.json` the one that every published OPT has is assumed: `</s>` first, `</s>` and `<pad>` special.
 - Special tokens that `tokenizer_config.json`, `special_tokens_map.json` or `added_tokens.json` name are added.
+- A chat template and the names of special tokens are kept beside the tokenizer (`chat_document`).
 """
 
 from os.path import lexists  # a link to nowhere is a damaged file, not a missing one
@@ -15,10 +16,8 @@ from typing import Any
 
 from flexref.errors import CheckpointError
 from flexref.files import LARGEST_JSON_BYTES, as_json, as_text, read_bytes
+from flexref.text.chat_document import CHAT, NAMED_TOKENS, chat_from_files
 from flexref.text.tokenizer_check import check_document, check_vocabulary, is_token_id
-
-NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that have a name of their own in a configuration."""
 
 OPT_CONFIG = {
     "bos_token": "</s>",
@@ -40,9 +39,11 @@ def document_from_files(folder: Path) -> dict[str, Any] | None:
         folder / name for name in ("tokenizer.json", "vocab.json", "merges.txt")
     )
     if lexists(document_path):
-        document = check_document(_parse(document_path), str(document_path))
+        document = check_document(_without_chat(_parse(document_path)), str(document_path))
         config = config or {}
-        _add_tokens(document, config, _named_tokens(config, folder), folder)
+        named = _named_tokens(config, folder)
+        _add_tokens(document, config, named, folder)
+        _add_chat(document, config, named, folder)
         return document
     if not lexists(vocabulary_path) and not lexists(merges_path):
         return None
@@ -53,7 +54,25 @@ def document_from_files(folder: Path) -> dict[str, Any] | None:
     named = _named_tokens(config, folder)
     _add_tokens(document, config, named, folder)
     document["post_processor"] = _post_processor(document, config, named, folder)
+    _add_chat(document, config, named, folder)
     return document
+
+
+def _without_chat(document: Any) -> Any:
+    """A `tokenizer.json` without a key that is ours and means something else there, if anything."""
+    return {key: value for key, value in document.items() if key != CHAT} if isinstance(document, dict) else document
+
+
+def _add_chat(document: dict[str, Any], config: dict[str, Any], named: dict[str, Any], folder: Path) -> None:
+    """Add the folder's chat template to the document, if it has one."""
+    tokens = {
+        name: _added_token(named[name], special=True, source=folder)["content"]
+        for name in NAMED_TOKENS
+        if named.get(name) is not None
+    }
+    chat = chat_from_files(folder, config, tokens)
+    if chat is not None:
+        document[CHAT] = chat
 
 
 def _read_text(path: Path) -> str:

@@ -128,6 +128,40 @@ def test_a_folders_tokenizer_goes_into_the_file(folder: Path, capsys: pytest.Cap
     assert "no tokenizer" not in capsys.readouterr().err
 
 
+def test_a_folders_chat_template_goes_into_the_file_and_inspect_tells_of_it(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tokenizers import Tokenizer, models
+
+    out, again = folder.parent / "tiny.h5", folder.parent / "again.h5"
+    words = {f"w{number}": number for number in range(300)}
+    Tokenizer(models.WordLevel(words, unk_token="w0")).save(str(folder / "tokenizer.json"))
+    assert flexref("convert", folder, out) == 0
+    assert flexref("inspect", out) == 0
+    assert ", without a chat template\n" in capsys.readouterr().out
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    assert flexref("convert", folder, out, "--force") == 1
+    assert re.fullmatch(r"flexref: \S+: line 1 of the chat template: .*\n", capsys.readouterr().err)
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }} ä")
+    assert flexref("convert", folder, out, "--force") == 0
+    assert flexref("convert", out, again, "--quantize", "int4") == 0
+    for path in (out, again):
+        capsys.readouterr()
+        assert flexref("inspect", path, "--json") == 0
+        assert json.loads(capsys.readouterr().out)["chat_template_bytes"] == 28
+    assert flexref("inspect", out) == 0
+    assert ", with a chat template of 28 bytes\n" in capsys.readouterr().out
+    with out.open("r+b") as file:
+        part = open_weight_file(out).tokenizer
+        assert part is not None
+        file.seek(part.extent.offset)
+        file.write(b"#")
+    assert flexref("inspect", out, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["chat_template_bytes"] is None
+    assert flexref("inspect", out) == 0
+    assert ", with a chat template that cannot be read\n" in capsys.readouterr().out
+
+
 def test_tensors_without_use_are_told_on_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import numpy as np
     from safetensors.numpy import load_file, save_file

@@ -145,6 +145,10 @@ def test_what_runs_a_block_loads_no_planner_no_machine_no_scipy_and_no_h5py(modu
     assert heavy(loaded(f"import {module}")) == []
 
 
+def test_who_does_not_chat_loads_no_template_language() -> None:
+    assert "jinja2" not in loaded("import flexref.engine.engine, flexref.text.tokenizer, flexref.cli.inspect")
+
+
 def plant(root: Path, **files: str) -> Path:
     """A tree with these files: `block_a` is flexref/block/a.py."""
     (root / "backends").mkdir()

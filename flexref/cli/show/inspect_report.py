@@ -20,6 +20,10 @@ def _lines(report: Mapping[str, Any]) -> list[str]:
     model = report["model"]
     groups = f" in groups of {report['group_size']}" if report["group_size"] else ""
     tokenizer = in_gib(report["tokenizer_bytes"]) if report["tokenizer_bytes"] else "none, prompts are token ids"
+    chat = report["chat_template_bytes"]
+    template = "a chat template that cannot be read" if chat is None else f"a chat template of {chat} bytes"
+    if report["tokenizer_bytes"]:
+        tokenizer += f", with {template}" if chat != 0 else ", without a chat template"
     name = printable(model["name"])
     lines = [
         f"file       {report['file']}, {in_gib(report['file_bytes'])}",
