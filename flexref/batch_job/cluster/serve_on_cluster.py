@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.cluster.leases import Chunk, Leases
-from flexref.batch_job.cluster.worker import ChunkResult, Duplicates, OpenServer, open_server, said_of, serve_chunk
+from flexref.batch_job.cluster.worker import ChunkResult, OpenServer, open_server, said_of, serve_chunk
 from flexref.errors import BatchError, how_many
 
 if TYPE_CHECKING:
@@ -42,18 +42,10 @@ class SentChunk:
 
 
 class ClusterServing:
-    """A job's lines on a cluster's workers. `opening` opens the server of each, there."""
+    """A job's lines, as `leases` has them, on a cluster's workers. `opening` opens the server of each, there."""
 
-    def __init__(
-        self,
-        client: "Client",
-        opening: OpenServer,
-        leases: Leases,
-        duplicates: Duplicates,
-        happened: Happened,
-    ) -> None:
-        self._client, self._opening, self._leases = client, opening, leases
-        self._duplicates, self._happened = duplicates, happened
+    def __init__(self, client: "Client", opening: OpenServer, leases: Leases, happened: Happened) -> None:
+        self._client, self._opening, self._leases, self._happened = client, opening, leases, happened
         self._name = f"flexref-{uuid.uuid4().hex}"
         self._tasks = 0
         self._warm: dict[str, Any] = {}
@@ -114,11 +106,9 @@ class ClusterServing:
         self._alone = not present
 
     def _send(self, worker: str, chunk: Chunk) -> None:
-        numbers = {line.number for line in chunk.lines}
-        duplicates = {number: self._duplicates[number] for number in numbers & self._duplicates.keys()}
         if worker not in self._warm:
             self._warm[worker] = self._submit(worker, open_server, self._opening)
-        sent = SentChunk(worker, chunk, self._submit(worker, serve_chunk, self._warm[worker], chunk.lines, duplicates))
+        sent = SentChunk(worker, chunk, self._submit(worker, serve_chunk, self._warm[worker], chunk.lines))
         self._sent.append(sent)
         sent.future.add_done_callback(lambda future: self._ended.put(sent))
 

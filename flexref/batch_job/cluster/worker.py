@@ -6,8 +6,7 @@ ends. It knows no scheduler's client, and which engine it is only by how it is o
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,15 +15,16 @@ from flexref.errors import FlexrefError, described
 
 LOG = logging.getLogger(__name__)
 
-Duplicates = Mapping[int, int]
-"""By the numbers of lines whose `custom_id` an earlier line has, the number of that one."""
+
+class GivenUp(Exception):
+    """Nobody waits for a chunk any more."""
 
 
 class LineServer(Protocol):
     """Answers lines on an engine of its own."""
 
-    def answers(self, lines: Sequence[Line], duplicates: Duplicates) -> Iterator[LineAnswer | None]:
-        """The answers of lines as they end, in any order, but for blank ones; None where nothing came for a while."""
+    def answers(self, lines: Sequence[Line], on_pass: Callable[[], None]) -> Iterator[LineAnswer]:
+        """The answers of lines as they end, in any order; of blank ones none. What `on_pass` raises ends it."""
 
     def close(self) -> None:
         """Give the engine back."""
@@ -57,28 +57,23 @@ class WarmServer:
         if self.server is not None:
             self.server.close()
 
-    def serve(self, lines: Sequence[Line], duplicates: Duplicates, is_wanted: Callable[[], bool]) -> ChunkResult:
-        """Answer lines once those before them are answered; nothing comes of those that nobody wants any more."""
+    def serve(self, lines: Sequence[Line], is_wanted: Callable[[], bool]) -> ChunkResult:
+        """Answer lines once those before them are answered; it fails if nobody wants them any more."""
+
+        def on_pass() -> None:
+            if not is_wanted():
+                raise GivenUp("it was given up")
+
         with self._one_at_a_time:
             if self.server is None or self.failure is not None:
                 return ChunkResult((), self.failure)
-            found: list[LineAnswer] = []
             try:
-                with closing(_closable(self.server.answers(lines, duplicates))) as answers:
-                    for answer in answers:
-                        if not is_wanted():
-                            return ChunkResult((), "it was given up")
-                        if answer is not None:
-                            found.append(answer)
+                return ChunkResult(tuple(self.server.answers(lines, on_pass)))
+            except GivenUp as error:
+                return ChunkResult((), str(error))
             except (FlexrefError, OSError, MemoryError) as error:
                 self.failure = said_of(error)
                 return ChunkResult((), self.failure)
-            return ChunkResult(tuple(found))
-
-
-def _closable(answers: Iterator[LineAnswer | None]) -> Any:
-    """Answers that can be closed before their end, as generators can."""
-    yield from answers
 
 
 def said_of(error: BaseException) -> str:
@@ -94,7 +89,7 @@ def open_server(opening: OpenServer) -> WarmServer:
         return WarmServer(None, said_of(error))
 
 
-def serve_chunk(warm: WarmServer, lines: Sequence[Line], duplicates: Duplicates) -> ChunkResult:
+def serve_chunk(warm: WarmServer, lines: Sequence[Line]) -> ChunkResult:
     """Task: answer lines on the worker's engine. It ends early once its future was cancelled, or its client is gone."""
     from distributed import get_worker  # noqa: PLC0415 - an extra, and who runs this has it
 
@@ -105,4 +100,4 @@ def serve_chunk(warm: WarmServer, lines: Sequence[Line], duplicates: Duplicates)
         task = worker.state.tasks.get(key)
         return task is not None and task.state in ("executing", "long-running")
 
-    return warm.serve(lines, duplicates, is_wanted)
+    return warm.serve(lines, is_wanted)

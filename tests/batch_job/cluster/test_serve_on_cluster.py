@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import cloudpickle
@@ -17,7 +17,7 @@ from flexref.batch_job.cluster.leases import Leases
 from flexref.batch_job.cluster.local import check_scheduler, connected
 from flexref.batch_job.cluster.local_workers import rotated, visible_devices
 from flexref.batch_job.cluster.serve_on_cluster import ClusterServing
-from flexref.batch_job.cluster.worker import Duplicates, WarmServer
+from flexref.batch_job.cluster.worker import WarmServer
 from flexref.errors import BatchError, EngineError, WrongCall
 
 distributed = pytest.importorskip("distributed")
@@ -37,17 +37,16 @@ class Pretender:
         with self.log.open("a") as log:
             log.write(f"{what} {os.getpid()}\n")
 
-    def answers(self, lines: Sequence[Line], duplicates: Duplicates) -> Iterator[LineAnswer | None]:
+    def answers(self, lines: Sequence[Line], on_pass: Callable[[], None]) -> Iterator[LineAnswer]:
         for line in reversed(lines):
             time.sleep(self.seconds)
-            yield None
+            on_pass()
             if line.data == b"fails":
                 raise EngineError("the device is gone")
             while line.data == b"endless":
                 time.sleep(0.01)
-                yield None
-            data = b"twice" if line.number in duplicates else line.data
-            yield LineAnswer(line.number, None, 0, False, data)
+                on_pass()
+            yield LineAnswer(line.number, None, 0, False, line.data)
 
     def close(self) -> None:
         self.note("closed")
@@ -70,15 +69,12 @@ class Cluster:
     def __init__(self, client: "distributed.Client", log: Path) -> None:
         self.client, self.log, self.said = client, log, list[str]()
 
-    def serving(
-        self, lines: Sequence[Line], seconds: float = 0.0, most: int = 20, duplicates: Duplicates | None = None
-    ) -> ClusterServing:
+    def serving(self, lines: Sequence[Line], seconds: float = 0.0, most: int = 20) -> ClusterServing:
         leases, log = Leases(lines, len(lines), most_lines=most), self.log
         return ClusterServing(
             self.client,
             lambda: Pretender(log, seconds),
             leases,
-            duplicates or {},
             lambda kind, text: self.said.append(f"{kind}: {text}"),
         )
 
@@ -97,11 +93,8 @@ def lines_of(count: int) -> list[Line]:
 
 
 def test_every_line_is_answered_on_engines_that_stay_open_and_are_closed_in_the_end(cluster: Cluster) -> None:
-    answers = [answer for answer in cluster.serving(lines_of(300), duplicates={7: 3}).run(NO_STOP) if answer]
-    assert sorted(answer.number for answer in answers) == list(range(1, 301))
-    assert {answer.number: answer.data for answer in answers} == {
-        line.number: b"twice" if line.number == 7 else line.data for line in lines_of(300)
-    }
+    answers = [answer for answer in cluster.serving(lines_of(300)).run(NO_STOP) if answer]
+    assert sorted((answer.number, answer.data) for answer in answers) == [(n, b"%d" % n) for n in range(1, 301)]
     opened = cluster.noted("opened")
     assert len(opened) == len(set(opened)) == 3
     while sorted(cluster.noted("closed")) != sorted(opened):
@@ -123,8 +116,8 @@ def test_a_job_that_stops_gives_what_it_has_and_the_workers_are_free_for_the_nex
 
 def test_a_chunk_that_was_given_up_never_counts_as_answered(tmp_path: Path) -> None:
     warm = WarmServer(Pretender(tmp_path / "log"))
-    assert len(warm.serve(lines_of(3), {}, lambda: True).answers) == 3
-    given_up = warm.serve(lines_of(3), {}, lambda: False)
+    assert len(warm.serve(lines_of(3), lambda: True).answers) == 3
+    given_up = warm.serve(lines_of(3), lambda: False)
     assert given_up.answers == ()
     assert given_up.failure == "it was given up"
 
