@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from flexref.batch_job.report.history import Happening, History, JobRun
 from flexref.batch_job.report.intervals import TimeStretch, intervals_of
@@ -14,8 +14,17 @@ from flexref.units import LINKS, TIERS
 SILENT_S = 120.0
 """A job that said nothing for longer may be dead: states come every 10 s, if no pass is longer than that."""
 
-NOT_BEGUN, RUNNING, SILENT = "not begun", "running", "silent"
-"""What a job may be that has not said how it ended: `done`, `paused` or `failed`."""
+DONE, NOT_BEGUN, RUNNING, SILENT = "done", "not begun", "running", "silent"
+"""What a job may be, beside `paused` and `failed`, as its latest run says of itself when it ends."""
+
+
+class CountedLines(NamedTuple):
+    """What a journal counts itself: lines to answer, answered, failed, and whether all files are whole."""
+
+    lines: int
+    done: int
+    failed: int
+    finished: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,16 +131,22 @@ class JobFigures:
     intervals: Sequence[TimeStretch]
 
 
-def figures_of(history: History, tally: Tally, output: str, now: datetime) -> JobFigures:
-    """All of it, as it is known at `now`."""
+def figures_of(
+    history: History, tally: Tally, output: str, now: datetime, counted: CountedLines | None = None
+) -> JobFigures:
+    """All of it, as it is known at `now`; lines are `counted` by the journal, or by the latest state without."""
     runs = [_run(number, run, history) for number, run in enumerate(history.runs, start=1)]
     latest = history.runs[-1] if history.runs else None
     intervals = intervals_of(history)
     running_s = sum(run.seconds for run in runs)
     generated = sum(run.generated_tokens for run in runs)
-    lines_done = max(latest.begin.lines_before, latest.last.lines_done) if latest else 0
-    status = status_of(latest, now)
-    lines = latest.begin.lines if latest else None
+    if counted is None:
+        done = max(latest.begin.lines_before, latest.last.lines_done) if latest else 0
+        failed = max(tally.failed_lines, latest.last.lines_failed if latest else 0)
+        lines, finished = (latest.begin.lines if latest else None), False
+    else:
+        lines, done, failed, finished = counted
+    status = DONE if finished else status_of(latest, now)
     return JobFigures(
         made_at=now,
         output=output,
@@ -142,9 +157,9 @@ def figures_of(history: History, tally: Tally, output: str, now: datetime) -> Jo
         input=latest.begin.input if latest else None,
         policy=latest.begin.policy if latest else {},
         lines=lines,
-        lines_done=lines_done,
-        lines_failed=max(tally.failed_lines, latest.last.lines_failed if latest else 0),
-        seconds_left=_left(runs, lines, lines_done) if status == RUNNING else None,
+        lines_done=done,
+        lines_failed=failed,
+        seconds_left=_left(runs, lines, done) if status == RUNNING else None,
         running_s=running_s,
         prompt_tokens_computed=sum(run.prompt_tokens for run in runs),
         generated_tokens_computed=generated,
@@ -234,7 +249,7 @@ def _prediction(history: History) -> PredictionFigures | None:
             continue
         left = None if lines is None else lines - run.begin.lines_before
         done = max(0, run.last.lines_done - run.begin.lines_before)
-        share = 1.0 if run.ending == "done" else min(1.0, done / left) if left else 0.0
+        share = 1.0 if run.ending == DONE else min(1.0, done / left) if left else 0.0
         tokens = run.last.generated_tokens
         return PredictionFigures(
             run=number,

@@ -63,6 +63,14 @@ def page(figures: JobFigures) -> str:
     return environment.get_template(TEMPLATE).render(_context(figures))
 
 
+def in_short(figures: JobFigures) -> str:
+    """The state of the job in a line."""
+    lines = (
+        count(figures.lines_done) if figures.lines is None else f"{count(figures.lines_done)} of {count(figures.lines)}"
+    )
+    return f"{figures.status}, {lines} lines done, {count(figures.lines_failed)} failed"
+
+
 def _context(figures: JobFigures) -> dict[str, Any]:
     over_time, tally = OverTime(figures), figures.tally
     return {

@@ -1,0 +1,31 @@
+"""The figures of a job from its files: the journal, the output and the errors, while it runs or afterwards."""
+
+from datetime import datetime
+from pathlib import Path
+
+from flexref.batch_job.journal.reading import journal_path, read_journal, read_notes
+from flexref.batch_job.report.figures import CountedLines, JobFigures, figures_of
+from flexref.batch_job.report.history import history_of
+from flexref.batch_job.report.tally import Tally, add_answers
+from flexref.errors import StorageError
+
+
+def read_job(output: str, errors: str | None, now: datetime) -> JobFigures:
+    """The figures of the job whose answers go to `output`, and those that failed to `errors`, as they are `now`.
+
+    No lock is taken: the job may run. Raises `StorageError` for files that cannot be read, or if there is no journal,
+    and `BatchError` for a damaged one and for a line that is no answer.
+    """
+    journal = journal_path(output)
+    if not journal.exists():
+        raise StorageError(
+            f"there is no journal {journal}: a report is made from what `flexref batch` keeps beside its output"
+        )
+    contents = read_journal(journal)
+    history, tally = history_of(read_notes(journal)), Tally()
+    for path in (output, errors):
+        # The output of a job that has only begun may not be there yet; a file that somebody names must be.
+        if path is not None and (path is errors or Path(path).exists()):
+            add_answers(tally, path)
+    counted = CountedLines(contents.expected, contents.done, contents.failed, contents.finished)
+    return figures_of(history, tally, output, now, counted)
