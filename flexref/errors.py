@@ -100,6 +100,16 @@ def in_gib(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the two largest units that say something, for people: `12 s`, `3 min 20 s`, `1 h 4 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
 class CapacityError(FlexrefError):
     """A request that a tier's budget cannot hold; names the tier, the request, what is free and who holds the rest."""
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
-from flexref.engine.results import BYTES_BY_LINK, BYTES_BY_TIER, SECONDS_BY_LINK
+from flexref.engine.results import BYTES_BY_LINK, SECONDS_BY_LINK
 from flexref.json_types.containers import MapOf
 from flexref.json_types.values import Either, Maybe, Number, OneOf, Text, Truth, Whole
 from flexref.policy import Policy
@@ -84,7 +84,9 @@ class JobState:
     lane_busy_s: Annotated[Mapping[str, float], MapOf(SECONDS), "Seconds in which each lane was at work."] = field(
         default_factory=dict
     )
-    held_bytes: Annotated[Mapping[str, int], BYTES_BY_TIER, "Bytes held now, by tier."] = field(default_factory=dict)
+    held_bytes: Annotated[Mapping[str, int], MapOf(COUNT, TIERS), "Bytes held now, by tier."] = field(
+        default_factory=dict
+    )
     budget_bytes: Annotated[
         Mapping[str, int | None], MapOf(Maybe(COUNT), TIERS), "What may be held, by tier; null: no bound."
     ] = field(default_factory=dict)

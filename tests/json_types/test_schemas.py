@@ -12,6 +12,9 @@ from hypothesis import strategies as st
 from json_tree_kit import places, replaced
 
 import flexref.data
+from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.batch_job.watching.log_lines import JsonLog
+from flexref.batch_job.watching.pace import JobPace
 from flexref.bench.suites import read_suites
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.schemas.command import SCHEMAS, schema
@@ -237,3 +240,34 @@ def test_an_interrupted_bench_keeps_the_schema_without_figures(
     found = json.loads(capsys.readouterr().out)
     assert json_schema_kit.check(found, DOCUMENTS["bench"]) == []
     assert (found["runs"], "prefill_s" in found) == ([], False)
+
+
+def test_the_log_of_a_batch_job_keeps_the_schema(tmp_path: Path) -> None:
+    pace = JobPace()
+    log = JsonLog(str(tmp_path / "log.jsonl"), pace)
+    facts = JobFacts("small", "numpy", POLICIES[1], "in.jsonl", "out.jsonl", 10, rates={"disk->host": 1e9})
+    by_link = {"disk->host": {"weights": 7}}
+    state = JobState(
+        12.5,
+        12.0,
+        lines_done=7,
+        passes=3,
+        link_bytes=by_link,
+        link_s=by_link,
+        timed_bytes=by_link,
+        timed_copies=by_link,
+        lane_busy_s={"disk_in": 1.5},
+        held_bytes={"device": 5, "host": 6, "disk": 7},
+        budget_bytes={"device": 50, "host": None, "disk": None},
+    )
+    for watcher in (pace, log):
+        watcher.begin(facts)
+        watcher.passed(JobState(11.0))
+        watcher.happened(JobEvent(1.0, "warning", "slow", {"link": "disk->host", "share": 0.5, "left_s": None}))
+        watcher.end(state, "done")
+    log.close()
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["type"] for line in lines] == ["begin", "state", "event", "state", "end"]
+    for line in lines:
+        assert json_schema_kit.check(line, DOCUMENTS["batch-log"]) == []
+        assert broken(line, DOCUMENTS["batch-log"]) >= len(line)

@@ -17,15 +17,16 @@ SCHEMAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "plan": ("plan_output", "What flexref plan prints with --json and writes with -o"),
         "generate": ("generate_output", "What flexref generate prints with --json"),
         "bench": ("bench_output", "What flexref bench prints with --json, on every line"),
+        "batch-log": ("batch_log", "What flexref batch writes with --log-json, on every line"),
     }
 )
-"""By name: the module here whose function of that name gives its type, and the schema's title."""
+"""By name: the module here whose function of that name (- is _) gives its type, and the schema's title."""
 
 
 def schema(name: str) -> dict[str, Any]:
     """The schema of that name."""
     module, title = SCHEMAS[name]
-    kind = getattr(import_module(f"flexref.cli.schemas.{module}"), name)()
+    kind = getattr(import_module(f"flexref.cli.schemas.{module}"), name.replace("-", "_"))()
     return document(f"urn:flexref:schema:{name}:1", title, kind)
 
 
@@ -35,6 +36,6 @@ def command(name: str) -> None:
     """Print the JSON Schema (2020-12) of a file that flexref reads, or of what a command prints with --json.
 
     policy and machine are files. A policy's file may also be a plan, as `flexref plan -o` writes it: then its member
-    `policy` counts. generate, plan and bench are outputs; bench prints one object on every line.
+    `policy` counts. generate, plan, bench and batch-log are outputs; the last two have an object on every line.
     """
     click.echo(json.dumps(schema(name), indent=2))

@@ -60,6 +60,13 @@ class Nothing:
         """Nothing."""
 
 
+class Telling(Protocol):
+    """What can be told in a line: a stage of work, a job."""
+
+    def line(self, now_s: float) -> str:
+        """The line, at a second of the clock."""
+
+
 class PlainLines:
     """A line on stderr after `FIRST_S`, and then more and more seldom up to `LONGEST_S`, whatever happens meanwhile."""
 
@@ -67,11 +74,11 @@ class PlainLines:
         self._write, self._clock = write, clock
         self._start_s = clock()
         self._due_s = self._start_s + FIRST_S
-        self._stage: WorkStage | None = None
+        self._stage: Telling | None = None
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
-    def begin(self, stage: WorkStage) -> None:
+    def begin(self, stage: Telling) -> None:
         """From here on lines tell of this stage."""
         self._stage = stage
         if self._thread is None:
@@ -82,7 +89,7 @@ class PlainLines:
                 LOG.info("no progress is shown: %s", error)
             self._thread = thread
 
-    def update(self, stage: WorkStage) -> None:
+    def update(self, stage: Telling) -> None:
         """A line will say so when it is due."""
 
     def stop(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flexref.errors import in_gib
+from flexref.errors import duration, in_gib
 
 BYTES = "bytes"
 """The unit of stages that are counted in bytes."""
@@ -41,13 +41,3 @@ class WorkStage:
 
     def _amount(self, count: int) -> str:
         return in_gib(count) if self.unit == BYTES else str(count)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the two largest units that say something: `12 s`, `3 min 20 s`, `1 h 4 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"

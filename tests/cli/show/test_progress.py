@@ -14,8 +14,9 @@ import pytest
 from flexref.cli.logs import logging_at
 from flexref.cli.show.displays import FIRST_S, LONGEST_S, PlainLines
 from flexref.cli.show.progress import Progress, progress
-from flexref.cli.show.stage import BYTES, WorkStage, duration
+from flexref.cli.show.stage import BYTES, WorkStage
 from flexref.engine.events import Notice, WeightsLoaded
+from flexref.errors import duration
 
 
 class Clock:

@@ -1,0 +1,70 @@
+"""Bounds what a job writes to disk over all its runs: cheap drives wear out; it knows no drive and no journal."""
+
+from collections.abc import Callable, Mapping
+
+from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.errors import JobPaused, in_gib
+from flexref.units import GIB
+
+SPILLS = "host->disk"
+
+
+def spilled_bytes(link_bytes: Mapping[str, Mapping[str, int]]) -> int:
+    """Bytes of cache and activations that went to disk, of a job's state, its account or a prediction."""
+    return sum(link_bytes.get(SPILLS, {}).values())
+
+
+def nothing_recorded() -> int:
+    """No answer is written to disk: the output is a pipe."""
+    return 0
+
+
+class DiskWrites:
+    """How much a job has written over all its runs: spills, answers and the journal."""
+
+    def __init__(self, before_bytes: int = 0, recorded_bytes: Callable[[], int] = nothing_recorded) -> None:
+        """`before_bytes`: of earlier runs. `recorded_bytes()`: answers, errors and journal of this run so far."""
+        self._before_bytes, self._recorded_bytes = before_bytes, recorded_bytes
+
+    def at(self, state: JobState) -> int:
+        """Bytes in all, with those of earlier runs, when `state` is the latest."""
+        return self._before_bytes + spilled_bytes(state.link_bytes) + self._recorded_bytes()
+
+
+class DiskWriteBound:
+    """Pauses the job, with `JobPaused`, after the pass in which it reached the bound."""
+
+    def __init__(self, most_gib: float, writes: DiskWrites) -> None:
+        self._most_gib, self._writes = most_gib, writes
+
+    def begin(self, facts: JobFacts) -> None:
+        """Nothing: a job whose earlier runs have reached the bound pauses after a pass."""
+
+    def passed(self, state: JobState) -> None:
+        """Look; `JobPaused` says how much was written."""
+        written = self._writes.at(state)
+        if written >= self._most_gib * GIB:
+            raise JobPaused(
+                f"the job has written {in_gib(written)} to disk, and --max-disk-writes-gib is {self._most_gib:g}: it "
+                "goes on with a higher bound"
+            )
+
+    def happened(self, event: JobEvent) -> None:
+        """Nothing."""
+
+    def end(self, state: JobState, ending: str) -> None:
+        """Nothing."""
+
+
+def predicted_pause(most_gib: float, predicted_bytes: int, before_bytes: int = 0) -> str | None:
+    """For a job that is predicted to write so much (`spilled_bytes` of its `link_bytes`): where the bound would pause
+    it, in words; None if it would not.
+    """
+    total, most = before_bytes + predicted_bytes, most_gib * GIB
+    if total < most:
+        return None
+    share = max(0.0, (most - before_bytes) / predicted_bytes) if predicted_bytes else 0.0
+    return (
+        f"it will write about {in_gib(predicted_bytes)} to disk: --max-disk-writes-gib {most_gib:g} will pause it "
+        f"when {share:.0%} of what is left is done"
+    )

@@ -1,0 +1,147 @@
+"""Shows a batch job as it runs: a table that is drawn anew on a terminal, a plain line now and then elsewhere."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.batch_job.watching.pace import JobPace, View
+from flexref.batch_job.watching.state_line import left_said, lines_said, link_said, pass_said, state_line
+from flexref.cli.show.displays import PlainLines
+from flexref.cli.streams import tell
+from flexref.errors import duration, in_gib
+
+if TYPE_CHECKING:
+    from rich.console import Console, ConsoleOptions, RenderResult
+    from rich.live import Live
+
+DRAWN_PER_S = 4
+"""The table is drawn anew so often."""
+
+NAME_WIDTH = 10
+"""Letters of the longest name of a row."""
+
+TOLD_BY_OTHERS = ("pause",)
+"""Kinds of events that end the job: the command itself says so."""
+
+
+class JobTable:
+    """What a terminal shows while a job runs: it vanishes when the job ends."""
+
+    def __init__(self, console: "Console", pace: JobPace, clock: Callable[[], float] = time.perf_counter) -> None:
+        """`pace` must be told before this is; `clock` is that of `pace`."""
+        self._console, self._pace, self._clock = console, pace, clock
+        self._live: Live | None = None
+
+    def begin(self, facts: JobFacts) -> None:
+        """Draw it, from a thread of its own."""
+        from rich.live import Live
+
+        self._live = Live(self, console=self._console, refresh_per_second=DRAWN_PER_S, transient=True)
+        self._live.start()
+
+    def passed(self, state: JobState) -> None:
+        """`pace` knows it."""
+
+    def happened(self, event: JobEvent) -> None:
+        """A line above the table."""
+        _tell_of(event)
+
+    def end(self, state: JobState, ending: str) -> None:
+        """Remove it."""
+        self.close()
+
+    def close(self) -> None:
+        """As `end`; once is enough."""
+        if self._live is not None:
+            live, self._live = self._live, None
+            live.stop()
+
+    def __rich_console__(self, console: "Console", options: "ConsoleOptions") -> "RenderResult":
+        """The table for a console as wide as `options` say."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        view = self._pace.view
+        if view is None:
+            return
+        grid = Table.grid(padding=(0, 1))
+        grid.add_column(width=NAME_WIDTH, no_wrap=True)
+        grid.add_column(overflow="fold")
+        for name, text in rows_said(view, self._clock()):
+            grid.add_row(name, text)
+        yield grid
+        if view.facts.lines:
+            yield ProgressBar(view.facts.lines, view.state.lines_done, width=min(options.max_width, 80))
+
+
+class JobLines:
+    """A plain line on stderr some seconds after the job began, and then more and more seldom, whatever happens."""
+
+    def __init__(
+        self, pace: JobPace, write: Callable[[str], None] = tell, clock: Callable[[], float] = time.perf_counter
+    ) -> None:
+        """`pace` must be told before this is; `clock` is that of `pace`."""
+        self._pace, self._write, self._clock = pace, write, clock
+        self._lines: PlainLines | None = None
+
+    def begin(self, facts: JobFacts) -> None:
+        """Lines come from a thread of their own."""
+        self._lines = PlainLines(self._write, self._clock)
+        self._lines.begin(self)
+
+    def line(self, now_s: float) -> str:
+        """The line at a second of the clock."""
+        view = self._pace.view
+        assert view is not None
+        return state_line(view, now_s)
+
+    def passed(self, state: JobState) -> None:
+        """`pace` knows it."""
+
+    def happened(self, event: JobEvent) -> None:
+        """A line at once."""
+        _tell_of(event)
+
+    def end(self, state: JobState, ending: str) -> None:
+        """No line comes after this."""
+        self.close()
+
+    def close(self) -> None:
+        """As `end`; once is enough."""
+        if self._lines is not None:
+            self._lines.end()
+
+
+def _tell_of(event: JobEvent) -> None:
+    if event.kind not in TOLD_BY_OTHERS:
+        tell(f"{event.kind}: {event.text}")
+
+
+def rows_said(view: View, now_s: float) -> Iterator[tuple[str, str]]:
+    """The rows of the table, each a name and a text; `now_s` as for `state_line`."""
+    facts, state, speed = view.facts, view.state, view.speed()
+    yield "job", f"{facts.input} -> {facts.output}, {facts.model} on {facts.backend}"
+    share = f", {state.lines_done / facts.lines:.0%}" if facts.lines else ""
+    yield "lines", f"{lines_said(view)}{share}"
+    yield "tokens", f"{speed.tokens_per_s_now:.3g} per second now, {speed.tokens_per_s:.3g} over all"
+    read = f"{speed.read_tokens_per_s_now:.3g} per second now, {speed.read_tokens_per_s:.3g} over all"
+    yield "read", f"{read} (of prompts)"
+    left = "" if speed.left_s is None else f", {left_said(speed)}"
+    at_s = view.at_s(now_s)
+    yield "time", f"{duration(at_s)} so far{left}; {pass_said(view, now_s)}"
+    yield "occupancy", f"{state.live_rows} of {state.places} places, {speed.occupancy:.0%}"
+    if speed.lane_shares:
+        yield "lanes", ", ".join(f"{lane} {share:.0%}" for lane, share in sorted(speed.lane_shares.items()))
+    if speed.link_bytes_per_s:
+        yield "links", ", ".join(link_said(speed, link) for link in speed.link_bytes_per_s)
+    budgets = state.budget_bytes
+    held = [
+        f"{tier} {in_gib(nbytes)}" + (f" of {in_gib(most)}" if (most := budgets.get(tier)) is not None else "")
+        for tier, nbytes in state.held_bytes.items()
+    ]
+    if held:
+        yield "memory", ", ".join(held)
+    event = view.event
+    latest = "" if event is None else f"; latest: {event.kind}, {duration(at_s - event.at_s)} ago"
+    yield "faults", f"{state.faults}{latest}"
