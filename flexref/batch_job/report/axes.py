@@ -17,6 +17,9 @@ TIME_STEPS_S = (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 1
 """Round steps of time up to a day; from there on round numbers of days."""
 
 
+MILLION = 1_000_000
+
+
 @dataclass(frozen=True, slots=True)
 class Tick:
     """A place on an axis as a share of its length, and what stands there."""
@@ -109,6 +112,8 @@ class ValueWords:
 
     def __call__(self, value: float) -> str:
         number = value / self._scale
+        if number >= MILLION:
+            return f"{number / MILLION:.4g} M{self._unit}"
         return f"{number:,.0f}{self._unit}" if number >= 1000 else f"{number:.4g}{self._unit}"
 
 

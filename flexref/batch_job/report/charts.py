@@ -185,9 +185,9 @@ class OverTime:
         return sum((level or 0.0) * length for level, length in known) / seconds if seconds else None
 
     def happenings(self) -> Chart | None:
-        """When the job ran, and what happened in it, a row for every kind of event; None if it never began."""
+        """When the job ran, and what happened in it, a row for every kind of event; None if it never ran."""
         figures = self._figures
-        if not figures.runs:
+        if not figures.running_s:
             return None
         kinds = list(figures.event_kinds)
         rows = len(kinds) + 1

@@ -208,11 +208,11 @@ def _run(number: int, run: JobRun, history: History) -> RunFigures:
 
 
 def _left(runs: Sequence[RunFigures], lines: int | None, lines_done: int) -> float | None:
-    """Seconds at the pace of the latest run that has answered anything."""
+    """Seconds at the pace of the latest run that has answered anything; as predicted, until one has."""
     for run in reversed(runs):
         if run.lines_done and lines is not None:
             return max(0, lines - lines_done) * run.seconds / run.lines_done
-    return None
+    return runs[-1].predicted_s if runs else None
 
 
 def _links(history: History) -> list[LinkFigures]:

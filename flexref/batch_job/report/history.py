@@ -1,7 +1,7 @@
 """What a job's journal says of its runs: when each began, how it went on, what happened; it knows no file and no page.
 
-Memory is flat: of the states of a long job every second one is left out, again and again. Counters run on, so that the
-rates between those that are left stay exact.
+Memory is flat: of the states of a long job only every second is kept, or every fourth, and so on. Counters run on, so
+that the rates between those that are left stay exact.
 """
 
 from collections import deque
@@ -47,9 +47,15 @@ class JobRun:
     begin: BeginNote
     began: datetime
     last_word: datetime
-    states: list[JobState] = field(default_factory=list)
+    kept: list[JobState] = field(default_factory=list)
+    seen: int = 0
     last: JobState = field(default_factory=lambda: JobState(0.0))
     ending: str | None = None
+
+    @property
+    def states(self) -> list[JobState]:
+        """Those that were kept, at even steps, and the last one."""
+        return self.kept if not self.seen or self.kept[-1:] == [self.last] else [*self.kept, self.last]
 
     @property
     def seconds(self) -> float:
@@ -75,7 +81,7 @@ class History:
     first_events: list[Happening] = field(default_factory=list)
     latest_events: deque[Happening] = field(default_factory=lambda: deque(maxlen=EVENTS_MOST))
     peak_bytes: dict[str, int] = field(default_factory=dict)
-    kept_states: int = 0
+    keep_every: int = 1
 
     @property
     def events(self) -> list[Happening]:
@@ -104,19 +110,20 @@ class History:
 
     def _add_state(self, values: Mapping[str, Any]) -> None:
         run = self.runs[-1]
-        run.last = msgspec.convert(values, JobState)
-        run.last_word = _time(values)
-        run.states.append(run.last)
+        run.last, run.last_word = msgspec.convert(values, JobState), _time(values)
         for tier, nbytes in run.last.held_bytes.items():
             self.peak_bytes[tier] = max(nbytes, self.peak_bytes.get(tier, 0))
-        self.kept_states += 1
-        if self.kept_states > STATES_MOST + 3 * len(self.runs):  # three of a run may stay for good
-            self._thin()
+        run.seen += 1
+        if run.seen % self.keep_every == 0:
+            run.kept.append(run.last)
+            if sum(len(run.kept) for run in self.runs) > STATES_MOST:
+                self._thin()
 
     def _thin(self) -> None:
+        """Keep every second of the states that were kept, and of those to come."""
+        self.keep_every *= 2
         for run in self.runs:
-            run.states = [*run.states[1:-1:2], *run.states[-1:]]
-        self.kept_states = sum(len(run.states) for run in self.runs)
+            run.kept = run.kept[1::2]
 
     def _add_event(self, values: Mapping[str, Any]) -> None:
         run = self.runs[-1]

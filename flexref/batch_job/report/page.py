@@ -141,7 +141,9 @@ def _tiles(figures: JobFigures) -> list[Tile]:
         Tile("Running time", duration(figures.running_s), f"in {how_many(len(figures.runs), 'run')}"),
     ]
     if figures.status == RUNNING:
-        tiles.append(Tile("Time left", duration(figures.seconds_left), "at the pace of the latest run"))
+        measured = any(run.lines_done for run in figures.runs)
+        under = "at the pace of the latest run" if measured else "as predicted"
+        tiles.append(Tile("Time left", duration(figures.seconds_left), under))
     if figures.occupancy is not None:
         tiles.append(Tile("Occupancy", share(figures.occupancy), "mean share of places taken"))
     if figures.cost is not None:

@@ -1,6 +1,7 @@
 """What a report says of a made-up job is what happened in it."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -53,6 +54,7 @@ def test_what_is_left_is_reckoned_at_the_pace_of_the_latest_run_only_while_it_ru
     assert figures([MadeRun(4)], lines=100).seconds_left == 160.0
     assert figures([MadeRun(4, 0, "paused")], lines=100).seconds_left is None
     assert figures([MadeRun(4)], lines=None).seconds_left is None
+    assert figures([MadeRun(0)], lines=100, predicted_s=77.0).seconds_left == 77.0
 
 
 def test_a_prediction_stands_beside_what_its_whole_run_takes_at_this_pace() -> None:
@@ -95,7 +97,9 @@ def test_rates_of_long_jobs_stay_exact_and_few(states: list[int]) -> None:
 def test_states_and_events_of_a_job_of_months_take_no_more_memory() -> None:
     events = tuple(("fault", f"number {number}") for number in range(3 * EVENTS_MOST))
     history = history_of(notes([MadeRun(3 * STATES_MOST, events=events)]))
-    assert len(history.runs[0].states) <= STATES_MOST + 3
+    states = history.runs[0].states
+    assert STATES_MOST // 2 <= len(states) <= STATES_MOST + 1
+    assert {after.at_s - before.at_s for before, after in pairwise(states)} == {40.0}
     assert history.runs[0].last.at_s == 30.0 * STATES_MOST
     assert [one.event.text for one in history.events] == [
         f"number {number}" for number in range(3 * EVENTS_MOST) if not EVENTS_MOST <= number < 2 * EVENTS_MOST
@@ -116,6 +120,13 @@ def test_states_and_events_of_a_job_of_months_take_no_more_memory() -> None:
 def test_a_note_that_is_not_ours_is_told_in_one_line(kind: str, values: dict[str, object]) -> None:
     with pytest.raises(BatchError, match=f"note of kind '{kind}'"):
         history_of([*notes([MadeRun(1)]), (kind, values)])
+
+
+def test_the_first_of_many_runs_are_kept_as_well_as_the_latest() -> None:
+    found = history_of(notes([MadeRun(200)] * 60))
+    kept = [len(run.states) for run in found.runs]
+    assert max(kept) - min(kept) <= 1
+    assert sum(kept) <= STATES_MOST + 60
 
 
 def test_notes_of_kinds_that_are_not_known_say_nothing() -> None:
