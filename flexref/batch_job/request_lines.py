@@ -5,7 +5,7 @@ said of one does not depend on where it stands in an engine's stream.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from flexref.batch_job.answers import Line, LineAnswer
 from flexref.batch_job.lines.answer_lines import failed
@@ -14,7 +14,7 @@ from flexref.batch_job.lines.asked_line import AskedLine
 from flexref.batch_job.lines.body_fields import URLS
 from flexref.batch_job.lines.defaults import Defaults
 from flexref.batch_job.lines.json_line import object_in
-from flexref.batch_job.lines.prompt_tokens import PromptReader, ServedModel
+from flexref.batch_job.lines.prompt_tokens import PromptLength, PromptReader, ServedModel
 from flexref.batch_job.lines.wrong_line import (
     DUPLICATE_CUSTOM_ID,
     INVALID_LINE,
@@ -41,6 +41,14 @@ MOST_ROWS = 1 << 12
 """Bounds the rows of a line: its answer holds them all."""
 
 
+class LineLengths(NamedTuple):
+    """How long the rows of a line are: its prompts, the choices of each, and the most new tokens of a row."""
+
+    prompts: tuple[PromptLength, ...]
+    choices: int
+    new_tokens: int
+
+
 class RequestReader:
     """Reads lines as requests for one model; the same line is read the same at any time, on any machine."""
 
@@ -56,18 +64,44 @@ class RequestReader:
             return None
         custom_id: str | int | None = None
         try:
-            if line.digest is not None:
-                raise WrongLine(f"it is longer than the {LONGEST_LINE_BYTES} bytes that are read", INVALID_LINE)
-            if not self._as_json:
-                return self._asked(line, None, self._bodies.plain({"prompt": _text(line.data)}))
-            record = object_in(line.data)
-            if any(name in record for name in ENVELOPE):
-                custom_id = _custom_id(record)
-                return self._asked(line, custom_id, self._enveloped(record, line))
-            custom_id = _plain_id(record)
-            return self._asked(line, custom_id, self._bodies.plain(record))
+            record = self._record(line)
+            custom_id = _id_of(record)
+            body = self._body(record, line)
+            return self._asked(line, custom_id, body, self._prompts_of(body))
         except WrongLine as why:
             return failed(line, custom_id, why)
+
+    def lengths(self, line: Line, *, counted: bool) -> LineLengths | None:
+        """How long the rows of the line are; None if it is blank. Raises `WrongLine` where `read` answers why not.
+
+        Unless `counted`, no tokens are made of texts that are certainly short enough.
+        """
+        if line.blank:
+            return None
+        record = self._record(line)
+        _id_of(record)
+        body = self._body(record, line)
+        prompts = tuple(self._prompts.length(prompt, body, counted) for prompt in self._prompts_of(body))
+        return LineLengths(prompts, body.choices, body.request.max_new_tokens)
+
+    def _record(self, line: Line) -> dict[str, Any]:
+        """The line as an object; a text is one with a `prompt`."""
+        if line.digest is not None:
+            raise WrongLine(f"it is longer than the {LONGEST_LINE_BYTES} bytes that are read", INVALID_LINE)
+        return object_in(line.data) if self._as_json else {"prompt": _text(line.data)}
+
+    def _body(self, record: Mapping[str, Any], line: Line) -> AskedBody:
+        return self._enveloped(record, line) if _is_enveloped(record) else self._bodies.plain(record)
+
+    def _prompts_of(self, body: AskedBody) -> Sequence[object]:
+        """The prompts of a body that can be served, as far as it is known without making tokens of them."""
+        if body.request.stops and self._model.tokenizer is None:
+            raise WrongLine("stop texts need a tokenizer, and the model has none", NO_TOKENIZER, "stop")
+        prompts = self._prompts.prompts_of(body)
+        if len(prompts) * body.choices > MOST_ROWS:
+            words = f"{len(prompts)} prompts with {body.choices} choices each are more rows than the {MOST_ROWS}"
+            raise WrongLine(f"{words} that a line may have; divide it", INVALID_VALUE, "prompt")
+        return prompts
 
     def _enveloped(self, record: Mapping[str, Any], line: Line) -> AskedBody:
         """What a line of the OpenAI batch format asks for."""
@@ -81,9 +115,8 @@ class RequestReader:
                 raise WrongLine(words, UNKNOWN_FIELD, name[:LONGEST_ID])
         for name in ENVELOPE:
             if name not in record:
-                raise WrongLine(
-                    f"`{name}` is missing; a line has the fields {', '.join(ENVELOPE)}", MISSING_FIELD, name
-                )
+                words = f"`{name}` is missing; a line has the fields {', '.join(ENVELOPE)}"
+                raise WrongLine(words, MISSING_FIELD, name)
         method, url, body = record["method"], record["url"], record["body"]
         if method != "POST":
             raise WrongLine(f'`method` must be "POST", found {shown(method)}', INVALID_VALUE, "method")
@@ -93,14 +126,8 @@ class RequestReader:
             raise WrongLine(f"`body` must be an object, found {shown(body)}", INVALID_VALUE, "body")
         return self._bodies.read(body, url)
 
-    def _asked(self, line: Line, custom_id: str | int | None, body: AskedBody) -> AskedLine:
+    def _asked(self, line: Line, custom_id: str | int | None, body: AskedBody, prompts: Sequence[object]) -> AskedLine:
         """The rows of a body: all choices of the first prompt, then those of the next one."""
-        if body.request.stops and self._model.tokenizer is None:
-            raise WrongLine("stop texts need a tokenizer, and the model has none", NO_TOKENIZER, "stop")
-        prompts = self._prompts.prompts_of(body)
-        if len(prompts) * body.choices > MOST_ROWS:
-            words = f"{len(prompts)} prompts with {body.choices} choices each are more rows than the {MOST_ROWS}"
-            raise WrongLine(f"{words} that a line may have; divide it", INVALID_VALUE, "prompt")
         # A seed of the body's own gives the same wherever the line stands.
         first = 0 if body.seeded else line.number - 1
         ids = [self._prompts.token_ids(prompt, body) for prompt in prompts]
@@ -124,6 +151,15 @@ def _text(data: bytes) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise WrongLine(f"it is not UTF-8: {error.reason}", INVALID_LINE) from error
+
+
+def _is_enveloped(record: Mapping[str, Any]) -> bool:
+    """Whether it is a line of the OpenAI batch format, or is meant to be one."""
+    return any(name in record for name in ENVELOPE)
+
+
+def _id_of(record: Mapping[str, Any]) -> str | int | None:
+    return _custom_id(record) if _is_enveloped(record) else _plain_id(record)
 
 
 def _custom_id(record: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ import tokenizers
 from flexref.errors import CheckpointError, PromptError
 from flexref.files import as_json, as_text
 from flexref.text.chat_document import CHAT
-from flexref.text.tokenizer_bounds import token_bytes_most
+from flexref.text.tokenizer_bounds import token_bytes_most, tokens_a_byte
 from flexref.text.tokenizer_check import check_document, expansion_of, parts_of
 from flexref.text.tokenizer_files import document_from_files
 
@@ -46,6 +46,9 @@ class Tokenizer:
         decoder = document.get("decoder")
         self.byte_level = isinstance(decoder, dict) and decoder["type"] == "ByteLevel"
         self._expansion = expansion_of(document)
+        self._tokens_a_byte = tokens_a_byte(
+            self._expansion, parts_of(document, "normalizer"), parts_of(document, "pre_tokenizer")
+        )
         self.token_bytes_most = token_bytes_most(document, parts_of(document, "pre_tokenizer"), frozenset(_BYTES))
         """The most bytes of a text that one token can stand for; None if there is no such bound."""
         self.vocabulary_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values())
@@ -108,6 +111,14 @@ class Tokenizer:
             return b""
         found = [_BYTES.get(character) for character in token]
         return token.encode("utf-8") if None in found else bytes(value for value in found if value is not None)
+
+    def tokens_most(self, nbytes: int) -> int:
+        """No text of so many bytes becomes more tokens, those that are put around it counted."""
+        return nbytes * self._tokens_a_byte + self._tokens_around
+
+    @cached_property
+    def _tokens_around(self) -> int:
+        return len(self.encode("a")) - len(self.encode("a", add_special=False))
 
     @cached_property
     def _special_ids(self) -> frozenset[int]:

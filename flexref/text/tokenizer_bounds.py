@@ -6,7 +6,7 @@ when memory ends. Here every part has a factor: the most bytes that it makes of 
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from types import MappingProxyType
@@ -220,3 +220,12 @@ class _Group:
     def take(self, inner: "_Group") -> None:
         self.present += inner.most
         self.most, self.repeats = max(self.most, self.present), self.repeats or inner.repeats
+
+
+def tokens_a_byte(expansion: int, normalizers: Sequence[Part], pre_tokenizers: Sequence[Part]) -> int:
+    """The most tokens that a byte of text becomes; `expansion`: the most bytes that parts make of one.
+
+    Where each byte becomes one letter and nothing is put before any, that is one, as of OPT.
+    """
+    plain = all(part["type"] == "ByteLevel" and part.get("add_prefix_space") is False for part in pre_tokenizers)
+    return 1 if pre_tokenizers and plain and not normalizers else expansion

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from flexref.batch_job.lines.body_fields import CHAT, given_fields
@@ -39,12 +40,18 @@ class AskedBody:
     logprobs: int | None = None
 
 
+REQUESTS_KEPT = 1 << 10
+"""Of the latest different requests."""
+
+
 class BodyReader:
     """Reads bodies, for what they do not say with a job's defaults."""
 
     def __init__(self, defaults: Defaults, positions: int) -> None:
         """`positions`: a chat may have as many new tokens, if nobody says how many."""
         self._model = defaults.model
+        # The lines of a job say much the same: what checks itself is made once for all of them.
+        self._made = lru_cache(REQUESTS_KEPT)(_request)
         self._plain = defaults.request(plain=True)
         self._completion = defaults.request(plain=False)
         self._chat = defaults.request(plain=False, chat_max_tokens=positions)
@@ -83,11 +90,26 @@ class BodyReader:
                 "`echo` with `logprobs` is not served: of the prompt's tokens none are told", UNSUPPORTED_FIELD, "echo"
             )
         try:
-            request = _request(given, self._chat if chat else self._completion, top)
+            request = self._request(given, self._chat if chat else self._completion, top)
         except PromptError as error:
             raise _wrong_value(error) from error
         model = given.get("model", self._model)
         return AskedBody(chat, given[prompt], request, model, choices, "seed" in given, echo, top)
+
+    def _request(self, given: Mapping[str, Any], base: Request, top: int | None) -> Request:
+        """What is done with every row. Raises `PromptError`."""
+        own = base.sampling
+        return self._made(
+            _max_tokens(given, base),
+            given.get("temperature", own.temperature),
+            max(0, given.get("top_k", own.top_k)),
+            given.get("top_p", own.top_p),
+            given.get("seed", own.seed) & MAX_SEED,
+            _stops(given, base),
+            given.get("ignore_eos", base.ignore_eos),
+            # A place's probabilities come with at least one token; `logprobs` 0 tells the chosen one's alone.
+            base.logprobs if top is None else max(1, top),
+        )
 
 
 def _wrong_value(error: PromptError) -> WrongLine:
@@ -96,20 +118,18 @@ def _wrong_value(error: PromptError) -> WrongLine:
     return WrongLine(f"`{name}` {words}", INVALID_VALUE, name)
 
 
-def _request(given: Mapping[str, Any], base: Request, top: int | None) -> Request:
-    """What is done with every row. Raises `PromptError`."""
-    own = base.sampling
-    sampling = SamplingSettings(
-        given.get("temperature", own.temperature),
-        max(0, given.get("top_k", own.top_k)),
-        given.get("top_p", own.top_p),
-        given.get("seed", own.seed) & MAX_SEED,
-    )
-    # A place's probabilities come with at least one token; `logprobs` 0 tells the chosen one's alone.
-    logprobs = base.logprobs if top is None else max(1, top)
-    return Request(
-        _max_tokens(given, base), sampling, _stops(given, base), given.get("ignore_eos", base.ignore_eos), logprobs
-    )
+def _request(  # noqa: PLR0913, PLR0917 -- all that tells requests apart
+    max_new_tokens: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    seed: int,
+    stops: tuple[str, ...],
+    ignore_eos: bool,
+    logprobs: int,
+) -> Request:
+    sampling = SamplingSettings(temperature, top_k, top_p, seed)
+    return Request(max_new_tokens, sampling, stops, ignore_eos, logprobs)
 
 
 def _max_tokens(given: Mapping[str, Any], base: Request) -> int:

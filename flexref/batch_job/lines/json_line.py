@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from flexref.batch_job.lines.wrong_line import INVALID_LINE, WrongLine
 
@@ -17,6 +18,8 @@ at a depth that depends on its caller."""
 
 TEXT = re.compile(rb'"[^"]*"(\s*:)?')
 """A text in JSON without escaped quotation marks, which is a key if a colon follows."""
+
+OPENING, CLOSING = np.frombuffer(b"[{", np.uint8), np.frombuffer(b"]}", np.uint8)
 
 DECODER = msgspec.json.Decoder()
 
@@ -45,21 +48,22 @@ def object_in(data: bytes) -> dict[str, Any]:
 
 def _keys(value: dict[str, Any] | list[Any]) -> int:
     """Keys of all objects in a value."""
-    parts = value.values() if isinstance(value, dict) else value
-    own = len(value) if isinstance(value, dict) else 0
-    kinds = set(map(type, parts))
-    if dict in kinds or list in kinds:
-        own += sum(_keys(part) for part in parts if isinstance(part, dict | list))
+    if type(value) is list:
+        kinds = set(map(type, value))
+        if dict not in kinds and list not in kinds:
+            return 0
+    own, parts = (len(value), value.values()) if type(value) is dict else (0, value)
+    for part in parts:
+        if type(part) is dict or type(part) is list:
+            own += _keys(part)
     return own
 
 
 def _levels(data: bytes) -> int:
     """How deep lists and objects lie in each other, as far as brackets outside of texts say."""
-    level = most = 0
-    for bracket in re.finditer(rb"[\[\]{}]", TEXT.sub(b"", _without_escapes(data))):
-        level += 1 if bracket[0] in b"[{" else -1
-        most = max(most, level)
-    return most
+    letters = np.frombuffer(TEXT.sub(b"", _without_escapes(data)), np.uint8)
+    steps = np.isin(letters, OPENING).astype(np.int32) - np.isin(letters, CLOSING)
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 
 
 def _without_escapes(data: bytes) -> bytes:

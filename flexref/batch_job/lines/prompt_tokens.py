@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from flexref.batch_job.lines.asked_body import AskedBody
 from flexref.batch_job.lines.wrong_line import (
@@ -32,6 +32,13 @@ class ServedModel:
     positions: int
     tokenizer: Tokenizer | None = None
     chat_template: Template | None = None
+
+
+class PromptLength(NamedTuple):
+    """How long a prompt is: its tokens, None if they were not counted, and the bytes of its text; of token ids 0."""
+
+    tokens: int | None
+    nbytes: int
 
 
 class PromptReader:
@@ -65,6 +72,18 @@ class PromptReader:
             words = f"the prompt has {len(ids)} tokens; the model has {model.positions} positions, and at least one new"
             raise WrongLine(f"{words} token must fit after it", CONTEXT_LENGTH_EXCEEDED, field)
         return ids
+
+    def length(self, prompt: object, body: AskedBody, counted: bool) -> PromptLength:
+        """How long a prompt is. Raises `WrongLine` where `token_ids` does.
+
+        Unless `counted`, no tokens are made of a text that is certainly short enough.
+        """
+        tokenizer = self._model.tokenizer
+        if not counted and isinstance(prompt, str) and prompt and tokenizer is not None:
+            nbytes = len(prompt.encode("utf-8"))
+            if tokenizer.tokens_most(nbytes) < self._model.positions:
+                return PromptLength(None, nbytes)
+        return PromptLength(len(self.token_ids(prompt, body)), len(prompt.encode()) if isinstance(prompt, str) else 0)
 
     def _checked(self, prompt: object) -> tuple[int, ...]:
         if not isinstance(prompt, list) or not set(map(type, prompt)) <= {int}:
