@@ -73,12 +73,13 @@ def check_openai_limits(found: Scan) -> None:
     """Raise `BatchError` for an input that is more than that service takes at a time."""
     filled = int(found.filled.sum())
     if filled > OPENAI_LINES:
-        raise BatchError(
-            f"{found.path} has {filled} requests, the limit is {OPENAI_LINES}; divide it, or leave out --limits"
-        )
+        raise _beyond(found, f"{filled} requests", f"{OPENAI_LINES}")
     if found.size_bytes > OPENAI_BYTES:
-        size = f"{found.size_bytes} bytes, at most {OPENAI_BYTES} (200 MB)"
-        raise BatchError(f"{found.path} has {size} are taken with --limits openai")
+        raise _beyond(found, f"{found.size_bytes} bytes", f"{OPENAI_BYTES} (200 MB)")
+
+
+def _beyond(found: Scan, what: str, limit: str) -> BatchError:
+    return BatchError(f"{found.path} has {what}, the limit is {limit}; divide it, or leave out --limits")
 
 
 def validate(found: Scan, reader: RequestReader, positions: int, numbers: Iterable[int] | None = None) -> Validation:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from flexref.batch_job.lines.asked_line import AskedLine
 from flexref.batch_job.lines.body_fields import CHAT, COMPLETIONS, NEUTRAL_BY_URL, SERVED_BY_URL, UNREAD
 from flexref.batch_job.lines.defaults import Defaults
 from flexref.batch_job.lines.json_line import object_in
-from flexref.batch_job.lines.prompt_tokens import ServedModel
+from flexref.batch_job.lines.prompt_tokens import ServedModel, served_model
 from flexref.batch_job.lines.wrong_line import CODES, WrongLine
 from flexref.batch_job.request_lines import CHOICE_BITS, RequestReader
 from flexref.engine.engine import Engine
@@ -40,7 +41,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def model(engine: Engine) -> ServedModel:
-    return ServedModel(engine.file.spec.vocabulary, engine.file.spec.positions, engine.tokenizer, Chat())
+    return replace(served_model(engine), chat_template=Chat())
 
 
 @pytest.fixture(scope="module")

@@ -148,9 +148,9 @@ def test_a_job_beyond_openai_s_limits_is_refused_in_one_line(path: Path) -> None
         patch.setattr(validation, "OPENAI_LINES", 2)
         check_openai_limits(found)
         patch.setattr(validation, "OPENAI_LINES", 1)
-        with pytest.raises(BatchError, match=r"has 2 requests, at most 1 are taken"):
+        with pytest.raises(BatchError, match=r"has 2 requests, the limit is 1; divide it"):
             check_openai_limits(found)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "OPENAI_BYTES", 10)
-        with pytest.raises(BatchError, match=r"bytes, at most 10 \(200 MB\) are taken"):
+        with pytest.raises(BatchError, match=r"bytes, the limit is 10 \(200 MB\); divide it"):
             check_openai_limits(found)

@@ -422,6 +422,18 @@ def test_no_token_stands_for_more_bytes_than_the_bound_says(document: dict[str, 
     assert len(text.encode()) <= tokenizer.token_bytes_most * len(tokenizer.encode(text))
 
 
+@given(text=TEXTS | st.text(max_size=60), prefix_space=st.booleans())
+def test_no_text_becomes_more_tokens_than_the_bound_says(
+    bos_document: dict[str, Any], galactica_document: dict[str, Any], text: str, prefix_space: bool
+) -> None:
+    before = {**bos_document["pre_tokenizer"], "add_prefix_space": prefix_space}
+    for document in ({**bos_document, "pre_tokenizer": before}, galactica_document):
+        tokenizer = Tokenizer.from_json(json.dumps(document).encode())
+        assert len(tokenizer.encode(text)) <= tokenizer.tokens_most(len(text.encode()))
+    plain = Tokenizer.from_json(json.dumps(bos_document).encode())
+    assert plain.tokens_most(100) == 101
+
+
 def test_there_is_no_such_bound_where_text_may_be_dropped(document: dict[str, Any]) -> None:
     stripping = {**document["added_tokens"][0], "lstrip": True}
     removed = {"type": "Split", "pattern": {"String": "x"}, "behavior": "Removed", "invert": False}

@@ -12,6 +12,7 @@ from flexref.batch_job.lines.wrong_line import (
     NO_TOKENIZER,
     WrongLine,
 )
+from flexref.engine.engine import Engine
 from flexref.errors import FlexrefError, PromptError
 from flexref.json_types.values import shown
 from flexref.text.tokenizer import Tokenizer
@@ -32,6 +33,12 @@ class ServedModel:
     positions: int
     tokenizer: Tokenizer | None = None
     chat_template: Template | None = None
+
+
+def served_model(engine: Engine) -> ServedModel:
+    """What a reader must know of an engine's model."""
+    spec = engine.file.spec
+    return ServedModel(spec.vocabulary, spec.positions, engine.tokenizer, engine.chat_template)
 
 
 class PromptLength(NamedTuple):
