@@ -16,8 +16,9 @@ from flexref.engine.engine import Engine
 from flexref.engine.generation import GenerationJob
 from flexref.errors import CapacityError, JobPaused, described
 
-TOKENS_KEPT_EVERY_S = 30.0
-"""The tokens of rows that are under way are written down so often: what a kill costs of a row that takes hours."""
+TOKENS_KEPT_S = 1.0, 30.0
+"""The tokens of rows that are under way are written down first after so many seconds, then whenever the run has lasted
+twice as long, and in the end this often: what a kill costs of a row that takes hours."""
 
 STATE_NOTED_EVERY_S = 10.0
 """Where the job stands is noted so often, for a report."""
@@ -78,7 +79,7 @@ class BatchJob:
     _begun: bool = field(init=False, default=False)
     _faults: int = field(init=False, default=0)
     _next_note_s: float = field(init=False, default=0.0)
-    _next_tokens_s: float = field(init=False, default=TOKENS_KEPT_EVERY_S)
+    _next_tokens_s: float = field(init=False, default=TOKENS_KEPT_S[0])
 
     def __post_init__(self) -> None:
         self._serving = Serving(self.lines, self.keeper.tokens_of)
@@ -105,6 +106,8 @@ class BatchJob:
 
     def answers(self) -> Generator[LineAnswer, None, None]:
         """The answers as lines end, from one engine after another."""
+        if self.facts.lines is not None and self.keeper.done_lines >= self.facts.lines:
+            return  # an earlier run has answered all
         while True:
             engine = self.engines.open()
             with engine:
@@ -146,7 +149,7 @@ class BatchJob:
             self._next_note_s = state.at_s + STATE_NOTED_EVERY_S
             self._note("state", asdict(state))
         if state.at_s >= self._next_tokens_s:
-            self._next_tokens_s = state.at_s + TOKENS_KEPT_EVERY_S
+            self._next_tokens_s = state.at_s + min(state.at_s, TOKENS_KEPT_S[1])
             self._keep_tokens()
         for watcher in self.watchers:
             watcher.passed(state)

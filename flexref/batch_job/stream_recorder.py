@@ -3,10 +3,20 @@
 from collections import deque
 from collections.abc import Mapping, Sequence
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, Protocol
 
 from flexref.batch_job.answers import LineAnswer
 from flexref.errors import BatchError, StorageError
+
+
+class AnswerStream(Protocol):
+    """What answers are written to."""
+
+    def write(self, data: bytes, /) -> int:
+        """Take all of `data`."""
+
+    def flush(self) -> None:
+        """Hand over what was written."""
 
 
 class StreamRecorder:
@@ -15,7 +25,7 @@ class StreamRecorder:
     Without `errors` failed lines are answered in `output`, too. Answers that wait for one before them are held.
     """
 
-    def __init__(self, output: BinaryIO, errors: BinaryIO | None = None) -> None:
+    def __init__(self, output: AnswerStream, errors: AnswerStream | None = None) -> None:
         self._output, self._errors = output, errors
         self._expected: deque[int] = deque()
         self._waiting: dict[int, LineAnswer] = {}

@@ -51,6 +51,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "inspect": Entry("flexref.cli.inspect", "List what a weight file holds: names, shapes, scheme, bytes."),
         "verify": Entry("flexref.cli.verify", "Check every dataset of a weight file and name each damaged one."),
         "generate": Entry("flexref.cli.generate", "Generate text under memory budgets, over three tiers."),
+        "batch": Entry("flexref.cli.batch.command", "Answer a file of requests exactly once, whatever happens."),
         "report": Entry("flexref.cli.report", "Make a page of a batch job: speed, faults, lengths, cost; in HTML."),
         "eval": Entry("flexref.cli.evaluate", "Measure perplexity of a text, or accuracy on questions."),
         "compare-models": Entry("flexref.cli.compare_models", "Tell how far one model is from another on a text."),

@@ -1,0 +1,169 @@
+"""A job made ready: its model and input are read and checked, its files and engines are known; nothing runs yet."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from flexref.backend.registry import create
+from flexref.batch_job.answers import Line, LineAnswer
+from flexref.batch_job.engines import Engines
+from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
+from flexref.batch_job.input_file import Scan, read_lines, scan
+from flexref.batch_job.input_stream import InputStream
+from flexref.batch_job.job_files import JobFiles
+from flexref.batch_job.journal.line_facts import ExpectedLines
+from flexref.batch_job.lines.asked_line import AskedLine
+from flexref.batch_job.lines.defaults import Defaults
+from flexref.batch_job.lines.prompt_tokens import ServedModel
+from flexref.batch_job.recorder import Recorder
+from flexref.batch_job.request_lines import RequestReader
+from flexref.batch_job.shard import WHOLE, Shard
+from flexref.batch_job.states import JobFacts
+from flexref.batch_job.stream_recorder import StreamRecorder
+from flexref.engine.events import OnEvent, no_listener
+from flexref.loading import advisor
+from flexref.planner.advisor import Advisor
+from flexref.policy import Asked, Policy
+from flexref.storage.names import resolve
+from flexref.storage.weightfile import WeightFile, open_weight_file
+from flexref.text.tokenizer import Tokenizer
+
+ANSWER_FORMAT = 1
+"""Of the lines of OUT and ERR: another one makes another job of the same input."""
+
+NOTHING_ASKED = Asked(None, {}, {})
+
+
+@dataclass(frozen=True)
+class JobSettings:
+    """What is asked of a job, but for its input and output. `asked`: policy, what to keep of a chosen one, budgets."""
+
+    model: str | Path
+    backend: str = "numpy"
+    asked: Asked = NOTHING_ASKED
+    machine: str | None = None
+    defaults: Defaults = field(default_factory=Defaults)
+    shard: Shard = WHOLE
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further ones of `open_engine`."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Every setting that can change a token or a byte of an answer, by name."""
+        asked = Policy().changed(**self.asked.keep) if self.asked.policy is None else self.asked.policy
+        shard = self.shard
+        return {
+            **{name: list(value) if name == "stops" else value for name, value in asdict(self.defaults).items()},
+            "backend": self.backend,
+            "cache scheme": asked.cache_scheme,
+            "attention on": asked.attention_on,
+            "row invariant": asked.row_invariant,
+            "shard": f"{shard.index}/{shard.count} in chunks of {shard.chunk_lines} lines" if shard.count > 1 else None,
+            "answer format": ANSWER_FORMAT,
+        }
+
+
+class Prepared:
+    """A model that is open, and requests that can be read for it."""
+
+    def __init__(self, settings: JobSettings) -> None:
+        """Raises what opening the model, the port and the policy raise."""
+        self.settings = settings
+        self.settling: Advisor = advisor(settings.asked.policy, settings.machine, settings.asked.keep)
+        self.file: WeightFile = open_weight_file(resolve(settings.model))
+
+    @cached_property
+    def model(self) -> ServedModel:
+        """The model as a reader of requests sees it."""
+        file = self.file
+        tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
+        return ServedModel(file.spec.vocabulary, file.spec.positions, tokenizer)
+
+    def reader(self, *, as_json: bool) -> RequestReader:
+        """Reads lines as requests."""
+        return RequestReader(self.model, self.settings.defaults, as_json=as_json)
+
+    def engines(self, on_event: OnEvent = no_listener) -> Engines:
+        """Opens the job's engines."""
+        settings = self.settings
+        budgets = {name: value for name, value in settings.asked.budgets.items() if value is not None}
+        return Engines(self.file, self.settling, settings.backend, budgets, settings.options, on_event)
+
+    def arithmetic(self) -> dict[str, Any]:
+        """What computes, as far as it may change bits."""
+        with closing(create(self.settings.backend, **self.settings.options)) as port:
+            return arithmetic_facts(port)
+
+
+class PreparedFile:
+    """A job whose input is a file: it is durable, and goes on where it was."""
+
+    def __init__(self, prepared: Prepared, path: Path | str) -> None:
+        """Looks over the input once; `StorageError` if it cannot be read."""
+        self.prepared, self.scan = prepared, scan(path)
+
+    @property
+    def expected(self) -> ExpectedLines:
+        """The lines that this job answers."""
+        return ExpectedLines(self.scan.filled, self.scan.hashes, self.prepared.settings.shard)
+
+    @property
+    def identity(self) -> Identity:
+        """What makes another run one of the same job."""
+        scanned: Scan = self.scan
+        facts = {"lines": scanned.lines, "bytes": scanned.size_bytes, "digest": scanned.digest}
+        prepared = self.prepared
+        return Identity(facts, model_facts(prepared.file), prepared.settings.identity, prepared.arithmetic())
+
+    def recorder(self, files: JobFiles, *, force: bool = False, accept_arithmetic: bool = False) -> Recorder:
+        """Opens the journal and the outputs; raises what `Recorder.open` raises."""
+        return Recorder.open(files, self.identity, self.expected, force=force, accept_arithmetic=accept_arithmetic)
+
+    def lines(self, recorder: Recorder) -> Iterator[AskedLine | LineAnswer]:
+        """The lines that are not answered yet, as requests or, where they cannot be served, as answers."""
+        left = (number for number in self.expected if not recorder.is_done(number))
+        return requests(read_lines(self.scan, left), self.prepared.reader(as_json=self.scan.as_json))
+
+    def facts(self, recorder: Recorder, files: JobFiles) -> JobFacts:
+        """What is known of the job before its first pass."""
+        prepared = self.prepared
+        return JobFacts(
+            prepared.file.spec.name,
+            prepared.settings.backend,
+            Policy(),
+            str(self.scan.path),
+            str(files.output),
+            len(self.expected),
+            recorder.done_lines,
+            recorder.runs_before,
+        )
+
+
+class PreparedStream:
+    """A job whose input comes as a stream, or whose output goes to one: nothing of it is durable."""
+
+    def __init__(self, prepared: Prepared, stream: InputStream, recorder: StreamRecorder) -> None:
+        self._reader = prepared.reader(as_json=stream.as_json)
+        self._stream, self._recorder = stream, recorder
+
+    def lines(self) -> Iterator[AskedLine | LineAnswer]:
+        """The lines as they come."""
+
+        def expected() -> Iterator[Line]:
+            for line in self._stream:
+                if not line.blank:
+                    self._recorder.expect(line.number)
+                yield line
+
+        return requests(expected(), self._reader)
+
+
+def requests(lines: Iterable[Line], reader: RequestReader) -> Iterator[AskedLine | LineAnswer]:
+    """Lines read as requests, but for blank ones."""
+    for line in lines:
+        read = reader.read(line)
+        if read is not None:
+            yield read

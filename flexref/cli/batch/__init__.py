@@ -1,0 +1,1 @@
+"""`flexref batch` and its subcommands: each parses, calls the job, and prints."""

@@ -1,0 +1,147 @@
+"""`flexref batch`: a file of requests in, a file of answers out, exactly once; parses, calls the job, prints."""
+
+import json
+import logging
+import os
+import shlex
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flexref.cli.arguments import TEXT
+from flexref.cli.batch.options import STANDARD, batch_options, files_of, settings_of, streams
+from flexref.cli.completion import files
+from flexref.cli.logs import shows_progress
+from flexref.cli.streams import tell
+from flexref.errors import JobPaused, how_many
+
+if TYPE_CHECKING:
+    from flexref.batch_job.job_files import JobFiles
+    from flexref.batch_job.prepared import Prepared, PreparedFile
+    from flexref.batch_job.recorder import Recorder
+
+LOG = logging.getLogger(__name__)
+
+
+@click.command("batch")
+@click.argument("input_file", metavar="IN.jsonl|-", type=TEXT, shell_complete=files)
+@batch_options
+def command(**given: Any) -> None:
+    """Answer every request in a file, in its order, exactly once, whatever happens in between.
+
+    Lines are those of the OpenAI batch format (/v1/completions and /v1/chat/completions), objects with a `prompt`, or
+    prompts as they stand. What is answered is durable: after a kill or a power cut the same command goes on, and the
+    output is the same, byte for byte, as if nothing had happened.
+    """
+    is_stream = streams(given)
+
+    from flexref.batch_job.prepared import Prepared, PreparedFile
+    from flexref.batch_job.shard_choice import choose_shard
+
+    shard = choose_shard("0/1" if is_stream else given["shard"], os.environ, given["chunk_lines"])
+    if shard.why is not None and not is_stream:
+        _say(shard.why)
+    settings = settings_of(given, shard)
+    if is_stream:
+        _stream(Prepared(settings), given)
+        return
+    job_files = files_of(given, shard, given["model"])
+    job_files.check()
+    prepared = PreparedFile(Prepared(settings), given["input_file"])
+    with prepared.recorder(job_files, force=given["force"], accept_arithmetic=given["accept_arithmetic"]) as recorder:
+        _file(prepared, recorder, job_files, given)
+
+
+def _file(prepared: "PreparedFile", recorder: "Recorder", job_files: "JobFiles", given: dict[str, Any]) -> None:
+    """Run a job from file to file, and say how it ended."""
+    from flexref.batch_job.job import BatchJob
+    from flexref.cli.show.progress import progress
+
+    expected = len(prepared.expected)
+    for notice in recorder.notices:
+        LOG.warning("%s", notice)
+    if recorder.runs_before:
+        _say(f"{job_files.output}: {recorder.done_lines} of {how_many(expected, 'line')} are done; the job goes on")
+    ending = "done"
+    with progress("choosing a policy") as shown:
+        job = BatchJob(
+            prepared.prepared.engines(shown),
+            prepared.lines(recorder),
+            recorder,
+            prepared.facts(recorder, job_files),
+        )
+        try:
+            with job.stop.on_signals():
+                job.run()
+        except JobPaused as pause:
+            ending, why = "paused", str(pause)
+    report = {
+        "ending": ending,
+        "lines": expected,
+        "lines_done": recorder.done_lines,
+        "lines_failed": recorder.failed_lines,
+        "runs": recorder.runs_before + 1,
+        "output": str(job_files.output),
+        "errors": None if job_files.errors is None else str(job_files.errors),
+    }
+    if given["as_json"]:
+        click.echo(json.dumps(report))
+    if ending == "paused":
+        done = f"{recorder.done_lines} of {how_many(expected, 'line')} are done"
+        tell(f"paused ({why}): {done}; resume with: {shlex.join(['flexref', *sys.argv[1:]])}")
+        return
+    failed = recorder.failed_lines
+    where = "" if not failed else f"; see {job_files.errors or job_files.output}"
+    _say(f"{job_files.output}: {how_many(expected, 'line')} answered, {failed} of them failed{where}")
+
+
+def _stream(prepared: "Prepared", given: dict[str, Any]) -> None:
+    """Run a job from or to a standard stream: nothing of it is durable."""
+    from flexref.batch_job.input_file import opened_input
+    from flexref.batch_job.input_stream import InputStream, standard_input
+    from flexref.batch_job.job import BatchJob
+    from flexref.batch_job.prepared import PreparedStream
+    from flexref.batch_job.states import JobFacts
+    from flexref.batch_job.stream_recorder import StreamRecorder
+    from flexref.batch_job.whole_file import WholeFile
+    from flexref.cli.show.outputs import check_outputs
+    from flexref.cli.show.progress import progress
+    from flexref.policy import Policy
+
+    outputs = {flag: given[name] for flag, name in (("-o", "output_file"), ("--errors", "errors_file"))}
+    check_outputs(
+        {flag: None if path == STANDARD else path for flag, path in outputs.items()},
+        (given["input_file"], given["model"], given["policy"], given["machine"]),
+        force=given["force"],
+    )
+    _say("a standard stream: this job is not kept, and cannot be resumed")
+    with ExitStack() as stack:
+        if given["input_file"] == STANDARD:
+            source = standard_input()
+        else:
+            source = InputStream(stack.enter_context(opened_input(given["input_file"])), given["input_file"])
+        shown = stack.enter_context(progress("choosing a policy"))
+        new = {
+            name: stack.enter_context(closing(WholeFile(Path(given[name]))))
+            for name in ("output_file", "errors_file")
+            if given[name] not in (None, STANDARD)
+        }
+        recorder = StreamRecorder(new.get("output_file", sys.stdout.buffer), new.get("errors_file"))
+        stream = PreparedStream(prepared, source, recorder)
+        facts = JobFacts(
+            prepared.file.spec.name, given["backend"], Policy(), given["input_file"], given["output_file"], None
+        )
+        job = BatchJob(prepared.engines(shown), stream.lines(), recorder, facts)
+        job.run()
+        for file in new.values():
+            file.publish()
+        _say(f"{how_many(recorder.done_lines, 'line')} answered, {recorder.failed_lines} of them failed")
+
+
+def _say(text: str) -> None:
+    """Tell a person how things stand, unless only errors are wanted."""
+    if shows_progress():
+        tell(text)

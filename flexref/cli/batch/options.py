@@ -1,0 +1,123 @@
+"""Options of `flexref batch`, and what they ask of a job; it runs nothing."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flexref.cli.arguments import TEXT, Amount
+from flexref.cli.completion import files
+from flexref.cli.options import BUDGETS, TOKENS, Command, asked_of, option, options, together
+
+if TYPE_CHECKING:
+    from flexref.batch_job.job_files import JobFiles
+    from flexref.batch_job.lines.defaults import Defaults
+    from flexref.batch_job.prepared import JobSettings
+    from flexref.batch_job.shard_choice import ChosenShard
+
+STANDARD = "-"
+"""Standard input or output."""
+
+SHARD_HELP = """Work on every N-th chunk of the input, beginning with chunk I, from 0 on; auto: as Slurm's array or
+Kubernetes' Indexed Job number this task, also if nothing is said."""
+
+ACCEPT_HELP = """Go on with a job although libraries, processor or device are not what they were; answers may differ in
+near ties from what they would have been."""
+
+OPTIONS = (
+    option("--model"),
+    option("--output", required=True, metavar="FILE|-", help="Where answers go, in the order of the input."),
+    click.option(
+        "--errors",
+        "errors_file",
+        type=TEXT,
+        metavar="FILE",
+        shell_complete=files,
+        help="Where the answers of failed lines go; default: to the output, too.",
+    ),
+    click.option("--max-tokens", type=TOKENS, help="The most new tokens of lines that do not say."),
+    click.option("--temperature", type=Amount(), help="Likewise; 0: greedy."),
+    click.option("--top-k", default=0, show_default=True, help="Likewise; 0: all."),
+    click.option("--top-p", default=1.0, show_default=True, help="Likewise."),
+    click.option("--stop", "stops", multiple=True, type=TEXT, help="Likewise: end a row before this text; repeatable."),
+    click.option("--ignore-eos", is_flag=True, help="Likewise: go on after the end-of-sequence token."),
+    click.option("--seed", default=0, show_default=True, help="Lines without one draw from this and their number."),
+    click.option("--created", default=0, show_default=True, help="The time that answers tell, in seconds since 1970."),
+    click.option("--model-name", help="The model that answers tell where a line names none; default: its own name."),
+    click.option("--limits", type=click.Choice(["openai"]), help="Refuse an input beyond the limits of an API."),
+    options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups"),
+    options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes"),
+    click.option("--shard", metavar="I/N|auto", help=SHARD_HELP),
+    click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help="Of a shard."),
+    click.option("--accept-changed-machine", "accept_arithmetic", is_flag=True, help=ACCEPT_HELP),
+    click.option("--dry-run", is_flag=True, help="Check every line, and say what the job will take; run nothing."),
+    option("--force", help="Begin anew: replace an output and its journal that are there already."),
+    option("--json", help="Print one JSON object at the end, on standard output."),
+)
+
+
+def batch_options(command: Command) -> Command:
+    """The options, on a command that takes them as keyword arguments."""
+    return together(*OPTIONS)(command)
+
+
+def settings_of(given: Mapping[str, Any], shard: "ChosenShard") -> "JobSettings":
+    """What the options ask of a job."""
+    from flexref.batch_job.prepared import JobSettings
+
+    return JobSettings(
+        given["model"],
+        given["backend"],
+        asked_of(given),
+        given["machine"],
+        defaults_of(given),
+        shard.shard,
+    )
+
+
+def defaults_of(given: Mapping[str, Any]) -> "Defaults":
+    """What the options say of lines that do not say it; `WrongCall` for values that no line can have."""
+    from flexref.batch_job.lines.defaults import Defaults
+    from flexref.errors import BatchError, WrongCall
+    from flexref.storage.names import DEMO
+
+    name = given["model_name"] or (DEMO if given["model"] == DEMO else Path(given["model"]).stem)
+    try:
+        return Defaults(
+            given["max_tokens"],
+            given["temperature"],
+            given["top_k"],
+            given["top_p"],
+            given["seed"],
+            tuple(given["stops"]),
+            given["ignore_eos"],
+            name,
+            given["created"],
+        )
+    except BatchError as error:
+        raise WrongCall(str(error)) from error
+
+
+def files_of(given: Mapping[str, Any], shard: "ChosenShard", model: str) -> "JobFiles":
+    """The files that the job writes, and those that it reads and must not write."""
+    from flexref.batch_job.job_files import JobFiles
+    from flexref.storage.names import resolve
+
+    output, errors = given["output_file"], given["errors_file"]
+    inputs = (given["input_file"], resolve(model), given["policy"], given["machine"])
+    return JobFiles(
+        shard.path(Path(output)),
+        None if errors is None else shard.path(Path(errors)),
+        tuple(Path(path) for path in inputs if path is not None and Path(path).exists()),
+    )
+
+
+def streams(given: Mapping[str, Any]) -> bool:
+    """Whether the job reads standard input or writes standard output. A usage error for what then cannot be."""
+    if STANDARD not in (given["input_file"], given["output_file"]):
+        return False
+    for name, flag in (("shard", "--shard"), ("dry_run", "--dry-run"), ("as_json", "--json"), ("limits", "--limits")):
+        if given[name]:
+            raise click.UsageError(f"{flag} needs an input and an output that are files")
+    return True
