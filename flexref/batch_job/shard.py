@@ -1,5 +1,6 @@
 """Which lines of the input a shard of a job works on; it knows no file."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,6 +27,23 @@ class Shard:
             raise BatchError(f"shard {self.index} of {self.count}: shards are numbered from 0 to {self.count - 1}")
         if self.chunk_lines < 1:
             raise BatchError(f"a chunk must have at least 1 line, found {self.chunk_lines}")
+
+    @property
+    def in_words(self) -> str | None:
+        """As a journal has it (`of_words`); None for the only one."""
+        if self.count == 1:
+            return None
+        return f"{self.index}/{self.count} in chunks of {self.chunk_lines} lines"
+
+    @classmethod
+    def of_words(cls, words: str | None) -> "Shard":
+        """What `in_words` gave. Raises `BatchError`."""
+        if words is None:
+            return cls()
+        match = re.fullmatch(r"(\d+)/(\d+) in chunks of (\d+) lines", words)
+        if match is None:
+            raise BatchError(f"{words!r} is no shard that this flexref knows")
+        return cls(*map(int, match.groups()))
 
     def owns(self, number: int) -> bool:
         """Whether line `number` is one of its own."""

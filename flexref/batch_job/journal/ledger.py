@@ -18,6 +18,8 @@ from flexref.batch_job.journal.growing_file import GrowingFile
 from flexref.batch_job.journal.line_facts import DONE, EXPECTED, FAILED, ExpectedLines
 from flexref.batch_job.journal.reading import JournalContents
 from flexref.batch_job.journal.records import (
+    ERR,
+    OUT,
     AnsweredRecord,
     FinishedRecord,
     OpenedRecord,
@@ -123,11 +125,16 @@ class JobLedger:
 
     def begin(self) -> None:
         """Say which run of the job this is, and whose."""
-        opened = OpenedRecord(self.contents.run + 1, os.getpid(), platform.node())
+        opened = OpenedRecord(self.contents.run + 1, os.getpid(), platform.node(), self._errors())
         self._append(encoded(opened))
         self.contents.opened = opened
         self.sync()
         self.settle()
+
+    def _errors(self) -> str | None:
+        """Where ERR lies, seen from the folder of OUT: both may be moved together."""
+        paths = {file.name: file.file.path for file in self.files}
+        return os.path.relpath(paths[ERR], paths[OUT].parent) if ERR in paths else None
 
     def _take(self, entry: Entry, offset: int) -> None:
         match entry:

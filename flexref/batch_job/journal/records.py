@@ -35,11 +35,15 @@ class HeaderRecord(JournalRecord, frozen=True, tag="header"):
 
 
 class OpenedRecord(JournalRecord, frozen=True, tag="opened"):
-    """Run number `run` of the job, from 1 on, holds the journal: the process `pid` of `host`."""
+    """Run number `run` of the job, from 1 on, holds the journal: the process `pid` of `host`.
+
+    `errors`: where ERR lies, seen from the folder of OUT; None where there is none.
+    """
 
     run: int
     pid: int
     host: str
+    errors: str | None = None
 
 
 class AnsweredRecord(JournalRecord, frozen=True, tag="answer"):
