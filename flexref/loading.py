@@ -41,6 +41,7 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
     host_mem_gib: float | None = None,
     disk_dir: str | Path | None = None,
     keep: Mapping[str, Any] | None = None,
+    mirror: str | Path | None = None,
     on_event: OnEvent = no_listener,
     **backend_options: Any,
 ) -> Engine:
@@ -48,7 +49,8 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
 
     Without budgets, what is free is the budget. Without a `policy`, one is chosen per job that has the fields in `keep`
     as they are, for `machine`: a file, the name of a known one, or None for this machine, which is measured once if a
-    job does not simply fit on the device. `on_event` hears of what is loaded and measured (`engine.events`). Raises
+    job does not simply fit on the device. `mirror`: a copy of the weight file, read where the file itself fails.
+    `on_event` hears of what is loaded and measured, and of what fails on a disk (`engine.events`). Raises
     `StorageError`, `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
     """
     return open_engine(
@@ -58,6 +60,7 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
         device_mem_gib=device_mem_gib,
         host_mem_gib=host_mem_gib,
         disk_dir=disk_dir,
+        mirror=mirror,
         on_event=on_event,
         **backend_options,
     )
@@ -79,7 +82,7 @@ def advisor(
     return Advisor(Given(machine if isinstance(machine, Machine) else machine_named(machine)), policy, keep)
 
 
-def open_engine(
+def open_engine(  # noqa: PLR0913 - as `load`
     path: str | Path | WeightFile,
     settling: Advisor,
     *,
@@ -87,6 +90,7 @@ def open_engine(
     device_mem_gib: float | None = None,
     host_mem_gib: float | None = None,
     disk_dir: str | Path | None = None,
+    mirror: str | Path | None = None,
     on_event: OnEvent = no_listener,
     **backend_options: Any,
 ) -> Engine:
@@ -101,7 +105,7 @@ def open_engine(
             if settling.policy is not None:
                 check_policy(settling.policy, file, port)  # before anything is open
             budgets = backend_budgets(port, *asked)
-            session = Session(file, port, settling, budgets, disk_dir=disk_dir, on_event=on_event)
+            session = Session(file, port, settling, budgets, disk_dir=disk_dir, mirror=mirror, on_event=on_event)
         LOG.info("opened %s: %s, %s weights, %s", file.path, file.spec.name, file.stored, in_gib(file.nbytes))
         shown = ", ".join(f"{tier.value} {'any' if size is None else in_gib(size)}" for tier, size in budgets.items())
         LOG.info("port %s, memory: %s; what spills goes to %s", port.name, shown, session.disk_dir)

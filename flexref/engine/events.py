@@ -1,8 +1,10 @@
-"""What a session tells whoever listens while it prepares a job, and logs; it prints nothing and knows no terminal."""
+"""What a session tells whoever listens to its jobs, and logs; it prints nothing and knows no terminal."""
 
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+
+from flexref.tiers.faults import FaultSeen
 
 LOG = logging.getLogger(__name__)
 
@@ -22,17 +24,18 @@ class Notice:
     text: str
 
 
-Event = WeightsLoaded | Notice
+Event = WeightsLoaded | Notice | FaultSeen
 
 OnEvent = Callable[[Event], None]
-"""Told of every event, in the thread in which it happens."""
+"""Told of every event in the thread that works: of a fault of a lane, which other threads see, after the beat in which
+it was seen."""
 
 
 def logged(on_event: OnEvent) -> OnEvent:
-    """Tells `on_event` what it is told, and logs notices as warnings."""
+    """Tells `on_event` what it is told, and logs notices and faults as warnings."""
 
     def tell(event: Event) -> None:
-        if isinstance(event, Notice):
+        if isinstance(event, Notice | FaultSeen):
             LOG.warning("%s", event.text)
         on_event(event)
 

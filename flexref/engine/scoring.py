@@ -3,6 +3,7 @@
 import reprlib
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -190,14 +191,15 @@ class ScoringJob:
         )
         with account.memory_of(block), logged(planned, account, mover.traffic):
             marked = time.perf_counter()
-            for visit in executor.run(mover, block, planned.shape, overlap=self.policy.overlap):
-                if planned.shape.ends_pass(visit):
-                    account.check_weights()
-                    now = time.perf_counter()
-                    account.count_pass(block.take_fed(), planned.places, now - marked)
-                    marked = now
-                    block.tell_watch()
-                    waiting.refill()
+            with closing(executor.run(mover, block, planned.shape, overlap=self.policy.overlap)) as visits:
+                for visit in visits:
+                    if planned.shape.ends_pass(visit):
+                        account.check_weights()
+                        now = time.perf_counter()
+                        account.count_pass(block.take_fed(), planned.places, now - marked)
+                        marked = now
+                        block.tell_watch()
+                        waiting.refill()
             self.stats.prefill_s += time.perf_counter() - marked
 
     def _take(self, first: int, first_id: int, logits: npt.NDArray[np.float32]) -> None:

@@ -31,10 +31,12 @@ from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.random_weights import RandomFile, RandomWeights
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
-from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.tiers.disk import SpillFile
+from flexref.tiers.faults import FaultLog, OnFault
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Traffic
+from flexref.tiers.weight_copies import WeightCopies
 from flexref.tiers.weight_source import WeightSource, check_homes
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
@@ -73,10 +75,14 @@ class Disk(Protocol):
 class RealDisk:
     """Weights come from their file, or are random; what is spilled lies in files below `folder`."""
 
-    def __init__(self, file: WeightFile, folder: Path) -> None:
+    def __init__(self, file: WeightFile, folder: Path, mirror: str | None, on_fault: OnFault) -> None:
         self.folder = folder
-        # Random weights are filled in place.
-        self.source: WeightSource = RandomWeights(file) if isinstance(file, RandomFile) else WeightsOnDisk(file.path)
+        if isinstance(file, RandomFile):  # filled in place
+            if mirror is not None:
+                raise PolicyError(f"{file.path} are in no file: there is nothing that {mirror} could mirror")
+            self.source: WeightSource = RandomWeights(file)
+        else:
+            self.source = WeightCopies.open(file, mirror, on_fault)
 
     def allocate(self, nbytes: int) -> SpillFile:
         """An unnamed file."""
@@ -94,7 +100,7 @@ class Session:
     as the policies of the jobs let them. `standing` is that of the latest job, None before the first.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - all that `open_engine` is told of memory and disks
         self,
         file: WeightFile,
         backend: Backend,
@@ -103,20 +109,25 @@ class Session:
         *,
         disk_dir: str | Path | None = None,
         disk: Disk | None = None,
+        mirror: str | Path | None = None,
         on_event: OnEvent = no_listener,
     ) -> None:
-        """Without `budgets` what is free is the budget; without `disk` weights come from the file itself."""
+        """Without `budgets` what is free is the budget; without `disk` weights come from the file itself, and from
+        `mirror`, a copy of it, where it fails.
+        """
         self.file, self.backend, self.settle, self.on_event = file, backend, settle, logged(on_event)
         self.budgets = dict(budgets or backend_budgets(backend, None, None))
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
         self.interrupts = Interrupts()
         self._traffic = Traffic()
-        self.mover = Mover(backend, self._traffic, self.interrupts.check)
+        self.faults = FaultLog()
+        self.mover = Mover(backend, self._traffic, self._between_beats)
         self.gate = Gate(self.interrupts, lambda: self.interrupts.forced or self.mover.abandoned)
         self.standing: Standing | None = None
         self._left_alone: list[Any] = []
-        self._disk = disk or RealDisk(file, self.disk_dir)
+        second = None if mirror is None else str(mirror)
+        self._disk = disk or RealDisk(file, self.disk_dir, second, self.faults.tell)
         self.arenas = {tier: self._arena(tier) for tier in Tier}
         self._weights: WeightStore | None = None
         self._load_s = 0.0
@@ -191,6 +202,7 @@ class Session:
         try:
             yield account
         finally:
+            self._tell_of_faults()
             stats.budget_bytes = {tier.value: budget for tier, budget in self.budgets.items()}
             stats.direct_disk_reads, stats.load_s = self._disk.source.direct, self._load_s
             account.close(self._traffic.restart())
@@ -218,12 +230,22 @@ class Session:
             store.load(self.arenas)
         except BaseException:
             self._unload()
+            self._tell_of_faults()
             raise
         self._load_s = time.perf_counter() - start
         if self.backend.caps.computes:  # else a job is simulated
             held = ", ".join(f"{in_gib(plan.bytes_at_home(tier))} on {tier.value}" for tier in Tier)
             LOG.info("loaded weights of %s in %.2f s: %s", self.file.path, self._load_s, held)
         return store
+
+    def _between_beats(self) -> None:
+        """Called where nothing is half done."""
+        self._tell_of_faults()
+        self.interrupts.check()
+
+    def _tell_of_faults(self) -> None:
+        for fault in self.faults.take():
+            self.on_event(fault)
 
     def _tell_of_loaded(self, loaded_bytes: int, total_bytes: int) -> None:
         self.on_event(WeightsLoaded(loaded_bytes, total_bytes))

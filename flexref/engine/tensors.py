@@ -2,14 +2,16 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import UnknownTensor
+from flexref.storage.checks import PartChecker
 from flexref.storage.quant import Quantized, dequantize
-from flexref.storage.weightfile import Part, StoredTensor, WeightFile, check_bytes
+from flexref.storage.weightfile import Part, StoredTensor, WeightFile
 from flexref.tiers.weight_source import WeightSource
 from flexref.units import ALIGNMENT_BYTES
 
@@ -57,9 +59,7 @@ def _read(part: Part, source: WeightSource) -> npt.NDArray[Any]:
     whole = np.empty(part.extent.nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -whole.ctypes.data % ALIGNMENT_BYTES  # so that the file system may read it directly
     content = whole[start : start + part.extent.nbytes]
-    source.read(part.extent.offset, content)
-    if source.checked:
-        check_bytes(part, content)
+    source.read(part.extent.offset, content, partial(PartChecker, [part], part.extent.offset))
     return content.view(part.dtype).reshape(part.shape)
 
 

@@ -24,6 +24,7 @@ from flexref.block.score_block import ScoreBlock
 from flexref.block.trace import Trace
 from flexref.block.watch import Watch
 from flexref.engine.session import Session, always
+from flexref.errors import WeightFileError
 from flexref.machine.machine import Machine
 from flexref.policy import Policy
 from flexref.simulator.estimated import estimated, simulated_passes
@@ -34,7 +35,7 @@ from flexref.simulator.pass_account import PassAccount
 from flexref.simulator.prediction import Prediction
 from flexref.simulator.simulated_block import simulated_block, waiting_rows
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.weight_source import WeightSource
+from flexref.tiers.weight_source import Bytes, MakeChecker, WeightSource
 from flexref.units import LINK_OF, Tier
 
 ALIKE_BLOCKS = 4
@@ -47,14 +48,25 @@ class NoBytes:
 
     checked = True
     direct = True
+    path = "no file"
 
-    def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
+    def read(self, offset: int, into: Bytes, checker: MakeChecker | None = None) -> None:
         """Never called: the dry port does not run the work of host lanes."""
         raise AssertionError("a simulation read weights")
 
-    def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
+    def read_rows(
+        self, offsets: npt.NDArray[np.int64], into: Bytes, checksums: npt.NDArray[np.uint64] | None = None
+    ) -> None:
         """See `read`."""
         raise AssertionError("a simulation read weights")
+
+    def reading(self, offset: int, nbytes: int) -> "NoBytes":
+        """Nothing is read of it, either."""
+        return self
+
+    def begin_again(self, error: WeightFileError) -> None:
+        """See `read`."""
+        raise error
 
     def check_unchanged(self) -> None:
         """Does nothing: there is no file that could change."""

@@ -13,9 +13,9 @@ from flexref.storage.weightfile import Part
 class PartChecker:
     """Fed with consecutive bytes of a file from `start` on, it checks every part as soon as its last byte came by."""
 
-    def __init__(self, parts: Sequence[Part], start: int) -> None:
-        """`parts` in file order; bytes between them are skipped."""
-        self._parts = list(parts)
+    def __init__(self, parts: Sequence[Part], start: int, path: str) -> None:
+        """`parts` in file order; bytes between them are skipped. Errors name the file `path`."""
+        self._parts, self._path = list(parts), path
         self._position = start
         self._digest = xxhash.xxh3_64()
 
@@ -38,6 +38,6 @@ class PartChecker:
         self._digest = xxhash.xxh3_64()
         if found != part.checksum:
             raise WeightFileError(
-                f"{part.extent.path}: dataset {part.dataset} is damaged: its checksum is {found:016x}, "
+                f"{self._path}: dataset {part.dataset} is damaged: its checksum is {found:016x}, "
                 f"needed {part.checksum:016x}; convert the model again"
             )

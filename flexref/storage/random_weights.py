@@ -18,6 +18,7 @@ import xxhash
 from flexref.architecture.program import Role, TensorKind, program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import TensorSpec
+from flexref.errors import WeightFileError
 from flexref.storage.quant import levels
 from flexref.storage.schema import BITS, GROUP_PARTS, FileHeader, PartSpec
 from flexref.storage.weightfile import Extent, Part, StoredTensor, WeightFile
@@ -103,20 +104,28 @@ class RandomWeights:
             key=lambda entry: entry[1].extent.offset,
         )
         self._offsets = [part.extent.offset for _, part in self._parts]
-        self._seed, self._path = file.seed, file.path
+        self._seed, self.path = file.seed, file.path
         self._added = program_of(file.spec).added
         self._tiles = _tiles(file)
         self._pool = ThreadPoolExecutor(min(MOST_THREADS, len(os.sched_getaffinity(0))), "flexref random weights")
 
-    def read(self, offset: int, into: Bytes) -> None:
+    def read(self, offset: int, into: Bytes, checker: object = None) -> None:
         """Fill all of `into` with the bytes from `offset` on, zeros in the gaps between parts; several threads."""
         starts = range(0, into.nbytes, FILL_BYTES)
         list(self._pool.map(lambda start: self._fill(offset + start, into[start : start + FILL_BYTES]), starts))
 
-    def read_rows(self, offsets: npt.NDArray[np.int64], into: Bytes) -> None:
+    def read_rows(self, offsets: npt.NDArray[np.int64], into: Bytes, checksums: object = None) -> None:
         """into (R, row bytes): the bytes from each of the `offsets` on."""
         for offset, row in zip(offsets.tolist(), into, strict=True):
             self._fill(offset, row)
+
+    def reading(self, offset: int, nbytes: int) -> "RandomWeights":
+        """A range that is read in pieces is no other than one that is not."""
+        return self
+
+    def begin_again(self, error: WeightFileError) -> None:
+        """What follows from a seed is the same every time."""
+        raise error
 
     def check_unchanged(self) -> None:
         """They follow from the seed."""

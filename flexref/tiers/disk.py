@@ -3,13 +3,16 @@
 import errno
 import os
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import StorageError, in_gib
+from flexref.storage.trailer import Trailer, check_trailer
 from flexref.units import ALIGNMENT_BYTES, aligned
 
 CHUNK_BYTES = 8 << 20
@@ -38,9 +41,6 @@ def made_folder(directory: str | Path) -> Path:
 class WeightsOnDisk:
     """A weight file opened for large reads, past the page cache where the file system allows it."""
 
-    checked = True
-    """What is read must match the file's checksums."""
-
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         try:
@@ -61,33 +61,77 @@ class WeightsOnDisk:
         """Whether large reads bypass the page cache."""
         return self._direct_file is not None
 
-    def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
-        """Fill `into` from `offset` on, in chunks that several threads read; `StorageError` if bytes are missing."""
+    def read(
+        self,
+        offset: int,
+        into: npt.NDArray[np.uint8],
+        arrived: Callable[[npt.NDArray[np.uint8]], None] | None = None,
+    ) -> None:
+        """Fill `into` from `offset` on, in chunks that several threads read; `StorageError` if bytes are missing.
+
+        `arrived` is given every chunk in order, while those after it are read. Whatever is raised: when this has
+        ended nobody writes to `into` any more.
+        """
         if offset + into.nbytes > self._size:
             raise StorageError(f"{self.path} ends at byte {self._size}, needed {offset + into.nbytes}")
-        chunks = range(0, into.nbytes, CHUNK_BYTES)
-        pieces = [(offset + start, into[start : start + CHUNK_BYTES]) for start in chunks]
-        if len(pieces) == 1:
-            self._piece(*pieces[0])
-        else:
-            list(self._pool.map(lambda piece: self._piece(*piece), pieces))
+        starts = range(0, into.nbytes, CHUNK_BYTES)
+        chunks = [into[start : start + CHUNK_BYTES] for start in starts]
+        if len(chunks) == 1:
+            self._piece(offset, into)
+            if arrived is not None:
+                arrived(into)
+            return
+        reads: list[Future[None]] = []
+        try:
+            for start, chunk in zip(starts, chunks, strict=True):
+                reads.append(self._pool.submit(self._piece, offset + start, chunk))
+            for read, chunk in zip(reads, chunks, strict=True):
+                read.result()
+                if arrived is not None:
+                    arrived(chunk)
+        finally:
+            _end(reads)
 
     def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
-        """into (R, row bytes): one short read per row, through the page cache, several at a time."""
+        """into (R, row bytes): one short read per row, through the page cache, several at a time; then as in `read`."""
 
         def some(part: npt.NDArray[np.int64]) -> None:
             for row in part:
                 self._buffered(int(offsets[row]), into[row])
 
-        list(self._pool.map(some, np.array_split(np.arange(len(offsets)), READERS)))
+        reads: list[Future[None]] = []
+        try:
+            reads.extend(self._pool.submit(some, part) for part in np.array_split(np.arange(len(offsets)), READERS))
+            for read in reads:
+                read.result()
+        finally:
+            _end(reads)
+
+    def forget_pages(self, offset: int, nbytes: int) -> None:
+        """Let the next read of these bytes come from the disk itself, as far as the file system can."""
+        with suppress(OSError):  # a wish: whether it was granted shows in what is read then
+            os.posix_fadvise(self._file, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+    def is_same_file(self, other: "WeightsOnDisk") -> bool:
+        """Whether both names lead to one file."""
+        return os.path.samestat(self._stat, other._stat)
+
+    def trailer(self) -> Trailer:
+        """What the file's last bytes say of it, checked as `check_trailer` does."""
+        try:
+            return check_trailer(self._file, self.path)
+        except OSError as error:
+            raise StorageError(f"cannot read {self.path}: {error.strerror}") from error
 
     def check_unchanged(self) -> None:
         """`StorageError` if somebody wrote to the file since it was opened, by its size and its times.
 
-        Checksums cannot tell at every reading: bytes that came from disk are checked the first time they are read.
         A file that another one has taken the name of has lost a link, and not a byte.
         """
-        found, known = os.fstat(self._file), self._stat
+        try:
+            found, known = os.fstat(self._file), self._stat
+        except OSError as error:
+            raise StorageError(f"cannot look at {self.path}: {error.strerror}") from error
         if (found.st_size, found.st_mtime_ns) == (known.st_size, known.st_mtime_ns) and (
             found.st_ctime_ns == known.st_ctime_ns or found.st_nlink != known.st_nlink
         ):
@@ -105,7 +149,8 @@ class WeightsOnDisk:
         self._pool.shutdown()
         handles, self._handles = self._handles, ()
         for handle in handles:
-            os.close(handle)
+            with suppress(OSError):  # it is closed all the same, and nothing was written
+                os.close(handle)
 
     def _piece(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
         """Direct for whole blocks in aligned memory; the ragged end of a region goes through the page cache."""
@@ -126,6 +171,13 @@ class WeightsOnDisk:
         done = 0
         while done < into.nbytes:
             done += _preadv(self._file, into[done:], offset + done, self.path)
+
+
+def _end(reads: Sequence[Future[None]]) -> None:
+    """Begin none of them any more, and wait for those that have begun."""
+    for read in reads:
+        read.cancel()
+    wait(reads)
 
 
 def _preadv(file: int, into: npt.NDArray[np.uint8], offset: int, path: str) -> int:
@@ -183,4 +235,5 @@ class SpillFile:
 
     def close(self) -> None:
         """Give the room back."""
-        self._handle.close()
+        with suppress(OSError):  # the descriptor is closed all the same, and what it held is of no use any more
+            self._handle.close()

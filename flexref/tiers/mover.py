@@ -136,8 +136,6 @@ class Mover:
         for piece in range(copy.pieces.count):
             memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
             copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
-            if copy.check is not None:
-                copy.check(memory)
 
     def _write(self, copy: Copy) -> None:
         for piece in range(copy.pieces.count):

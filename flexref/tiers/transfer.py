@@ -14,7 +14,7 @@ from flexref.units import LINK_OF, Kind, Tier
 
 
 class DiskFile(Protocol):
-    """A file that regions lie in."""
+    """A file that regions lie in, or who reads it and checks what comes."""
 
     def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
         """Fill `into` from `offset` on."""
@@ -60,7 +60,6 @@ WHOLE = Pieces(1, 0, 0)
 class Copy:
     """Move all of `source` into `target`, which must be as long and one link away.
 
-    `check` is called with bytes that came from disk, where they arrived.
     With `pieces`, `source` and `target` are those of the first piece; with `parts`, these parts of both are moved.
     """
 
@@ -68,7 +67,6 @@ class Copy:
     what: str
     source: Region
     target: Region
-    check: Callable[[npt.NDArray[np.uint8]], None] | None = None
     pieces: Pieces = WHOLE
     parts: Parts | None = None
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -10,34 +9,16 @@ import numpy.typing as npt
 from flexref.architecture.program import Role, TensorKind
 from flexref.architecture.stages import StageKind, tensor_name
 from flexref.backend.protocol import Array, Backend, Lane, Matrix, QuantizedMatrix
-from flexref.storage.checks import PartChecker
+from flexref.errors import WeightFileError
 from flexref.storage.weightfile import StoredTensor
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, Region, host_bytes, view
+from flexref.tiers.table_reads import TableRead
+from flexref.tiers.transfer import Copy, DiskFile, Region, host_bytes, view
+from flexref.tiers.weight_reads import RunInPieces, WholeRun
 from flexref.tiers.weight_source import WeightSource, check_homes
 from flexref.tiers.weights_plan import Run, WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, Kind, Tier, aligned
-
-PIECE_BYTES = 1 << 20
-"""Bounds the memory that a gather of table rows uses beside its staging, which is counted."""
-
-
-@dataclass(frozen=True, slots=True)
-class TableRead:
-    """Rows of a tile of the token table whose home is host or disk, and for which of the T tokens they are."""
-
-    tensor: StoredTensor
-    tokens: npt.NDArray[np.int64]
-    rows: npt.NDArray[np.int64]
-    from_disk: bool
-
-    def pieces(self, row_bytes: int) -> Iterator["TableRead"]:
-        """The same reads, in pieces of at most PIECE_BYTES."""
-        rows = max(1, PIECE_BYTES // row_bytes)
-        for first in range(0, len(self.rows), rows):
-            some = slice(first, first + rows)
-            yield TableRead(self.tensor, self.tokens[some], self.rows[some], self.from_disk)
 
 
 @dataclass(slots=True)
@@ -62,8 +43,8 @@ class WeightStore:
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
     _slots: list[Region] = field(default_factory=list)
     _staging: list[Region] = field(default_factory=list)
-    _checked_stages: set[int] = field(default_factory=set)
-    _checked_runs: set[int] = field(default_factory=set)
+    _row_checksums: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict)
+    """Of tables whose rows are read from disk one by one: 8 bytes for every row, which no budget counts."""
     _counted_bytes: int = 0
     _loaded_bytes: int = 0
     _loading_bytes: int = 0
@@ -91,9 +72,10 @@ class WeightStore:
             self._staging = [staging.part(slot * size, size) for slot in range(plan.slots)]
 
     def load(self, arenas: Mapping[Tier, Arena]) -> None:
-        """Read what has its home on device or host, and check it; check what stays on disk but is gathered row by row.
+        """Read what has its home on device or host; read, too, what stays on disk but is gathered row by row, since
+        the file has no checksum for a row.
 
-        Raises `WeightFileError` with the dataset's name if a checksum differs.
+        Raises `WeightFileError` with the dataset's name if a checksum differs, and goes on differing (`WeightSource`).
         """
         self._loaded_bytes, self._loading_bytes = 0, sum(run.nbytes for run, _ in self._to_load())
         if self._staging:
@@ -112,41 +94,26 @@ class WeightStore:
                 self._load_host(run)
             else:
                 self._through(run, bounce, self._homes[run.tensors[0].name] if tier is Tier.DEVICE else None)
-        self._checked_stages.update(self._checked_while_loading())
 
     def _to_load(self) -> Iterator[tuple[Run, Tier]]:
-        """Every run that is read before the first pass, and its home; of those whose home is the disk what is checked.
-
-        The first pass gathers token rows before it streams, and so checks, the whole table of a tied head.
-        """
-        checked = self._checked_while_loading()
-        for index, plan in enumerate(self.plan.stages):
-            for tier in (Tier.HOST, Tier.DEVICE, *((Tier.DISK,) if index in checked else ())):
+        """Every run that is read before the first pass, and its home: on disk only what rows are gathered from."""
+        tied = self.plan.file.spec.tied_head
+        for plan in self.plan.stages:
+            gathered = tied and plan.stage.kind is StageKind.HEAD
+            for tier in (Tier.HOST, Tier.DEVICE, *((Tier.DISK,) if gathered else ())):
                 for run in plan.homes[tier].runs:
                     yield run, tier
         for tensor, tier in self.plan.gathered:
             yield Run.of([tensor]), tier
 
-    def _checked_while_loading(self) -> set[int]:
-        """The stages whose part on the disk is checked before the first pass."""
-        if not self.plan.file.spec.tied_head:
-            return set()
-        return {index for index, plan in enumerate(self.plan.stages) if plan.stage.kind is StageKind.HEAD}
-
     def fetch(self, stage: int, slot: int) -> list[Copy]:
-        """disk -> host: the stage's part whose home is the disk. A run is checked until it has arrived once."""
+        """disk -> host: the stage's part whose home is the disk; it is checked every time."""
         plan, copies = self.plan.stages[stage], []
         for offset, run in plan.homes[Tier.DISK].offsets():
-            checked = run.file_offset in self._checked_runs or stage in self._checked_stages
-            check = None if checked else partial(self._check, run)
+            source = Region(Tier.DISK, WholeRun(self.source, run), run.file_offset, run.nbytes)
             target = self._staging[slot].part(offset, run.nbytes)
-            copies.append(Copy(Kind.WEIGHTS, f"{plan.stage.name} weights", self._on_disk(run), target, check))
+            copies.append(Copy(Kind.WEIGHTS, f"{plan.stage.name} weights", source, target))
         return copies
-
-    def _check(self, run: Run, memory: npt.NDArray[np.uint8]) -> None:
-        """Called when a run has arrived. So a read that failed or was interrupted is checked when it is repeated."""
-        _check_run(run, memory)
-        self._checked_runs.add(run.file_offset)
 
     def load_slot(self, stage: int, slot: int) -> list[Copy]:
         """host -> device: the stage's streamed parts, one copy for those whose home is the host, one for the disk's."""
@@ -184,7 +151,7 @@ class WeightStore:
             return None
         return operand(self.backend, self.plan.file.tensors[name], located)  # type: ignore[return-value]
 
-    def table_reads(self, token_ids: npt.NDArray[np.int32], first_rows: Sequence[int]) -> list["TableRead"]:
+    def table_reads(self, token_ids: npt.NDArray[np.int32], first_rows: Sequence[int]) -> list[TableRead]:
         """What to read for tokens whose rows are not on the device; token_ids (T,), tiles start at `first_rows`."""
         file = self.plan.file
         tile_of = np.searchsorted(np.asarray(first_rows), token_ids, side="right") - 1
@@ -199,14 +166,16 @@ class WeightStore:
             reads.append(TableRead(file.tensors[name], tokens, rows, from_disk=located is None))
         return reads
 
-    def read_table_rows(self, read: "TableRead") -> npt.NDArray[np.uint8]:
+    def read_table_rows(self, read: TableRead) -> npt.NDArray[np.uint8]:
         """(R, row bytes): the rows that `read` names, from host or disk."""
         part = read.tensor.parts[0]
         row_bytes = part.extent.nbytes // read.tensor.shape[0]
         located = self._homes.get(read.tensor.name)
         if located is None:
             into = np.empty((len(read.rows), row_bytes), np.uint8)
-            self.source.read_rows(part.extent.offset + read.rows * row_bytes, into)
+            known = self._row_checksums.get(read.tensor.name)
+            checksums = None if known is None else known[read.rows]
+            self.source.read_rows(part.extent.offset + read.rows * row_bytes, into, checksums)
             return into
         start = part.extent.offset - located.base
         table = host_bytes(self.backend, located.region)[start : start + part.extent.nbytes]
@@ -243,26 +212,35 @@ class WeightStore:
                 self._homes[tensor.name] = Located(region.part(start, size), Run.of([tensor]).file_offset)
                 start += size
 
-    def _on_disk(self, run: Run, start: int = 0, nbytes: int | None = None) -> Region:
-        whole = Region(Tier.DISK, self.source, run.file_offset, run.nbytes)
-        return whole.part(start, run.nbytes - start if nbytes is None else nbytes)
-
     def _load_host(self, run: Run) -> None:
         located = self._homes[run.tensors[0].name]
-        target = located.region.part(0, run.nbytes)
-        check = partial(_check_run, run) if self.source.checked else None
-        copy = Copy(Kind.WEIGHTS, "loading", self._on_disk(run), target, check)
-        self.mover.run(Lane.WEIGHTS_IN, [copy])
+        source = Region(Tier.DISK, WholeRun(self.source, run), run.file_offset, run.nbytes)
+        self.mover.run(Lane.WEIGHTS_IN, [Copy(Kind.WEIGHTS, "loading", source, located.region.part(0, run.nbytes))])
         self._progress(run.nbytes)
 
     def _through(self, run: Run, bounce: Region, home: Located | None) -> None:
-        """Read a run piece by piece and check it; copy it to its home on the device, if it has one there."""
-        checker = PartChecker([part for tensor in run.tensors for part in tensor.parts], run.file_offset)
+        """Read a run piece by piece, and again until it passes its check; copy it to its home if that is the device."""
+        if not self.source.checked:
+            self._pieces(run, self.source, bounce, home)
+            return
+        tables = [tensor for tensor in run.tensors if tensor.spec.role is Role.TOKENS] if home is None else []
+        reader, before = RunInPieces(self.source, run, tables), self._loaded_bytes
+        while True:
+            try:
+                self._pieces(run, reader, bounce, home)
+            except WeightFileError as error:
+                reader.begin_again(error)
+                self._loaded_bytes = before
+            else:
+                break
+        self._row_checksums.update({name: table.rows for name, table in reader.rows.items()})
+
+    def _pieces(self, run: Run, reader: DiskFile, bounce: Region, home: Located | None) -> None:
+        whole = Region(Tier.DISK, reader, run.file_offset, run.nbytes)
         for start in range(0, run.nbytes, bounce.nbytes):
             size = min(bounce.nbytes, run.nbytes - start)
             piece = bounce.part(0, size)
-            check = checker.feed if self.source.checked else None
-            copies = [Copy(Kind.WEIGHTS, "loading", self._on_disk(run, start, size), piece, check)]
+            copies = [Copy(Kind.WEIGHTS, "loading", whole.part(start, size), piece)]
             if home is not None:
                 copies.append(Copy(Kind.WEIGHTS, "loading", piece, home.region.part(start, size)))
             self.mover.run(Lane.WEIGHTS_IN, copies)
@@ -272,10 +250,6 @@ class WeightStore:
         self._loaded_bytes += nbytes
         if self.on_loaded is not None:
             self.on_loaded(self._loaded_bytes, self._loading_bytes)
-
-
-def _check_run(run: Run, memory: npt.NDArray[np.uint8]) -> None:
-    PartChecker([part for tensor in run.tensors for part in tensor.parts], run.file_offset).feed(memory)
 
 
 def operand(backend: Backend, tensor: StoredTensor, located: Located) -> Matrix:

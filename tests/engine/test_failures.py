@@ -15,11 +15,18 @@ from flexref.errors import CapacityError, PolicyError, StorageError, WeightFileE
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import open_weight_file
+from flexref.tiers import weight_copies
 from flexref.tiers.disk import WeightsOnDisk
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 4, 2, 32)
 ON_DISK = Policy(weights=Shares(0, 0, 1))
 REQUEST = Request(4, ignore_eos=True)
+
+
+@pytest.fixture(autouse=True)
+def one_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What fails is not tried again, since that is another test's matter (`test_mirror`)."""
+    monkeypatch.setattr(weight_copies, "WAITS_S", ())
 
 
 @pytest.fixture
@@ -42,10 +49,10 @@ def test_damage_is_found_by_every_call_and_not_by_the_first_alone(path: str) -> 
 def test_a_failure_of_the_past_does_not_fail_the_next_call(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     read, failures = WeightsOnDisk.read, [StorageError("the disk stuttered")]
 
-    def stutter(self: WeightsOnDisk, offset: int, into: npt.NDArray[np.uint8]) -> None:
+    def stutter(self: WeightsOnDisk, offset: int, into: npt.NDArray[np.uint8], arrived: Any = None) -> None:
         if failures:
             raise failures.pop()
-        read(self, offset, into)
+        read(self, offset, into, arrived)
 
     monkeypatch.setattr(WeightsOnDisk, "read", stutter)
     with load(path, policy=Policy()) as engine:

@@ -18,13 +18,18 @@ from flexref.backend.protocol import Lane, QuantizedMatrix
 from flexref.check.models import write_model
 from flexref.errors import CapacityError, StorageError, WeightFileError
 from flexref.policy import Shares
-from flexref.storage.weightfile import Part, StoredTensor, WeightFile, open_weight_file
+from flexref.storage.checks import PartChecker
+from flexref.storage.weightfile import StoredTensor, WeightFile, open_weight_file
+from flexref.tiers import table_reads as table_module
 from flexref.tiers import weights as weights_module
 from flexref.tiers import weights_plan as plan_module
 from flexref.tiers.disk import WeightsOnDisk
+from flexref.tiers.faults import FaultLog
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Traffic
+from flexref.tiers.weight_copies import WeightCopies
+from flexref.tiers.weight_reads import RunInPieces
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import Run, WeightsPlan
 from flexref.units import Tier, aligned
@@ -40,20 +45,28 @@ SHARES = st.sampled_from([(1, 0), (0, 1), (0, 0), (0.3, 0.3), (0.5, 0), (0, 0.5)
 
 
 class DamagedDisk(WeightsOnDisk):
-    """Some bytes come back changed, and a read may fail."""
+    """Some bytes come back changed, always or once, and a read may fail."""
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
         self.damage: dict[int, int] = {}
+        self.flips: dict[int, int] = {}
+        self.flipped: set[int] = set()
         self.reads_left = -1
         """Before one fails; below 0: none does."""
         self.failed = False
-        self.arrived: set[int] = set()
+
+    def begin(self, reads_left: int) -> None:
+        self.failed, self.reads_left = False, reads_left
+        self.flipped.clear()
 
     def _serve(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
         for place, change in self.damage.items():
             if offset <= place < offset + into.nbytes:
                 into[place - offset] ^= change
+        for place in [place for place in self.flips if offset <= place < offset + into.nbytes]:
+            into[place - offset] ^= self.flips.pop(place)
+            self.flipped.add(place)
 
     def _fail(self) -> None:
         self.reads_left -= 1
@@ -61,11 +74,12 @@ class DamagedDisk(WeightsOnDisk):
             self.failed = True
             raise StorageError("the disk fails")
 
-    def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
+    def read(self, offset: int, into: npt.NDArray[np.uint8], arrived: Any = None) -> None:
         self._fail()
         super().read(offset, into)
         self._serve(offset, into)
-        self.arrived.add(offset)
+        if arrived is not None:
+            arrived(into)
 
     def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
         self._fail()
@@ -75,7 +89,10 @@ class DamagedDisk(WeightsOnDisk):
 
 
 class WeightStoreStates(RuleBasedStateMachine):
-    """One store after the other on each of some files; slots are filled with any stage, in any order."""
+    """One store after the other on each of some files; slots are filled with any stage, in any order.
+
+    Where there is a mirror, or what failed is tried again, nothing may show but the file's own bytes.
+    """
 
     paths: dict[str, str]
 
@@ -83,11 +100,11 @@ class WeightStoreStates(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(plan_module, "CHUNK_BYTES", PAGE)  # so that a run is loaded in many pieces
-        self.patch.setattr(weights_module, "PIECE_BYTES", 64)
+        self.patch.setattr(table_module, "PIECE_BYTES", 64)
         self.port = NumpyBackend(1 << 16)
         self.checks_left = -1
         self.mover = Mover(self.port, Traffic(), self.check)
-        self.files: dict[str, tuple[WeightFile, DamagedDisk, bytes]] = {}
+        self.files: dict[str, tuple[WeightFile, DamagedDisk, WeightsOnDisk, bytes]] = {}
         self.store: WeightStore | None = None
 
     def check(self) -> None:
@@ -97,19 +114,20 @@ class WeightStoreStates(RuleBasedStateMachine):
 
     # What is known
 
-    def now(self, part: Part) -> bytes:
-        """What a read of the part would give."""
-        found = np.frombuffer(self.content, np.uint8)[part.extent.offset : part.extent.stop].copy()
-        self.disk._serve(part.extent.offset, found)
-        return found.tobytes()
-
     def damaged(self, runs: list[Run]) -> list[str]:
-        """The datasets of some runs that do not match their checksums."""
+        """The datasets of some runs that cannot be had as they are in the file."""
+        if self.mirrored:
+            return []
         parts = [part for run in runs for tensor in run.tensors for part in tensor.parts]
-        places = [place for place, change in self.disk.damage.items() if change]
+        places = {*self.disk.damage, *(() if self.waits else self.disk.flipped)}
         return [
             part.dataset for part in parts if any(part.extent.offset <= place < part.extent.stop for place in places)
         ]
+
+    @property
+    def fails(self) -> bool:
+        """Whether a read has failed, and nobody tries again."""
+        return self.disk.failed and not self.waits and not self.mirrored
 
     def checked_by_loading(self) -> Iterator[Run]:
         """All that has a home in memory, and what is gathered row by row from the disk."""
@@ -128,16 +146,23 @@ class WeightStoreStates(RuleBasedStateMachine):
         shares=SHARES,
         slots=st.integers(1, 2),
         short=st.sampled_from([None, None, None, *Tier]),
-        breaks=st.sampled_from([None, None, "disk", "Ctrl-C"]),
+        breaks=st.sampled_from([None, None, "disk", "Ctrl-C", "a byte"]),
         after=st.integers(0, 12),
+        tries=st.sampled_from(["once", "again", "mirror"]),
     )
     def load(
-        self, name: str, shares: tuple[float, float], slots: int, short: Tier | None, breaks: str | None, after: int
+        self,
+        name: str,
+        shares: tuple[float, float],
+        slots: int,
+        short: Tier | None,
+        breaks: str | None,
+        after: int,
+        tries: str,
     ) -> None:
-        if name not in self.files:
-            path = self.paths[name]
-            self.files[name] = open_weight_file(path), DamagedDisk(path), Path(path).read_bytes()
-        self.file, self.disk, self.content = self.files[name]
+        source = self.opened(name, tries)
+        if breaks == "a byte":
+            self.disk.damage[list(self.file.parts)[after].extent.offset] = 1
         self.plan = WeightsPlan.of(self.file, Shares.of(*shares), slots)
         needs: Counter[Tier] = Counter()
         for tier, _, nbytes in self.plan.needs():
@@ -148,8 +173,8 @@ class WeightStoreStates(RuleBasedStateMachine):
             budgets[short] -= 1
         self.arenas = {tier: self.arena(tier, budgets[tier]) for tier in Tier}
         self.loaded_bytes = self.loading_bytes = 0
-        store = WeightStore(self.plan, self.mover, self.disk, self.count_loaded)
-        self.disk.failed, self.disk.reads_left = False, after if breaks == "disk" else -1
+        store = WeightStore(self.plan, self.mover, source, self.count_loaded)
+        self.disk.begin(after if breaks == "disk" else -1)
         self.checks_left = after if breaks == "Ctrl-C" else -1
         try:
             store.allocate(self.arenas)
@@ -164,14 +189,24 @@ class WeightStoreStates(RuleBasedStateMachine):
             interrupted, self.checks_left, self.disk.reads_left = self.checks_left, -1, -1
         runs = list(self.checked_by_loading())
         assert not self.damaged(runs), "damage was not found"
-        assert not self.disk.failed
+        assert not self.fails
         assert breaks != "Ctrl-C" or interrupted >= 0
         assert short is None or not budgets[short], "a budget was exceeded"
         assert self.loaded_bytes == self.loading_bytes == sum(run.nbytes for run in runs)
         assert all(self.arenas[tier].held_bytes == needs[tier] for tier in Tier)
-        self.store, self.passed = store, set[int]()
-        self.staged: dict[int, tuple[int, dict[str, bytes]]] = {}
-        self.in_slot: dict[int, tuple[int, dict[str, bytes]]] = {}
+        self.store = store
+        self.staged: dict[int, int] = {}
+        self.in_slot: dict[int, int] = {}
+
+    def opened(self, name: str, tries: str) -> WeightCopies:
+        """A file, whose disk keeps its damage, maybe with a mirror or with more than one try."""
+        if name not in self.files:
+            path = self.paths[name]
+            self.files[name] = open_weight_file(path), DamagedDisk(path), WeightsOnDisk(path), Path(path).read_bytes()
+        self.file, self.disk, mirror, self.content = self.files[name]
+        self.mirrored, self.waits = tries == "mirror", (0.0,) if tries == "again" else ()
+        copies = (self.disk, mirror) if self.mirrored else (self.disk,)
+        return WeightCopies(self.file, copies, FaultLog().tell, self.waits)
 
     def arena(self, tier: Tier, budget: int) -> Arena:
         def allocate(nbytes: int) -> Any:
@@ -182,7 +217,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         return Arena(tier, budget, allocate, self.port.release)
 
     def count_loaded(self, loaded_bytes: int, total_bytes: int) -> None:
-        assert self.loaded_bytes < loaded_bytes <= total_bytes
+        assert 0 < loaded_bytes <= total_bytes
         self.loaded_bytes, self.loading_bytes = loaded_bytes, total_bytes
 
     def is_expected(self, error: BaseException, short: Tier | None) -> None:
@@ -192,7 +227,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         elif isinstance(error, WeightFileError):
             self.names_one_of(error, self.damaged(list(self.checked_by_loading())))
         elif isinstance(error, StorageError):
-            assert self.disk.failed
+            assert self.fails or (self.disk.failed and self.damaged(list(self.checked_by_loading())))
         elif not isinstance(error, KeyboardInterrupt):
             raise error
 
@@ -211,17 +246,23 @@ class WeightStoreStates(RuleBasedStateMachine):
         assert not any(arena.held_bytes for arena in self.arenas.values())
 
     @precondition(lambda self: self.files)
-    @rule(data=st.data(), change=st.integers(1, 255), between=st.booleans())
-    def damage(self, data: st.DataObject, change: int, between: bool) -> None:
+    @rule(data=st.data(), change=st.integers(1, 255), between=st.booleans(), once=st.booleans())
+    def damage(self, data: st.DataObject, change: int, between: bool, once: bool) -> None:
         """A byte of a dataset, or one in the gap after it, which no one reads."""
-        part = data.draw(st.sampled_from([*self.file.parts]))
+        runs = [] if self.store is None else [run for plan in self.plan.stages for run in plan.homes[Tier.DISK].runs]
+        on_disk = [part for run in runs for tensor in run.tensors for part in tensor.parts]
+        tables = [part for part in self.file.parts if part.dataset.startswith("tokens")]
+        part = data.draw(
+            st.sampled_from([*self.file.parts]) | st.sampled_from(on_disk or tables) | st.sampled_from(tables)
+        )
         place = part.extent.stop if between else part.extent.offset + data.draw(st.integers(0, part.extent.nbytes - 1))
-        self.disk.damage[place] = change
+        (self.disk.flips if once else self.disk.damage)[place] = change
 
     @precondition(lambda self: self.files)
     @rule()
     def mend(self) -> None:
         self.disk.damage.clear()
+        self.disk.flips.clear()
 
     @precondition(lambda self: self.store is not None)
     @rule(data=st.data(), fails=st.sampled_from([-1, -1, -1, 0, 1]))
@@ -229,39 +270,30 @@ class WeightStoreStates(RuleBasedStateMachine):
         assert self.store is not None
         stage, slot = self.choose(data)
         plan = self.plan.stages[stage]
-        runs, self.disk.failed, self.disk.reads_left = plan.homes[Tier.DISK].runs, False, fails
-        self.disk.arrived.clear()
-        always = plan.stage.kind is StageKind.HEAD and self.file.spec.tied_head
-        image = {part.dataset: self.now(part) for run in runs for tensor in run.tensors for part in tensor.parts}
-        suspect: list[str] = []
-        for run in runs:
-            if not always and run.file_offset not in self.passed:
-                suspect += self.damaged([run])
+        runs = list(plan.homes[Tier.DISK].runs)
+        self.disk.begin(fails)
         self.staged.pop(slot, None)
         try:
             self.mover.run(Lane.DISK_IN, self.store.fetch(stage, slot))
         except WeightFileError as error:
-            self.names_one_of(error, suspect)
+            self.names_one_of(error, self.damaged(runs))
         except StorageError:
-            assert self.disk.failed
+            assert self.fails or (self.disk.failed and self.damaged(runs))
         else:
-            assert not suspect, "damage was not found"
-            assert not self.disk.failed
-            self.staged[slot] = stage, image
+            assert not self.damaged(runs), "damage was not found"
+            assert not self.fails
+            self.staged[slot] = stage
         self.disk.reads_left = -1
-        arrived = [run for run in runs if run.file_offset in self.disk.arrived]
-        self.passed |= {run.file_offset for run in arrived if not self.damaged([run])}
 
     @precondition(lambda self: self.store is not None)
     @rule(data=st.data())
     def load_slot(self, data: st.DataObject) -> None:
         assert self.store is not None
         stage, slot = self.choose(data)
-        staged, image = self.staged.get(slot, (-1, {}))
-        if self.plan.stages[stage].homes[Tier.DISK].runs and staged != stage:
+        if self.plan.stages[stage].homes[Tier.DISK].runs and self.staged.get(slot) != stage:
             return
         self.mover.run(Lane.WEIGHTS_IN, self.store.load_slot(stage, slot))
-        self.in_slot[slot] = stage, (image if staged == stage else {})
+        self.in_slot[slot] = stage
 
     @precondition(lambda self: self.store is not None)
     @rule(data=st.data())
@@ -286,23 +318,23 @@ class WeightStoreStates(RuleBasedStateMachine):
         filled = dict(self.in_slot)
         for stage, plan in enumerate(self.plan.stages):
             if not plan.streamed_bytes:
-                filled.setdefault(stage + self.plan.slots, (stage, {}))
-        for slot, (stage, image) in filled.items():
+                filled.setdefault(stage + self.plan.slots, stage)
+        for slot, stage in filled.items():
             found = self.store.operands(stage, slot % self.plan.slots)
             tensors = self.plan.stages[stage].stage.tensors
             assert found.keys() == {tensor.name for tensor in tensors}
             for name, matrix in found.items():
-                self.is_stored(self.file.tensors[name], matrix, image)
+                self.is_stored(self.file.tensors[name], matrix)
 
-    def is_stored(self, stored: StoredTensor, matrix: Any, image: dict[str, bytes]) -> None:
-        """The tensor's bytes as they were when they were fetched; what is loaded once has passed its check."""
+    def is_stored(self, stored: StoredTensor, matrix: Any) -> None:
+        """The tensor's bytes as they are in the file: all that is used has passed its check."""
         grouped = isinstance(matrix, QuantizedMatrix)
         arrays = (matrix.codes, matrix.scale, matrix.zero) if grouped else (matrix,)
         for part, array in zip(stored.parts, arrays, strict=True):
             found: Any = array
             assert (found.shape, found.dtype) == (part.shape, part.dtype)
-            expected = image.get(part.dataset, self.content[part.extent.offset : part.extent.stop])
-            assert found.tobytes() == expected, f"{part.dataset} is not what was read"
+            expected = self.content[part.extent.offset : part.extent.stop]
+            assert found.tobytes() == expected, f"{part.dataset} is not what the file holds"
 
     @precondition(lambda self: self.store is not None)
     @rule(data=st.data(), fails=st.sampled_from([-1, -1, 0]))
@@ -311,44 +343,48 @@ class WeightStoreStates(RuleBasedStateMachine):
         file, tile_rows = self.file, self.file.tile_rows
         tokens = data.draw(st.lists(st.integers(0, file.spec.vocabulary - 1), min_size=1, max_size=12))
         names = [tile.name for tile in token_tiles(file.spec, tile_rows)]
+        tokens += self.damaged_tokens(names)
         found: dict[int, bytes] = {}
         ids = np.array(tokens, np.int32)
-        self.disk.failed, self.disk.reads_left = False, fails
+        self.disk.begin(fails)
         try:
             for read in self.store.table_reads(ids, [number * tile_rows for number in range(len(names))]):
                 row_bytes = read.tensor.parts[0].extent.nbytes // read.tensor.shape[0]
                 for piece in read.pieces(row_bytes):
                     rows = self.store.read_table_rows(piece)
                     found.update(zip(piece.tokens.tolist(), map(np.ndarray.tobytes, rows), strict=True))
-        except StorageError:
-            assert self.disk.failed
+        except WeightFileError as error:
+            self.names_one_of(
+                error, self.damaged([Run.of([file.tensors[names[token // tile_rows]]]) for token in tokens])
+            )
             return
         finally:
             self.disk.reads_left = -1
-        assert not self.disk.failed
         for place, token in enumerate(tokens):
             tile, row = divmod(token, tile_rows)
             part, table = file.tensors[names[tile]].parts[0], self.store.device_table(names[tile])
             assert (table is None) == (place in found), "a row has one home"
             size = part.extent.nbytes // part.shape[0]
+            whole = self.content[part.extent.offset : part.extent.stop]
             if table is not None:
-                found[place], whole = table[row].tobytes(), self.content[part.extent.offset : part.extent.stop]
-            else:
-                on_disk = names[tile] in self.on_disk()
-                whole = self.now(part) if on_disk else self.content[part.extent.offset : part.extent.stop]
+                found[place] = table[row].tobytes()
             assert found[place] == whole[row * size : (row + 1) * size], f"token {token}"
 
-    def on_disk(self) -> set[str]:
-        streamed = {
-            tensor.name for plan in self.plan.stages for run in plan.homes[Tier.DISK].runs for tensor in run.tensors
-        }
-        return streamed | {tensor.name for tensor, tier in self.plan.gathered if tier is Tier.DISK}
+    def damaged_tokens(self, names: list[str]) -> list[int]:
+        """One token whose row is damaged on the disk, if there is any."""
+        for tile, name in enumerate(names):
+            extent, shape = self.file.tensors[name].parts[0].extent, self.file.tensors[name].shape
+            for place in self.disk.damage:
+                if extent.offset <= place < extent.stop:
+                    return [tile * self.file.tile_rows + (place - extent.offset) // (extent.nbytes // shape[0])]
+        return []
 
     def teardown(self) -> None:
         if self.store is not None:
             self.release()
-        for _, disk, _ in self.files.values():
+        for _, disk, mirror, _ in self.files.values():
             disk.close()
+            mirror.close()
         self.port.close()
         self.patch.undo()
 
@@ -371,13 +407,6 @@ def test_a_weight_store_does_what_its_model_does(machine: type[WeightStoreStates
     run_state_machine_as_test(machine)  # type: ignore[no-untyped-call]
 
 
-class TrustsWhatWasOnlyAskedFor(WeightStore):
-    def fetch(self, stage: int, slot: int) -> Any:
-        copies = super().fetch(stage, slot)
-        self._checked_runs.update(run.file_offset for run in self.plan.stages[stage].homes[Tier.DISK].runs)
-        return copies
-
-
 class HasOneStagingSlot(WeightStore):
     def fetch(self, stage: int, slot: int) -> Any:
         return super().fetch(stage, 0)
@@ -390,7 +419,19 @@ class ForgetsTheSecondPart(WeightStore):
 
 class GathersWhatItNeverChecked(WeightStore):
     def _through(self, run: Run, bounce: Any, home: Any) -> None:
-        if home is not None:
+        super()._through(run, bounce, home)
+        self._row_checksums.clear()
+
+
+class TrustsTheSecondReading(WeightStore):
+    def _through(self, run: Run, bounce: Any, home: Any) -> None:
+        class Reader(RunInPieces):
+            def begin_again(self, error: WeightFileError) -> None:
+                self._reading.begin_again(error)
+                self._checker = PartChecker([], 0, "")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(weights_module, "RunInPieces", Reader)
             super()._through(run, bounce, home)
 
 
@@ -400,18 +441,32 @@ class KeepsItsCountOfTheDisk(WeightStore):
         super().release(arenas)
 
 
-class ChecksNothing(WeightStore):
-    def _check(self, run: Run, memory: Any) -> None:
-        self._checked_runs.add(run.file_offset)
+class ChecksTheFirstTime(WeightStore):
+    def fetch(self, stage: int, slot: int) -> Any:
+        seen = self.__dict__.setdefault("seen", set())
+        copies = super().fetch(stage, slot)
+        if stage in seen:
+            for copy in copies:
+                object.__setattr__(copy.source, "place", Unchecked(self.source))
+        seen.add(stage)
+        return copies
+
+
+class Unchecked:
+    def __init__(self, source: Any) -> None:
+        self.source = source
+
+    def read(self, offset: int, into: Any) -> None:
+        self.source.read(offset, into)
 
 
 WRONG: tuple[Callable[..., Any], ...] = (
-    TrustsWhatWasOnlyAskedFor,
     HasOneStagingSlot,
     ForgetsTheSecondPart,
     GathersWhatItNeverChecked,
     KeepsItsCountOfTheDisk,
-    ChecksNothing,
+    ChecksTheFirstTime,
+    TrustsTheSecondReading,
 )
 
 
