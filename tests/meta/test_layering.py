@@ -75,7 +75,7 @@ RULES = {
     "storage": rule(GROUND, "numpy h5py safetensors ml_dtypes xxhash"),
     "model": rule(f"{GROUND} backend"),
     "sampling": rule(f"{GROUND} backend", "numpy"),
-    "tiers": rule(f"{GROUND} backend storage", "numpy psutil"),
+    "tiers": rule(f"{GROUND} backend storage", "numpy psutil xxhash"),
     "planner/program": rule(f"{GROUND} machine", "numpy scipy"),
     # What runs a job knows neither a machine's speed nor who chose the policy.
     "block": rule(below(3, "machine", "planner/program"), "numpy"),
