@@ -24,6 +24,8 @@ SHADES = 6
 SHADE_OF_ENDING = MappingProxyType({"done": 3, "paused": 1, "goes on": 1})
 """The kinds of bars of runs that ended in order, or go on."""
 
+ENDINGS_TOLD = "green: done; blue: paused, or goes on; orange: failed, or killed"
+
 
 @dataclass(frozen=True, slots=True)
 class ChartLine:
@@ -208,7 +210,16 @@ class OverTime:
         told = ", ".join(f"{count(number)} of kind {kind}" for kind, number in figures.event_kinds.items())
         about = f"{count(len(figures.runs))} runs; events: {told or 'none'}."
         return Chart(
-            "events", "Runs and events", "", about, self._axis.ticks(), up, curves, bars, self._axis.stops, rows=rows
+            "events",
+            "Runs and events",
+            ENDINGS_TOLD,
+            about,
+            self._axis.ticks(),
+            up,
+            curves,
+            bars,
+            self._axis.stops,
+            rows=rows,
         )
 
     def _ending(self, run: RunFigures) -> tuple[str, int]:

@@ -135,17 +135,17 @@ def figures_of(
     history: History, tally: Tally, output: str, now: datetime, counted: CountedLines | None = None
 ) -> JobFigures:
     """All of it, as it is known at `now`; lines are `counted` by the journal, or by the latest state without."""
-    runs = [_run(number, run, history) for number, run in enumerate(history.runs, start=1)]
     latest = history.runs[-1] if history.runs else None
     intervals = intervals_of(history)
-    running_s = sum(run.seconds for run in runs)
-    generated = sum(run.generated_tokens for run in runs)
     if counted is None:
         done = max(latest.begin.lines_before, latest.last.lines_done) if latest else 0
         failed = max(tally.failed_lines, latest.last.lines_failed if latest else 0)
         lines, finished = (latest.begin.lines if latest else None), False
     else:
         lines, done, failed, finished = counted
+    runs = [_run(number, run, history, done) for number, run in enumerate(history.runs, start=1)]
+    running_s = sum(run.seconds for run in runs)
+    generated = sum(run.generated_tokens for run in runs)
     status = DONE if finished else status_of(latest, now)
     return JobFigures(
         made_at=now,
@@ -189,8 +189,10 @@ def status_of(latest: JobRun | None, now: datetime) -> str:
     return SILENT if (now - latest.last_word).total_seconds() > SILENT_S else RUNNING
 
 
-def _run(number: int, run: JobRun, history: History) -> RunFigures:
+def _run(number: int, run: JobRun, history: History, done: int) -> RunFigures:
+    """Run number `number`; of `done` lines it answered those that the next one, if there is one, found answered."""
     before = history.runs[number - 2] if number > 1 else None
+    after = history.runs[number].begin.lines_before if number < len(history.runs) else done
     return RunFigures(
         number=number,
         began=run.began,
@@ -198,7 +200,7 @@ def _run(number: int, run: JobRun, history: History) -> RunFigures:
         ending=run.ending,
         seconds=run.seconds,
         stopped_before_s=max(0.0, (run.began - before.last_word).total_seconds()) if before else 0.0,
-        lines_done=max(0, run.last.lines_done - run.begin.lines_before),
+        lines_done=max(0, after - run.begin.lines_before),
         prompt_tokens=run.last.prompt_tokens,
         generated_tokens=run.last.generated_tokens,
         tokens_per_s=_ratio(run.last.generated_tokens, run.seconds),

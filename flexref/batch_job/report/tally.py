@@ -69,12 +69,20 @@ class AnsweredLine(msgspec.Struct):
     error: ErrorWords | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class FailedExample:
+    """A line that failed, as its own answer tells of it; `custom_id` is empty where it has none."""
+
+    custom_id: str
+    message: str
+
+
 @dataclass(slots=True)
 class FailedLines:
-    """Lines that failed with one code: how many, and the first of them as (custom_id, message)."""
+    """Lines that failed with one code: how many, and the first of them."""
 
     count: int = 0
-    examples: list[tuple[str, str]] = field(default_factory=list)
+    examples: list[FailedExample] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -111,7 +119,7 @@ class Tally:
         found.count += 1
         if len(found.examples) < EXAMPLES_MOST:
             named, said = "" if custom_id is None else str(custom_id), error.message or ""
-            found.examples.append((_short(named, NAME_LETTERS), _short(said, MESSAGE_LETTERS)))
+            found.examples.append(FailedExample(_short(named, NAME_LETTERS), _short(said, MESSAGE_LETTERS)))
 
     @property
     def failed_lines(self) -> int:

@@ -1,6 +1,7 @@
 """What a report says of a made-up job is what happened in it."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_kit import BEGAN, LINES_PER_STATE, PROMPT_PER_STATE, TOKENS_PER_STATE, MadeRun, figures, notes
 
-from flexref.batch_job.report.figures import CostFigures, LinkFigures, TierFigures
+from flexref.batch_job.report.figures import CostFigures, CountedLines, LinkFigures, TierFigures, figures_of
 from flexref.batch_job.report.history import EVENTS_MOST, STATES_MOST, history_of
 from flexref.batch_job.report.intervals import INTERVALS_MOST, TimeStretch
 from flexref.batch_job.report.tally import Tally
@@ -23,6 +24,14 @@ def test_all_runs_count_and_what_lies_between_them_does_not() -> None:
     assert [run.stopped_before_s for run in found.runs] == [0.0, 100.0, 7.0]
     assert [run.ending for run in found.runs] == [None, "paused", "done"]
     assert [run.lines_done for run in found.runs] == [3 * LINES_PER_STATE, 2 * LINES_PER_STATE, LINES_PER_STATE]
+
+
+def test_lines_of_a_run_are_those_that_the_journal_counts_and_not_what_its_latest_state_says() -> None:
+    history = history_of(notes([MadeRun(3), MadeRun(2)]))
+    history.runs[1] = replace(history.runs[1], begin=replace(history.runs[1].begin, lines_before=19))
+    found = figures_of(history, Tally(), "out.jsonl", BEGAN, CountedLines(1000, 31, 2, finished=False))
+    assert [run.lines_done for run in found.runs] == [19, 12]
+    assert (found.lines_done, found.lines_failed) == (31, 2)
 
 
 def test_links_and_tiers_are_those_of_all_runs() -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from report_kit import MadeRun, figures
 
 from flexref.batch_job.report.page import page
-from flexref.batch_job.report.tally import FailedLines, Tally
+from flexref.batch_job.report.tally import FailedExample, FailedLines, Tally
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "base", "source", "embed", "area", "col", "track", "wbr"}
 
@@ -77,7 +77,7 @@ def tally(custom_id: str = "request-7", message: str = "it is wrong", code: str 
         prompt_lengths=Counter({17: 20, 1033: 10}),
         output_lengths=Counter({128: 30}),
         finish_reasons=Counter({"stop": 12, "length": 18}),
-        failed={code: FailedLines(4, [(custom_id, message)])},
+        failed={code: FailedLines(4, [FailedExample(custom_id, message)])},
     )
 
 

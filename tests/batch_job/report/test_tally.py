@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flexref.batch_job.report.tally import CODES_MOST, EXAMPLES_MOST, OTHER, Tally, add_answers
+from flexref.batch_job.report.tally import CODES_MOST, EXAMPLES_MOST, OTHER, FailedExample, Tally, add_answers
 from flexref.errors import BatchError, StorageError
 
 
@@ -35,8 +35,8 @@ def test_lengths_endings_and_failures_are_counted(tmp_path: Path) -> None:
     assert (found.prompt_lengths, found.output_lengths) == ({3: 2}, {7: 1, 9: 1})
     assert found.finish_reasons == {"stop": 2, "length": 1}
     assert {code: (lines.count, lines.examples) for code, lines in found.failed.items()} == {
-        "bad": (1, [("c", "one")]),
-        "400": (1, [("d", "m")]),
+        "bad": (1, [FailedExample("c", "one")]),
+        "400": (1, [FailedExample("d", "m")]),
     }
     assert (found.answered, found.failed_lines) == (2, 2)
 
@@ -51,7 +51,7 @@ def test_codes_and_examples_are_bounded(tmp_path: Path) -> None:
     assert len(found.failed) == CODES_MOST + 1
     assert found.failed[OTHER].count == 18
     assert len(found.failed[OTHER].examples) == EXAMPLES_MOST
-    assert all(len(message) <= 300 for lines in found.failed.values() for _, message in lines.examples)
+    assert all(len(line.message) <= 300 for lines in found.failed.values() for line in lines.examples)
 
 
 @pytest.mark.parametrize(
