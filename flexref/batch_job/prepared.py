@@ -54,14 +54,13 @@ class JobSettings:
     def identity(self) -> dict[str, Any]:
         """Every setting that can change a token or a byte of an answer, by name."""
         asked = Policy().changed(**self.asked.keep) if self.asked.policy is None else self.asked.policy
-        shard = self.shard
         return {
             **{name: list(value) if name == "stops" else value for name, value in asdict(self.defaults).items()},
             "backend": self.backend,
             "cache scheme": asked.cache_scheme,
             "attention on": asked.attention_on,
             "row invariant": asked.row_invariant,
-            "shard": f"{shard.index}/{shard.count} in chunks of {shard.chunk_lines} lines" if shard.count > 1 else None,
+            "shard": self.shard.in_words,
             "answer format": ANSWER_FORMAT,
         }
 

@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import MappingProxyType
@@ -39,10 +39,14 @@ PRINTING = ("click.", "rich.", "flexref.cli.")
 
 
 class Entry(NamedTuple):
-    """One line of the command table: the module that defines `command`, and what the help listing says of it."""
+    """One line of the command table: the module that defines `command`, and what the help listing says of it.
+
+    `below`: commands of its own, by the word that follows its name; what else follows are its arguments.
+    """
 
     module: str
     short_help: str
+    below: "Mapping[str, Entry]" = MappingProxyType({})
 
 
 COMMANDS: Mapping[str, Entry] = MappingProxyType(
@@ -51,7 +55,11 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "inspect": Entry("flexref.cli.inspect", "List what a weight file holds: names, shapes, scheme, bytes."),
         "verify": Entry("flexref.cli.verify", "Check every dataset of a weight file and name each damaged one."),
         "generate": Entry("flexref.cli.generate", "Generate text under memory budgets, over three tiers."),
-        "batch": Entry("flexref.cli.batch.command", "Answer a file of requests exactly once, whatever happens."),
+        "batch": Entry(
+            "flexref.cli.batch.command",
+            "Answer a file of requests exactly once, whatever happens.",
+            {"merge": Entry("flexref.cli.batch.merge", "Join the outputs of a job's shards.")},
+        ),
         "report": Entry("flexref.cli.report", "Make a page of a batch job: speed, faults, lengths, cost; in HTML."),
         "eval": Entry("flexref.cli.evaluate", "Measure perplexity of a text, or accuracy on questions."),
         "compare-models": Entry("flexref.cli.compare_models", "Tell how far one model is from another on a text."),
@@ -79,12 +87,19 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
 )
 
 
+def all_commands(table: Mapping[str, Entry] = COMMANDS) -> "Iterator[LazyCommand]":
+    """Every command of the table, each followed by those below it, which have its name before their own."""
+    for name, entry in table.items():
+        yield LazyCommand(name, entry)
+        yield from all_commands({f"{name} {word}": below for word, below in entry.below.items()})
+
+
 class LazyCommand(click.Command):
     """Stands for a command in listings; its module, with all that it imports, is loaded when it is called."""
 
     def __init__(self, name: str, entry: Entry) -> None:
         super().__init__(name, short_help=entry.short_help)
-        self.module = entry.module
+        self.module, self._below = entry.module, entry.below
 
     def load(self) -> click.Command:
         """The real command: `command` of the entry's module, with what all commands are asked for their logs."""
@@ -95,6 +110,9 @@ class LazyCommand(click.Command):
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: object
     ) -> click.Context:
         """The context of the real command, which is the one that click then invokes; while it lasts, logs are shown."""
+        if args and args[0] in self._below:
+            below = LazyCommand(f"{self.name} {args[0]}", self._below[args[0]])
+            return below.make_context(f"{info_name} {args[0]}", args[1:], parent, **extra)
         context = self.load().make_context(info_name, args, parent, **extra)
         if not context.resilient_parsing:
             check_limits()

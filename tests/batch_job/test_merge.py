@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from recorder_kit import HASTY, IDENTITY
@@ -23,8 +22,8 @@ from flexref.batch_job.journal.reading import journal_path
 from flexref.batch_job.merge import merge, read_shards
 from flexref.batch_job.recorder import Recorder
 from flexref.batch_job.shard import WHOLE, Shard
-from flexref.cli.batch.merge import command
-from flexref.errors import BatchError, FlexrefError, StorageError
+from flexref.cli.main import COMMANDS, command_group, run
+from flexref.errors import BatchError, FlexrefError
 
 
 @dataclass(frozen=True)
@@ -198,26 +197,41 @@ def test_failed_lines_go_where_they_lie_or_nowhere(job: Sharded) -> None:
     assert job.nothing_was_written()
 
 
-def call(job: Sharded, *arguments: str) -> tuple[int, str, str]:
-    """(exit code, stdout, stderr) of the command, in the job's folder."""
-    printed = CliRunner().invoke(command, [str(argument) for argument in arguments])
-    if printed.exception is not None and not isinstance(printed.exception, SystemExit):
-        raise printed.exception
-    return printed.exit_code, printed.stdout, printed.stderr
+def call(*arguments: str) -> int:
+    """The exit code of `flexref batch merge`."""
+    return run(command_group(COMMANDS), ["batch", "merge", *arguments])
 
 
-def test_the_command_writes_both_files_and_says_how_many_lines_they_have(job: Sharded) -> None:
+def test_the_command_writes_both_files_and_says_how_many_lines_they_have(
+    job: Sharded, capsys: pytest.CaptureFixture[str]
+) -> None:
     job.run("whole")
     outputs = [str(path) for path in job.run_all()]
     merged, errors = (str(path) for _, path in job.files("merged").answers())
-    with pytest.raises(BatchError, match="give --errors"):
-        call(job, *outputs, "-o", merged)
-    code, shown, _ = call(job, *outputs, "-o", merged, "--errors", errors, "--json")
-    assert code == 0
-    assert json.loads(shown) == {"shards": 3, "lines": 18, "lines_failed": 5, "output": merged}
+    assert call(*outputs, "-o", merged) == 1
+    assert "give --errors" in capsys.readouterr().err
+    assert call(*outputs, "-o", merged, "--errors", errors, "--json") == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown == {"shards": 3, "lines": 18, "lines_failed": 5, "output": merged}
     assert job.found("merged") == job.found("whole")
-    with pytest.raises(StorageError, match="it is there already; --force replaces it"):
-        call(job, *outputs, "-o", merged, "--errors", errors)
-    with pytest.raises(StorageError, match="this command reads it"):
-        call(job, *outputs, "-o", outputs[0], "--errors", errors, "--force")
-    assert call(job, *outputs, "-o", merged, "--errors", errors, "--force")[0] == 0
+    assert call(*outputs, "-o", merged, "--errors", errors) == 1
+    assert "it is there already; --force replaces it" in capsys.readouterr().err
+    assert call(*outputs, "-o", outputs[0], "--errors", errors, "--force") == 1
+    assert "this command reads it" in capsys.readouterr().err
+    assert call(*outputs, "-o", merged, "--errors", errors, "--force") == 0
+
+
+def test_merge_is_a_word_of_batch_and_a_file_of_that_name_is_reached_by_its_path(
+    job: Sharded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(job.folder)
+    together = replace(job, apart=False)
+    outputs = [path.name for path in together.run_all()]
+    assert run(command_group(COMMANDS), ["batch", "merge", *outputs, "-o", "merged.out"]) == 0
+    assert capsys.readouterr().err == "merged.out: 18 lines of 3 shards, 5 of them failed\n"
+    assert run(command_group(COMMANDS), ["-q", "batch", "merge", *outputs, "-o", "merged.out", "--force"]) == 0
+    assert capsys.readouterr().err == ""
+    assert run(command_group(COMMANDS), ["batch", "merge", *outputs[:2], "-o", "again.out"]) == 1
+    assert "flexref: shard 2 of 3 is missing: " in capsys.readouterr().err
+    assert run(command_group(COMMANDS), ["batch", "./merge", "--model", "demo", "-o", "out"]) == 1
+    assert "cannot read merge: No such file" in capsys.readouterr().err

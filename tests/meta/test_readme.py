@@ -15,7 +15,7 @@ from typing import NamedTuple
 import click
 import pytest
 
-from flexref.cli.main import COMMANDS, LazyCommand
+from flexref.cli.main import COMMANDS, all_commands
 from flexref.errors import FlexrefError
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +74,7 @@ def commands(readme: str) -> Iterator[Shown]:
 
 
 def command_called(name: str) -> click.Command:
-    return LazyCommand(name, COMMANDS[name]).load()
+    return next(command for command in all_commands() if command.name == name).load()
 
 
 def fault_in_synopsis(command: click.Command, text: str) -> str | None:
@@ -114,11 +114,12 @@ def fault(text: str) -> str | None:
         return None
     if words[1] not in COMMANDS:
         return f"no such command {words[1]!r}"
-    command = command_called(words[1])
-    if is_synopsis or len(words) == 2:  # a bare `flexref verify` in a sentence is its name, not a call
+    own = 3 if words[2:] and words[2] in getattr(COMMANDS[words[1]], "below", ()) else 2
+    command = command_called(" ".join(words[1:own]))
+    if is_synopsis or len(words) == own:  # a bare `flexref verify` in a sentence is its name, not a call
         return fault_in_synopsis(command, text)
     try:
-        return fault_in_call(command, words[2:])
+        return fault_in_call(command, words[own:])
     except click.UsageError as error:
         return error.format_message()
 
@@ -357,6 +358,21 @@ def test_the_check_of_links_catches_what_is_wrong_and_only_that(link: str, why: 
     page = tmp_path / "README.md"
     page.write_text(f"## Part 2's `a_b`\n\n[it]({link})\n\n## Part 2's a_b\n", encoding="utf-8")
     assert link_faults(page) == ([] if why is None else [f"line 3: {link}: {why}"])
+
+
+@pytest.mark.parametrize(
+    ("call", "why"),
+    [
+        ("flexref batch merge a.jsonl b.jsonl -o c.jsonl", None),
+        ("flexref batch merge a.jsonl --shard 0/2 -o c.jsonl", "No such option"),
+        ("flexref batch merge", None),
+        ("flexref batch merge [OUT]... --szie N", "no such option --szie"),
+        ("flexref batch a.jsonl b.jsonl -o c.jsonl --model demo", "superfluous 'b.jsonl'"),
+    ],
+)
+def test_the_check_of_commands_knows_those_below_others(call: str, why: str | None) -> None:
+    found = fault(call)
+    assert found is None if why is None else found is not None and why in found
 
 
 def test_the_top_readme_shows_each_command() -> None:
