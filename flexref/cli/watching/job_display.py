@@ -68,8 +68,8 @@ class JobTable:
         grid = Table.grid(padding=(0, 1))
         grid.add_column(width=NAME_WIDTH, no_wrap=True)
         grid.add_column(overflow="fold")
-        for name, text in rows_said(view, self._clock()):
-            grid.add_row(name, text)
+        for name, parts in rows_said(view, self._clock()):
+            grid.add_row(name, filled(parts, options.max_width - NAME_WIDTH - 1))
         yield grid
         if view.facts.lines:
             yield ProgressBar(view.facts.lines, view.state.lines_done, width=min(options.max_width, 80))
@@ -118,30 +118,40 @@ def _tell_of(event: JobEvent) -> None:
         tell(f"{event.kind}: {event.text}")
 
 
-def rows_said(view: View, now_s: float) -> Iterator[tuple[str, str]]:
-    """The rows of the table, each a name and a text; `now_s` as for `state_line`."""
+def rows_said(view: View, now_s: float) -> Iterator[tuple[str, list[str]]]:
+    """The rows of the table, each a name and what is said in parts; `now_s` as for `state_line`."""
     facts, state, speed = view.facts, view.state, view.speed()
-    yield "job", f"{facts.input} -> {facts.output}, {facts.model} on {facts.backend}"
-    share = f", {state.lines_done / facts.lines:.0%}" if facts.lines else ""
-    yield "lines", f"{lines_said(view)}{share}"
-    yield "tokens", f"{speed.tokens_per_s_now:.3g} per second now, {speed.tokens_per_s:.3g} over all"
-    read = f"{speed.read_tokens_per_s_now:.3g} per second now, {speed.read_tokens_per_s:.3g} over all"
-    yield "read", f"{read} (of prompts)"
-    left = "" if speed.left_s is None else f", {left_said(speed)}"
+    yield "job", [f"{facts.input} -> {facts.output}", f"{facts.model} on {facts.backend}"]
+    yield "lines", [lines_said(view), *([f"{state.lines_done / facts.lines:.0%}"] if facts.lines else [])]
+    yield "tokens", [f"{speed.tokens_per_s_now:.3g} per second now", f"{speed.tokens_per_s:.3g} over all"]
+    read = f"{speed.read_tokens_per_s:.3g} over all (of prompts)"
+    yield "read", [f"{speed.read_tokens_per_s_now:.3g} per second now", read]
     at_s = view.at_s(now_s)
-    yield "time", f"{duration(at_s)} so far{left}; {pass_said(view, now_s)}"
-    yield "occupancy", f"{state.live_rows} of {state.places} places, {speed.occupancy:.0%}"
-    if speed.lane_shares:
-        yield "lanes", ", ".join(f"{lane} {share:.0%}" for lane, share in sorted(speed.lane_shares.items()))
-    if speed.link_bytes_per_s:
-        yield "links", ", ".join(link_said(speed, link) for link in speed.link_bytes_per_s)
+    left = [] if speed.left_s is None else [left_said(speed)]
+    yield "time", [f"{duration(at_s)} so far", *left, pass_said(view, now_s)]
+    yield "occupancy", [f"{state.live_rows} of {state.places} places", f"{speed.occupancy:.0%}"]
+    yield "lanes", [f"{lane} {share:.0%}" for lane, share in sorted(speed.lane_shares.items())]
+    yield "links", [link_said(speed, link) for link in speed.link_bytes_per_s]
     budgets = state.budget_bytes
-    held = [
-        f"{tier} {in_gib(nbytes)}" + (f" of {in_gib(most)}" if (most := budgets.get(tier)) is not None else "")
-        for tier, nbytes in state.held_bytes.items()
-    ]
-    if held:
-        yield "memory", ", ".join(held)
+    yield (
+        "memory",
+        [
+            f"{tier} {in_gib(nbytes)}" + (f" of {in_gib(most)}" if (most := budgets.get(tier)) is not None else "")
+            for tier, nbytes in state.held_bytes.items()
+        ],
+    )
     event = view.event
-    latest = "" if event is None else f"; latest: {event.kind}, {duration(at_s - event.at_s)} ago"
-    yield "faults", f"{state.faults}{latest}"
+    latest = [] if event is None else [f"latest: {event.kind}, {duration(at_s - event.at_s)} ago"]
+    yield "faults", [str(state.faults), *latest]
+
+
+def filled(parts: list[str], width: int) -> str:
+    """`parts` after commas, in lines of at most `width` letters; a part stays whole where it can."""
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) + 3 > width:
+            lines[-1] += ","
+            lines.append(part)
+        else:
+            lines[-1] += f", {part}" if lines[-1] else part
+    return "\n".join(lines)

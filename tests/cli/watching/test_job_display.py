@@ -74,13 +74,13 @@ def test_a_table_says_where_the_job_stands() -> None:
         "lines      123456 of 1000000 lines (17 failed), 12%",
         "tokens     50 per second now, 50 over all",
         "read       100 per second now, 100 over all (of prompts)",
-        "time       43 s so far, 3 min 33 s left; pass 9 ended 3 s ago",
+        "time       43 s so far, 3 min 33 s left, pass 9 ended 3 s ago",
         "occupancy  59 of 64 places, 92%",
         "lanes      compute 90%, disk_in 50%",
         "links      disk->host 1 GB/s (50%), host->device 0.4 B/s",
-        "memory     device 15.00 GiB of 16.00 GiB, host 70.00 GiB of 96.00 GiB, disk 0",
-        "           bytes",
-        "faults     2; latest: retry, 5 s ago",
+        "memory     device 15.00 GiB of 16.00 GiB, host 70.00 GiB of 96.00 GiB,",
+        "           disk 0 bytes",
+        "faults     2, latest: retry, 5 s ago",
     ]
     assert set(rows[-1]) <= set("━╸╺─-")
 
