@@ -1,5 +1,6 @@
 """Options of how a batch job is watched and bounded, and the watchers that they ask for; it runs no job."""
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def watchers_of(
             metrics = _metrics(options, pace)
             stack.callback(metrics.close)
             watchers.append(metrics)
-        if shows_progress():
+        if shows_progress() and not (options.log_json == STDOUT and sys.stdout.isatty()):
             display = _display(pace)
             stack.callback(display.close)
             watchers.append(display)

@@ -3,6 +3,7 @@
 import io
 import logging
 import re
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from flexref.batch_job.states import JobEvent, JobFacts, JobState, Watcher
 from flexref.batch_job.watching.disk_bound import DiskWrites
+from flexref.batch_job.watching.log_lines import JsonLog
 from flexref.batch_job.watching.pace import JobPace
 from flexref.cli.logs import logging_at
 from flexref.cli.watching.job_display import JobLines, JobTable
@@ -180,9 +182,39 @@ def test_what_cannot_be_had_is_refused_before_the_job_begins(tmp_path: Path, mon
     with pytest.raises(WrongCall, match="--log-json - and -o - exclude each other"):
         WatchOptions("-").check("-")
     WatchOptions("-").check("out.jsonl")
-    monkeypatch.setitem(__import__("sys").modules, "flexref.batch_job.watching.metrics", None)
+    monkeypatch.setitem(sys.modules, "flexref.batch_job.watching.metrics", None)
     with (
         pytest.raises(BatchError, match=r"--metrics-port needs prometheus-client: pip install '.\[metrics\]'"),
         watchers_of(WatchOptions(metrics_port=0), print, DiskWrites()),
     ):
         pass
+
+
+@pytest.mark.parametrize(
+    ("environment", "shown"),
+    [
+        ({"FORCE_COLOR": "1", "TERM": "xterm"}, JobTable),
+        ({"FORCE_COLOR": "1", "TERM": "dumb"}, JobLines),
+        ({}, JobLines),
+    ],
+)
+def test_a_table_is_for_terminals_that_can_move_their_cursor(
+    environment: dict[str, str], shown: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("FORCE_COLOR", "TERM"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with watchers_of(WatchOptions(), print, DiskWrites()) as watchers:
+        assert any(isinstance(watcher, shown) for watcher in watchers)
+        for watcher in watchers:
+            watcher.begin(FACTS)
+
+
+def test_a_terminal_that_shows_the_log_shows_no_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(JsonLog, "__init__", lambda *_: None)
+    monkeypatch.setattr(JsonLog, "close", lambda _: None)
+    with watchers_of(WatchOptions("-"), print, DiskWrites()) as watchers:
+        assert not any(isinstance(watcher, JobTable | JobLines) for watcher in watchers)
