@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import msgspec
 from threadpoolctl import threadpool_info
 
 from flexref.backend.protocol import Backend
@@ -38,8 +39,10 @@ class Identity:
         return cls(**{part: dict(values.get(part, {})) for part in cls.__slots__})
 
     def as_json(self) -> dict[str, Any]:
-        """As an object for JSON."""
-        return {part: dict(getattr(self, part)) for part in self.__slots__}
+        """As an object for JSON, as it is when it was written and read again."""
+        values: dict[str, Any] = {part: dict(getattr(self, part)) for part in self.__slots__}
+        again: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(values))
+        return again
 
     def differences(self, begun: "Identity", *, arithmetic: bool = True) -> list[str]:
         """What is not as it was when the job was `begun`, in words, one for each; `arithmetic`: that, too."""

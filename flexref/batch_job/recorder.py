@@ -121,7 +121,7 @@ class Recorder:
             return
         data = msgspec.json.decode(answer.data, type=msgspec.Raw)
         record = encoded(AnsweredRecord(answer.number, f"{known:016x}", answer.failed, data))
-        self._put(Answered(record, answer.number, answer.failed))
+        self._put(Answered(record, answer.number, answer.failed, answer.data))
         self._added[answer.number] = True
         self._tokens.pop(answer.number, None)
 

@@ -122,7 +122,7 @@ class JobStates(RuleBasedStateMachine):
                 record = AnsweredRecord(
                     answer.number, f"{answer.request_hash:016x}", answer.failed, msgspec.Raw(answer.data)
                 )
-                entries.append(Answered(encoded(record), answer.number, answer.failed))
+                entries.append(Answered(encoded(record), answer.number, answer.failed, answer.data))
             elif missing:
                 row = data.draw(st.sampled_from(missing)), data.draw(st.integers(0, 1))
                 versions = self.tokens.setdefault(row, [])
@@ -189,7 +189,7 @@ class JobStates(RuleBasedStateMachine):
             answer = self.job.answer(number)
             record = AnsweredRecord(number, f"{answer.request_hash:016x}", answer.failed, msgspec.Raw(answer.data))
             self.written.add(number)
-            ledger.write([Answered(encoded(record), number, answer.failed)])
+            ledger.write([Answered(encoded(record), number, answer.failed, answer.data)])
         ledger.finish()
 
     def teardown(self) -> None:

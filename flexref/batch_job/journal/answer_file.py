@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import xxhash
 
 from flexref.batch_job.journal.growing_file import GrowingFile
+from flexref.batch_job.journal.line_facts import LineFacts
 from flexref.batch_job.journal.records import ERR, MarkRecord
 from flexref.errors import BatchError
 
@@ -84,3 +87,15 @@ class AnswerFile:
             self.file.sync()
         self.marked_line, self.marked_bytes = self.line, self.file.length
         return MarkRecord(self.name, self.line, self.file.length, self._digest.hexdigest())
+
+
+def lie_in(
+    files: Sequence[AnswerFile], facts: LineFacts, numbers: npt.NDArray[np.int64], *, marked: bool
+) -> npt.NDArray[np.bool_]:
+    """Whether the answers to these lines, which are done, lie in a file; `marked`: in the part of it that is marked."""
+    failed = facts.have_failed(numbers)
+    found = np.zeros(len(numbers), bool)
+    for file in files:
+        mine = np.where(failed, file.takes(True), file.takes(False))
+        found |= mine & (numbers <= (file.marked_line if marked else file.line))
+    return found

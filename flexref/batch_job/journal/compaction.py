@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from flexref.batch_job.journal.answer_file import AnswerFile
+from flexref.batch_job.journal.answer_file import AnswerFile, lie_in
 from flexref.batch_job.journal.growing_file import GrowingFile, told
-from flexref.batch_job.journal.line_facts import DONE, FAILED
+from flexref.batch_job.journal.line_facts import DONE
 from flexref.batch_job.journal.reading import STATE, JournalContents, JournalReader, PlacedRecord
 from flexref.batch_job.journal.records import (
     AnsweredRecord,
@@ -131,20 +131,17 @@ class Compaction:
 
     def _lines(self) -> Iterator[LinesRecord]:
         """Of all lines whose answers go."""
-        states = np.frombuffer(self._contents.facts.states, np.uint8)
-        for first in range(1, len(states), LINES_PER_RECORD):
-            part = states[first : first + LINES_PER_RECORD]
-            numbers = np.arange(first, first + len(part))
-            failed = (part & FAILED) > 0
-            done = np.zeros(len(part), bool)
-            for file in self._files:
-                taken = np.array([file.takes(False), file.takes(True)])[failed.astype(int)]
-                done |= taken & (numbers <= file.marked_line)
-            done &= (part & DONE) > 0
-            if done.any():
-                hashes = self._hashes[first - 1 : first - 1 + len(part)][done]
-                bits = [np.packbits(flags, bitorder="little").tobytes() for flags in (done, done & failed)]
-                yield LinesRecord(first, bits[0], bits[1], hashes.astype("<u8").tobytes())
+        facts = self._contents.facts
+        done = facts.numbers(DONE)
+        gone = done[lie_in(self._files, facts, done, marked=True)]
+        for numbers in np.split(gone, np.flatnonzero(np.diff(gone // LINES_PER_RECORD)) + 1):
+            if len(numbers):
+                first = int(numbers[0])
+                bits = np.zeros((2, LINES_PER_RECORD), bool)
+                bits[0, numbers - first] = True
+                bits[1, numbers - first] = facts.have_failed(numbers)
+                done_bits, failed_bits = (np.packbits(flags, bitorder="little").tobytes() for flags in bits)
+                yield LinesRecord(first, done_bits, failed_bits, self._hashes[numbers - 1].astype("<u8").tobytes())
 
     def _latest_mark(self, file: AnswerFile) -> MarkRecord | None:
         """What vouches for the file as it is marked now."""
@@ -154,8 +151,9 @@ class Compaction:
     def _update(self) -> None:
         """Let `contents` speak of the new journal."""
         contents, facts = self._contents, self._contents.facts
-        for number in map(int, facts.numbers(DONE)):
-            facts.offsets[number] = self._offsets.get(number, 0)
+        facts.offsets_array[:] = 0
+        for number, offset in self._offsets.items():
+            facts.offsets[number] = offset
         for file in self._files:
             mark = self._latest_mark(file)
             contents.marks[file.name] = [] if mark is None else [mark]

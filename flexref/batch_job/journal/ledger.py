@@ -43,22 +43,23 @@ class WritingPace:
 
     sync_s: at most so long does an answer wait to be synced. mark_bytes, mark_s: OUT and ERR are synced after so many
     bytes or seconds. compact_bytes: so many bytes that nobody needs may lie in the journal. queue_bytes: so many may
-    wait to be written before whoever adds more waits, too.
+    wait to be written before whoever adds more waits, too; as many are held so that they need not be read again.
     """
 
     sync_s: float = 0.2
     mark_bytes: int = 4 * MIB
     mark_s: float = 10.0
     compact_bytes: int = 64 * MIB
-    queue_bytes: int = 16 * MIB
+    queue_bytes: int = 4 * MIB
 
 
 class Answered(NamedTuple):
-    """An answer as it is handed over: its record as bytes."""
+    """An answer as it is handed over: its record as bytes, and its data."""
 
     record: bytes
     number: int
     failed: bool
+    data: bytes
 
 
 class Kept(NamedTuple):
@@ -100,6 +101,8 @@ class JobLedger:
         self.synced_bytes = journal.length
         self._stated_bytes = 0
         self._waiting: list[Answered] = []
+        self._fresh: dict[int, bytes] = {}
+        self._fresh_bytes = 0
         self._marked_at = time.monotonic()
 
     def write(self, entries: Iterable[Entry]) -> None:
@@ -141,6 +144,9 @@ class JobLedger:
             case Answered():
                 self.facts.offsets[entry.number] = offset
                 self._waiting.append(entry)
+                if self._fresh_bytes < self.pace.queue_bytes:
+                    self._fresh[entry.number] = entry.data
+                    self._fresh_bytes += len(entry.data)
                 self.contents.tokens.pop(entry.number, None)
             case Kept():
                 self.contents.tokens.setdefault(entry.number, {})[entry.choice] = entry.tokens
@@ -187,7 +193,11 @@ class JobLedger:
         file.append(data, self.facts.lines if number is None else line)
 
     def _answer(self, number: int) -> bytes:
-        """The answer to a line as the journal has it, with its line feed."""
+        """The answer to a line, with its line feed; what was handed over long ago is read from the journal."""
+        fresh = self._fresh.pop(number, None)
+        if fresh is not None:
+            self._fresh_bytes -= len(fresh)
+            return fresh + b"\n"
         offset, nbytes = self.facts.offsets[number], RECORD_BYTES
         while not (data := self.journal.read(offset, nbytes)).count(b"\n") and len(data) == nbytes:
             nbytes *= 8

@@ -67,10 +67,22 @@ class LineFacts:
         self.states[number] = (self.states[number] & EXPECTED) | DONE | (FAILED if failed else 0)
         self.offsets[number] = offset
 
-    def forget(self, number: int) -> None:
-        """Line `number` has no answer."""
-        self.states[number] &= EXPECTED
-        self.offsets[number] = 0
+    def put_many(self, numbers: npt.NDArray[np.int64], failed: npt.NDArray[np.bool_]) -> None:
+        """Lines of these numbers have their answers in OUT or ERR, and nowhere else."""
+        states: npt.NDArray[Any] = np.frombuffer(self.states, np.uint8)
+        states[numbers] = (states[numbers] & EXPECTED) | DONE | np.where(failed, FAILED, 0)
+        self.offsets_array[numbers] = 0
+
+    def forget(self, numbers: npt.NDArray[np.int64]) -> None:
+        """Lines of these numbers have no answers."""
+        states: npt.NDArray[Any] = np.frombuffer(self.states, np.uint8)
+        states[numbers] &= EXPECTED
+        self.offsets_array[numbers] = 0
+
+    @property
+    def offsets_array(self) -> npt.NDArray[np.int64]:
+        """(lines + 1,): the offsets, as they lie in memory."""
+        return np.frombuffer(self.offsets, np.int64)
 
     def is_done(self, number: int) -> bool:
         """Whether the answer to line `number` is durable."""
@@ -79,6 +91,10 @@ class LineFacts:
     def has_failed(self, number: int) -> bool:
         """Whether line `number` was answered, and failed."""
         return bool(self.states[number] & FAILED)
+
+    def have_failed(self, numbers: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """`has_failed` of each of these lines."""
+        return (np.frombuffer(self.states, np.uint8)[numbers] & FAILED) > 0
 
     def count(self, bit: int) -> int:
         """How many lines have `bit` set."""

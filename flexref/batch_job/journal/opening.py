@@ -8,10 +8,10 @@ from pathlib import Path
 
 from flexref.batch_job.identity import Identity
 from flexref.batch_job.job_files import JobFiles
-from flexref.batch_job.journal.answer_file import AnswerFile
+from flexref.batch_job.journal.answer_file import AnswerFile, lie_in
 from flexref.batch_job.journal.growing_file import FileInUse, GrowingFile
 from flexref.batch_job.journal.ledger import JobLedger, WritingPace
-from flexref.batch_job.journal.line_facts import DONE, ExpectedLines, LineFacts
+from flexref.batch_job.journal.line_facts import DONE, ExpectedLines
 from flexref.batch_job.journal.reading import JournalContents, JournalReader, first_other_line, read_journal
 from flexref.batch_job.journal.records import FORMAT, HeaderRecord, encoded
 from flexref.errors import BatchError, FlexrefError, how_many
@@ -40,7 +40,8 @@ class Opening:
     ) -> None:
         errors = "in the output" if files.errors is None else "in a file of their own"
         self._files, self._expected = files, expected
-        self._identity = replace(identity, settings={**identity.settings, "failed lines": errors})
+        whole = replace(identity, settings={**identity.settings, "failed lines": errors})
+        self._identity = Identity.of(whole.as_json())
         self._force, self._accept_arithmetic = force, accept_arithmetic
         self.notices: list[str] = []
 
@@ -143,19 +144,14 @@ class Opening:
             if file.recover(contents.marks[file.name], finished=contents.finished, force=self._force):
                 self.notices.append(f"{file.file.path} had lost its end, or was removed: it is written again")
         facts = contents.facts
-        lost = [number for number in map(int, facts.numbers(DONE)) if not _is_somewhere(number, facts, answers)]
-        for number in lost:
-            facts.forget(number)
-        if lost:
+        numbers = facts.numbers(DONE)
+        held = (facts.offsets_array[numbers] > 0) | lie_in(answers, facts, numbers, marked=False)
+        lost = numbers[~held]
+        facts.forget(lost)
+        if len(lost):
             contents.finished = False
             self.notices.append(f"{how_many(len(lost), 'answer')} that only those held are computed again")
         facts.expect(self._expected)
         ledger = JobLedger(journal, contents, answers, self._expected, pace)
         ledger.begin()
         return ledger
-
-
-def _is_somewhere(number: int, facts: LineFacts, answers: Sequence[AnswerFile]) -> bool:
-    """Whether the answer to a line that is done lies in the journal, or in a file as far as it is vouched for."""
-    failed = facts.has_failed(number)
-    return facts.offsets[number] > 0 or any(file.takes(failed) and number <= file.line for file in answers)

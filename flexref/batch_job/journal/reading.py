@@ -167,8 +167,8 @@ class JournalContents:
                 if not self.facts.is_done(record.number):
                     self.tokens.setdefault(record.number, {})[record.choice] = array("q", record.tokens)
             case LinesRecord():
-                for number, failed, _ in lines_in(record):
-                    self.facts.put(number, failed, 0)
+                numbers, failed, _ = lines_in(record)
+                self.facts.put_many(numbers, failed)
             case MarkRecord():
                 self.marks[record.file].append(record)
             case HeaderRecord():
@@ -184,13 +184,12 @@ class JournalContents:
         self.end = placed.offset + placed.nbytes
 
 
-def lines_in(record: LinesRecord) -> Iterator[tuple[int, bool, int]]:
-    """(number, whether it failed, hash) of the lines that a record stands for."""
+def lines_in(record: LinesRecord) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.uint64]]:
+    """The numbers of the lines that a record stands for, whether each failed, and its hash."""
     done = np.unpackbits(np.frombuffer(record.done, np.uint8), bitorder="little")
     failed = np.unpackbits(np.frombuffer(record.failed, np.uint8), bitorder="little")
-    hashes = np.frombuffer(record.hashes, "<u8")
     places = np.flatnonzero(done)
-    return zip((places + record.first).tolist(), (failed[places] > 0).tolist(), hashes.tolist(), strict=True)
+    return places + record.first, failed[places] > 0, np.frombuffer(record.hashes, "<u8").astype(np.uint64)
 
 
 def read_journal(path: str | Path) -> JournalContents:
@@ -240,4 +239,5 @@ def _known(record: AnyRecord) -> Iterator[tuple[int, int]]:
     if isinstance(record, AnsweredRecord):
         yield record.number, int(record.hash, 16)
     elif isinstance(record, LinesRecord):
-        yield from ((number, known) for number, _, known in lines_in(record))
+        numbers, _, hashes = lines_in(record)
+        yield from zip(numbers.tolist(), hashes.tolist(), strict=True)

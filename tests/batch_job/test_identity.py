@@ -1,0 +1,78 @@
+"""Two runs are one job where nothing that can change an answer differs, wherever their files lie."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from flexref_numpy import NumpyBackend
+from hypothesis import given
+from hypothesis import strategies as st
+from recorder_kit import IDENTITY, Job
+
+from flexref.architecture.published import size_named
+from flexref.architecture.spec import ModelSpec
+from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
+from flexref.errors import StorageError, WeightFileError
+from flexref.storage.random_weights import random_file
+from flexref.storage.weightfile import open_weight_file
+
+VALUES = st.one_of(st.integers(-9, 9), st.floats(0, 1), st.text(max_size=2), st.lists(st.integers(0, 3), max_size=2))
+FACTS = st.dictionaries(st.sampled_from(["a", "b", "c"]), VALUES, max_size=3)
+IDENTITIES = st.builds(Identity, FACTS, FACTS, FACTS, FACTS)
+
+SPEC = ModelSpec("tiny", 50, 48, 16, 16, 2, 2, 32)
+
+
+@given(IDENTITIES, IDENTITIES)
+def test_differences_are_told_where_there_are_some_and_only_there(begun: Identity, now: Identity) -> None:
+    assert begun.differences(begun) == []
+    assert (now.differences(begun) == []) == (now == begun)
+    assert now.differences(begun, arithmetic=False) == replace(now, arithmetic=begun.arithmetic).differences(begun)
+    assert Identity.of(begun.as_json()) == begun
+
+
+def test_an_identity_is_the_same_when_it_comes_out_of_a_journal(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    given_in_tuples = replace(IDENTITY, settings={"stop": ("a", "b"), "top_p": 0.1, "seed": None})
+    job.open(given_in_tuples).close()
+    job.open(given_in_tuples).close()
+
+
+def test_a_long_value_is_shown_by_its_beginning() -> None:
+    (said,) = Identity({}, {}, {"stop": "y" * 99}, {}).differences(Identity({}, {}, {"stop": None}, {}))
+    assert said == f"setting stop: the job was begun with none, now it is {'y' * 60}..."
+
+
+def test_a_model_is_known_by_what_is_in_its_file(tmp_path: Path, model_file: Callable[..., str]) -> None:
+    first, second = (model_file(SPEC, seed=seed) for seed in (0, 1))
+    shutil.copy(first, tmp_path / "moved.h5")
+    facts = model_facts(open_weight_file(first))
+    assert model_facts(open_weight_file(str(tmp_path / "moved.h5"))) == facts
+    assert model_facts(open_weight_file(second)) != facts
+    file = open_weight_file(str(tmp_path / "moved.h5"))
+    (tmp_path / "moved.h5").write_bytes(b"else")
+    with pytest.raises(WeightFileError, match="is not a flexref weight file"):
+        model_facts(file)
+    (tmp_path / "moved.h5").unlink()
+    with pytest.raises(StorageError, match=r"cannot read .*moved\.h5: No such file"):
+        model_facts(file)
+
+
+def test_a_random_model_is_known_by_its_seed_and_sizes() -> None:
+    small, large = size_named("125m"), size_named("1.3b")
+    facts = [model_facts(random_file(spec, seed=seed)) for spec, seed in ((small, 0), (small, 1), (large, 0))]
+    assert facts[0] == model_facts(random_file(small, seed=0))
+    assert facts[0] not in facts[1:]
+
+
+def test_where_no_device_computes_the_kernels_of_the_processor_are_part_of_the_arithmetic() -> None:
+    port = NumpyBackend()
+    try:
+        facts = arithmetic_facts(port)
+    finally:
+        port.close()
+    assert facts["backend"] == "numpy"
+    assert facts["version of numpy"]
+    assert "BLAS kernels" in facts
