@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
+    from flexref.batch_job.library import batch
     from flexref.engine.engine import Engine
     from flexref.engine.request import Request, RowRequest
     from flexref.engine.scoring import Listener, ScoredRow
@@ -29,11 +30,13 @@ __all__ = [
     "ScoredRow",
     "Shares",
     "__version__",
+    "batch",
     "load",
 ]
 
 _HOMES = MappingProxyType(
     {
+        "batch": "flexref.batch_job.library",
         "load": "flexref.loading",
         "Engine": "flexref.engine.engine",
         "Request": "flexref.engine.request",

@@ -90,13 +90,23 @@ class BatchJob:
         However it ends, answers that were given are durable, and rows that were under way go on from the tokens that
         they had when the same job is run again.
         """
+        with closing(self.running()) as answers:
+            for _ in answers:
+                pass
+
+    def running(self) -> Generator[LineAnswer, None, None]:
+        """`run`, with every answer when the keeper has it. Closed early, the job ends as if it was paused."""
         ending = "failed"
         try:
             with closing(self.answers()) as answers:
                 for answer in answers:
                     self.keeper.add(answer)
+                    yield answer
             self.keeper.finish()
             ending = "done"
+        except GeneratorExit:
+            ending = "paused"
+            raise
         except JobPaused as pause:
             self.happened("pause", str(pause))
             ending = "paused"

@@ -79,7 +79,8 @@ class Prepared:
         """The model as a reader of requests sees it."""
         file = self.file
         tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
-        return ServedModel(file.spec.vocabulary, file.spec.positions, tokenizer)
+        chat = None if tokenizer is None else tokenizer.chat_template
+        return ServedModel(file.spec.vocabulary, file.spec.positions, tokenizer, chat)
 
     def reader(self, *, as_json: bool) -> RequestReader:
         """Reads lines as requests."""

@@ -96,6 +96,15 @@ class Recorder:
         """Whether the answer to line `number` is durable."""
         return self._ledger.facts.is_done(number)
 
+    def has_failed(self, number: int) -> bool:
+        """Whether line `number` was answered, and failed."""
+        return self._ledger.facts.has_failed(number)
+
+    @property
+    def written_line(self) -> int:
+        """The answers to all lines up to this one are durable, and lie in the output or the errors."""
+        return min(file.line for file in self._ledger.files)
+
     def tokens_of(self, number: int) -> Mapping[int, tuple[int, ...]]:
         """By choice, the tokens of line `number`'s rows that were kept latest; none once it has its answer."""
         return {choice: tuple(tokens) for choice, tokens in self._tokens.get(number, {}).items()}

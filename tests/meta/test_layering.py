@@ -97,7 +97,8 @@ RULES = {
     "cli": rule(below(10), f"{COMPUTING} click rich matplotlib lm_eval"),
     "data": rule(""),
     "__main__": rule("cli"),
-    "__init__": rule(below(8)),
+    # The library's front door: loading, and what uses a loaded engine if users call it by a name of flexref.
+    "__init__": rule(f"{below(8)} batch_job/library"),
 }
 """Every part of flexref, and what it may see beside itself; `planner/program` is a part of its own inside a folder."""
 
