@@ -1,12 +1,17 @@
 """What a job is to take on its machine: seconds, bytes written to disk, the rates of links; it runs nothing."""
 
+import logging
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
+from flexref.batch_job.states import JobFacts
 from flexref.block.counted_rows import CountedRows
 from flexref.block.rows import RowLengths
+from flexref.engine.generation import GenerationJob
 from flexref.engine.session import Session
+from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import WEIGHT_FILE, Machine
 from flexref.planner.predicted import predicted
 from flexref.policy import Policy
@@ -16,6 +21,8 @@ from flexref.units import LINKS, MIB
 
 LARGE_COPY_BYTES = 64 * MIB
 """A copy as large as this reaches a link's rate."""
+
+LOG = logging.getLogger(__name__)
 
 
 def rates(machine: Machine) -> dict[str, float]:
@@ -47,3 +54,28 @@ def foretold(session: Session, machine: Machine, policy: Policy, rows: CountedRo
     return predicted(
         rows, policy.rows_per_block, lambda some: simulate(session.file, machine, policy, some, session.budgets)
     )
+
+
+class Foretelling:
+    """Adds to what is known of a job what its machine is to take for it; nothing where no machine is known."""
+
+    def __init__(self, machine: Machine | None) -> None:
+        self._machine = machine
+
+    def __call__(self, facts: JobFacts, job: GenerationJob, lines_seen: int) -> JobFacts:
+        """The facts with what is predicted, from the lengths of the job's first rows, which `lines_seen` lines want.
+
+        Rows are as long as they may become: what ends earlier takes less.
+        """
+        machine = self._machine
+        if machine is None or not job.lengths or facts.lines is None:
+            return facts
+        left = facts.lines - facts.lines_before
+        facts = replace(facts, machine=machine.name, rates=rates(machine))
+        rows = max(1, round(left * len(job.lengths) / max(1, lines_seen)))
+        try:
+            found = foretold(job.session, machine, job.policy, as_many(job.lengths, rows))
+        except (CapacityError, PolicyError) as error:
+            LOG.info("what the job is to take on %s cannot be predicted: %s", machine.name, error)
+            return facts
+        return replace(facts, predicted_s=found.load_s + found.prefill_s + found.decode_s)

@@ -57,7 +57,12 @@ class Keeper(Protocol):
         """All lines are answered."""
 
 
-def _as_they_are(facts: JobFacts, job: GenerationJob) -> JobFacts:
+Foretell = Callable[[JobFacts, GenerationJob, int], JobFacts]
+"""Of the facts, the job on the first engine and the lines that its rows came from, the facts with what is predicted."""
+
+
+def nothing_foretold(facts: JobFacts, job: GenerationJob, lines_seen: int) -> JobFacts:
+    """No machine is known."""
     return facts
 
 
@@ -74,7 +79,7 @@ class BatchJob:
     facts: JobFacts
     watchers: Sequence[Watcher] = ()
     stop: Stop = field(default_factory=Stop)
-    foretell: Callable[[JobFacts, GenerationJob], JobFacts] = _as_they_are
+    foretell: Foretell = nothing_foretold
     _reader: JobStateReader = field(init=False, default_factory=JobStateReader)
     _begun: bool = field(init=False, default=False)
     _faults: int = field(init=False, default=0)
@@ -147,7 +152,7 @@ class BatchJob:
             return
         self._begun = True
         facts = replace(self.facts, policy=job.policy)
-        self.facts = self.foretell(facts, job)
+        self.facts = self.foretell(facts, job, self._serving.lines_seen)
         self._note("run", asdict(self.facts))
         for watcher in self.watchers:
             watcher.begin(self.facts)

@@ -1,6 +1,7 @@
 """A job made ready: its model and input are read and checked, its files and engines are known; nothing runs yet."""
 
-from collections.abc import Iterable, Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -25,6 +26,7 @@ from flexref.batch_job.states import JobFacts
 from flexref.batch_job.stream_recorder import StreamRecorder
 from flexref.engine.events import OnEvent, no_listener
 from flexref.loading import advisor
+from flexref.machine.machine import Machine
 from flexref.planner.advisor import Advisor
 from flexref.policy import Asked, Policy
 from flexref.storage.names import resolve
@@ -92,10 +94,21 @@ class Prepared:
         budgets = {name: value for name, value in settings.asked.budgets.items() if value is not None}
         return Engines(self.file, self.settling, settings.backend, budgets, settings.options, on_event)
 
-    def arithmetic(self) -> dict[str, Any]:
-        """What computes, as far as it may change bits."""
+    @cached_property
+    def port(self) -> "PortFacts":
+        """What is known of the port that computes."""
+        disk_dir = self.settings.asked.budgets.get("disk_dir") or tempfile.gettempdir()
         with closing(create(self.settings.backend, **self.settings.options)) as port:
-            return arithmetic_facts(port)
+            self.settling.machines.check(port)
+            return PortFacts(arithmetic_facts(port), self.settling.machines.kept(port, Path(disk_dir)))
+
+
+@dataclass(frozen=True, slots=True)
+class PortFacts:
+    """What computes, as far as it may change bits, and the machine that it runs on, if that is known."""
+
+    arithmetic: Mapping[str, Any]
+    machine: Machine | None
 
 
 class PreparedFile:
@@ -106,6 +119,11 @@ class PreparedFile:
         self.prepared, self.scan = prepared, scan(path)
 
     @property
+    def reader(self) -> RequestReader:
+        """Reads its lines as requests."""
+        return self.prepared.reader(as_json=self.scan.as_json)
+
+    @cached_property
     def expected(self) -> ExpectedLines:
         """The lines that this job answers."""
         return ExpectedLines(self.scan.filled, self.scan.hashes, self.prepared.settings.shard)
@@ -116,7 +134,7 @@ class PreparedFile:
         scanned: Scan = self.scan
         facts = {"lines": scanned.lines, "bytes": scanned.size_bytes, "digest": scanned.digest}
         prepared = self.prepared
-        return Identity(facts, model_facts(prepared.file), prepared.settings.identity, prepared.arithmetic())
+        return Identity(facts, model_facts(prepared.file), prepared.settings.identity, prepared.port.arithmetic)
 
     def recorder(self, files: JobFiles, *, force: bool = False, accept_arithmetic: bool = False) -> Recorder:
         """Opens the journal and the outputs; raises what `Recorder.open` raises."""
@@ -125,9 +143,9 @@ class PreparedFile:
     def lines(self, recorder: Recorder) -> Iterator[AskedLine | LineAnswer]:
         """The lines that are not answered yet, as requests or, where they cannot be served, as answers."""
         left = (number for number in self.expected if not recorder.is_done(number))
-        return requests(read_lines(self.scan, left), self.prepared.reader(as_json=self.scan.as_json))
+        return requests(read_lines(self.scan, left), self.reader)
 
-    def facts(self, recorder: Recorder, files: JobFiles) -> JobFacts:
+    def facts(self, recorder: Recorder, files: JobFiles, usd_per_hour: float | None = None) -> JobFacts:
         """What is known of the job before its first pass."""
         prepared = self.prepared
         return JobFacts(
@@ -139,6 +157,7 @@ class PreparedFile:
             len(self.expected),
             recorder.done_lines,
             recorder.runs_before,
+            usd_per_hour=usd_per_hour,
         )
 
 

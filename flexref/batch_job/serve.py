@@ -87,6 +87,11 @@ class Serving:
         """Whether an engine had a policy and began, also when it has failed since."""
 
     @property
+    def lines_seen(self) -> int:
+        """Lines that have been asked for and are not answered."""
+        return len(self._open)
+
+    @property
     def has_set_aside(self) -> bool:
         """Whether lines stayed open since they need a policy of their own: `run` has one chosen for them."""
         return any(line.set_aside for line in self._open.values())

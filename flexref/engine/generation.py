@@ -162,6 +162,11 @@ class GenerationJob:
         """
         return self.session.gate.stream(self._passes(), self._refill)
 
+    @property
+    def lengths(self) -> Sequence[RowLengths]:
+        """Of all rows or, of a stream, of those that were looked at before a policy was chosen."""
+        return self._lengths
+
     def take_results(self) -> list[RowResult]:
         """What has ended since the last call."""
         results, self._results = self._results, []

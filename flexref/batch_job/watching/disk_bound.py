@@ -1,6 +1,7 @@
 """Bounds what a job writes to disk over all its runs: cheap drives wear out; it knows no drive and no journal."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from flexref.batch_job.states import JobEvent, JobFacts, JobState
 from flexref.errors import JobPaused, in_gib
@@ -12,6 +13,17 @@ SPILLS = "host->disk"
 def spilled_bytes(link_bytes: Mapping[str, Mapping[str, int]]) -> int:
     """Bytes of cache and activations that went to disk, of a job's state, its account or a prediction."""
     return sum(link_bytes.get(SPILLS, {}).values())
+
+
+def spilled_before(notes: Iterable[tuple[str, Mapping[str, Any]]]) -> int:
+    """The same of all runs of a job, from the notes of its journal (kind, values): the last state of each run."""
+    whole = last = 0
+    for kind, values in notes:
+        if kind == "run":
+            whole, last = whole + last, 0
+        elif kind == "state":
+            last = spilled_bytes(values["link_bytes"])
+    return whole + last
 
 
 def nothing_recorded() -> int:

@@ -16,14 +16,18 @@ from flexref.cli.batch.options import STANDARD, batch_options, files_of, setting
 from flexref.cli.completion import files
 from flexref.cli.logs import shows_progress
 from flexref.cli.streams import tell
+from flexref.cli.watching.stops_progress import StopsProgress
+from flexref.cli.watching.watch_options import WatchOptions, watchers_of
 from flexref.errors import JobPaused, how_many
 
 if TYPE_CHECKING:
+    from flexref.batch_job.job import BatchJob
     from flexref.batch_job.job_files import JobFiles
     from flexref.batch_job.prepared import Prepared, PreparedFile
-    from flexref.batch_job.recorder import Recorder
 
 LOG = logging.getLogger(__name__)
+
+PROGRAM = "flexref"
 
 
 @click.command("batch")
@@ -40,6 +44,7 @@ def command(**given: Any) -> None:
 
     from flexref.batch_job.prepared import Prepared, PreparedFile
     from flexref.batch_job.shard_choice import choose_shard
+    from flexref.batch_job.validation import check_openai_limits
 
     shard = choose_shard("0/1" if is_stream else given["shard"], os.environ, given["chunk_lines"])
     if shard.why is not None and not is_stream:
@@ -48,54 +53,81 @@ def command(**given: Any) -> None:
     if is_stream:
         _stream(Prepared(settings), given)
         return
+    watching = WatchOptions.of(given)
+    watching.check(given["output_file"])
     job_files = files_of(given, shard, given["model"])
     job_files.check()
     prepared = PreparedFile(Prepared(settings), given["input_file"])
-    with prepared.recorder(job_files, force=given["force"], accept_arithmetic=given["accept_arithmetic"]) as recorder:
-        _file(prepared, recorder, job_files, given)
+    if given["limits"] is not None:
+        check_openai_limits(prepared.scan)
+    if given["dry_run"]:
+        from flexref.cli.batch.dry_run import dry_run
+
+        dry_run(prepared, job_files, watching, given)
+        return
+    _file(prepared, job_files, watching, given)
 
 
-def _file(prepared: "PreparedFile", recorder: "Recorder", job_files: "JobFiles", given: dict[str, Any]) -> None:
+def _file(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptions", given: dict[str, Any]) -> None:
     """Run a job from file to file, and say how it ended."""
+    from flexref.batch_job.foretell import Foretelling
     from flexref.batch_job.job import BatchJob
-    from flexref.cli.show.progress import progress
+    from flexref.batch_job.journal.reading import read_notes
+    from flexref.batch_job.watching.disk_bound import DiskWrites, spilled_before
 
-    expected = len(prepared.expected)
-    for notice in recorder.notices:
-        LOG.warning("%s", notice)
-    if recorder.runs_before:
-        _say(f"{job_files.output}: {recorder.done_lines} of {how_many(expected, 'line')} are done; the job goes on")
-    ending = "done"
-    with progress("choosing a policy") as shown:
+    with ExitStack() as stack:
+        recorder = stack.enter_context(
+            prepared.recorder(job_files, force=given["force"], accept_arithmetic=given["accept_arithmetic"])
+        )
+        for notice in recorder.notices:
+            LOG.warning("%s", notice)
+        expected = len(prepared.expected)
+        if recorder.runs_before:
+            _say(f"{job_files.output}: {recorder.done_lines} of {how_many(expected, 'line')} are done; the job goes on")
+        writes = DiskWrites(spilled_before(read_notes(job_files.journal)), lambda: recorder.written_bytes)
+        machine = prepared.prepared.port.machine
         job = BatchJob(
-            prepared.prepared.engines(shown),
+            prepared.prepared.engines(),
             prepared.lines(recorder),
             recorder,
-            prepared.facts(recorder, job_files),
+            prepared.facts(recorder, job_files, given["price_per_hour"]),
+            foretell=Foretelling(machine),
         )
-        try:
-            with job.stop.on_signals():
-                job.run()
-        except JobPaused as pause:
-            ending, why = "paused", str(pause)
+        job.watchers = stack.enter_context(watchers_of(watching, job.happened, writes, machine))
+        ending, why = _ended(job)
+        done, failed = recorder.done_lines, recorder.failed_lines
     report = {
         "ending": ending,
         "lines": expected,
-        "lines_done": recorder.done_lines,
-        "lines_failed": recorder.failed_lines,
-        "runs": recorder.runs_before + 1,
+        "lines_done": done,
+        "lines_failed": failed,
+        "runs": job.facts.runs_before + 1,
         "output": str(job_files.output),
         "errors": None if job_files.errors is None else str(job_files.errors),
     }
     if given["as_json"]:
         click.echo(json.dumps(report))
     if ending == "paused":
-        done = f"{recorder.done_lines} of {how_many(expected, 'line')} are done"
-        tell(f"paused ({why}): {done}; resume with: {shlex.join(['flexref', *sys.argv[1:]])}")
+        again = shlex.join([PROGRAM, *sys.argv[1:]])
+        tell(f"paused ({why}): {done} of {how_many(expected, 'line')} are done; resume with: {again}")
         return
-    failed = recorder.failed_lines
-    where = "" if not failed else f"; see {job_files.errors or job_files.output}"
+    where = f"; see {job_files.errors or job_files.output}" if failed else ""
     _say(f"{job_files.output}: {how_many(expected, 'line')} answered, {failed} of them failed{where}")
+
+
+def _ended(job: "BatchJob") -> tuple[str, str]:
+    """Run a job that stops in order on a signal: how it ended, and why if it is paused."""
+    from flexref.cli.show.progress import progress
+
+    with ExitStack() as stack:
+        job.engines.on_event = stack.enter_context(progress("choosing a policy"))
+        job.watchers = [StopsProgress(stack.close), *job.watchers]
+        try:
+            with job.stop.on_signals():
+                job.run()
+        except JobPaused as pause:
+            return "paused", str(pause)
+    return "done", ""
 
 
 def _stream(prepared: "Prepared", given: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ import click
 from flexref.cli.arguments import TEXT, Amount
 from flexref.cli.completion import files
 from flexref.cli.options import BUDGETS, TOKENS, Command, asked_of, option, options, together
+from flexref.cli.watching.watch_options import watch_options
 
 if TYPE_CHECKING:
     from flexref.batch_job.job_files import JobFiles
@@ -51,6 +52,8 @@ OPTIONS = (
     click.option("--shard", metavar="I/N|auto", help=SHARD_HELP),
     click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help="Of a shard."),
     click.option("--accept-changed-machine", "accept_arithmetic", is_flag=True, help=ACCEPT_HELP),
+    click.option("--price-per-hour", type=Amount(), help="What the machine costs in an hour, for reports."),
+    watch_options,
     click.option("--dry-run", is_flag=True, help="Check every line, and say what the job will take; run nothing."),
     option("--force", help="Begin anew: replace an output and its journal that are there already."),
     option("--json", help="Print one JSON object at the end, on standard output."),
