@@ -47,7 +47,8 @@ class Listeners:
 class GenerationJob:
     """One call of `generate`, `stream` or `run`: its rows, their texts, its policy and its account.
 
-    Results of rows that have ended are taken with `take_results`, in the order in which they end.
+    Results of rows that have ended are taken with `take_results`, in the order in which they end. `lengths`: of all rows
+    or, of a stream, of those that were looked at before a policy was chosen.
     """
 
     def __init__(
@@ -81,7 +82,7 @@ class GenerationJob:
         self._refill()
         if self._finder is not None and known is not None:
             self._finder.find(known)
-        self._lengths = self._all_lengths()
+        self.lengths = self._all_lengths()
         self._recorder = LogprobRecorder(self._tops, session.tokenizer)
         trace, listening = self._listeners.trace, self._listeners
         self._watch = Watch(
@@ -91,13 +92,13 @@ class GenerationJob:
             self._recorder.on_choice,
         )
         # Of a stream without a request that can be served nothing is run, under whatever policy.
-        self.policy = self._settled(policy) if self._lengths else policy or Policy()
+        self.policy = self._settled(policy) if self.lengths else policy or Policy()
         self._waiting.widen(_window(self.policy))
         if self._finder is not None and not session.shares_prefixes(self.policy):
             self._share_nothing()
-            if policy is None and self._lengths:  # it was chosen for rows that share
-                self.policy = session.settled(self._lengths)
-        self.stats = Stats(session.backend.name, self.policy, rows=len(self._lengths))
+            if policy is None and self.lengths:  # it was chosen for rows that share
+                self.policy = session.settled(self.lengths)
+        self.stats = Stats(session.backend.name, self.policy, rows=len(self.lengths))
 
     def _rows(self, requests: Iterable[RowRequest], *, alone: bool) -> Iterator[Row | None]:
         """The requests as rows. Where they fail alone, one that cannot be served becomes a result at once, and None."""
@@ -134,7 +135,7 @@ class GenerationJob:
     def _settled(self, policy: Policy | None) -> Policy:
         """The policy of the job; of a stream, rows that fit under none fail alone, if any others fit under one."""
         try:
-            return self.session.settled(self._lengths, policy)
+            return self.session.settled(self.lengths, policy)
         except CapacityError as error:
             if self._all_at_once:
                 raise
@@ -151,7 +152,7 @@ class GenerationJob:
             raise refused
         for row in rows[fit:]:
             self._fail(row, refused)
-        self._lengths = self._all_lengths()
+        self.lengths = self._all_lengths()
         return found
 
     def run(self) -> Generator[StreamedToken | None, None, None]:
@@ -161,11 +162,6 @@ class GenerationJob:
         is half done. What the requests' iterator raised is `failure` in the end.
         """
         return self.session.gate.stream(self._passes(), self._refill)
-
-    @property
-    def lengths(self) -> Sequence[RowLengths]:
-        """Of all rows or, of a stream, of those that were looked at before a policy was chosen."""
-        return self._lengths
 
     def take_results(self) -> list[RowResult]:
         """What has ended since the last call."""
@@ -181,7 +177,7 @@ class GenerationJob:
         self._finder = None
         for row in self._waiting.rows if self._known is None else self._known:
             row.share(None)
-        self._lengths = self._all_lengths()
+        self.lengths = self._all_lengths()
 
     def _refill(self) -> None:
         """Take more requests: the caller's own code, which runs while nothing of the engine does."""
@@ -194,7 +190,7 @@ class GenerationJob:
             self._finder.find(self._waiting.rows)
 
     def _passes(self) -> Generator[Sequence[StreamedToken | None], None, None]:
-        planned = self._planned(self._lengths) or (yield from self._next_planned())
+        planned = self._planned(self.lengths) or (yield from self._next_planned())
         if planned is None:
             return
         with self.session.job(self.stats, self._listeners.trace) as account:
