@@ -47,8 +47,8 @@ class Listeners:
 class GenerationJob:
     """One call of `generate`, `stream` or `run`: its rows, their texts, its policy and its account.
 
-    Results of rows that have ended are taken with `take_results`, in the order in which they end. `lengths`: of all rows
-    or, of a stream, of those that were looked at before a policy was chosen.
+    Results of rows that have ended are taken with `take_results`, in the order in which they end. `lengths`: of all, or
+    of the rows of a stream that were looked at before a policy was chosen.
     """
 
     def __init__(
@@ -120,8 +120,7 @@ class GenerationJob:
 
     def _tell_of_cut_rows(self) -> None:
         """Send one notice if rows reach the model's last position before they have all the tokens asked for."""
-        cut = [served for served in self._served.values() if served.row.limit < served.request.max_new_tokens]
-        if cut:
+        if cut := [served for served in self._served.values() if served.row.limit < served.request.max_new_tokens]:
             limits = [served.row.limit for served in cut]
             least, most = min(limits), max(limits)
             room = f"{most}" if least == most else f"{least} to {most}"
