@@ -42,6 +42,10 @@ class StorageError(FlexrefError):
     """A file system that refuses: full, unwritable, missing, or failing while it is read."""
 
 
+class SpillDamaged(StorageError):
+    """Cache or hidden states that a job had spilled do not come back as they were written: its rows begin again."""
+
+
 class UnknownName(StorageError):
     """A name that is neither a file nor one of those that are known."""
 

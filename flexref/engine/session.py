@@ -31,6 +31,7 @@ from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.random_weights import RandomFile, RandomWeights
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
+from flexref.tiers.checked_spill import CheckedSpill
 from flexref.tiers.disk import SpillFile
 from flexref.tiers.faults import FaultLog, OnFault
 from flexref.tiers.mover import Mover
@@ -76,7 +77,7 @@ class RealDisk:
     """Weights come from their file, or are random; what is spilled lies in files below `folder`."""
 
     def __init__(self, file: WeightFile, folder: Path, mirror: str | None, on_fault: OnFault) -> None:
-        self.folder = folder
+        self.folder, self._on_fault = folder, on_fault
         if isinstance(file, RandomFile):  # filled in place
             if mirror is not None:
                 raise PolicyError(f"{file.path} are in no file: there is nothing that {mirror} could mirror")
@@ -84,11 +85,11 @@ class RealDisk:
         else:
             self.source = WeightCopies.open(file, mirror, on_fault)
 
-    def allocate(self, nbytes: int) -> SpillFile:
+    def allocate(self, nbytes: int) -> CheckedSpill:
         """An unnamed file."""
-        return SpillFile(self.folder, nbytes)
+        return CheckedSpill(SpillFile(self.folder, nbytes), self._on_fault)
 
-    def release(self, place: SpillFile) -> None:
+    def release(self, place: CheckedSpill) -> None:
         """Close it, which removes it."""
         place.close()
 

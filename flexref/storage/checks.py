@@ -10,6 +10,13 @@ from flexref.errors import WeightFileError
 from flexref.storage.weightfile import Part
 
 
+def checksum_of(memory: npt.NDArray[np.uint8]) -> int:
+    """The XXH3-64 of some bytes. Unlike `xxh3_64_intdigest` it lets other threads run meanwhile."""
+    digest = xxhash.xxh3_64()
+    digest.update(memory.data)
+    return digest.intdigest()
+
+
 class PartChecker:
     """Fed with consecutive bytes of a file from `start` on, it checks every part as soon as its last byte came by."""
 

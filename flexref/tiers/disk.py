@@ -197,6 +197,7 @@ class SpillFile:
         """Reserves all `nbytes` at once, so that a full disk is found now; `StorageError` if it cannot."""
         self.nbytes = nbytes
         self._directory = str(directory)
+        self.name = f"spill file in {directory}"
         made_folder(directory)
         try:
             self._handle = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  `close` closes it
@@ -219,7 +220,12 @@ class SpillFile:
         """Fill `into` from `offset` on."""
         done = 0
         while done < into.nbytes:
-            done += _preadv(self._handle.fileno(), into[done:], offset + done, f"the spill file in {self._directory}")
+            done += _preadv(self._handle.fileno(), into[done:], offset + done, f"the {self.name}")
+
+    def forget_pages(self, offset: int, nbytes: int) -> None:
+        """Let the next read of these bytes come from the disk itself, if they have been written to it."""
+        with suppress(OSError):  # a wish: whether it was granted shows in what is read then
+            os.posix_fadvise(self._handle.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
 
     def write(self, offset: int, source: npt.NDArray[np.uint8]) -> None:
         """Write all of `source` at `offset`."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
+from flexref.errors import SpillDamaged
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
 
@@ -135,7 +136,10 @@ class Mover:
     def _read(self, copy: Copy) -> None:
         for piece in range(copy.pieces.count):
             memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
-            copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
+            try:
+                copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
+            except SpillDamaged as error:
+                raise SpillDamaged(f"{copy.what}: {error}") from error
 
     def _write(self, copy: Copy) -> None:
         for piece in range(copy.pieces.count):

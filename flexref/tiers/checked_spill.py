@@ -1,0 +1,122 @@
+"""A spill file whose bytes are checked when they come back: a checksum for every run of records, as it was written.
+
+It knows no row and no layer. It relies on how caches and hidden states are moved: what is read begins where a write
+began and ends where one ended. A row's cache grows by runs and is read from its first record on, so that what a read
+has found to be whole becomes one run: there are at most two for each row and layer, of 24 bytes each, which no budget
+counts, however long the row grows.
+"""
+
+import threading
+from array import array
+from bisect import bisect_left, bisect_right
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from flexref.errors import SpillDamaged, StorageError, in_gib
+from flexref.storage.checks import checksum_of
+from flexref.tiers.disk import SpillFile
+from flexref.tiers.faults import FaultSeen, OnFault
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class SpilledRuns:
+    """What lies in a file, run by run: where each begins and ends, and its XXH3-64. Runs do not overlap."""
+
+    def __init__(self) -> None:
+        self._starts, self._ends, self._sums = array("Q"), array("Q"), array("Q")
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    def forget(self, start: int, end: int) -> None:
+        """Drop every run that has a byte from `start` to `end`."""
+        first = bisect_right(self._ends, start)
+        stop = bisect_left(self._starts, end, lo=first)
+        for column in (self._starts, self._ends, self._sums):
+            del column[first:stop]
+
+    def put(self, start: int, end: int, checksum: int) -> None:
+        """Note a run in place of all that lay there."""
+        self.forget(start, end)
+        place = bisect_left(self._starts, start)
+        for column, value in ((self._starts, start), (self._ends, end), (self._sums, checksum)):
+            column.insert(place, value)
+
+    def covering(self, start: int, end: int) -> list[tuple[int, int]]:
+        """(end, checksum) of the runs that lie from `start` to `end` without a gap; `ValueError` if others do."""
+        place, at, found = bisect_left(self._starts, start), start, list[tuple[int, int]]()
+        while at < end and place < len(self._starts) and self._starts[place] == at:
+            at = self._ends[place]
+            found.append((at, self._sums[place]))
+            place += 1
+        if at != end:
+            raise ValueError(f"bytes {start} to {end} of a spill file were not written as they are read")
+        return found
+
+
+class CheckedSpill:
+    """A `tiers.transfer.WritableFile`. One lane may write while another one reads other bytes."""
+
+    def __init__(self, file: SpillFile, on_fault: OnFault) -> None:
+        self.file, self._on_fault = file, on_fault
+        self.runs = SpilledRuns()
+        self._lock = threading.Lock()
+
+    @property
+    def nbytes(self) -> int:
+        """Its size."""
+        return self.file.nbytes
+
+    def write(self, offset: int, source: Bytes) -> None:
+        """Write all of `source` at `offset`, as one run."""
+        end = offset + source.nbytes
+        with self._lock:
+            self.runs.forget(offset, end)
+        self.file.write(offset, source)
+        checksum = checksum_of(source)
+        with self._lock:
+            self.runs.put(offset, end, checksum)
+
+    def read(self, offset: int, into: Bytes) -> None:
+        """Fill `into` from `offset` on with what was written there; `SpillDamaged` if it does not come back, twice."""
+        end = offset + into.nbytes
+        with self._lock:
+            runs = self.runs.covering(offset, end)
+        trouble = self._trouble(offset, into, runs)
+        if trouble:
+            self._tell("retry", f"{trouble}; read again", offset, into.nbytes, 1)
+            self.file.forget_pages(offset, into.nbytes)
+            trouble = self._trouble(offset, into, runs)
+        if trouble:
+            said = f"{trouble}, twice; rows that were in it must be computed again"
+            self._tell("fault", said, offset, into.nbytes, 2)
+            raise SpillDamaged(said)
+
+    def close(self) -> None:
+        """Give the room back."""
+        self.file.close()
+
+    def _trouble(self, offset: int, into: Bytes, runs: list[tuple[int, int]]) -> str:
+        """What is wrong with the bytes once they are read; empty if nothing is. Then several runs become one."""
+        try:
+            self.file.read(offset, into)
+        except StorageError as error:
+            return str(error)
+        whole, start = xxhash.xxh3_64(), offset
+        for end, checksum in runs:
+            piece = into[start - offset : end - offset]
+            whole.update(piece.data)
+            # The first run is nearly all of it, and is hashed once: as the beginning of the whole.
+            if (whole.intdigest() if start == offset else checksum_of(piece)) != checksum:
+                return f"{in_gib(piece.nbytes)} from byte {start} on of the {self.file.name} came back damaged"
+            start = end
+        if len(runs) > 1:
+            with self._lock:
+                self.runs.put(offset, offset + into.nbytes, whole.intdigest())
+        return ""
+
+    def _tell(self, kind: str, text: str, offset: int, nbytes: int, tries: int) -> None:
+        self._on_fault(FaultSeen(kind, text, self.file.name, offset, nbytes, tries))
