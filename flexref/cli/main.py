@@ -60,7 +60,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
             "Answer a file of requests exactly once, whatever happens.",
             {"merge": Entry("flexref.cli.batch.merge", "Join the outputs of a job's shards.")},
         ),
-        "report": Entry("flexref.cli.report", "Make a page of a batch job: speed, faults, lengths, cost; in HTML."),
+        "report": Entry("flexref.cli.report", "Make an HTML page of a batch job that runs or has ended."),
         "eval": Entry("flexref.cli.evaluate", "Measure perplexity of a text, or accuracy on questions."),
         "compare-models": Entry("flexref.cli.compare_models", "Tell how far one model is from another on a text."),
         "lm-eval": Entry("flexref.cli.lm_eval", "Run the lm-evaluation-harness's tasks on a model."),

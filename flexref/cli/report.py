@@ -2,7 +2,7 @@
 
 import click
 
-from flexref.cli.arguments import TEXT
+from flexref.cli.arguments import TEXT, Amount
 from flexref.cli.completion import files
 from flexref.cli.options import option
 
@@ -18,9 +18,19 @@ from flexref.cli.options import option
     shell_complete=files,
     help="Where the job's failed lines went, if not to OUT.jsonl.",
 )
+@click.option(
+    "--usd-per-hour", type=Amount(), help="What the machine costs in an hour; default: what the job was told."
+)
 @option("--force")
 @option("--json", help="Print all figures as one JSON object.")
-def command(output: str, page_file: str | None, errors_file: str | None, force: bool, as_json: bool) -> None:
+def command(
+    output: str,
+    page_file: str | None,
+    errors_file: str | None,
+    usd_per_hour: float | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Report on a batch job that runs or has ended, whose answers go to OUT.jsonl.
 
     The page shows what the job is and where it stands, throughput, occupancy, lanes and links over time, memory,
@@ -41,7 +51,7 @@ def command(output: str, page_file: str | None, errors_file: str | None, force: 
     from flexref.files import write_text
 
     check_outputs({"--output": page_file}, (output, errors_file, str(journal_path(output))), force=force)
-    figures = read_job(output, errors_file, datetime.now(timezone.utc))
+    figures = read_job(output, errors_file, datetime.now(timezone.utc), usd_per_hour)
     if page_file is not None:
         write_text(page_file, page(figures))
         if not as_json:

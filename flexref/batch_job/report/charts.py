@@ -8,15 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from flexref.batch_job.report.axes import StopBand, Tick, TimeAxis, ValueWords, round_up, value_ticks
+from flexref.batch_job.report.axes import StopBand, Tick, TimeAxis, ValueWords, value_ticks
 from flexref.batch_job.report.figures import RUNNING, JobFigures, RunFigures
 from flexref.batch_job.report.intervals import TimeStretch
 from flexref.batch_job.report.words import count, duration, figure, share
 from flexref.units import GIGA
 
 WIDTH, HEIGHT = 1000, 100
-
-BARS_MOST = 24
 
 SHADES = 6
 """Kinds of lines that are told apart, by colour and by their dashes; further ones begin again."""
@@ -113,8 +111,8 @@ class OverTime:
                 "lanes",
                 "Busy share of each lane",
                 "of the running time",
-                {lane: _busy(lane) for lane in lanes},
-                {lane: f"mean {share(self._mean(_busy(lane)))}" for lane in lanes},
+                {_words(lane): _busy(lane) for lane in lanes},
+                {_words(lane): f"mean {share(self._mean(_busy(lane)))}" for lane in lanes},
                 whole=True,
             ),
             self._steps(
@@ -238,49 +236,13 @@ class OverTime:
         return "".join(f"M{_x(self._axis.at(one.run, one.event.at_s))} {top}V{bottom}" for one in found)
 
 
-def histogram(key: str, title: str, lengths: Mapping[int, int]) -> Chart | None:
-    """Lines by length in tokens, in bars of a round width; None if there are none."""
-    if not lengths:
-        return None
-    least, most = min(lengths), max(lengths)
-    width = max(1, round(round_up(max(1, most - least + 1) / BARS_MOST)))
-    first, bins = least // width, most // width - least // width + 1
-    lines = [0] * bins
-    for length, number in lengths.items():
-        lines[length // width - first] += number
-    top, up = value_ticks(max(lines), ValueWords())
-    bars = [
-        ChartBar(place / bins, 1 / bins, number / top, f"{_tokens(first + place, width)}: {count(number)} lines")
-        for place, number in enumerate(lines)
-        if number
-    ]
-    every = max(1, -(-bins // 5))
-    across = [Tick(place / bins, count((first + place) * width)) for place in range(0, bins + 1, every)]
-    lines_in_all = sum(lengths.values())
-    mean = sum(length * number for length, number in lengths.items()) / lines_in_all
-    about = (
-        f"{title} of {count(lines_in_all)} lines: from {count(least)} to {count(most)} tokens, "
-        f"mean {figure(mean)}, median {count(median(lengths))}."
-    )
-    return Chart(key, title, "lines by length", about, across, up, bars=bars, under="tokens")
-
-
-def median(lengths: Mapping[int, int]) -> int:
-    """The length that half of the lines do not pass."""
-    half, seen = (sum(lengths.values()) + 1) // 2, 0
-    for length in sorted(lengths):
-        seen += lengths[length]
-        if seen >= half:
-            return length
-    return 0
-
-
-def _tokens(place: int, width: int) -> str:
-    return f"{place * width} tokens" if width == 1 else f"{place * width} to {(place + 1) * width - 1} tokens"
-
-
 def _level_of(run: int, level: float) -> Value:
     return lambda step: level if step.run == run else None
+
+
+def _words(name: str) -> str:
+    """A lane's name as people write it."""
+    return name.replace("_", " ")
 
 
 def _busy(lane: str) -> Value:

@@ -6,7 +6,7 @@ that the rates between those that are left stay exact.
 
 from collections import deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
@@ -107,6 +107,11 @@ class History:
                 self._add_event(values)
         except (msgspec.ValidationError, ValueError) as error:
             raise BatchError(f"the journal's note of kind {kind!r} is not what this flexref writes: {error}") from error
+
+    def set_price(self, usd_per_hour: float) -> None:
+        """Let all runs have this price of an hour."""
+        for run in self.runs:
+            run.begin = replace(run.begin, usd_per_hour=usd_per_hour)
 
     def _add_state(self, values: Mapping[str, Any]) -> None:
         run = self.runs[-1]

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flexref.batch_job.report.charts import OverTime, histogram, median
+from flexref.batch_job.report.charts import OverTime
 from flexref.batch_job.report.figures import NOT_BEGUN, RUNNING, SILENT, JobFigures
+from flexref.batch_job.report.histogram import histogram, median
 from flexref.batch_job.report.history import EVENTS_MOST
 from flexref.batch_job.report.intervals import TimeStretch
 from flexref.batch_job.report.words import FILTERS, count, duration, figure, money, printable, share

@@ -10,8 +10,10 @@ from flexref.batch_job.report.tally import Tally, add_answers
 from flexref.errors import StorageError
 
 
-def read_job(output: str, errors: str | None, now: datetime) -> JobFigures:
+def read_job(output: str, errors: str | None, now: datetime, usd_per_hour: float | None = None) -> JobFigures:
     """The figures of the job whose answers go to `output`, and those that failed to `errors`, as they are `now`.
+
+    A price of an hour that is given stands for all runs, in place of what they were told.
 
     No lock is taken: the job may run. Raises `StorageError` for files that cannot be read, or if there is no journal,
     and `BatchError` for a damaged one and for a line that is no answer.
@@ -19,7 +21,8 @@ def read_job(output: str, errors: str | None, now: datetime) -> JobFigures:
     journal = journal_path(output)
     if not journal.exists():
         raise StorageError(
-            f"there is no journal {journal}: a report is made from what `flexref batch` keeps beside its output"
+            f"there is no journal {journal}: a report is made from what `flexref batch` keeps beside its output "
+            "(but for a standard stream, and for what `flexref batch merge` joined: there each shard has its own)"
         )
     contents = read_journal(journal)
     history, tally = history_of(read_notes(journal)), Tally()
@@ -27,5 +30,7 @@ def read_job(output: str, errors: str | None, now: datetime) -> JobFigures:
         # The output of a job that has only begun may not be there yet; a file that somebody names must be.
         if path is not None and (path is errors or Path(path).exists()):
             add_answers(tally, path)
+    if usd_per_hour is not None:
+        history.set_price(usd_per_hour)
     counted = CountedLines(contents.expected, contents.done, contents.failed, contents.finished)
     return figures_of(history, tally, output, now, counted)

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from report_kit import MadeRun, figures
 
 from flexref.batch_job.report.axes import STOPS_SHARE, TimeAxis, ValueWords, round_up, time_step, value_ticks
-from flexref.batch_job.report.charts import BARS_MOST, OverTime, histogram, median
+from flexref.batch_job.report.charts import OverTime
+from flexref.batch_job.report.histogram import BARS_MOST, histogram, median
 
 RUNS = st.lists(st.builds(MadeRun, st.integers(0, 9), st.floats(0, 1e6), st.sampled_from([None, "done"])), max_size=9)
 
