@@ -28,6 +28,8 @@ def generated(
         for row, of_row in zip(rows.tolist(), values, strict=True):
             logits.setdefault(row, []).append(of_row.copy())
 
+    if backend != "numpy":  # elsewhere attention on the host is another place of computing, or there is none
+        policy = policy.changed(attention_on="device")
     with load(path, policy=policy, backend=backend) as engine:
         outputs = engine.generate(prompts, request, on_logits=keep).outputs
     return [output.token_ids for output in outputs], logits
