@@ -160,7 +160,8 @@ class Recorder:
 
         Raises `BatchError` if a line has no answer.
         """
-        self._finishing = True
+        with self._turn:
+            self._finishing = True
         self.commit()
 
     def close(self) -> None:
@@ -195,14 +196,14 @@ class Recorder:
         try:
             due = None
             while True:
-                entries, wanted, closing = self._next(due)
+                entries, wanted, closing, finishing = self._next(due)
                 if entries:
                     self._ledger.write(entries)
                 now = time.monotonic()
                 if self._ledger.unsynced and due is None:
                     due = now + self._ledger.pace.sync_s
                 if closing or wanted > self._reached or (due is not None and now >= due):
-                    self._make_durable(closing)
+                    self._make_durable(closing, finishing)
                     due = None
                 with self._turn:
                     self._reached = wanted
@@ -214,19 +215,22 @@ class Recorder:
                 self._error = error
                 self._turn.notify_all()
 
-    def _next(self, due: float | None) -> tuple[list[Entry], int, bool]:
-        """What was handed over, and what is wanted; waits for some of it, or until `due`."""
+    def _next(self, due: float | None) -> tuple[list[Entry], int, bool, bool]:
+        """What was handed over, and what is wanted; waits for some of it, or until `due`.
+
+        It is to finish only if all answers are among what was handed over until now.
+        """
         with self._turn:
             left = None if due is None else max(0.0, due - time.monotonic())
             self._turn.wait_for(lambda: self._queue or self._closing or self._wanted > self._reached, left)
             entries, self._queue, self._queued_bytes = self._queue, [], 0
             self._turn.notify_all()
-            return entries, self._wanted, self._closing
+            return entries, self._wanted, self._closing, self._finishing
 
-    def _make_durable(self, closing: bool) -> None:
+    def _make_durable(self, closing: bool, finishing: bool) -> None:
         self._ledger.sync()
         self._ledger.settle()
-        if self._finishing:
+        if finishing:
             self._ledger.finish()
             self._finishing = False
         if closing:

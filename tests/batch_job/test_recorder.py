@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,35 @@ def test_answers_that_come_in_any_order_are_written_in_the_order_of_the_input(
         assert recorder.done_lines == len(job.numbers)
         assert recorder.failed_lines == 4
         assert recorder.runs_before == 0
+    assert job.found() == job.whole()
+
+
+def test_a_job_does_not_end_before_what_was_handed_over_last_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(tmp_path)
+    with job.open() as recorder:
+        at_work, go_on, sync = threading.Event(), threading.Event(), recorder._ledger.sync
+
+        def slow() -> None:
+            if not go_on.is_set():
+                at_work.set()
+                go_on.wait(30)
+            sync()
+
+        monkeypatch.setattr(recorder._ledger, "sync", slow)
+        recorder.add(job.answer(job.numbers[0]))
+        assert at_work.wait(30)
+        for number in job.numbers[1:]:
+            recorder.add(job.answer(number))
+        commit = recorder.commit
+
+        def commit_later() -> None:
+            go_on.set()
+            commit()
+
+        monkeypatch.setattr(recorder, "commit", commit_later)
+        recorder.finish()
     assert job.found() == job.whole()
 
 
