@@ -92,6 +92,9 @@ def test_equal_ids_are_named_with_the_first_line_that_has_them(folder: Path, ids
         ]
         marked = {line.number: line.duplicate_of for line in read_lines(found)}
         assert {number: other for number, other in marked.items() if other is not None} == wanted
+        for step in (2, 3, 7):
+            some = read_lines(found, range(1, len(ids) + 1, step))
+            assert [line.duplicate_of for line in some] == [marked[line] for line in range(1, len(ids) + 1, step)]
         if lines and lines[0] not in special.values():
             streamed = InputStream(BytesIO(path.read_bytes()))
             assert {line.number: line.duplicate_of for line in streamed} == marked

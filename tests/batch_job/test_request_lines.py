@@ -141,6 +141,15 @@ def test_a_seed_in_a_body_draws_the_same_in_any_line(reader: RequestReader, seed
         assert {row.request.sampling.seed for row in found.rows} == {key}
 
 
+def test_values_that_switch_a_thing_off_are_the_engine_s(reader: RequestReader) -> None:
+    for top_k in (-1, 0):
+        assert asked(reader, line({"prompt": [5], "top_k": top_k})).rows[0].request.sampling.top_k == 0
+    found = asked(reader, line({"prompt": [5], "logprobs": 0}))
+    assert (found.rows[0].request.logprobs, found.body.logprobs) == (1, 0)
+    found = asked(reader, chat(logprobs=False, top_logprobs=0))
+    assert (found.rows[0].request.logprobs, found.body.logprobs) == (0, None)
+
+
 def test_defaults_are_those_of_a_line_s_own_format_unless_the_job_says_otherwise(model: ServedModel) -> None:
     own = RequestReader(model, Defaults(), as_json=True)
     said = RequestReader(model, Defaults(max_tokens=9, temperature=0.25, top_k=3, stops=("x",)), as_json=True)
@@ -302,7 +311,7 @@ def test_neutral_values_and_what_says_nothing_of_the_answer_are_taken(reader: Re
         for value in (*values, None):
             assert asked(reader, line({**start, name: value}, url)).rows == wanted
     for name in UNREAD:
-        for value in (None, 1, "x", {"a": [{"b": 1}]}):
+        for value in (None, 1, "x:", "\\", {"a:": [2, [{"b": 1}], "\\", ":"]}):
             assert asked(reader, line({**start, name: value}, url)).rows == wanted
     for name in SERVED_BY_URL[url].keys() - {"prompt", "messages"}:
         assert asked(reader, line({**start, name: None}, url)).rows == wanted

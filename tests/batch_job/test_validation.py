@@ -34,16 +34,15 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("job") / "job.jsonl"
 
 
-BODIES: st.SearchStrategy[dict[str, Any]] = st.fixed_dictionaries(
-    {"prompt": st.sampled_from(["The king", "a " * 200, "a " * 600, "x" * 9000, [5, 6], [9999], ["a", [7], "b c d"]])},
-    optional={
-        "n": st.sampled_from([1, 3]),
-        "max_tokens": st.sampled_from([1, 9, 600]),
-        "suffix": st.just("x"),
-        "zzz": st.just(1),
-        "top_p": st.just(0),
-    },
+PROMPTS = st.sampled_from(["The king", "a " * 200, "a " * 600, "x" * 9000, [5, 6], [9999], ["a", [7], "b c d"]])
+
+GOOD = st.fixed_dictionaries(
+    {"prompt": PROMPTS, "max_tokens": st.sampled_from([1, 9, 600])}, optional={"n": st.sampled_from([1, 3])}
 )
+
+BAD = st.sampled_from([{"suffix": "x"}, {"zzz": 1}, {"top_p": 0}])
+
+BODIES: st.SearchStrategy[dict[str, Any]] = GOOD | GOOD | st.builds(lambda good, bad: {**good, **bad}, GOOD, BAD)
 
 
 def written(path: Path, bodies: list[dict[str, Any] | None]) -> Scan:
@@ -128,6 +127,17 @@ def test_tokens_that_are_not_counted_are_estimated_from_bytes(path: Path, model:
     assert (result.prompt_tokens, result.new_tokens) == (exact.prompt_tokens, exact.new_tokens)
     assert 4 <= len(result.sample) <= 8
     assert len(exact.sample) == 25  # the others have the custom_ids of these
+
+
+def test_a_text_whose_bytes_may_all_be_tokens_is_counted(path: Path, model: ServedModel) -> None:
+    texts = ["a"] * 20 + ["\x01" * 510, "\x01" * 511]
+    found = written(path, [{"prompt": text} for text in texts])
+    assert model.tokenizer is not None
+    assert [len(model.tokenizer.encode(text)) for text in texts[-2:]] == [511, 512]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "SAMPLE_ROWS", 2)
+        result = validate(found, RequestReader(model, Defaults(), as_json=True), model.positions)
+    assert [(kind.code, kind.lines) for kind in result.errors] == [("context_length_exceeded", (22,))]
 
 
 def test_kinds_of_errors_are_few_even_of_fields_that_nobody_knows(path: Path, model: ServedModel) -> None:
