@@ -148,18 +148,24 @@ class BatchJob:
 
     def _begin(self, engine: Engine, job: GenerationJob) -> None:
         """An engine has a policy, and is about to run its first pass."""
-        if self._begun:
-            return
+        if not self._begun:
+            self.facts = self.foretell(replace(self.facts, policy=job.policy), job, self._serving.lines_seen)
+            self._tell_of_begin()
+
+    def _tell_of_begin(self) -> None:
+        """The facts are complete: the job is about to run."""
         self._begun = True
-        facts = replace(self.facts, policy=job.policy)
-        self.facts = self.foretell(facts, job, self._serving.lines_seen)
         self._note("run", asdict(self.facts))
         for watcher in self.watchers:
             watcher.begin(self.facts)
 
     def _passed(self, engine: Engine, job: GenerationJob) -> None:
         """A pass has ended."""
-        state = self._state(engine)
+        self._tell(self._state(engine))
+        self.stop.check()
+
+    def _tell(self, state: JobState) -> None:
+        """Tell of where the job stands, and write it down if it is time to."""
         if state.at_s >= self._next_note_s:
             self._next_note_s = state.at_s + STATE_NOTED_EVERY_S
             self._note("state", asdict(state))
@@ -168,7 +174,6 @@ class BatchJob:
             self._keep_tokens()
         for watcher in self.watchers:
             watcher.passed(state)
-        self.stop.check()
 
     def _state(self, engine: Engine | None = None) -> JobState:
         session, keeper = None if engine is None else engine.session, self.keeper

@@ -81,7 +81,7 @@ class Sharded:
     st.booleans(),
     st.randoms(use_true_random=False),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_joined_outputs_are_those_of_one_process(
     kinds: str, count: int, chunk: int, apart: bool, chance: object
 ) -> None:

@@ -4,40 +4,31 @@ A worker must compute what the client's other workers compute: its model and its
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from threadpoolctl import threadpool_limits
 
 from flexref.batch_job.answers import Line, LineAnswer
-from flexref.batch_job.engines import Engines
 from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
-from flexref.batch_job.request_lines import RequestReader
-from flexref.batch_job.serve import AskedRows, Serving
-from flexref.engine.engine import Engine
+from flexref.batch_job.prepared import JobSettings, Prepared, requests
+from flexref.batch_job.serve import Serving
 from flexref.errors import BatchError, CapacityError
-from flexref.loading import advisor
-from flexref.policy import Policy
 
 Facts = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class EngineOpening:
-    """How a worker opens its engine; it can be pickled. `model`: a file or a name, as the worker's machine knows it.
+    """How a worker opens its engine; it can be pickled. Files are named as the worker's machine knows them.
 
-    `reader`: makes of an engine what reads lines. `policy`, `machine`, `keep`, `backend`, `budgets` as `flexref.load`
-    has them. `expected`: `EngineServer.facts` of the others, None for the first one; `accept_arithmetic`: only its
-    model must be theirs. `blas_threads`: None for as many as the machine says.
+    `as_json`: whether lines are JSON objects. `expected`: model and arithmetic (`EngineServer.facts`) of the others,
+    None where they do not matter yet; `accept_arithmetic`: only the model must be theirs. `blas_threads`: None for as
+    many as the worker has.
     """
 
-    model: str
-    reader: Callable[[Engine], RequestReader]
-    backend: str = "numpy"
-    policy: Policy | None = None
-    machine: str | None = None
-    keep: Facts = field(default_factory=dict)
-    budgets: Facts = field(default_factory=dict)
+    settings: JobSettings
+    as_json: bool
     expected: tuple[Facts, Facts] | None = None
     accept_arithmetic: bool = False
     blas_threads: int | None = None
@@ -46,8 +37,7 @@ class EngineOpening:
         """The server; raises what opening an engine raises, and `BatchError` if it is not what the others are."""
         if self.blas_threads is not None:
             threadpool_limits(self.blas_threads, "blas")
-        settling = advisor(self.policy, self.machine, self.keep)
-        server = EngineServer(Engines(self.model, settling, self.backend, self.budgets), self.reader)
+        server = EngineServer(Prepared(self.settings), as_json=self.as_json)
         try:
             self._check(server)
         except BaseException:
@@ -67,10 +57,10 @@ class EngineOpening:
 class EngineServer:
     """An engine, and after one that ran out of memory the next one."""
 
-    def __init__(self, engines: Engines, reader: Callable[[Engine], RequestReader]) -> None:
-        self._engines = engines
-        self._engine = engines.open()
-        self._reader = reader(self._engine)
+    def __init__(self, prepared: Prepared, *, as_json: bool) -> None:
+        self._engines = prepared.engines()
+        self._engine = self._engines.open()
+        self._reader = prepared.reader(as_json=as_json)
 
     @property
     def facts(self) -> tuple[Facts, Facts]:
@@ -79,7 +69,7 @@ class EngineServer:
 
     def answers(self, lines: Sequence[Line], on_pass: Callable[[], None]) -> Iterator[LineAnswer]:
         """The answers of lines as they end. Raises what the engine raises: it is of no use then, and must be closed."""
-        serving = Serving(self._asked(lines))
+        serving = Serving(requests(lines, self._reader))
         while True:
             try:
                 for answer in serving.run(self._engine, on_pass=lambda engine, job: on_pass()):
@@ -93,12 +83,6 @@ class EngineServer:
                 self._engines.lower(self._engine, error)
                 self._engine.close()
                 self._engine = self._engines.open()
-
-    def _asked(self, lines: Sequence[Line]) -> Iterator[AskedRows | LineAnswer]:
-        for line in lines:
-            asked = self._reader.read(line)
-            if asked is not None:
-                yield asked
 
     def close(self) -> None:
         """Close the engine."""

@@ -3,6 +3,7 @@
 Dask prints nothing meanwhile: workers that come and go are told of by who uses them.
 """
 
+import gc
 import logging
 import re
 import warnings
@@ -19,8 +20,8 @@ LOCAL = re.compile(r"local:([1-9][0-9]{0,3})")
 
 ADDRESS = re.compile(r"(tcp|tls|ucx|ucxx|ws|wss)://\S+")
 
-LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application")
-"""Those to which Dask gives handlers."""
+LOGGERS = ("distributed", "distributed.client", "distributed.gc", "tornado", "tornado.application", "asyncio")
+"""Those to which Dask gives handlers, and the one that tells of what Dask's own tasks leave."""
 
 CONNECT_S = 30
 """A scheduler that does not answer for so long is not there."""
@@ -73,11 +74,12 @@ def _silent() -> Iterator[None]:
         import distributed  # noqa: F401, PLC0415 - it makes its loggers when it is imported
 
         loggers = [logging.getLogger(name) for name in LOGGERS]
-        handlers = [list(logger.handlers) for logger in loggers]
+        before = [(list(logger.handlers), logger.propagate) for logger in loggers]
         for logger in loggers:
-            logger.handlers[:] = [logging.NullHandler()]
+            logger.handlers[:], logger.propagate = [logging.NullHandler()], False
         try:
             yield
         finally:
-            for logger, before in zip(loggers, handlers, strict=True):
-                logger.handlers[:] = before
+            gc.collect()  # tasks of Dask's that nobody waited for, of workers that were lost, are told of when they go
+            for logger, (handlers, propagate) in zip(loggers, before, strict=True):
+                logger.handlers[:], logger.propagate = handlers, propagate

@@ -7,14 +7,14 @@ import logging
 import queue
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.cluster.leases import Chunk, Leases
-from flexref.batch_job.cluster.worker import ChunkResult, OpenServer, open_server, said_of, serve_chunk
+from flexref.batch_job.cluster.worker import ChunkResult, OpenServer, facts_of, open_server, said_of, serve_chunk
 from flexref.errors import BatchError, how_many
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ POLL_S = 0.2
 FETCH_S = 5.0
 """So long is waited for answers that lie on a worker; then it is asked whether it is still there."""
 
-Happened = Callable[[str, str], None]
+Happened = Callable[[str, str], object]
 """Told the kind of what happened (`states.JobEvent`), and a line of words."""
 
 
@@ -54,8 +54,8 @@ class ClusterServing:
         self._looked_s = 0.0
         self._alone = False
 
-    def run(self, is_stopping: Callable[[], bool]) -> Iterator[LineAnswer | None]:
-        """The answers as they come; None where the caller has its turn.
+    def run(self, is_stopping: Callable[[], bool]) -> Generator[LineAnswer | None, None, None]:
+        """The answers as they come; None where the caller has its turn, after every chunk and while nothing comes.
 
         Once `is_stopping` says so nothing more is begun: what has come so far is given, and the rest is given up.
         Raises `BatchError` if the scheduler is lost, no worker is fit for work, or a line cannot be worked on.
@@ -73,6 +73,7 @@ class ClusterServing:
                     yield None
                     continue
                 yield from self._answers(sent)
+                yield None
             while not self._ended.empty():
                 yield from self._answers(self._ended.get())
         finally:
@@ -147,3 +148,17 @@ class ClusterServing:
         if futures:
             with suppress(Exception):  # who cannot be reached does nothing for us either
                 self._client.cancel(futures, force=True)
+
+
+def facts_of_a_worker(client: "Client", opening: OpenServer, happened: Happened) -> Any:
+    """What the first worker that comes says of its engine (`EngineServer.facts`); `BatchError` if it has none."""
+    if not client.nthreads():
+        happened("warning", "there is no worker: the job begins when one comes")
+    client.wait_for_workers(1)
+    try:
+        facts, failure = client.submit(facts_of, opening, pure=False).result()
+    except Exception as error:  # whatever Dask makes of a worker without flexref, or with another one
+        raise BatchError(f"a worker cannot open its engine: {said_of(error)}") from error
+    if failure is not None:
+        raise BatchError(f"a worker cannot open its engine: {failure}")
+    return facts

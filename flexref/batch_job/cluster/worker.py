@@ -7,6 +7,7 @@ ends. It knows no scheduler's client, and which engine it is only by how it is o
 import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -87,6 +88,15 @@ def open_server(opening: OpenServer) -> WarmServer:
         return WarmServer(opening())
     except (FlexrefError, OSError, MemoryError) as error:
         return WarmServer(None, said_of(error))
+
+
+def facts_of(opening: Callable[[], Any]) -> tuple[Any, str | None]:
+    """Task: what a worker's engine says of itself (`facts`), or why it has none."""
+    try:
+        with closing(opening()) as server:
+            return server.facts, None
+    except (FlexrefError, OSError, MemoryError) as error:
+        return None, said_of(error)
 
 
 def serve_chunk(warm: WarmServer, lines: Sequence[Line]) -> ChunkResult:

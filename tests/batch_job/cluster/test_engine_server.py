@@ -3,7 +3,6 @@
 import pickle
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 
 import pytest
 from hypothesis import given, settings
@@ -12,9 +11,7 @@ from hypothesis import strategies as st
 from flexref.batch_job.answers import Line, LineAnswer
 from flexref.batch_job.cluster.engine_server import EngineOpening, EngineServer
 from flexref.batch_job.lines.defaults import Defaults
-from flexref.batch_job.lines.prompt_tokens import ServedModel
-from flexref.batch_job.request_lines import RequestReader
-from flexref.engine.engine import Engine
+from flexref.batch_job.prepared import JobSettings
 from flexref.errors import BatchError
 
 LINES = [
@@ -27,12 +24,7 @@ LINES = [
 ]
 
 
-def reader_of(engine: Engine, defaults: Defaults) -> RequestReader:
-    spec = engine.file.spec
-    return RequestReader(ServedModel(spec.vocabulary, spec.positions, engine.tokenizer), defaults, as_json=True)
-
-
-OPENING = EngineOpening("demo", partial(reader_of, defaults=Defaults(seed=3)))
+OPENING = EngineOpening(JobSettings("demo", defaults=Defaults(seed=3)), as_json=True)
 
 
 @pytest.fixture(scope="module")
