@@ -89,8 +89,8 @@ class Recorder:
 
     @property
     def written_bytes(self) -> int:
-        """Bytes that the journal, the output and the errors have now."""
-        return self._ledger.journal.length + sum(file.file.length for file in self._ledger.files)
+        """Bytes that this run and those before it wrote to the journal, the output and the errors."""
+        return self._ledger.written_bytes
 
     def is_done(self, number: int) -> bool:
         """Whether the answer to line `number` is durable."""

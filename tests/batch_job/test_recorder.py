@@ -7,6 +7,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -181,7 +182,8 @@ def test_other_arithmetic_is_refused_unless_it_is_accepted_and_then_it_is_the_jo
     job = Job(tmp_path)
     job.open().close()
     newer = replace(IDENTITY, arithmetic={"numpy": "2.3"})
-    with pytest.raises(BatchError, match=r"arithmetic, numpy: the job was begun with 2\.2, now it is 2\.3"):
+    told = r"arithmetic, numpy: the job was begun with 2\.2, now it is 2\.3; give --accept-changed-machine to go on"
+    with pytest.raises(BatchError, match=told):
         job.open(newer)
     with job.open(newer, accept_arithmetic=True) as recorder:
         assert "last bits" in recorder.notices[0]
@@ -439,3 +441,39 @@ def test_a_stream_has_the_order_of_the_input(order: list[int], separate: bool) -
         recorder.finish()
         assert (recorder.done_lines, recorder.failed_lines) == (7, 1)
     assert (output.getvalue(), errors.getvalue() if errors else b"") == job.whole()
+
+
+def test_what_was_written_is_counted_over_all_runs_and_compactions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = 0
+    pwrite = os.pwrite
+
+    def counted(*arguments: Any) -> int:
+        nonlocal written
+        count = pwrite(*arguments)
+        written += count
+        return count
+
+    monkeypatch.setattr("os.pwrite", counted)
+    job = Job(tmp_path)
+    for number in (1, 2, 8, 3, 4):
+        with job.open(pace=replace(HASTY, compact_bytes=400)) as recorder:
+            assert recorder.written_bytes == written
+            recorder.add(job.answer(number))
+            recorder.commit()
+            recorder.note("event", {"text": "torn"})
+        with job.files.output.open("ab") as file:  # it will be cut off again
+            written += file.write(b"torn")
+    assert written > 3000
+
+
+def test_an_answer_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    with job.open() as recorder:
+        for _ in range(2):
+            recorder.add(job.answer(1))
+            recorder._added[1] = False  # as Ctrl-C may leave it, right after the answer was handed over
+        recorder.commit()
+        assert recorder.done_lines == 1
+    assert job.found()[0] == job.answer(1).data + b"\n"

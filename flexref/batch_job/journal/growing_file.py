@@ -36,6 +36,8 @@ def told(path: Path, doing: str = "write") -> Iterator[None]:
 class GrowingFile:
     """The regular file `path`, locked and open to be read and appended to; `length` bytes are in it.
 
+    `gone_bytes` were in it, and are not any more.
+
     With `create` it is made if it is not there. Raises `StorageError`, and `FileInUse` if somebody else holds it.
     `locked` says whether the file system has locks.
     """
@@ -43,6 +45,7 @@ class GrowingFile:
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self.path = path
         self.locked = True
+        self.gone_bytes = 0
         with told(path, "open"):
             while True:
                 flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK
@@ -113,6 +116,7 @@ class GrowingFile:
         if length < self.length:
             with told(self.path, "shorten"):
                 os.ftruncate(self.descriptor, length)
+            self.gone_bytes += self.length - length
             self.length = length
         with told(self.path, "sync"):
             os.fsync(self.descriptor)
@@ -124,6 +128,7 @@ class GrowingFile:
 
     def become(self, descriptor: int, length: int) -> None:
         """Go on with a file that took the path of this one; its descriptor is this object's from now on."""
+        self.gone_bytes += self.length
         old, self.descriptor, self.length = self.descriptor, descriptor, length
         with suppress(OSError):  # a late failure of a file that has no name any more
             os.close(old)

@@ -12,10 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
+
 from flexref.batch_job.journal.answer_file import AnswerFile
 from flexref.batch_job.journal.compaction import Compaction
 from flexref.batch_job.journal.growing_file import GrowingFile
-from flexref.batch_job.journal.line_facts import DONE, EXPECTED, FAILED, ExpectedLines
+from flexref.batch_job.journal.line_facts import DONE, FAILED, ExpectedLines
 from flexref.batch_job.journal.reading import JournalContents
 from flexref.batch_job.journal.records import (
     ERR,
@@ -100,6 +102,7 @@ class JobLedger:
         self.done, self.failed = self.facts.count(DONE), self.facts.count(FAILED)
         self.synced_bytes = journal.length
         self._stated_bytes = 0
+        self._gone_before = contents.opened.gone_bytes if contents.opened else 0
         self._waiting: list[Answered] = []
         self._fresh: dict[int, bytes] = {}
         self._fresh_bytes = 0
@@ -128,11 +131,20 @@ class JobLedger:
 
     def begin(self) -> None:
         """Say which run of the job this is, and whose."""
-        opened = OpenedRecord(self.contents.run + 1, os.getpid(), platform.node(), self._errors())
+        opened = OpenedRecord(self.contents.run + 1, os.getpid(), platform.node(), self._errors(), self._gone_bytes)
         self._append(encoded(opened))
         self.contents.opened = opened
         self.sync()
         self.settle()
+
+    @property
+    def _gone_bytes(self) -> int:
+        return self._gone_before + self.journal.gone_bytes + sum(file.file.gone_bytes for file in self.files)
+
+    @property
+    def written_bytes(self) -> int:
+        """Bytes that this run and those before it wrote to the journal, OUT and ERR, as far as they are known."""
+        return self._gone_bytes + self.journal.length + sum(file.file.length for file in self.files)
 
     def _errors(self) -> str | None:
         """Where ERR lies, seen from the folder of OUT: both may be moved together."""
@@ -167,8 +179,9 @@ class JobLedger:
         self.journal.sync()
         self.synced_bytes = self.journal.length
         for number, failed in ((entry.number, entry.failed) for entry in self._waiting):
+            if not self.facts.is_done(number):  # it may have come twice: the second is the same
+                self.done, self.failed = self.done + 1, self.failed + failed
             self.facts.put(number, failed, self.facts.offsets[number])
-            self.done, self.failed = self.done + 1, self.failed + failed
         self._waiting.clear()
 
     def settle(self) -> None:
@@ -221,14 +234,17 @@ class JobLedger:
         """Write the journal anew without what nobody needs any more."""
         self.mark()
         self.sync()
+        if self.contents.opened is not None:
+            gone_bytes = self._gone_bytes + self.journal.length
+            self.contents.opened = msgspec.structs.replace(self.contents.opened, gone_bytes=gone_bytes)
         Compaction(self.journal, self.contents, self.files, self.expected.hashes).run()
         self.synced_bytes, self._stated_bytes = self.journal.length, 0
 
     def finish(self) -> None:
         """Bring OUT and ERR to their end, and say so. Raises `BatchError` if a line has no answer."""
         self.sync()
-        if self.done < len(self.expected):
-            missing = next(number for number in self.facts.numbers(EXPECTED) if not self.facts.is_done(int(number)))
+        missing = self.facts.first_missing()
+        if missing is not None:
             raise BatchError(f"line {missing} of the input has no answer: the job cannot end")
         self.settle()
         self.mark()

@@ -100,6 +100,11 @@ class LineFacts:
         """How many lines have `bit` set."""
         return int(np.count_nonzero(np.frombuffer(self.states, np.uint8) & bit))
 
+    def first_missing(self) -> int | None:
+        """The number of the first line that must be answered and is not, if there is one."""
+        missing = (np.frombuffer(self.states, np.uint8) & (EXPECTED | DONE)) == EXPECTED
+        return int(missing.argmax()) if missing.any() else None
+
     def numbers(self, bit: int) -> npt.NDArray[np.int64]:
         """The lines that have `bit` set, in order."""
         found: npt.NDArray[np.int64] = np.flatnonzero(np.frombuffer(self.states, np.uint8) & bit)

@@ -129,9 +129,11 @@ class Opening:
             if other is not None:
                 differences.insert(0, f"line {other} of the input is another one")
         if differences:
+            other_machine = not self._identity.differences(contents.identity, arithmetic=False)
+            helps = "--accept-changed-machine to go on all the same" if other_machine else "the command as it was"
             raise BatchError(
-                f"{contents.path} is of another job: {'; '.join(differences)}; give the command as it was, another "
-                "output, or --force to begin anew"
+                f"{contents.path} is of another job: {'; '.join(differences)}; give {helps}, another output, or "
+                "--force to begin anew"
             )
         if self._identity.arithmetic != contents.identity.arithmetic:
             words = "; ".join(self._identity.differences(contents.identity))

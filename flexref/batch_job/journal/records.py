@@ -37,13 +37,15 @@ class HeaderRecord(JournalRecord, frozen=True, tag="header"):
 class OpenedRecord(JournalRecord, frozen=True, tag="opened"):
     """Run number `run` of the job, from 1 on, holds the journal: the process `pid` of `host`.
 
-    `errors`: where ERR lies, seen from the folder of OUT; None where there is none.
+    `errors`: where ERR lies, seen from the folder of OUT; None where there is none. `gone_bytes`: of what was written
+    to the job's files up to here, by earlier runs too, what is not in them any more.
     """
 
     run: int
     pid: int
     host: str
     errors: str | None = None
+    gone_bytes: int = 0
 
 
 class AnsweredRecord(JournalRecord, frozen=True, tag="answer"):
