@@ -149,6 +149,11 @@ class Session:
             self.backend.close()
             self._disk.source.close()
 
+    @property
+    def progress(self) -> int:
+        """Grows while a lane is in a long read or tries again; any thread may ask."""
+        return self._disk.source.progress + self.faults.seen
+
     def settled(self, rows: Sequence[RowLengths], policy: Policy | None = None) -> Policy:
         """The policy of a job of `rows`: the one given, or what `settle` says; raises what `check_policy` raises."""
         policy = self.settle(self, rows) if policy is None else policy

@@ -48,6 +48,7 @@ class NoBytes:
 
     checked = True
     direct = True
+    progress = 0
     path = "no file"
 
     def read(self, offset: int, into: Bytes, checker: MakeChecker | None = None) -> None:

@@ -97,6 +97,7 @@ class RandomWeights:
 
     checked = False
     direct = True
+    progress = 0
 
     def __init__(self, file: RandomFile) -> None:
         self._parts = sorted(

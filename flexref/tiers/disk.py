@@ -54,6 +54,8 @@ class WeightsOnDisk:
         self._handles = tuple(handle for handle in (self._file, self._direct_file) if handle is not None)
         self._stat = os.fstat(self._file)
         self._size = self._stat.st_size
+        self.chunks_read = 0
+        """How many have come so far, for those who watch whether any come."""
         self._pool = _readers()
 
     @property
@@ -87,6 +89,7 @@ class WeightsOnDisk:
                 reads.append(self._pool.submit(self._piece, offset + start, chunk))
             for read, chunk in zip(reads, chunks, strict=True):
                 read.result()
+                self.chunks_read += 1
                 if arrived is not None:
                     arrived(chunk)
         finally:

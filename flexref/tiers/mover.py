@@ -5,12 +5,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.errors import SpillDamaged
+from flexref.tiers.open_work import WorkBoard
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
 
@@ -33,11 +35,13 @@ class Mover:
     `check` is called after every `run`, and by the executor after every beat: places where nothing is half done, at
     which it may raise what is to end the work. `abandoned`: somebody broke `settle` off while it waited; lanes may be
     at work for ever, and no memory may be given back that copies know of. So it is in a forked process, without lanes.
+    `board`: what lanes do on the host just now, for any thread to look at.
     """
 
     def __init__(self, backend: Backend, traffic: Traffic, check: Callable[[], None] = _nothing) -> None:
         self.backend, self.traffic, self.check = backend, traffic, check
         self.abandoned = False
+        self.board = WorkBoard()
         self._process = os.getpid()
         self._open: list[tuple[Lane, Sequence[Transfer], Ticket, object]] = []
         self._crossings: deque[tuple[Crossing, Ticket, Ticket]] = deque()
@@ -48,7 +52,7 @@ class Mover:
         for copy in copies:
             self.traffic.started(copy)
         self._unsure.add(lane)  # until the ticket is noted: `settle` waits for the lane if it never is
-        ticket = self.backend.submit(lane, [self._step(copy) for copy in copies], after)
+        ticket = self.backend.submit(lane, [self._step(lane, copy) for copy in copies], after)
         self._open.append((lane, copies, ticket, purpose))
         self._unsure.discard(lane)
         return ticket
@@ -117,13 +121,14 @@ class Mover:
         self.abandoned = False
         self.harvest()
 
-    def _step(self, copy: Transfer) -> LaneStep:
+    def _step(self, lane: Lane, copy: Transfer) -> LaneStep:
         if isinstance(copy, Gather):
-            return HostWork(copy.what, copy.call, copy.kind.value, copy.link, copy.nbytes, copy.gathered_bytes)
-        if copy.source.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._read(copy), copy.kind.value, copy.link, copy.nbytes)
-        if copy.target.tier is Tier.DISK:
-            return HostWork(copy.what, lambda: self._write(copy), copy.kind.value, copy.link, copy.nbytes)
+            call = partial(self._on_board, lane, copy, copy.call)
+            return HostWork(copy.what, call, copy.kind.value, copy.link, copy.nbytes, copy.gathered_bytes)
+        if Tier.DISK in (copy.source.tier, copy.target.tier):
+            move = self._read if copy.source.tier is Tier.DISK else self._write
+            call = partial(self._on_board, lane, copy, partial(move, lane, copy))
+            return HostWork(copy.what, call, copy.kind.value, copy.link, copy.nbytes)
         count = copy.pieces.count
         source, target = copy.source, copy.target
         return Move(
@@ -133,18 +138,28 @@ class Mover:
             copy.parts,
         )
 
-    def _read(self, copy: Copy) -> None:
+    def _on_board(self, lane: Lane, copy: Transfer, call: Callable[[], None]) -> None:
+        """Make a call on a lane's thread; meanwhile it is on the board."""
+        self.board.begin(lane, copy.what, copy.link, copy.nbytes)
+        try:
+            call()
+        finally:
+            self.board.end(lane)
+
+    def _read(self, lane: Lane, copy: Copy) -> None:
         for piece in range(copy.pieces.count):
             memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
             try:
                 copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
             except SpillDamaged as error:
                 raise SpillDamaged(f"{copy.what}: {error}") from error
+            self.board.begin(lane, copy.what, copy.link, copy.nbytes)
 
-    def _write(self, copy: Copy) -> None:
+    def _write(self, lane: Lane, copy: Copy) -> None:
         for piece in range(copy.pieces.count):
             memory = self._host_piece(copy.source, piece * copy.pieces.source_stride)
             copy.target.place.write(copy.target.offset + piece * copy.pieces.target_stride, memory)  # type: ignore[union-attr]
+            self.board.begin(lane, copy.what, copy.link, copy.nbytes)
 
     def _host_piece(self, first: Region, distance: int) -> npt.NDArray[np.uint8]:
         """As many bytes as a host region has, `distance` bytes further on."""

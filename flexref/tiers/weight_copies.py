@@ -86,6 +86,11 @@ class WeightCopies:
         """Whether large reads bypass the page cache, of the copy that is asked first."""
         return self._order(-1)[0].direct
 
+    @property
+    def progress(self) -> int:
+        """Chunks that have come from any copy."""
+        return sum(copy.chunks_read for copy in self.copies)
+
     def read(self, offset: int, into: Bytes, checker: MakeChecker | None = None) -> None:
         """See `WeightSource.read`. A reading that is checked must be of the whole of what `checker` checks."""
         self._read(Tries(self, offset, into.nbytes), into, checker)

@@ -44,7 +44,8 @@ class WeightSource(DiskFile, Protocol):
     """Where a weight file's bytes come from, by their offsets in it: the file itself, or what stands for one.
 
     `checked`: whether they must match the checksums; else there is no file, and the disk can be no tensor's home.
-    `direct`: whether large reads bypass the page cache. Lanes and other threads may read at the same time.
+    `direct`: whether large reads bypass the page cache. `progress` grows while a long read goes on. Lanes and other
+    threads may read at the same time.
     """
 
     @property
@@ -52,6 +53,9 @@ class WeightSource(DiskFile, Protocol):
 
     @property
     def direct(self) -> bool: ...
+
+    @property
+    def progress(self) -> int: ...
 
     def read(self, offset: int, into: Bytes, checker: MakeChecker | None = None) -> None:
         """Fill `into` from `offset` on with bytes that pass the check; `StorageError` or `WeightFileError` if none."""
