@@ -26,8 +26,9 @@ SLOT_S = 3.0
 SLOW_SHARE, SLOW_S = 0.5, 60.0
 """A link is named when it has been below this share of its rate for so long, all slots in which it was at work."""
 
-TURN_S = 0.01
-"""A copy that Python starts may wait for its turn before and after, 5 ms each: so much of its time is no sign."""
+TURN_S = 0.005
+"""A copy that Python starts may wait for its turn so long (`sys.getswitchinterval`), which is no sign of a slow link.
+Copies that should take less than half of it say nothing."""
 
 BUSY_SHARE = 0.05
 """A link that is at work for less of the time is not looked at: were it twice as fast, nobody would notice."""
@@ -216,7 +217,7 @@ def _judged(link: str, flows: Flows, rates: MachineRates | BestRates) -> tuple[C
 def _known(link: str, flows: Flows, rates: MachineRates | BestRates) -> Iterator[tuple[Copied, float]]:
     for (where, kind), some in flows.items():
         expected_s = rates.seconds(link, kind, some) if where == link else None
-        if expected_s is not None:
+        if expected_s is not None and expected_s >= some.copies * TURN_S / 2:
             yield some, expected_s
 
 
