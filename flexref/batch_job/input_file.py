@@ -36,6 +36,9 @@ PIECE_BYTES = 1 << 20
 END = (1 << 62, 0)
 """After the last pair of lines: a number that no line has."""
 
+LINE_END = b"\r\n"
+"""The longest end of a line."""
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 Numbers64 = npt.NDArray[np.uint64]
@@ -198,7 +201,8 @@ def numbered_lines(file: BinaryIO, first: int = 1, whole: Any = None) -> Iterato
     """
     begin = file.tell() if first > 1 else 0
     for number in count(first):
-        data = file.readline(LONGEST_LINE_BYTES + 2)
+        room = LONGEST_LINE_BYTES + len(LINE_END) + (len(BYTE_ORDER_MARK) if number == 1 else 0)
+        data = file.readline(room)
         if not data:
             return
         if whole is not None:
@@ -208,7 +212,7 @@ def numbered_lines(file: BinaryIO, first: int = 1, whole: Any = None) -> Iterato
             data = data.removeprefix(BYTE_ORDER_MARK)
         if data.endswith(b"\n"):
             data = data[:-1].removesuffix(b"\r")
-        elif length == LONGEST_LINE_BYTES + 2:
+        elif length == room:
             more, digest = _pass_over(file, data, whole)
             length += more
             data = data[:BEGINNING_BYTES]

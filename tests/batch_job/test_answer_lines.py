@@ -220,6 +220,9 @@ def test_what_the_engine_refuses_is_the_line_s_error(model: ServedModel) -> None
     error = json.loads(answer.data)["error"]
     assert error == {"code": "cannot_be_served", "message": "line 3: it does not fit", "param": None, "line": 3}
     assert (answer.failed, answer.custom_id) == (True, "x")
+    much = asked(model, line({"prompt": [5]})).refused(PromptError("many\nwords " * 1000))
+    said = json.loads(much.data)["error"]["message"]
+    assert (said[:21], len(said)) == ("line 3: many words ma", 1000)
 
 
 def test_mixed_lines_are_answered_with_what_each_of_their_rows_becomes_alone(

@@ -157,6 +157,15 @@ def test_what_is_no_regular_file_is_refused_in_one_line(tmp_path: Path) -> None:
         scan(tmp_path / "none")
 
 
+def test_a_byte_order_mark_is_no_part_of_a_line_s_length(tmp_path: Path) -> None:
+    path = tmp_path / "in.txt"
+    for length, too_long in ((LONGEST, False), (LONGEST + 1, True)):
+        path.write_bytes(b"\xef\xbb\xbf" + b"x" * length + b"\r\nmore")
+        first, more = read_lines(scan(path))
+        assert (first.digest is not None, first.request_hash) == (too_long, xxh3_64_intdigest(b"x" * length))
+        assert more.data == b"more"
+
+
 def test_a_scan_holds_little_of_a_long_line_and_no_lines(tmp_path: Path) -> None:
     path = tmp_path / "in.txt"
     path.write_bytes(b"x" * 100_000 + b"\nshort\n")

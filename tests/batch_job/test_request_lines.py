@@ -22,6 +22,7 @@ from flexref.engine.engine import Engine
 from flexref.errors import BatchError, PromptError
 from flexref.loading import load
 from flexref.sampling.settings import MAX_SEED, SamplingSettings
+from flexref.text.chat_template import ChatTemplate
 
 
 class Chat:
@@ -339,6 +340,47 @@ def test_whatever_a_line_holds_it_is_asked_or_refused(
     if isinstance(found, LineAnswer):
         error_of(found, given_line)
     assert reader.read(given_line) == found
+
+
+CHATML = """{% for message in messages %}<|{{ message.role }}|>
+{% if message.role == 'tool' %}{{ raise_exception('no tools: ' ~ message.content) }}{% endif %}
+{{ message.content | trim }}</s>
+{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+ROLES = st.sampled_from(["user", "system", "tool", ""])
+
+MESSAGES = JSON | st.lists(
+    JSON | st.fixed_dictionaries({"role": JSON | ROLES, "content": JSON | st.text(max_size=9)}), max_size=3
+)
+
+
+@given(MESSAGES)
+def test_whatever_a_chat_holds_its_template_writes_it_or_the_line_is_refused(model: ServedModel, messages: Any) -> None:
+    template = ChatTemplate(CHATML, {"eos_token": "</s>"})
+    given_line = line({"messages": messages}, CHAT)
+    found = RequestReader(replace(model, chat_template=template), Defaults(), as_json=True).read(given_line)
+    if isinstance(found, LineAnswer):
+        error = error_of(found, given_line)
+        assert error["param"] == "messages" or error["code"] == "invalid_line"
+    else:
+        assert found is not None
+        assert all(set(message) >= {"role", "content"} for message in messages)
+
+
+def test_a_template_that_refuses_says_why_in_so_many_words(model: ServedModel) -> None:
+    template = ChatTemplate(CHATML, {"eos_token": "</s>"})
+    reader = RequestReader(replace(model, chat_template=template), Defaults(), as_json=True)
+    error = refused(reader, line({"messages": [{"role": "tool", "content": "abc"}]}, CHAT))
+    assert (error["code"], error["param"]) == ("invalid_value", "messages")
+    assert "no tools: abc" in error["message"]
+
+
+def test_requests_are_kept_only_where_they_are_short(model: ServedModel) -> None:
+    reader = RequestReader(model, Defaults(), as_json=True)
+    short, long = ({"prompt": [5], "stop": ["x" * length]} for length in (9, 5000))
+    assert asked(reader, line(short)).body.request is asked(reader, line(short)).body.request
+    assert asked(reader, line(long)).body.request is not asked(reader, line(long)).body.request
+    assert asked(reader, line(long)).body.request == asked(reader, line(long)).body.request
 
 
 @given(st.binary(max_size=40))

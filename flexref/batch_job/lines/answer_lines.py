@@ -13,6 +13,9 @@ from flexref.batch_job.answers import Line, LineAnswer
 from flexref.batch_job.lines.token_logprobs import ChatLogprobs, CompletionLogprobs
 from flexref.batch_job.lines.wrong_line import WrongLine
 
+LONGEST_WORDS = 1000
+"""Bounds what is said of a failed line, in characters; a chat template may say anything."""
+
 ENCODER = msgspec.json.Encoder()
 
 
@@ -133,7 +136,7 @@ def answered(
 
 def failed(line: Line, custom_id: str | int | None, why: WrongLine) -> LineAnswer:
     """The answer of a line that could not be served: one line of words, in the response's body and as the error."""
-    own_id, words = AnswerIds(line), f"line {line.number}: {' '.join(str(why).split())}"
+    own_id, words = AnswerIds(line), f"line {line.number}: {' '.join(str(why).split())}"[:LONGEST_WORDS]
     body = FailedBody(FailedRequest(words, "invalid_request_error", why.field, why.code))
     error = LineFailure(why.code, words, why.field, line.number)
     return _line_answer(line, custom_id, Response(400, f"req_{own_id.own}", body), error, own_id)

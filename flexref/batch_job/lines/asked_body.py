@@ -43,6 +43,9 @@ class AskedBody:
 REQUESTS_KEPT = 1 << 10
 """Of the latest different requests."""
 
+KEPT_STOPS = 1 << 10
+"""Bounds the characters of the stops of a request that is kept."""
+
 
 class BodyReader:
     """Reads bodies, for what they do not say with a job's defaults."""
@@ -98,14 +101,16 @@ class BodyReader:
 
     def _request(self, given: Mapping[str, Any], base: Request, top: int | None) -> Request:
         """What is done with every row. Raises `PromptError`."""
-        own = base.sampling
-        return self._made(
+        own, stops = base.sampling, _stops(given, base)
+        # What is kept is as small as most requests are, however long a line's stops may be.
+        made = self._made if sum(map(len, stops)) <= KEPT_STOPS else _request
+        return made(
             _max_tokens(given, base),
             given.get("temperature", own.temperature),
             max(0, given.get("top_k", own.top_k)),
             given.get("top_p", own.top_p),
             given.get("seed", own.seed) & MAX_SEED,
-            _stops(given, base),
+            stops,
             given.get("ignore_eos", base.ignore_eos),
             # A place's probabilities come with at least one token; `logprobs` 0 tells the chosen one's alone.
             base.logprobs if top is None else max(1, top),
