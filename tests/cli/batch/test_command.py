@@ -1,0 +1,234 @@
+"""`flexref batch` as its users call it: on the built-in model, with good and bad input, ended and begun again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flexref
+from flexref.batch_job.journal.growing_file import GrowingFile
+from flexref.cli.main import COMMANDS, command_group, run
+from flexref.engine.request import Request
+from flexref.sampling.settings import SamplingSettings
+
+PROMPTS = ("The king", "In the beginning", "It was a fine morning, and", "He said")
+
+
+def batch(*arguments: object) -> int:
+    return run(command_group(COMMANDS), ["batch", *map(str, arguments), "--model", "demo"])
+
+
+def completion(number: int, **body: Any) -> dict[str, Any]:
+    asked = {"prompt": PROMPTS[number % 4], "max_tokens": 1 + number % 5, "temperature": number % 2, **body}
+    return {"custom_id": f"request-{number}", "method": "POST", "url": "/v1/completions", "body": asked}
+
+
+def write_lines(path: Path, lines: "list[dict[str, Any]]") -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
+
+
+@pytest.fixture
+def requests(tmp_path: Path) -> Path:
+    """Twelve requests, of which the eighth cannot be served."""
+    lines = [completion(number, n=1 + number % 2) for number in range(12)]
+    lines[7]["body"]["frequency_penalty"] = 0.5
+    return write_lines(tmp_path / "requests.jsonl", lines)
+
+
+@pytest.fixture
+def undisturbed(requests: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("undisturbed") / "out.jsonl"
+    assert batch(requests, "-o", out) == 0
+    return out.read_bytes()
+
+
+def test_every_line_has_an_answer_in_its_place(requests: Path, tmp_path: Path, capsys: Any) -> None:
+    out, errors = tmp_path / "out.jsonl", tmp_path / "errors.jsonl"
+    assert batch(requests, "-o", out, "--errors", errors, "--json") == 0
+    captured = capsys.readouterr()
+    report = json.loads(captured.out)
+    assert (report["ending"], report["lines"], report["lines_done"], report["lines_failed"]) == ("done", 12, 12, 1)
+    assert "Traceback" not in captured.err
+    assert "1 of them failed" in captured.err
+    assert [record["custom_id"] for record in records(out)] == [f"request-{n}" for n in range(12) if n != 7]
+    (failed,) = records(errors)
+    assert failed["custom_id"] == "request-7"
+    assert "frequency_penalty" in failed["error"]["message"]
+    assert [len(record["response"]["body"]["choices"]) for record in records(out)][:3] == [1, 2, 1]
+
+
+def test_plain_prompts_get_what_generate_gives_them(tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(PROMPTS) + "\n")
+    out = tmp_path / "out.jsonl"
+    assert batch(prompts, "-o", out, "--temperature", "0.8", "--seed", "5", "--max-tokens", "6") == 0
+    with flexref.load("demo") as engine:
+        request = Request(6, SamplingSettings(0.8, seed=5))
+        expected = [output.text for output in engine.generate(PROMPTS, request).outputs]
+    assert [record["response"]["body"]["choices"][0]["text"] for record in records(out)] == expected
+
+
+def test_a_finished_job_is_not_run_again(requests: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out.jsonl"
+    assert batch(requests, "-o", out) == 0
+    first = out.read_bytes()
+    capsys.readouterr()
+    assert batch(requests, "-o", out) == 0
+    assert "12 of 12 lines are done" in capsys.readouterr().err
+    assert out.read_bytes() == first
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--seed", "1"], "seed"),
+        (["--max-tokens", "9"], "max_tokens"),
+        (["--quantize-cache"], "cache scheme"),
+        (["--no-row-invariant"], "row invariant"),
+        (["--shard", "0/2"], "shard"),
+    ],
+)
+def test_another_setting_is_another_job(
+    requests: Path, tmp_path: Path, capsys: Any, change: list[str], said: str
+) -> None:
+    out = tmp_path / "out.jsonl"
+    assert batch(requests, "-o", out) == 0
+    before = out.read_bytes()
+    capsys.readouterr()
+    assert batch(requests, "-o", out, *change) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("flexref:")]
+    assert said in line
+    assert "--force" in line
+    assert out.read_bytes() == before
+
+
+def test_a_changed_line_is_named(requests: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out.jsonl"
+    assert batch(requests, "-o", out) == 0
+    lines = records(requests)
+    lines[4]["body"]["prompt"] = "Once"
+    write_lines(requests, lines)
+    assert batch(requests, "-o", out) == 1
+    assert "line 5 of the input" in capsys.readouterr().err
+    assert batch(requests, "-o", out, "--force") == 0
+    assert len(records(out)) == 12
+
+
+def test_other_budgets_are_no_other_job(requests: Path, tmp_path: Path, undisturbed: bytes) -> None:
+    out = tmp_path / "out.jsonl"
+    assert batch(requests, "-o", out, "--device-mem-gib", "0.5", "--rows-per-group", "3") == 0
+    assert out.read_bytes() == undisturbed
+
+
+def test_a_second_process_is_refused(requests: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out.jsonl"
+    held = GrowingFile(tmp_path / "out.jsonl.journal")
+    try:
+        assert batch(requests, "-o", out) == 1
+    finally:
+        held.close()
+    assert "is being written by another process" in capsys.readouterr().err
+    assert batch(requests, "-o", out) == 0
+
+
+def test_the_input_is_never_written_over(requests: Path, capsys: Any) -> None:
+    before = requests.read_bytes()
+    assert batch(requests, "-o", requests) == 1
+    assert batch(requests, "-o", requests.parent / "x.jsonl", "--errors", requests) == 1
+    assert requests.read_bytes() == before
+    assert "the input" in capsys.readouterr().err
+
+
+def test_standard_streams_are_said_not_to_be_kept(
+    requests: Path, tmp_path: Path, undisturbed: bytes, capfdbinary: Any
+) -> None:
+    assert batch(requests, "-o", "-") == 0
+    captured = capfdbinary.readouterr()
+    assert captured.out == undisturbed
+    assert b"cannot be resumed" in captured.err
+    assert os.listdir(tmp_path) == ["requests.jsonl"]
+
+
+@pytest.mark.parametrize("flag", [["--shard", "0/2"], ["--dry-run"], ["--json"], ["--limits", "openai"]])
+def test_what_needs_files_is_refused_for_streams(requests: Path, flag: list[str], capsys: Any) -> None:
+    assert batch(requests, "-o", "-", *flag) == 2
+    assert flag[0] in capsys.readouterr().err
+
+
+def test_a_dry_run_says_what_is_wrong_and_what_the_job_takes(requests: Path, tmp_path: Path, capsys: Any) -> None:
+    out = tmp_path / "out.jsonl"
+    assert batch(requests, "-o", out, "--dry-run", "--json", "--price-per-hour", "2") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["input"]["failed"] == 1
+    assert report["input"]["rows"] == sum(1 + number % 2 for number in range(12) if number != 7)
+    assert report["plan"]["seconds"] > 0
+    assert report["plan"]["cost_usd"] == pytest.approx(report["plan"]["seconds"] / 3600 * 2)
+    assert report["plan"]["disk_write_bytes"] > 0
+    assert not out.exists()
+    assert batch(requests, "-o", out, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert "frequency_penalty" in said
+    assert "policy:" in said
+
+
+def long_job(tmp_path: Path) -> Path:
+    """It takes a second or more."""
+    lines = [completion(number, max_tokens=100 + 8 * number, ignore_eos=True) for number in range(10)]
+    return write_lines(tmp_path / "long.jsonl", lines)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """What that job comes to if it is let alone."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert batch(long_job(folder), "-o", folder / "out.jsonl") == 0
+    return (folder / "out.jsonl").read_bytes()
+
+
+def started(requests: Path, out: Path) -> "subprocess.Popen[str]":
+    call = [sys.executable, "-m", "flexref", "batch", str(requests), "-o", str(out), "--model", "demo"]
+    options = ["--rows-per-group", "4", "--groups", "2", "--log-json", "-"]
+    return subprocess.Popen([*call, *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def until_it_runs(process: "subprocess.Popen[str]") -> Iterator[dict[str, Any]]:
+    assert process.stdout is not None
+    for line in process.stdout:
+        yield json.loads(line)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order_and_the_same_command_goes_on(tmp_path: Path, number: int, whole: bytes) -> None:
+    requests, out = long_job(tmp_path), tmp_path / "out.jsonl"
+    process = started(requests, out)
+    next(until_it_runs(process))
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    last = said.splitlines()[-1]
+    assert last.startswith(f"paused ({signal.Signals(number).name})")
+    assert f"resume with: flexref batch {requests} -o {out} --model demo" in last
+    assert len(records(out)) < 10
+    assert batch(requests, "-o", out, "--rows-per-group", "16") == 0
+    assert out.read_bytes() == whole
+
+
+def test_after_a_kill_the_same_command_goes_on(tmp_path: Path, whole: bytes) -> None:
+    requests, out = long_job(tmp_path), tmp_path / "out.jsonl"
+    process = started(requests, out)
+    next(until_it_runs(process))
+    process.kill()
+    process.communicate(timeout=60)
+    assert batch(requests, "-o", out, "--rows-per-group", "16") == 0
+    assert out.read_bytes() == whole
