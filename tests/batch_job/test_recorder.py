@@ -17,7 +17,15 @@ from recorder_kit import HASTY, IDENTITY, Job
 
 from flexref.batch_job.journal.ledger import WritingPace
 from flexref.batch_job.journal.line_facts import ExpectedLines
-from flexref.batch_job.journal.reading import JournalNote, LineFact, journal_path, read_journal, read_notes
+from flexref.batch_job.journal.reading import (
+    JournalNote,
+    JournalReader,
+    LineFact,
+    journal_path,
+    read_journal,
+    read_notes,
+)
+from flexref.batch_job.journal.records import AnyRecord, SyncedRecord, decoded, encoded
 from flexref.batch_job.shard import Shard
 from flexref.batch_job.stream_recorder import StreamRecorder
 from flexref.errors import BatchError, StorageError
@@ -477,3 +485,41 @@ def test_an_answer_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
         recorder.commit()
         assert recorder.done_lines == 1
     assert job.found()[0] == job.answer(1).data + b"\n"
+
+
+def test_a_record_that_is_being_written_while_a_journal_is_read_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = Job(tmp_path)
+    half_done(job)
+    whole = job.files.journal.read_bytes()
+    rest = whole[-9:] + encoded(SyncedRecord(len(whole)))
+    job.files.journal.write_bytes(whole[:-9])
+    known = list(JournalReader(job.files.journal))
+
+    def written_meanwhile(line: bytes, where: str) -> AnyRecord | None:
+        if not line.endswith(b"\n"):
+            with job.files.journal.open("ab") as file:
+                file.write(rest)
+        return decoded(line, where)
+
+    monkeypatch.setattr("flexref.batch_job.journal.reading.decoded", written_meanwhile)
+    assert list(JournalReader(job.files.journal)) == known
+    assert len(list(JournalReader(job.files.journal))) == len(known) + 2
+
+
+def test_states_of_a_job_that_runs_for_weeks_are_thinned_out_without_many_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("compaction", "ledger"):
+        monkeypatch.setattr(f"flexref.batch_job.journal.{module}.LATEST_STATES", 10)
+    job = Job(tmp_path)
+    with job.open(pace=replace(HASTY, compact_bytes=3000)) as recorder:
+        for at in range(500):
+            recorder.note("state", {"at": at, "padding": "x" * 100})
+            recorder.commit()
+            assert job.files.journal.stat().st_size < 20000
+    states = [note.values["at"] for note in read_notes(job.files.journal)]
+    assert states == sorted(set(states))
+    assert states[0] == 0
+    assert states[-10:] == [*range(490, 500)]

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import msgspec
 
 from flexref.batch_job.journal.answer_file import AnswerFile
-from flexref.batch_job.journal.compaction import Compaction
+from flexref.batch_job.journal.compaction import LATEST_STATES, Compaction
 from flexref.batch_job.journal.growing_file import GrowingFile
 from flexref.batch_job.journal.line_facts import DONE, FAILED, ExpectedLines
 from flexref.batch_job.journal.reading import JournalContents
@@ -165,6 +165,8 @@ class JobLedger:
                 self.contents.droppable_bytes += len(entry.record)
             case Noted():
                 self.contents.states += entry.is_state
+                if self.contents.states > 2 * LATEST_STATES:  # half of those that are not the latest will go
+                    self.contents.droppable_bytes += len(entry.record) // 2 * entry.is_state
 
     @property
     def unsynced(self) -> bool:

@@ -92,8 +92,9 @@ class JournalReader:
         for line in lines:
             record = decoded(line, f"{self.path}, byte {offset}")
             if record is None:
-                self._check_torn(lines, offset)
-                return
+                if line.endswith(b"\n") or len(line) == LONGEST_RECORD_BYTES:
+                    self._check_torn(lines, offset)
+                return  # what had no line feed was the end: it may be growing while it is read
             self.end = offset + len(line)
             yield PlacedRecord(offset, len(line), record)
             offset = self.end
