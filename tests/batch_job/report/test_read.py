@@ -70,7 +70,7 @@ def test_a_job_that_runs_and_one_that_is_done_are_read(job: Job, report: Report,
     assert found["tally"]["prompt_lengths"] == {"11": len(job.numbers) - failed}
     assert found["tally"]["failed"]["bad"]["count"] == failed
     assert found["cost"]["usd_per_hour"] == FACTS["usd_per_hour"]
-    found = json.loads(report("--json", "--usd-per-hour", "12", *errors)[1])
+    found = json.loads(report("--json", "--price-per-hour", "12", *errors)[1])
     assert found["cost"]["usd"] == pytest.approx(12 * 30 / 3600)
     assert found["made_at"].startswith("20")
 
