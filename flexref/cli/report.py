@@ -19,7 +19,10 @@ from flexref.cli.options import option
     help="Where the job's failed lines went, if not to OUT.jsonl.",
 )
 @click.option(
-    "--price-per-hour", "usd_per_hour", type=Amount(), help="What the machine costs in an hour; default: what the job was told."
+    "--price-per-hour",
+    "usd_per_hour",
+    type=Amount(),
+    help="What the machine costs in an hour; default: what the job was told.",
 )
 @option("--force")
 @option("--json", help="Print all figures as one JSON object.")

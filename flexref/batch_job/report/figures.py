@@ -42,6 +42,7 @@ class RunFigures:
     generated_tokens: int
     tokens_per_s: float | None
     predicted_s: float | None
+    usd_per_hour: float | None
     faults: int
 
 
@@ -84,7 +85,7 @@ class PredictionFigures:
 
 @dataclass(frozen=True, slots=True)
 class CostFigures:
-    """What all runs cost at the price of an hour, and for a million tokens of the output, None if there are none."""
+    """What all runs cost at their mean price of an hour, and for a million tokens of the output, if there are any."""
 
     usd_per_hour: float
     hours: float
@@ -171,7 +172,7 @@ def figures_of(
         links=_links(history),
         tiers=_tiers(history),
         prediction=_prediction(history),
-        cost=_cost(history, _tokens(tally.output_lengths)),
+        cost=_cost(runs, _tokens(tally.output_lengths)),
         tally=tally,
         event_kinds=history.kinds,
         events=history.events,
@@ -205,6 +206,7 @@ def _run(number: int, run: JobRun, history: History, done: int) -> RunFigures:
         generated_tokens=run.last.generated_tokens,
         tokens_per_s=_ratio(run.last.generated_tokens, run.seconds),
         predicted_s=run.begin.predicted_s,
+        usd_per_hour=run.begin.usd_per_hour,
         faults=run.last.faults,
     )
 
@@ -265,18 +267,15 @@ def _prediction(history: History) -> PredictionFigures | None:
     return None
 
 
-def _cost(history: History, tokens: int) -> CostFigures | None:
+def _cost(runs: Sequence[RunFigures], tokens: int) -> CostFigures | None:
     """None unless every run's price is known."""
-    usd, hours = 0.0, 0.0
-    for run in history.runs:
-        if run.begin.usd_per_hour is None:
+    usd = hours = 0.0
+    for run in runs:
+        if run.usd_per_hour is None:
             return None
         hours += run.seconds / SECONDS_PER_HOUR
-        usd += run.begin.usd_per_hour * run.seconds / SECONDS_PER_HOUR
-    if not history.runs or history.runs[-1].begin.usd_per_hour is None:
-        return None
-    each = usd / tokens * TOKENS_PER_PRICE if tokens else None
-    return CostFigures(history.runs[-1].begin.usd_per_hour, hours, usd, each)
+        usd += run.usd_per_hour * run.seconds / SECONDS_PER_HOUR
+    return CostFigures(usd / hours, hours, usd, usd / tokens * TOKENS_PER_PRICE if tokens else None) if hours else None
 
 
 def _occupancy(intervals: Sequence[TimeStretch]) -> float | None:

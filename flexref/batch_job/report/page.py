@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flexref.batch_job.report.charts import OverTime
-from flexref.batch_job.report.figures import NOT_BEGUN, RUNNING, SILENT, JobFigures
+from flexref.batch_job.report.figures import DONE, NOT_BEGUN, RUNNING, SILENT, JobFigures
 from flexref.batch_job.report.histogram import histogram, median
 from flexref.batch_job.report.history import EVENTS_MOST
 from flexref.batch_job.report.intervals import TimeStretch
@@ -105,6 +105,7 @@ def _context(figures: JobFigures) -> dict[str, Any]:
         "kinds": [kind for kind in KINDS if any(link.bytes_by_kind.get(kind) for link in figures.links)],
         "rated": any(link.machine_bytes_per_s for link in figures.links),
         "prediction": figures.prediction,
+        "priced_runs": sum(run.usd_per_hour is not None for run in figures.runs),
         "runs": _ends(figures.runs),
         "first_events": EVENTS_MOST,
     }
@@ -135,8 +136,8 @@ def _tiles(figures: JobFigures) -> list[Tile]:
         Tile("Lines done", count(figures.lines_done), lines + failed),
         Tile(
             "Generated tokens",
-            count(figures.generated_tokens_computed),
-            f"{count(figures.generated_tokens_in_output)} in the output",
+            count(figures.generated_tokens_in_output),
+            "in the output" if figures.status == DONE else "in the output so far",
         ),
         Tile("Throughput", figure(figures.tokens_per_s), "generated tokens per second"),
         Tile("Running time", duration(figures.running_s), f"in {how_many(len(figures.runs), 'run')}"),
@@ -162,9 +163,17 @@ def _facts(figures: JobFigures) -> list[tuple[str, str]]:
         ("Input", figures.input),
         ("Output", figures.output),
         ("Lines", None if figures.lines is None else count(figures.lines)),
-        ("Prompt tokens", f"{count(figures.prompt_tokens_computed)} computed" if figures.runs else None),
+        ("Tokens computed", _computed(figures) if figures.runs else None),
     )
     return [(term, value) for term, value in named if value is not None]
+
+
+def _computed(figures: JobFigures) -> str:
+    """What all runs computed, as far as they told of it."""
+    return (
+        f"{count(figures.generated_tokens_computed)} generated, {count(figures.prompt_tokens_computed)} of prompts, "
+        "as far as runs told of them"
+    )
 
 
 def _merged(intervals: Sequence[TimeStretch]) -> list[TimeStretch]:

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shlex
 import sys
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 
 from flexref.cli.arguments import TEXT
 from flexref.cli.batch.options import STANDARD, batch_options, files_of, settings_of, streams
+from flexref.cli.batch.resume import resume_command
 from flexref.cli.completion import files
 from flexref.cli.logs import shows_progress
 from flexref.cli.streams import tell
@@ -83,7 +83,8 @@ def _file(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptio
             LOG.warning("%s", notice)
         expected = len(prepared.expected)
         if recorder.runs_before:
-            _say(f"{job_files.output}: {recorder.done_lines} of {how_many(expected, 'line')} are done; the job goes on")
+            goes_on = "nothing is left to do" if recorder.done_lines == expected else "the job goes on"
+            _say(f"{job_files.output}: {recorder.done_lines} of {how_many(expected, 'line')} are done; {goes_on}")
         writes = DiskWrites(spilled_before(read_notes(job_files.journal)), lambda: recorder.written_bytes)
         machine = prepared.prepared.port.machine
         job = BatchJob(
@@ -108,7 +109,7 @@ def _file(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptio
     if given["as_json"]:
         click.echo(json.dumps(report))
     if ending == "paused":
-        again = shlex.join([PROGRAM, *sys.argv[1:]])
+        again = resume_command(PROGRAM, sys.argv[1:], why)
         tell(f"paused ({why}): {done} of {how_many(expected, 'line')} are done; resume with: {again}")
         return
     where = f"; see {job_files.errors or job_files.output}" if failed else ""

@@ -80,7 +80,9 @@ def test_a_prediction_stands_beside_what_its_whole_run_takes_at_this_pace() -> N
 def test_a_job_costs_what_its_running_hours_cost_over_the_tokens_of_its_output() -> None:
     tally = Tally(output_lengths=Counter({100: 10}))
     found = figures([MadeRun(60), MadeRun(40, 99999.0)], tally=tally)
-    assert found.cost == CostFigures(3.6, pytest.approx(1000 / 3600), pytest.approx(1.0), pytest.approx(1000.0))
+    assert found.cost == CostFigures(
+        pytest.approx(3.6), pytest.approx(1000 / 3600), pytest.approx(1.0), pytest.approx(1000.0)
+    )
     assert figures([MadeRun(1)], usd_per_hour=None).cost is None
 
 

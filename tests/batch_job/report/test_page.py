@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_kit import MadeRun, figures
+from report_kit import MadeRun, figures, notes
 
+from flexref.batch_job.report.figures import figures_of
+from flexref.batch_job.report.history import history_of
 from flexref.batch_job.report.page import page
 from flexref.batch_job.report.tally import FailedExample, FailedLines, Tally
 
@@ -178,8 +180,8 @@ def test_no_text_changes_the_structure_of_a_page(text: str) -> None:
         "out.jsonl",
         "All lines are answered in 3 runs.",
         "opt-30b.h5",
-        "7,400",  # tokens computed: 37 states of 200
-        "3,840 in the output",
+        "7,400 generated, 25,900 of prompts",  # 37 states of 200 and 700
+        "Generated tokens3,840in the output",
         "6 min 10 s",  # 37 states of 10 s
         "of 1,000, 4 failed",
         "11 d 13 h",  # the longest stop
@@ -199,6 +201,16 @@ def test_no_text_changes_the_structure_of_a_page(text: str) -> None:
 )
 def test_a_page_shows_the_figures_of_its_job(words: str) -> None:
     assert words in " ".join("".join(read(made()).text).split())
+
+
+def test_a_price_that_some_runs_were_not_told_is_asked_for() -> None:
+    history = history_of(notes([MadeRun(1), MadeRun(1), MadeRun(1)]))
+    history.runs[1].begin = replace(history.runs[1].begin, usd_per_hour=None)
+    job = figures_of(history, Tally(), "out.jsonl", history.runs[-1].last_word)
+    assert job.cost is None
+    assert "not known of 1 of the 3 runs, so no cost is: give --price-per-hour" in page(job)
+    history.set_price(1.0)
+    assert figures_of(history, Tally(), "out.jsonl", history.runs[-1].last_word).cost is not None
 
 
 def test_long_tables_show_their_ends_and_say_what_is_left_out() -> None:
