@@ -188,7 +188,7 @@ class BatchJob:
         with ExitStack() as stack:
             if self._begun:
                 state = self._state()
-                for watcher in self.watchers:
+                for watcher in reversed(self.watchers):  # what is put on a stack last comes first
                     stack.callback(watcher.end, state, ending)
                 stack.callback(self.keeper.commit)
                 stack.callback(self._note, "end", {"ending": ending})
