@@ -3,11 +3,12 @@
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flexref.engine.engine import Engine
 from flexref.engine.events import OnEvent, no_listener
-from flexref.errors import CapacityError, in_gib
+from flexref.errors import CapacityError, FlexrefError, in_gib
 from flexref.loading import open_engine
 from flexref.planner.advisor import Advisor
 from flexref.units import GIB, Tier
@@ -19,7 +20,7 @@ LESS = 0.85
 other places, and small enough that little is wasted."""
 
 ATTEMPTS = 6
-"""So many engines in a row may run out of memory before a line is answered: the last has less than half."""
+"""So many engines in a row may fail before a line is answered: the last has less than half of the memory."""
 
 
 @dataclass
@@ -35,25 +36,33 @@ class Engines:
     budgets: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     on_event: OnEvent = no_listener
+    mirror: str | Path | None = None
     _refused: int = 0
 
     def __post_init__(self) -> None:
         self.budgets = dict(self.budgets)
 
-    def open(self) -> Engine:
-        """The next engine; raises what `open_engine` raises."""
+    def open(self, on_event: OnEvent | None = None) -> Engine:
+        """The next engine, which tells `on_event`, or else its own listener; raises what `open_engine` raises."""
         return open_engine(
             self.model,
             self.settling,
             backend=self.backend,
             **self.budgets,
-            on_event=self.on_event,
+            mirror=self.mirror,
+            on_event=on_event or self.on_event,
             **self.options,
         )
 
     def gave_an_answer(self) -> None:
-        """The engine is of use: earlier ones that ran out of memory do not count any more."""
+        """The engine is of use: earlier ones that failed do not count any more."""
         self._refused = 0
+
+    def begin_again(self, error: FlexrefError) -> None:
+        """The next engine is to go on where one could not; raises `error` if that has been tried often enough."""
+        self._refused += 1
+        if self._refused >= ATTEMPTS:
+            raise error
 
     def lower(self, engine: Engine, error: CapacityError | MemoryError) -> str:
         """Give the next engine less of what `engine` ran out of; says so in words.

@@ -1,7 +1,8 @@
 """Runs a batch job on engines of this process: lines in, durable answers out, until none is left or it is to stop."""
 
+import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, Protocol
@@ -9,12 +10,17 @@ from typing import Any, Protocol
 from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.engines import Engines
 from flexref.batch_job.serve import AskedRows, Serving
+from flexref.batch_job.stall import Stalled, StallWatch
 from flexref.batch_job.states import JobEvent, JobFacts, JobState, Watcher
 from flexref.batch_job.stop import Stop
 from flexref.batch_job.watching.reader import JobStateReader
 from flexref.engine.engine import Engine
+from flexref.engine.events import Event
 from flexref.engine.generation import GenerationJob
-from flexref.errors import CapacityError, JobPaused, described
+from flexref.errors import CapacityError, JobPaused, SpillDamaged, described
+from flexref.tiers.faults import FaultSeen
+
+LOG = logging.getLogger(__name__)
 
 TOKENS_KEPT_S = 1.0, 30.0
 """The tokens of rows that are under way are written down first after so many seconds, then whenever the run has lasted
@@ -66,10 +72,16 @@ def nothing_foretold(facts: JobFacts, job: GenerationJob, lines_seen: int) -> Jo
     return facts
 
 
+def log_stall(stalled: Stalled) -> None:
+    """Warn of it."""
+    LOG.warning("%s", stalled.text)
+
+
 @dataclass
 class BatchJob:
     """A job on this machine: answers of `lines` go to `keeper`, and `watchers` are told of it.
 
+    `on_stall` is called, in another thread, when a lane has made no progress for `stall_s`; None: nobody looks.
     `facts` are known before an engine is; the first policy completes them. `foretell` adds what is predicted.
     """
 
@@ -80,6 +92,8 @@ class BatchJob:
     watchers: Sequence[Watcher] = ()
     stop: Stop = field(default_factory=Stop)
     foretell: Foretell = nothing_foretold
+    stall_s: float | None = None
+    on_stall: Callable[[Stalled], None] = log_stall
     _reader: JobStateReader = field(init=False, default_factory=JobStateReader)
     _begun: bool = field(init=False, default=False)
     _faults: int = field(init=False, default=0)
@@ -124,8 +138,7 @@ class BatchJob:
         if self.facts.lines is not None and self.keeper.done_lines >= self.facts.lines:
             return  # an earlier run has answered all
         while True:
-            engine = self.engines.open()
-            with engine:
+            with self.engines.open(self._hear) as engine, self._watched(engine):
                 try:
                     for answer in self._serving.run(engine, on_begin=self._begin, on_pass=self._passed):
                         self.engines.gave_an_answer()
@@ -137,6 +150,23 @@ class BatchJob:
                         raise  # no policy fits: less memory would not help
                     said = self.engines.lower(engine, error)
                     self.happened("replan", said, {"why": described(error)})
+                except SpillDamaged as error:
+                    self.engines.begin_again(error)
+                    self.happened("retry", f"rows that are under way begin again from their tokens: {error}")
+
+    def _watched(self, engine: Engine) -> AbstractContextManager[object]:
+        """While an engine is open, its lanes are watched for one that makes no progress."""
+        if self.stall_s is None:
+            return nullcontext()
+        return StallWatch(engine.session, self.stall_s, self.on_stall)
+
+    def _hear(self, event: Event) -> None:
+        """What a session tells: faults are the job's, all else is for whoever listens to the engines."""
+        if isinstance(event, FaultSeen):
+            where = {"path": event.path, "offset": event.offset, "bytes": event.nbytes, "tries": event.tries}
+            self.happened(event.kind, event.text, where)
+        else:
+            self.engines.on_event(event)
 
     def happened(self, kind: str, text: str, details: Mapping[str, Any] | None = None) -> None:
         """Tell of an event."""

@@ -1,8 +1,12 @@
 """A job goes on through engines that run out of memory, stops in order, and tells its watchers; it knows no format."""
 
+import errno
+import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,12 +19,14 @@ from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.engines import ATTEMPTS, Engines
 from flexref.batch_job.job import BatchJob
 from flexref.batch_job.serve import AskedRows, Serving
+from flexref.batch_job.stall import Stalled
 from flexref.batch_job.states import JobEvent, JobFacts, JobState
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Output
 from flexref.errors import CapacityError, FlexrefError, JobPaused, StorageError
 from flexref.loading import advisor, load
-from flexref.policy import Policy
+from flexref.policy import Policy, Shares
+from flexref.tiers.disk import SpillFile
 
 SPEC = ModelSpec("ending", 50, 48, 16, 16, 2, 2, 32, eos_token_ids=(7, 11, 20, 30, 41))
 FACTS = JobFacts("ending", "numpy", Policy(), "in", "out", None)
@@ -210,3 +216,71 @@ def test_what_the_keeper_raises_ends_the_job_and_frees_the_engine(model_file: Ca
     with pytest.raises(StorageError, match="No space"):
         job(model_file(SPEC), lines(3), Full(), watching).run()
     assert watching.told[-1] == "failed"
+
+
+ON_DISK = Policy(
+    rows_per_group=2, groups_per_block=2, cache=Shares(0, 0, 1), activations=Shares(0, 0, 1), weights=Shares(0, 0, 1)
+)
+
+
+@given(damaged=st.sets(st.integers(1, 60), min_size=1, max_size=3))
+def test_rows_whose_records_are_damaged_begin_again_from_their_tokens(
+    model_file: Callable[..., Any], damaged: set[int]
+) -> None:
+    file, asked, kept, watching = model_file(SPEC), lines(9), Kept(), Watching()
+    expected, count, read = answered(file, asked), 0, SpillFile.read
+
+    def flipped(spill: SpillFile, offset: int, into: Any) -> None:
+        nonlocal count
+        read(spill, offset, into)
+        count += 1
+        if (count + 1) // 2 in damaged:  # what is damaged is read twice
+            into[0] ^= 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpillFile, "read", flipped)
+        job(file, asked, kept, watching, ON_DISK).run()
+    assert kept.answers == expected
+    assert watching.told.count("begin") == 1
+
+
+def test_a_weight_that_cannot_be_read_is_read_again_and_then_from_the_mirror(
+    model_file: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, asked, kept, watching = model_file(SPEC), lines(9), Kept(), Watching()
+    expected = answered(file, asked)
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(Path(file).read_bytes())
+    preadv = os.preadv
+
+    def failing(descriptor: int, *arguments: Any) -> int:
+        if os.readlink(f"/proc/self/fd/{descriptor}") == str(file) and watching.told.count("begin"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return preadv(descriptor, *arguments)
+
+    monkeypatch.setattr(os, "preadv", failing)
+    monkeypatch.setattr("flexref.tiers.weight_copies.WAITS_S", (0.0,) * 3)
+    one = job(file, asked, kept, watching, ON_DISK)
+    one.engines.mirror = copy
+    one.run()
+    assert kept.answers == expected
+    assert {"retry", "mirror"} <= set(watching.told)
+    assert {"retry", "mirror"} <= {note.get("kind") for kind, note in kept.notes if kind == "event"}
+
+
+def test_a_lane_that_hangs_is_told_of(model_file: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    file, asked, kept, watching = model_file(SPEC), lines(3), Kept(), Watching()
+    read, hung, told = SpillFile.read, threading.Event(), list[Stalled]()
+
+    def hanging(spill: SpillFile, offset: int, into: Any) -> None:
+        hung.wait(20)
+        read(spill, offset, into)
+
+    monkeypatch.setattr(SpillFile, "read", hanging)
+    one = job(file, asked, kept, watching, ON_DISK)
+    one.stall_s = 0.5
+    one.on_stall = lambda stalled: (told.append(stalled), hung.set())
+    one.run()
+    assert told
+    assert "no progress" in told[0].text
+    assert len(kept.answers) == 3
