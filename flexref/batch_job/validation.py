@@ -113,7 +113,7 @@ class _Counts:
     estimated: bool = False
     text_tokens: int = 0
     text_bytes: int = 0
-    kinds: dict[tuple[str, str | None], "_Kind"] = field(default_factory=dict)
+    kinds: dict[tuple[str, str | None, str], "_Kind"] = field(default_factory=dict)
     sample: list[tuple[int, RowLengths]] = field(default_factory=list)
     every: int = 1
 
@@ -155,9 +155,10 @@ class _Counts:
         """One more line, which cannot be served."""
         self.filled += 1
         self.failed += 1
-        key: tuple[str, str | None] = why.code, why.field
+        # Where no field is to blame, the beginning of what is said tells kinds apart (`it is not JSON: ...`).
+        key = why.code, why.field, str(why).partition(":")[0] if why.field is None else ""
         if key not in self.kinds and len(self.kinds) >= KINDS_MOST:
-            key = why.code, None
+            key = why.code, None, ""
         kind = self.kinds.setdefault(key, _Kind(str(why)))
         kind.count += 1
         if len(kind.lines) < EXAMPLES:
@@ -165,7 +166,7 @@ class _Counts:
 
     def result(self) -> Validation:
         """What was found; the most frequent errors first."""
-        errors = [ErrorKind(*key, kind.count, tuple(kind.lines), kind.message) for key, kind in self.kinds.items()]
+        errors = [ErrorKind(*key[:2], kind.count, tuple(kind.lines), kind.message) for key, kind in self.kinds.items()]
         errors.sort(key=lambda kind: (-kind.count, kind.lines))
         sample = tuple(row for _, row in self.sample)
         counts = self.filled, self.blank, self.failed, self.rows, self.prompt_tokens, not self.estimated

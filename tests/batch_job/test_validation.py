@@ -151,6 +151,17 @@ def test_kinds_of_errors_are_few_even_of_fields_that_nobody_knows(path: Path, mo
     ]
 
 
+def test_lines_that_are_no_requests_are_told_apart_by_what_is_said_of_them(path: Path, model: ServedModel) -> None:
+    path.write_bytes(b'{\n[]\n{x}\n"\xff"\n\n[1]\n{')
+    result = validate(scan(path), RequestReader(model, Defaults(), as_json=True), model.positions)
+    assert {kind.message.partition(":")[0]: kind.lines for kind in result.errors} == {
+        "it is not JSON": (1, 3, 7),
+        "it must be a JSON object": (2, 6),
+        "it is not UTF-8": (4,),
+    }
+    assert {kind.code for kind in result.errors} == {"invalid_line"}
+
+
 def test_a_job_beyond_openai_s_limits_is_refused_in_one_line(path: Path) -> None:
     found = written(path, [{"prompt": "a"}, None, {"prompt": "b"}])
     check_openai_limits(found)
