@@ -26,9 +26,6 @@ CHARACTERS_A_STEP = 16
 MOST_WHOLE = 1 << 64
 """Bounds whole numbers, which would else grow without end."""
 
-MOST_RANGE = 100_000
-"""Bounds a range, as jinja2's sandbox does."""
-
 MOST_DEPTH = 16
 """Bounds how deep lists lie in lists where they are compared or become text."""
 
@@ -125,13 +122,6 @@ def check_name(name: str) -> None:
         raise SecurityError(f"it sets the name {name!r}, which a chat template may not")
 
 
-def _range(*bounds: int) -> range:
-    found = range(*bounds)
-    if len(found) > MOST_RANGE:
-        raise PromptError(f"the chat template counts to {len(found)}, at most {MOST_RANGE} is possible")
-    return found
-
-
 def _namespace(*given: Any, **named: Any) -> Namespace:
     values = dict(*given, **named)
     for name in values:
@@ -152,7 +142,7 @@ def _refuse(message: Any = "") -> None:
 
 
 FUNCTIONS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"range": _range, "namespace": _namespace, "dict": _dict, "raise_exception": _refuse}
+    {"range": range, "namespace": _namespace, "dict": _dict, "raise_exception": _refuse}
 )
 """The functions of a template. `strftime_now` of `transformers` is none: what is written depends on no clock."""
 

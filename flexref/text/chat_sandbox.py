@@ -17,12 +17,10 @@ from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
-from flexref.errors import PromptError
 from flexref.text.chat_allowed import FILTERS, TESTS
 from flexref.text.chat_calls import (
     CHARACTERS_A_STEP,
     FUNCTIONS,
-    MOST_TEXT,
     check_callable,
     check_name,
     meter_of,
@@ -67,15 +65,6 @@ class Sandbox(ImmutableSandboxedEnvironment):
         }
         self.tests = {name: safe_test(name, cast(Any, inner)) for name, inner in self.tests.items() if name in TESTS}
         self.globals = dict(FUNCTIONS)
-
-    @staticmethod
-    def concat(pieces: Any) -> str:  # type: ignore[override]  # jinja2 has "".join itself
-        """The text of a macro, or of a block that is set; static text in a loop is large only when it is joined."""
-        pieces = list(pieces)
-        characters = sum(map(len, pieces))
-        if characters > MOST_TEXT:
-            raise PromptError(f"the chat template makes a text of {characters} characters, at most {MOST_TEXT} fit")
-        return "".join(pieces)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Arithmetic, with the size of the result known before."""
@@ -147,12 +136,6 @@ class _Counted(NodeTransformer):
         """What a macro is called with is a macro."""
         self.generic_visit(node)
         node.body = self._paid(node.body)
-        return node
-
-    def visit_AssignBlock(self, node: nodes.AssignBlock) -> nodes.Node:
-        """The text that is set is paid for."""
-        self.generic_visit(node)
-        node.filter = self._through(MADE, node.filter)
         return node
 
     def visit_Output(self, node: nodes.Output) -> nodes.Node:

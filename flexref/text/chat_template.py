@@ -1,13 +1,14 @@
 """A model's chat template: messages to the text of a prompt; it knows no tokenizer and no file."""
 
 import reprlib
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, UndefinedError
 
 from flexref.errors import CheckpointError, PromptError
-from flexref.text.chat_calls import METER, MOST_TEXT, StepMeter, TemplateRefusal
+from flexref.text.chat_calls import METER, StepMeter, TemplateRefusal
 from flexref.text.chat_sandbox import Sandbox, counted
 
 MOST_STEPS, MESSAGE_STEPS = 2_000_000, 2_000
@@ -31,7 +32,9 @@ class ChatTemplate:
         self.source, self.special_tokens = source, dict(special_tokens)
         sandbox = Sandbox()
         try:
-            code = sandbox.compile(counted(sandbox, source))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", SyntaxWarning)  # Python's, for what will fail when it is rendered
+                code = sandbox.compile(counted(sandbox, source))
         except TemplateSyntaxError as error:
             raise CheckpointError(f"{where}: line {error.lineno} of the chat template: {one_line(error)}") from error
         except (TemplateError, SyntaxError, RecursionError, MemoryError, ValueError) as error:
@@ -50,13 +53,9 @@ class ChatTemplate:
         characters = sum(len(message["content"]) for message in plain)
         meter = StepMeter(MOST_STEPS + MESSAGE_STEPS * len(plain) + characters)
         given = {"messages": plain, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
-        pieces, written = [], 0
         try:
-            for piece in self._template.generate({**self.special_tokens, **given, METER: meter}):
-                pieces.append(piece)
-                written += len(piece)
-                if written > MOST_TEXT:
-                    raise PromptError(f"the chat template writes more than {MOST_TEXT} characters")
+            # A filter over a block may have written what is no text: that fails here.
+            return "".join(self._template.generate({**self.special_tokens, **given, METER: meter}))
         except TemplateRefusal as error:
             raise PromptError(f"the chat template refuses the messages: {one_line(error)}") from error
         except UndefinedError as error:
@@ -65,7 +64,6 @@ class ChatTemplate:
             raise PromptError(f"the chat template cannot write the messages: {why}") from error
         except FAILURES as error:
             raise PromptError(f"the chat template cannot write the messages: {one_line(error)}") from error
-        return "".join(pieces)
 
 
 def one_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jinja2.ext
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -70,6 +70,13 @@ ENDLESS = {
     "{{ f() }}{% endfor %}{% endfor %}",
     "long loops over short bodies": "{% for a in range(1000) %}{% for b in range(1000) %}{{ 'x' if a else b }}"
     "{% endfor %}{% endfor %}",
+    "a long loop over a long body": "{% set r = range(100000) %}{% for a in r %}{% for b in r %}"
+    f"{'{% if a %}{% endif %}' * 500}{{% endfor %}}{{% endfor %}}",
+    "a long text that replaces each letter of another": "{{ ('a' * 1000000) | replace('a', 'b' * 1000000) }}",
+    "the same by a method": "{{ ('a' * 1000000).replace('a', 'b' * 1000000) }}",
+    "static text in a block that is set": "{% set x %}{% for a in range(100000) %}"
+    + "x" * 9999
+    + "{% endfor %}{% endset %}",
     "a text times a number": "{{ 'a' * 1000000000 }}",
     "a number times a list": "{{ (1000000000 * [1]) | length }}",
     "a text that doubles": f"{SETS}{DOUBLE}{{% set ns.y = ns.y ~ ns.y %}}{{% endfor %}}",
@@ -123,6 +130,8 @@ REFUSED_AT_RUN = {
     "unsupported operand": "{{ 1 + 'a' }}",
     "division": "{{ 1 / 0 }}",
     "'lipsum' is undefined": "{{ lipsum(1) }}",
+    "macros more than 32 deep": "{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(1) }}",
+    "lists in lists more than 16 deep": f"{{{{ {'[' * 17}{']' * 17} }}}}",
     "indices": "{{ messages.index('x', 'y') }}",
 }
 
@@ -153,6 +162,29 @@ def test_what_is_no_template_or_cannot_be_bounded_is_refused_before_it_is_used(s
     with pytest.raises(CheckpointError, match=r"^somewhere: [^\n]*$") as told:
         ChatTemplate(REFUSED[said], {}, "somewhere")
     assert said in str(told.value)
+
+
+PARTS = (
+    *("{{ ", " }}", "{% for m in ", "{% endfor %}", "{% if ", "{% endif %}", "{% set x = ", "{% filter reject %}"),
+    *("{% endfilter %}", "{% set x %}", "{% endset %}", "{% call f() %}", "{% endcall %}", " %}", "messages", "m.role"),
+    *("x", "f", "(", ")", "[0]", "[:2]", " | ", "upper", "tojson", "map('int')", "join", " ~ ", " * ", " % ", "'%d'"),
+    *("9", "-1.5", ".items()", ".split('b')", " is in ", " == ", "loop", "ns", "{'a': 1}", "range(3)", "none", "*"),
+)
+
+
+@given(parts=st.lists(st.sampled_from(PARTS), max_size=30))
+@example(parts=["{% filter reject %}", "x", "{% endfilter %}"])
+@example(parts=["{{ ", "9", "[0]", " }}"])
+def test_junk_is_written_or_refused_in_one_line_the_same_each_time(parts: list[str]) -> None:
+    source = "{% set ns = namespace(x=1) %}{% macro f(a=1) %}{{ a }}{% endmacro %}" + "".join(parts)
+    said = []
+    for _ in range(2):
+        try:
+            said.append(ChatTemplate(source, {}).render(MESSAGES))
+        except (CheckpointError, PromptError) as error:
+            said.append(str(error))
+            assert "\n" not in said[-1]
+    assert said[0] == said[1]
 
 
 def test_a_template_that_asks_whether_there_is_a_date_gets_none() -> None:
