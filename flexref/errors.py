@@ -46,6 +46,10 @@ class SpillDamaged(StorageError):
     """Cache or hidden states that a job had spilled do not come back as they were written: its rows begin again."""
 
 
+class LaneFailed(FlexrefError):
+    """A lane was ended by what is no error of its work: by `SystemExit` or an interrupt in its thread, say."""
+
+
 class UnknownName(StorageError):
     """A name that is neither a file nor one of those that are known."""
 

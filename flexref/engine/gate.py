@@ -79,13 +79,18 @@ class Gate:
         """Let nobody in any more, and end the stream that is under way between two of its steps.
 
         False if that had been done, or in a forked process, which has nothing to close. `EngineError` if a job is at
-        work just now: it called this, or another thread did.
+        work just now: it called this, or another thread did. What the stream ends with is raised once the gate is
+        closed.
         """
         if self.closed or self._is_elsewhere():
             return False
         stream = None if self._stream is None else self._stream()
         if stream is not None and inspect.getgeneratorstate(stream) != inspect.GEN_RUNNING:
-            stream.close()
+            try:
+                stream.close()
+            except Exception:
+                self.closed = not self._taken.locked()
+                raise
         if not self._taken.acquire(blocking=False):
             raise EngineError("the engine cannot be closed while it is at work: let its job end first")
         self._taken.release()

@@ -139,15 +139,19 @@ class Session:
         """End the stream that is under way, if there is one, give all memory back and end the lanes; once is enough.
 
         After a job that was broken off while its lanes were at work nothing is waited for: all of it goes with the
-        process. Raises `EngineError` if a job is at work just now.
+        process. Raises `EngineError` if a job is at work just now, and what the stream ends with, when all is closed.
         """
         with self.interrupts:
-            if not self.gate.close() or self.mover.abandoned:
+            if self.gate.closed:
                 return
-            if not self.interrupts.forced:
-                self._unload()
-            self.backend.close()
-            self._disk.source.close()
+            try:
+                self.gate.close()
+            finally:  # also if the stream ends with what its lanes ran into
+                if self.gate.closed and not self.mover.abandoned:
+                    if not self.interrupts.forced:
+                        self._unload()
+                    self.backend.close()
+                    self._disk.source.close()
 
     @property
     def progress(self) -> int:

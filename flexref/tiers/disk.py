@@ -176,6 +176,15 @@ class WeightsOnDisk:
             done += _preadv(self._file, into[done:], offset + done, self.path)
 
 
+def _free_on(directory: str | Path) -> str:
+    """How much is free where a folder lies, in words."""
+    try:
+        status = os.statvfs(directory)
+    except OSError as error:
+        return f"an unknown number ({error.strerror})"
+    return in_gib(status.f_bavail * status.f_frsize)
+
+
 def _end(reads: Sequence[Future[None]]) -> None:
     """Begin none of them any more, and wait for those that have begun."""
     for read in reads:
@@ -212,10 +221,8 @@ class SpillFile:
         except OSError as error:
             self._handle.close()
             if error.errno == errno.ENOSPC:
-                status = os.statvfs(directory)
-                free = status.f_bavail * status.f_frsize
                 raise StorageError(
-                    f"the disk of {directory} is full: {in_gib(nbytes)} are needed, {in_gib(free)} are free"
+                    f"the disk of {directory} is full: {in_gib(nbytes)} are needed, {_free_on(directory)} are free"
                 ) from error
             raise StorageError(f"cannot reserve {in_gib(nbytes)} in {directory}: {error.strerror}") from error
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
-from flexref.errors import SpillDamaged
+from flexref.errors import LaneFailed, SpillDamaged, described
 from flexref.tiers.open_work import WorkBoard
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
@@ -139,10 +139,18 @@ class Mover:
         )
 
     def _on_board(self, lane: Lane, copy: Transfer, call: Callable[[], None]) -> None:
-        """Make a call on a lane's thread; meanwhile it is on the board."""
+        """Make a call on a lane's thread; meanwhile it is on the board.
+
+        What ends threads and processes, `SystemExit` say, ends neither here: it becomes an error like any other, which
+        the main thread finds when it waits, and then waits for all the other lanes.
+        """
         self.board.begin(lane, copy.what, copy.link, copy.nbytes)
         try:
             call()
+        except Exception:
+            raise
+        except BaseException as error:
+            raise LaneFailed(f"lane {lane} was ended in {copy.what}: {described(error)}") from error
         finally:
             self.board.end(lane)
 
