@@ -119,10 +119,16 @@ def _file(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptio
 def _ended(job: "BatchJob") -> tuple[str, str]:
     """Run a job that stops in order on a signal: how it ended, and why if it is paused."""
     from flexref.cli.show.progress import progress
+    from flexref.engine.events import no_listener
 
     with ExitStack() as stack:
+
+        def stop() -> None:
+            job.engines.on_event = no_listener  # weights that are loaded later would bring the display back
+            stack.close()
+
         job.engines.on_event = stack.enter_context(progress("choosing a policy"))
-        job.watchers = [StopsProgress(stack.close), *job.watchers]
+        job.watchers = [StopsProgress(stop), *job.watchers]
         try:
             with job.stop.on_signals():
                 job.run()
