@@ -1,6 +1,8 @@
 """Validation finds what the job would refuse, and lengths as they are, however little it counts."""
 
+import gc
 import json
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -160,6 +162,27 @@ def test_lines_that_are_no_requests_are_told_apart_by_what_is_said_of_them(path:
         "it is not UTF-8": (4,),
     }
     assert {kind.code for kind in result.errors} == {"invalid_line"}
+
+
+def test_memory_grows_by_some_bytes_a_line(path: Path, model: ServedModel) -> None:
+    reader = RequestReader(model, Defaults(), as_json=True)
+
+    def peak(lines: int) -> int:
+        envelope = '{"custom_id": "%07d", "method": "POST", "url": "/v1/completions", "body": {"prompt": [5, 6, 7]}}\n'
+        path.write_text("".join(envelope % number for number in range(lines)))
+        gc.collect()
+        tracemalloc.start()
+        try:
+            found = scan(path)
+            assert validate(found, reader, model.positions).lines == lines
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validation, "SAMPLE_ROWS", 128)
+        peak(200)  # what is made once
+        assert peak(3000) - peak(1000) < 2000 * 110  # a line itself has 100 bytes, as an object 150
 
 
 def test_a_job_beyond_openai_s_limits_is_refused_in_one_line(path: Path) -> None:
