@@ -17,7 +17,7 @@ COUNT, SECONDS = Whole(0), Number(0)
 
 COPIES_BY_LINK = MapOf(MapOf(COUNT, KINDS), LINKS)
 
-EVENT_KINDS = ("fault", "retry", "mirror", "replan", "warning", "pause")
+EVENT_KINDS = ("fault", "retry", "mirror", "replan", "warning", "worker", "pause")
 
 ENDINGS = ("done", "paused", "failed")
 

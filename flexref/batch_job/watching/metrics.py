@@ -4,6 +4,7 @@ A thread of its own answers, from the latest state that it was told of: asking c
 work. Counters are those of this run: they begin at 0 when a job goes on, as Prometheus has it.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -53,7 +54,7 @@ class Metrics:
 
     def happened(self, event: JobEvent) -> None:
         """Count it."""
-        self._figures.events[event.kind] += 1
+        self._figures.count(event)
 
     def end(self, state: JobState, ending: str) -> None:
         """Nobody is answered any more."""
@@ -73,7 +74,12 @@ class Figures:
 
     def __init__(self, pace: JobPace) -> None:
         self._pace = pace
-        self.events: Counter[str] = Counter()
+        self._counting, self._events = threading.Lock(), Counter[str]()
+
+    def count(self, event: JobEvent) -> None:
+        """Count an event, from any thread."""
+        with self._counting:
+            self._events[event.kind] += 1
 
     def describe(self) -> Iterable[Metric]:
         """Nothing is promised before the job begins."""
@@ -83,7 +89,7 @@ class Figures:
         """All figures of the latest state; none before the job begins."""
         view = self._pace.view
         if view is not None:
-            yield from _counters(view, dict(self.events))
+            yield from _counters(view, dict(self._events))
             yield from _gauges(view)
 
 

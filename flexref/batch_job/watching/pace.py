@@ -1,5 +1,6 @@
 """How fast a batch job goes, now and over all, and when it will end; it knows no clock but the states' own."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -93,8 +94,10 @@ class View(NamedTuple):
         left, done = facts.lines - state.lines_done, state.lines_done - facts.lines_before
         if left <= 0:
             return 0.0
-        enough = min(state.places, SOME * (left + done))
-        if state.passes < PASSES_LEAST or done < max(1.0, enough):
+        enough = SOME * (left + done)
+        if state.places:  # else passes are those of other processes
+            enough = min(state.places, enough)
+        if done < max(1.0, enough) or (state.places and state.passes < PASSES_LEAST):
             return None
         half_done = min(state.live_rows, left) / 2
         tokens, seconds = state.generated_tokens, state.at_s - self.start.at_s
@@ -133,11 +136,12 @@ class View(NamedTuple):
 
 
 class JobPace:
-    """Keeps what a `View` needs. `view` is None before the job begins."""
+    """Keeps what a `View` needs. `view` is None before the job begins. Events may come from any thread."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.view: View | None = None
-        self._clock = clock
+        self._event: JobEvent | None = None
+        self._clock, self._changing = clock, threading.Lock()
 
     def begin(self, facts: JobFacts) -> None:
         """From here on states are of this job."""
@@ -152,13 +156,18 @@ class JobPace:
             start = replace(view.start, at_s=max(0.0, state.at_s - state.working_s))
             self._now, self._recent = StateWindow(NOW_S, start), StateWindow(RECENT_S, start)
             view = view._replace(start=start)
-        before, earlier = self._now.add(state), self._recent.add(state)
-        self.view = view._replace(state=state, before=before, earlier=earlier, told_s=self._clock())
+        new = view._replace(
+            state=state, before=self._now.add(state), earlier=self._recent.add(state), told_s=self._clock()
+        )
+        with self._changing:
+            self.view = new._replace(event=self._event)
 
     def happened(self, event: JobEvent) -> None:
         """The latest event."""
-        if self.view is not None:
-            self.view = self.view._replace(event=event)
+        with self._changing:
+            self._event = event
+            if self.view is not None:
+                self.view = self.view._replace(event=event)
 
     def end(self, state: JobState, ending: str) -> None:
         """The last state."""

@@ -15,7 +15,7 @@ def state_line(view: View, now_s: float) -> str:
     state, speed = view.state, view.speed()
     parts = [lines_said(view), f"{speed.tokens_per_s_now:.3g} tokens/s now, {speed.tokens_per_s:.3g} over all"]
     parts += [left_said(speed)] if speed.left_s is not None else []
-    parts += [f"{state.live_rows} of {state.places} places"]
+    parts += [f"{state.live_rows} of {state.places} places"] if state.places else []
     parts += [f"{lane} {share:.0%}" for lane, share in sorted(speed.lane_shares.items())]
     parts += [link_said(speed, link) for link, rate in speed.link_bytes_per_s.items() if rate]
     parts += [how_many(state.faults, "fault")] if state.faults else []
@@ -24,9 +24,11 @@ def state_line(view: View, now_s: float) -> str:
 
 
 def pass_said(view: View, now_s: float) -> str:
-    """`pass 7 ended 3 s ago`."""
-    passes = view.state.passes
-    return f"pass {passes} ended {duration(now_s - view.told_s)} ago" if passes else "no pass has ended yet"
+    """`pass 7 ended 3 s ago`, of a job whose passes are those of other processes `heard of 3 s ago`."""
+    if view.state is view.start:
+        return "no pass has ended yet"
+    what = f"pass {view.state.passes} ended" if view.state.passes else "heard of"
+    return f"{what} {duration(now_s - view.told_s)} ago"
 
 
 def lines_said(view: View) -> str:

@@ -129,17 +129,19 @@ def rows_said(view: View, now_s: float) -> Iterator[tuple[str, list[str]]]:
     at_s = view.at_s(now_s)
     left = [] if speed.left_s is None else [left_said(speed)]
     yield "time", [f"{duration(at_s)} so far", *left, pass_said(view, now_s)]
-    yield "occupancy", [f"{state.live_rows} of {state.places} places", f"{speed.occupancy:.0%}"]
-    yield "lanes", [f"{lane} {share:.0%}" for lane, share in sorted(speed.lane_shares.items())]
-    yield "links", [link_said(speed, link) for link in speed.link_bytes_per_s]
+    if state.places:  # else they are those of other processes
+        yield "occupancy", [f"{state.live_rows} of {state.places} places", f"{speed.occupancy:.0%}"]
+    if speed.lane_shares:
+        yield "lanes", [f"{lane} {share:.0%}" for lane, share in sorted(speed.lane_shares.items())]
+    if speed.link_bytes_per_s:
+        yield "links", [link_said(speed, link) for link in speed.link_bytes_per_s]
     budgets = state.budget_bytes
-    yield (
-        "memory",
-        [
-            f"{tier} {in_gib(nbytes)}" + (f" of {in_gib(most)}" if (most := budgets.get(tier)) is not None else "")
-            for tier, nbytes in state.held_bytes.items()
-        ],
-    )
+    held = [
+        f"{tier} {in_gib(nbytes)}" + (f" of {in_gib(most)}" if (most := budgets.get(tier)) is not None else "")
+        for tier, nbytes in state.held_bytes.items()
+    ]
+    if held:
+        yield "memory", held
     event = view.event
     latest = [] if event is None else [f"latest: {event.kind}, {duration(at_s - event.at_s)} ago"]
     yield "faults", [str(state.faults), *latest]

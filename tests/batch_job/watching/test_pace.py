@@ -1,12 +1,15 @@
 """How fast a job goes and what is left of it: as a steady job has it, and as predicted until that can be told."""
 
+import threading
 from dataclasses import replace
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.batch_job.states import JobEvent, JobFacts, JobState
-from flexref.batch_job.watching.pace import NOW_S, JobPace, Speed
+from flexref.batch_job.watching.pace import NOW_S, JobPace, Speed, View
 from flexref.batch_job.watching.state_line import state_line
 from flexref.policy import Policy
 
@@ -104,8 +107,7 @@ def test_a_line_says_where_the_job_stands() -> None:
     pace.begin(replace(FACTS, rates={"disk->host": 200.0}))
     assert pace.view is not None
     assert state_line(pace.view, 9.0) == (
-        "2 s: 100 of 1000 lines, 0 tokens/s now, 0 over all, 11 min 40 s left as predicted, 0 of 0 places, "
-        "no pass has ended yet"
+        "2 s: 100 of 1000 lines, 0 tokens/s now, 0 over all, 11 min 40 s left as predicted, no pass has ended yet"
     )
     pace.passed(replace(steady(10, 5, 10, 8), faults=1, lines_failed=3))
     pace.happened(JobEvent(80.0, "fault", "a disk"))
@@ -113,3 +115,40 @@ def test_a_line_says_where_the_job_stands() -> None:
         "2 min 22 s: 160 of 1000 lines (3 failed), 5 tokens/s now, 5 over all, 13 min 40 s left, 40 of 40 places, "
         "disk_in 50%, disk->host 100 B/s (50%), 1 fault, pass 8 ended 1 min 2 s ago"
     )
+
+
+def test_of_a_job_on_other_processes_lines_are_enough() -> None:
+    pace = JobPace(lambda: 7.0)
+    pace.begin(FACTS)
+    for done, left_s in ((50, 650), (100, 800), (200, 700)):
+        pace.passed(JobState(done, done, lines_done=100 + done, generated_tokens=7 * done))
+        assert speed_of(pace).left_s == left_s
+    assert pace.view is not None
+    assert state_line(pace.view, 9.0) == (
+        "3 min 22 s: 300 of 1000 lines, 7 tokens/s now, 7 over all, 11 min 40 s left, heard of 2 s ago"
+    )
+
+
+def test_an_event_of_another_thread_loses_no_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is held where it has read what there is and not written it back, until a pass has ended meanwhile."""
+    pace, reached, passed = JobPace(lambda: 0.0), threading.Event(), threading.Event()
+    pace.begin(FACTS)
+    pace.passed(JobState(1.0, 1.0, passes=1))
+    replace_in_view = View._replace
+
+    def held(view: View, **changes: Any) -> View:
+        if threading.current_thread() is not threading.main_thread():
+            reached.set()
+            passed.wait(0.2)  # in vain, if the pass must wait for the event
+        return replace_in_view(view, **changes)
+
+    monkeypatch.setattr(View, "_replace", held)
+    event = JobEvent(1.5, "warning", "a lane makes no progress")
+    thread = threading.Thread(target=lambda: pace.happened(event))
+    thread.start()
+    assert reached.wait(10)
+    pace.passed(JobState(2.0, 2.0, passes=2))
+    passed.set()
+    thread.join()
+    assert pace.view is not None
+    assert (pace.view.state.passes, pace.view.event) == (2, event)

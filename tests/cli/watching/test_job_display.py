@@ -18,7 +18,7 @@ from flexref.batch_job.watching.disk_bound import DiskWrites
 from flexref.batch_job.watching.log_lines import JsonLog
 from flexref.batch_job.watching.pace import JobPace
 from flexref.cli.logs import logging_at
-from flexref.cli.watching.job_display import JobLines, JobTable
+from flexref.cli.watching.job_display import JobLines, JobTable, rows_said
 from flexref.cli.watching.watch_options import WatchOptions, watchers_of
 from flexref.errors import BatchError, JobPaused, StorageError, WrongCall
 from flexref.policy import Policy
@@ -218,3 +218,11 @@ def test_a_terminal_that_shows_the_log_shows_no_table(monkeypatch: pytest.Monkey
     monkeypatch.setattr(JsonLog, "close", lambda _: None)
     with watchers_of(WatchOptions("-"), print, DiskWrites()) as watchers:
         assert not any(isinstance(watcher, JobTable | JobLines) for watcher in watchers)
+
+
+def test_of_a_job_on_other_processes_nothing_is_said_of_places_and_tiers() -> None:
+    pace = JobPace(lambda: 0.0)
+    pace.begin(FACTS)
+    pace.passed(JobState(40.0, 40.0, lines_done=10, generated_tokens=50))
+    assert pace.view is not None
+    assert [name for name, _ in rows_said(pace.view, 1.0)] == ["job", "lines", "tokens", "read", "time", "faults"]
