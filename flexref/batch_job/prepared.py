@@ -102,6 +102,10 @@ class Prepared:
             self.settling.machines.check(port)
             return PortFacts(arithmetic_facts(port), self.settling.machines.kept(port, Path(disk_dir)))
 
+    def computed_by(self, arithmetic: Mapping[str, Any]) -> None:
+        """Not this process computes, but something of which this is known; its port is not looked for here."""
+        self.port = PortFacts(arithmetic, None)
+
 
 @dataclass(frozen=True, slots=True)
 class PortFacts:

@@ -27,6 +27,11 @@ CONNECT_S = 30
 """A scheduler that does not answer for so long is not there."""
 
 
+def is_local(scheduler: str) -> bool:
+    """Whether it is one of our own."""
+    return LOCAL.fullmatch(scheduler) is not None
+
+
 def check_scheduler(scheduler: str) -> None:
     """`WrongCall` for what names no scheduler."""
     if not LOCAL.fullmatch(scheduler) and not ADDRESS.fullmatch(scheduler):

@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,10 @@ def local_workers(count: int, blas_threads: int) -> Iterator[LocalCluster]:
     threads = {f"distributed.nanny.pre-spawn-environ.{name}": blas_threads for name in BLAS_THREADS}
     with dask.config.set({**CONFIG, **threads}):
         try:
+            # It tells of what a killed client leaves, and when it is begun it unblocks signals in the thread that does.
+            os.environ["PYTHONWARNINGS"] = "ignore"
+            resource_tracker.ensure_running()
+            os.environ.pop("PYTHONWARNINGS")
             with _Workers() as cluster:
                 # Workers inherit what is blocked in the thread that starts them: Ctrl-C on a terminal is for all of its
                 # group, and they end when the client says so.

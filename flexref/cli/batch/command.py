@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flexref.cli.arguments import TEXT
+from flexref.cli.batch.on_cluster import check_cluster, on_cluster
 from flexref.cli.batch.options import STANDARD, batch_options, files_of, settings_of, streams
 from flexref.cli.batch.resume import resume_command
 from flexref.cli.completion import files
@@ -53,6 +54,7 @@ def command(**given: Any) -> None:
     if is_stream:
         _stream(Prepared(settings), given)
         return
+    check_cluster(given)
     watching = WatchOptions.of(given)
     watching.check(given["output_file"])
     job_files = files_of(given, shard, given["model"])
@@ -76,6 +78,7 @@ def _file(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptio
     from flexref.batch_job.watching.disk_bound import DiskWrites, spilled_before
 
     with ExitStack() as stack:
+        cluster = stack.enter_context(on_cluster(prepared, given))
         recorder = stack.enter_context(
             prepared.recorder(job_files, force=given["force"], accept_arithmetic=given["accept_arithmetic"])
         )
@@ -87,13 +90,12 @@ def _file(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptio
             _say(f"{job_files.output}: {recorder.done_lines} of {how_many(expected, 'line')} are done; {goes_on}")
         writes = DiskWrites(spilled_before(read_notes(job_files.journal)), lambda: recorder.written_bytes)
         machine = prepared.prepared.port.machine
-        job = BatchJob(
-            prepared.prepared.engines(),
-            prepared.lines(recorder),
-            recorder,
-            prepared.facts(recorder, job_files, given["price_per_hour"]),
-            foretell=Foretelling(machine),
-        )
+        facts = prepared.facts(recorder, job_files, given["price_per_hour"])
+        if cluster is not None:
+            job = cluster.job(recorder, facts)
+        else:
+            engines, lines = prepared.prepared.engines(), prepared.lines(recorder)
+            job = BatchJob(engines, lines, recorder, facts, foretell=Foretelling(machine))
         job.watchers = stack.enter_context(watchers_of(watching, job.happened, writes, machine))
         ending, why = _ended(job)
         done, failed = recorder.done_lines, recorder.failed_lines

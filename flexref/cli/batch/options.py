@@ -23,6 +23,13 @@ STANDARD = "-"
 SHARD_HELP = """Work on every N-th chunk of the input, beginning with chunk I, from 0 on; auto: as Slurm's array or
 Kubernetes' Indexed Job number this task, also if nothing is said."""
 
+SCHEDULER_HELP = """Work on a Dask cluster, an engine on every worker: one that runs, such as tcp://10.0.0.1:8786, or N
+workers of its own on this machine. Budgets are each worker's."""
+
+BLAS_HELP = "Threads of the host's matrix products on each worker; default: 1 here, what it has elsewhere."
+
+CHUNK_HELP = "Lines of a chunk of a shard, and at most of one that a worker is given at a time."
+
 ACCEPT_HELP = """Go on with a job although libraries, processor or device are not what they were; answers may differ in
 near ties from what they would have been."""
 
@@ -50,7 +57,9 @@ OPTIONS = (
     options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups"),
     options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes"),
     click.option("--shard", metavar="I/N|auto", help=SHARD_HELP),
-    click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help="Of a shard."),
+    click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help=CHUNK_HELP),
+    click.option("--scheduler", metavar="ADDRESS|local:N", help=SCHEDULER_HELP),
+    click.option("--blas-threads", type=click.IntRange(1, 1 << 10), metavar="N", help=BLAS_HELP),
     click.option("--accept-changed-machine", "accept_arithmetic", is_flag=True, help=ACCEPT_HELP),
     click.option("--price-per-hour", type=Amount(), help="What the machine costs in an hour, for reports."),
     watch_options,
@@ -120,7 +129,8 @@ def streams(given: Mapping[str, Any]) -> bool:
     """Whether the job reads standard input or writes standard output. A usage error for what then cannot be."""
     if STANDARD not in (given["input_file"], given["output_file"]):
         return False
-    for name, flag in (("shard", "--shard"), ("dry_run", "--dry-run"), ("as_json", "--json"), ("limits", "--limits")):
+    for name in ("shard", "dry_run", "as_json", "limits", "scheduler"):
         if given[name]:
+            flag = "--json" if name == "as_json" else f"--{name.replace('_', '-')}"
             raise click.UsageError(f"{flag} needs an input and an output that are files")
     return True
