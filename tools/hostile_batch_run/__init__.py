@@ -1,0 +1,1 @@
+"""The parts of `tools/hostile_batch`: batch jobs that are killed, torn and let down by the operating system."""
