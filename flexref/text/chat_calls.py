@@ -66,7 +66,9 @@ class StepMeter:
         """Pay for a text of so many characters, which is to be made."""
         if characters > MOST_TEXT:
             raise PromptError(f"the chat template makes a text of {characters} characters, at most {MOST_TEXT} fit")
-        self.spend(1 + characters // CHARACTERS_A_STEP)
+        self._left -= 1 + characters // CHARACTERS_A_STEP  # `spend`, in the way of every text
+        if self._left < 0:
+            self.spend(0)
 
     def made(self, value: Any) -> Any:
         """The value, paid for by its length, however long its items are."""

@@ -69,6 +69,9 @@ class Sandbox(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         """Arithmetic, with the size of the result known before."""
         meter = meter_of(context)
+        if operator == "+" and type(left) is str and type(right) is str:  # most of what templates do
+            meter.check_text(len(left) + len(right))
+            return left + right
         if operator == "**" or (operator == "%" and isinstance(left, str)):
             raise SecurityError("it raises to a power, or formats text with %, which a chat template may not")
         if operator == "*":
@@ -163,9 +166,11 @@ class _Counted(NodeTransformer):
     def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
         """A part of a text or a list is a copy."""
         self.generic_visit(node)
-        if not isinstance(node.arg, nodes.Slice | nodes.Const):
+        if isinstance(node.arg, nodes.Slice):
+            return self._through(MADE, node)
+        if not isinstance(node.arg, nodes.Const):
             node.arg = self._through(READ, node.arg)
-        return self._through(MADE, node) if node.ctx == "load" else node
+        return node
 
     def visit_Pair(self, node: nodes.Pair) -> nodes.Node:
         """Keys are plain data."""

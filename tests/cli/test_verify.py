@@ -91,6 +91,15 @@ def test_a_tokenizer_that_a_job_would_refuse_is_told(tmp_path: Path, capsys: pyt
     assert (report["damaged"], report["tokenizer_error"]) == ([], said)
 
 
+def test_a_chat_template_that_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    document = {"model": {"type": "WordLevel", "vocab": {"w0": 0, "w1": 1}, "unk_token": "w0"}}
+    for template, code in (("{{ messages[0].content }}", 0), ("{% for %}", 1)):
+        chat = {"chat_template": {"template": template, "special_tokens": {}}}
+        file = written(tmp_path / f"{code}.h5", json.dumps({**document, **chat}).encode())
+        assert run(command_group(COMMANDS), ["verify", str(file)]) == code
+    assert "line 1 of the chat template" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_damage_is_told_in_one_line_on_stderr_too(
     file: Path, capsys: pytest.CaptureFixture[str], options: list[str]
