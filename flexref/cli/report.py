@@ -16,7 +16,7 @@ from flexref.cli.options import option
     type=TEXT,
     metavar="ERR.jsonl",
     shell_complete=files,
-    help="Where the job's failed lines went, if not to OUT.jsonl.",
+    help="Where the job's failed lines went; default: where its journal says.",
 )
 @click.option(
     "--price-per-hour",
@@ -56,6 +56,7 @@ def command(
     check_outputs({"--output": page_file}, (output, errors_file, str(journal_path(output))), force=force)
     figures = read_job(output, errors_file, datetime.now(timezone.utc), usd_per_hour)
     if page_file is not None:
+        check_outputs({"--output": page_file}, (figures.errors,), force=force)
         write_text(page_file, page(figures))
         if not as_json:
             click.echo(f"{page_file}: {in_short(figures)}")

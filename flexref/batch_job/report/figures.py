@@ -12,19 +12,23 @@ from flexref.machine.price import SECONDS_PER_HOUR, TOKENS_PER_PRICE
 from flexref.units import LINKS, TIERS
 
 SILENT_S = 120.0
-"""A job that said nothing for longer may be dead: states come every 10 s, if no pass is longer than that."""
+"""A job elsewhere that said nothing for longer may be dead: states come every 10 s, if no pass is longer than that."""
 
-DONE, NOT_BEGUN, RUNNING, SILENT = "done", "not begun", "running", "silent"
+DONE, NOT_BEGUN, RUNNING, SILENT, KILLED = "done", "not begun", "running", "silent", "killed"
 """What a job may be, beside `paused` and `failed`, as its latest run says of itself when it ends."""
 
 
 class CountedLines(NamedTuple):
-    """What a journal counts itself: lines to answer, answered, failed, and whether all files are whole."""
+    """What a journal counts itself: lines to answer, answered, failed, and whether all files are whole.
+
+    `is_alive`: whether the process that wrote to it last still is there; None if nobody knows, on another machine.
+    """
 
     lines: int
     done: int
     failed: int
     finished: bool
+    is_alive: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +134,7 @@ class JobFigures:
     events: Sequence[Happening]
     events_left_out: int
     intervals: Sequence[TimeStretch]
+    errors: str | None = None
 
 
 def figures_of(
@@ -141,13 +146,13 @@ def figures_of(
     if counted is None:
         done = max(latest.begin.lines_before, latest.last.lines_done) if latest else 0
         failed = max(tally.failed_lines, latest.last.lines_failed if latest else 0)
-        lines, finished = (latest.begin.lines if latest else None), False
+        lines, finished, is_alive = (latest.begin.lines if latest else None), False, None
     else:
-        lines, done, failed, finished = counted
+        lines, done, failed, finished, is_alive = counted
     runs = [_run(number, run, history, done) for number, run in enumerate(history.runs, start=1)]
     running_s = sum(run.seconds for run in runs)
     generated = sum(run.generated_tokens for run in runs)
-    status = DONE if finished else status_of(latest, now)
+    status = DONE if finished else status_of(latest, now, is_alive)
     return JobFigures(
         made_at=now,
         output=output,
@@ -181,12 +186,14 @@ def figures_of(
     )
 
 
-def status_of(latest: JobRun | None, now: datetime) -> str:
+def status_of(latest: JobRun | None, now: datetime, is_alive: bool | None = None) -> str:
     """How the latest run ended, or what it may be doing."""
     if latest is None:
         return NOT_BEGUN
     if latest.ending is not None:
         return latest.ending
+    if is_alive is not None:
+        return RUNNING if is_alive else KILLED
     return SILENT if (now - latest.last_word).total_seconds() > SILENT_S else RUNNING
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flexref.batch_job.report.charts import OverTime
-from flexref.batch_job.report.figures import DONE, NOT_BEGUN, RUNNING, SILENT, JobFigures
+from flexref.batch_job.report.figures import DONE, KILLED, NOT_BEGUN, RUNNING, SILENT, JobFigures
 from flexref.batch_job.report.histogram import histogram, median
 from flexref.batch_job.report.history import EVENTS_MOST
 from flexref.batch_job.report.intervals import TimeStretch
@@ -123,6 +123,7 @@ def _about_status(figures: JobFigures) -> str:
         "paused": f"Paused{runs}; the same command goes on where it stopped.",
         "failed": f"The latest run failed{runs}; the same command goes on where it stopped.",
         RUNNING: f"Running{runs}; the latest word came {duration(silent_s)} before this page was made.",
+        KILLED: f"Killed{runs}: its process is gone, and did not say why. The same command goes on where it stopped.",
         SILENT: f"Nothing was heard for {duration(silent_s)}: it was killed, or is in a very long pass. "
         "If it was killed, the same command goes on where it stopped.",
     }
@@ -162,6 +163,7 @@ def _facts(figures: JobFigures) -> list[tuple[str, str]]:
         ("Machine file", figures.machine or ("none" if figures.runs else None)),
         ("Input", figures.input),
         ("Output", figures.output),
+        ("Failed lines", figures.errors),
         ("Lines", None if figures.lines is None else count(figures.lines)),
         ("Tokens computed", _computed(figures) if figures.runs else None),
     )

@@ -10,6 +10,7 @@ from report_kit import FACTS, MadeRun, notes
 
 from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.recorder import Recorder
+from flexref.batch_job.report import read
 from flexref.cli.main import COMMANDS, command_group, run
 
 Report = Callable[..., tuple[int, str, str]]
@@ -48,31 +49,46 @@ def job(request: pytest.FixtureRequest, tmp_path: Path) -> Job:
 
 def test_a_job_that_runs_and_one_that_is_done_are_read(job: Job, report: Report, tmp_path: Path) -> None:
     page = tmp_path / "report.html"
-    errors = ("--errors", str(job.files.errors)) if job.files.errors else ()
     with job.open() as recorder:
         for kind, values in notes([MadeRun(3, events=(("fault", "a disk failed"),))], lines=len(job.numbers)):
             recorder.note(kind, values)
         record(job, recorder, job.numbers[:9])
-        found = json.loads(report("--json", *errors)[1])
+        found = json.loads(report("--json")[1])
         assert (found["lines_done"], found["lines_failed"], found["lines"]) == (9, 2, len(job.numbers))
-        assert found["status"] == "silent"  # what was made up is long ago
+        assert found["status"] == "running"  # what was made up is long ago, but this process holds the journal
         record(job, recorder, job.numbers[9:])
         recorder.note("end", {"ending": "done", "time": "2026-11-26T09:00:00+00:00"})
         recorder.finish()
-    code, said, _ = report("-o", str(page), *errors)
+    code, said, _ = report("-o", str(page))
     failed = sum(number % 5 == 0 for number in job.numbers)
     assert said == f"{page}: done, {len(job.numbers)} of {len(job.numbers)} lines done, {failed} failed\n"
     assert code == 0
     text = page.read_text(encoding="utf-8")
     for words in ("a disk failed", str(FACTS["model"]), "&lt;b&gt;no", "r5", f"{(len(job.numbers) - failed) * 11}"):
         assert words in text
-    found = json.loads(report("--json", *errors)[1])
+    found = json.loads(report("--json")[1])
     assert found["tally"]["prompt_lengths"] == {"11": len(job.numbers) - failed}
     assert found["tally"]["failed"]["bad"]["count"] == failed
     assert found["cost"]["usd_per_hour"] == FACTS["usd_per_hour"]
-    found = json.loads(report("--json", "--price-per-hour", "12", *errors)[1])
+    found = json.loads(report("--json", "--price-per-hour", "12")[1])
     assert found["cost"]["usd"] == pytest.approx(12 * 30 / 3600)
     assert found["made_at"].startswith("20")
+
+
+@pytest.mark.parametrize(
+    ("host", "dead", "status"), [(None, True, "killed"), (None, False, "running"), ("elsewhere", True, "silent")]
+)
+def test_a_job_that_said_nothing_more_is_known_by_its_process_where_it_ran(
+    job: Job, report: Report, monkeypatch: pytest.MonkeyPatch, host: str | None, dead: bool, status: str
+) -> None:
+    with job.open() as recorder:
+        for kind, values in notes([MadeRun(3)], lines=len(job.numbers)):
+            recorder.note(kind, values)
+    if dead:
+        monkeypatch.setattr(read, "pid_exists", lambda pid: False)
+    if host is not None:
+        monkeypatch.setattr(read, "node", lambda: host)
+    assert json.loads(report("--json")[1])["status"] == status
 
 
 def test_a_job_that_was_killed_before_it_said_anything_is_read(job: Job, report: Report, tmp_path: Path) -> None:
@@ -84,7 +100,7 @@ def test_a_job_that_was_killed_before_it_said_anything_is_read(job: Job, report:
 
 def test_all_files_of_the_job_are_safe_from_its_report(job: Job, report: Report) -> None:
     job.open().close()
-    for path in (job.files.output, job.files.journal):
+    for path in (job.files.output, job.files.journal, job.files.errors or job.files.output):
         before = path.read_bytes()
         code, _, complaint = report("-o", str(path), "--force")
         assert (code, "this command reads it" in complaint) == (1, True)
@@ -100,6 +116,19 @@ def test_a_page_that_is_there_is_replaced_only_if_that_is_asked_for(job: Job, re
     assert page.read_text() == "mine"
     assert report("-o", str(page), "--force")[0] == 0
     assert page.read_text().startswith("<!doctype html>")
+
+
+def test_errors_that_were_moved_are_named(job: Job, report: Report, tmp_path: Path) -> None:
+    with job.open() as recorder:
+        record(job, recorder, job.numbers)
+        recorder.finish()
+    if job.files.errors is not None:
+        job.files.errors.rename(tmp_path / "moved.jsonl")
+        assert json.loads(report("--json")[1])["tally"]["failed"] == {}
+        moved = json.loads(report("--json", "--errors", str(tmp_path / "moved.jsonl"))[1])
+        assert moved["tally"]["failed"]["bad"]["count"] == moved["lines_failed"] > 0
+    code, _, complaint = report("--json", "--errors", str(tmp_path / "none.jsonl"))
+    assert (code, "cannot read" in complaint) == (1, True)
 
 
 def test_what_has_no_journal_is_told_so(job: Job, report: Report) -> None:
