@@ -26,6 +26,7 @@ from flexref.batch_job.journal.reading import (
     read_notes,
 )
 from flexref.batch_job.journal.records import AnyRecord, SyncedRecord, decoded, encoded
+from flexref.batch_job.recorder import Recorder
 from flexref.batch_job.shard import Shard
 from flexref.batch_job.stream_recorder import StreamRecorder
 from flexref.errors import BatchError, StorageError
@@ -288,7 +289,13 @@ def half_done(job: Job, pace: WritingPace = HASTY) -> None:
             recorder.add(job.answer(number))
 
 
-def complete(job: Job, **options: bool) -> int:
+def add_one_by_one(recorder: Recorder, job: Job) -> None:
+    for number in job.numbers:
+        recorder.add(job.answer(number))
+        recorder.commit()
+
+
+def complete(job: Job, **options: Any) -> int:
     """Run it to its end; how many lines that took."""
     with job.open(**options) as recorder:
         missing = [number for number in job.numbers if not recorder.is_done(number)]
@@ -312,14 +319,21 @@ def test_an_output_that_is_gone_is_written_again_as_far_as_the_journal_has_it(
         assert recorder.done_lines == (10 - of_those if compacted else 10)
         assert recorder.notices[0] == f"{tmp_path / lost} had lost its end, or was removed: it is written again"
         assert len(recorder.notices) == 1 + compacted
-    complete(job)
+    complete(job, pace=replace(HASTY, compact_bytes=1 << 30))
+    with job.open() as recorder:  # its marks of before the loss are true again
+        assert recorder.notices == ()
+        assert recorder.done_lines == len(job.numbers)
 
 
-def test_a_changed_output_is_refused_and_begun_anew_by_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", [5, -5])
+def test_a_changed_output_is_refused_and_mended_by_force(tmp_path: Path, place: int) -> None:
     job = Job(tmp_path)
-    half_done(job)
+    with job.open() as recorder:
+        for number in job.numbers[:10]:
+            recorder.add(job.answer(number))
+            recorder.commit()
     data = bytearray(job.files.output.read_bytes())
-    data[5] ^= 1
+    data[place] ^= 1
     job.files.output.write_bytes(data)
     with pytest.raises(
         BatchError, match=r"out\.jsonl was changed: its first \d+ bytes are not those that the job wrote"
@@ -327,6 +341,7 @@ def test_a_changed_output_is_refused_and_begun_anew_by_force(tmp_path: Path) -> 
         job.open()
     assert job.files.output.read_bytes() == data
     complete(job, force=True)
+    job.open().close()
 
 
 def test_what_lies_beyond_the_latest_mark_is_written_again(tmp_path: Path) -> None:
@@ -375,16 +390,27 @@ def test_a_job_whose_files_are_removed_while_it_runs_says_so(tmp_path: Path) -> 
         half_done(job)
         recorder = job.open()
         (folder / name).unlink()
-        for number in job.numbers:
-            recorder.add(job.answer(number))
         with pytest.raises(StorageError, match=rf"{name} was removed or replaced while the job ran; what was synced "):
-            recorder.finish()
+            add_one_by_one(recorder, job)
         recorder.close()
         if name == "out.jsonl.journal":
             with pytest.raises(StorageError, match="no journal"):
                 job.open()
         else:
             complete(job)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "err.jsonl"])
+def test_a_job_does_not_finish_when_a_file_of_it_is_gone_that_was_whole(tmp_path: Path, name: str) -> None:
+    job = Job(tmp_path)
+    recorder = job.open()
+    for number in job.numbers:
+        recorder.add(job.answer(number))
+    recorder.commit()
+    (tmp_path / name).rename(tmp_path / "elsewhere")
+    with pytest.raises(StorageError, match=rf"{name} was removed or replaced while the job ran"):
+        recorder.finish()
+    recorder.close()
 
 
 def test_notes_are_kept_in_order_and_older_states_thin_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -523,3 +549,17 @@ def test_states_of_a_job_that_runs_for_weeks_are_thinned_out_without_many_answer
     assert states == sorted(set(states))
     assert states[0] == 0
     assert states[-10:] == [*range(490, 500)]
+
+
+def test_a_journal_says_at_once_that_answers_of_a_finished_job_are_lost(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    with job.open(pace=replace(HASTY, compact_bytes=1)) as recorder:
+        add_one_by_one(recorder, job)
+        recorder.finish()
+    job.files.output.unlink()
+    with job.open() as recorder:
+        contents = read_journal(job.files.journal)
+        assert (contents.done, contents.failed, contents.finished) == (4, 4, False)
+        assert recorder.done_lines == 4
+    assert complete(job) == 14
+    assert read_journal(job.files.journal).finished

@@ -131,6 +131,7 @@ class JobStates(RuleBasedStateMachine):
         ledger = self.ledger
         if self.attempt(data, lambda: ledger.write(entries)):
             assert set(map(int, ledger.facts.numbers(DONE))) <= self.durable
+            assert not self.written & ledger.contents.tokens.keys()
 
     @rule(data=st.data())
     def sync(self, data: st.DataObject) -> None:

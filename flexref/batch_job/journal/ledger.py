@@ -256,7 +256,6 @@ class JobLedger:
         self.sync()
         for file in self.files:
             file.file.check_in_place()
-            file.file.sync_name()
         if self.contents.droppable_bytes >= FINISHED_BYTES:
             self.compact()
 

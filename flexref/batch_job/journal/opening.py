@@ -156,4 +156,6 @@ class Opening:
         facts.expect(self._expected)
         ledger = JobLedger(journal, contents, answers, self._expected, pace)
         ledger.begin()
+        if len(lost):
+            ledger.compact()  # the journal says at once that it does not have them
         return ledger
