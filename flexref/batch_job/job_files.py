@@ -40,6 +40,14 @@ class JobFiles:
             yield "the errors", self.errors
         yield "the journal", self.journal
 
+    def check_other(self, path: Path, what: str) -> None:
+        """`StorageError` if `path`, where `what` is to be written, is one of the job's files."""
+        found = _status(path)
+        for name, own in (*self.named(), *(("the input", read) for read in self.inputs)):
+            is_own = os.path.realpath(path) == os.path.realpath(own)
+            if is_own or (found is not None and _status(own) is not None and os.path.samefile(path, own)):
+                raise StorageError(f"cannot write {path}: it would be {what}, and is {name} of this job")
+
     def check(self) -> None:
         """`StorageError` for files that are one, are none, or that the job also reads."""
         names: dict[FileId, str] = {}

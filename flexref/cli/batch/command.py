@@ -4,7 +4,8 @@ import json
 import logging
 import os
 import sys
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,13 +52,15 @@ def command(**given: Any) -> None:
     if shard.why is not None and not is_stream:
         _say(shard.why)
     settings = settings_of(given, shard)
-    if is_stream:
-        _stream(Prepared(settings), given)
-        return
-    check_cluster(given)
     watching = WatchOptions.of(given)
     watching.check(given["output_file"])
     job_files = files_of(given, shard, given["model"])
+    if watching.log_json not in (None, STANDARD):
+        job_files.check_other(Path(str(watching.log_json)), "the log")
+    if is_stream:
+        _stream(Prepared(settings), watching, given)
+        return
+    check_cluster(given)
     job_files.check()
     prepared = PreparedFile(Prepared(settings), given["input_file"])
     if given["limits"] is not None:
@@ -120,6 +123,18 @@ def _file(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptio
 
 def _ended(job: "BatchJob") -> tuple[str, str]:
     """Run a job that stops in order on a signal: how it ended, and why if it is paused."""
+    with _showing_preparation(job):
+        try:
+            with job.stop.on_signals():
+                job.run()
+        except JobPaused as pause:
+            return "paused", str(pause)
+    return "done", ""
+
+
+@contextmanager
+def _showing_preparation(job: "BatchJob") -> Iterator[None]:
+    """Progress is shown until the first pass begins, and what the job's watchers show takes its place."""
     from flexref.cli.show.progress import progress
     from flexref.engine.events import no_listener
 
@@ -131,15 +146,10 @@ def _ended(job: "BatchJob") -> tuple[str, str]:
 
         job.engines.on_event = stack.enter_context(progress("choosing a policy"))
         job.watchers = [StopsProgress(stop), *job.watchers]
-        try:
-            with job.stop.on_signals():
-                job.run()
-        except JobPaused as pause:
-            return "paused", str(pause)
-    return "done", ""
+        yield
 
 
-def _stream(prepared: "Prepared", given: dict[str, Any]) -> None:
+def _stream(prepared: "Prepared", watching: "WatchOptions", given: dict[str, Any]) -> None:
     """Run a job from or to a standard stream: nothing of it is durable."""
     from flexref.batch_job.input_file import opened_input
     from flexref.batch_job.input_stream import InputStream, standard_input
@@ -147,9 +157,9 @@ def _stream(prepared: "Prepared", given: dict[str, Any]) -> None:
     from flexref.batch_job.prepared import PreparedStream
     from flexref.batch_job.states import JobFacts
     from flexref.batch_job.stream_recorder import StreamRecorder
+    from flexref.batch_job.watching.disk_bound import DiskWrites
     from flexref.batch_job.whole_file import WholeFile
     from flexref.cli.show.outputs import check_outputs
-    from flexref.cli.show.progress import progress
     from flexref.policy import Policy
 
     outputs = {flag: given[name] for flag, name in (("-o", "output_file"), ("--errors", "errors_file"))}
@@ -164,7 +174,6 @@ def _stream(prepared: "Prepared", given: dict[str, Any]) -> None:
             source = standard_input()
         else:
             source = InputStream(stack.enter_context(opened_input(given["input_file"])), given["input_file"])
-        shown = stack.enter_context(progress("choosing a policy"))
         new = {
             name: stack.enter_context(closing(WholeFile(Path(given[name]))))
             for name in ("output_file", "errors_file")
@@ -175,8 +184,11 @@ def _stream(prepared: "Prepared", given: dict[str, Any]) -> None:
         facts = JobFacts(
             prepared.file.spec.name, given["backend"], Policy(), given["input_file"], given["output_file"], None
         )
-        job = BatchJob(prepared.engines(shown), stream.lines(), recorder, facts)
-        job.run()
+        job = BatchJob(prepared.engines(), stream.lines(), recorder, facts)
+        output = given["output_file"]
+        job.watchers = stack.enter_context(watchers_of(watching, job.happened, DiskWrites(), output=output))
+        with _showing_preparation(job):
+            job.run()
         for file in new.values():
             file.publish()
         _say(f"{how_many(recorder.done_lines, 'line')} answered, {recorder.failed_lines} of them failed")

@@ -79,13 +79,17 @@ def watch_options(command: Command) -> Command:
 
 @contextmanager
 def watchers_of(
-    options: WatchOptions, tell_event: "Tell", writes: "DiskWrites", machine: "Machine | None" = None
+    options: WatchOptions,
+    tell_event: "Tell",
+    writes: "DiskWrites",
+    machine: "Machine | None" = None,
+    output: str | None = None,
 ) -> "Iterator[list[Watcher]]":
     """All who watch a job, in the order in which they must be told; they give up ports and files at the end.
 
     `tell_event` takes warnings, and should tell these watchers of them, too (`BatchJob.happened`). `writes` knows what
-    the job writes to disk. Raises `BatchError` or `StorageError` if a port or a file is not to be had: make the
-    watchers before models are loaded.
+    the job writes to disk. Nothing is drawn on a terminal that shows the log, or the answers (`output` is -). Raises
+    `BatchError` or `StorageError` if a port or a file is not to be had: make the watchers before models are loaded.
     """
     from flexref.batch_job.watching.disk_bound import DiskWriteBound
     from flexref.batch_job.watching.early_warning import EarlyWarning
@@ -105,7 +109,7 @@ def watchers_of(
             metrics = _metrics(options, pace)
             stack.callback(metrics.close)
             watchers.append(metrics)
-        if shows_progress() and not (options.log_json == STDOUT and sys.stdout.isatty()):
+        if shows_progress() and not (STDOUT in (options.log_json, output) and sys.stdout.isatty()):
             display = _display(pace)
             stack.callback(display.close)
             watchers.append(display)

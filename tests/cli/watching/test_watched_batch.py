@@ -55,3 +55,39 @@ def test_a_bound_on_disk_writes_pauses_a_job_until_it_is_raised(
         assert "resume with: flexref" in said
     assert batch(requests, "-o", str(out)) == 0
     assert out.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"), [("out.jsonl", "output"), ("hard", "input"), ("out.jsonl.journal", "journal")]
+)
+def test_the_log_is_none_of_the_jobs_own_files(
+    name: str, what: str, requests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "hard").hardlink_to(requests)
+    before = Path(requests).read_bytes()
+    log = tmp_path / name
+    assert batch(requests, "-o", str(tmp_path / "out.jsonl"), "--log-json", str(log)) == 1
+    said = capsys.readouterr().err
+    assert said == f"flexref: cannot write {log}: it would be the log, and is the {what} of this job\n"
+    assert Path(requests).read_bytes() == before
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_a_job_of_a_stream_is_watched_too(requests: str, tmp_path: Path, capfdbinary: Any) -> None:
+    log = tmp_path / "log.jsonl"
+    assert batch(requests, "-o", "-", "--log-json", str(log)) == 0
+    said = capfdbinary.readouterr()
+    assert len(said.out.splitlines()) == 12
+    first, *_, state, last = lines_of(log)
+    assert (first["lines"], state["lines_done"], last["ending"]) == (None, 12, "done")
+    assert batch(requests, "-o", "-", "--log-json", "-") == 2
+    assert capfdbinary.readouterr().err == b"flexref: --log-json - and -o - exclude each other: both are stdout\n"
+
+
+def test_the_log_of_a_stream_may_not_be_its_input(
+    requests: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path(requests).read_bytes()
+    assert batch(requests, "-o", "-", "--log-json", requests) == 1
+    assert capsys.readouterr().err.endswith("it would be the log, and is the input of this job\n")
+    assert Path(requests).read_bytes() == before
