@@ -46,6 +46,8 @@ class ClusterServing:
 
     def __init__(self, client: "Client", opening: OpenServer, leases: Leases, happened: Happened) -> None:
         self._client, self._opening, self._leases, self._happened = client, opening, leases, happened
+        assert client.scheduler is not None  # it is connected
+        self._address = client.scheduler.address
         self._name = f"flexref-{uuid.uuid4().hex}"
         self._tasks = 0
         self._warm: dict[str, Any] = {}
@@ -85,10 +87,11 @@ class ClusterServing:
         """Lease anew what workers had that are gone."""
         if time.monotonic() - self._looked_s < POLL_S:
             return
+        self._check_scheduler()
         try:
             present = self._client.nthreads()
         except Exception as error:  # whatever the network and Dask's layers make of it
-            raise BatchError(f"the Dask scheduler {self._client} is lost: {said_of(error)}") from error
+            raise BatchError(f"{self._lost()}: {said_of(error)}") from error
         self._looked_s = time.monotonic()
         new = [worker for worker in present if worker not in self._leases.workers]
         had = dict[str, list[str]]()
@@ -105,6 +108,13 @@ class ClusterServing:
         elif not present and not self._alone:
             self._happened("warning", "there is no worker: the job goes on when one comes")
         self._alone = not present
+
+    def _check_scheduler(self) -> None:
+        if self._client.status != "running":
+            raise BatchError(self._lost())
+
+    def _lost(self) -> str:
+        return f"the Dask scheduler {self._address} is lost; give the same command again when it is there"
 
     def _send(self, worker: str, chunk: Chunk) -> None:
         if worker not in self._warm:
@@ -131,6 +141,7 @@ class ClusterServing:
             self._ended.put(sent)
             return
         except Exception as error:
+            self._check_scheduler()  # it would have cancelled everything
             LOG.debug("worker %s", sent.worker, exc_info=True)
             result = ChunkResult((), said_of(error))
         self._sent.remove(sent)

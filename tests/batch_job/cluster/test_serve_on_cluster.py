@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
@@ -174,3 +175,18 @@ def test_every_worker_here_has_a_device_of_its_own_first(tmp_path: Path) -> None
         (tmp_path / device).mkdir()
     assert visible_devices({}, tmp_path) == ["0", "1", "2"]
     assert [rotated(["4", "7"], number) for number in range(3)] == [["4", "7"], ["7", "4"], ["4", "7"]]
+
+
+class LostClient:
+    """A client whose scheduler has gone."""
+
+    status = "closed"
+    scheduler = SimpleNamespace(address="tcp://10.0.0.1:8786")
+
+
+def test_a_scheduler_that_is_lost_ends_the_job_with_what_helps() -> None:
+    client: Any = LostClient()
+    serving = ClusterServing(client, lambda: Pretender(Path("unused")), Leases(lines_of(3)), print)
+    said = "^the Dask scheduler tcp://10.0.0.1:8786 is lost; give the same command again when it is there$"
+    with pytest.raises(BatchError, match=said):
+        list(serving.run(NO_STOP))
