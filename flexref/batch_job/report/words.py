@@ -77,10 +77,10 @@ def moment(time: datetime) -> str:
 
 
 def money(usd: float | None) -> str:
-    """Dollars: cents, or three digits of what is less than a dollar."""
+    """Dollars: to the cent, or three digits of what is less than ten cents."""
     if usd is None:
         return NOT_KNOWN
-    return f"${usd:,.2f}" if usd >= 1 or usd == 0 else f"${usd:.3g}"
+    return f"${usd:,.2f}" if usd >= 0.1 or usd == 0 else f"${usd:.3g}"
 
 
 def details(values: Mapping[str, Any]) -> str:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from report_kit import MadeRun, figures, notes
+from report_kit import BEGAN, MadeRun, figures, notes
 
 from flexref.batch_job.report.figures import figures_of
 from flexref.batch_job.report.history import history_of
 from flexref.batch_job.report.page import page
 from flexref.batch_job.report.tally import FailedExample, FailedLines, Tally
+from flexref.batch_job.report.words import money
 
 VOID = {"meta", "link", "img", "br", "hr", "input", "base", "source", "embed", "area", "col", "track", "wbr"}
 
@@ -211,6 +212,22 @@ def test_a_price_that_some_runs_were_not_told_is_asked_for() -> None:
     assert "not known of 1 of the 3 runs, so no cost is: give --price-per-hour" in page(job)
     history.set_price(1.0)
     assert figures_of(history, Tally(), "out.jsonl", history.runs[-1].last_word).cost is not None
+
+
+@pytest.mark.parametrize(("done", "words"), [(0, "20 snot known"), (5, "20 s20 s at this pace"), (10, "20 s10 s")])
+def test_a_pace_is_told_of_only_where_there_is_one(done: int, words: str) -> None:
+    history = history_of(notes([MadeRun(1)], lines=10 if done else 1000, predicted_s=20.0))
+    history.runs[0].last = replace(history.runs[0].last, lines_done=done)
+    shown = "".join(read(page(figures_of(history, Tally(), "out.jsonl", BEGAN))).text)
+    assert words in shown
+    assert ("at this pace" in shown) == ("at this pace" in words)
+
+
+@pytest.mark.parametrize(
+    ("usd", "words"), [(0, "$0.00"), (0.5, "$0.50"), (1234.5, "$1,234.50"), (0.00155, "$0.00155"), (None, "not known")]
+)
+def test_money_is_told_to_the_cent_or_to_three_digits(usd: float | None, words: str) -> None:
+    assert money(usd) == words
 
 
 def test_long_tables_show_their_ends_and_say_what_is_left_out() -> None:
