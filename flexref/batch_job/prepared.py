@@ -41,7 +41,10 @@ NOTHING_ASKED = Asked(None, {}, {})
 
 @dataclass(frozen=True)
 class JobSettings:
-    """What is asked of a job, but for its input and output. `asked`: policy, what to keep of a chosen one, budgets."""
+    """What is asked of a job, but for its input and output. `asked`: policy, what to keep of a chosen one, budgets.
+
+    `mirror`: a copy of the model's file, read where that fails.
+    """
 
     model: str | Path
     backend: str = "numpy"
@@ -49,6 +52,7 @@ class JobSettings:
     machine: str | None = None
     defaults: Defaults = field(default_factory=Defaults)
     shard: Shard = WHOLE
+    mirror: str | Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
     """Further ones of `open_engine`."""
 
@@ -92,7 +96,7 @@ class Prepared:
         """Opens the job's engines."""
         settings = self.settings
         budgets = {name: value for name, value in settings.asked.budgets.items() if value is not None}
-        return Engines(self.file, self.settling, settings.backend, budgets, settings.options, on_event)
+        return Engines(self.file, self.settling, settings.backend, budgets, settings.options, on_event, settings.mirror)
 
     @cached_property
     def port(self) -> "PortFacts":

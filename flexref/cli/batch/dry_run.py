@@ -8,14 +8,12 @@ import click
 from flexref.errors import duration, how_many, in_gib
 
 if TYPE_CHECKING:
-    from flexref.batch_job.job_files import JobFiles
     from flexref.batch_job.planned import PlannedJob
     from flexref.batch_job.prepared import PreparedFile
     from flexref.batch_job.validation import Validation
-    from flexref.cli.watching.watch_options import WatchOptions
 
 
-def dry_run(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOptions", given: dict[str, Any]) -> None:
+def dry_run(prepared: "PreparedFile", max_disk_writes_gib: float | None, given: dict[str, Any]) -> None:
     """Print what the input holds and what the job will take, as text or as one JSON object. Nothing is written."""
     from flexref.batch_job.planned import planned
     from flexref.batch_job.validation import validate
@@ -28,8 +26,8 @@ def dry_run(prepared: "PreparedFile", job_files: "JobFiles", watching: "WatchOpt
     with progress("planning"):
         plan = planned(prepared.prepared, found, given["price_per_hour"])
     pause = None
-    if plan is not None and watching.max_disk_writes_gib is not None:
-        pause = predicted_pause(watching.max_disk_writes_gib, plan.disk_write_bytes)
+    if plan is not None and max_disk_writes_gib is not None:
+        pause = predicted_pause(max_disk_writes_gib, plan.disk_write_bytes)
     if given["as_json"]:
         planned_json = None if plan is None else plan.to_json()
         click.echo(json.dumps({"input": found.to_json(), "plan": planned_json, "pause": pause}))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.arguments import TEXT, Amount
-from flexref.cli.completion import files
+from flexref.cli.arguments import TEXT, WEIGHT_FILE, Amount
+from flexref.cli.completion import files, weight_files
 from flexref.cli.options import BUDGETS, TOKENS, Command, asked_of, option, options, together
 from flexref.cli.watching.watch_options import watch_options
 
@@ -29,6 +29,11 @@ workers of its own on this machine. Budgets are each worker's."""
 BLAS_HELP = "Threads of the host's matrix products on each worker; default: 1 here, what it has elsewhere."
 
 CHUNK_HELP = "Lines of a chunk of a shard, and at most of one that a worker is given at a time."
+
+MIRROR_HELP = "A copy of the weight file on another disk, read where the file cannot be read or is damaged."
+
+STALL_HELP = """End the job, with one line that says which lane hangs and in what, when a disk or a device has not
+answered for so many seconds; 0: wait for ever."""
 
 ACCEPT_HELP = """Go on with a job although libraries, processor or device are not what they were; answers may differ in
 near ties from what they would have been."""
@@ -60,6 +65,8 @@ OPTIONS = (
     click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help=CHUNK_HELP),
     click.option("--scheduler", metavar="ADDRESS|local:N", help=SCHEDULER_HELP),
     click.option("--blas-threads", type=click.IntRange(1, 1 << 10), metavar="N", help=BLAS_HELP),
+    click.option("--mirror", type=WEIGHT_FILE, metavar="FILE", shell_complete=weight_files, help=MIRROR_HELP),
+    click.option("--stall-s", type=Amount(), default=600.0, show_default=True, help=STALL_HELP),
     click.option("--accept-changed-machine", "accept_arithmetic", is_flag=True, help=ACCEPT_HELP),
     click.option("--price-per-hour", type=Amount(), help="What the machine costs in an hour, for reports."),
     watch_options,
@@ -85,6 +92,7 @@ def settings_of(given: Mapping[str, Any], shard: "ChosenShard") -> "JobSettings"
         given["machine"],
         defaults_of(given),
         shard.shard,
+        given["mirror"],
     )
 
 
@@ -117,7 +125,7 @@ def files_of(given: Mapping[str, Any], shard: "ChosenShard", model: str) -> "Job
     from flexref.storage.names import resolve
 
     output, errors = given["output_file"], given["errors_file"]
-    inputs = (given["input_file"], resolve(model), given["policy"], given["machine"])
+    inputs = (given["input_file"], resolve(model), given["mirror"], given["policy"], given["machine"])
     return JobFiles(
         shard.path(Path(output)),
         None if errors is None else shard.path(Path(errors)),
