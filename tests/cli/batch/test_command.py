@@ -232,3 +232,32 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path: Path, whole: bytes) -> 
     process.communicate(timeout=60)
     assert batch(requests, "-o", out, "--rows-per-group", "16") == 0
     assert out.read_bytes() == whole
+
+
+def test_a_disk_that_hangs_ends_the_job_with_a_line(requests: Path, tmp_path: Path, undisturbed: bytes) -> None:
+    """In a process of its own, for it is ended where it stands."""
+    script = """
+import os, sys, time
+from flexref.tiers.disk import SpillFile
+from flexref.cli.main import COMMANDS, command_group, run
+read = SpillFile.read
+calls = []
+def hangs(self, offset, into):
+    calls.append(offset)
+    if len(calls) > 40:
+        time.sleep(300)
+    read(self, offset, into)
+SpillFile.read = hangs
+sys.exit(run(command_group(COMMANDS), sys.argv[1:]))
+"""
+    out = tmp_path / "out.jsonl"
+    call = ["batch", str(requests), "-o", str(out), "--model", "demo", "--rows-per-group", "4", "--stall-s", "1"]
+    spilling = ["--percent", *("100", "0", "0", "0", "0", "0"), "--groups", "2"]
+    command = [sys.executable, "-c", script, *call, *spilling]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert "has made no progress" in last
+    assert "disk->host" in last
+    assert batch(requests, "-o", out) == 0
+    assert out.read_bytes() == undisturbed
