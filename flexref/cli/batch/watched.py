@@ -65,7 +65,8 @@ def run_watched(job: "BatchJob", watch: JobWatch, writes: "DiskWrites", machine:
     from flexref.engine.events import no_listener
 
     with ExitStack() as stack:
-        watchers = stack.enter_context(watchers_of(watch.options, job.happened, writes, machine, output=job.facts.output))
+        output = job.facts.output
+        watchers = stack.enter_context(watchers_of(watch.options, job.happened, writes, machine, output))
         preparing = stack.enter_context(ExitStack())
         job.engines.on_event = preparing.enter_context(progress("choosing a policy"))
 
