@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from flexref.cli.main import COMMANDS, command_group, run
+from flexref.errors import JobPaused
 
 pytest.importorskip("distributed")
 
@@ -52,3 +55,20 @@ def test_ctrl_c_pauses_the_job_and_no_worker_says_a_word(tmp_path: Path) -> None
     assert [
         line for line in said[1:-1] if not line.startswith(("worker: ", "pause: ")) and " tokens/s" not in line
     ] == []
+
+
+@contextmanager
+def swallowing(scheduler: str, blas_threads: int) -> Iterator[None]:
+    """Dask, where it happens to be in a callback in which nothing can be raised."""
+    with suppress(JobPaused, KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    yield
+
+
+def test_ctrl_c_that_dask_swallows_while_it_starts_acts_when_it_has_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("flexref.batch_job.cluster.local.connected", swallowing)
+    assert run(command_group(COMMANDS), [*job_of(tmp_path, 1), "--scheduler", "local:1"]) == 130
+    assert capsys.readouterr().err == "flexref: interrupted\n"
+    assert os.listdir(tmp_path) == ["in.jsonl"]

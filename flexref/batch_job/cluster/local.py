@@ -3,6 +3,7 @@
 Dask prints nothing meanwhile: workers that come and go are told of by who uses them.
 """
 
+import asyncio
 import gc
 import logging
 import re
@@ -65,7 +66,7 @@ def connected(scheduler: str, blas_threads: int = 1) -> Iterator["Client"]:
             address = stack.enter_context(local_workers(int(local[1]), blas_threads))
         try:
             client = distributed.Client(address, timeout=CONNECT_S, set_as_default=False)
-        except (OSError, TimeoutError, ValueError) as error:
+        except (OSError, asyncio.TimeoutError, ValueError) as error:
             raise BatchError(f"cannot reach the Dask scheduler {scheduler}: {error}") from error
         yield stack.enter_context(client)
 

@@ -3,6 +3,7 @@
 Leases decide who works on what (`leases`); Dask carries chunks there and answers back, and says who is there.
 """
 
+import asyncio
 import logging
 import queue
 import time
@@ -136,7 +137,7 @@ class ClusterServing:
             return
         try:
             result = sent.future.result(timeout=FETCH_S)
-        except TimeoutError:
+        except asyncio.TimeoutError:  # another one than Python's own before 3.11
             self._looked_s = 0.0  # the worker may be lost, and the answers with it
             self._ended.put(sent)
             return

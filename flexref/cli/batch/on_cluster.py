@@ -2,12 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from flexref.errors import JobPaused
 
 if TYPE_CHECKING:
     from flexref.batch_job.job import BatchJob
@@ -77,6 +79,15 @@ def on_cluster(prepared: "PreparedFile", given: Mapping[str, Any]) -> Iterator[O
         yield None
         return
     from flexref.batch_job.cluster.local import connected
+    from flexref.batch_job.stop import Stop
 
-    with connected(given["scheduler"], given["blas_threads"] or 1) as client:
-        yield OnCluster(client, prepared, given)
+    stop = Stop()
+    with ExitStack() as stack:
+        try:
+            with stop.on_signals():  # Dask may lose what is raised in its midst, but not what is noted here
+                client = stack.enter_context(connected(given["scheduler"], given["blas_threads"] or 1))
+                cluster = OnCluster(client, prepared, given)
+                stop.check()
+        except JobPaused as pause:  # nothing has begun that could go on
+            raise KeyboardInterrupt from pause
+        yield cluster
