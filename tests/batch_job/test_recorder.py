@@ -1,5 +1,6 @@
 """A job's answers are durable when they count, and its files come out the same, however it was broken off."""
 
+import fcntl
 import io
 import os
 import subprocess
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from recorder_kit import HASTY, IDENTITY, Job
 
+from flexref.batch_job.journal.growing_file import GrowingFile
 from flexref.batch_job.journal.ledger import WritingPace
 from flexref.batch_job.journal.line_facts import ExpectedLines
 from flexref.batch_job.journal.reading import (
@@ -563,3 +565,33 @@ def test_a_journal_says_at_once_that_answers_of_a_finished_job_are_lost(tmp_path
         assert recorder.done_lines == 4
     assert complete(job) == 14
     assert read_journal(job.files.journal).finished
+
+
+def test_a_finished_journal_stays_finished_when_it_is_written_anew(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    complete(job, pace=replace(HASTY, compact_bytes=1 << 30))
+    assert b'"kind":"answer"' in job.files.journal.read_bytes()
+    job.open(pace=replace(HASTY, compact_bytes=1)).close()
+    assert b'"kind":"answer"' not in job.files.journal.read_bytes()
+    assert read_journal(job.files.journal).finished
+    assert read_journal(job.files.journal).done == len(job.numbers)
+
+
+def test_a_file_that_was_replaced_before_it_was_locked_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(b"old")
+    flock = fcntl.flock
+
+    def replaced_first(descriptor: int, how: int) -> None:
+        monkeypatch.setattr("fcntl.flock", flock)
+        (tmp_path / "new").write_bytes(b"newer")
+        (tmp_path / "new").replace(path)
+        flock(descriptor, how)
+
+    monkeypatch.setattr("fcntl.flock", replaced_first)
+    file = GrowingFile(path)
+    assert file.read(0, 9) == b"newer"
+    assert file.length == 5
+    file.close()
