@@ -67,6 +67,9 @@ def test_a_call_fails_as_it_is_planned_to_and_no_other_does(file: int) -> None:
     assert os.preadv(file, [into], 0) == 32
     FailingCalls(Plan(READS, "nothing", 1)).install()
     assert os.pread(file, 64, 0) == b""
+    FailingCalls(Plan(WRITES, "flip", 1)).install()
+    assert os.pwritev(file, [memoryview(bytes(64))], 0) == 64
+    assert int.from_bytes(os.pread(file, 64, 0), "big").bit_count() == 1
     FailingCalls(Plan(WRITES, "short", 1)).install()
     assert os.pwrite(file, b"abcd", 0) == 2
     failing = FailingCalls(Plan(SYNCS, "ENOSPC", 2, 2))

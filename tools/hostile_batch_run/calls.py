@@ -78,7 +78,13 @@ class FailingCalls:
         return real(descriptor, [first[: max(1, len(first) // 2)]], *rest)
 
     def _flipped(self, name: str, real: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        """Read it, with one bit changed."""
+        """Read it, or write it, with one bit changed; what `pwrite` writes is to stay, and no run reads it again."""
+        if name == "pwrite":
+            return real(*arguments)
+        if name == "pwritev":
+            changed = bytearray(arguments[1][0])
+            self._flip(memoryview(changed))
+            return real(arguments[0], [changed], *arguments[2:])
         found = real(*arguments)
         if name == "pread":
             changed = bytearray(found)

@@ -41,9 +41,12 @@ class Kills:
         if faults:
             return Verdict(f"job {number}", "nothing", "failed", faults)
         counts, again = work.counts(whole), work.run(whole)
-        share = 1.5 / self._kills
-        life_s = again.seconds + 2 * (ran.seconds - again.seconds) * share
-        few = {family: max(25, round(2 * count * share)) for family, count in counts.items()}
+        # What it takes to begin, and on average a kill's share of the work.
+        life_s = again.seconds + 2 * (ran.seconds - again.seconds) / self._kills
+        few = {
+            family: begun + 1 + round(2 * max(0, counts[family] - begun) / self._kills)
+            for family, begun in work.counts(whole).items()
+        }
         folder, killed, most = work.folder(f"killed-{number}"), 0, 0
         while not faults:
             done_before = len(answered(folder))

@@ -18,13 +18,13 @@ MEMORY, BUG = "memory", "bug"
 
 FAULTS = {
     READS: ("EIO", "short", "nothing", "flip", "stall", MEMORY, BUG),
-    WRITES: ("EIO", "ENOSPC", "short", "stall", MEMORY, BUG),
+    WRITES: ("EIO", "ENOSPC", "short", "flip", "stall", MEMORY, BUG),
     SYNCS: ("EIO", "ENOSPC", "stall"),
     NAMES: ("EIO", "ENOSPC"),
 }
-"""What can become of a call. `short`: half of it is done; `nothing`: as at the end of a file; `flip`: one bit of what
-was read is another one; `stall`: it takes a while; `memory`: there is none; `bug`: an error that nobody foresaw, which
-is told with its traceback, as a bug is."""
+"""What can become of a call. `short`: half of it is done; `nothing`: as at the end of a file; `flip`: one bit of
+what was read, or is written to be read again by the same run, is another one; `stall`: it takes a while; `memory`:
+there is none; `bug`: an error that nobody foresaw, which is told with its traceback, as a bug is."""
 
 KILL = "kill"
 """The process is killed in place of the call, or when half of what it writes is written."""
