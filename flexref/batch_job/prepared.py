@@ -18,7 +18,7 @@ from flexref.batch_job.job_files import JobFiles
 from flexref.batch_job.journal.line_facts import ExpectedLines
 from flexref.batch_job.lines.asked_line import AskedLine
 from flexref.batch_job.lines.defaults import Defaults
-from flexref.batch_job.lines.prompt_tokens import ServedModel
+from flexref.batch_job.lines.prompt_tokens import ServedModel, served_model
 from flexref.batch_job.recorder import Recorder
 from flexref.batch_job.request_lines import RequestReader
 from flexref.batch_job.shard import WHOLE, Shard
@@ -85,8 +85,7 @@ class Prepared:
         """The model as a reader of requests sees it."""
         file = self.file
         tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
-        chat = None if tokenizer is None else tokenizer.chat_template
-        return ServedModel(file.spec.vocabulary, file.spec.positions, tokenizer, chat)
+        return served_model(file.spec, tokenizer)
 
     def reader(self, *, as_json: bool) -> RequestReader:
         """Reads lines as requests."""

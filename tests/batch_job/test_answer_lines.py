@@ -46,7 +46,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def model(engine: Engine) -> ServedModel:
-    return replace(served_model(engine), chat_template=Joined())
+    return replace(served_model(engine.file.spec, engine.tokenizer), chat_template=Joined())
 
 
 @pytest.fixture(scope="module")

@@ -218,3 +218,10 @@ def test_a_chat_is_answered_by_way_of_the_models_template(tmp_path: Path) -> Non
     assert "content of type 'image_url' is not served" in refused["error"]["message"]
     (without,) = flexref.batch([chat], model=DEMO)
     assert without["error"]["code"] == "no_chat_template"
+
+
+def test_a_mirror_is_the_engines(tmp_path: Path) -> None:
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(Path(resolve(DEMO)).read_bytes())
+    (answer,) = flexref.batch(["The king"], model="demo", max_tokens=2, mirror=copy)
+    assert answer["error"] is None

@@ -42,7 +42,7 @@ def engine() -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def model(engine: Engine) -> ServedModel:
-    return replace(served_model(engine), chat_template=Chat())
+    return replace(served_model(engine.file.spec, engine.tokenizer), chat_template=Chat())
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from flexref.loading import load
 @pytest.fixture(scope="module")
 def model() -> Iterator[ServedModel]:
     with load("demo") as engine:
-        yield served_model(engine)
+        yield served_model(engine.file.spec, engine.tokenizer)
 
 
 @pytest.fixture(scope="module")

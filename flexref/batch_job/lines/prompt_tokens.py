@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
+from flexref.architecture.spec import ModelSpec
 from flexref.batch_job.lines.asked_body import AskedBody
 from flexref.batch_job.lines.wrong_line import (
     CONTEXT_LENGTH_EXCEEDED,
@@ -12,7 +13,6 @@ from flexref.batch_job.lines.wrong_line import (
     NO_TOKENIZER,
     WrongLine,
 )
-from flexref.engine.engine import Engine
 from flexref.errors import FlexrefError, PromptError
 from flexref.json_types.values import shown
 from flexref.text.tokenizer import Tokenizer
@@ -35,10 +35,10 @@ class ServedModel:
     chat_template: Template | None = None
 
 
-def served_model(engine: Engine) -> ServedModel:
-    """What a reader must know of an engine's model."""
-    spec = engine.file.spec
-    return ServedModel(spec.vocabulary, spec.positions, engine.tokenizer, engine.chat_template)
+def served_model(spec: ModelSpec, tokenizer: Tokenizer | None) -> ServedModel:
+    """What a reader must know of a model with that tokenizer."""
+    template = None if tokenizer is None else tokenizer.chat_template
+    return ServedModel(spec.vocabulary, spec.positions, tokenizer, template)
 
 
 class PromptLength(NamedTuple):
