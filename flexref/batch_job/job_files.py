@@ -50,6 +50,7 @@ class JobFiles:
 
     def check(self) -> None:
         """`StorageError` for files that are one, are none, or that the job also reads."""
+        self._check_names()
         names: dict[FileId, str] = {}
         for path in self.inputs:
             if (found := _status(path)) is not None:
@@ -65,6 +66,15 @@ class JobFiles:
             if itself in names:
                 raise StorageError(f"cannot write {path}: it would be {name}, and is {names[itself]} of this job")
             names[itself] = name
+
+    def _check_names(self) -> None:
+        """`StorageError` for names that the journal, which is UTF-8, cannot tell."""
+        apart = () if self.errors is None else (self.errors, Path(os.path.relpath(self.errors, self.output.parent)))
+        for path in (*self.inputs, self.output, *apart):
+            name = os.fsencode(path)
+            shown = name.decode("utf-8", "backslashreplace")
+            if os.fsencode(shown) != name:
+                raise StorageError(f"{shown}: its name is not UTF-8, and the journal could not tell it: rename it")
 
     def check_new(self) -> None:
         """`StorageError` if the output or the errors are there, of a job that has no journal."""

@@ -28,6 +28,8 @@ class Disk:
     """The folder `root`, and what of it is durable. After `calls_left` more calls that change it, `failure` happens.
 
     `failure` is an error that one call raises, after it has written a part; or `PowerCut`, and then every call does.
+    As Linux does, it takes what a sync could not write for written: it can be read, and never reaches the disk unless
+    it is written anew.
     """
 
     def __init__(self, root: Path) -> None:
@@ -37,6 +39,8 @@ class Disk:
         self.failure: BaseException = PowerCut()
         self._contents: dict[int, bytes] = {}
         self._names: dict[str, bytes | int] = {}
+        self._given_up: dict[int, set[int]] = {}
+        """By inode, bytes that a failed sync left unwritten."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -63,6 +67,7 @@ class Disk:
         status = os.fstat(descriptor)
         if not status.st_size:
             self._contents[status.st_ino] = b""
+            self._given_up.pop(status.st_ino, None)
         return descriptor
 
     def pwrite(self, descriptor: int, data: Any, offset: int) -> int:
@@ -70,7 +75,9 @@ class Disk:
             os.pwrite(descriptor, memoryview(data)[: len(data) // 2], offset)
             raise self.failure
         # The operating system may write less than it is asked to.
-        return os.pwrite(descriptor, memoryview(data)[: max(1, len(data) * 2 // 3)], offset)
+        count = os.pwrite(descriptor, memoryview(data)[: max(1, len(data) * 2 // 3)], offset)
+        self._given_up.get(os.fstat(descriptor).st_ino, set()).difference_update(range(offset, offset + count))
+        return count
 
     def ftruncate(self, descriptor: int, length: int) -> None:
         if self._call():
@@ -81,12 +88,22 @@ class Disk:
         self.fsync(descriptor)
 
     def fsync(self, descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
         if self._call():
+            unwritten = range(len(self._contents.get(inode, b"")), os.fstat(descriptor).st_size)
+            self._given_up.setdefault(inode, set()).update(unwritten)
             raise self.failure
         if os.path.isdir(f"/proc/self/fd/{descriptor}"):
             self._names = {entry.name: entry.inode() for entry in os.scandir(self.root)}
             return
-        self._contents[os.fstat(descriptor).st_ino] = os.pread(descriptor, 1 << 30, 0)
+        self._contents[inode] = self._written(inode, os.pread(descriptor, 1 << 30, 0))
+
+    def _written(self, inode: int, content: bytes) -> bytes:
+        """What of a file's content the operating system writes to the disk."""
+        data = bytearray(content)
+        for place in self._given_up.get(inode, ()):
+            data[place : place + 1] = bytes(place < len(data))
+        return bytes(data)
 
     def link(self, *paths: Any, **options: Any) -> None:
         if self._call():
@@ -101,7 +118,10 @@ class Disk:
     def lose_power(self, draw: Draw) -> None:
         """Leave in the folder what a power cut may leave of it."""
         self.arm(None)
-        now = {entry.name: (entry.inode(), Path(entry).read_bytes()) for entry in os.scandir(self.root)}
+        now = {
+            entry.name: (entry.inode(), self._written(entry.inode(), Path(entry).read_bytes()))
+            for entry in os.scandir(self.root)
+        }
         for name in sorted({*now, *self._names}):
             inode, content = now.get(name, (None, b""))
             before = self._names.get(name)
@@ -113,6 +133,7 @@ class Disk:
                 inode, content = before, self._contents[before]
             assert inode is not None
             path.write_bytes(survivor(self._contents.get(inode, b""), content, draw))
+        self._given_up.clear()
         for name in self._leave():
             inode = os.stat(self.root / name).st_ino
             self._contents[inode] = (self.root / name).read_bytes()

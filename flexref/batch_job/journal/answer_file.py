@@ -36,6 +36,15 @@ class AnswerFile:
         """Whether an answer that failed, or did not, belongs here."""
         return self._shared or failed == (self.name == ERR)
 
+    def begins_as(self, marks: Sequence[MarkRecord]) -> bool:
+        """Whether it begins with bytes that one of `marks` vouches for."""
+        least = min((mark for mark in marks if mark.bytes), key=lambda mark: mark.bytes, default=None)
+        if least is None or least.bytes > self.file.length:
+            return False
+        running = xxhash.xxh3_64()
+        self._read_to(least.bytes, 0, running)
+        return running.hexdigest() == least.hash
+
     def recover(self, marks: Sequence[MarkRecord], *, finished: bool, force: bool) -> bool:
         """Cut it to the latest of `marks` that it reaches and matches; whether it had ended before the latest of all.
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.batch_job.journal.answer_file import AnswerFile, lie_in
-from flexref.batch_job.journal.growing_file import GrowingFile, told
+from flexref.batch_job.journal.growing_file import GOES_ON, GrowingFile, told
 from flexref.batch_job.journal.line_facts import DONE
 from flexref.batch_job.journal.reading import STATE, JournalContents, JournalReader, PlacedRecord
 from flexref.batch_job.journal.records import (
@@ -90,12 +90,15 @@ class Compaction:
         for record in self._fixed():
             at += len(record)
             yield record
-        for placed in JournalReader(self._journal.path):
+        reader = JournalReader(self._journal.path)
+        for placed in reader:
             if self._is_kept(placed):
                 if isinstance(placed.record, AnsweredRecord):
                     self._offsets[placed.record.number] = at
                 at += placed.nbytes
                 yield self._journal.read(placed.offset, placed.nbytes)
+        if reader.end != self._journal.length:  # what follows would be lost
+            raise StorageError(f"{reader.path} is damaged at byte {reader.end}: it cannot be written anew; {GOES_ON}")
         for number, choices in contents.tokens.items():
             yield from (encoded(TokensRecord(number, choice, list(kept))) for choice, kept in choices.items())
         if contents.finished:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from flexref.errors import StorageError
 from flexref.files import sync_folder
+from flexref.units import MIB
 
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 """What a file system says that has no locks."""
@@ -36,7 +37,7 @@ def told(path: Path, doing: str = "write") -> Iterator[None]:
 class GrowingFile:
     """The regular file `path`, locked and open to be read and appended to; `length` bytes are in it.
 
-    `gone_bytes` were in it, and are not any more.
+    `gone_bytes` were in it, and are not any more, or were written once more in their places.
 
     With `create` it is made if it is not there. Raises `StorageError`, and `FileInUse` if somebody else holds it.
     `locked` says whether the file system has locks.
@@ -91,15 +92,32 @@ class GrowingFile:
 
     def append(self, data: bytes | bytearray) -> int:
         """Write all of `data` at the end; the offset at which it stands. It is not synced yet."""
-        offset, rest = self.length, memoryview(data)
+        offset = self.length
+        for count in self._write(data, offset):
+            self.length += count
+        return offset
+
+    def write_again(self, begin: int, end: int) -> None:
+        """Write the bytes from `begin` to before `end` once more, as they are.
+
+        After a sync that failed Linux holds them for written: they can be read, and no other sync brings them to the
+        disk.
+        """
+        while begin < end and (data := self.read(begin, min(MIB, end - begin))):
+            for count in self._write(data, begin):
+                begin += count
+                self.gone_bytes += count
+
+    def _write(self, data: bytes | bytearray, offset: int) -> Iterator[int]:
+        """Write all of `data` at `offset`; how many bytes, whenever some are written."""
+        rest = memoryview(data)
         with told(self.path):
             while rest:
-                count = os.pwrite(self.descriptor, rest, self.length)
+                count = os.pwrite(self.descriptor, rest, offset)
                 if not count:
                     raise OSError(errno.ENOSPC, "nothing more can be written")
-                self.length += count
-                rest = rest[count:]
-        return offset
+                yield count
+                offset, rest = offset + count, rest[count:]
 
     def read(self, offset: int, nbytes: int) -> bytes:
         """Bytes from `offset` on; fewer where the file ends."""
@@ -123,8 +141,9 @@ class GrowingFile:
 
     def sync_name(self) -> None:
         """Return when the folder's entry of it has reached the disk."""
-        with told(self.path.parent, "sync"):
-            sync_folder(self.path.parent)
+        folder = Path(os.path.realpath(self.path)).parent  # a link's own folder says nothing of it
+        with told(folder, "sync"):
+            sync_folder(folder)
 
     def become(self, descriptor: int, length: int) -> None:
         """Go on with a file that took the path of this one; its descriptor is this object's from now on."""

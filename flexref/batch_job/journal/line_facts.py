@@ -1,5 +1,6 @@
 """What is known of every line of a job, in nine bytes a line; it knows no file."""
 
+import re
 from array import array
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,9 @@ from flexref.batch_job.shard import WHOLE, Shard
 
 EXPECTED, DONE, FAILED = 1, 2, 4
 """Bits of a line's state: it must be answered; its answer is durable; it failed."""
+
+IS_EXPECTED = re.compile(rb"[\x01\x03\x05\x07]")
+"""The state of a line that must be answered; a shard may have as good as none."""
 
 
 class ExpectedLines:
@@ -57,10 +61,8 @@ class LineFacts:
 
     def next_expected(self, line: int) -> int | None:
         """The number of the first line after number `line` that must be answered, if there is one."""
-        for number in range(line + 1, self.lines + 1):
-            if self.states[number] & EXPECTED:
-                return number
-        return None
+        found = IS_EXPECTED.search(self.states, line + 1)
+        return None if found is None else found.start()
 
     def put(self, number: int, failed: bool, offset: int) -> None:
         """Line `number` has its answer, at `offset` of the journal, 0: in OUT or ERR alone."""

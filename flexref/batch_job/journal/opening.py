@@ -1,5 +1,6 @@
 """Opens a job's files, new or of an earlier run: what they vouch for is kept, the rest forgotten; or says why not."""
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,8 +14,8 @@ from flexref.batch_job.journal.growing_file import FileInUse, GrowingFile
 from flexref.batch_job.journal.ledger import JobLedger, WritingPace
 from flexref.batch_job.journal.line_facts import DONE, ExpectedLines
 from flexref.batch_job.journal.reading import JournalContents, JournalReader, first_other_line, read_journal
-from flexref.batch_job.journal.records import FORMAT, HeaderRecord, encoded
-from flexref.errors import BatchError, FlexrefError, how_many
+from flexref.batch_job.journal.records import ERR, FORMAT, HeaderRecord, encoded
+from flexref.errors import BatchError, FlexrefError, StorageError, how_many
 
 TORN_HEADER = re.compile(rb"[0-9a-f]{0,16}\0*|[0-9a-f]{16} [^\n]*\n?")
 """What a power cut may leave of a journal whose header was not synced yet."""
@@ -99,10 +100,14 @@ class Opening:
                     raise
                 contents = None
         if contents is None:
+            if not self._force:
+                self._files.check_new()  # its header was synced before there was an output
             return self._new(journal)
+        journal.write_again(contents.synced_bytes, contents.end)
         journal.cut(contents.end)
         if contents.identity != self._identity:  # other arithmetic, which is accepted
-            journal.append(encoded(self._header()))
+            contents.header, contents.identity = self._header(), self._identity
+            journal.append(encoded(contents.header))
             journal.sync()
         return contents
 
@@ -139,10 +144,24 @@ class Opening:
             words = "; ".join(self._identity.differences(contents.identity))
             self.notices.append(f"answers may differ in their last bits from those before: {words}")
 
+    def _check_begun(self, file: AnswerFile, contents: JournalContents) -> None:
+        """`StorageError` if the errors lie elsewhere than before, and what is there was not written by this job."""
+        before = None if contents.opened is None else contents.opened.errors
+        if self._force or file.name != ERR or not file.file.length or file.begins_as(contents.marks[ERR]):
+            return
+        known = None if before is None else os.path.realpath(self._files.output.parent / before)
+        if known != os.path.realpath(file.file.path):
+            lie = "have no file yet" if known is None else f"lie in {known}"
+            raise StorageError(
+                f"cannot write {file.file.path}: it is there already, and the errors of this job {lie}; --force "
+                "replaces it"
+            )
+
     def _recovered(
         self, journal: GrowingFile, contents: JournalContents, answers: Sequence[AnswerFile], pace: WritingPace
     ) -> JobLedger:
         for file in answers:
+            self._check_begun(file, contents)
             if file.recover(contents.marks[file.name], finished=contents.finished, force=self._force):
                 self.notices.append(f"{file.file.path} had lost its end, or was removed: it is written again")
         facts = contents.facts

@@ -117,7 +117,8 @@ class JournalReader:
 class JournalContents:
     """What a journal says of its job. `marks`: of OUT and ERR, in order; `run`: the number of its latest run.
 
-    `tokens`: by line and choice, of lines that are not done. `end`: the byte at which its good part ends.
+    `tokens`: by line and choice, of lines that are not done. `end`: the byte at which its good part ends, of which the
+    first `synced_bytes` are said to be synced.
     `droppable_bytes`: of records that a compaction may leave out.
     """
 
@@ -132,6 +133,7 @@ class JournalContents:
     states: int = 0
     droppable_bytes: int = 0
     end: int = 0
+    synced_bytes: int = 0
 
     @property
     def expected(self) -> int:
@@ -176,6 +178,8 @@ class JournalContents:
                 self.header, self.identity = record, Identity.of(record.identity)
             case OpenedRecord():
                 self.opened = record
+            case SyncedRecord():
+                self.synced_bytes = record.bytes
             case FinishedRecord():
                 self.finished = True
             case NoteRecord():
