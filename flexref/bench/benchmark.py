@@ -1,7 +1,7 @@
 """Times jobs on an engine, every one whole, and holds the figures against the floor of the machine they ran on."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import TracebackType
@@ -10,10 +10,12 @@ from typing import Any
 from flexref.architecture.published import size_named
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
-from flexref.bench.floor import PhaseFloor, decode_link_bytes, floors, whole_floors
-from flexref.bench.rates import Rates, measure, spill_rates, weights_rate
+from flexref.bench.disk_rates import spill_rates, weight_extents, weights_rate
+from flexref.bench.floor import floors, whole_floors
+from flexref.bench.rates import Rates, measure
+from flexref.bench.report import Report
 from flexref.bench.suites import Arguments
-from flexref.bench.workload import Workload, random_prompts, workload_of
+from flexref.bench.workload import random_prompts, workload_of
 from flexref.block.trace import Trace
 from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
@@ -25,19 +27,11 @@ from flexref.policy import Policy, asked
 from flexref.profile.environment import machine, versions
 from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.names import check_model, resolve
-from flexref.storage.random_weights import RandomFile, random_file
+from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.prompts import Prompt
-
-ACCOUNT = (
-    *("policy", "row_invariant", "rows", "blocks", "rows_admitted", "rows_retired", "occupancy", "prompt_tokens"),
-    *("shared_prefix_tokens", "shared_prefix_link_bytes"),
-    *("generated_tokens", "load_s", "link_bytes", "prefill_link_bytes"),
-    *("peak_bytes", "budget_bytes", "placement", "tier_bytes"),
-)
-"""What a report repeats of the last run's account: it is the same in every run."""
-
-PHASES = ("prefill", "decode")
+from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import slots_of
 
 WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
 """Tokens of the rows that warm a port up: few, so that it costs no more than the fetches of some passes."""
@@ -64,90 +58,6 @@ def weights_of(arguments: Arguments) -> WeightFile:
         spec, dtype = file.spec, file.dtype
         scheme = asked or file.scheme
     return random_file(spec, scheme=scheme, dtype=dtype, seed=arguments.seed)
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What was found: the account of every run that ended, the floors, and the rates that those are computed from.
-
-    `cut_short` says what was interrupted, if anything was: no figure contains any of it.
-    """
-
-    arguments: Arguments
-    file: WeightFile
-    workload: Workload
-    rates: Rates
-    machine: Mapping[str, Any]
-    versions: Mapping[str, str]
-    runs: tuple[Stats, ...]
-    floors: tuple[PhaseFloor, ...] | None
-    """Of prefill and decode; of both together where rows differ. None without a run."""
-    prediction_error: PredictionError | None
-    cut_short: str | None
-
-    @property
-    def prefill_s(self) -> float:
-        """Median over the runs."""
-        return median(run.prefill_s for run in self.runs)
-
-    @property
-    def decode_s(self) -> float:
-        """Median over the runs."""
-        return median(run.decode_s for run in self.runs)
-
-    @property
-    def steps(self) -> int:
-        """Decode passes of a run, each of which gives one token to every row of a block; 0 if rows differ."""
-        row, places = self.workload.row, self.runs[0].policy.rows_per_block
-        return 0 if row is None else self.workload.rounds(places) * (row.new_tokens - 1)
-
-    def figures(self, prefill_s: float, decode_s: float) -> dict[str, float | None]:
-        """The figures that follow from the seconds of the two phases."""
-        return {
-            "prefill_s": prefill_s,
-            "decode_s": decode_s,
-            "decode_step_s": decode_s / self.steps if self.steps else None,
-            "tokens_per_s": self.workload.generated_tokens / (prefill_s + decode_s),
-            "read_tokens_per_s": self.runs[-1].prompt_tokens / (prefill_s + decode_s),
-        }
-
-    def floor_figures(self) -> dict[str, Any]:
-        """The floors, what sets them, and the ratio of the median run to them; None for what this job does not have."""
-        assert self.floors is not None
-        floor_s = sum(floor.seconds for floor in self.floors)
-        alike = len(self.floors) == len(PHASES)
-        figures: dict[str, Any] = {"floor_s": floor_s, "floor_ratio": (self.prefill_s + self.decode_s) / floor_s}
-        figures["floor_terms_s"] = None if alike else dict(self.floors[0].terms_s)
-        for number, phase in enumerate(PHASES):
-            figures[f"{phase}_floor_s"] = self.floors[number].seconds if alike else None
-            figures[f"{phase}_floor_terms_s"] = dict(self.floors[number].terms_s) if alike else None
-        figures["decode_step_floor_s"] = self.floors[1].seconds / self.steps if self.steps else None
-        return figures
-
-    def to_json(self) -> dict[str, Any]:
-        """Every figure by its name, fit for `json.dumps`; without a run that ended there are no figures."""
-        about = {
-            "arguments": self.arguments.to_json(),
-            "model": self.file.spec.name,
-            "weights": "random" if isinstance(self.file, RandomFile) else self.file.path,
-            "weights_scheme": self.file.scheme,
-            "weights_dtype": self.file.dtype,
-            "lengths": self.workload.lengths_json(),
-            "cut_short": self.cut_short,
-            "rates": asdict(self.rates),
-            "versions": self.versions,
-            "machine": self.machine,
-        }
-        runs = [{**self.figures(run.prefill_s, run.decode_s), "lane_busy": run.lane_busy} for run in self.runs]
-        if not self.runs:
-            return {**about, "runs": runs}
-        last = self.runs[-1].to_json()
-        account = {name: last[name] for name in ACCOUNT}
-        account["decode_link_bytes"] = decode_link_bytes(self.runs[-1])
-        account["allocate_s"] = median(run.allocate_s for run in self.runs)
-        figures = {**self.figures(self.prefill_s, self.decode_s), **self.floor_figures()}
-        predicted = None if self.prediction_error is None else self.prediction_error.to_json()
-        return {**figures, **account, "predicted": predicted, **about, "runs": runs}
 
 
 class Benchmark:
@@ -280,6 +190,7 @@ class Benchmark:
             found = spill_rates(self.engine.session.disk_dir)
             rates = replace(rates, from_spill_bytes_per_s=found[0], to_spill_bytes_per_s=found[1])
         if links.get("disk->host", {}).get("weights"):
-            rate = weights_rate(self.engine.backend, self.file.path, self.file.file_bytes)
+            plan = WeightsPlan.of(self.file, self.policy.weights, slots_of(self.policy.overlap))
+            rate = weights_rate(self.engine.backend, self.file.path, weight_extents(self.file, plan))
             rates = replace(rates, from_disk_bytes_per_s=rate)
         return rates

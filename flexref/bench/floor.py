@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Annotated
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind, stages
@@ -9,8 +11,22 @@ from flexref.bench.rates import Rates
 from flexref.bench.workload import Workload
 from flexref.block.memory_plan import record_layout
 from flexref.engine.results import Stats
+from flexref.json_types.values import Number, OneOf
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
+
+RATES: Mapping[str, str] = MappingProxyType(
+    {
+        "host->device": "to_device_bytes_per_s",
+        "device->host": "from_device_bytes_per_s",
+        "weight file": "from_disk_bytes_per_s",
+        "disk->host": "from_spill_bytes_per_s",
+        "host->disk": "to_spill_bytes_per_s",
+        "products": "product_flops_per_s",
+        "device memory": "device_memory_bytes_per_s",
+    }
+)
+"""The field of `Rates` that each term of a floor is computed from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +44,33 @@ class PhaseFloor:
     def limit(self) -> str:
         """What the floor is set by."""
         return max(self.terms_s, key=lambda term: self.terms_s[term])
+
+
+@dataclass(frozen=True, slots=True)
+class BeatenFloor:
+    """A phase took fewer seconds than its term `term` would have it, so the rate that this is computed from is wrong.
+
+    `seconds`: of the fastest run. `rate`: the field of `Rates`, `measured` per second; the run shows that it is at
+    least `shown`.
+    """
+
+    phase: Annotated[str, "prefill, decode, or prefill and decode where rows differ."]
+    term: Annotated[str, OneOf(tuple(RATES)), "What the floor was computed from."]
+    seconds: Annotated[float, Number(0), "Seconds of the fastest run."]
+    floor_s: Annotated[float, Number(0), "The least seconds that the term would have allowed."]
+    rate: Annotated[str, OneOf(tuple(RATES.values())), "The rate among rates that is too low."]
+    measured: Annotated[float, Number(0), "That rate, as it was measured."]
+    shown: Annotated[float, Number(0), "What the rate must be at least, by this run."]
+
+
+def beaten_floors(phase: str, floor: PhaseFloor, seconds: float, rates: Rates) -> list[BeatenFloor]:
+    """Every term of `floor` that a run of a phase was faster than: none, if the floor is one."""
+    found = []
+    for term, term_s in floor.terms_s.items():
+        if seconds < term_s:
+            rate: float = getattr(rates, RATES[term])
+            found.append(BeatenFloor(phase, term, seconds, term_s, RATES[term], rate, rate * term_s / seconds))
+    return found
 
 
 def floors(
@@ -97,14 +140,13 @@ def _phase(link_bytes: Mapping[str, Mapping[str, int]], flops: int, device_bytes
     """What each link, the products and device memory need; what has no measured rate was not used."""
     sums = {link: sum(kinds.values()) for link, kinds in link_bytes.items()}
     weights_read = link_bytes.get("disk->host", {}).get("weights", 0)
-    moved = (
-        ("host->device", sums.get("host->device", 0), rates.to_device_bytes_per_s),
-        ("device->host", sums.get("device->host", 0), rates.from_device_bytes_per_s),
-        ("weight file", weights_read, rates.from_disk_bytes_per_s),
-        ("disk->host", sums.get("disk->host", 0) - weights_read, rates.from_spill_bytes_per_s),
-        ("host->disk", sums.get("host->disk", 0), rates.to_spill_bytes_per_s),
-    )
-    terms = {name: nbytes / rate for name, nbytes, rate in moved if nbytes and rate is not None}
-    terms["products"] = flops / rates.product_flops_per_s
-    terms["device memory"] = device_bytes / rates.device_memory_bytes_per_s
-    return PhaseFloor(terms)
+    moved = {
+        "host->device": sums.get("host->device", 0),
+        "device->host": sums.get("device->host", 0),
+        "weight file": weights_read,
+        "disk->host": sums.get("disk->host", 0) - weights_read,
+        "host->disk": sums.get("host->disk", 0),
+    }
+    of_links = {term: nbytes for term, nbytes in moved.items() if nbytes and getattr(rates, RATES[term]) is not None}
+    amounts = {**of_links, "products": flops, "device memory": device_bytes}
+    return PhaseFloor({term: amount / getattr(rates, RATES[term]) for term, amount in amounts.items()})

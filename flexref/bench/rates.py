@@ -1,10 +1,7 @@
-"""What a machine does at best, measured through a port's own protocol: copies, products, and the disk."""
+"""What a device does at best, measured through a port's own protocol: copies and products; it reads no disk."""
 
-import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -12,7 +9,6 @@ import numpy.typing as npt
 
 from flexref.backend.protocol import Backend, Buffer, Lane, Move, Span
 from flexref.json_types.values import Number
-from flexref.tiers.disk import SpillFile, WeightsOnDisk
 from flexref.units import DTYPE_BYTES
 
 Bytes = npt.NDArray[np.uint8]
@@ -32,15 +28,13 @@ REPEATS = 4
 PRODUCTS_AT_ONCE = 8
 """Products between two marks, so that what it costs to call one does not count."""
 
-DISK_BYTES, DISK_CHUNK_BYTES = 256 << 20, 8 << 20
-"""Written, and read back, in pieces as large as those of weights."""
-
 
 @dataclass(frozen=True, slots=True)
 class Rates:
     """Bytes per second of the links, of device memory (read and written), FLOPs per second of products.
 
-    `from_disk` is that of the weight file, the other two are those of a spill file; None until a job has used them.
+    `from_disk` is that of the weight file, the other two are those of a spill file (see `disk_rates`); None until a job
+    has used them.
     """
 
     to_device_bytes_per_s: Annotated[float, Number(0), "Of copies from the host."]
@@ -124,35 +118,3 @@ def _random_matrix(width: int, dtype: str) -> npt.NDArray[Any]:
     """Normal numbers that make a product's about 1: zeros, or numbers that overflow, take another time."""
     values = np.random.default_rng(0).standard_normal((width, width), np.float32)
     return (values / np.float32(width**0.5)).astype(dtype)
-
-
-def spill_rates(directory: str | Path) -> tuple[float, float]:
-    """Bytes per second (from, to) a spill file in `directory`.
-
-    What was spilled may be read back from the page cache, as it may in a job.
-    """
-    chunk = np.resize(_random_bytes(), DISK_CHUNK_BYTES)
-
-    def rate(call: Callable[[int, Bytes], None]) -> float:
-        begin = time.perf_counter()
-        for start in range(0, DISK_BYTES, DISK_CHUNK_BYTES):
-            call(start, chunk)
-        return DISK_BYTES / max(time.perf_counter() - begin, 1e-9)
-
-    with closing(SpillFile(directory, DISK_BYTES)) as file:
-        outward, inward = rate(file.write), rate(file.read)
-    return inward, outward
-
-
-def weights_rate(backend: Backend, path: str, file_bytes: int) -> float:
-    """Bytes per second from the weight file `path`, read as a job reads it."""
-    size = min(DISK_BYTES, file_bytes)
-    host = backend.allocate("host", size)  # aligned, as direct reads need it
-    try:
-        into = backend.host_memory(host)
-        with closing(WeightsOnDisk(path)) as file:
-            begin = time.perf_counter()
-            file.read(0, into)
-            return size / max(time.perf_counter() - begin, 1e-9)
-    finally:
-        backend.release(host)

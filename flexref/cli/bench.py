@@ -14,7 +14,8 @@ from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
     from flexref.bench.baseline import Baseline, BenchComparison
-    from flexref.bench.benchmark import Benchmark, Report
+    from flexref.bench.benchmark import Benchmark
+    from flexref.bench.report import Report
     from flexref.bench.suites import Arguments
     from flexref.check.smoke import Passed
 

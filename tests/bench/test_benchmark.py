@@ -12,10 +12,11 @@ from flexref_numpy import NumpyBackend
 from flexref.architecture.flops import decode_flops, prefill_flops
 from flexref.architecture.published import PUBLISHED, size_named
 from flexref.backend.capabilities import Description
-from flexref.bench import rates
-from flexref.bench.benchmark import Benchmark, Report, weights_of
+from flexref.bench import disk_rates, rates
+from flexref.bench.benchmark import Benchmark, weights_of
 from flexref.bench.floor import cache_bytes_read, floors, weight_bytes_read
 from flexref.bench.rates import Rates
+from flexref.bench.report import Report
 from flexref.bench.suites import Arguments, read_suites
 from flexref.bench.workload import Workload, workload_of
 from flexref.block.trace import Trace
@@ -39,7 +40,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates of these tests are measured on little."""
     monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
     monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
-    monkeypatch.setattr(rates, "DISK_BYTES", 1 << 20)
+    monkeypatch.setattr(disk_rates, "DISK_BYTES", 1 << 20)
 
 
 def run(values: dict[str, Any], **options: Any) -> Report:

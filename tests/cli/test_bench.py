@@ -13,7 +13,7 @@ from flexref_numpy import NumpyBackend
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
-from flexref.bench import benchmark, rates
+from flexref.bench import benchmark, disk_rates, rates
 from flexref.bench.suites import read_suites
 from flexref.check.models import write_model
 from flexref.cli.main import COMMANDS, INTERRUPTED, command_group, run
@@ -34,7 +34,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rates of these tests are measured on little."""
     monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
     monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
-    monkeypatch.setattr(rates, "DISK_BYTES", 1 << 20)
+    monkeypatch.setattr(disk_rates, "DISK_BYTES", 1 << 20)
 
 
 def bench(*arguments: str) -> int:
@@ -109,6 +109,28 @@ def test_a_weight_file_is_timed_with_its_own_weights(capsys: pytest.CaptureFixtu
     assert found["link_bytes"]["disk->host"]["weights"] > 0
     again = as_json(capsys, "--model", str(path), *SMALL[2:], "--random-weights")
     assert (again["model"], again["weights"]) == ("mine", "random")
+
+
+def test_a_run_that_beats_its_floor_names_the_rate_and_has_no_ratio(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_model(tmp_path / "model.h5", ModelSpec("mine", 90, 40, 64, 64, 2, 2, 128))
+    arguments = ("--model", str(tmp_path / "model.h5"), *SMALL[2:], "--percent", *("0", "0", "100", "0", "100", "0"))
+    monkeypatch.setattr(benchmark, "weights_rate", lambda *given: 1.0)
+    found = as_json(capsys, *arguments)
+    for name in ("floor_s", "floor_ratio", "prefill_floor_s", "decode_floor_s", "decode_step_floor_s"):
+        assert found[name] is None, name
+    for beaten, phase in zip(found["floors_beaten"], ("prefill", "decode"), strict=True):
+        assert (beaten["phase"], beaten["term"], beaten["rate"]) == (phase, "weight file", "from_disk_bytes_per_s")
+        assert beaten["measured"] == 1
+        assert beaten["seconds"] == found[f"{phase}_s"]
+        assert beaten["floor_s"] == found[f"{phase}_floor_terms_s"]["weight file"]
+        assert beaten["shown"] == pytest.approx(beaten["floor_s"] / beaten["seconds"])
+    assert bench(*arguments) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "NO FLOOR: decode took " in shown
+    assert "from_disk_bytes_per_s was measured as 1 bytes/s and is at least " in shown
+    assert "a rate was wrong" in shown
 
 
 def test_suites_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from flexref.bench.floor import BeatenFloor
 from flexref.bench.rates import Rates
 from flexref.bench.suites import Arguments
 from flexref.block.counted_rows import LengthsSummary
@@ -23,14 +24,18 @@ FIGURES = {
 TERMS = Maybe(MapOf(Number(0)))
 
 FLOORS = {
-    "floor_s": seconds("The least that this machine allows for prefill and decode."),
-    "floor_ratio": member(Number(0), "The median run over that floor."),
+    "floor_s": member(Maybe(Number(0)), "The least for prefill and decode; null if a run took less."),
+    "floor_ratio": member(Maybe(Number(0)), "The median run over that floor; null if there is none."),
     "floor_terms_s": member(TERMS, "What each link, products and memory need, where rows differ; else null."),
-    "prefill_floor_s": member(Maybe(Number(0)), "The least for the prefill; null where rows differ."),
+    "prefill_floor_s": member(Maybe(Number(0)), "The least for the prefill; null where rows differ, or if beaten."),
     "prefill_floor_terms_s": member(TERMS, "What each link, products and memory need for it."),
-    "decode_floor_s": member(Maybe(Number(0)), "The least for all decode passes; null where rows differ."),
+    "decode_floor_s": member(Maybe(Number(0)), "The least for all decode passes; likewise."),
     "decode_floor_terms_s": member(TERMS, "What each link, products and memory need for them."),
-    "decode_step_floor_s": member(Maybe(Number(0)), "The least for one decode pass; null if there was none."),
+    "decode_step_floor_s": member(Maybe(Number(0)), "The least for one decode pass; likewise."),
+    "floors_beaten": member(
+        ListOf(output("BeatenFloor", "A rate that was measured too low.", object_of(BeatenFloor).members)),
+        "Which rates were wrong, where a run took less than its floor.",
+    ),
 }
 
 MACHINE = output(
@@ -71,7 +76,7 @@ BASELINE = output(
 
 def account() -> Iterator[tuple[str, JsonField]]:
     """What is repeated of the last run's account, and what is computed from it."""
-    from flexref.bench.benchmark import ACCOUNT
+    from flexref.bench.report import ACCOUNT
 
     stats = object_of(Stats).members
     yield from ((name, stats[name]) for name in ACCOUNT)

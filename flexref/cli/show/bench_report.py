@@ -12,7 +12,8 @@ from flexref.errors import how_many, in_gib
 
 if TYPE_CHECKING:
     from flexref.bench.baseline import BenchComparison
-    from flexref.bench.benchmark import Report
+    from flexref.bench.floor import BeatenFloor
+    from flexref.bench.report import Report
     from flexref.bench.workload import Workload
     from flexref.check.smoke import Passed
 
@@ -36,6 +37,8 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     if report.runs:
         print_stats(console, report.runs[-1])
         console.print(_phases(report))
+        for beaten in report.beaten():
+            console.print(_beaten(beaten), highlight=False)
         print_prediction_error(console, report.prediction_error)
         if len(report.runs) > 1:
             console.print(_runs(report))
@@ -73,18 +76,20 @@ def _phases(report: "Report") -> Table:
     for heading in ("", "seconds", "floor", "ratio", "floor set by"):
         table.add_column(heading, justify="right" if heading in ("seconds", "floor", "ratio") else "left")
     assert report.floors is not None
-    both_s = report.prefill_s + report.decode_s
+    both_s, least = report.prefill_s + report.decode_s, report.phase_floors()
     if len(report.floors) == 1:
-        rows = [("prefill and decode", both_s, report.floors[0].seconds, report.floors[0].limit)]
+        rows = [("prefill and decode", both_s, least[0], report.floors[0].limit)]
     else:
         prefill, decode = report.floors
-        rows = [("prefill", report.prefill_s, prefill.seconds, prefill.limit)]
+        rows = [("prefill", report.prefill_s, least[0], prefill.limit)]
         if report.steps:
-            rows.append(("decode", report.decode_s, decode.seconds, decode.limit))
-            rows.append(("decode step", report.decode_s / report.steps, decode.seconds / report.steps, decode.limit))
-        rows.append(("both", both_s, prefill.seconds + decode.seconds, ""))
+            step_s = None if least[1] is None else least[1] / report.steps
+            rows.append(("decode", report.decode_s, least[1], decode.limit))
+            rows.append(("decode step", report.decode_s / report.steps, step_s, decode.limit))
+        rows.append(("both", both_s, report.floor_figures()["floor_s"], ""))
     for name, seconds, floor, limit in rows:
-        table.add_row(name, f"{seconds:.4f}", f"{floor:.4f}", f"{seconds / floor:.2f}", limit)
+        held = ("none", "", "a rate was wrong") if floor is None else (f"{floor:.4f}", f"{seconds / floor:.2f}", limit)
+        table.add_row(name, f"{seconds:.4f}", *held)
     figures = report.figures(report.prefill_s, report.decode_s)
     table.caption = f"{figures['tokens_per_s']:.3f} tokens/s over prefill and decode"
     if report.workload.row is None:
@@ -92,6 +97,17 @@ def _phases(report: "Report") -> Table:
     if report.prediction_error is not None:
         table.caption += f"; predicted {report.prediction_error.prediction.tokens_per_s:.3f}"
     return table
+
+
+def _beaten(one: "BeatenFloor") -> str:
+    """That a floor is none, and which rate was wrong."""
+    shown = [f"{one.measured / 1e12:.3g}", f"{one.shown / 1e12:.3g} TFLOP/s"]
+    if one.term != "products":
+        shown = [_per_s(one.measured), _per_s(one.shown)]
+    return (
+        f"NO FLOOR: {one.phase} took {one.seconds:.4f} s, {one.term} alone would take {one.floor_s:.4f} s: {one.rate} "
+        f"was measured as {shown[0]} and is at least {shown[1]}"
+    )
 
 
 def _runs(report: "Report") -> Table:

@@ -1,0 +1,81 @@
+"""Floors that a run beat: which rates were wrong, and by how much; and disk rates of the ranges that a job reads."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flexref_numpy import NumpyBackend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.architecture.spec import ModelSpec
+from flexref.bench import disk_rates
+from flexref.bench.floor import RATES, PhaseFloor, beaten_floors
+from flexref.bench.rates import Rates
+from flexref.check.models import write_model
+from flexref.policy import Shares
+from flexref.storage.weightfile import open_weight_file
+from flexref.tiers.disk import WeightsOnDisk
+from flexref.tiers.weights_plan import WeightsPlan
+
+SECONDS = st.floats(1e-6, 1e6)
+
+
+@given(terms=st.dictionaries(st.sampled_from(tuple(RATES)), SECONDS, min_size=1), seconds=SECONDS)
+def test_a_run_is_slower_than_every_term_or_names_the_rates_that_were_wrong(
+    terms: dict[str, float], seconds: float
+) -> None:
+    measured = Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    floor = PhaseFloor(terms)
+    beaten = beaten_floors("decode", floor, seconds, measured)
+    assert bool(beaten) == (seconds < floor.seconds)
+    assert {one.term for one in beaten} == {term for term, least in terms.items() if seconds < least}
+    for one in beaten:
+        assert one.measured == getattr(measured, one.rate)
+        amount = terms[one.term] * one.measured
+        assert one.shown == pytest.approx(amount / seconds)
+        assert one.shown > one.measured * (1 - 1e-12)
+
+
+def test_the_disk_is_timed_by_the_ranges_of_the_file_that_a_pass_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "model.h5"
+    write_model(path, ModelSpec("mine", 90, 40, 64, 64, 3, 2, 128))
+    file = open_weight_file(path)
+    plan = WeightsPlan.of(file, Shares(0.25, 0.25, 0.5), 2)
+    extents = disk_rates.weight_extents(file, plan)
+    assert sum(nbytes for _, nbytes in extents) >= 0.3 * file.nbytes
+    read: list[tuple[int, int]] = []
+    plain = WeightsOnDisk.read
+
+    def noted(self: WeightsOnDisk, offset: int, into: Any, arrived: Any = None) -> None:
+        read.append((offset, into.nbytes))
+        plain(self, offset, into, arrived)
+
+    monkeypatch.setattr(WeightsOnDisk, "read", noted)
+    monkeypatch.setattr(disk_rates, "CHUNK_BYTES", 1 << 14)
+    assert disk_rates.weights_rate(NumpyBackend(1 << 16), file.path, extents) > 0
+    asked = {byte for offset, nbytes in extents for byte in range(offset, offset + nbytes)}
+    assert {byte for offset, nbytes in set(read) for byte in range(offset, offset + nbytes)} == asked
+    assert max(nbytes for _, nbytes in read) <= 1 << 14
+    assert len(read) == len(set(read)) * disk_rates.REPEATS * len(disk_rates.IN_FLIGHT)
+
+
+@given(
+    pieces=st.lists(st.tuples(st.integers(0, 99), st.integers(1, 9)), min_size=1, max_size=9),
+    most=st.integers(1, 40),
+)
+def test_every_window_holds_enough_and_goes_on_where_the_last_one_ended(
+    pieces: list[tuple[int, int]], most: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(disk_rates, "DISK_BYTES", most)
+        windows = disk_rates._windows(pieces)
+        some = [next(windows) for _ in range(5)]
+    flat = [piece for window in some for piece in window]
+    assert flat == [pieces[number % len(pieces)] for number in range(len(flat))]
+    least = min(most, sum(nbytes for _, nbytes in pieces))
+    for window in some:
+        held = sum(nbytes for _, nbytes in window)
+        assert least <= held < least + window[-1][1]
