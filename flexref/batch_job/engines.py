@@ -37,7 +37,9 @@ class Engines:
     options: Mapping[str, Any] = field(default_factory=dict)
     on_event: OnEvent = no_listener
     mirror: str | Path | None = None
-    _refused: int = 0
+    have_less: bool = field(init=False, default=False)
+    """Whether the next engine has less memory than the job was given, since some ran out."""
+    _refused: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self.budgets = dict(self.budgets)
@@ -77,4 +79,5 @@ class Engines:
         free = engine.backend.free_bytes(tier)
         less = int(LESS * (free if had is None else had))
         self.budgets = {**self.budgets, f"{tier}_mem_gib": less / GIB}
+        self.have_less = True
         return f"{tier} memory ran out; the job goes on with {in_gib(less)} of it and a policy that fits"

@@ -140,7 +140,10 @@ class BatchJob:
         while True:
             with self.engines.open(self._hear) as engine, self._watched(engine):
                 try:
-                    for answer in self._serving.run(engine, on_begin=self._begin, on_pass=self._passed):
+                    may_refuse = not self.engines.have_less
+                    for answer in self._serving.run(
+                        engine, on_begin=self._begin, on_pass=self._passed, may_refuse=may_refuse
+                    ):
                         self.engines.gave_an_answer()
                         yield answer
                     if not self._serving.has_set_aside:

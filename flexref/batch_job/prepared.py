@@ -38,6 +38,9 @@ ANSWER_FORMAT = 1
 
 NOTHING_ASKED = Asked(None, {}, {})
 
+PLACE_OPTIONS = ("device",)
+"""Options of ports that say which device computes: what it is stands in the arithmetic, its number changes nothing."""
+
 
 @dataclass(frozen=True)
 class JobSettings:
@@ -57,18 +60,35 @@ class JobSettings:
     """Further ones of `open_engine`."""
 
     @property
+    def keep(self) -> dict[str, Any]:
+        """Fields that every policy of the job has, whichever engine, run or worker it is chosen for.
+
+        Attention is computed in one place: on some ports another one has other bits.
+        """
+        return {"attention_on": "device", **self.asked.keep}
+
+    @property
     def identity(self) -> dict[str, Any]:
         """Every setting that can change a token or a byte of an answer, by name."""
-        asked = Policy().changed(**self.asked.keep) if self.asked.policy is None else self.asked.policy
+        asked = Policy().changed(**self.keep) if self.asked.policy is None else self.asked.policy
         return {
             **{name: list(value) if name == "stops" else value for name, value in asdict(self.defaults).items()},
             "backend": self.backend,
+            **{f"option {name}": value for name, value in self._plain_options},
             "cache scheme": asked.cache_scheme,
+            "cache group size": None if asked.cache_scheme == "none" else asked.cache_group_size,
             "attention on": asked.attention_on,
             "row invariant": asked.row_invariant,
             "shard": self.shard.in_words,
             "answer format": ANSWER_FORMAT,
         }
+
+    @property
+    def _plain_options(self) -> Iterator[tuple[str, Any]]:
+        """The port's options by name; one that is no plain value is known by its type."""
+        for name, value in sorted(self.options.items()):
+            if name not in PLACE_OPTIONS:
+                yield name, value if isinstance(value, int | float | str) else type(value).__name__
 
 
 class Prepared:
@@ -77,7 +97,7 @@ class Prepared:
     def __init__(self, settings: JobSettings) -> None:
         """Raises what opening the model, the port and the policy raise."""
         self.settings = settings
-        self.settling: Advisor = advisor(settings.asked.policy, settings.machine, settings.asked.keep)
+        self.settling: Advisor = advisor(settings.asked.policy, settings.machine, settings.keep)
         self.file: WeightFile = open_weight_file(resolve(settings.model))
 
     @cached_property

@@ -3,17 +3,20 @@
 A line may have several rows (prompts, choices). It is answered when the last of them has ended.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Protocol
 
 from flexref.batch_job.answers import LineAnswer
+from flexref.block.rows import RowLengths
 from flexref.engine.engine import Engine
 from flexref.engine.generation import GenerationJob
 from flexref.engine.request import RowRequest
 from flexref.engine.results import Output, RowResult, StreamedToken
-from flexref.errors import CapacityError, FlexrefError, PromptError
+from flexref.engine.session import Session
+from flexref.errors import BatchError, CapacityError, FlexrefError, PromptError
 from flexref.policy import Policy
 
 
@@ -63,6 +66,10 @@ class OpenLine:
         return replace(self.asked.rows[choice], generated=tuple(self.tokens.get(choice, ())))
 
 
+Place = tuple[OpenLine, int] | LineAnswer
+"""What a request of an engine's stream is: a line's row, by its place there, or an answer that waits its turn."""
+
+
 def nobody(engine: Engine, job: GenerationJob) -> None:
     """Nobody wants to know."""
 
@@ -82,9 +89,12 @@ class Serving:
     def __init__(self, lines: Iterator[AskedRows | LineAnswer], begun: Begun = nothing_begun) -> None:
         self._lines, self._begun = lines, begun
         self._open: dict[int, OpenLine] = {}
-        self._lines_ended = self._last = False
+        self._failed: dict[int, LineAnswer] = {}
+        """Answers that wait their turn in an engine."""
+        self._lines_ended = self._last = self._may_refuse = self._some_fit = False
+        self._lines_failure: Exception | None = None
         self.is_running = False
-        """Whether an engine had a policy and began, also when it has failed since."""
+        """Whether an engine had a policy and began, also when it has failed since, and another one might go on."""
 
     @property
     def lines_seen(self) -> int:
@@ -105,30 +115,37 @@ class Serving:
                     yield number, choice, tuple(tokens)
 
     def run(
-        self, engine: Engine, policy: Policy | None = None, *, on_begin: OnJob = nobody, on_pass: OnJob = nobody
+        self,
+        engine: Engine,
+        policy: Policy | None = None,
+        *,
+        on_begin: OnJob = nobody,
+        on_pass: OnJob = nobody,
+        may_refuse: bool = True,
     ) -> Iterator[LineAnswer]:
         """Serve lines until none is left; answers come as they end, in any order within the engine's window.
 
         Only lines that do not fit under a policy that was chosen for others are left over (`has_set_aside`): `run` has
-        one chosen for them. Those that do not fit under that one either are refused.
+        one chosen for them. Those that do not fit under that one either are refused; unless `may_refuse`, since the
+        engine has less memory than the job was given, they end the job with a `BatchError`.
 
         `on_begin` is called before the first pass, `on_pass` after every pass. Raises what the engine raises, what
         `lines` raises once all lines before that are answered, and what those two raise. Whatever it raises, lines that
         were not answered stay open for the next `run`.
         """
         self.is_running, self._last = False, self._lines_ended and self.has_set_aside
+        self._may_refuse, self._some_fit = may_refuse, False
         for line in self._open.values():
             line.set_aside = self._last
-        places: dict[int, tuple[OpenLine, int] | LineAnswer] = {}
-        try:
-            job = GenerationJob(engine.session, self._requests(places), policy)
-        except CapacityError as error:
-            if not self._last:
-                raise
-            for number in list(self._open):
-                line = self._open.pop(number)
-                yield line.asked.refused(_said_of_a_line(error, line.asked.rows[0], 0))
-            return
+        yield from self._answered_before()
+        places: dict[int, Place] = {}
+        while True:
+            try:
+                job = GenerationJob(engine.session, self._requests(places), policy)
+                break
+            except CapacityError as error:
+                yield from self._none_fit(engine.session, places.values(), error)
+            places.clear()
         passes = 0
         on_begin(engine, job)
         self.is_running = True
@@ -137,16 +154,74 @@ class Serving:
                 if token is not None and token.row in places:  # else it was the last of its row, which has ended
                     _note(places[token.row], token)
                 for result in job.take_results():
-                    yield from self._ended(places.pop(result.number), result)
+                    yield from self._ended(job, places.pop(result.number), result)
                 if job.stats.occupancy.passes != passes:
                     passes = job.stats.occupancy.passes
                     on_pass(engine, job)
         for result in job.take_results():
-            yield from self._ended(places.pop(result.number), result)
+            yield from self._ended(job, places.pop(result.number), result)
         if job.failure is not None:
+            self.is_running = False
             raise job.failure
 
-    def _requests(self, places: dict[int, tuple[OpenLine, int] | LineAnswer]) -> Iterator[RowRequest]:
+    def _answered_before(self) -> Iterator[LineAnswer]:
+        """Lines that failed before they were asked, those that come too unless others wait: policies are for rows."""
+        while self._failed:
+            yield self._failed.pop(next(iter(self._failed)))
+        if self._open:
+            return
+        for each in self._next_lines():
+            if not isinstance(each, LineAnswer):
+                self._lines = chain([each], self._lines)
+                return
+            yield each
+
+    def _next_lines(self) -> Iterator[AskedRows | LineAnswer]:
+        """What is left of the lines. What they raise, every later call raises again: they only seem to end there."""
+        if self._lines_failure is not None:
+            raise self._lines_failure
+        while True:
+            try:
+                each = next(self._lines)
+            except StopIteration:
+                return
+            except Exception as error:
+                self._lines_failure = error
+                raise
+            yield each
+
+    def _none_fit(self, session: Session, places: Iterable[Place], error: CapacityError) -> Iterator[LineAnswer]:
+        """No row of `places` fits. They are refused if shorter ones would: the model itself has room."""
+        self._check_fits(session, session.settled([SHORTEST]))
+        for place in places:
+            if isinstance(place, LineAnswer):
+                yield self._failed.pop(place.number)
+            elif place[0].asked.number in self._open:
+                line, choice = place
+                refused = self._refused(line, choice, error, 0)
+                del self._open[line.asked.number]
+                yield line.asked.refused(refused)
+
+    def _check_fits(self, session: Session, policy: Policy) -> None:
+        """`CapacityError` if not even the shortest row fits: no line is to blame for that, and none is refused."""
+        if not self._some_fit:
+            try:
+                session.planned(policy, [SHORTEST])
+            except CapacityError:
+                self.is_running = False
+                raise
+            self._some_fit = True
+
+    def _refused(self, line: OpenLine, choice: int, error: FlexrefError, number: int) -> FlexrefError:
+        """Why row `choice` of a line, number `number` of its stream, cannot be served, as its answer says it."""
+        if isinstance(error, CapacityError) and not self._may_refuse:
+            raise BatchError(
+                f"line {line.asked.number} does not fit into what the job has left of its memory, some of which ran "
+                f"out; give --{error.tier}-mem-gib less than is free: {error}"
+            )
+        return _said_of_a_line(error, line.asked.rows[choice], number)
+
+    def _requests(self, places: dict[int, Place]) -> Iterator[RowRequest]:
         """The rows of all lines; `places` says whose they are, by their numbers in this stream."""
         number = 0
         for line in list(self._open.values()):
@@ -155,11 +230,11 @@ class Serving:
                     places[number] = line, choice
                     number += 1
                     yield line.request(choice)
-        for each in self._lines:
+        for each in self._next_lines():
             if isinstance(each, LineAnswer):
                 # It takes the place of a request, so that it waits its turn and the window bounds these, too. No engine
                 # serves what is no request.
-                places[number] = each
+                places[number] = self._failed[each.number] = each
                 number += 1
                 yield each  # type: ignore[misc]
                 continue
@@ -172,20 +247,22 @@ class Serving:
                 yield line.request(choice)
         self._lines_ended = True
 
-    def _ended(self, place: tuple[OpenLine, int] | LineAnswer, result: RowResult) -> Iterator[LineAnswer]:
+    def _ended(self, job: GenerationJob, place: Place, result: RowResult) -> Iterator[LineAnswer]:
         """A row has ended: the answer of its line, if it was the last one."""
         if isinstance(place, LineAnswer):
-            yield place
+            yield self._failed.pop(place.number)
             return
         line, choice = place
         if result.output is not None:
             line.outputs[choice] = result.output
         else:
             assert result.error is not None
-            if isinstance(result.error, CapacityError) and not self._last:
-                line.set_aside = True
-                return
-            line.error = line.error or _said_of_a_line(result.error, line.asked.rows[choice], result.number)
+            if isinstance(result.error, CapacityError):
+                self._check_fits(job.session, job.policy)
+                if not self._last:
+                    line.set_aside = True
+                    return
+            line.error = line.error or self._refused(line, choice, result.error, result.number)
             line.outputs[choice] = NOTHING
         line.tokens.pop(choice, None)
         if len(line.outputs) < len(line.asked.rows):
@@ -197,11 +274,14 @@ class Serving:
             yield line.asked.answer([line.outputs[choice] for choice in range(len(line.outputs))])
 
 
+SHORTEST = RowLengths(1, 1)
+"""Of a row that a model can serve."""
+
 NOTHING = Output("", None, [], "stop", 1)
 """In place of the output of a row that failed."""
 
 
-def _note(place: tuple[OpenLine, int] | LineAnswer, token: StreamedToken) -> None:
+def _note(place: Place, token: StreamedToken) -> None:
     assert not isinstance(place, LineAnswer)
     line, choice = place
     if not line.asked.rows[choice].request.logprobs:

@@ -18,6 +18,10 @@ from flexref.tiers.cache_plan import GroupRoom
 WINDOWS = 4
 """So many times the rows of a block are looked at ahead."""
 
+FIRST_WINDOWS = 64
+"""So many windows of requests that cannot be served are passed over in the first look: a policy is chosen for the rows
+that it has found."""
+
 
 def longest_first(row: RowLengths) -> tuple[int, int]:
     """The order in which rows enter, if none has waited too long: those that generate most first, then long prompts."""
@@ -49,14 +53,17 @@ class Waiting:
         self._arrived = deque[Arrived]()
         self._longest_first = list[Arrived]()
         self._arrivals = self._entered = 0
+        self._patience = FIRST_WINDOWS
 
     def refill(self) -> None:
         """Take more rows from where they come from, until the window is full. Raises what that raises, once.
 
-        None in place of a row is one that cannot be served: at most a window of them are passed over at a time.
+        None in place of a row is one that cannot be served: at most a window of them are passed over at a time, at the
+        first time `FIRST_WINDOWS`.
         """
-        passed_over = 0
-        while self._rows is not None and len(self._longest_first) < self.window and passed_over < self.window:
+        passed_over, most = 0, self._patience * self.window
+        self._patience = 1
+        while self._rows is not None and len(self._longest_first) < self.window and passed_over < most:
             rows, self._rows = self._rows, None  # an iterator that raised is not asked again
             for row in rows:
                 self._rows = rows

@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
@@ -14,7 +15,10 @@ from recorder_kit import IDENTITY, Job
 from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
 from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
+from flexref.batch_job.lines.defaults import Defaults
+from flexref.batch_job.prepared import JobSettings, Prepared
 from flexref.errors import StorageError, WeightFileError
+from flexref.policy import Asked, Policy, Shares
 from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import open_weight_file
 
@@ -76,3 +80,31 @@ def test_where_no_device_computes_the_kernels_of_the_processor_are_part_of_the_a
     assert facts["backend"] == "numpy"
     assert facts["version of numpy"]
     assert "BLAS kernels" in facts
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"asked": Asked(Policy(cache_scheme="int4", cache_group_size=32), {}, {})},
+        {"asked": Asked(None, {"attention_on": "host"}, {})},
+        {"asked": Asked(None, {"row_invariant": False}, {})},
+        {"options": {"scratch_bytes": 1 << 16}},
+        {"defaults": Defaults(seed=1)},
+        {"backend": "dry"},
+    ],
+)
+def test_every_setting_that_can_change_a_bit_makes_another_job(other: dict[str, Any]) -> None:
+    settings = JobSettings("demo", asked=Asked(Policy(cache_scheme="int4"), {}, {}))
+    assert replace(settings, **other).identity != settings.identity
+
+
+def test_where_rows_lie_and_which_device_computes_make_no_other_job() -> None:
+    given = Asked(Policy(rows_per_group=3, cache=Shares(0, 1), overlap=False, cache_group_size=32), {}, {})
+    assert JobSettings("demo", asked=given, options={"device": 1}).identity == JobSettings("demo").identity
+
+
+def test_no_policy_of_a_job_computes_attention_elsewhere_than_another() -> None:
+    """One that is chosen anew, for less memory or fewer lines, would have other bits on some ports."""
+    assert Prepared(JobSettings("demo")).settling.keep == {"attention_on": "device"}
+    on_host = JobSettings("demo", asked=Asked(None, {"attention_on": "host", "overlap": True}, {}))
+    assert Prepared(on_host).settling.keep == {"attention_on": "host", "overlap": True}

@@ -3,7 +3,7 @@
 import errno
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -197,6 +197,20 @@ def test_it_ends_when_less_does_not_help(model_file: Callable[..., Any], refusal
         job(model_file(SPEC), lines(3), kept, watching).run()
     assert watching.told.count("replan") == ATTEMPTS - 1
     assert watching.told[-1] == "failed"
+
+
+@pytest.mark.parametrize(("error", "refused"), [(MemoryError(), ()), (StorageError("cannot read in"), (4,))])
+def test_what_the_lines_raise_ends_the_job_whatever_its_engines_do(
+    model_file: Callable[..., Any], refusals: Refusals, error: Exception, refused: tuple[int, ...]
+) -> None:
+    def torn() -> Iterator[AskedRows]:
+        yield from lines(3)
+        raise error
+
+    refusals.begin(refused)
+    with pytest.raises(type(error)):
+        BatchJob(engines(model_file(SPEC)), torn(), kept := Kept(), FACTS).run()
+    assert (kept.finished, sorted(kept.answers)) == (False, [1, 2, 3])
 
 
 def test_a_policy_that_was_given_is_not_planned_anew(model_file: Callable[..., Any], refusals: Refusals) -> None:

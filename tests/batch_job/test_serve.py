@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from flexref_numpy import NumpyBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,7 @@ from flexref.engine.generation import GenerationJob
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Output
 from flexref.engine.session import Session
-from flexref.errors import FlexrefError, JobPaused
+from flexref.errors import BatchError, CapacityError, FlexrefError, JobPaused
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.sampling.settings import SamplingSettings
@@ -191,3 +192,102 @@ def test_a_line_that_fits_nowhere_is_refused(model_file: Callable[..., Any]) -> 
     assert [answer.number for answer in found if answer.failed] == [301]
     assert b"does not fit into the memory" in found[-1].data
     assert len(found) == 301
+
+
+def short_lines(first: int, last: int) -> list[Some]:
+    return [Some(number, (RowRequest([3, number % 50], Request(2)),)) for number in range(first, last + 1)]
+
+
+def fails(number: int) -> LineAnswer:
+    return LineAnswer(number, None, 0, True, b"bad")
+
+
+def test_a_line_that_fits_nowhere_is_refused_also_where_no_other_is_left(model_file: Callable[..., Any]) -> None:
+    """As after a kill: what becomes of a line does not depend on which are done already."""
+    long = [Some(number, (RowRequest([5] * 40, Request(7)),)) for number in range(301, 601)]
+    between = [Some(601, (RowRequest([5] * 10, Request(7)),))]
+
+    def settle(session: Session, rows: Sequence[RowLengths]) -> Policy:
+        if min(row.prompt_tokens for row in rows) > 35:
+            raise CapacityError("device", "the cache", 2, 1, {})
+        return Policy(rows_per_group=1, overlap=False)
+
+    def served(asked: Sequence[Some]) -> dict[int, LineAnswer]:
+        with load(model_file(SPEC), scratch_bytes=1 << 16, **TIGHT) as engine:
+            engine.session.settle = settle
+            serving, found = Serving(iter(asked)), list[LineAnswer]()
+            found += serving.run(engine)
+            while serving.has_set_aside:
+                found += serving.run(engine)
+            assert len(found) == len(asked)
+            return {answer.number: answer for answer in found}
+
+    undisturbed = served([*short_lines(1, 3), *long, *between])
+    assert {number for number, answer in undisturbed.items() if answer.failed} == set(range(301, 601))
+    assert served([*long, *between]) == {number: undisturbed[number] for number in range(301, 602)}
+
+
+def test_where_not_even_the_shortest_row_fits_no_line_is_to_blame(model_file: Callable[..., Any]) -> None:
+    tiny = {"device_mem_gib": 80_000 / GIB}
+    with load(model_file(SPEC), policy=Policy(rows_per_group=4), scratch_bytes=1 << 16, **tiny) as engine:
+        serving = Serving(iter(short_lines(1, 5)))
+        with pytest.raises(CapacityError, match="device memory is too small"):
+            list(serving.run(engine))
+        assert not serving.is_running
+
+
+def test_no_line_is_refused_for_memory_that_ran_out(model_file: Callable[..., Any]) -> None:
+    long = Some(301, (RowRequest([5] * 40, Request(7)),))
+    policy = Policy(rows_per_group=4, overlap=False)
+    with load(model_file(SPEC), policy=policy, scratch_bytes=1 << 16, **TIGHT) as engine:
+        serving = Serving(iter([*short_lines(1, 300), long]))
+        assert len(list(serving.run(engine, may_refuse=False))) == 300
+        with pytest.raises(BatchError, match="line 301 does not fit into what the job has left"):
+            list(serving.run(engine, may_refuse=False))
+
+
+@pytest.mark.parametrize("good_first", [0, 1])
+def test_a_policy_is_chosen_for_rows_however_many_lines_failed_before_them(
+    model_file: Callable[..., Any], good_first: int
+) -> None:
+    failed = [fails(number) for number in range(2, 602)]
+    settled = list[int]()
+
+    def settle(session: Session, rows: Sequence[RowLengths]) -> Policy:
+        settled.append(len(rows))
+        return HOME
+
+    with load(model_file(SPEC), scratch_bytes=1 << 16) as engine:
+        engine.session.settle = settle
+        found = list(Serving(iter([*short_lines(1, good_first), *failed, *short_lines(602, 620)])).run(engine))
+    assert len(found) == good_first + 619
+    assert settled == [good_first + 19]
+
+
+def test_a_line_that_failed_before_is_not_lost_with_the_engine(
+    model_file: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken between two passes, and the second of them does not end."""
+    breaks, linear = False, NumpyBackend.linear
+
+    def taken() -> Iterator[Some | LineAnswer]:
+        nonlocal breaks
+        yield from short_lines(1, 279)
+        yield fails(280)
+        breaks = True
+        yield from short_lines(281, 300)
+
+    def broken(port: NumpyBackend, *given: Any, **named: Any) -> Any:
+        nonlocal breaks
+        if breaks:
+            breaks = False
+            raise CapacityError("device", "CUDA", 2, 1, {})
+        return linear(port, *given, **named)
+
+    monkeypatch.setattr(NumpyBackend, "linear", broken)
+    serving, found = Serving(taken()), list[int]()
+    with load(model_file(SPEC), policy=HOME, scratch_bytes=1 << 16) as engine, pytest.raises(CapacityError):
+        found += [answer.number for answer in serving.run(engine)]
+    with load(model_file(SPEC), policy=HOME, scratch_bytes=1 << 16) as engine:
+        found += [answer.number for answer in serving.run(engine)]
+    assert 280 in found
