@@ -47,7 +47,7 @@ class SpillDamaged(StorageError):
 
 
 class LaneFailed(FlexrefError):
-    """A lane was ended by what is no error of its work: by `SystemExit` or an interrupt in its thread, say."""
+    """A lane was ended by what nobody foresaw: a library's own error, a bug, `SystemExit` in its thread, say."""
 
 
 class UnknownName(StorageError):

@@ -1,5 +1,6 @@
 """Starts copies on a port's lanes, waits for them and keeps account of them; it knows bytes, not what they mean."""
 
+import logging
 import os
 import time
 from collections import deque
@@ -11,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
-from flexref.errors import LaneFailed, SpillDamaged, described
+from flexref.errors import FlexrefError, LaneFailed, SpillDamaged, described
 from flexref.tiers.open_work import WorkBoard
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
+
+LOG = logging.getLogger(__name__)
 
 COMPUTE, CROSSING = "compute", "crossing"
 """In place of a lane's name: the operators, and what crosses a link in order with them."""
@@ -141,16 +144,17 @@ class Mover:
     def _on_board(self, lane: Lane, copy: Transfer, call: Callable[[], None]) -> None:
         """Make a call on a lane's thread; meanwhile it is on the board.
 
-        What ends threads and processes, `SystemExit` say, ends neither here: it becomes an error like any other, which
-        the main thread finds when it waits, and then waits for all the other lanes.
+        What nobody foresaw, be it a bug, a library's own error or `SystemExit`, ends no thread and no process here: it
+        becomes `LaneFailed`, which the main thread finds when it waits, and then waits for all the other lanes.
         """
         self.board.begin(lane, copy.what, copy.link, copy.nbytes)
         try:
             call()
-        except Exception:
+        except (FlexrefError, OSError, MemoryError):
             raise
         except BaseException as error:
-            raise LaneFailed(f"lane {lane} was ended in {copy.what}: {described(error)}") from error
+            LOG.debug("lane %s failed in %s", lane, copy.what, exc_info=True)
+            raise LaneFailed(f"lane {lane} failed in {copy.what}: {described(error)} (-vv shows where)") from error
         finally:
             self.board.end(lane)
 
