@@ -46,8 +46,8 @@ class ChatTemplate:
         """The text of `messages`, up to where the model's answer begins if `add_generation_prompt`.
 
         A message has a `role` and a `content`: text, or a list of `{"type": "text", "text": ...}`, whose texts are
-        joined by line feeds. Raises `PromptError` for anything else, for messages that the template refuses or cannot
-        write, and where it takes too many steps or makes too much text.
+        joined by line feeds. Other names are not given if they are null. Raises `PromptError` for anything else, for
+        messages that the template refuses or cannot write, and where it takes too many steps or makes too much text.
         """
         plain = _checked(messages)
         characters = sum(len(message["content"]) for message in plain)
@@ -81,14 +81,14 @@ def _checked(messages: Any) -> list[dict[str, str]]:
 def _message(message: Any, place: str) -> dict[str, str]:
     if not isinstance(message, Mapping):
         raise PromptError(f"{place} must be an object with role and content, found {reprlib.repr(message)}")
-    for name in message:
-        if name not in ("role", "content"):
+    for name, value in message.items():
+        if name not in ("role", "content") and value is not None:
             raise PromptError(f"{place}: {reprlib.repr(name)} is not served, only role and content are")
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise PromptError(f"{place}: role must be text, found {reprlib.repr(role)}")
     checked = {"role": role, "content": _content(message.get("content"), place)}
-    return {name: checked[name] for name in message}  # a template may write a message as it stands
+    return {name: checked[name] for name in message if name in checked}  # a template may write a message as it stands
 
 
 def _content(content: Any, place: str) -> str:

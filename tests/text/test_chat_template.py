@@ -198,6 +198,12 @@ def test_a_long_chat_of_long_messages_has_steps_enough() -> None:
     assert len(chat) * 5_000 > MOST_STEPS
 
 
+def test_a_message_may_be_an_answer_as_clients_have_it() -> None:
+    empty = dict.fromkeys(("refusal", "tool_calls", "function_call", "audio", "name"))
+    message = {"content": "a", "refusal": None, "role": "assistant", **empty}
+    assert ChatTemplate("{{ messages[0] }}", {}).render([message]) == "{'content': 'a', 'role': 'assistant'}"
+
+
 def test_contents_in_parts_are_joined_by_line_feeds() -> None:
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert ChatTemplate("{{ messages[0].content }}", {}).render([{"role": "user", "content": parts}]) == "one\ntwo"
