@@ -221,7 +221,9 @@ def merge(shards: Sequence[ShardOutput], output: Path, errors: Path | None = Non
             for written in part:
                 if written is not None:
                     written.check_end()
+        merged.sync()
         if merged_errors is not None:
+            merged_errors.sync()
             merged_errors.publish()
         merged.publish()
     return answered, failed

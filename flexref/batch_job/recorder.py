@@ -19,7 +19,7 @@ from flexref.batch_job.job_files import JobFiles
 from flexref.batch_job.journal.ledger import Answered, Entry, JobLedger, Kept, Noted, WritingPace
 from flexref.batch_job.journal.line_facts import DONE, ExpectedLines
 from flexref.batch_job.journal.opening import Opening
-from flexref.batch_job.journal.reading import STATE
+from flexref.batch_job.journal.reading import LONGEST_RECORD_BYTES, STATE
 from flexref.batch_job.journal.records import AnsweredRecord, NoteRecord, TokensRecord, encoded
 from flexref.errors import BatchError
 
@@ -130,6 +130,9 @@ class Recorder:
             return
         data = msgspec.json.decode(answer.data, type=msgspec.Raw)
         record = encoded(AnsweredRecord(answer.number, f"{known:016x}", answer.failed, data))
+        if len(record) > LONGEST_RECORD_BYTES:  # whoever reads the journal would take it for a torn one
+            found = f"the answer to line {answer.number} has {len(answer.data)} bytes"
+            raise BatchError(f"{found}, more than a journal's records may: divide the line")
         self._put(Answered(record, answer.number, answer.failed, answer.data))
         self._added[answer.number] = True
         self._tokens.pop(answer.number, None)

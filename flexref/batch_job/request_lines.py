@@ -40,6 +40,12 @@ CHOICE_BITS = 44
 MOST_ROWS = 1 << 12
 """Bounds the rows of a line: its answer holds them all."""
 
+MOST_ANSWER_BYTES = 200_000_000
+"""Bounds the answer of a line as it is estimated, with room to the longest record of a journal."""
+
+TOKEN_BYTES, LOGPROB_BYTES = 8, 96
+"""Of an answer: those that a token takes, and the log-probability of one with its name and bytes."""
+
 
 class LineLengths(NamedTuple):
     """How long the rows of a line are: its prompts, the choices of each, and the most new tokens of a row."""
@@ -101,7 +107,18 @@ class RequestReader:
         if len(prompts) * body.choices > MOST_ROWS:
             words = f"{len(prompts)} prompts with {body.choices} choices each are more rows than the {MOST_ROWS}"
             raise WrongLine(f"{words} that a line may have; divide it", INVALID_VALUE, "prompt")
+        self._check_answer(body, len(prompts) * body.choices)
         return prompts
+
+    def _check_answer(self, body: AskedBody, rows: int) -> None:
+        """`WrongLine` if log-probabilities would make the answer too long: it is held, and kept in one record."""
+        if body.logprobs is None:
+            return
+        tokens = rows * min(body.request.max_new_tokens, self._model.positions)
+        found = tokens * (TOKEN_BYTES + (body.logprobs + 2) * LOGPROB_BYTES)
+        if found > MOST_ANSWER_BYTES:
+            words = f"`logprobs` of up to {tokens} tokens may take {found} bytes, at most {MOST_ANSWER_BYTES} are taken"
+            raise WrongLine(f"{words} of an answer; divide it", INVALID_VALUE, "logprobs")
 
     def _enveloped(self, record: Mapping[str, Any], line: Line) -> AskedBody:
         """What a line of the OpenAI batch format asks for."""

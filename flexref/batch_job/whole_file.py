@@ -1,5 +1,6 @@
 """A file that answers of a stream go to: it appears when all of them are there, or not at all; it knows no answer."""
 
+import os
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ class WholeFile(BufferedIOBase):
             raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
         self._length += len(view)
         return len(view)
+
+    def sync(self) -> None:
+        """Return when all that was written has reached the disk: of two files none is published before both have."""
+        try:
+            os.fsync(self._new.descriptor)
+        except OSError as error:
+            raise StorageError(f"cannot write {self._path}: {error.strerror or error}") from error
 
     def publish(self) -> None:
         """All is written."""

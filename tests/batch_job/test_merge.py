@@ -1,5 +1,6 @@
 """Outputs of shards are joined to what one process would have written, and nothing that does not fit together is."""
 
+import errno
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -200,6 +201,18 @@ def test_failed_lines_go_where_they_lie_or_nowhere(job: Sharded) -> None:
 def call(*arguments: str) -> int:
     """The exit code of `flexref batch merge`."""
     return run(command_group(COMMANDS), ["batch", "merge", *arguments])
+
+
+def test_nothing_is_published_before_all_of_it_is_on_the_disk(job: Sharded, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs, synced = job.run_all(), []
+
+    def sync(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("os.fsync", sync)
+    refused(job, outputs, "cannot write .*merged.err: Input/output error")
 
 
 def test_the_command_writes_both_files_and_says_how_many_lines_they_have(

@@ -148,3 +148,18 @@ def test_the_next_line_is_the_next_one_that_is_expected(filled: list[bool], line
     for number in list(expected)[::2]:
         facts.put(number, number % 3 == 0, 1)
     assert facts.next_expected(line) == next((number for number in expected if number > line), None)
+
+
+def test_an_answer_that_a_journal_could_not_be_read_with_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("flexref.batch_job.recorder", "flexref.batch_job.journal.reading"):
+        monkeypatch.setattr(f"{module}.LONGEST_RECORD_BYTES", 800, raising=False)
+    job = Job(tmp_path)
+    long = replace(job.answer(2), data=b'"%s"' % (b"x" * 800))
+    with job.open() as recorder:
+        recorder.add(job.answer(1))
+        with pytest.raises(BatchError, match=r"the answer to line 2 has 802 bytes, more than a journal's records may"):
+            recorder.add(long)
+    with job.open() as recorder:
+        assert [number for number in job.numbers if recorder.is_done(number)] == [1]

@@ -409,3 +409,15 @@ def test_an_object_is_what_json_says_unless_a_key_stands_twice(value: Any) -> No
             object_in(text.encode())
     else:
         assert object_in(text.encode()) == wanted
+
+
+@pytest.mark.parametrize("more", [{"logprobs": 128, "n": 9}, {"logprobs": 5, "n": 128}])
+def test_a_line_whose_answer_would_be_too_long_is_refused_before_it_runs(
+    reader: RequestReader, more: Mapping[str, Any]
+) -> None:
+    body = {"prompt": ["a", "b"] * 8, "max_tokens": 1 << 40, **more}
+    error = refused(reader, line(body))
+    assert (error["code"], error["param"]) == ("invalid_value", "logprobs")
+    assert "of an answer; divide it" in error["message"]
+    assert asked(reader, line({**body, "max_tokens": 2}))
+    assert asked(reader, line({**body, "logprobs": None}))
