@@ -1,6 +1,7 @@
 """Files as a tier: direct reads of weights from several threads, and a spill file for what a job writes."""
 
 import errno
+import mmap
 import os
 import tempfile
 from collections.abc import Callable, Sequence
@@ -112,8 +113,7 @@ class WeightsOnDisk:
 
     def forget_pages(self, offset: int, nbytes: int) -> None:
         """Let the next read of these bytes come from the disk itself, as far as the file system can."""
-        with suppress(OSError):  # a wish: whether it was granted shows in what is read then
-            os.posix_fadvise(self._file, offset, nbytes, os.POSIX_FADV_DONTNEED)
+        _forget_pages(self._file, offset, nbytes)
 
     def is_same_file(self, other: "WeightsOnDisk") -> bool:
         """Whether both names lead to one file."""
@@ -176,6 +176,13 @@ class WeightsOnDisk:
             done += _preadv(self._file, into[done:], offset + done, self.path)
 
 
+def _forget_pages(file: int, offset: int, nbytes: int) -> None:
+    """Ask the system to drop whole pages: one of which only some bytes are named stays, and is read again as it was."""
+    first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+    with suppress(OSError):  # a wish: whether it was granted shows in what is read then
+        os.posix_fadvise(file, first, aligned(offset + nbytes - first, mmap.PAGESIZE), os.POSIX_FADV_DONTNEED)
+
+
 def _free_on(directory: str | Path) -> str:
     """How much is free where a folder lies, in words."""
     try:
@@ -234,8 +241,7 @@ class SpillFile:
 
     def forget_pages(self, offset: int, nbytes: int) -> None:
         """Let the next read of these bytes come from the disk itself, if they have been written to it."""
-        with suppress(OSError):  # a wish: whether it was granted shows in what is read then
-            os.posix_fadvise(self._handle.fileno(), offset, nbytes, os.POSIX_FADV_DONTNEED)
+        _forget_pages(self._handle.fileno(), offset, nbytes)
 
     def write(self, offset: int, source: npt.NDArray[np.uint8]) -> None:
         """Write all of `source` at `offset`."""
