@@ -21,37 +21,76 @@ from flexref.tiers.faults import FaultSeen, OnFault
 
 Bytes = npt.NDArray[np.uint8]
 
+STRETCH_BYTES = 8 << 20
+"""A row's cache in a layer of a large model is about as long."""
 
-class SpilledRuns:
-    """What lies in a file, run by run: where each begins and ends, and its XXH3-64. Runs do not overlap."""
+
+class _Stretch:
+    """The runs that begin in one stretch of a file, in columns sorted by where they begin."""
+
+    __slots__ = ("ends", "starts", "sums")
 
     def __init__(self) -> None:
-        self._starts, self._ends, self._sums = array("Q"), array("Q"), array("Q")
-
-    def __len__(self) -> int:
-        return len(self._starts)
+        self.starts, self.ends, self.sums = array("Q"), array("Q"), array("Q")
 
     def forget(self, start: int, end: int) -> None:
-        """Drop every run that has a byte from `start` to `end`."""
-        first = bisect_right(self._ends, start)
-        stop = bisect_left(self._starts, end, lo=first)
-        for column in (self._starts, self._ends, self._sums):
+        first = bisect_right(self.ends, start)
+        stop = bisect_left(self.starts, end, lo=first)
+        for column in (self.starts, self.ends, self.sums):
             del column[first:stop]
 
     def put(self, start: int, end: int, checksum: int) -> None:
-        """Note a run in place of all that lay there."""
-        self.forget(start, end)
-        place = bisect_left(self._starts, start)
-        for column, value in ((self._starts, start), (self._ends, end), (self._sums, checksum)):
+        place = bisect_left(self.starts, start)
+        for column, value in ((self.starts, start), (self.ends, end), (self.sums, checksum)):
             column.insert(place, value)
+
+    def at(self, start: int) -> tuple[int, int] | None:
+        """(end, checksum) of the run that begins there."""
+        place = bisect_left(self.starts, start)
+        found = place < len(self.starts) and self.starts[place] == start
+        return (self.ends[place], self.sums[place]) if found else None
+
+
+class SpilledRuns:
+    """What lies in a file, run by run: where each begins and ends, and its XXH3-64. Runs do not overlap.
+
+    They are kept by stretches of the file, so that a change moves few others however many there are.
+    """
+
+    def __init__(self, stretch_bytes: int = STRETCH_BYTES) -> None:
+        self._stretch_bytes = stretch_bytes
+        self._stretches: dict[int, _Stretch] = {}
+        self._reach = 0
+        """Over how many stretches after its first one the longest run so far went."""
+
+    def __len__(self) -> int:
+        return sum(len(stretch.starts) for stretch in self._stretches.values())
+
+    def forget(self, start: int, end: int) -> None:
+        """Drop every run that has a byte from `start` to `end`."""
+        for number in range(start // self._stretch_bytes - self._reach, end // self._stretch_bytes + 1):
+            if (stretch := self._stretches.get(number)) is not None:
+                stretch.forget(start, end)
+
+    def put(self, start: int, end: int, checksum: int) -> None:
+        """Note a run in place of all that lay there; one without a byte is none."""
+        if start == end:
+            return
+        self.forget(start, end)
+        number = start // self._stretch_bytes
+        self._reach = max(self._reach, end // self._stretch_bytes - number)
+        self._stretches.setdefault(number, _Stretch()).put(start, end, checksum)
 
     def covering(self, start: int, end: int) -> list[tuple[int, int]]:
         """(end, checksum) of the runs that lie from `start` to `end` without a gap; `ValueError` if others do."""
-        place, at, found = bisect_left(self._starts, start), start, list[tuple[int, int]]()
-        while at < end and place < len(self._starts) and self._starts[place] == at:
-            at = self._ends[place]
-            found.append((at, self._sums[place]))
-            place += 1
+        at, found = start, list[tuple[int, int]]()
+        while at < end:
+            stretch = self._stretches.get(at // self._stretch_bytes)
+            run = None if stretch is None else stretch.at(at)
+            if run is None:
+                break
+            found.append(run)
+            at = run[0]
         if at != end:
             raise ValueError(f"bytes {start} to {end} of a spill file were not written as they are read")
         return found
