@@ -12,7 +12,7 @@ from flexref.cli.logs import shows_progress
 from flexref.cli.streams import tell
 from flexref.cli.watching.stops_progress import StopsProgress
 from flexref.cli.watching.watch_options import STDOUT, WatchOptions, watchers_of
-from flexref.errors import JobPaused
+from flexref.errors import JobPaused, described
 
 if TYPE_CHECKING:
     from flexref.batch_job.job import BatchJob
@@ -91,10 +91,19 @@ def ends_at_once(job: "BatchJob", leave: Callable[[int], Any] = os._exit) -> "Ca
     """What is done when a lane hangs: no signal and no error reaches a thread that waits in the system for its disk."""
 
     def end(stalled: "Stalled") -> None:
-        syncing = threading.Thread(target=job.keeper.commit, daemon=True)
+        unsynced = list[str]()
+
+        def sync() -> None:
+            try:
+                job.keeper.commit()
+            except Exception as error:  # said below: the disk that hangs may fail as well
+                unsynced.append(f"; not all is synced ({described(error)})")
+
+        syncing = threading.Thread(target=sync, daemon=True)
         syncing.start()
         syncing.join(LAST_SYNC_S)
-        tell(f"{PROGRAM}: {stalled.text}; the job ends, and goes on when the same command is given again")
+        more = "".join(unsynced)
+        tell(f"{PROGRAM}: {stalled.text}; the job ends, and goes on when the same command is given again{more}")
         leave(FAILED)
 
     return end
