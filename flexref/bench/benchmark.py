@@ -1,5 +1,6 @@
 """Times jobs on an engine, every one whole, and holds the figures against the floor of the machine they ran on."""
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from flexref.backend.registry import create
 from flexref.bench.disk_rates import spill_rates, weight_extents, weights_rate
 from flexref.bench.floor import floors, whole_floors
 from flexref.bench.rates import Rates, measure
+from flexref.bench.repeats import enough, runs_in_words
 from flexref.bench.report import Report
 from flexref.bench.suites import Arguments
 from flexref.bench.workload import random_prompts, workload_of
@@ -126,7 +128,8 @@ class Benchmark:
         An interrupt ends it: what has ended by then is reported. `trace`, which costs marks between visits, is
         begun again with every run.
         """
-        engine, runs = self.engine, []
+        engine, repeat = self.engine, self.arguments.repeat
+        runs: list[Stats] = []
         tokens = 0
 
         def count(_: object) -> None:
@@ -141,8 +144,10 @@ class Benchmark:
             engine.session.weights_for(self.policy)
             doing = "warming up"
             self._warm_up()
-            for number in range(1, self.arguments.repeat + 1):
-                doing, tokens = f"run {number} of {self.arguments.repeat}", 0
+            began = time.perf_counter()
+            while not enough(repeat, [run.tokens_per_s for run in runs], time.perf_counter() - began):
+                number = len(runs) + 1
+                doing, tokens = f"run {number} of {runs_in_words(repeat)}", 0
                 on_run(number)
                 if trace is not None:
                     trace.restart()

@@ -7,6 +7,7 @@ from typing import Any
 
 from flexref.bench.floor import BeatenFloor, PhaseFloor, beaten_floors, decode_link_bytes
 from flexref.bench.rates import Rates
+from flexref.bench.repeats import MeanInterval, interval_of
 from flexref.bench.suites import Arguments
 from flexref.bench.workload import Workload
 from flexref.engine.results import Stats
@@ -59,6 +60,11 @@ class Report:
         """Decode passes of a run, each of which gives one token to every row of a block; 0 if rows differ."""
         row, places = self.workload.row, self.runs[0].policy.rows_per_block
         return 0 if row is None else self.workload.rounds(places) * (row.new_tokens - 1)
+
+    @property
+    def interval(self) -> MeanInterval | None:
+        """Between what the mean of tokens/s lies; None after one run."""
+        return interval_of([self.workload.generated_tokens / (run.prefill_s + run.decode_s) for run in self.runs])
 
     def figures(self, prefill_s: float, decode_s: float) -> dict[str, float | None]:
         """The figures that follow from the seconds of the two phases."""
@@ -132,6 +138,8 @@ class Report:
         account = {name: last[name] for name in ACCOUNT}
         account["decode_link_bytes"] = decode_link_bytes(self.runs[-1])
         account["allocate_s"] = median(run.allocate_s for run in self.runs)
-        figures = {**self.figures(self.prefill_s, self.decode_s), **self.floor_figures()}
+        figures: dict[str, Any] = {**self.figures(self.prefill_s, self.decode_s), **self.floor_figures()}
+        interval = self.interval
+        figures["tokens_per_s_interval"] = None if interval is None else asdict(interval)
         predicted = None if self.prediction_error is None else self.prediction_error.to_json()
         return {**figures, **account, "predicted": predicted, **about, "runs": runs}

@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from flexref.bench.repeats import AUTO
 from flexref.errors import PolicyError
 from flexref.files import read_object
 from flexref.json_types.containers import ListOf
 from flexref.json_types.objects import object_of
-from flexref.json_types.values import Number, OneOf, Text, Whole
+from flexref.json_types.values import Either, Number, OneOf, Text, Whole
 from flexref.policy import PLACES
 from flexref.storage.schema import BITS, DTYPES
 
@@ -20,6 +21,8 @@ FILLED = Text(filled=True)
 
 PERCENT = ListOf(Number(), 6, 6, "six numbers (weights, cache, activations on device and host)")
 
+
+RUNS = Either((Whole(1), OneOf((AUTO,))))
 
 ALIKE = ("prompt_len", "gen_len", "rows")
 """Fields of rows that are alike, whose place a file of lengths takes."""
@@ -55,7 +58,7 @@ class Arguments:
     host_mem_gib: Annotated[float | None, "Budget of the host, in GiB."] = None
     disk_dir: Annotated[str | None, FILLED, "Where cache and activations are spilled to."] = None
     backend: Annotated[str, FILLED, "The port that it runs on."] = "numpy"
-    repeat: Annotated[int, Whole(1), "Runs."] = 1
+    repeat: Annotated[int | str, RUNS, "Runs; auto: until the interval of their mean is narrow enough."] = 1
     seed: Annotated[int, Whole(0), "Of random weights and prompts."] = 0
     lengths: Annotated[str | None, FILLED, "A file of lengths, in place of equal rows."] = None
 

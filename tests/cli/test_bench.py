@@ -133,6 +133,21 @@ def test_a_run_that_beats_its_floor_names_the_rate_and_has_no_ratio(
     assert "a rate was wrong" in shown
 
 
+def test_runs_are_repeated_until_their_mean_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    found = as_json(capsys, *SMALL, "--repeat", "auto")
+    assert found["arguments"]["repeat"] == "auto"
+    interval = found["tokens_per_s_interval"]
+    assert interval["runs"] == len(found["runs"]) >= 5
+    assert interval["narrow_enough"] or interval["runs"] == 50
+    assert bench(*SMALL, "--repeat", "2") == 0
+    shown = capsys.readouterr().out
+    assert "95% interval" in shown
+    assert "NOT narrow" not in shown
+    assert as_json(capsys, *SMALL)["tokens_per_s_interval"] is None
+    for wrong in ("0", "some"):
+        assert bench(*SMALL, "--repeat", wrong) == 2
+
+
 def test_suites_can_be_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench("--list") == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(read_suites())

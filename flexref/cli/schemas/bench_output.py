@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from flexref.bench.floor import BeatenFloor
 from flexref.bench.rates import Rates
+from flexref.bench.repeats import MeanInterval
 from flexref.bench.suites import Arguments
 from flexref.block.counted_rows import LengthsSummary
 from flexref.cli.schemas.parts import COUNT, NAMES, PREDICTED, member, output, seconds
@@ -89,6 +90,10 @@ def bench() -> JsonType:
     figures = {
         **FIGURES,
         **FLOORS,
+        "tokens_per_s_interval": member(
+            Maybe(output("MeanInterval", "Between what a mean lies.", object_of(MeanInterval).members)),
+            "Between what the mean of the runs' tokens_per_s lies; null after one run.",
+        ),
         **dict(account()),
         "predicted": member(Maybe(PREDICTED), "What was predicted; null where no machine is known."),
     }

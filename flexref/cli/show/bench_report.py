@@ -13,6 +13,7 @@ from flexref.errors import how_many, in_gib
 if TYPE_CHECKING:
     from flexref.bench.baseline import BenchComparison
     from flexref.bench.floor import BeatenFloor
+    from flexref.bench.repeats import MeanInterval
     from flexref.bench.report import Report
     from flexref.bench.workload import Workload
     from flexref.check.smoke import Passed
@@ -40,8 +41,10 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
         for beaten in report.beaten():
             console.print(_beaten(beaten), highlight=False)
         print_prediction_error(console, report.prediction_error)
-        if len(report.runs) > 1:
+        interval = report.interval
+        if interval is not None:
             console.print(_runs(report))
+            console.print(_interval(interval, report.arguments.repeat), highlight=False)
     _print_machine(console, report)
 
 
@@ -117,6 +120,16 @@ def _runs(report: "Report") -> Table:
     for number, run in enumerate(report.runs, start=1):
         table.add_row(str(number), f"{run.prefill_s:.4f}", f"{run.decode_s:.4f}", f"{run.tokens_per_s:.3f}")
     return table
+
+
+def _interval(interval: "MeanInterval", repeat: int | str) -> str:
+    """The mean and its interval; whether runs went on until it was narrow, if they were to."""
+    half = interval.relative_width / 2
+    wide = "" if interval.narrow_enough or isinstance(repeat, int) else "; NOT narrow enough when runs or time ended"
+    return (
+        f"mean {interval.mean:.3f} tokens/s, {interval.confidence:.0%} interval {interval.least:.3f} to "
+        f"{interval.most:.3f} (+- {half:.2%}) of {interval.runs} runs{wide}"
+    )
 
 
 def _print_machine(console: Console, report: "Report") -> None:
