@@ -11,7 +11,7 @@ from flexref.batch_job.answers import LineAnswer
 from flexref.batch_job.engines import Engines
 from flexref.batch_job.serve import AskedRows, Serving
 from flexref.batch_job.stall import Stalled, StallWatch
-from flexref.batch_job.states import JobEvent, JobFacts, JobState, Watcher
+from flexref.batch_job.states import FILE_OF_FAULT, JobEvent, JobFacts, JobState, Watcher
 from flexref.batch_job.stop import Stop
 from flexref.batch_job.watching.reader import JobStateReader
 from flexref.engine.engine import Engine
@@ -166,7 +166,7 @@ class BatchJob:
     def _hear(self, event: Event) -> None:
         """What a session tells: faults are the job's, all else is for whoever listens to the engines."""
         if isinstance(event, FaultSeen):
-            where = {"path": event.path, "offset": event.offset, "bytes": event.nbytes, "tries": event.tries}
+            where = {FILE_OF_FAULT: event.path, "offset": event.offset, "bytes": event.nbytes, "tries": event.tries}
             self.happened(event.kind, event.text, where)
         else:
             self.engines.on_event(event)

@@ -19,6 +19,9 @@ COPIES_BY_LINK = MapOf(MapOf(COUNT, KINDS), LINKS)
 
 EVENT_KINDS = ("fault", "retry", "mirror", "replan", "warning", "worker", "pause")
 
+FILE_OF_FAULT = "path"
+"""What only events of a disk that fails have among their figures; the engine has logged those."""
+
 ENDINGS = ("done", "paused", "failed")
 
 DETAILS = MapOf(Maybe(Either((Truth(), Number(), Text()))))

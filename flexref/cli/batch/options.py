@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 STANDARD = "-"
 """Standard input or output."""
 
-SHARD_HELP = """Work on every N-th chunk of the input, beginning with chunk I, from 0 on; auto: as Slurm's array or
-Kubernetes' Indexed Job number this task, also if nothing is said."""
+SHARD_HELP = """Work on every N-th chunk of the input, beginning with chunk I, from 0 on, and give each shard an output
+of its own; auto: as Slurm's array or Kubernetes' Indexed Job number this task, also if nothing is said. Then, and only
+then, the shard's number is added to the outputs' names: out.0003-of-0016.jsonl."""
 
 SCHEDULER_HELP = """Work on a Dask cluster, an engine on every worker: one that runs, such as tcp://10.0.0.1:8786, or N
 workers of its own on this machine. Budgets are each worker's."""
@@ -56,8 +57,15 @@ OPTIONS = (
     click.option("--stop", "stops", multiple=True, type=TEXT, help="Likewise: end a row before this text; repeatable."),
     click.option("--ignore-eos", is_flag=True, help="Likewise: go on after the end-of-sequence token."),
     click.option("--seed", default=0, show_default=True, help="Lines without one draw from this and their number."),
-    click.option("--created", default=0, show_default=True, help="The time that answers tell, in seconds since 1970."),
-    click.option("--model-name", help="The model that answers tell where a line names none; default: its own name."),
+    click.option(
+        "--created",
+        default=0,
+        show_default=True,
+        help="What answers have as `created`, in seconds since 1970; no clock is asked.",
+    ),
+    click.option(
+        "--model-name", help="What answers have as `model` where a line names none; default: its own, or its file's."
+    ),
     click.option("--limits", type=click.Choice(["openai"]), help="Refuse an input beyond the limits of an API."),
     options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups"),
     options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes"),

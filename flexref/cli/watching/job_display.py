@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.batch_job.states import FILE_OF_FAULT, JobEvent, JobFacts, JobState
 from flexref.batch_job.watching.pace import JobPace, View
 from flexref.batch_job.watching.state_line import left_said, lines_said, link_said, pass_said, state_line
 from flexref.cli.show.displays import PlainLines
@@ -114,7 +114,7 @@ class JobLines:
 
 
 def _tell_of(event: JobEvent) -> None:
-    if event.kind not in TOLD_BY_OTHERS:
+    if event.kind not in TOLD_BY_OTHERS and FILE_OF_FAULT not in event.details:  # else it is in the log
         tell(f"{event.kind}: {event.text}")
 
 

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flexref.batch_job.states import JobEvent, JobFacts, JobState, Watcher
+from flexref.batch_job.states import FILE_OF_FAULT, JobEvent, JobFacts, JobState, Watcher
 from flexref.batch_job.watching.disk_bound import DiskWrites
 from flexref.batch_job.watching.log_lines import JsonLog
 from flexref.batch_job.watching.pace import JobPace
 from flexref.cli.logs import logging_at
 from flexref.cli.watching.job_display import JobLines, JobTable, rows_said
 from flexref.cli.watching.watch_options import WatchOptions, watchers_of
+from flexref.engine.events import Event, FaultSeen, logged
 from flexref.errors import BatchError, JobPaused, StorageError, WrongCall
 from flexref.policy import Policy
 
@@ -158,6 +159,17 @@ def test_events_are_told_on_stderr_unless_errors_alone_are_wanted(
     with logging_at(level), watchers_of(WatchOptions(), print, DiskWrites()) as watchers:
         list(job(watchers))
     assert capsys.readouterr() == ("", expected)
+
+
+def test_a_fault_of_a_disk_which_the_engine_has_logged_is_not_told_again(capsys: pytest.CaptureFixture[str]) -> None:
+    def happened(event: Event) -> None:
+        assert isinstance(event, FaultSeen)
+        for watcher in watchers:
+            watcher.happened(JobEvent(1.0, event.kind, event.text, {FILE_OF_FAULT: event.path}))
+
+    with logging_at(logging.WARNING), watchers_of(WatchOptions(), print, DiskWrites()) as watchers:
+        logged(happened)(FaultSeen("retry", "a, byte 7: read again", "a", 7, 1, 1))
+    assert capsys.readouterr() == ("", "a, byte 7: read again\n")
 
 
 def test_options_make_their_watchers_and_give_up_what_they_hold(
