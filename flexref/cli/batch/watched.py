@@ -89,6 +89,9 @@ def run_watched(job: "BatchJob", watch: JobWatch, writes: "DiskWrites", machine:
 
 def ends_at_once(job: "BatchJob", leave: Callable[[int], Any] = os._exit) -> "Callable[[Stalled], None]":
     """What is done when a lane hangs: no signal and no error reaches a thread that waits in the system for its disk."""
+    from flexref.cli.show.console import table_console
+
+    console = table_console(err=True)
 
     def end(stalled: "Stalled") -> None:
         unsynced = list[str]()
@@ -102,6 +105,7 @@ def ends_at_once(job: "BatchJob", leave: Callable[[int], Any] = os._exit) -> "Ca
         syncing = threading.Thread(target=sync, daemon=True)
         syncing.start()
         syncing.join(LAST_SYNC_S)
+        console.show_cursor()  # the table of a terminal hides it, and is never taken away
         more = "".join(unsynced)
         tell(f"{PROGRAM}: {stalled.text}; the job ends, and goes on when the same command is given again{more}")
         leave(FAILED)

@@ -7,20 +7,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import flexref
 from flexref.batch_job.journal.growing_file import GrowingFile
-from flexref.batch_job.stall import Stalled
-from flexref.cli.batch.watched import ends_at_once
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.engine.request import Request
-from flexref.errors import StorageError
 from flexref.sampling.settings import SamplingSettings
-from flexref.tiers.open_work import OpenWork
 
 PROMPTS = ("The king", "In the beginning", "It was a fine morning, and", "He said")
 
@@ -237,22 +232,6 @@ def test_after_a_kill_the_same_command_goes_on(tmp_path: Path, whole: bytes) -> 
     process.communicate(timeout=60)
     assert batch(requests, "-o", out, "--rows-per-group", "16") == 0
     assert out.read_bytes() == whole
-
-
-def test_a_job_that_hangs_says_what_it_cannot_sync(capsys: Any) -> None:
-    """In the one line that it ends with, and not as a traceback of a thread."""
-
-    class Full:
-        def commit(self) -> None:
-            raise StorageError("the disk is full")
-
-    left = list[int]()
-    job: Any = SimpleNamespace(keeper=Full())
-    ends_at_once(job, left.append)(Stalled(OpenWork("disk_in", "layer 3 weights", "disk->host", 5, 1), 600.0))
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "has made no progress for 600 s" in line
-    assert "the disk is full" in line
-    assert left == [1]
 
 
 def test_a_disk_that_hangs_ends_the_job_with_a_line(requests: Path, tmp_path: Path, undisturbed: bytes) -> None:
