@@ -163,3 +163,12 @@ def test_an_answer_that_a_journal_could_not_be_read_with_is_refused(
             recorder.add(long)
     with job.open() as recorder:
         assert [number for number in job.numbers if recorder.is_done(number)] == [1]
+
+
+def test_what_a_killed_compaction_left_is_removed_by_the_next_run(tmp_path: Path) -> None:
+    job = Job(tmp_path)
+    half_done(job)
+    left = tmp_path / ".out.jsonl.journal.0123abcd.partial"
+    left.write_bytes(b"half a journal")
+    job.open(pace=LAZY).close()
+    assert not left.exists()

@@ -16,6 +16,7 @@ from flexref.batch_job.journal.line_facts import DONE, ExpectedLines
 from flexref.batch_job.journal.reading import JournalContents, JournalReader, first_other_line, read_journal
 from flexref.batch_job.journal.records import ERR, FORMAT, HeaderRecord, encoded
 from flexref.errors import BatchError, FlexrefError, StorageError, how_many
+from flexref.files import remove_leftovers
 
 TORN_HEADER = re.compile(rb"[0-9a-f]{0,16}\0*|[0-9a-f]{16} [^\n]*\n?")
 """What a power cut may leave of a journal whose header was not synced yet."""
@@ -78,6 +79,7 @@ class Opening:
             raise FileInUse(f"{self._files.output} is being written by {self._holder(path)}") from error
         if not journal.locked:
             self.notices.append(f"the file system of {path} has no locks: nothing keeps a second process from this job")
+        remove_leftovers(Path(os.path.realpath(path)))  # of compactions that were killed
         return journal
 
     def _holder(self, path: Path) -> str:
