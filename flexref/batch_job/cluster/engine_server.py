@@ -72,7 +72,8 @@ class EngineServer:
         serving = Serving(requests(lines, self._reader))
         while True:
             try:
-                for answer in serving.run(self._engine, on_pass=lambda engine, job: on_pass()):
+                may_refuse = not self._engines.have_less
+                for answer in serving.run(self._engine, on_pass=lambda engine, job: on_pass(), may_refuse=may_refuse):
                     self._engines.gave_an_answer()
                     yield answer
                 if not serving.has_set_aside:

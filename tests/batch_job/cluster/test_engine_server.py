@@ -1,7 +1,7 @@
 """The engine of a worker answers chunk after chunk as one engine would, however lines are cut; others are refused."""
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
@@ -12,7 +12,10 @@ from flexref.batch_job.answers import Line, LineAnswer
 from flexref.batch_job.cluster.engine_server import EngineOpening, EngineServer
 from flexref.batch_job.lines.defaults import Defaults
 from flexref.batch_job.prepared import JobSettings
-from flexref.errors import BatchError
+from flexref.block.rows import RowLengths
+from flexref.engine.session import Session
+from flexref.errors import BatchError, CapacityError
+from flexref.policy import Policy
 
 LINES = [
     Line(1, b'{"prompt": "The king", "max_new_tokens": 4}'),
@@ -73,3 +76,20 @@ def test_a_worker_with_another_model_or_other_arithmetic_is_not_taken(server: En
     with pytest.raises(BatchError, match="arithmetic, processor: the job was begun with abacus"):
         other()
     replace(other, accept_arithmetic=True)().close()
+
+
+def test_no_line_is_failed_by_a_worker_whose_memory_ran_out() -> None:
+    def settle(session: Session, rows: Sequence[RowLengths]) -> Policy:
+        if max(row.prompt_tokens for row in rows) > 1:
+            raise CapacityError("device", "the cache", 2, 1, {})
+        return Policy()
+
+    line, server = Line(1, b'{"prompt": [5, 6, 7]}'), OPENING()
+    try:
+        server._engine.session.settle = settle
+        assert [answer.failed for answer in server.answers([line], lambda: None)] == [True]
+        server._engines.have_less = True
+        with pytest.raises(BatchError, match="line 1 does not fit into what the job has left of its memory"):
+            list(server.answers([line], lambda: None))
+    finally:
+        server.close()
