@@ -87,7 +87,7 @@ class Baseline:
     def compare(self, report: Mapping[str, Any]) -> BenchComparison:
         """A benchmark, as `Report.to_json` gives it, with at least one run, beside this one."""
         changes = [change for name in FIGURES if (change := _change(name, self.values["runs"], report["runs"]))]
-        before, now = (_settings(values) for values in (self.values, report))
+        before, now = (settings_of(values) for values in (self.values, report))
         names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
         differs = {name: (str(before.get(name, "none")), str(now.get(name, "none"))) for name in names}
         return BenchComparison(self.where, changes, differs)
@@ -143,8 +143,8 @@ def _baseline(where: str, values: Any) -> Baseline:
         raise BaselineError(str(error)) from error
 
 
-def _settings(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Versions, and the fields of the policy."""
+def settings_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Versions, and the fields of the policy: what may differ where benchmarks are compared."""
     return {**values["versions"], **{f"policy's {name}": value for name, value in values["policy"].items()}}
 
 

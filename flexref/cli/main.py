@@ -72,7 +72,11 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "compare-logits": Entry(
             "flexref.cli.reference_run.compare_logits", "Compare another engine's logits with a reference run."
         ),
-        "bench": Entry("flexref.cli.bench", "Time jobs on this machine, beside the least time it allows."),
+        "bench": Entry(
+            "flexref.cli.bench.command",
+            "Time jobs on this machine, beside the least time it allows.",
+            {"compare": Entry("flexref.cli.bench.compare", "Compare two files of benchmarks.")},
+        ),
         "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
         "compare-machines": Entry("flexref.cli.compare_machines", "Plan models on machines: which to rent or buy."),
         "profile": Entry("flexref.cli.profile", "Measure this machine: links, products, attention; for the planner."),

@@ -1,0 +1,1 @@
+"""`flexref bench`: jobs timed on this machine, and benchmarks compared."""
