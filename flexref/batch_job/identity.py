@@ -1,8 +1,9 @@
 """What makes two runs one job: the input, the model, the settings, the arithmetic; it knows no journal."""
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -93,7 +94,17 @@ def arithmetic_facts(backend: Backend) -> dict[str, Any]:
         **{f"version of {library}": version for library, version in sorted(described.versions.items())},
     }
     if not described.devices:
-        libraries = [found for found in threadpool_info() if found["user_api"] == "blas"]
-        kernels = [f"{found['internal_api']} {found['version']} {found.get('architecture')}" for found in libraries]
-        facts |= {"processor": platform.machine(), "BLAS kernels": ", ".join(sorted(set(kernels)))}
+        facts |= {"processor": platform.machine(), "BLAS kernels": numpy_kernels(threadpool_info())}
     return facts
+
+
+def numpy_kernels(pools: Sequence[Mapping[str, Any]]) -> str:
+    """The kernels of numpy's own BLAS, of all thread pools of this process (`threadpoolctl.threadpool_info`).
+
+    scipy brings one, too, which is there only once somebody has planned, say. Where numpy brings none it uses the
+    system's, which is everybody's.
+    """
+    libraries = [found for found in pools if found["user_api"] == "blas"]
+    own = [found for found in libraries if Path(found["filepath"]).parent.name == "numpy.libs"]
+    kernels = {f"{found['internal_api']} {found['version']} {found.get('architecture')}" for found in own or libraries}
+    return ", ".join(sorted(kernels))

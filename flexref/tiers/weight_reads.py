@@ -39,6 +39,8 @@ class RowChecksums:
         self._extent, rows = part.extent, part.shape[0]
         self._row_bytes = part.extent.nbytes // rows
         self.rows: npt.NDArray[np.uint64] = np.zeros(rows, np.uint64)
+        self.complete = False
+        """Whether the last of its bytes has gone by: a port that is wrong may have left copies out."""
         self._digest = xxhash.xxh3_64()
 
     def feed(self, position: int, memory: Bytes) -> None:
@@ -57,6 +59,7 @@ class RowChecksums:
                     self.rows[row] = self._digest.intdigest()
                     self._digest.reset()
             first = end
+        self.complete = stop == self._extent.stop
 
 
 class RunInPieces:

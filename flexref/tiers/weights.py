@@ -233,7 +233,7 @@ class WeightStore:
                 self._loaded_bytes = before
             else:
                 break
-        self._row_checksums.update({name: table.rows for name, table in reader.rows.items()})
+        self._row_checksums.update({name: table.rows for name, table in reader.rows.items() if table.complete})
 
     def _pieces(self, run: Run, reader: DiskFile, bounce: Region, home: Located | None) -> None:
         whole = Region(Tier.DISK, reader, run.file_offset, run.nbytes)

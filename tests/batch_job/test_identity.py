@@ -1,6 +1,8 @@
 """Two runs are one job where nothing that can change an answer differs, wherever their files lie."""
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,3 +110,17 @@ def test_no_policy_of_a_job_computes_attention_elsewhere_than_another() -> None:
     assert Prepared(JobSettings("demo")).settling.keep == {"attention_on": "device"}
     on_host = JobSettings("demo", asked=Asked(None, {"attention_on": "host", "overlap": True}, {}))
     assert Prepared(on_host).settling.keep == {"attention_on": "host", "overlap": True}
+
+
+def test_what_else_is_loaded_is_no_other_arithmetic() -> None:
+    """In a process of its own: a run that has planned has scipy, and its BLAS, and one that resumes it may have not."""
+    script = """
+import sys
+from flexref_numpy import NumpyBackend
+from flexref.batch_job.identity import arithmetic_facts
+before = arithmetic_facts(NumpyBackend())
+assert "scipy.linalg" not in sys.modules
+import scipy.linalg
+assert arithmetic_facts(NumpyBackend()) == before, (before, arithmetic_facts(NumpyBackend()))
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

@@ -18,6 +18,7 @@ BENCH = ("bench", "--model", "tiny", "--prompt-len", "8", "--gen-len", "2", "--r
 CHECK = ("check", "--backend", "numpy", "--model", "demo", "--no-contract")
 PLAN = ("plan", "--model", "tiny", "--machine", "t4-gcp", "--prompt-len", "8", "--gen-len", "8")
 MACHINES = ("compare-machines", "--model", "tiny", "--machine", "t4-gcp")
+BATCH = ("batch", "TEXT", "-o", "out.jsonl", "--model", "demo")
 TOO_MUCH = ("--percent", "90", "20", "0", "100", "0", "100")
 
 WRONG = (
@@ -134,6 +135,35 @@ WRONG = (
     ("logits", "--model", "demo", "-o", "", "--prompt", "x"),
     ("compare-logits",),
     ("compare-logits", "", "theirs.npz"),
+    ("batch",),
+    ("batch", "TEXT"),
+    ("batch", "TEXT", "--model", "demo"),
+    ("batch", "", "-o", "out.jsonl", "--model", "demo"),
+    (*BATCH, "--temperature", "-1"),
+    (*BATCH, "--top-p", "2"),
+    (*BATCH, "--top-k", "-1"),
+    (*BATCH, "--seed", "-1"),
+    (*BATCH, "--max-tokens", "0"),
+    (*BATCH, "--created", "-1"),
+    (*BATCH, "--limits", "nope"),
+    (*BATCH, "--backend", "nope"),
+    (*BATCH, "--machine", "nope"),
+    (*BATCH, "--device-mem-gib", "-1"),
+    (*BATCH, "--stall-s", "-1"),
+    (*BATCH, "--mirror", ""),
+    (*BATCH, "--metrics-port", "99999"),
+    (*BATCH, "--max-disk-writes-gib", "0"),
+    (*BATCH, "--chunk-lines", "0"),
+    (*BATCH, "--blas-threads", "2"),
+    (*BATCH, "--scheduler", "nope"),
+    (*BATCH, *TOO_MUCH),
+    ("batch", "-", "-o", "-", "--model", "demo", "--dry-run"),
+    ("batch", "merge"),
+    ("batch", "merge", "-o", "out.jsonl"),
+    ("report",),
+    ("report", ""),
+    ("report", "out.jsonl", "-o", ""),
+    ("report", "out.jsonl", "--price-per-hour", "-1"),
     ("nothing",),
     ("--nothing",),
 )
@@ -162,6 +192,9 @@ UNKNOWN_NAMES = (
     "machines measure --backend nope",
     "inspect nope",
     "verify nope",
+    "batch x.jsonl -o y.jsonl --model nope",
+    "batch x.jsonl -o y.jsonl --model demo --backend nope",
+    "batch x.jsonl -o y.jsonl --model demo --machine nope",
 )
 
 MOST_S = 0.4
