@@ -16,6 +16,7 @@ from flexref.engine.engine import Engine
 from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.session import Session, check_policy
+from flexref.engine.wall import Wall, WallPart
 from flexref.errors import PolicyError, in_gib
 from flexref.machine.known import machine_named
 from flexref.machine.machine import Machine
@@ -92,20 +93,27 @@ def open_engine(  # noqa: PLR0913 - as `load`
     disk_dir: str | Path | None = None,
     mirror: str | Path | None = None,
     on_event: OnEvent = no_listener,
+    wall: Wall | None = None,
     **backend_options: Any,
 ) -> Engine:
-    """An engine whose jobs `settling` settles; see `load`."""
-    file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
+    """An engine whose jobs `settling` settles; see `load`. Without a `wall` the first one's whole time begins now."""
+    wall = wall or Wall()
+    with wall.part(WallPart.LOAD):
+        file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
     asked = _bytes("device", device_mem_gib), _bytes("host", host_mem_gib)
     port: Backend | None = None
     session: Session | None = None
     try:
         with Interrupts():  # what is open is known by the time they act
-            port = create(backend, **backend_options) if isinstance(backend, str) else backend
+            with wall.part(WallPart.IMPORTS):
+                port = create(backend, **backend_options) if isinstance(backend, str) else backend
             if settling.policy is not None:
                 check_policy(settling.policy, file, port)  # before anything is open
             budgets = backend_budgets(port, *asked)
-            session = Session(file, port, settling, budgets, disk_dir=disk_dir, mirror=mirror, on_event=on_event)
+            with wall.part(WallPart.LOAD):
+                session = Session(
+                    file, port, settling, budgets, disk_dir=disk_dir, mirror=mirror, on_event=on_event, wall=wall
+                )
         LOG.info("opened %s: %s, %s weights, %s", file.path, file.spec.name, file.stored, in_gib(file.nbytes))
         shown = ", ".join(f"{tier.value} {'any' if size is None else in_gib(size)}" for tier, size in budgets.items())
         LOG.info("port %s, memory: %s; what spills goes to %s", port.name, shown, session.disk_dir)

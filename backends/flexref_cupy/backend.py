@@ -48,6 +48,7 @@ class CupyBackend:
             shares_prefixes=True,
         )
         self.device = Device(self.cuda)
+        self.compiling = self.device.kernels.compiling
         self._events = Events(self.cuda)
         self._lanes: dict[str, Lane] = {lane: Lane(lane, self._events) for lane in LANES}
         self._closed = False

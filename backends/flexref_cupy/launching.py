@@ -2,8 +2,10 @@
 
 from ctypes import addressof, c_ulonglong, create_string_buffer, sizeof
 from struct import Struct
+from time import perf_counter
 from typing import Any
 
+from flexref.backend.compiling import CompileTime
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.kernel_source import source
 from flexref_cupy.variants import VARIANTS
@@ -38,7 +40,7 @@ class Kernels:
     """Every kernel that was asked for, compiled once per set of macros."""
 
     def __init__(self, cuda: Cuda) -> None:
-        self._cuda = cuda
+        self._cuda, self.compiling = cuda, CompileTime()
         self._found: dict[Any, Kernel] = {}
         self._modules: dict[Any, Any] = {}
 
@@ -52,7 +54,9 @@ class Kernels:
             text = source(operator, macros)
             module_key = (operator, text.macros)
             if module_key not in self._modules:
+                start = perf_counter()
                 self._modules[module_key] = self._cuda.compile(text)
+                self.compiling.seconds += perf_counter() - start
             function = self._cuda.function(self._modules[module_key], kernel, shared_bytes)
             found = self._found[key] = Kernel(self._cuda, kernel, function, text.signatures[kernel])
         return found

@@ -23,6 +23,7 @@ from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.request import Request
 from flexref.engine.results import Stats
+from flexref.engine.wall import Wall, WallPart
 from flexref.errors import PolicyError, PromptError
 from flexref.loading import advisor, open_engine
 from flexref.policy import Policy, asked
@@ -70,13 +71,17 @@ class Benchmark:
         arguments: Arguments,
         make_backend: Callable[[], Backend] | None = None,
         on_event: OnEvent = no_listener,
+        wall: Wall | None = None,
     ) -> None:
-        """`make_backend` takes the place of the port that is named; `on_event` hears what `load`'s does.
+        """`make_backend` takes the place of the port that is named; `on_event` hears what `load`'s does. Without a
+        `wall` the whole time begins now.
 
         Raises what `load` raises, `PromptError` if the model has too few positions, and `CapacityError`.
         """
         self.arguments = arguments
-        self.file = weights_of(arguments)
+        wall = wall or Wall()
+        with wall.part(WallPart.LOAD):
+            self.file = weights_of(arguments)
         self.workload = workload_of(arguments)
         positions = self.file.spec.positions
         for row in self.workload.rows.kinds:
@@ -84,13 +89,12 @@ class Benchmark:
                 raise PromptError(f"{row.prompt_tokens} + {row.new_tokens} tokens: the model has {positions} positions")
         wanted = asked(arguments.to_json())
         self.make_backend = make_backend or (lambda: create(arguments.backend))
-        self._advisor = advisor(wanted.policy, arguments.machine, wanted.keep)
+        with wall.part(WallPart.MACHINE):
+            self._advisor = advisor(wanted.policy, arguments.machine, wanted.keep)
+        with wall.part(WallPart.IMPORTS):
+            port = self.make_backend()
         self.engine = open_engine(
-            self.file,
-            self._advisor,
-            backend=self.make_backend(),
-            **wanted.budgets,
-            on_event=on_event,
+            self.file, self._advisor, backend=port, **wanted.budgets, on_event=on_event, wall=wall
         )
         self._prompts = random_prompts(self.workload, self.file.spec.vocabulary, arguments.seed)
         self._request = Request(self.workload.rows.summary.new_tokens.most, ignore_eos=True)
@@ -136,7 +140,8 @@ class Benchmark:
             nonlocal tokens
             tokens += 1
 
-        with Interrupts():  # its copies have ended when one acts, and nothing frees their memory before
+        # Its copies have ended when an interrupt acts, and nothing frees their memory before.
+        with Interrupts(), engine.session.wall.part(WallPart.MACHINE):
             rates = measure(engine.backend)
         doing = "loading the weights"
         cut_short = None
@@ -157,6 +162,7 @@ class Benchmark:
                 runs.append(generation.stats)
         except KeyboardInterrupt:
             cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
+        whole = engine.session.wall.since()
         rates = self._with_disk(rates, runs)
         file, dtype = self.file, engine.backend.caps.compute_dtype
         least = floors if self.workload.row is not None else whole_floors
@@ -174,6 +180,7 @@ class Benchmark:
             floors=both,
             prediction_error=prediction_error,
             cut_short=cut_short,
+            whole=whole,
         )
 
     def _judged(self, runs: list[Stats]) -> PredictionError | None:

@@ -11,6 +11,7 @@ from flexref.bench.repeats import MeanInterval, interval_of
 from flexref.bench.suites import Arguments
 from flexref.bench.workload import Workload
 from flexref.engine.results import Stats
+from flexref.engine.wall import WholeTime
 from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.random_weights import RandomFile
 from flexref.storage.weightfile import WeightFile
@@ -44,6 +45,8 @@ class Report:
     """Of prefill and decode; of both together where rows differ. None without a run."""
     prediction_error: PredictionError | None
     cut_short: str | None
+    whole: WholeTime
+    """From the beginning of the benchmark until its last run has ended."""
 
     @property
     def prefill_s(self) -> float:
@@ -131,7 +134,10 @@ class Report:
             "versions": self.versions,
             "machine": self.machine,
         }
-        runs = [{**self.figures(run.prefill_s, run.decode_s), "lane_busy": run.lane_busy} for run in self.runs]
+        runs = [
+            {**self.figures(run.prefill_s, run.decode_s), "wall_s": run.wall_s, "lane_busy": run.lane_busy}
+            for run in self.runs
+        ]
         if not self.runs:
             return {**about, "runs": runs}
         last = self.runs[-1].to_json()
@@ -142,4 +148,5 @@ class Report:
         interval = self.interval
         figures["tokens_per_s_interval"] = None if interval is None else asdict(interval)
         predicted = None if self.prediction_error is None else self.prediction_error.to_json()
+        account |= asdict(self.whole)
         return {**figures, **account, "predicted": predicted, **about, "runs": runs}

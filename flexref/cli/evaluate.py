@@ -9,6 +9,7 @@ from flexref.cli.arguments import TEXT
 from flexref.cli.completion import files
 from flexref.cli.logs import shows_progress
 from flexref.cli.options import check_windows, engine_for, option, options, scoring_options
+from flexref.cli.process import whole_time
 from flexref.cli.show.outputs import check_outputs, tracing
 from flexref.cli.show.progress import progress
 
@@ -62,16 +63,19 @@ def _perplexity(
 ) -> None:
     from flexref.cli.show.console import table_console
     from flexref.cli.show.evaluate_report import print_perplexity
+    from flexref.engine.wall import WallPart
     from flexref.quality.perplexity import perplexity, read_text, sample_text, sample_tokens
     from flexref.quality.token_file import read_tokens
 
+    wall = whole_time()
+    wall.turn_to(WallPart.OTHER)
     text = None if text_file is None else read_text(text_file)
     ids = () if tokens_file is None else read_tokens(tokens_file)
     how = given["window"], given["stride"], given["bos"]
     with (
         tracing(given["trace_file"]) as trace,
         progress("preparing") as shown,
-        engine_for(model, given, shown) as engine,
+        engine_for(model, given, shown, wall=wall) as engine,
     ):
         sample = sample_tokens(engine, ids, *how) if text is None else sample_text(engine, text, *how)
         shown.begin("windows", len(sample.rows), "windows")
@@ -85,14 +89,17 @@ def _perplexity(
 def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool) -> None:
     from flexref.cli.show.console import table_console
     from flexref.cli.show.evaluate_report import print_judged
+    from flexref.engine.wall import WallPart
     from flexref.quality.multiple_choice import judge
     from flexref.quality.questions import read_questions
 
+    wall = whole_time()
+    wall.turn_to(WallPart.OTHER)
     questions = read_questions(choices_file)
     with (
         tracing(given["trace_file"]) as trace,
         progress("preparing") as shown,
-        engine_for(model, given, shown) as engine,
+        engine_for(model, given, shown, wall=wall) as engine,
     ):
         shown.begin("choices", sum(len(question.choices) for question in questions), "choices")
         found = judge(engine, questions, shown.advance, trace)
@@ -105,7 +112,7 @@ def _choices(model: str, choices_file: str, given: dict[str, Any], as_json: bool
 def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: bool) -> None:
     """All figures as JSON on stdout, or the tables of tiers and links on stderr."""
     from flexref.cli.show.console import table_console
-    from flexref.cli.show.report import prefixes_in_words, print_tables
+    from flexref.cli.show.report import prefixes_in_words, print_tables, print_whole_time
 
     if as_json:
         about = {"model": engine.file.path, "weights_scheme": engine.file.scheme}
@@ -115,3 +122,4 @@ def _show(figures: dict[str, Any], scores: "Scores", engine: "Engine", as_json: 
         print_tables(table_console(err=True), scores.stats)
         for line in prefixes_in_words(scores.stats):
             table_console(err=True).print(line)
+        print_whole_time(table_console(err=True), scores.stats)

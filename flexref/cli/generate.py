@@ -10,6 +10,7 @@ import click
 from flexref.cli.arguments import TEXT
 from flexref.cli.logs import shows_progress
 from flexref.cli.options import BUDGETS, asked_of, check_prompts, option, options, prompts_of
+from flexref.cli.process import whole_time
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
@@ -62,13 +63,19 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
 
     from flexref.cli.show.progress import progress
     from flexref.engine.request import with_settings
+    from flexref.engine.wall import WallPart
     from flexref.loading import advisor, open_engine
 
-    request, settling = request_of(given), advisor(asked.policy, given["machine"], asked.keep)
+    request, wall = request_of(given), whole_time()
+    wall.turn_to(WallPart.OTHER)
+    with wall.part(WallPart.MACHINE):
+        settling = advisor(asked.policy, given["machine"], asked.keep)
     with tracing(trace_file) as trace:
         with (
             progress("choosing a policy") as shown,
-            open_engine(model, settling, backend=given["backend"], **asked.budgets, on_event=shown) as engine,
+            open_engine(
+                model, settling, backend=given["backend"], **asked.budgets, on_event=shown, wall=wall
+            ) as engine,
         ):
             prompts = prompts_of(
                 given["prompts"],
@@ -152,7 +159,7 @@ class _Place:
 
 def _print(generation: "Generation", prediction_error: "PredictionError | None", as_json: bool, streamed: bool) -> None:
     from flexref.cli.show.console import table_console
-    from flexref.cli.show.report import print_prediction_error, print_stats
+    from flexref.cli.show.report import print_prediction_error, print_stats, print_whole_time
 
     if as_json:
         predicted = None if prediction_error is None else prediction_error.to_json()
@@ -168,4 +175,5 @@ def _print(generation: "Generation", prediction_error: "PredictionError | None",
         return
     console = table_console(err=True)
     print_stats(console, generation.stats)
+    print_whole_time(console, generation.stats)
     print_prediction_error(console, prediction_error)

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import click
 
-from flexref.cli.limits import check_limits
 from flexref.cli.logs import LOG_OPTIONS, level_of, logging_at, with_log_options
+from flexref.cli.process import Begun, check_limits
 from flexref.cli.signals import Signals
 from flexref.cli.streams import abandon, complain, prepare_streams, tell
 from flexref.errors import FlexrefError, UnknownBackend, UnknownName, WrongCall
@@ -146,13 +146,15 @@ def command_group(table: Mapping[str, Entry]) -> click.Group:
     return click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")(group)
 
 
-def run(group: click.Group, arguments: Sequence[str], completing: str | None = None) -> int:
+def run(group: click.Group, arguments: Sequence[str], completing: str | None = None, begun: Begun | None = None) -> int:
     """Run `group` on `arguments` and return the exit code; with `completing` answer a shell's question instead.
 
+    `begun`: when the command began; without it, now.
     0 success, 1 an error that the user can cause (one line on stderr), 2 a usage error, 70 a bug (the only case with a
     traceback), 130 interrupted, 141 the reader of our output has gone.
     """
-    code = _attempt(lambda: _answer(group, completing) if completing else _invoke(group, arguments))
+    began = begun or Begun.now()
+    code = _attempt(lambda: _answer(group, completing) if completing else _invoke(group, arguments, began))
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -164,8 +166,8 @@ def run(group: click.Group, arguments: Sequence[str], completing: str | None = N
     return code
 
 
-def _invoke(group: click.Group, arguments: Sequence[str]) -> int:
-    with group.make_context(PROGRAM, list(arguments)) as context:
+def _invoke(group: click.Group, arguments: Sequence[str], begun: Begun) -> int:
+    with group.make_context(PROGRAM, list(arguments), obj=begun) as context:
         group.invoke(context)
     return 0
 
@@ -223,7 +225,7 @@ def main() -> None:
     code = INTERRUPTED
     with suppress(KeyboardInterrupt):
         if prepare_streams():
-            code = run(command_group(COMMANDS), sys.argv[1:], os.environ.get(COMPLETION_VARIABLE))
+            code = run(command_group(COMMANDS), sys.argv[1:], os.environ.get(COMPLETION_VARIABLE), Begun.with_process())
         else:
             code = _complain("standard output is closed: give it a file, or /dev/null", USER_ERROR)
     signals.release()

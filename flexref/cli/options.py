@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from flexref.backend.protocol import Backend
     from flexref.engine.engine import Engine
     from flexref.engine.events import OnEvent
+    from flexref.engine.wall import Wall
     from flexref.policy import Asked
     from flexref.text.prompt_settings import Settings
     from flexref.text.prompts import Prompt
@@ -205,20 +206,29 @@ def asked_of(given: Mapping[str, Any]) -> "Asked":
         raise WrongCall(str(error)) from error
 
 
-def engine_for(model: str, given: Mapping[str, Any], on_event: "OnEvent", share: int = 1) -> "Engine":
-    """An engine for `model` as scoring options ask for it; of memory without a budget it gets one part in `share`."""
+def engine_for(
+    model: str, given: Mapping[str, Any], on_event: "OnEvent", share: int = 1, wall: "Wall | None" = None
+) -> "Engine":
+    """An engine for `model` as scoring options ask for it; of memory without a budget it gets one part in `share`.
+
+    Without a `wall` the whole time of its first job begins now.
+    """
     # Attention on the host is for decode, of which there is none.
     asked = asked_of({"attention_on": "device", **given})
 
-    from flexref.loading import load
+    from flexref.engine.wall import Wall, WallPart
+    from flexref.loading import advisor, open_engine
 
-    port = computing_port(given["backend"])
+    wall = wall or Wall()
+    with wall.part(WallPart.IMPORTS):
+        port = computing_port(given["backend"])
     budgets = dict(asked.budgets)
     if share > 1:
         for tier in ("device", "host"):
             if budgets[f"{tier}_mem_gib"] is None:
                 budgets[f"{tier}_mem_gib"] = port.free_bytes(tier) / share / GIB
-    return load(model, policy=asked.policy, keep=asked.keep, backend=port, **budgets, on_event=on_event)
+    settling = advisor(asked.policy, keep=asked.keep)
+    return open_engine(model, settling, backend=port, **budgets, on_event=on_event, wall=wall)
 
 
 def check_windows(given: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from flexref.block.rows import Fed
 from flexref.block.state import BlockState
 from flexref.block.trace import Trace
 from flexref.engine.results import Stats
+from flexref.engine.wall import Wall, WallPart
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Flow
 from flexref.tiers.weights import WeightStore
@@ -33,6 +34,7 @@ class Account:
     standing: Standing
     weights: WeightStore
     arenas: Mapping[Tier, Arena]
+    wall: Wall
     trace: Trace | None = None
     _memory: list[BlockPlan] = field(default_factory=list)
 
@@ -47,20 +49,26 @@ class Account:
             self.weights.source.check_unchanged()
 
     @contextmanager
-    def memory_of(self, block: BlockState) -> Iterator[None]:
-        """Take all that a block needs and give it back; the seconds of both are `allocate_s`."""
+    def memory_of(self, block: BlockState, rest: WallPart = WallPart.DECODE) -> Iterator[None]:
+        """Take all that a block needs and give it back; the seconds of both are `allocate_s`.
+
+        Its passes run meanwhile; what comes after the last of them is counted in the whole time's part `rest`.
+        """
         start = time.perf_counter()
         self._memory.append(block.plan)
         if self.trace is not None:
             self.trace.begin_block()
         try:
-            block.allocate(self.arenas)
+            with self.wall.part(WallPart.ALLOCATE):
+                block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
             self._tell_held()
-            yield
+            with self.wall.passes(rest):
+                yield
         finally:
             start = time.perf_counter()
-            block.release()
+            with self.wall.part(WallPart.ALLOCATE):
+                block.release()
             self.stats.allocate_s += time.perf_counter() - start
             self._tell_held()
             self.stats.blocks += 1
@@ -76,6 +84,7 @@ class Account:
             stats.decode_s += seconds
         else:
             stats.prefill_s += seconds
+        self.wall.end_pass(WallPart.DECODE if fed.generated_tokens else WallPart.PREFILL)
         stats.occupancy.add(fed.rows / places)
         self.standing.live_rows, self.standing.places = fed.rows, places
         cache = self._memory[-1].cache

@@ -67,6 +67,7 @@ class GenerationJob:
         if policy is not None:
             check_policy(policy, session.file, session.backend)
         self.session, self._listeners = session, listeners or Listeners()
+        self._asked = session.wall.read()
         self._served: dict[int, Served] = {}
         self._tops: dict[int, int] = {}
         self._results: list[RowResult] = []
@@ -85,12 +86,8 @@ class GenerationJob:
         self.lengths = self._all_lengths()
         self._recorder = LogprobRecorder(self._tops, session.tokenizer)
         trace, listening = self._listeners.trace, self._listeners
-        self._watch = Watch(
-            None if trace is None else trace.on_computed,
-            listening.on_logits,
-            listening.on_visit,
-            self._recorder.on_choice,
-        )
+        on_computed = None if trace is None else trace.on_computed
+        self._watch = Watch(on_computed, listening.on_logits, listening.on_visit, self._recorder.on_choice)
         # Of a stream without a request that can be served nothing is run, under whatever policy.
         self.policy = self._settled(policy) if self.lengths else policy or Policy()
         self._waiting.widen(_window(self.policy))
@@ -160,7 +157,7 @@ class GenerationJob:
         Raises `EngineError` if the engine has another job or is closed, and `KeyboardInterrupt` only where no operation
         is half done. What the requests' iterator raised is `failure` in the end.
         """
-        return self.session.gate.stream(self._passes(), self._refill)
+        return self.session.gate.stream(self.session.wall.lent(self._passes()), self._refill)
 
     def take_results(self) -> list[RowResult]:
         """What has ended since the last call."""
@@ -192,7 +189,7 @@ class GenerationJob:
         planned = self._planned(self.lengths) or (yield from self._next_planned())
         if planned is None:
             return
-        with self.session.job(self.stats, self._listeners.trace) as account:
+        with self.session.job(self.stats, self._asked, self._listeners.trace) as account:
             while planned is not None:
                 yield from self._block(planned, account)
                 planned = yield from self._next_planned()

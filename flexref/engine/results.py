@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Annotated, Any
 
 from flexref.engine.occupancy import Occupancy
+from flexref.engine.wall import BEGINS, PARTS, WholeTime
 from flexref.errors import FlexrefError
 from flexref.json_types.containers import MapOf
 from flexref.json_types.values import Maybe, Number, OneOf, Whole
@@ -15,6 +16,7 @@ FINISH_REASONS = ("stop", "length")
 BYTES_BY_LINK = MapOf(MapOf(Whole(0), KINDS), LINKS)
 SECONDS_BY_LINK = MapOf(MapOf(Number(0), KINDS), LINKS)
 BYTES_BY_TIER = MapOf(Whole(0), TIERS, TIERS)
+SECONDS_BY_PART = MapOf(Number(0), PARTS, PARTS)
 PLACEMENT = MapOf(MapOf(MapOf(Number(0), TIERS, TIERS), ("planned", "real")), KINDS)
 """What figures of a job are in JSON."""
 
@@ -93,6 +95,8 @@ class Stats:
     come as others end, prompts are read in passes that generate too. `tokens_per_s` is generated tokens over both
     together, `read_tokens_per_s` likewise tokens of prompts. `prefill_link_bytes` are those of `link_bytes` whose
     copies had been started when such a pass ended: with overlap, some belong to the pass after it.
+    `wall_parts_s` has every moment of `wall_s` in one part alone (`engine.wall`), of an engine's first job also those
+    before it. What is compiled, and what the caller does with tokens, counts there in neither `prefill` nor `decode`.
     """
 
     backend: Annotated[str, "The port that it ran on."]
@@ -119,6 +123,11 @@ class Stats:
     ] = 0.0
     prefill_s: Annotated[float, Number(0), "Seconds of the passes that only read prompts."] = 0.0
     decode_s: Annotated[float, Number(0), "All other seconds of the blocks."] = 0.0
+    wall_s: Annotated[float, Number(0), "Seconds of all of it, from what wall_begins says to the job's end."] = 0.0
+    wall_begins: Annotated[str, OneOf(BEGINS), "With what wall_s begins: from an engine's second job on, job."] = "job"
+    wall_parts_s: Annotated[dict[str, float], SECONDS_BY_PART, "Seconds of each part; they add up to wall_s."] = field(
+        default_factory=lambda: dict.fromkeys(PARTS, 0.0)
+    )
     direct_disk_reads: Annotated[bool, "Whether weights on disk were read past the page cache."] = True
     link_bytes: Annotated[dict[str, dict[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."] = field(
         default_factory=dict
@@ -144,6 +153,10 @@ class Stats:
     lane_busy: Annotated[dict[str, float], MapOf(Number(0)), "The share of time in which a lane is busy, by lane."] = (
         field(default_factory=dict)
     )
+
+    def count_whole(self, found: WholeTime) -> None:
+        """Take over where the whole time of the job went."""
+        self.wall_s, self.wall_begins, self.wall_parts_s = found.wall_s, found.wall_begins, found.wall_parts_s
 
     @property
     def tokens_per_s(self) -> float:

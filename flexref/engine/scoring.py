@@ -25,6 +25,7 @@ from flexref.engine.events import Notice
 from flexref.engine.next_tokens import Ids, NextTokens, Numbers, spread
 from flexref.engine.results import Stats
 from flexref.engine.session import Session
+from flexref.engine.wall import WallPart
 from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.units import is_integer, plain_integers
 
@@ -136,6 +137,7 @@ class ScoringJob:
                 raise PromptError(f"row {number}: it must be a ScoredRow, found {reprlib.repr(row)}")
             _check(row, number, spec.vocabulary, spec.positions)
         self.session, self.listener = session, listener
+        self._asked = session.wall.read()
         self.counts = np.array([row.scored for row in rows], np.int64)
         self.starts = np.cumsum(self.counts) - self.counts
         targets = np.concatenate([np.array(row.token_ids[row.first :], np.int64) for row in rows])
@@ -160,7 +162,7 @@ class ScoringJob:
 
     def _run(self) -> Scores:
         planned = self._planned()
-        with self.session.job(self.stats, self.listener.trace) as account:
+        with self.session.job(self.stats, self._asked, self.listener.trace) as account:
             self._block(planned, account)
         self.stats.prefill_link_bytes = self.stats.link_bytes
         return Scores(self._results(), self.stats, len(self.next_tokens.targets))
@@ -189,7 +191,7 @@ class ScoringJob:
         block = ScoreBlock(
             planned, account.weights, mover, waiting, self.starts.tolist(), self._take, told, watch=watch
         )
-        with account.memory_of(block), logged(planned, account, mover.traffic):
+        with account.memory_of(block, WallPart.PREFILL), logged(planned, account, mover.traffic):
             marked = time.perf_counter()
             with closing(executor.run(mover, block, planned.shape, overlap=self.policy.overlap)) as visits:
                 for visit in visits:

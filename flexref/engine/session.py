@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.compiling import compile_time
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block
 from flexref.block.memory_plan import BlockPlan
@@ -26,6 +27,7 @@ from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.results import Stats
 from flexref.engine.tensors import read_tensor
+from flexref.engine.wall import Reading, Wall, WallPart
 from flexref.errors import PolicyError, in_gib
 from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.random_weights import RandomFile, RandomWeights
@@ -112,13 +114,16 @@ class Session:
         disk: Disk | None = None,
         mirror: str | Path | None = None,
         on_event: OnEvent = no_listener,
+        wall: Wall | None = None,
     ) -> None:
         """Without `budgets` what is free is the budget; without `disk` weights come from the file itself, and from
-        `mirror`, a copy of it, where it fails.
+        `mirror`, a copy of it, where it fails. Without a `wall` the whole time of the first job begins now.
         """
         self.file, self.backend, self.settle, self.on_event = file, backend, settle, logged(on_event)
         self.budgets = dict(budgets or backend_budgets(backend, None, None))
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
+        self.wall = wall or Wall()
+        self.wall.watch(compile_time(backend))
         self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
         self.interrupts = Interrupts()
         self._traffic = Traffic()
@@ -160,7 +165,9 @@ class Session:
 
     def settled(self, rows: Sequence[RowLengths], policy: Policy | None = None) -> Policy:
         """The policy of a job of `rows`: the one given, or what `settle` says; raises what `check_policy` raises."""
-        policy = self.settle(self, rows) if policy is None else policy
+        if policy is None:
+            with self.wall.part(WallPart.PLAN):
+                policy = self.settle(self, rows)
         check_policy(policy, self.file, self.backend)
         return policy
 
@@ -184,8 +191,9 @@ class Session:
 
     def planned(self, policy: Policy, rows: JobRows) -> PlannedBlock:
         """The block that `rows` go through; raises what `memory_plan` raises."""
-        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
-        memory = self.memory_plan(policy, weights, rows)
+        with self.wall.part(WallPart.PLAN):
+            weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
+            memory = self.memory_plan(policy, weights, rows)
         # What lasts a visit cannot be filled in several passes.
         chunk = None if memory.cache.transient else policy.prompt_chunk_tokens
         return PlannedBlock(memory, weights, chunk)
@@ -195,17 +203,19 @@ class Session:
         return (policy is None or policy.shares_prefixes) and self.backend.caps.shares_prefixes
 
     @contextmanager
-    def job(self, stats: Stats, trace: Trace | None = None) -> Iterator[Account]:
+    def job(self, stats: Stats, asked: Reading, trace: Trace | None = None) -> Iterator[Account]:
         """A job under `stats.policy`, which has passed the gate; its account is written when it ends.
 
-        Its first block is planned before that, and so before weights are read. Finished copies are sent to `trace`,
-        whose time 0 is when the first of its jobs comes to its first block.
+        Its first block is planned before that, and so before weights are read. `asked`: what `wall` had come to when
+        the job was asked for. Finished copies are sent to `trace`, whose time 0 is when the first of its jobs comes to
+        its first block.
         """
+        begun = self.wall.begin_job(asked)
         stats.row_invariant = self._keep_rows_apart(stats.policy.row_invariant)
         for arena in self.arenas.values():
             arena.restart_peak()
         self.standing = Standing(stats)
-        account = Account(self.standing, self._weights_for(stats.policy), self.arenas, trace)
+        account = Account(self.standing, self._weights_for(stats.policy), self.arenas, self.wall, trace)
         self._traffic.restart(None if trace is None else trace.on_done)
         if trace is not None:
             trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
@@ -218,6 +228,7 @@ class Session:
             account.close(self._traffic.restart())
             if trace is not None:
                 stats.lane_busy = trace.busy_shares()
+            stats.count_whole(self.wall.since(begun))
 
     def _keep_rows_apart(self, on: bool) -> bool:
         """Tell the port whether rows need bits of their own, and whether they get them; one notice if they do not."""
@@ -236,8 +247,9 @@ class Session:
         store = WeightStore(plan, self.mover, self._disk.source, self._tell_of_loaded)
         self._weights = store
         try:
-            store.allocate(self.arenas)
-            store.load(self.arenas)
+            with self.wall.part(WallPart.LOAD):
+                store.allocate(self.arenas)
+                store.load(self.arenas)
         except BaseException:
             self._unload()
             self._tell_of_faults()

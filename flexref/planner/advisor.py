@@ -10,6 +10,7 @@ from flexref.block.rows import RowLengths
 from flexref.engine.events import Notice
 from flexref.engine.results import Generation, Stats
 from flexref.engine.session import Session
+from flexref.engine.wall import WallPart
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.choose import Choice, choose_policy
@@ -67,7 +68,10 @@ class Advisor:
             if plain is not None:
                 LOG.info("policy: %s; all of the job fits on the device", plain.in_short)
                 return plain
-        machine = self.machines.measured(session.backend, session.disk_dir, lambda text: session.on_event(Notice(text)))
+        with session.wall.part(WallPart.MACHINE):
+            machine = self.machines.measured(
+                session.backend, session.disk_dir, lambda text: session.on_event(Notice(text))
+            )
         chosen = choose_policy(Choice(session.file, machine, session.budgets, rows, self.keep))
         LOG.info("policy: %s; the fastest that is predicted for %s", chosen.in_short, machine.name)
         return chosen

@@ -10,6 +10,7 @@ import click
 from flexref.cli.arguments import MODEL, TEXT
 from flexref.cli.completion import files, sizes, suites
 from flexref.cli.options import BUDGETS, asked_of, check_lengths, computing_port, option, options, was_given
+from flexref.cli.process import whole_time
 from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from flexref.bench.report import Report
     from flexref.bench.suites import Arguments
     from flexref.check.smoke import Passed
+    from flexref.engine.wall import Wall
 
 LOG = logging.getLogger(__name__)
 
@@ -112,8 +114,10 @@ def command(
     outputs = {f"trace {number}": path for number, path in enumerate(traces, start=1)}
     check_outputs(outputs, [*inputs, baseline_file], force=force)
     baselines = _baselines(baseline_file, benchmarks)
+    wall: Wall | None = whole_time()
     for arguments, trace, baseline in zip(benchmarks, traces, baselines, strict=True):
-        report = _run(arguments, {"suite": suite}, trace, (as_json, baseline))
+        report = _run(arguments, {"suite": suite}, trace, (as_json, baseline), wall)
+        wall = None  # what comes before the next benchmark is no part of it
         if report.cut_short is not None:
             raise KeyboardInterrupt  # what is left of the suite is not run, and the exit code says so
 
@@ -159,18 +163,28 @@ def _list() -> None:
 
 
 def _run(
-    arguments: "Arguments", about: Mapping[str, Any], trace_file: str | None, how: "tuple[bool, Baseline | None]"
+    arguments: "Arguments",
+    about: Mapping[str, Any],
+    trace_file: str | None,
+    how: "tuple[bool, Baseline | None]",
+    wall: "Wall | None",
 ) -> "Report":
-    """Run one benchmark and print it; `how`: whether as JSON, and what it is compared with."""
+    """Run one benchmark and print it; `how`: whether as JSON, and what it is compared with.
+
+    `wall`: the whole time of the command, for the first benchmark.
+    """
     from flexref.bench.benchmark import Benchmark
     from flexref.bench.repeats import runs_in_words
     from flexref.cli.show.progress import progress
+    from flexref.engine.wall import WallPart
 
+    if wall is not None:
+        wall.turn_to(WallPart.OTHER)
     as_json, baseline = how
     with tracing(trace_file) as trace:
         with (
             progress("preparing") as shown,
-            Benchmark(arguments, lambda: computing_port(arguments.backend), shown) as benchmark,
+            Benchmark(arguments, lambda: computing_port(arguments.backend), shown, wall) as benchmark,
         ):
             if baseline is not None:
                 baseline.check(benchmark.about())

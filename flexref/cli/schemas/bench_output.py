@@ -22,6 +22,9 @@ FIGURES = {
     "read_tokens_per_s": member(Number(0), "Tokens of prompts over prefill and decode together."),
 }
 
+RUN = ("wall_s", "lane_busy")
+"""What is told of every run as its own account has it."""
+
 TERMS = Maybe(MapOf(Number(0)))
 
 FLOORS = {
@@ -82,7 +85,7 @@ def account() -> Iterator[tuple[str, JsonField]]:
     stats = object_of(Stats).members
     yield from ((name, stats[name]) for name in ACCOUNT)
     yield "decode_link_bytes", member(BYTES_BY_LINK, "What of link_bytes was moved after the prefill.")
-    yield "allocate_s", stats["allocate_s"]
+    yield from ((name, stats[name]) for name in ("allocate_s", "wall_s", "wall_begins", "wall_parts_s"))
 
 
 def bench() -> JsonType:
@@ -97,7 +100,7 @@ def bench() -> JsonType:
         **dict(account()),
         "predicted": member(Maybe(PREDICTED), "What was predicted; null where no machine is known."),
     }
-    run = output("Run", "One run.", {**FIGURES, "lane_busy": object_of(Stats).members["lane_busy"]})
+    run = output("Run", "One run.", {**FIGURES, **{name: object_of(Stats).members[name] for name in RUN}})
     members = {
         "suite": member(Maybe(Text()), "The suite that it is of; null if none."),
         **{name: JsonField(part.kind, part.about, UNSAID) for name, part in figures.items()},

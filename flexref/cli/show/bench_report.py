@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexref.cli.show.lengths import lengths_in_words
-from flexref.cli.show.report import print_prediction_error, print_stats
+from flexref.cli.show.report import print_prediction_error, print_stats, print_whole_time
 from flexref.cli.streams import printable
 from flexref.errors import how_many, in_gib
 
@@ -45,6 +45,7 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
         if interval is not None:
             console.print(_runs(report))
             console.print(_interval(interval, report.arguments.repeat), highlight=False)
+        print_whole_time(console, report.whole)
     _print_machine(console, report)
 
 

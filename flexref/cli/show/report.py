@@ -12,10 +12,24 @@ from flexref.units import KINDS, TIERS
 
 if TYPE_CHECKING:
     from flexref.engine.results import Stats
+    from flexref.engine.wall import WholeTime
     from flexref.simulator.prediction_error import PredictionError
 
 KIND_NAMES = MappingProxyType({"cache": "KV cache"})
 """What kinds of data are called in tables, where that is not their own name."""
+
+SINCE = MappingProxyType(
+    {
+        "process": "the process began",
+        "command": "the command began",
+        "engine": "the engine was opened",
+        "job": "the job was asked for",
+    }
+)
+"""With what the whole time of a job begins, in words."""
+
+LEAST_SHOWN_S = 0.0005
+"""A shorter part would be shown as nothing."""
 
 
 def print_stats(console: Console, stats: "Stats") -> None:
@@ -35,6 +49,17 @@ def print_stats(console: Console, stats: "Stats") -> None:
     if stats.lane_busy:
         busy = ", ".join(f"{lane} {share:.0%}" for lane, share in stats.lane_busy.items())
         console.print(f"busy share of each lane: {busy}")
+
+
+def print_whole_time(console: Console, timed: "Stats | WholeTime") -> None:
+    """Print where all the time of a job, or of a benchmark, went, from its beginning on."""
+    shown = {part: seconds for part, seconds in timed.wall_parts_s.items() if seconds >= LEAST_SHOWN_S}
+    rows = [
+        ("seconds", *(f"{seconds:.3f}" for seconds in shown.values())),
+        ("share", *(f"{seconds / timed.wall_s:.0%}" for seconds in shown.values())),
+    ]
+    title = f"The whole time: {timed.wall_s:.3f} s since {SINCE[timed.wall_begins]}"
+    console.print(FilledTable(title, ("", *shown), rows))
 
 
 def rows_in_words(stats: "Stats") -> Iterator[str]:
