@@ -94,11 +94,17 @@ class Baseline:
 
 
 def read_baselines(path: str) -> list[Baseline]:
-    """Every line of a file that `flexref bench --json` has written.
+    """Every benchmark of a file that `flexref bench` has written as JSON lines, or as a list.
 
-    Raises `StorageError` if it cannot be read; `BaselineError` names the line that is no benchmark that ended.
+    Raises `StorageError` if it cannot be read; `BaselineError` names the line, or the entry, that is no benchmark that
+    ended.
     """
     text = as_text(read_bytes(path, most_bytes=LARGEST_JSON_BYTES), path, BaselineError)
+    if text.lstrip().startswith("["):
+        entries = as_json(text, path, BaselineError)
+        if not entries:
+            raise BaselineError(f"{path}: holds no benchmark")
+        return [_baseline(f"{path}, entry {number}", entry) for number, entry in enumerate(entries, start=1)]
     lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
         raise BaselineError(f"{path}: holds no benchmark")

@@ -1,13 +1,14 @@
 """`flexref bench`: times jobs on random or real weights and holds them against the floor; parses, calls, prints."""
 
-import json
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flexref.cli.arguments import MODEL, TEXT
+from flexref.cli.bench.formats import FORMATS, Add, printing
 from flexref.cli.completion import files, sizes, suites
 from flexref.cli.options import BUDGETS, asked_of, check_lengths, computing_port, option, options, was_given
 from flexref.cli.process import whole_time
@@ -84,13 +85,20 @@ class Runs(click.IntRange):
 )
 @option("--trace", help="Write a trace of the last run, in the Trace Event format; costs a little.")
 @option("--force")
-@option("--json", help="Print one JSON object per benchmark, each on a line.")
+@click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(FORMATS),
+    help="How to print: tables for people (the default), one Markdown table, CSV, a JSON list, or JSON lines.",
+)
+@option("--json", help="The same as --format jsonl: one JSON object per benchmark, each on a line.")
 def command(
     suite: str | None,
     list_suites: bool,
     baseline_file: str | None,
     trace_file: str | None,
     force: bool,
+    output_format: str | None,
     as_json: bool,
     **values: Any,
 ) -> None:
@@ -105,6 +113,11 @@ def command(
     if list_suites:
         _list()
         return
+    if as_json and output_format not in (None, "jsonl"):
+        raise click.UsageError("--json and --format exclude each other")
+    output_format = "jsonl" if as_json else output_format or "table"
+    if baseline_file is not None and output_format in ("md", "csv"):
+        raise click.UsageError(f"--format {output_format} has no place for --baseline: use table, json or jsonl")
     if "lengths" in given:
         check_lengths(context)
     asked_of(values)
@@ -115,11 +128,12 @@ def command(
     check_outputs(outputs, [*inputs, baseline_file], force=force)
     baselines = _baselines(baseline_file, benchmarks)
     wall: Wall | None = whole_time()
-    for arguments, trace, baseline in zip(benchmarks, traces, baselines, strict=True):
-        report = _run(arguments, {"suite": suite}, trace, (as_json, baseline), wall)
-        wall = None  # what comes before the next benchmark is no part of it
-        if report.cut_short is not None:
-            raise KeyboardInterrupt  # what is left of the suite is not run, and the exit code says so
+    with nullcontext() if output_format == "table" else printing(output_format) as add:
+        for arguments, trace, baseline in zip(benchmarks, traces, baselines, strict=True):
+            report = _run(arguments, {"suite": suite}, trace, (add, baseline), wall)
+            wall = None  # what comes before the next benchmark is no part of it
+            if report.cut_short is not None:
+                raise KeyboardInterrupt  # what is left of the suite is not run, and the exit code says so
 
 
 def _numbered(path: str | None, number: int) -> str | None:
@@ -166,10 +180,10 @@ def _run(
     arguments: "Arguments",
     about: Mapping[str, Any],
     trace_file: str | None,
-    how: "tuple[bool, Baseline | None]",
+    how: "tuple[Add | None, Baseline | None]",
     wall: "Wall | None",
 ) -> "Report":
-    """Run one benchmark and print it; `how`: whether as JSON, and what it is compared with.
+    """Run one benchmark and print it; `how`: by what, None for tables; and what it is compared with.
 
     `wall`: the whole time of the command, for the first benchmark.
     """
@@ -180,7 +194,7 @@ def _run(
 
     if wall is not None:
         wall.turn_to(WallPart.OTHER)
-    as_json, baseline = how
+    add, baseline = how
     with tracing(trace_file) as trace:
         with (
             progress("preparing") as shown,
@@ -198,10 +212,10 @@ def _run(
 
             report = benchmark.run(trace=trace, on_run=begin)
         compared = None if baseline is None or not report.runs else baseline.compare(report.to_json())
-        if as_json:
+        if add is not None:
             check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
             beside = {} if compared is None else {"baseline": compared.to_json()}
-            click.echo(json.dumps({**about, **report.to_json(), **check, **beside}))
+            add({**about, **report.to_json(), **check, **beside})
         else:
             _print(report, passed, compared)
     return report
