@@ -108,7 +108,7 @@ def read_baselines(path: str) -> list[Baseline]:
     lines = [(f"{path}, line {number}", line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if not lines:
         raise BaselineError(f"{path}: holds no benchmark")
-    return [_baseline(where, as_json(line, where, BaselineError)) for where, line in lines]
+    return [baseline_in(where, line) for where, line in lines]
 
 
 def baseline_of(baselines: Sequence[Baseline], arguments: Arguments) -> Baseline:
@@ -126,6 +126,11 @@ def _different(one: Arguments, other: Arguments) -> list[str]:
     """Fields that differ; another number of runs is no other job."""
     names = [entry.name for entry in fields(Arguments) if entry.name != "repeat"]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
+
+
+def baseline_in(where: str, text: str) -> Baseline:
+    """The benchmark that `text` is in JSON; `BaselineError` if it is none."""
+    return _baseline(where, as_json(text, where, BaselineError))
 
 
 def _baseline(where: str, values: Any) -> Baseline:

@@ -75,7 +75,7 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "bench": Entry(
             "flexref.cli.bench.command",
             "Time jobs on this machine, beside the least time it allows.",
-            {"compare": Entry("flexref.cli.bench.compare", "Compare two files of benchmarks.")},
+            {"compare": Entry("flexref.cli.bench.compare", "Compare benchmarks that were kept.")},
         ),
         "plan": Entry("flexref.cli.plan", "Choose what lies where on a machine, and say what a job will take."),
         "compare-machines": Entry("flexref.cli.compare_machines", "Plan models on machines: which to rent or buy."),

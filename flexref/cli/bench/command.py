@@ -12,11 +12,12 @@ from flexref.cli.bench.formats import FORMATS, Add, printing
 from flexref.cli.completion import files, sizes, suites
 from flexref.cli.options import BUDGETS, asked_of, check_lengths, computing_port, option, options, was_given
 from flexref.cli.process import whole_time
-from flexref.cli.show.outputs import check_outputs, tracing
+from flexref.cli.show.outputs import check_outputs, check_writable, tracing
 
 if TYPE_CHECKING:
     from flexref.bench.baseline import Baseline, BenchComparison
     from flexref.bench.benchmark import Benchmark
+    from flexref.bench.history import BenchHistory
     from flexref.bench.report import Report
     from flexref.bench.suites import Arguments
     from flexref.check.smoke import Passed
@@ -83,6 +84,15 @@ class Runs(click.IntRange):
     shell_complete=files,
     help="Compare with the same benchmark in what an earlier `--json` has printed; the machine must be the same.",
 )
+@click.option(
+    "--history",
+    "history_file",
+    type=TEXT,
+    metavar="FILE",
+    shell_complete=files,
+    help="Keep every benchmark that ended in this SQLite file, which is made if there is none; see `bench compare`.",
+)
+@click.option("--label", type=TEXT, help="What the history calls this call's benchmarks, as a commit's name.")
 @option("--trace", help="Write a trace of the last run, in the Trace Event format; costs a little.")
 @option("--force")
 @click.option(
@@ -109,6 +119,7 @@ def command(
     run is a full one: an interrupted run is reported as such and gives no figures.
     """
     context = click.get_current_context()
+    history_file, label = values.pop("history_file"), values.pop("label")
     given = {name: value for name, value in values.items() if was_given(context, name)}
     if list_suites:
         _list()
@@ -118,6 +129,8 @@ def command(
     output_format = "jsonl" if as_json else output_format or "table"
     if baseline_file is not None and output_format in ("md", "csv"):
         raise click.UsageError(f"--format {output_format} has no place for --baseline: use table, json or jsonl")
+    if label is not None and history_file is None:
+        raise click.UsageError("--label is for --history")
     if "lengths" in given:
         check_lengths(context)
     asked_of(values)
@@ -127,13 +140,16 @@ def command(
     outputs = {f"trace {number}": path for number, path in enumerate(traces, start=1)}
     check_outputs(outputs, [*inputs, baseline_file], force=force)
     baselines = _baselines(baseline_file, benchmarks)
+    history = None if history_file is None else _history(history_file)
     wall: Wall | None = whole_time()
     with nullcontext() if output_format == "table" else printing(output_format) as add:
         for arguments, trace, baseline in zip(benchmarks, traces, baselines, strict=True):
-            report = _run(arguments, {"suite": suite}, trace, (add, baseline), wall)
+            printed = _run(arguments, {"suite": suite}, trace, (add, baseline), wall)
             wall = None  # what comes before the next benchmark is no part of it
-            if report.cut_short is not None:
+            if printed["cut_short"] is not None:
                 raise KeyboardInterrupt  # what is left of the suite is not run, and the exit code says so
+            if history is not None:
+                history.add(printed, label)
 
 
 def _numbered(path: str | None, number: int) -> str | None:
@@ -167,6 +183,14 @@ def _baselines(path: str | None, benchmarks: "list[Arguments]") -> "list[Baselin
     return [baseline_of(earlier, arguments) for arguments in benchmarks]
 
 
+def _history(path: str) -> "BenchHistory":
+    """The history to add to, found out about before anything is timed."""
+    from flexref.bench.history import BenchHistory
+
+    check_writable(path)
+    return BenchHistory(path)
+
+
 def _list() -> None:
     from flexref.bench.suites import read_suites
 
@@ -182,9 +206,10 @@ def _run(
     trace_file: str | None,
     how: "tuple[Add | None, Baseline | None]",
     wall: "Wall | None",
-) -> "Report":
-    """Run one benchmark and print it; `how`: by what, None for tables; and what it is compared with.
+) -> dict[str, Any]:
+    """Run one benchmark, print it, and return what --json prints of it.
 
+    `how`: what prints it, None for tables; and what it is compared with.
     `wall`: the whole time of the command, for the first benchmark.
     """
     from flexref.bench.benchmark import Benchmark
@@ -212,13 +237,14 @@ def _run(
 
             report = benchmark.run(trace=trace, on_run=begin)
         compared = None if baseline is None or not report.runs else baseline.compare(report.to_json())
+        check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
+        beside = {} if compared is None else {"baseline": compared.to_json()}
+        printed = {**about, **report.to_json(), **check, **beside}
         if add is not None:
-            check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
-            beside = {} if compared is None else {"baseline": compared.to_json()}
-            add({**about, **report.to_json(), **check, **beside})
+            add(printed)
         else:
             _print(report, passed, compared)
-    return report
+    return printed
 
 
 def _check(benchmark: "Benchmark") -> "Passed":

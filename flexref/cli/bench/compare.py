@@ -1,4 +1,4 @@
-"""`flexref bench compare`: two files of benchmarks in, a verdict for each benchmark in both out; parses and prints."""
+"""`flexref bench compare`: two sets of benchmarks in, a verdict for each benchmark in both out; parses and prints."""
 
 import json
 from typing import TYPE_CHECKING
@@ -19,12 +19,20 @@ SLOWER = 3
 
 
 @click.command("compare")
-@click.argument("before", metavar="BEFORE.json", type=TEXT, shell_complete=files)
-@click.argument("now", metavar="NOW.json", type=TEXT, shell_complete=files)
+@click.argument("before", metavar="BEFORE", type=TEXT, shell_complete=files)
+@click.argument("now", metavar="NOW", type=TEXT, shell_complete=files)
+@click.option(
+    "--history",
+    "history_file",
+    type=TEXT,
+    metavar="FILE",
+    shell_complete=files,
+    help="Take both from this file, as `bench --history` writes it: each is a label, or the beginning of a UTC time.",
+)
 @click.option("--fail-if-slower", is_flag=True, help="Leave with exit code 3 if tokens/s of any benchmark are slower.")
 @option("--json")
-def command(before: str, now: str, fail_if_slower: bool, as_json: bool) -> None:
-    """Compare two files of benchmarks, as `flexref bench --json` prints them.
+def command(before: str, now: str, history_file: str | None, fail_if_slower: bool, as_json: bool) -> None:
+    """Compare two files of benchmarks, as `flexref bench --json` prints them, or two labels or days of a history.
 
     Benchmarks of the same arguments, weights and hardware are joined; of those that are alike in one file the last
     counts. For every figure the verdict is faster, slower, or not told apart: where Welch's t-test of the single runs
@@ -32,8 +40,12 @@ def command(before: str, now: str, fail_if_slower: bool, as_json: bool) -> None:
     """
     from flexref.bench.baseline import read_baselines
     from flexref.bench.comparison import compare
+    from flexref.bench.history import read_history
 
-    found = compare(read_baselines(before), read_baselines(now))
+    if history_file is None:
+        found = compare(read_baselines(before), read_baselines(now))
+    else:
+        found = compare(read_history(history_file, before), read_history(history_file, now))
     if as_json:
         click.echo(json.dumps(found.to_json()))
     else:
