@@ -67,7 +67,6 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     from flexref.loading import advisor, open_engine
 
     request, wall = request_of(given), whole_time()
-    wall.turn_to(WallPart.OTHER)
     with wall.part(WallPart.MACHINE):
         settling = advisor(asked.policy, given["machine"], asked.keep)
     with tracing(trace_file) as trace:
@@ -77,6 +76,7 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
                 model, settling, backend=given["backend"], **asked.budgets, on_event=shown, wall=wall
             ) as engine,
         ):
+            wall.turn_to(WallPart.OTHER)
             prompts = prompts_of(
                 given["prompts"],
                 given["input_file"],

@@ -13,7 +13,6 @@ from flexref.engine.session import Session
 from flexref.engine.wall import WallPart
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
-from flexref.planner.choose import Choice, choose_policy
 from flexref.planner.plain_choice import PlainChoice
 from flexref.policy import Policy
 from flexref.simulator.prediction_error import PredictionError, prediction_error
@@ -72,6 +71,9 @@ class Advisor:
             machine = self.machines.measured(
                 session.backend, session.disk_dir, lambda text: session.on_event(Notice(text))
             )
+        # The planner's program is loaded for who plans alone.
+        from flexref.planner.choose import Choice, choose_policy  # noqa: PLC0415
+
         chosen = choose_policy(Choice(session.file, machine, session.budgets, rows, self.keep))
         LOG.info("policy: %s; the fastest that is predicted for %s", chosen.in_short, machine.name)
         return chosen

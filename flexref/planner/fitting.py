@@ -19,6 +19,7 @@ from flexref.block.rows import AlikeRows, JobRows, RowLengths
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
+from flexref.planner.plain_choice import GROUPS_MOST
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.search import Found, search
 from flexref.planner.program.task import Limits, Room, Rooms, Scoring, Task, Turnover
@@ -27,8 +28,8 @@ from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier, slots_of
 
-ROWS_PER_GROUP_MOST, GROUPS_MOST = 512, 20
-"""The bound of the search: what lies beyond is not looked at. FlexGen stays below 20 groups too (section 4.3)."""
+ROWS_PER_GROUP_MOST = 512
+"""The bound of the search, with GROUPS_MOST: what lies beyond is not looked at."""
 
 WORKSPACE_TOKENS = (512, 4096)
 """Tokens of a group at which the workspace is measured, for the line through both."""

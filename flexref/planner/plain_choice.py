@@ -14,11 +14,13 @@ from flexref.block.budgets import fit, lasting_needs, loading_need
 from flexref.block.memory_plan import plan_block
 from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion
-from flexref.planner.fitting import GROUPS_MOST
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier, slots_of
+
+GROUPS_MOST = 20
+"""Groups of a block at most, also where a policy is searched for; FlexGen stays below 20, too (section 4.3)."""
 
 SPARE_PART = 8
 """One part in so many of every budget stays free: what is free now may be less in a moment."""

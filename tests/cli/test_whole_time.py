@@ -103,3 +103,12 @@ def test_where_the_system_does_not_tell_it_begins_with_the_command(tmp_path: Pat
     begun = Begun.with_process(tmp_path / "stat")
     assert begun.what == "command"
     assert begun.at_ns >= before
+
+
+def test_what_a_job_does_not_need_is_not_imported() -> None:
+    """A job that fits on its device is planned without the planner's program."""
+    code = "import sys, flexref\nwith flexref.load('demo') as engine:\n    engine.generate([[5]], max_new_tokens=1)\n"
+    code += "print(*sorted(name for name in sys.modules if name.startswith(('flexref.planner', 'scipy'))))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert "flexref.planner.plain_choice" in found
+    assert not [name for name in found if name.startswith(("flexref.planner.program", "scipy"))]
