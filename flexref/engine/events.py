@@ -32,10 +32,12 @@ it was seen."""
 
 
 def logged(on_event: OnEvent) -> OnEvent:
-    """Tells `on_event` what it is told, and logs notices and faults as warnings."""
+    """Tells `on_event` what it is told; logs notices and faults as warnings, but for what the job's error will say."""
 
     def tell(event: Event) -> None:
-        if isinstance(event, Notice | FaultSeen):
+        if isinstance(event, FaultSeen) and event.kind == "fault":
+            LOG.info("%s", event.text)
+        elif isinstance(event, Notice | FaultSeen):
             LOG.warning("%s", event.text)
         on_event(event)
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 
 import psutil
 import pytest
@@ -15,6 +16,14 @@ from flexref.cli.side_by_side import side_by_side
 from flexref.errors import FlexrefError
 
 SLEEPERS = "from flexref.cli.side_by_side import side_by_side; import time; print('on', flush=True); "
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Beside those that there were: other tests' clusters may still be there."""
+    before = set(multiprocessing.active_children())
+    yield
+    assert set(multiprocessing.active_children()) <= before
 
 
 def several(calls: list[tuple[object, ...]]) -> bool:
@@ -27,7 +36,6 @@ def test_results_come_in_the_order_of_the_calls(pool_from_s: float) -> None:
     calls = [(number,) for number in (9, 16, 4, 25, 1)]
     assert list(side_by_side(math.isqrt, calls, pool_from_s=pool_from_s)) == [3, 4, 2, 5, 1]
     assert list(side_by_side(math.isqrt, [], pool_from_s=pool_from_s)) == []
-    assert not multiprocessing.active_children()
 
 
 def test_quick_calls_stay_in_this_process() -> None:
@@ -47,7 +55,6 @@ def test_a_failure_is_raised_in_its_place_and_ends_the_others() -> None:
     assert [next(found), next(found)] == [2, 3]
     with pytest.raises(ValueError, match="nonnegative"):
         next(found)
-    assert not multiprocessing.active_children()
 
 
 def test_a_process_that_is_killed_is_said() -> None:
@@ -58,7 +65,6 @@ def test_a_process_that_is_killed_is_said() -> None:
     next(found)
     with pytest.raises(FlexrefError, match="has been ended"):
         next(found)
-    assert not multiprocessing.active_children()
 
 
 def _kill_me(_: int, number: int) -> None:

@@ -27,7 +27,8 @@ USAGE_LINES = 16
 """A wrong call is told with click's three lines, after which what may be chosen is listed."""
 NOTES = re.compile(
     r"skipped \d+ blank lines?$|ignored \d+ tensors|.* has no tokenizer: |this machine is measured|the measured machine"
-    r"|.*; this machine is measured again$|.*, [\d.]+ \w+ (so far|left)$|--- |\s*$"
+    r"|.*; this machine is measured again$|.*; read again after [\d.]+ s$"
+    r"|.*, [\d.]+ \w+ (so far|left)$|--- |\s*$"
 )
 """Lines that may stand on stderr before a complaint: what a command has told of its work until then."""
 
