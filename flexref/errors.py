@@ -1,5 +1,7 @@
 """The errors a user can cause: each says in one line what was found and what was needed; it knows no other module."""
 
+import errno
+import os
 from collections.abc import Mapping
 
 BINARY_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
@@ -93,6 +95,15 @@ def described(error: BaseException) -> str:
     """An error in one line: its type, and what it says if it says anything."""
     said = " ".join(str(error).split())
     return f"{type(error).__name__}: {said}" if said else f"{type(error).__name__} without a message"
+
+
+def is_refused_resource(error: BaseException) -> bool:
+    """Whether the system, not flexref, is at fault: no thread, or no room for a library, is to be had."""
+    said = str(error)
+    no_thread = "can't start new thread", os.strerror(errno.EAGAIN)  # as Python says it, and as libraries in C++ do
+    return (isinstance(error, RuntimeError) and any(words in said for words in no_thread)) or (
+        isinstance(error, ImportError) and ("failed to map" in said or "cannot allocate memory" in said)
+    )
 
 
 def how_many(count: int, what: str) -> str:

@@ -1,6 +1,5 @@
 """The `flexref` command: loads commands when they are called and turns errors into exit codes; it knows no model."""
 
-import errno
 import os
 import sys
 import traceback
@@ -16,7 +15,7 @@ from flexref.cli.logs import LOG_OPTIONS, level_of, logging_at, with_log_options
 from flexref.cli.process import Begun, check_limits
 from flexref.cli.signals import Signals
 from flexref.cli.streams import abandon, complain, prepare_streams, tell
-from flexref.errors import FlexrefError, UnknownBackend, UnknownName, WrongCall
+from flexref.errors import FlexrefError, UnknownBackend, UnknownName, WrongCall, is_refused_resource
 from flexref.version import __version__
 
 PROGRAM = "flexref"
@@ -209,7 +208,7 @@ def _attempt(act: Callable[[], int]) -> int:
         abandon(sys.stdout)  # what refused may be the output itself (a full disk), and must not fail again at exit
         return _complain(said, USER_ERROR)
     except Exception as error:
-        if _is_refused_resource(error):
+        if is_refused_resource(error):
             return _complain(f"the system refuses threads or memory: {error}", USER_ERROR)
         complain(traceback.print_exc)
         return _complain(
@@ -230,15 +229,6 @@ def main() -> None:
             code = _complain("standard output is closed: give it a file, or /dev/null", USER_ERROR)
     signals.release()
     sys.exit(signals.exit_code if code == INTERRUPTED else code)
-
-
-def _is_refused_resource(error: Exception) -> bool:
-    """Whether the system, not flexref, is at fault: no thread, or no room for a library, is to be had."""
-    said = str(error)
-    no_thread = "can't start new thread", os.strerror(errno.EAGAIN)  # as Python says it, and as libraries in C++ do
-    return (isinstance(error, RuntimeError) and any(words in said for words in no_thread)) or (
-        isinstance(error, ImportError) and ("failed to map" in said or "cannot allocate memory" in said)
-    )
 
 
 def _complain(message: str, exit_code: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
-from flexref.errors import FlexrefError, LaneFailed, SpillDamaged, described
+from flexref.errors import FlexrefError, LaneFailed, SpillDamaged, described, is_refused_resource
 from flexref.tiers.open_work import WorkBoard
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
@@ -153,6 +153,8 @@ class Mover:
         except (FlexrefError, OSError, MemoryError):
             raise
         except BaseException as error:
+            if is_refused_resource(error):
+                raise
             LOG.debug("lane %s failed in %s", lane, copy.what, exc_info=True)
             raise LaneFailed(f"lane {lane} failed in {copy.what}: {described(error)} (-vv shows where)") from error
         finally:

@@ -182,7 +182,9 @@ def test_memory_grows_by_some_bytes_a_line(path: Path, model: ServedModel) -> No
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "SAMPLE_ROWS", 128)
         peak(200)  # what is made once
-        assert peak(3000) - peak(1000) < 2000 * 110  # a line itself has 100 bytes, as an object 150
+        # A line itself has 100 bytes, as an object 150. Other threads of this process may take memory meanwhile.
+        most, least = (min(peak(lines) for _ in range(3)) for lines in (3000, 1000))
+        assert most - least < 2000 * 110
 
 
 def test_a_job_beyond_openai_s_limits_is_refused_in_one_line(path: Path) -> None:

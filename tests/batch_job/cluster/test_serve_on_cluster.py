@@ -144,8 +144,9 @@ def test_workers_that_are_killed_at_random_moments_lose_nothing(cluster: Cluster
             if workers:
                 os.kill(chance.choice(workers), signal.SIGKILL)
                 kills, next_kill = kills + 1, len(answers) + chance.randrange(20, 120)
-    assert kills == 5
-    assert sum(" is lost" in said for said in cluster.said) == kills
+    # How many there are, and whether the last one is noticed, depends on how fast the machine is.
+    assert kills >= 2
+    assert kills - 1 <= sum(" is lost" in said for said in cluster.said) <= kills
     assert sorted((answer.number, answer.data) for answer in answers) == [(n, b"%d" % n) for n in range(1, 601)]
 
 
