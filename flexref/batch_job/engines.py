@@ -1,23 +1,27 @@
-"""Opens the engines of a job, each with less memory after one that ran out of it; it knows no line."""
+"""Opens the engines of a job, one after another, and says how it goes on after one that failed; it knows no file."""
 
-import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flexref.batch_job.answers import LineAnswer
+from flexref.batch_job.serve import OnJob, Serving, nobody
 from flexref.engine.engine import Engine
 from flexref.engine.events import OnEvent, no_listener
-from flexref.errors import CapacityError, FlexrefError, in_gib
+from flexref.errors import CapacityError, SpillDamaged, in_gib
 from flexref.loading import open_engine
 from flexref.planner.advisor import Advisor
 from flexref.units import GIB, Tier
 
-LOG = logging.getLogger(__name__)
-
 LESS = 0.85
 """An engine after one that ran out of memory gets this share of what that one had: a step that a planner answers with
 other places, and small enough that little is wasted."""
+
+EngineFailure = CapacityError | MemoryError | SpillDamaged
+
+ENGINE_FAILURES = (CapacityError, MemoryError, SpillDamaged)
+"""After which another engine may go on: its memory ran out, or what it had spilled did not come back."""
 
 ATTEMPTS = 6
 """So many engines in a row may fail before a line is answered: the last has less than half of the memory."""
@@ -56,24 +60,37 @@ class Engines:
             **self.options,
         )
 
-    def gave_an_answer(self) -> None:
-        """The engine is of use: earlier ones that failed do not count any more."""
-        self._refused = 0
+    def answers(
+        self, serving: Serving, engine: Engine, *, on_begin: OnJob = nobody, on_pass: OnJob = nobody
+    ) -> Iterator[LineAnswer]:
+        """The answers that `engine` gives: of the lines, then of those that need a policy of their own.
 
-    def begin_again(self, error: FlexrefError) -> None:
-        """The next engine is to go on where one could not; raises `error` if that has been tried often enough."""
+        Raises what `Serving.run` raises. After one of `ENGINE_FAILURES` `recover` says how to go on.
+        """
+        while True:
+            for answer in serving.run(engine, on_begin=on_begin, on_pass=on_pass, may_refuse=not self.have_less):
+                self._refused = 0  # the engine is of use: earlier ones that failed do not count any more
+                yield answer
+            if not serving.has_set_aside:
+                return
+
+    def recover(self, serving: Serving, engine: Engine, error: EngineFailure) -> tuple[str, str]:
+        """How the next engine goes on after one that failed: the kind of event that this is, and a line of words.
+
+        If memory ran out it has less of it. Raises `error` if that has not helped so far, if no policy fits, or if the
+        policy was given, which no planner may change.
+        """
         self._refused += 1
         if self._refused >= ATTEMPTS:
             raise error
-
-    def lower(self, engine: Engine, error: CapacityError | MemoryError) -> str:
-        """Give the next engine less of what `engine` ran out of; says so in words.
-
-        Raises `error` if that has not helped so far, or if the policy was given, which no planner may change.
-        """
-        self._refused += 1
-        if self._refused >= ATTEMPTS or self.settling.policy is not None:
+        if isinstance(error, SpillDamaged):
+            return "retry", f"rows that are under way begin again from their tokens: {error}"
+        if not serving.is_running or self.settling.policy is not None:
             raise error
+        return "replan", self._lower(engine, error)
+
+    def _lower(self, engine: Engine, error: CapacityError | MemoryError) -> str:
+        """Give the next engine less of what `engine` ran out of; says so in words."""
         tier = error.tier if isinstance(error, CapacityError) and error.tier in ("device", "host") else "host"
         had = engine.session.budgets[Tier(tier)]
         free = engine.backend.free_bytes(tier)

@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from flexref.batch_job.answers import LineAnswer
-from flexref.batch_job.engines import Engines
+from flexref.batch_job.engines import ENGINE_FAILURES, Engines
 from flexref.batch_job.serve import AskedRows, Serving
 from flexref.batch_job.stall import Stalled, StallWatch
 from flexref.batch_job.states import FILE_OF_FAULT, JobEvent, JobFacts, JobState, Watcher
@@ -17,7 +17,7 @@ from flexref.batch_job.watching.reader import JobStateReader
 from flexref.engine.engine import Engine
 from flexref.engine.events import Event
 from flexref.engine.generation import GenerationJob
-from flexref.errors import CapacityError, JobPaused, SpillDamaged, described
+from flexref.errors import JobPaused, described
 from flexref.tiers.faults import FaultSeen
 
 LOG = logging.getLogger(__name__)
@@ -137,25 +137,14 @@ class BatchJob:
         """The answers as lines end, from one engine after another."""
         if self.facts.lines is not None and self.keeper.done_lines >= self.facts.lines:
             return  # an earlier run has answered all
+        serving = self._serving
         while True:
             with self.engines.open(self._hear) as engine, self._watched(engine):
                 try:
-                    may_refuse = not self.engines.have_less
-                    for answer in self._serving.run(
-                        engine, on_begin=self._begin, on_pass=self._passed, may_refuse=may_refuse
-                    ):
-                        self.engines.gave_an_answer()
-                        yield answer
-                    if not self._serving.has_set_aside:
-                        return
-                except (CapacityError, MemoryError) as error:
-                    if not self._serving.is_running:
-                        raise  # no policy fits: less memory would not help
-                    said = self.engines.lower(engine, error)
-                    self.happened("replan", said, {"why": described(error)})
-                except SpillDamaged as error:
-                    self.engines.begin_again(error)
-                    self.happened("retry", f"rows that are under way begin again from their tokens: {error}")
+                    yield from self.engines.answers(serving, engine, on_begin=self._begin, on_pass=self._passed)
+                    return
+                except ENGINE_FAILURES as error:
+                    self.happened(*self.engines.recover(serving, engine, error), {"why": described(error)})
 
     def _watched(self, engine: Engine) -> AbstractContextManager[object]:
         """While an engine is open, its lanes are watched for one that makes no progress."""

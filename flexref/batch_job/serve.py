@@ -117,7 +117,6 @@ class Serving:
     def run(
         self,
         engine: Engine,
-        policy: Policy | None = None,
         *,
         on_begin: OnJob = nobody,
         on_pass: OnJob = nobody,
@@ -141,7 +140,7 @@ class Serving:
         places: dict[int, Place] = {}
         while True:
             try:
-                job = GenerationJob(engine.session, self._requests(places), policy)
+                job = GenerationJob(engine.session, self._requests(places))
                 break
             except CapacityError as error:
                 yield from self._none_fit(engine.session, places.values(), error)

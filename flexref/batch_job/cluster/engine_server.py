@@ -10,10 +10,11 @@ from typing import Any
 from threadpoolctl import threadpool_limits
 
 from flexref.batch_job.answers import Line, LineAnswer
+from flexref.batch_job.engines import ENGINE_FAILURES
 from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
 from flexref.batch_job.prepared import JobSettings, Prepared, requests
 from flexref.batch_job.serve import Serving
-from flexref.errors import BatchError, CapacityError
+from flexref.errors import BatchError
 
 Facts = Mapping[str, Any]
 
@@ -55,7 +56,7 @@ class EngineOpening:
 
 
 class EngineServer:
-    """An engine, and after one that ran out of memory the next one."""
+    """An engine, and after one that failed the next one."""
 
     def __init__(self, prepared: Prepared, *, as_json: bool) -> None:
         self._engines = prepared.engines()
@@ -72,16 +73,10 @@ class EngineServer:
         serving = Serving(requests(lines, self._reader))
         while True:
             try:
-                may_refuse = not self._engines.have_less
-                for answer in serving.run(self._engine, on_pass=lambda engine, job: on_pass(), may_refuse=may_refuse):
-                    self._engines.gave_an_answer()
-                    yield answer
-                if not serving.has_set_aside:
-                    return
-            except (CapacityError, MemoryError) as error:
-                if not serving.is_running:
-                    raise  # no policy fits: less memory would not help
-                self._engines.lower(self._engine, error)
+                yield from self._engines.answers(serving, self._engine, on_pass=lambda engine, job: on_pass())
+                return
+            except ENGINE_FAILURES as error:
+                self._engines.recover(serving, self._engine, error)
                 self._engine.close()
                 self._engine = self._engines.open()
 
