@@ -78,4 +78,4 @@ class Foretelling:
         except (CapacityError, PolicyError) as error:
             LOG.info("what the job is to take on %s cannot be predicted: %s", machine.name, error)
             return facts
-        return replace(facts, predicted_s=found.load_s + found.prefill_s + found.decode_s)
+        return replace(facts, predicted_s=found.whole_s)

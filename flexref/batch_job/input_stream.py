@@ -1,7 +1,7 @@
 """The lines of a job's input that comes as a stream, each once, as it comes; it knows no request."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import BinaryIO
 
@@ -15,7 +15,6 @@ class InputStream:
 
     def __init__(self, file: BinaryIO, name: str = "the input") -> None:
         """Reads up to the first filled line, which says whether the lines are JSON objects. Raises `StorageError`."""
-        self._first: dict[bytes, int] = {}
         self.as_json = False
         """Whether its lines are JSON objects; else each is a prompt."""
         begun, lines = [], _lines(file, name)
@@ -24,14 +23,21 @@ class InputStream:
             if not line.blank:
                 self.as_json = looks_like_json(line)
                 break
-        self._lines = chain(begun, lines)
+        every = chain(begun, lines)
+        self._lines = each_marked(every) if self.as_json else every
 
     def __iter__(self) -> Iterator[Line]:
         """The lines that have not been read yet. Raises `StorageError`."""
-        for line in self._lines:
-            digest = id_digest(line) if self.as_json else None
-            first = line.number if digest is None else self._first.setdefault(digest, line.number)
-            yield marked(line, None if first == line.number else first)
+        return self._lines
+
+
+def each_marked(lines: Iterable[Line]) -> Iterator[Line]:
+    """`lines`, which are JSON objects; one whose custom_id an earlier one has is marked."""
+    first: dict[bytes, int] = {}
+    for line in lines:
+        digest = id_digest(line)
+        known = line.number if digest is None else first.setdefault(digest, line.number)
+        yield marked(line, None if known == line.number else known)
 
 
 def standard_input() -> InputStream:

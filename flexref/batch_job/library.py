@@ -16,19 +16,18 @@ import msgspec
 import numpy as np
 
 from flexref.batch_job.answers import Line
-from flexref.batch_job.input_file import id_digest, marked, opened_input
-from flexref.batch_job.input_stream import InputStream
+from flexref.batch_job.input_file import opened_input
+from flexref.batch_job.input_stream import InputStream, each_marked
 from flexref.batch_job.job import BatchJob
 from flexref.batch_job.job_files import JobFiles
 from flexref.batch_job.lines.defaults import Defaults
-from flexref.batch_job.prepared import JobSettings, Prepared, PreparedFile
-from flexref.batch_job.prepared import requests as asked_lines
+from flexref.batch_job.prepared import JobSettings, Prepared, PreparedFile, PreparedStream
 from flexref.batch_job.recorder import Recorder
-from flexref.batch_job.states import JobFacts, Watcher
+from flexref.batch_job.states import Watcher
 from flexref.batch_job.stream_recorder import StreamRecorder
 from flexref.errors import BatchError, StorageError
 from flexref.policy import BUDGETS, Asked, Policy
-from flexref.storage.names import DEMO, resolve
+from flexref.storage.names import called, resolve
 from flexref.units import plain_integers
 
 AnyRequest = str | Sequence[int] | Mapping[str, Any]
@@ -79,7 +78,7 @@ def batch(  # noqa: PLR0913 - a front door names all that can be asked for
     request that is no JSON and for an output of another job, `StorageError` for files, and what the iterable raises.
     """
     stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    name = model_name or (DEMO if str(model) == DEMO else Path(model).stem)
+    name = model_name or called(model)
     budgets = {name: options.pop(name) for name in BUDGETS if name in options}
     defaults = Defaults(max_tokens, temperature, top_k, top_p, seed, stops, ignore_eos, name, created)
     asked = Asked(policy, dict(keep or {}), budgets)
@@ -117,20 +116,11 @@ def _passing(
         source, lines, as_json = THE_CALLERS, _lines(requests), True
         if isinstance(requests, str | os.PathLike):
             source = os.fspath(requests)
-            stream = InputStream(stack.enter_context(opened_input(source)), source)
-            lines, as_json = iter(stream), stream.as_json
+            read = InputStream(stack.enter_context(opened_input(source)), source)
+            lines, as_json = iter(read), read.as_json
         answered = _Answered()
-        recorder = StreamRecorder(answered)
-
-        def expected() -> Iterator[Line]:
-            for line in lines:
-                if not line.blank:
-                    recorder.expect(line.number)
-                yield line
-
-        asked = asked_lines(expected(), prepared.reader(as_json=as_json))
-        facts = JobFacts(prepared.file.spec.name, prepared.settings.backend, Policy(), source, "the program", None)
-        job = BatchJob(prepared.engines(), asked, recorder, facts, watchers)
+        stream = PreparedStream(prepared, lines, StreamRecorder(answered), as_json=as_json)
+        job = stream.job(source, "the program", watchers)
         with closing(job.running()) as answers:
             for _ in answers:
                 yield from answered.taken()
@@ -190,12 +180,8 @@ def _reading(path: Path) -> BinaryIO:
 
 def _lines(requests: Any) -> Iterator[Line]:
     """The requests as lines; one whose custom_id an earlier one has is marked."""
-    first: dict[bytes, int] = {}
-    for number, request in enumerate(requests, start=1):
-        line = Line(number, _encoded(request, number))
-        digest = id_digest(line)
-        known = number if digest is None else first.setdefault(digest, number)
-        yield marked(line, None if known == number else known)
+    numbered = enumerate(requests, start=1)
+    yield from each_marked(Line(number, _encoded(request, number)) for number, request in numbered)
 
 
 def _spooled(requests: Any, stack: ExitStack, folder: Path) -> Path:

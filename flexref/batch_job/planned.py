@@ -6,7 +6,6 @@ from typing import Annotated, Any
 from flexref.batch_job.foretell import as_many, foretold
 from flexref.batch_job.prepared import Prepared
 from flexref.batch_job.validation import Validation
-from flexref.batch_job.watching.disk_bound import spilled_bytes
 from flexref.json_types.values import Number, Whole
 from flexref.machine.machine import Machine
 from flexref.machine.price import SECONDS_PER_HOUR
@@ -63,7 +62,7 @@ def planned(prepared: Prepared, found: Validation, usd_per_hour: float | None) -
         policy = session.settled(found.sample)
         machine: Machine = prepared.settling.machines.measured(session.backend, session.disk_dir, None)
         prediction = foretold(session, machine, policy, as_many(found.sample, found.rows))
-    seconds = prediction.load_s + prediction.prefill_s + prediction.decode_s
+    seconds = prediction.whole_s
     cost = None if usd_per_hour is None else seconds / SECONDS_PER_HOUR * usd_per_hour
     answers = ANSWER_TIMES * (found.lines * ENVELOPE_BYTES + found.new_tokens * TOKEN_BYTES)
-    return PlannedJob(policy, machine.name, prediction, seconds, cost, spilled_bytes(prediction.link_bytes), answers)
+    return PlannedJob(policy, machine.name, prediction, seconds, cost, prediction.disk_write_bytes, answers)

@@ -1,7 +1,7 @@
 """A job made ready: its model and input are read and checked, its files and engines are known; nothing runs yet."""
 
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -13,7 +13,7 @@ from flexref.batch_job.answers import Line, LineAnswer
 from flexref.batch_job.engines import Engines
 from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
 from flexref.batch_job.input_file import Scan, read_lines, scan
-from flexref.batch_job.input_stream import InputStream
+from flexref.batch_job.job import BatchJob
 from flexref.batch_job.job_files import JobFiles
 from flexref.batch_job.journal.line_facts import ExpectedLines
 from flexref.batch_job.lines.asked_line import AskedLine
@@ -22,7 +22,7 @@ from flexref.batch_job.lines.prompt_tokens import ServedModel, served_model
 from flexref.batch_job.recorder import Recorder
 from flexref.batch_job.request_lines import RequestReader
 from flexref.batch_job.shard import WHOLE, Shard
-from flexref.batch_job.states import JobFacts
+from flexref.batch_job.states import JobFacts, Watcher
 from flexref.batch_job.stream_recorder import StreamRecorder
 from flexref.engine.events import OnEvent, no_listener
 from flexref.loading import advisor
@@ -189,22 +189,26 @@ class PreparedFile:
 
 
 class PreparedStream:
-    """A job whose input comes as a stream, or whose output goes to one: nothing of it is durable."""
+    """A job whose input comes as a stream, or whose output goes to one: nothing of it is durable.
 
-    def __init__(self, prepared: Prepared, stream: InputStream, recorder: StreamRecorder) -> None:
-        self._reader = prepared.reader(as_json=stream.as_json)
-        self._stream, self._recorder = stream, recorder
+    `lines` as they come, JSON objects or not.
+    """
 
-    def lines(self) -> Iterator[AskedLine | LineAnswer]:
-        """The lines as they come."""
+    def __init__(self, prepared: Prepared, lines: Iterable[Line], recorder: StreamRecorder, *, as_json: bool) -> None:
+        self._prepared, self._lines, self._recorder, self._as_json = prepared, lines, recorder, as_json
 
-        def expected() -> Iterator[Line]:
-            for line in self._stream:
-                if not line.blank:
-                    self._recorder.expect(line.number)
-                yield line
+    def job(self, source: str, output: str, watchers: Sequence[Watcher] = ()) -> BatchJob:
+        """The job, which calls its input and output so."""
+        prepared = self._prepared
+        facts = JobFacts(prepared.file.spec.name, prepared.settings.backend, Policy(), source, output, None)
+        lines = requests(self._expected(), prepared.reader(as_json=self._as_json))
+        return BatchJob(prepared.engines(), lines, self._recorder, facts, watchers)
 
-        return requests(expected(), self._reader)
+    def _expected(self) -> Iterator[Line]:
+        for line in self._lines:
+            if not line.blank:
+                self._recorder.expect(line.number)
+            yield line
 
 
 def requests(lines: Iterable[Line], reader: RequestReader) -> Iterator[AskedLine | LineAnswer]:

@@ -45,10 +45,6 @@ class Shard:
             raise BatchError(f"{words!r} is no shard that this flexref knows")
         return cls(*map(int, match.groups()))
 
-    def owns(self, number: int) -> bool:
-        """Whether line `number` is one of its own."""
-        return (number - 1) // self.chunk_lines % self.count == self.index
-
     def numbers(self, lines: int) -> Iterator[int]:
         """Its own lines of an input of so many, in order."""
         for first in range(self.index * self.chunk_lines, lines, self.count * self.chunk_lines):

@@ -110,16 +110,23 @@ class JobEvent:
 
 
 class Watcher(Protocol):
-    """Is told of a job, in the thread that runs it: what it does must take microseconds, or go to another thread."""
+    """Is told of a job, in the thread that runs it: what it does must take microseconds, or go to another thread.
+
+    Who derives from it says what it does of these four; the others do nothing.
+    """
 
     def begin(self, facts: JobFacts) -> None:
         """The job is about to run its first pass."""
+        return
 
     def passed(self, state: JobState) -> None:
         """A pass has ended. What it raises ends the job in order (`JobPaused`)."""
+        return
 
     def happened(self, event: JobEvent) -> None:
         """Something happened."""
+        return
 
     def end(self, state: JobState, ending: str) -> None:
         """The job ends with one of `ENDINGS`. Called once, whatever happened."""
+        return

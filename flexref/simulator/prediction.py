@@ -42,6 +42,11 @@ class Prediction:
         return self.generated_tokens / (self.prefill_s + self.decode_s)
 
     @property
+    def whole_s(self) -> float:
+        """Seconds in all, those to load the weights too."""
+        return self.load_s + self.prefill_s + self.decode_s
+
+    @property
     def block_s(self) -> float:
         """Seconds from when a row enters the block to when it has ended, on average over rows."""
         return (self.prefill_s + self.decode_s) * self.occupancy * self.places / self.rows

@@ -14,6 +14,11 @@ def demo_file() -> Path:
     return Path(__file__).parents[1] / "data" / "demo.h5"
 
 
+def called(name: str | Path) -> str:
+    """What a model is called that `name` means: `demo`, or its file's name without the suffix."""
+    return DEMO if str(name) == DEMO else Path(name).stem
+
+
 def resolve(name: str | Path) -> str:
     """The path that `name` means: the built-in model for `demo`, else the file; `StorageError` if it is missing."""
     path = demo_file() if str(name) == DEMO else Path(name)

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from flexref.engine.engine import Engine
 from flexref.engine.results import ChosenToken, Output, TokenLogprob
 from flexref.engine.row_text import RowText
 from flexref.errors import PromptError
-from flexref.loading import load
 from flexref.text.tokenizer import Tokenizer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
@@ -36,12 +35,6 @@ class Joined:
 
     def render(self, messages: Any, /) -> str:
         return "".join(each["content"] for each in messages)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with load("demo") as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="module")

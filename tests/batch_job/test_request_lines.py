@@ -1,7 +1,7 @@
 """Lines as requests: what is served becomes rows, what is not is refused by the field's name, and nothing crashes."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,7 +20,6 @@ from flexref.batch_job.lines.wrong_line import CODES, WrongLine
 from flexref.batch_job.request_lines import CHOICE_BITS, RequestReader
 from flexref.engine.engine import Engine
 from flexref.errors import BatchError, PromptError
-from flexref.loading import load
 from flexref.sampling.settings import MAX_SEED, SamplingSettings
 from flexref.text.chat_template import ChatTemplate
 
@@ -32,12 +31,6 @@ class Chat:
         if not isinstance(messages, list) or not all(isinstance(each, dict) for each in messages):
             raise PromptError("messages must be a list")
         return "</s>" + "".join(f"{each.get('role')}: {each.get('content')}\n" for each in messages)
-
-
-@pytest.fixture(scope="module")
-def engine() -> Iterator[Engine]:
-    with load("demo") as loaded:
-        yield loaded
 
 
 @pytest.fixture(scope="module")

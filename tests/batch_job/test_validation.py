@@ -4,7 +4,6 @@ import gc
 import json
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +20,13 @@ from flexref.batch_job.lines.prompt_tokens import ServedModel, served_model
 from flexref.batch_job.request_lines import RequestReader
 from flexref.batch_job.validation import Validation, check_openai_limits, validate
 from flexref.block.rows import RowLengths
+from flexref.engine.engine import Engine
 from flexref.errors import BatchError
-from flexref.loading import load
 
 
 @pytest.fixture(scope="module")
-def model() -> Iterator[ServedModel]:
-    with load("demo") as engine:
-        yield served_model(engine.file.spec, engine.tokenizer)
+def model(engine: Engine) -> ServedModel:
+    return served_model(engine.file.spec, engine.tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.batch_job.states import JobState, Watcher
 from flexref.errors import JobPaused, in_gib
 from flexref.units import GIB
 
@@ -43,14 +43,11 @@ class DiskWrites:
         return self._before_bytes + spilled_bytes(state.link_bytes) + self._recorded_bytes()
 
 
-class DiskWriteBound:
+class DiskWriteBound(Watcher):
     """Pauses the job, with `JobPaused`, after the pass in which it reached the bound."""
 
     def __init__(self, most_gib: float, writes: DiskWrites) -> None:
         self._most_gib, self._writes = most_gib, writes
-
-    def begin(self, facts: JobFacts) -> None:
-        """Nothing: a job whose earlier runs have reached the bound pauses after a pass."""
 
     def passed(self, state: JobState) -> None:
         """Look; `JobPaused` says how much was written."""
@@ -60,12 +57,6 @@ class DiskWriteBound:
                 f"the job has written {in_gib(written)} to disk, and --max-disk-writes-gib is {self._most_gib:g}: it "
                 "goes on with a higher bound"
             )
-
-    def happened(self, event: JobEvent) -> None:
-        """Nothing."""
-
-    def end(self, state: JobState, ending: str) -> None:
-        """Nothing."""
 
 
 def predicted_pause(most_gib: float, predicted_bytes: int, before_bytes: int = 0) -> str | None:

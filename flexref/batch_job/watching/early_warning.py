@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.batch_job.states import JobFacts, JobState, Watcher
 from flexref.batch_job.watching.pace import JobPace
 from flexref.batch_job.watching.state_line import rate_said
 from flexref.errors import duration
@@ -122,7 +122,7 @@ class Suspicion:
     named: bool = False
 
 
-class EarlyWarning:
+class EarlyWarning(Watcher):
     """Tells of a slow link once, and again only when it has been well for a minute in between."""
 
     def __init__(self, tell: Tell, pace: JobPace, machine: Machine | None = None) -> None:
@@ -163,12 +163,6 @@ class EarlyWarning:
             else:
                 self._suspicions[link] = Suspicion()
         self._rates.learn(flows, seconds)
-
-    def happened(self, event: JobEvent) -> None:
-        """Nothing."""
-
-    def end(self, state: JobState, ending: str) -> None:
-        """Nothing."""
 
     def _suspect(self, suspicion: Suspicion, seconds: float, last: JobState) -> None:
         suspicion.slow_s, suspicion.healthy_s = suspicion.slow_s + seconds, 0.0

@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
-from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.batch_job.states import JobEvent, JobState, Watcher
 from flexref.batch_job.watching.pace import JobPace, View
 from flexref.errors import BatchError
 from flexref.version import __version__
@@ -26,7 +26,7 @@ ENDING_S = 5.0
 """So long the server's thread is waited for."""
 
 
-class Metrics:
+class Metrics(Watcher):
     """A server on a port of this machine, from when it is made until `close` or the end of the job."""
 
     def __init__(self, port: int, pace: JobPace, host: str) -> None:
@@ -45,12 +45,6 @@ class Metrics:
             raise BatchError(f"no metrics on {host} port {port}: {why}; {free}") from error
         self._server: Any = server
         self.port = int(server.server_port)
-
-    def begin(self, facts: JobFacts) -> None:
-        """`pace` knows it."""
-
-    def passed(self, state: JobState) -> None:
-        """`pace` knows it."""
 
     def happened(self, event: JobEvent) -> None:
         """Count it."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from flexref.batch_job.states import JobEvent, JobFacts, JobState
+from flexref.batch_job.states import JobState, Watcher
 from flexref.batch_job.watching.pace import JobPace
 from flexref.batch_job.watching.state_line import state_line
 
@@ -23,7 +23,7 @@ STOP = b"\0"
 """No signal has this number."""
 
 
-class StateOnSignal:
+class StateOnSignal(Watcher):
     """Until the job ends SIGUSR1 prints a line. Nothing is done outside the main thread, which alone has handlers."""
 
     def __init__(
@@ -49,15 +49,6 @@ class StateOnSignal:
         self._wakeup_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
         self._handler_before = signal.signal(signal.SIGUSR1, _do_nothing)
         signal.siginterrupt(signal.SIGUSR1, False)  # calls of the system that it meets go on
-
-    def begin(self, facts: JobFacts) -> None:
-        """`pace` knows it."""
-
-    def passed(self, state: JobState) -> None:
-        """`pace` knows it."""
-
-    def happened(self, event: JobEvent) -> None:
-        """Nothing."""
 
     def end(self, state: JobState, ending: str) -> None:
         """Put the handler back that was there before."""

@@ -54,7 +54,6 @@ class Speed:
     tokens_per_s: float
     read_tokens_per_s_now: float
     read_tokens_per_s: float
-    lines_per_s: float
     left_s: float | None
     left_is_predicted: bool
     occupancy: float
@@ -122,7 +121,6 @@ class View(NamedTuple):
             tokens_per_s=_over(state.generated_tokens, since_start_s),
             read_tokens_per_s_now=_over(state.prompt_tokens - before.prompt_tokens, seconds),
             read_tokens_per_s=_over(state.prompt_tokens, since_start_s),
-            lines_per_s=_over(state.lines_done - facts.lines_before, since_start_s),
             left_s=predicted_s if is_predicted else measured_s,
             left_is_predicted=is_predicted,
             occupancy=_over(state.live_rows, state.places),

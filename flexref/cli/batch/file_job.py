@@ -40,7 +40,9 @@ def run_file_job(prepared: "PreparedFile", job_files: "JobFiles", watch: "JobWat
         if recorder.runs_before:
             goes_on = "nothing is left to do" if recorder.done_lines == expected else "the job goes on"
             say(f"{job_files.output}: {recorder.done_lines} of {how_many(expected, 'line')} are done; {goes_on}")
-        writes = DiskWrites(spilled_before(read_notes(job_files.journal)), lambda: recorder.written_bytes)
+        bounded = watch.options.max_disk_writes_gib is not None
+        spilled = spilled_before(read_notes(job_files.journal)) if bounded else 0  # all of the journal is read for it
+        writes = DiskWrites(spilled, lambda: recorder.written_bytes)
         machine = prepared.prepared.port.machine
         facts = prepared.facts(recorder, job_files, given["price_per_hour"])
         if cluster is not None:

@@ -108,9 +108,9 @@ def defaults_of(given: Mapping[str, Any]) -> "Defaults":
     """What the options say of lines that do not say it; `WrongCall` for values that no line can have."""
     from flexref.batch_job.lines.defaults import Defaults
     from flexref.errors import BatchError, WrongCall
-    from flexref.storage.names import DEMO
+    from flexref.storage.names import called
 
-    name = given["model_name"] or (DEMO if given["model"] == DEMO else Path(given["model"]).stem)
+    name = given["model_name"] or called(given["model"])
     try:
         return Defaults(
             given["max_tokens"],

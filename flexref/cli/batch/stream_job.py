@@ -18,14 +18,11 @@ def run_stream_job(prepared: "Prepared", watch: "JobWatch", given: dict[str, Any
     """Run a job from or to a standard stream: nothing of it is durable."""
     from flexref.batch_job.input_file import opened_input
     from flexref.batch_job.input_stream import InputStream, standard_input
-    from flexref.batch_job.job import BatchJob
     from flexref.batch_job.prepared import PreparedStream
-    from flexref.batch_job.states import JobFacts
     from flexref.batch_job.stream_recorder import StreamRecorder
     from flexref.batch_job.watching.disk_bound import DiskWrites
     from flexref.batch_job.whole_file import WholeFile
     from flexref.cli.show.outputs import check_outputs
-    from flexref.policy import Policy
 
     outputs = {flag: given[name] for flag, name in (("-o", "output_file"), ("--errors", "errors_file"))}
     check_outputs(
@@ -45,11 +42,8 @@ def run_stream_job(prepared: "Prepared", watch: "JobWatch", given: dict[str, Any
             if given[name] not in (None, STANDARD)
         }
         recorder = StreamRecorder(new.get("output_file", sys.stdout.buffer), new.get("errors_file"))
-        stream = PreparedStream(prepared, source, recorder)
-        facts = JobFacts(
-            prepared.file.spec.name, given["backend"], Policy(), given["input_file"], given["output_file"], None
-        )
-        job = BatchJob(prepared.engines(), stream.lines(), recorder, facts)
+        stream = PreparedStream(prepared, source, recorder, as_json=source.as_json)
+        job = stream.job(given["input_file"], given["output_file"])
         run_watched(job, watch, DiskWrites(0, lambda: recorder.written_bytes if new else 0))
         for file in new.values():
             file.publish()

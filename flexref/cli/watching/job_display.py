@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from flexref.batch_job.states import FILE_OF_FAULT, JobEvent, JobFacts, JobState
+from flexref.batch_job.states import FILE_OF_FAULT, JobEvent, JobFacts, JobState, Watcher
 from flexref.batch_job.watching.pace import JobPace, View
 from flexref.batch_job.watching.state_line import left_said, lines_said, link_said, pass_said, state_line
 from flexref.cli.show.displays import PlainLines
@@ -25,7 +25,7 @@ TOLD_BY_OTHERS = ("pause",)
 """Kinds of events that end the job: the command itself says so."""
 
 
-class JobTable:
+class JobTable(Watcher):
     """What a terminal shows while a job runs: it vanishes when the job ends."""
 
     def __init__(self, console: "Console", pace: JobPace, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -39,9 +39,6 @@ class JobTable:
 
         self._live = Live(self, console=self._console, refresh_per_second=DRAWN_PER_S, transient=True)
         self._live.start()
-
-    def passed(self, state: JobState) -> None:
-        """`pace` knows it."""
 
     def happened(self, event: JobEvent) -> None:
         """A line above the table."""
@@ -75,7 +72,7 @@ class JobTable:
             yield ProgressBar(view.facts.lines, view.state.lines_done, width=min(options.max_width, 80))
 
 
-class JobLines:
+class JobLines(Watcher):
     """A plain line on stderr some seconds after the job began, and then more and more seldom, whatever happens."""
 
     def __init__(
@@ -95,9 +92,6 @@ class JobLines:
         view = self._pace.view
         assert view is not None
         return state_line(view, now_s)
-
-    def passed(self, state: JobState) -> None:
-        """`pace` knows it."""
 
     def happened(self, event: JobEvent) -> None:
         """A line at once."""
