@@ -24,7 +24,8 @@ FAULTS = {
 }
 """What can become of a call. `short`: half of it is done; `nothing`: as at the end of a file; `flip`: one bit of
 what was read, or is written to be read again by the same run, is another one; `stall`: it takes a while; `memory`:
-there is none; `bug`: an error that nobody foresaw, which is told with its traceback, as a bug is."""
+there is none; `bug`: an error that nobody foresaw, which is told in one line if a lane met it, else with its traceback,
+as a bug is."""
 
 KILL = "kill"
 """The process is killed in place of the call, or when half of what it writes is written."""
