@@ -1,15 +1,19 @@
-"""The CUDA calls that the port makes, one method each, through CuPy: the only module that imports it."""
+"""The CUDA calls that the port makes, one method each: the only module that imports CuPy, and of it two modules alone.
+
+`import cupy` itself takes seconds: arrays, random numbers, Fourier transforms, libraries of all of them.
+"""
 
 from typing import Any
 
 from flexref.errors import BackendUnavailable, CapacityError
+from flexref_cupy.compiler import Compiler, Nvrtc
 from flexref_cupy.cublas import Cublas
 from flexref_cupy.cublas_lt import CublasLt
-from flexref_cupy.installation import INSTALL, check_driver, first_line
+from flexref_cupy.installation import INSTALL, check_driver, cupy_version, first_line
 from flexref_cupy.kernel_source import Source
 
 Handle = int
-"""A stream, an event, a function: what CUDA gives out, as an integer."""
+"""A stream, an event, a module, a function: what CUDA gives out, as an integer."""
 
 OLDEST_CAPABILITY = (7, 5)
 """Tensor cores as the kernels use them came with Turing, the T4's architecture."""
@@ -23,7 +27,7 @@ class Cuda:
 
     def __init__(self, number: int = 0) -> None:
         """`BackendUnavailable` in one line, if there is no CuPy, driver or device, or one that is too old."""
-        self._runtime, self._driver, self._cupy = _libraries()
+        self._runtime, self._driver = _libraries()
         runtime = self._runtime
         check_driver(runtime)
         try:
@@ -42,6 +46,9 @@ class Cuda:
         if self.capability < OLDEST_CAPABILITY:
             found, needed = (".".join(map(str, which)) for which in (self.capability, OLDEST_CAPABILITY))
             raise BackendUnavailable(f"{self.name} has compute capability {found}, needed {needed} or later")
+        self._nvrtc = Nvrtc()
+        self._compiler = Compiler(self.capability, self._nvrtc)
+        self._modules: list[Handle] = []
         self.compute_stream = self.stream()
         self._products, self._apart = Cublas(self.compute_stream), CublasLt(self.compute_stream)
 
@@ -100,10 +107,12 @@ class Cuda:
         self._runtime.eventDestroy(event)
 
     def close(self) -> None:
-        """Give the stream of operators back, and cuBLAS with it; memory can still be given back."""
+        """Give the stream of operators back, and cuBLAS and all kernels with it; memory can still be given back."""
         self._products.close()
         self._apart.close()
         self.destroy_stream(self.compute_stream)
+        while self._modules:
+            self._driver.moduleUnload(self._modules.pop())
 
     def event(self) -> Handle:
         """An event that knows its time."""
@@ -148,25 +157,31 @@ class Cuda:
         """Versions by name: CuPy, the CUDA that it uses, the CUDA that the driver knows, the compiler of kernels."""
         numbers = {"cuda": self._runtime.runtimeGetVersion(), "driver_cuda": self._runtime.driverGetVersion()}
         found = {name: f"{number // 1000}.{number % 1000 // 10}" for name, number in numbers.items()}
-        compiler = ".".join(map(str, self._cupy.cuda.nvrtc.getVersion()))
-        return {"cupy": str(self._cupy.__version__), **found, "nvrtc": compiler}
+        return {"cupy": cupy_version(), **found, "nvrtc": self._nvrtc.number}
 
     # Kernels and products
 
-    def compile(self, text: Source) -> Any:
-        """A module of the device's own code; CuPy keeps what it compiled on disk."""
-        module = self._cupy.RawModule(code=text.text, options=text.options, backend="nvrtc")
-        module.compile()
+    def compile(self, text: Source) -> bytes:
+        """A program of the device's own code, as it was kept or compiled now; any thread may ask for one."""
+        return self._compiler.program(text)
+
+    def load(self, program: bytes) -> Handle:
+        """A module on the device of what `compile` gave."""
+        module = int(self._driver.moduleLoadData(program))
+        self._modules.append(module)
         return module
 
-    def function(self, module: Any, name: str, shared_bytes: int) -> Any:
+    def function(self, module: Handle, name: str, shared_bytes: int) -> Handle:
         """A kernel of a module that may use so much dynamic shared memory."""
-        function = module.get_function(name)
+        function = int(self._driver.moduleGetFunction(module, name))
         if shared_bytes:
-            function.max_dynamic_shared_size_bytes = shared_bytes
-        return function.kernel.ptr
+            most = self._driver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._driver.funcSetAttribute(function, most, shared_bytes)
+        return function
 
-    def launch(self, function: Any, grid: tuple[int, int, int], block: int, shared_bytes: int, arguments: int) -> None:
+    def launch(
+        self, function: Handle, grid: tuple[int, int, int], block: int, shared_bytes: int, arguments: int
+    ) -> None:
         """Start a kernel on the stream of operators; `arguments` is the address of CUDA's launch list."""
         self._driver.launchKernel(function, *grid, block, 1, 1, shared_bytes, self.compute_stream, 0, arguments)
 
@@ -200,14 +215,13 @@ class Cuda:
         self._apart.multiply(shape, x, w, out, add)
 
 
-def _libraries() -> tuple[Any, Any, Any]:
-    """CUDA's runtime and driver as CuPy gives them, and CuPy."""
+def _libraries() -> tuple[Any, Any]:
+    """CUDA's runtime and driver as CuPy gives them."""
     try:
-        import cupy  # noqa: PLC0415 - absent on most machines, and slow to load on the others
-        from cupy_backends.cuda.api import driver, runtime  # noqa: PLC0415
+        from cupy_backends.cuda.api import driver, runtime  # noqa: PLC0415 - absent on most machines
     except ImportError as error:
         raise BackendUnavailable(f"CuPy cannot be imported ({first_line(error)}): {INSTALL}") from error
-    return runtime, driver, cupy
+    return runtime, driver
 
 
 def _device_name(properties: Any) -> str:

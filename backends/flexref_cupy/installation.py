@@ -1,5 +1,8 @@
 """What must be installed for the port to run, and the line that says what is not; it loads nothing."""
 
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from flexref.errors import BackendUnavailable
@@ -26,6 +29,13 @@ def check_driver(runtime: Any) -> None:
             f"the NVIDIA driver knows CUDA {driver // 1000}.{driver % 1000 // 10} at most, CuPy needs CUDA {major} "
             f"(driver {DRIVER_NEEDED.get(major, 'of that time')} or later); else {INSTALL}"
         )
+
+
+def cupy_version() -> str:
+    """CuPy's version, read beside its `__init__`, which is not run; "" if CuPy lies elsewhere."""
+    spec = find_spec("cupy")
+    path = None if spec is None or spec.origin is None else Path(spec.origin).with_name("_version.py")
+    return str(runpy.run_path(str(path))["__version__"]) if path is not None and path.exists() else ""
 
 
 def first_line(error: BaseException) -> str:

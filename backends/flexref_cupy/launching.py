@@ -55,7 +55,7 @@ class Kernels:
             module_key = (operator, text.macros)
             if module_key not in self._modules:
                 start = perf_counter()
-                self._modules[module_key] = self._cuda.compile(text)
+                self._modules[module_key] = self._cuda.load(self._cuda.compile(text))
                 self.compiling.seconds += perf_counter() - start
             function = self._cuda.function(self._modules[module_key], kernel, shared_bytes)
             found = self._found[key] = Kernel(self._cuda, kernel, function, text.signatures[kernel])

@@ -9,7 +9,7 @@ import platformdirs
 from flexref.errors import UnknownName
 
 CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
-"""Names the folder in which measured machines are kept, in place of the user's own for caches."""
+"""Names the folder in which all that may be made anew is kept, in place of the user's own for caches."""
 
 
 def known_machines() -> tuple[str, ...]:
@@ -21,10 +21,15 @@ def known_machines() -> tuple[str, ...]:
     return tuple(sorted(name.removesuffix(".json") for name in names if name.endswith(".json")))
 
 
+def kept_folder(what: str) -> Path:
+    """Where `what` is kept, whether the folder is there or not."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given or platformdirs.user_cache_path("flexref")) / what
+
+
 def cache_folder() -> Path:
     """Where measured machines are kept."""
-    given = os.environ.get(CACHE_VARIABLE)
-    return Path(given or platformdirs.user_cache_path("flexref")) / "machines"
+    return kept_folder("machines")
 
 
 def kept_names() -> list[str]:

@@ -69,11 +69,12 @@ class FakeRuntime(SimpleNamespace):
 
 def made(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Cuda:
     """The port's calls on such a machine."""
-    monkeypatch.setattr(cuda, "CublasLt", lambda stream: None)
-    compiler = SimpleNamespace(getVersion=lambda: (13, 2))
-    cupy = SimpleNamespace(__version__="14.2", cuda=SimpleNamespace(nvrtc=compiler))
-    monkeypatch.setattr(cuda, "_libraries", lambda: (FakeRuntime(**changes), None, cupy))
+    monkeypatch.setattr(cuda, "_libraries", lambda: (FakeRuntime(**changes), None))
+    monkeypatch.setattr(cuda, "cupy_version", lambda: "14.2")
+    monkeypatch.setattr(cuda, "Nvrtc", lambda: SimpleNamespace(number="13.2"))
+    monkeypatch.setattr(cuda, "Compiler", lambda capability, compiler: None)
     monkeypatch.setattr(cuda, "Cublas", lambda stream: None)
+    monkeypatch.setattr(cuda, "CublasLt", lambda stream: None)
     return Cuda()
 
 
@@ -97,7 +98,9 @@ def test_without_cupy_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
         return really_import(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", without_cupy)
-    with pytest.raises(BackendUnavailable, match=r"No module named 'cupy'.*'\.\[cuda13\]'.*'\.\[cuda12\]'") as found:
+    with pytest.raises(
+        BackendUnavailable, match=r"No module named 'cupy_backends.*'\.\[cuda13\]'.*'\.\[cuda12\]'"
+    ) as found:
         registry.create("cupy")
     assert "\n" not in str(found.value)
 

@@ -221,6 +221,10 @@ class EmulatedCuda:
         """See `Cuda.compile`; compiled once per user and text."""
         return build(text)
 
+    def load(self, program: Module) -> Module:
+        """See `Cuda.load`."""
+        return program
+
     def function(self, module: Module, name: str, shared_bytes: int) -> Function:
         """See `Cuda.function`; `EmulationError` for more shared memory than the architecture has."""
         most, static = MOST_SHARED_BYTES[self.capability], module.static_shared_bytes
