@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from statistics import median
 from typing import Any
 
-from flexref.bench.suites import Arguments
+from flexref.bench.suites import BESIDE, Arguments
 from flexref.errors import BaselineError, PolicyError
 from flexref.files import LARGEST_JSON_BYTES, as_json, as_text, read_bytes
 from flexref.json_types.values import shown
@@ -123,8 +123,8 @@ def baseline_of(baselines: Sequence[Baseline], arguments: Arguments) -> Baseline
 
 
 def _different(one: Arguments, other: Arguments) -> list[str]:
-    """Fields that differ; another number of runs is no other job."""
-    names = [entry.name for entry in fields(Arguments) if entry.name != "repeat"]
+    """Fields that differ; another number of runs, for example, is no other job."""
+    names = [entry.name for entry in fields(Arguments) if entry.name not in BESIDE]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 

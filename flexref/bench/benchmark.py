@@ -24,7 +24,7 @@ from flexref.engine.interrupts import Interrupts
 from flexref.engine.request import Request
 from flexref.engine.results import Stats
 from flexref.engine.wall import Wall, WallPart
-from flexref.errors import PolicyError, PromptError
+from flexref.errors import FlexrefError, PolicyError, PromptError
 from flexref.loading import advisor, open_engine
 from flexref.policy import Policy, asked
 from flexref.profile.environment import machine, versions
@@ -38,6 +38,10 @@ from flexref.units import slots_of
 
 WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
 """Tokens of the rows that warm a port up: few, so that it costs no more than the fetches of some passes."""
+
+
+class RunsDiffer(FlexrefError):
+    """A run gave other tokens than the one before it."""
 
 
 def weights_of(arguments: Arguments) -> WeightFile:
@@ -96,7 +100,9 @@ class Benchmark:
         self.engine = open_engine(
             self.file, self._advisor, backend=port, **wanted.budgets, on_event=on_event, wall=wall
         )
-        self._prompts = random_prompts(self.workload, self.file.spec.vocabulary, arguments.seed)
+        self.prompts = random_prompts(self.workload, self.file.spec.vocabulary, arguments.seed)
+        self.tokens: list[list[int]] | None = None
+        """What every run has given after them, once one has ended."""
         self._request = Request(self.workload.rows.summary.new_tokens.most, ignore_eos=True)
         try:
             self.policy = self._settle()
@@ -128,6 +134,7 @@ class Benchmark:
 
     def run(self, *, trace: Trace | None = None, on_run: Callable[[int], None]) -> Report:
         """Measure the machine, load the weights, and run the job as often as asked; `on_run` is told which comes.
+        Raises `RunsDiffer` unless all runs give the same `tokens`, which are still to be checked.
 
         An interrupt ends it: what has ended by then is reported. `trace`, which costs marks between visits, is
         begun again with every run.
@@ -157,8 +164,9 @@ class Benchmark:
                 if trace is not None:
                     trace.restart()
                 generation = engine.generate(
-                    self._prompts, self._request, policy=self.policy, trace=trace, on_token=count
+                    self.prompts, self._request, policy=self.policy, trace=trace, on_token=count
                 )
+                self._take_tokens(number, [output.token_ids for output in generation.outputs])
                 runs.append(generation.stats)
         except KeyboardInterrupt:
             cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
@@ -183,6 +191,17 @@ class Benchmark:
             whole=whole,
         )
 
+    def _take_tokens(self, number: int, tokens: list[list[int]]) -> None:
+        """Keep the tokens of run `number`, to be checked; `RunsDiffer` if they are not those of the runs before it."""
+        before, self.tokens = self.tokens, tokens
+        for row, (was, now) in enumerate(zip(tokens if before is None else before, tokens, strict=True)):
+            if was != now:
+                step = next(step for step, both in enumerate(zip(was, now, strict=True)) if both[0] != both[1])
+                raise RunsDiffer(
+                    f"run {number}, row {row}: new token {step} is {now[step]}, and was {was[step]} in the run before "
+                    "it: the same job on the same port must give the same tokens, and none of its runs is a result"
+                )
+
     def _judged(self, runs: list[Stats]) -> PredictionError | None:
         """What the machine was to take, beside the median run; None if no machine is known without measuring."""
         middle = {name: median(getattr(run, name) for run in runs) for name in ("prefill_s", "decode_s")}
@@ -190,7 +209,7 @@ class Benchmark:
 
     def _warm_up(self) -> None:
         """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it."""
-        rows = self._prompts[: self.policy.rows_per_group]
+        rows = self.prompts[: self.policy.rows_per_group]
         request = replace(self._request, max_new_tokens=WARM_UP_NEW)
         short = [Prompt(token_ids=(row.token_ids or ())[:WARM_UP_PROMPT]) for row in rows]
         self.engine.generate(short, request, policy=self.policy)

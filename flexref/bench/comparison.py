@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from flexref.bench.baseline import FIGURES, HARDWARE, STORED, Baseline, settings_of
+from flexref.bench.suites import BESIDE
 from flexref.bench.welch import p_value
 from flexref.errors import BaselineError
 
@@ -89,7 +90,7 @@ class BenchesCompared:
 
 
 def compare(before: Sequence[Baseline], now: Sequence[Baseline]) -> BenchesCompared:
-    """Join benchmarks of the same arguments (but for the number of runs), weights and hardware.
+    """Join benchmarks of the same arguments (but for those `BESIDE` the job), weights and hardware.
 
     Of several that are alike in one of them, the last counts. `BaselineError` says how the most similar two differ if
     nothing can be joined.
@@ -104,7 +105,7 @@ def compare(before: Sequence[Baseline], now: Sequence[Baseline]) -> BenchesCompa
 
 def key_of(one: Baseline) -> tuple[tuple[str, str], ...]:
     """(name, value in JSON) of all that must be the same for two benchmarks to be comparable."""
-    asked = {name: value for name, value in one.arguments.to_json().items() if name != "repeat"}
+    asked = {name: value for name, value in one.arguments.to_json().items() if name not in BESIDE}
     stored = {name: one.values.get(name) for name in STORED}
     hardware = {f"machine's {name}": one.values["machine"].get(name) for name in HARDWARE}
     return tuple((name, json.dumps(value, sort_keys=True)) for name, value in {**asked, **stored, **hardware}.items())

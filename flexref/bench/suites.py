@@ -24,6 +24,9 @@ PERCENT = ListOf(Number(), 6, 6, "six numbers (weights, cache, activations on de
 
 RUNS = Either((Whole(1), OneOf((AUTO,))))
 
+BESIDE = ("repeat", "check_rows")
+"""Fields that make no other job: how often it runs, and what is found out about it afterwards."""
+
 ALIKE = ("prompt_len", "gen_len", "rows")
 """Fields of rows that are alike, whose place a file of lengths takes."""
 
@@ -61,6 +64,7 @@ class Arguments:
     repeat: Annotated[int | str, RUNS, "Runs; auto: until the interval of their mean is narrow enough."] = 1
     seed: Annotated[int, Whole(0), "Of random weights and prompts."] = 0
     lengths: Annotated[str | None, FILLED, "A file of lengths, in place of equal rows."] = None
+    check_rows: Annotated[int | None, Whole(0), "Rows whose tokens are checked; null: as many as take a while."] = None
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], where: str) -> "Arguments":

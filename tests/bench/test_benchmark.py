@@ -54,7 +54,7 @@ def run(values: dict[str, Any], **options: Any) -> Report:
 def test_the_suites_are_the_named_cases_and_each_says_what_it_shows() -> None:
     suites = read_suites()
     cases = {f"case-{letter}" for letter in "abcde"}
-    assert set(suites) == {"tiny", "predictions", "predictions-numpy", *cases}
+    assert set(suites) == {"tiny", "on-device", "predictions", "predictions-numpy", *cases}
     assert all(suite.about for suite in suites.values())
 
 

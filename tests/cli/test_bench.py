@@ -25,7 +25,7 @@ KEYS = {
     *("prefill_s", "decode_s", "decode_step_s", "tokens_per_s", "peak_bytes", "link_bytes", "floor_s", "floor_ratio"),
     *("prefill_floor_s", "decode_floor_s", "decode_step_floor_s", "versions", "machine", "runs", "cut_short", "suite"),
     *("arguments", "policy", "rates", "check_logits", "check_worst_share", "load_s", "tier_bytes", "placement"),
-    "allocate_s",
+    *("allocate_s", "tokens_checked", "tokens_check_s"),
 }
 
 

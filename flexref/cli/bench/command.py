@@ -3,14 +3,16 @@
 import logging
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from flexref.cli.arguments import MODEL, TEXT
 from flexref.cli.bench.formats import FORMATS, Add, printing
+from flexref.cli.bench.tokens import check_runs
 from flexref.cli.completion import files, sizes, suites
-from flexref.cli.options import BUDGETS, asked_of, check_lengths, computing_port, option, options, was_given
+from flexref.cli.options import BUDGETS, ROWS, asked_of, check_lengths, computing_port, option, options, was_given
 from flexref.cli.process import whole_time
 from flexref.cli.show.outputs import check_outputs, check_writable, tracing
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from flexref.bench.history import BenchHistory
     from flexref.bench.report import Report
     from flexref.bench.suites import Arguments
+    from flexref.check.run_tokens import TokensChecked
     from flexref.check.smoke import Passed
     from flexref.engine.wall import Wall
 
@@ -77,6 +80,12 @@ class Runs(click.IntRange):
 )
 @option("--seed", type=click.IntRange(min=0), help="The seed of random weights and prompts; default: 0.")
 @click.option(
+    "--check-rows",
+    type=click.IntRange(0, ROWS.max),
+    help="Rows, drawn by --seed, whose tokens are recomputed after the runs, 0: none; default: up to 4, as few as take "
+    "a while, none where one would take many minutes.",
+)
+@click.option(
     "--baseline",
     "baseline_file",
     type=TEXT,
@@ -116,7 +125,8 @@ def command(
 
     First a tiny model runs on the same port with the same options and must give the right logits; if it does not,
     nothing is timed. Then the machine's links, memory and products are measured, weights are loaded, and every
-    run is a full one: an interrupted run is reported as such and gives no figures.
+    run is a full one: an interrupted run is reported as such and gives no figures. At last tokens of the timed runs
+    themselves are recomputed: if any is wrong, there are no figures.
     """
     context = click.get_current_context()
     history_file, label = values.pop("history_file"), values.pop("label")
@@ -236,14 +246,17 @@ def _run(
                 shown.begin(f"run {number} of {runs_in_words(arguments.repeat)}")
 
             report = benchmark.run(trace=trace, on_run=begin)
+            shown.begin("checking the tokens of the runs")
+            tokens, took_s = check_runs(benchmark, report)
         compared = None if baseline is None or not report.runs else baseline.compare(report.to_json())
-        check = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
+        check: dict[str, Any] = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
+        check |= {"tokens_checked": None if tokens is None else asdict(tokens), "tokens_check_s": took_s}
         beside = {} if compared is None else {"baseline": compared.to_json()}
         printed = {**about, **report.to_json(), **check, **beside}
         if add is not None:
             add(printed)
         else:
-            _print(report, passed, compared)
+            _print(report, passed, (tokens, took_s), compared)
     return printed
 
 
@@ -257,10 +270,15 @@ def _check(benchmark: "Benchmark") -> "Passed":
     )
 
 
-def _print(report: "Report", passed: "Passed", compared: "BenchComparison | None") -> None:
+def _print(
+    report: "Report",
+    passed: "Passed",
+    checked: "tuple[TokensChecked | None, float]",
+    compared: "BenchComparison | None",
+) -> None:
     from flexref.cli.show.bench_report import print_benchmark, print_comparison
     from flexref.cli.show.console import table_console
 
-    print_benchmark(table_console(), report, passed)
+    print_benchmark(table_console(), report, passed, checked)
     if compared is not None:
         print_comparison(table_console(), compared)

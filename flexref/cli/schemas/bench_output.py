@@ -7,6 +7,7 @@ from flexref.bench.rates import Rates
 from flexref.bench.repeats import MeanInterval
 from flexref.bench.suites import Arguments
 from flexref.block.counted_rows import LengthsSummary
+from flexref.check.run_tokens import TokensChecked
 from flexref.cli.schemas.parts import COUNT, NAMES, PREDICTED, member, output, seconds
 from flexref.engine.results import BYTES_BY_LINK, Stats
 from flexref.json_types.containers import ListOf, MapOf
@@ -119,6 +120,13 @@ def bench() -> JsonType:
         "runs": member(ListOf(run), "Every run that ended."),
         "check_logits": member(COUNT, "Logits that were checked before anything was timed."),
         "check_worst_share": member(Number(0), "The largest error among them, as a share of its bound."),
+        "tokens_checked": member(
+            Maybe(
+                output("TokensChecked", "Tokens of the runs that were recomputed.", object_of(TokensChecked).members)
+            ),
+            "What was checked of the runs' own tokens; null if nothing.",
+        ),
+        "tokens_check_s": member(Number(0), "Seconds that it took."),
         "baseline": JsonField(BASELINE, "The comparison with --baseline, if it was given.", UNSAID),
     }
     return JsonObject("Benchmark", "What `flexref bench --json` prints on every line; figures are medians.", members)

@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from flexref.bench.repeats import MeanInterval
     from flexref.bench.report import Report
     from flexref.bench.workload import Workload
+    from flexref.check.run_tokens import TokensChecked
     from flexref.check.smoke import Passed
 
 
-def print_benchmark(console: Console, report: "Report", passed: "Passed") -> None:
-    """Print what was timed, on what, and how far from the floor it is."""
+def print_benchmark(
+    console: Console, report: "Report", passed: "Passed", checked: "tuple[TokensChecked | None, float]"
+) -> None:
+    """Print what was timed, on what, and how far from the floor it is. `checked`: tokens of the runs, and seconds."""
     file, workload = report.file, report.workload
     stored = file.dtype if file.scheme == "none" else file.scheme
     console.print(
@@ -36,6 +39,7 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
     if report.cut_short is not None:
         console.print(f"CUT SHORT: {report.cut_short}; no figure contains any of it", highlight=False)
     if report.runs:
+        console.print(_checked(*checked), highlight=False)
         print_stats(console, report.runs[-1])
         console.print(_phases(report))
         for beaten in report.beaten():
@@ -47,6 +51,19 @@ def print_benchmark(console: Console, report: "Report", passed: "Passed") -> Non
             console.print(_interval(interval, report.arguments.repeat), highlight=False)
         print_whole_time(console, report.whole)
     _print_machine(console, report)
+
+
+def _checked(found: "TokensChecked | None", took_s: float) -> str:
+    """Which tokens of the runs were recomputed, and what would have passed."""
+    if found is None:
+        return "checked afterwards: NO token of the runs (see --check-rows)"
+    rows = f"{'row' if len(found.rows) == 1 else 'rows'} {', '.join(map(str, found.rows))}"
+    others = f", {found.other_tokens} of them not the most probable ones" if found.other_tokens else ""
+    return (
+        f"checked afterwards: {how_many(found.tokens, 'token')} of {rows} (drawn by seed {found.seed}) are those of a "
+        f"float32 computation, or within what rounding permits{others}; {found.possible_tokens:.3g} of the vocabulary "
+        f"would have passed, on average ({took_s:.1f} s)"
+    )
 
 
 def _lengths(workload: "Workload") -> str:

@@ -1,0 +1,141 @@
+"""Rows of a run are recomputed: right tokens of any model, type and cache pass, wrong ones do not, and few would."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from check_kit import HALF
+from flexref_numpy import NumpyBackend
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from flexref.architecture.published import published
+from flexref.architecture.spec import ModelSpec
+from flexref.check.forced import PortRounding, forced_logits
+from flexref.check.greedy import exact_logits
+from flexref.check.run_tokens import WrongTokens, check_tokens, rows_checked
+from flexref.engine.request import Request
+from flexref.loading import load
+from flexref.policy import Policy
+from flexref.storage.random_weights import random_file
+from flexref.storage.weightfile import WeightFile, open_weight_file
+
+PLAIN = ModelSpec("plain", 173, 64, 32, 32, 3, 2, 64, activation="relu")
+SPECS = (
+    PLAIN,
+    replace(PLAIN, name="post", pre_norm=False, final_norm=False),
+    replace(PLAIN, name="projected", embed_width=16, activation="gelu"),
+    replace(PLAIN, name="bare", bias=False, affine_norm=False, activation="gelu"),
+)
+NEW = 6
+
+
+def run(file: WeightFile, port: Any, policy: Policy, seed: int = 0) -> tuple[list[list[int]], list[list[int]], Any]:
+    """Prompts of several lengths, the tokens that a port gives, and the float32 tensors that it gave them with."""
+    draw = np.random.default_rng(seed)
+    prompts = [draw.integers(0, file.spec.vocabulary, count).tolist() for count in (9, 1, 14)]
+    engine = load(file, backend=port, policy=policy)
+    outputs = engine.generate(prompts, Request(NEW, ignore_eos=True)).outputs
+    return prompts, [output.token_ids for output in outputs], engine
+
+
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(SPECS),
+    st.sampled_from(["none", "int4", "int8"]),
+    st.sampled_from(["float16", "float32"]),
+    st.sampled_from(["none", "int4"]),
+    st.sampled_from([NumpyBackend, HALF]),
+    st.integers(0, 99),
+)
+def test_the_tokens_of_a_right_port_pass_and_hardly_any_others_would(
+    model: Callable[..., Path], spec: ModelSpec, scheme: str, dtype: str, cache: str, port: Any, seed: int
+) -> None:
+    file = open_weight_file(model(spec, scheme, dtype))
+    policy = Policy(rows_per_group=2, groups_per_block=2, cache_scheme=cache)
+    prompts, tokens, engine = run(file, port(), policy, seed)
+    with engine:
+        rounding = PortRounding(engine.backend.caps.compute_dtype, policy.cache_group_size if cache == "int4" else None)
+        found = check_tokens(file, engine.session.tensor, prompts, tokens, (0, 1, 2), (rounding, seed))
+        assert found.tokens == 3 * NEW
+        assert found.worst_share <= 1
+        if cache == "none":  # a 4-bit code that rounds the other way moves the logits of so small a model far
+            assert found.possible_tokens < 6
+        if cache == "none":
+            ids, places = [*prompts[0], *tokens[0]], [4, 9, 12]
+            forced = forced_logits(file, engine.session.tensor, ids, places, rounding, seed)
+            (exactly,) = exact_logits(file, [ids], [0])
+            assert np.abs(forced.logits - exactly[places]).max() < 1e-4 * np.abs(exactly).max()
+            wide = forced_logits(file, engine.session.tensor, ids, places, PortRounding("float32"), seed)
+            assert (wide.bound < forced.bound).all() == (rounding.compute_dtype == "float16")
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_token_that_another_would_have_been_is_found_and_named(model: Callable[..., Path], half: bool) -> None:
+    file = open_weight_file(model(PLAIN, "int4", "float16"))
+    prompts, tokens, engine = run(file, HALF() if half else NumpyBackend(), Policy())
+    with engine:
+        how = PortRounding(engine.backend.caps.compute_dtype), 0
+        for row, step in ((0, NEW - 1), (2, 0), (1, 3)):
+            wrong = [list(ids) for ids in tokens]
+            wrong[row][step] = (wrong[row][step] + 1) % PLAIN.vocabulary
+            with pytest.raises(
+                WrongTokens, match=f"^row {row}, new token {step}: the run gave token {wrong[row][step]}"
+            ):
+                check_tokens(file, engine.session.tensor, prompts, wrong, (row,), how)
+            # Rows that are not drawn are not looked at.
+            check_tokens(file, engine.session.tensor, prompts, wrong, ((row + 1) % 3,), how)
+
+
+class Deaf(NumpyBackend):
+    """Attention leaves the bias of its scale out: all keys count for more than they do."""
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        return super().attend(rows, segments, q, 1.5 * scale, out)
+
+
+class Late(NumpyBackend):
+    """Does not activate in decode."""
+
+    def activate(self, x: Any, activation: str) -> Any:
+        return super().activate(x, activation) if x.shape[0] > 4 else x
+
+
+@pytest.mark.parametrize("wrong", [Deaf, Late])
+def test_the_tokens_of_a_wrong_port_do_not_pass(model: Callable[..., Path], wrong: Any) -> None:
+    file = open_weight_file(model(PLAIN, "none", "float32"))
+    prompts, tokens, engine = run(file, wrong(), Policy())
+    with engine, pytest.raises(WrongTokens):
+        check_tokens(file, engine.session.tensor, prompts, tokens, (0, 1, 2), (PortRounding("float32"), 0))
+
+
+def test_random_weights_are_recomputed_without_a_file() -> None:
+    file = random_file(PLAIN, scheme="int4", seed=5)
+    prompts, tokens, engine = run(file, HALF(), Policy(cache_scheme="int4"))
+    with engine:
+        rounding = PortRounding("float16", 64)
+        found = check_tokens(file, engine.session.tensor, prompts, tokens, (0, 2), (rounding, 0))
+        assert found.rows == (0, 2)
+        other = random_file(PLAIN, scheme="int4", seed=6)
+        with load(other, policy=Policy()) as elsewhere, pytest.raises(WrongTokens):
+            check_tokens(other, elsewhere.session.tensor, prompts, tokens, (0, 2), (rounding, 0))
+
+
+@given(st.integers(1, 40), st.integers(0, 50), st.integers(0, 9))
+def test_rows_are_drawn_by_the_seed_as_many_as_are_wanted(count: int, wanted: int, seed: int) -> None:
+    lengths = [12] * count
+    found = rows_checked(PLAIN, lengths, wanted, seed)
+    assert found == rows_checked(PLAIN, lengths, wanted, seed)
+    assert len(set(found)) == len(found) == min(count, wanted)
+    assert all(0 <= row < count for row in found)
+
+
+def test_without_a_number_the_work_decides_and_a_row_that_takes_too_long_is_none() -> None:
+    assert len(rows_checked(PLAIN, [12] * 64, None, 0)) == 4
+    assert len(rows_checked(published("opt-6.7b"), [544] * 64, None, 0)) == 1
+    assert len(rows_checked(published("opt-30b"), [544] * 64, None, 0)) == 1
+    assert rows_checked(published("opt-175b"), [544] * 64, None, 0) == ()
+    assert len(rows_checked(published("opt-175b"), [544] * 64, 1, 0)) == 1
