@@ -7,7 +7,7 @@ t sqrt(sum a_n^2) with a probability below 2 exp(-t^2 / 2). Errors that are unif
 count as a / sqrt(3). Sums in float32 are still bounded at their worst, as in `forward`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -22,6 +22,9 @@ DEVIATIONS = 7
 
 ROUNDINGS = 2
 """How often an operator may round one result to the stored type: a product, then its sum with a residual."""
+
+PAIRED_TOKENS = 32
+"""Up to so many tokens, pairs of them take less than all inputs: twice as fast at 20, and half of a check's time."""
 
 
 @dataclass(slots=True)
@@ -54,12 +57,10 @@ class ProbableTape(Tape):
         if not isinstance(w, Operand):
             return Tape.linear(self, x, w, b)
         site = Tape.linear(self, x, w.values, b)
-        inputs, squares, pull = self.sites[x].value, np.square(w.error).ravel(), self.sites[site].pull
+        pull, squares = self.sites[site].pull, weights_squares(self.sites[x].value, np.square(w.error))
 
         def noted(adjoint: Adjoint) -> Sequence[Adjoint]:
-            seen = inputs[: adjoint.shape[1]].astype(adjoint.dtype)
-            by_weight = np.swapaxes(adjoint, 1, 2) @ seen
-            self._squares += np.square(by_weight, dtype=np.float64).reshape(len(adjoint), -1) @ squares
+            self._squares += squares(adjoint)
             return pull(adjoint)
 
         self.sites[site] = replace(self.sites[site], pull=noted)
@@ -96,6 +97,29 @@ class ProbableTape(Tape):
             return pull(adjoint)
 
         return Tape.add(self, value, local, operands, noted)
+
+
+def weights_squares(inputs: Numbers, squares: Numbers) -> Callable[[Adjoint], Numbers]:
+    """What the errors of weights add, whose squares (O, I) are bounded so, by the derivatives (R, S', O) of a product
+    with inputs (S, I): (R,), each sum over O and I of a square times that of the sum over S' of derivative and input.
+    """
+    tokens = len(inputs)
+    if tokens > PAIRED_TOKENS:
+
+        def by_weights(adjoint: Adjoint) -> Numbers:
+            by_weight = np.swapaxes(adjoint, 1, 2) @ inputs[: adjoint.shape[1]].astype(adjoint.dtype)
+            return np.asarray(np.square(by_weight, dtype=np.float64).reshape(len(adjoint), -1) @ squares.ravel())
+
+        return by_weights
+    products = (inputs[:, None] * inputs).reshape(tokens**2, -1)
+    pairs = (squares @ products.T).reshape(-1, tokens, tokens)
+
+    def by_pairs(adjoint: Adjoint) -> Numbers:
+        seen = adjoint.shape[1]
+        derivatives = np.ascontiguousarray(adjoint.transpose(2, 0, 1), np.float64)
+        return np.asarray(((derivatives @ pairs[:, :seen, :seen]) * derivatives).sum((0, 2)))
+
+    return by_pairs
 
 
 def _moved_by_codes(qkv: Numbers, group_size: int) -> tuple[Numbers, Numbers]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,8 +70,9 @@ def check(
         path = Path(folder) / "model.h5"
         _write_model(path, scheme, dtype)
         file = open_weight_file(path)
-        for cache_scheme in dict.fromkeys(("none", policy.cache_scheme)):
-            run = _generate(file, make_backend(), few.changed(cache_scheme=cache_scheme), disk_dir)
+        schemes = tuple(dict.fromkeys(("none", policy.cache_scheme)))
+        policies = [few.changed(cache_scheme=scheme) for scheme in schemes]
+        for cache_scheme, run in zip(schemes, _generate(file, make_backend(), policies, disk_dir), strict=True):
             how = arithmetic(run.compute_dtype)
             tensors = {name: _dense_or_operand(file, name, how) for name in file.tensors}
             group_size = None if cache_scheme == "none" else few.cache_group_size
@@ -100,22 +102,32 @@ class _Run:
     logits: list[list[npt.NDArray[np.float32]]]
 
 
-def _generate(file: WeightFile, backend: Backend, policy: Policy, disk_dir: str | None) -> _Run:
-    """Generate greedily from random prompts, and keep all logits."""
+def _generate(file: WeightFile, backend: Backend, policies: Sequence[Policy], disk_dir: str | None) -> list[_Run]:
+    """Generate greedily from random prompts under each policy, and keep all logits."""
     draw = np.random.default_rng(0)
     prompts = [draw.integers(0, file.spec.vocabulary, count).tolist() for count in PROMPT_TOKENS]
-    logits: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
-
-    def keep(rows: npt.NDArray[np.int64], steps: npt.NDArray[np.int64], values: npt.NDArray[np.float32]) -> None:
-        for row, found in zip(rows.tolist(), values, strict=True):
-            logits[row].append(found)
-
-    with load(file, policy=policy, backend=backend, disk_dir=disk_dir) as engine:
+    request = Request(NEW_TOKENS, ignore_eos=True)
+    runs = []
+    with load(file, policy=policies[0], backend=backend, disk_dir=disk_dir) as engine:
         if not backend.caps.computes:
             raise WrongResult(f"backend {backend.name} computes nothing: there is nothing to time")
-        request = Request(NEW_TOKENS, ignore_eos=True)
-        outputs = engine.generate(prompts, request, on_logits=keep).outputs
-        return _Run(backend.caps.compute_dtype, prompts, [output.token_ids for output in outputs], logits)
+        for policy in policies:
+            logits: list[list[npt.NDArray[np.float32]]] = [[] for _ in prompts]
+            outputs = engine.generate(prompts, request, policy=policy, on_logits=partial(_keep, logits)).outputs
+            tokens = [output.token_ids for output in outputs]
+            runs.append(_Run(backend.caps.compute_dtype, prompts, tokens, logits))
+    return runs
+
+
+def _keep(
+    logits: list[list[npt.NDArray[np.float32]]],
+    rows: npt.NDArray[np.int64],
+    steps: npt.NDArray[np.int64],
+    values: npt.NDArray[np.float32],
+) -> None:
+    """Append to every row's logits what it has got (an `OnLogits`)."""
+    for row, found in zip(rows.tolist(), values, strict=True):
+        logits[row].append(found)
 
 
 def _dense_or_operand(file: WeightFile, name: str, how: Arithmetic) -> npt.NDArray[Any] | Operand:

@@ -158,9 +158,6 @@ class _Place:
 
 
 def _print(generation: "Generation", prediction_error: "PredictionError | None", as_json: bool, streamed: bool) -> None:
-    from flexref.cli.show.console import table_console
-    from flexref.cli.show.report import print_prediction_error, print_stats, print_whole_time
-
     if as_json:
         predicted = None if prediction_error is None else prediction_error.to_json()
         click.echo(json.dumps({**generation.to_json(), "predicted": predicted}))
@@ -173,6 +170,10 @@ def _print(generation: "Generation", prediction_error: "PredictionError | None",
             click.echo(f"--- {name} ({output.finish_reason})\n{prompt}{body}")
     if not shows_progress():
         return
+
+    from flexref.cli.show.console import table_console
+    from flexref.cli.show.report import print_prediction_error, print_stats, print_whole_time
+
     console = table_console(err=True)
     print_stats(console, generation.stats)
     print_whole_time(console, generation.stats)

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from flexref.backend.protocol import Backend
 from flexref.block.rows import RowLengths
@@ -15,9 +15,12 @@ from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
 from flexref.planner.plain_choice import PlainChoice
 from flexref.policy import Policy
-from flexref.simulator.prediction_error import PredictionError, prediction_error
 
 LOG = logging.getLogger(__name__)
+
+
+if TYPE_CHECKING:
+    from flexref.simulator.prediction_error import PredictionError
 
 
 class Machines(Protocol):
@@ -78,7 +81,7 @@ class Advisor:
         LOG.info("policy: %s; the fastest that is predicted for %s", chosen.in_short, machine.name)
         return chosen
 
-    def judge(self, session: Session, generation: Generation) -> PredictionError | None:
+    def judge(self, session: Session, generation: Generation) -> "PredictionError | None":
         """What the machine was to take for a generation, beside what it took: see `judge_stats`.
 
         Rows have the lengths that they turned out to have. None where rows shared prefixes: which, outputs do not say.
@@ -88,13 +91,16 @@ class Advisor:
         rows = [RowLengths(output.prompt_tokens, len(output.token_ids)) for output in generation.outputs]
         return self.judge_stats(session, generation.stats, rows)
 
-    def judge_stats(self, session: Session, stats: Stats, rows: Sequence[RowLengths]) -> PredictionError | None:
+    def judge_stats(self, session: Session, stats: Stats, rows: Sequence[RowLengths]) -> "PredictionError | None":
         """The same for rows of given lengths; None if no machine is known without measuring, or see
         `prediction_error`. Where the machine lacks what the job needs that is logged, for the job is done.
         """
         machine = self.machines.kept(session.backend, session.disk_dir)
         if machine is None:
             return None
+        # Neither does a job without a known machine need the simulator.
+        from flexref.simulator.prediction_error import prediction_error  # noqa: PLC0415
+
         try:
             return prediction_error(session.file, machine, stats, rows, session.budgets)
         except (CapacityError, PolicyError) as error:

@@ -1,4 +1,4 @@
-"""Describes the machine and the software that a figure was measured with; it measures nothing."""
+"""Describes the machine and the software that a figure was measured with, and what is free; it measures nothing."""
 
 import os
 import platform
@@ -9,6 +9,8 @@ import numpy as np
 import psutil
 
 from flexref.backend.capabilities import Description
+from flexref.backend.protocol import Backend
+from flexref.tiers.disk import made_folder
 from flexref.version import __version__
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")
@@ -41,6 +43,16 @@ def versions(port: Description) -> dict[str, str]:
     if driver:
         found["driver"] = driver.partition(":")[2].strip()
     return {**found, **port.versions}
+
+
+def capacities(backend: Backend, disk_dir: str | Path) -> dict[str, int]:
+    """What is free now, in bytes: of the device, of the host, of the disk of `disk_dir`."""
+    status = os.statvfs(made_folder(disk_dir))
+    return {
+        "device": backend.free_bytes("device"),
+        "host": backend.free_bytes("host"),
+        "disk": status.f_bavail * status.f_frsize,
+    }
 
 
 def _gpus() -> list[str]:

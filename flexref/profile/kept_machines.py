@@ -1,4 +1,7 @@
-"""Finds the machine to plan for: this one, measured once and kept, or one that is given; it measures nothing itself."""
+"""Finds the machine to plan for: this one, measured once and kept, or one that is given; it measures nothing itself.
+
+What measures is loaded when something is to be measured: a job that fits on the device asks for no machine.
+"""
 
 import hashlib
 import json
@@ -17,9 +20,8 @@ from flexref.files import replace_text
 from flexref.machine.machine import FORMAT, Machine
 from flexref.machine.names import kept_file
 from flexref.machine.quality import DAY_S, age_in_words
+from flexref.profile.environment import capacities, versions
 from flexref.profile.environment import machine as describe
-from flexref.profile.environment import versions
-from flexref.profile.measure import UNMEASURED_DISK, capacities, measure_machine
 from flexref.profile.occupation import is_quiet
 from flexref.profile.sizes import QUICK_S
 
@@ -43,15 +45,15 @@ def measured_machine(
     disk_dir: str | Path,
     *,
     tell: Callable[[str], None] | None = None,
-    measure: Callable[..., Machine] = measure_machine,
+    measure: Callable[..., Machine] | None = None,
     quiet: Callable[[], bool] = is_quiet,
     now: Callable[[], float] = time.time,
 ) -> Machine:
     """This machine with this port: as kept, or else measured quickly (in five seconds) and then kept.
 
     A kept machine is measured again if there is a reason (`doubt`) and the machine is `quiet` now. Capacities are
-    always what is free now. If nothing can be kept, `tell` is told, and the next call measures again. `measure` is
-    called as `measure_machine` is; `now` gives seconds since 1970. Raises what `measure_machine` raises.
+    always what is free now. If nothing can be kept, `tell` is told, and the next call measures again. `measure` takes
+    the place of `measure_machine`; `now` gives seconds since 1970. Raises what `measure_machine` raises.
     """
     said = tell or (lambda _: None)
     path = kept_path(backend, disk_dir)
@@ -75,7 +77,7 @@ def measure_and_keep(
     backend: Backend,
     disk_dir: str | Path,
     said: Callable[[str], None],
-    measure: Callable[..., Machine] = measure_machine,
+    measure: Callable[..., Machine] | None = None,
     quick: bool = True,
     on_part: Callable[[str], None] | None = None,
 ) -> Machine:
@@ -83,8 +85,10 @@ def measure_and_keep(
 
     `on_part` is told of every part that is measured; without it, `said` is told now and then.
     """
+    from flexref.profile.measure import UNMEASURED_DISK, measure_machine  # noqa: PLC0415
+
     path = kept_path(backend, disk_dir)
-    machine = measure(backend, disk_dir, quick=quick, on_part=on_part or _now_and_then(said))
+    machine = (measure or measure_machine)(backend, disk_dir, quick=quick, on_part=on_part or _now_and_then(said))
     if machine.quality is not None and machine.quality.busy:
         said(f"this machine is busy ({'; '.join(machine.quality.busy)}): it is measured again on a quiet occasion")
     if UNMEASURED_DISK in machine.sources:

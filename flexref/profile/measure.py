@@ -1,6 +1,5 @@
 """Measures a machine through a port: every curve and capacity that a plan needs; it knows no plan."""
 
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timezone
@@ -12,8 +11,8 @@ from flexref.errors import PolicyError
 from flexref.machine.machine import Machine, Port
 from flexref.machine.quality import Quality
 from flexref.profile.attention import attention_curves
+from flexref.profile.environment import capacities, versions
 from flexref.profile.environment import machine as describe
-from flexref.profile.environment import versions
 from flexref.profile.host import host_seconds
 from flexref.profile.links import copy_curves, files
 from flexref.profile.meter import Meter
@@ -130,16 +129,6 @@ def _turn(meter: Meter, on_part: Callable[[str], None] | None) -> Iterator[str]:
         if on_part is not None:
             on_part(f"{part} ({number} of {len(PARTS)})")
         yield part
-
-
-def capacities(backend: Backend, disk_dir: str | Path) -> dict[str, int]:
-    """What is free now, in bytes: of the device, of the host, of the disk of `disk_dir`."""
-    status = os.statvfs(made_folder(disk_dir))
-    return {
-        "device": backend.free_bytes("device"),
-        "host": backend.free_bytes("host"),
-        "disk": status.f_bavail * status.f_frsize,
-    }
 
 
 def port_of(backend: Backend, asynchronous: bool) -> Port:

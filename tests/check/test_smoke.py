@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 from flexref_dry import DryBackend
 from flexref_numpy import NumpyBackend
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.check import smoke
+from flexref.check import probable, smoke
 from flexref.check.forward import model_logits_bound
 from flexref.check.models import stored_tensors, write_model
 from flexref.check.probable import ProbableTape
@@ -156,6 +158,34 @@ def test_a_bound_of_half_precision_is_wider_than_that_of_single_and_that_of_a_4_
     assert np.array_equal(single, model_logits_bound(spec, tensors, [5, 6, 7])[1])
     assert (half > single).all()
     assert (cached > half).all()
+
+
+@given(st.data(), st.integers(1, 4), st.integers(1, 5), st.integers(1, 6))
+def test_errors_of_weights_add_the_same_whether_pairs_of_tokens_or_inputs_are_summed_first(
+    data: st.DataObject, tokens: int, outputs: int, width: int
+) -> None:
+    draw = np.random.default_rng(data.draw(st.integers(0, 1 << 32)))
+    inputs, squares = draw.standard_normal((tokens, width)), np.square(draw.standard_normal((outputs, width)))
+    seen = data.draw(st.integers(1, tokens))
+    adjoint = draw.standard_normal((3, seen, outputs), np.float32)
+    by_weight = np.einsum("rso,si->roi", adjoint.astype(np.float64), inputs[:seen])
+    needed = np.einsum("roi,oi->r", np.square(by_weight), squares)
+    for most in (0, tokens):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(probable, "PAIRED_TOKENS", most)
+            found = probable.weights_squares(inputs, squares)(adjoint)
+        assert np.allclose(found, needed, rtol=1e-5, atol=0)
+
+
+def test_one_port_is_made_for_all_caches() -> None:
+    made: list[NumpyBackend] = []
+
+    def make() -> NumpyBackend:
+        made.append(NumpyBackend())
+        return made[-1]
+
+    check(make, HOME.changed(cache_scheme="int4"), scheme="none", dtype="float16")
+    assert len(made) == 1
 
 
 def test_a_port_that_does_not_compute_is_refused() -> None:

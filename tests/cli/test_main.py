@@ -48,6 +48,21 @@ def flexref_process(*arguments: str, code: str = "from flexref.cli.main import m
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
+def test_a_job_that_fits_loads_nothing_that_plans_measures_simulates_or_draws(tmp_path: Path) -> None:
+    code = f"""
+import atexit, os, sys
+os.environ["FLEXREF_CACHE_DIR"] = {str(tmp_path)!r}
+atexit.register(lambda: print("loaded:", *sys.modules))
+from flexref.cli.main import main
+main()
+"""
+    asked = ("generate", "--model", "demo", "--prompt", "a", "--max-new-tokens", "1", "--json")
+    loaded = flexref_process(*asked, code=code).partition("loaded:")[2].split()
+    assert "flexref.engine.generation" in loaded
+    unneeded = ["flexref.profile.measure", "flexref.simulator", "flexref.planner.choose", "scipy", "rich"]
+    assert [name for name in loaded if any(name == part or name.startswith(f"{part}.") for part in unneeded)] == []
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"]])
 def test_help_and_version_load_no_command_and_no_heavy_library(arguments: list[str]) -> None:
     code = """

@@ -16,8 +16,9 @@ from flexref.machine.names import CACHE_VARIABLE, cache_folder
 from flexref.machine.plain import plain_machine
 from flexref.machine.quality import Quality
 from flexref.profile import kept_machines as machines
+from flexref.profile.environment import capacities
 from flexref.profile.kept_machines import measured_machine
-from flexref.profile.measure import UNMEASURED_DISK, capacities
+from flexref.profile.measure import UNMEASURED_DISK
 
 
 class Measuring:

@@ -24,6 +24,9 @@ LOG = logging.getLogger(__name__)
 FIRST_S, LONGEST_S = 5.0, 60.0
 """When the first line is written, and the longest time between two; in between each comes after twice the time."""
 
+TAKEN_FOR_TERMINALS = ("TTY_COMPATIBLE", "FORCE_COLOR")
+"""With one of them in the environment rich may take for a terminal what is none."""
+
 ENDING_S = 1.0
 """So long a line is waited for that is being written when all is done: a reader of stderr may be asleep."""
 
@@ -169,7 +172,13 @@ def _columns(stage: WorkStage) -> "list[ProgressColumn]":
 
 
 def terminal() -> "Console | None":
-    """stderr, if it is a terminal."""
+    """stderr, if it is a terminal; rich is not loaded to find out that it is none."""
+    if not any(name in os.environ for name in TAKEN_FOR_TERMINALS):
+        try:
+            if not sys.stderr.isatty():
+                return None
+        except ValueError:  # it is closed
+            return None
     from flexref.cli.show.console import table_console
 
     console = table_console(err=True)
