@@ -14,7 +14,7 @@ from flexref.units import is_finite
 FIGURES = ("prefill_s", "decode_s", "decode_step_s", "tokens_per_s")
 """The figures of every run that are compared; of the last, more is better."""
 
-HARDWARE = ("cpu", "cpu_cores", "gpu")
+HARDWARE = ("cpu", "cpu_cores", "gpu", "link_gb_per_s")
 """What must be the same of the machine. Memory may differ a little from one start to the next."""
 
 STORED = ("model", "weights_scheme", "weights_dtype", "lengths")

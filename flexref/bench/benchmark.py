@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from flexref.architecture.published import size_named
 from flexref.backend.protocol import Backend
@@ -16,6 +16,7 @@ from flexref.bench.floor import floors, whole_floors
 from flexref.bench.rates import Rates, measure
 from flexref.bench.repeats import enough, runs_in_words
 from flexref.bench.report import Report
+from flexref.bench.slow_link import FROM_DEVICE, TO_DEVICE, SlowedMachines, slowed_links
 from flexref.bench.suites import Arguments
 from flexref.bench.workload import random_prompts, workload_of
 from flexref.block.trace import Trace
@@ -26,6 +27,7 @@ from flexref.engine.results import Stats
 from flexref.engine.wall import Wall, WallPart
 from flexref.errors import FlexrefError, PolicyError, PromptError
 from flexref.loading import advisor, open_engine
+from flexref.planner.advisor import Advisor
 from flexref.policy import Policy, asked
 from flexref.profile.environment import machine, versions
 from flexref.simulator.prediction_error import PredictionError
@@ -34,7 +36,7 @@ from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.prompts import Prompt
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import slots_of
+from flexref.units import GIGA, slots_of
 
 WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
 """Tokens of the rows that warm a port up: few, so that it costs no more than the fetches of some passes."""
@@ -97,6 +99,8 @@ class Benchmark:
             self._advisor = advisor(wanted.policy, arguments.machine, wanted.keep)
         with wall.part(WallPart.IMPORTS):
             port = self.make_backend()
+        if arguments.link_gb_per_s is not None:
+            port = self._with_slower_links(port, arguments.link_gb_per_s * GIGA, wall)
         self.engine = open_engine(
             self.file, self._advisor, backend=port, **wanted.budgets, on_event=on_event, wall=wall
         )
@@ -109,6 +113,26 @@ class Benchmark:
         except BaseException:
             self.engine.close()
             raise
+
+    def _with_slower_links(self, port: Backend, bytes_per_s: float, wall: Wall) -> Backend:
+        """The port with links of that rate, which is then also what policies are chosen and runs predicted for."""
+        try:
+            with Interrupts(), wall.part(WallPart.MACHINE):
+                rates = measure(port)
+            own = {TO_DEVICE: rates.to_device_bytes_per_s, FROM_DEVICE: rates.from_device_bytes_per_s}
+            slowed = slowed_links(port, bytes_per_s, own)
+        except BaseException:
+            port.close()
+            raise
+        fast = self._advisor
+        machines = SlowedMachines(fast.machines, bytes_per_s)
+        self._advisor = Advisor(machines, fast.policy, fast.keep, plainly=fast.plainly)
+        return cast(Backend, slowed)
+
+    def _machine(self) -> dict[str, Any]:
+        """What the runs are on; a link that was slowed makes it another machine."""
+        described = machine(self.engine.backend.describe())
+        return {**described, "link_gb_per_s": self.arguments.link_gb_per_s}
 
     def _settle(self) -> Policy:
         """Choose the policy, if none is given, once for all runs; find out before anything else whether it fits."""
@@ -130,7 +154,7 @@ class Benchmark:
         """The weights that are timed, and on which machine, by the names that `Report.to_json` has for them."""
         file = self.file
         stored = {"model": file.spec.name, "weights_scheme": file.scheme, "weights_dtype": file.dtype}
-        return {**stored, "lengths": self.workload.lengths_json(), "machine": machine(self.engine.backend.describe())}
+        return {**stored, "lengths": self.workload.lengths_json(), "machine": self._machine()}
 
     def run(self, *, trace: Trace | None = None, on_run: Callable[[int], None]) -> Report:
         """Measure the machine, load the weights, and run the job as often as asked; `on_run` is told which comes.
@@ -182,7 +206,7 @@ class Benchmark:
             file=file,
             workload=self.workload,
             rates=rates,
-            machine=machine(port),
+            machine=self._machine(),
             versions=versions(port),
             runs=tuple(runs),
             floors=both,

@@ -64,6 +64,7 @@ class Arguments:
     repeat: Annotated[int | str, RUNS, "Runs; auto: until the interval of their mean is narrow enough."] = 1
     seed: Annotated[int, Whole(0), "Of random weights and prompts."] = 0
     lengths: Annotated[str | None, FILLED, "A file of lengths, in place of equal rows."] = None
+    link_gb_per_s: Annotated[float | None, Number(1e-3), "The rate of the links, if they are slowed, in GB/s."] = None
     check_rows: Annotated[int | None, Whole(0), "Rows whose tokens are checked; null: as many as take a while."] = None
 
     @classmethod

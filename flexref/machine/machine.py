@@ -135,6 +135,13 @@ class Machine:
         points = tuple((size, size / (size / seconds + more_bytes_per_s)) for size, seconds in old.points)
         return replace(self, copies={**self.copies, link: Curve(points)})
 
+    def with_slower_link(self, link: str, bytes_per_s: float) -> "Machine":
+        """This machine with at most so many bytes per second on a link; what a copy costs beside that stays."""
+        old = self.copies[link]
+        more_s = max(0.0, 1 / bytes_per_s - min(seconds / size for size, seconds in old.points))
+        points = tuple((size, seconds + size * more_s) for size, seconds in old.points)
+        return replace(self, copies={**self.copies, link: Curve(points)})
+
     def slowdown(self, resource: str, other: str) -> float:
         """How many times as long `resource` takes for its work while `other` works; 1 where nothing is said."""
         return self.beside.get(resource, {}).get(other, 1.0)

@@ -277,7 +277,7 @@ def test_a_report_has_every_figure_by_name_and_they_agree() -> None:
     assert found["weights"] == "random"
     assert found["cut_short"] is None
     assert {"flexref", "numpy", "python"} <= set(found["versions"])
-    assert {"cpu", "cpu_cores", "memory_bytes", "gpu"} == set(found["machine"])
+    assert {"cpu", "cpu_cores", "memory_bytes", "gpu", "link_gb_per_s"} == set(found["machine"])
     assert found["arguments"]["rows_per_group"] == 2
 
 

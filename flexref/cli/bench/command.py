@@ -80,6 +80,13 @@ class Runs(click.IntRange):
 )
 @option("--seed", type=click.IntRange(min=0), help="The seed of random weights and prompts; default: 0.")
 @click.option(
+    "--link-gb-per-s",
+    type=click.FloatRange(1e-3),
+    metavar="RATE",
+    help="Slow copies between host and device down to so many GB/s in either direction, by copying more, so that a "
+    "slow bus can be tried on a fast one.",
+)
+@click.option(
     "--check-rows",
     type=click.IntRange(0, ROWS.max),
     help="Rows, drawn by --seed, whose tokens are recomputed after the runs, 0: none; default: up to 4, as few as take "

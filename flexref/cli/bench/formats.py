@@ -61,6 +61,7 @@ def row(benchmark: Mapping[str, Any]) -> dict[str, Any]:
         "peak_device_bytes": peaks.get("device"),
         "peak_host_bytes": peaks.get("host"),
         "machine": ", ".join(here["gpu"]) or here["cpu"],
+        "link_gb_per_s": here.get("link_gb_per_s"),
         "flexref": benchmark["versions"]["flexref"],
         "cut_short": benchmark["cut_short"],
     }

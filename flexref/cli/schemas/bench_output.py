@@ -51,6 +51,7 @@ MACHINE = output(
         "cpu_cores": member(Whole(1), "Cores that the process may use."),
         "memory_bytes": member(COUNT, "Bytes of memory."),
         "gpu": member(NAMES, "Names of the GPUs."),
+        "link_gb_per_s": member(Maybe(Number(0)), "What links were slowed down to; null if they were not."),
     },
 )
 
