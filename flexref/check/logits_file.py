@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.errors import LogitsFileError, StorageError, in_gib
+from flexref.errors import FlexrefError, LogitsFileError, StorageError, in_gib
 from flexref.files import open_regular, successor
 
 Values = npt.NDArray[Any]
@@ -173,10 +173,10 @@ class StoredArray:
 
 
 class ArraysFile:
-    """An .npz file from anywhere; every complaint is a `LogitsFileError` that names the file and the array."""
+    """An .npz file from anywhere; every complaint is a `wrong`, that names the file and the array."""
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
+    def __init__(self, path: str | Path, wrong: type[FlexrefError] = LogitsFileError) -> None:
+        self.path, self._wrong = str(path), wrong
         try:
             self._file = open_regular(path)
         except (OSError, ValueError) as error:
@@ -205,13 +205,13 @@ class ArraysFile:
             if isinstance(error, OSError) and error.errno is not None:  # bz2 gives damage no number
                 raise StorageError(f"{self.path}: cannot be read: {error.strerror}") from error
             said = " ".join(str(error).split())[:120] or type(error).__name__
-            raise LogitsFileError(f"{self.path}: {what}: {said}") from error
+            raise self._wrong(f"{self.path}: {what}: {said}") from error
 
     def array(self, name: str) -> StoredArray:
         """The array of this name, nothing of it read but its description."""
         if name not in self.names:
             found = ", ".join(self.names[:8]) or "none"
-            raise LogitsFileError(f"{self.path}: needed an array {name!r}, found {found[:200]}")
+            raise self._wrong(f"{self.path}: needed an array {name!r}, found {found[:200]}")
         damaged = f"the array {name!r} cannot be read"
         with self.telling(damaged):
             member = self._zip.open(f"{name}.npy")
@@ -233,7 +233,7 @@ class ArraysFile:
         """All of a list of numbers; `kinds` are numpy's letters of their types, `most` bounds how many there are."""
         stored = self.array(name)
         if stored.dtype.kind not in kinds or len(stored.shape) != 1 or not 0 <= stored.shape[0] <= most:
-            raise LogitsFileError(
+            raise self._wrong(
                 f"{self.path}: the array {name!r} is {stored.dtype} {stored.shape}, needed one axis of at most {most} "
                 f"numbers of kind {' or '.join(kinds)}"
             )

@@ -202,3 +202,8 @@ class PlacedBackend:
     def segments(self, past: Sequence[int], new: Sequence[int]) -> PlacedSegments:
         """See `Backend.segments`."""
         return PlacedSegments(self._port.segments(past, new), tuple(past), tuple(new))
+
+
+def read_placed(backend: PlacedBackend, x: Placed) -> Values:
+    """A copy of an array of this backend, wherever it lies."""
+    return backend._read(x)

@@ -11,6 +11,8 @@ A port must sum in float32 or wider, whatever the type of its activations, and r
 result. Every function here takes exact operands in float64 and returns the largest permitted |error|, elementwise.
 """
 
+from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +29,11 @@ for float32; the CUDA programming guide 2 for expf, tanhf, erff, rsqrtf, and div
 
 KEYS_PER_RESCALE = 16
 """An online softmax may rescale its sums once per tile of at least 16 keys, and once more at the end."""
+
+Witness = Callable[[Values, Numbers, Numbers], None]
+
+WITNESS: ContextVar[Witness | None] = ContextVar("flexref_witness", default=None)
+"""Who hears, in this context, of everything that is compared: what was found, what is needed, and the bound."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +241,8 @@ def assert_within(
     """
     if not np.isfinite(bound).all():
         raise ValueError(f"{what}: the bound is not finite, so the comparison says nothing")
+    if (witness := WITNESS.get()) is not None:
+        witness(actual, expected, bound)
     if actual.shape != expected.shape:
         raise AssertionError(f"{what}: shape {actual.shape}, needed {expected.shape}")
     wide = actual.astype(np.float64)

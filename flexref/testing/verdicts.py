@@ -60,7 +60,7 @@ class Verdict:
 def verdicts(port: Backend, examples: int, clauses: Sequence[Clause] = CONTRACT) -> Iterator[Verdict]:
     """Each of the clauses as soon as it is decided, by as many examples; nothing is left in the working folder."""
     needed = clauses_for(port.caps)
-    with _kept_nowhere():
+    with kept_nowhere():
         for clause in clauses:
             name, law = clause_name(clause), law_of(clause)
             if clause not in needed:
@@ -72,7 +72,7 @@ def verdicts(port: Backend, examples: int, clauses: Sequence[Clause] = CONTRACT)
 
 
 @contextmanager
-def _kept_nowhere() -> Iterator[None]:
+def kept_nowhere() -> Iterator[None]:
     """Meanwhile what hypothesis keeps of the modules it has read lies in a folder that goes away, and not in `.`."""
     usual = storage_directory(intent_to_write=False).home_directory
     with TemporaryDirectory() as folder:
@@ -128,13 +128,18 @@ def explanation(name: str) -> str:
     return f"{name}\n\n{inspect.getdoc(clause)}\n\nNeeded of: {who}\nSource: {place}, line {first}\n\n{''.join(source)}"
 
 
-def matching(words: Iterable[str]) -> tuple[Clause, ...]:
+def matching(words: Sequence[str]) -> tuple[Clause, ...]:
     """The clauses whose names hold one of the words; `WrongCall` for a word that none holds, with what is near."""
-    names = [clause_name(clause) for clause in CONTRACT]
+    check_words(words, map(clause_name, CONTRACT))
+    return tuple(clause for clause in CONTRACT if any(word in clause_name(clause) for word in words))
+
+
+def check_words(words: Iterable[str], clauses: Iterable[str]) -> None:
+    """`WrongCall` for a word that no name of these clauses holds, with what is near."""
+    names = list(clauses)
     for word in words:
         if not any(word in name for name in names):
             raise WrongCall(f"no clause's name holds {word!r:.60}{_near(word, names)}")
-    return tuple(clause for clause in CONTRACT if any(word in clause_name(clause) for word in words))
 
 
 def _near(name: str, names: Iterable[str]) -> str:

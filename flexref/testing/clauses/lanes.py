@@ -39,8 +39,9 @@ def tickets_are_waited_for(backend: Backend, data: st.DataObject) -> None:
         tickets: list[Ticket] = []
         for _ in range(data.draw(st.integers(1, 5))):
             steps: list[LaneStep] = [move(whole(source), whole(target))] * data.draw(st.integers(0, 3))
-            after = data.draw(st.lists(st.sampled_from(tickets), max_size=3)) if tickets else []
-            ticket = backend.submit(data.draw(lanes), steps, after)
+            earlier = st.integers(0, max(0, len(tickets) - 1))
+            after = data.draw(st.lists(earlier, max_size=3)) if tickets else []
+            ticket = backend.submit(data.draw(lanes), steps, [tickets[number] for number in after])
             tickets.append(ticket)
             ticket.wait()
             ticket.wait()
@@ -178,7 +179,8 @@ def a_lane_waits_for_other_lanes(backend: Backend, data: st.DataObject) -> None:
         ticket = backend.submit(order[0], [late(), move(whole(spots[0]), whole(spots[1]))], ())
         unrelated = backend.mark()
         for lane, source, target in zip(order[1:], spots[1:], spots[2:], strict=False):
-            after = data.draw(st.permutations([ticket, unrelated]))
+            both = ticket, unrelated
+            after = [both[number] for number in data.draw(st.permutations(range(2)))]
             ticket = backend.submit(lane, [move(whole(source), whole(target))], after)
         ticket.wait()
         assert_same_bits(bench.bytes_of(spots[3]), content, "bytes passed along three lanes")

@@ -1,0 +1,162 @@
+"""`flexref conformance`: the contract against any installed port, as a support table; it parses, calls and prints."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from flexref.cli.arguments import TEXT, Amount
+from flexref.cli.completion import files, folders
+from flexref.cli.options import option
+from flexref.errors import FlexrefError, WrongCall, how_many, install_hint
+
+if TYPE_CHECKING:
+    from flexref.testing.conformance.contract_run import Conformance
+    from flexref.testing.conformance.results import ClauseResult, ConformanceResult
+
+WITH_REPLAY = ("backend", "replay_file", "limit_s", "as_json")
+"""Parameters that mean something where one case is repeated."""
+
+
+def need_hypothesis() -> None:
+    """`FlexrefError` that names the extra where hypothesis is not installed."""
+    if find_spec("hypothesis") is None:
+        raise FlexrefError(f"the contract needs hypothesis, which is not installed: {install_hint('testing')}")
+
+
+@click.command("conformance")
+@option("--backend", default=None, show_default=None, metavar="NAME", help="The port to try.")
+@click.option("--clause", "words", multiple=True, metavar="WORD", help="Clauses with such names alone; once or more.")
+@click.option("--operator", "methods", multiple=True, metavar="METHOD", help="Clauses about it alone; once or more.")
+@click.option(
+    "--examples", default=100, show_default=True, type=click.IntRange(1, 1_000_000), help="Tries of every clause."
+)
+@click.option(
+    "--time-limit-s",
+    "limit_s",
+    default=300.0,
+    show_default=True,
+    type=Amount(above=True),
+    help="A clause that takes longer hangs, and is told as such.",
+)
+@click.option(
+    "--cases",
+    "cases_folder",
+    type=TEXT,
+    metavar="DIR",
+    shell_complete=folders,
+    help="Where failing inputs are saved, one .npz for each clause; default: NAME-cases.",
+)
+@click.option(
+    "--replay",
+    "replay_file",
+    type=TEXT,
+    metavar="FILE.npz",
+    shell_complete=files,
+    help="Repeat a failing input that was saved, and nothing else.",
+)
+@click.option(
+    "--known",
+    "known_file",
+    type=TEXT,
+    metavar="FILE",
+    shell_complete=files,
+    help="Known failures, a JSON object of reasons by clause: they are told, and do not count.",
+)
+@option("--json")
+def command(as_json: bool, replay_file: str | None, **given: Any) -> None:
+    """Try the contract on an installed port, and say of each method whether it passes and how far off it is.
+
+    Every clause runs in a process of its own: a crash, an exit or a hanging port is a finding like a wrong result. What
+    fails is made as small as possible and saved. Errors are shares of the bound that follows from the arithmetic: up to
+    1 they are rounding. The exit code is 1 if anything that is not known fails or is not written yet.
+    """
+    if given["backend"] is None:
+        raise click.UsageError("give --backend, the port to try")
+    need_hypothesis()
+    if replay_file is not None:
+        _replay(given, replay_file, as_json)
+        return
+    asked = _asked(given)
+    result = _conform(asked, as_json)
+    if as_json:
+        click.echo(result.to_json())
+    else:
+        from flexref.cli.show.conformance_report import print_result
+        from flexref.cli.show.console import table_console
+
+        print_result(table_console(highlight=False), result)
+    _leave(list(result.faults), result)
+
+
+def _asked(given: dict[str, Any]) -> "Conformance":
+    """What the options ask for."""
+    from flexref.testing.conformance.clause_run import CLAUSES
+    from flexref.testing.conformance.contract_run import Conformance
+    from flexref.testing.conformance.results import read_known
+    from flexref.testing.conformance.watch import METHODS
+    from flexref.testing.verdicts import check_words
+
+    for method in given["methods"]:
+        if method not in METHODS:
+            raise WrongCall(f"no method of the protocol is called {method!r:.60}; there are {', '.join(METHODS)}")
+    check_words(given["words"], CLAUSES)
+    words, known = given["words"], given["known_file"]
+    return Conformance(
+        given["backend"],
+        tuple(name for name in CLAUSES if not words or any(word in name for word in words)),
+        given["methods"],
+        given["examples"],
+        given["limit_s"],
+        given["cases_folder"] or f"{given['backend']}-cases",
+        {} if known is None else read_known(known, tuple(CLAUSES)),
+    )
+
+
+def _conform(asked: "Conformance", as_json: bool) -> "ConformanceResult":
+    from flexref.cli.show.progress import progress
+    from flexref.testing.conformance.contract_run import conform
+
+    with progress("trying the contract", len(asked.chosen()), "clauses") as shown:
+
+        def told(clause: "ClauseResult") -> None:
+            shown.note(clause.clause)
+            shown.advance()
+
+        return conform(asked, told)
+
+
+def _replay(given: dict[str, Any], path: str, as_json: bool) -> None:
+    from flexref.testing.conformance.cases import read_case
+    from flexref.testing.conformance.contract_run import replay
+
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in WITH_REPLAY and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--replay repeats one case: it does not go with {parameter.opts[0]}")
+    result = replay(given["backend"], read_case(path), given["limit_s"])
+    if as_json:
+        import json
+        from dataclasses import asdict
+
+        click.echo(json.dumps(asdict(result)))
+    elif result.error is None:
+        click.echo(f"{result.clause}: passed")
+    if result.error is not None:
+        raise FlexrefError(f"{result.clause}: {result.status}, {result.error}; its law: {result.law}")
+
+
+def _leave(faults: "list[ClauseResult]", result: "ConformanceResult") -> None:
+    """`FlexrefError` that names the first fault, if there is one."""
+    if not faults:
+        return
+    if result.to_do and all(clause.status == "not written" for clause in faults):
+        left = how_many(len(result.to_do), "method")
+        raise FlexrefError(f"the port {result.backend} lacks {left}; the next to write: {result.to_do[0].method}")
+    first = next(clause for clause in faults if clause.status != "not written")
+    where = "" if first.method is None else f" ({first.method})"
+    raise FlexrefError(
+        f"the port {result.backend} breaks {how_many(len(faults), 'clause')}: "
+        f"{first.clause}{where} {first.status}: {first.error}; its law: {first.law}"
+    )

@@ -1,0 +1,68 @@
+"""What a conformance run found as tables for people: methods, clauses that fail, what is left to write."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.text import Text
+
+from flexref.cli.show.console import FilledTable, print_wrapped
+from flexref.cli.streams import printable
+from flexref.errors import how_many
+
+if TYPE_CHECKING:
+    from flexref.testing.conformance.results import ClauseResult, ConformanceResult, MethodResult
+
+HEADINGS = ("method", "", "clauses", "calls", "worst share", "seconds", "types", "edges")
+
+EDGES_WIDTH = 160
+"""Columns of a line from which on there is room for edges."""
+
+
+def print_result(console: Console, result: "ConformanceResult") -> None:
+    """Print the support table, each clause that fails with its law, and what is left to write."""
+    about = ", ".join([*result.devices, *(f"{name} {version}" for name, version in result.versions.items())])
+    tried = [clause for clause in result.clauses if clause.status != "not needed"]
+    passed = sum(clause.status == "passed" for clause in tried)
+    print_wrapped(
+        console,
+        f"port {result.backend} ({printable(about)}): {passed} of {how_many(len(tried), 'clause')} passed, "
+        f"{len(result.clauses) - len(tried)} are not needed of it",
+    )
+    rows = [_cells(method, console.width) for method in result.methods]
+    console.print(FilledTable("Methods of the protocol", HEADINGS, rows, left=("", "types", "edges")))
+    console.print("worst share: the largest error as a share of its bound; seconds: of the host, in calls")
+    for clause in result.clauses:
+        if clause.error is not None and clause.status != "not written":
+            _print_failed(console, clause)
+    for clause in result.mended:
+        console.print(Text(f"{clause.clause} is known to fail and passes: take it off the list ({clause.known})"))
+    if result.to_do:
+        console.print("left to write, in this order:")
+        for number, part in enumerate(result.to_do, start=1):
+            waiting = f" ({how_many(len(part.waiting), 'clause')} waiting)" if part.waiting else ""
+            print_wrapped(console, f"{number:3}. {part.method}{waiting}: {part.law}", 5)
+        console.print(f'then: flexref generate --backend {result.backend} --model demo --prompt "It was"')
+
+
+def _cells(method: "MethodResult", width: int) -> Sequence[str]:
+    passed = len(method.clauses)
+    return (
+        method.method,
+        method.status,
+        str(passed) if passed else "",
+        str(method.calls) if method.calls else "",
+        "" if method.worst_share is None else f"{method.worst_share:.2g}",
+        f"{method.seconds:.3f}" if method.calls else "",
+        ", ".join(method.dtypes),
+        ", ".join(method.edges) if width >= EDGES_WIDTH else "",
+    )
+
+
+def _print_failed(console: Console, clause: "ClauseResult") -> None:
+    known = "" if clause.known is None else f" (known: {clause.known})"
+    where = "" if clause.method is None else f" in {clause.method}"
+    console.print(Text(f"{clause.clause}: {clause.status}{where}{known}: {clause.error}"))
+    console.print(Text(f"    the law: {clause.law}"))
+    if clause.case_file is not None:
+        console.print(Text(f"    its input: {clause.case_file}, which --replay repeats"))

@@ -1,0 +1,137 @@
+"""Runs a piece of work in a process of its own, so that its crash, its exit or its hanging is told; it knows no port.
+
+Processes are forked by a server that has loaded what all of them need but no port: they begin at once, and none
+inherits a device or a thread that another has opened.
+"""
+
+import faulthandler
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from flexref.errors import described
+from flexref.testing.conformance.black_box import BlackBox, BoxNotes
+
+PRELOADED = ["flexref.testing.conformance.clause_run"]
+"""Loaded once by the server, with all that this imports."""
+
+END_S = 10.0
+"""A process that has told its result ends within this time, or hangs."""
+
+LAST_LINE = 200
+"""Letters of the last line of a dead process that are told."""
+
+Telling = Callable[[Any], None]
+
+Work = Callable[..., Any]
+"""`work(box, tell, *arguments)`: what it returns is the result, `tell` sends something on the way."""
+
+
+class NotAvailable(Exception):
+    """The port's library or device is not here."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessEnd:
+    """How a process ended: with its `result`, or `how` it died, in words, and what it noted until then.
+
+    `told`: what it sent last on the way, None if nothing.
+    """
+
+    result: Any = None
+    how: str | None = None
+    kind: str = "done"
+    told: Any = None
+    notes: BoxNotes | None = None
+    seconds: float = 0.0
+
+
+def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float) -> ProcessEnd:
+    """Run `work` in a process, killed after `limit_s`. What it raises is a bug of ours, and is raised here.
+
+    `kind` of the end is `done`, `crashed` (a signal), `exited` or `hung`.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    receiver, sender = context.Pipe(duplex=False)
+    began = time.monotonic()
+    with TemporaryDirectory(prefix="flexref-conformance-") as folder:
+        log, box = f"{folder}/log", f"{folder}/box"
+        process = context.Process(target=_begin, args=(sender, log, box, work, arguments), daemon=True)
+        process.start()
+        sender.close()
+        try:
+            answer, told, in_time = _answer(receiver, began + limit_s)
+            process.join(END_S if answer is not None or in_time else 0)
+            ended = not process.is_alive()
+        finally:
+            process.kill()
+            process.join()
+            receiver.close()
+        seconds = time.monotonic() - began
+        notes = BoxNotes(box) if os.path.exists(box) else None
+        if answer is not None and not answer[0]:
+            raise RuntimeError(f"the conformance run itself failed: {answer[1]}")
+        if answer is not None and ended:
+            return ProcessEnd(answer[1], told=told, notes=notes, seconds=seconds)
+        kind, how = _death(process.exitcode or 0, answer is not None, in_time, limit_s)
+        return ProcessEnd(None, f"{how}{_last_line(log)}", kind, told, notes, seconds)
+
+
+def _begin(sender: Connection, log: str, box: str, work: Work, arguments: tuple[Any, ...]) -> None:
+    """The process: what it prints goes to its log, and a crash leaves no core."""
+    descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    faulthandler.enable()
+    try:
+        result = work(BlackBox(box), lambda told: sender.send((None, told)), *arguments)
+    except Exception as error:
+        sender.send((False, described(error)))
+    else:
+        sender.send((True, result))
+    sender.close()
+
+
+def _answer(receiver: Connection, until: float) -> tuple[tuple[bool, Any] | None, Any, bool]:
+    """(the answer, what was told before it, whether the process ended or answered in time)."""
+    told = None
+    while receiver.poll(max(0.0, until - time.monotonic())):
+        try:
+            kind, content = receiver.recv()
+        except EOFError:
+            return None, told, True
+        if kind is not None:
+            return (kind, content), told, True
+        told = content
+    return None, told, False
+
+
+def _death(code: int, answered: bool, in_time: bool, limit_s: float) -> tuple[str, str]:
+    if answered:
+        return "hung", f"the process did not end within {END_S:g} s after `close`"
+    if not in_time:
+        return "hung", f"it did not end within {limit_s:g} s"
+    if code < 0:
+        return "crashed", f"the process died of {signal.Signals(-code).name}"
+    return "exited", f"the process left with exit code {code}"
+
+
+def _last_line(log: str) -> str:
+    """What a dead process said where it died: the innermost place of a crash, else its last line."""
+    try:
+        lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
+    except FileNotFoundError:  # it died before it began
+        return ""
+    places = [line.strip() for line in lines if line.startswith('  File "')]
+    said = places[0] if places else next((line.strip() for line in reversed(lines) if line.strip()), "")
+    return f": {said[:LAST_LINE]}" if said else ""
