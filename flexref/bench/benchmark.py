@@ -11,11 +11,13 @@ from typing import Any, cast
 from flexref.architecture.published import size_named
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
+from flexref.bench.breakdown import Breakdown
 from flexref.bench.disk_rates import spill_rates, weight_extents, weights_rate
 from flexref.bench.floor import floors, whole_floors
 from flexref.bench.rates import Rates, measure
 from flexref.bench.repeats import enough, runs_in_words
-from flexref.bench.report import Report
+from flexref.bench.report import Report, steps_of
+from flexref.bench.short_runs import breakdown_of, check_same_tokens
 from flexref.bench.slow_link import FROM_DEVICE, TO_DEVICE, SlowedMachines, slowed_links
 from flexref.bench.suites import Arguments
 from flexref.bench.workload import random_prompts, workload_of
@@ -25,7 +27,7 @@ from flexref.engine.interrupts import Interrupts
 from flexref.engine.request import Request
 from flexref.engine.results import Stats
 from flexref.engine.wall import Wall, WallPart
-from flexref.errors import FlexrefError, PolicyError, PromptError
+from flexref.errors import PolicyError, PromptError
 from flexref.loading import advisor, open_engine
 from flexref.planner.advisor import Advisor
 from flexref.policy import Policy, asked
@@ -40,10 +42,6 @@ from flexref.units import GIGA, slots_of
 
 WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
 """Tokens of the rows that warm a port up: few, so that it costs no more than the fetches of some passes."""
-
-
-class RunsDiffer(FlexrefError):
-    """A run gave other tokens than the one before it."""
 
 
 def weights_of(arguments: Arguments) -> WeightFile:
@@ -165,6 +163,7 @@ class Benchmark:
         """
         engine, repeat = self.engine, self.arguments.repeat
         runs: list[Stats] = []
+        breakdown: Breakdown | None = None
         tokens = 0
 
         def count(_: object) -> None:
@@ -192,9 +191,13 @@ class Benchmark:
                 )
                 self._take_tokens(number, [output.token_ids for output in generation.outputs])
                 runs.append(generation.stats)
+            whole = engine.session.wall.since()
+            if self.arguments.breakdown and self.workload.row is not None:
+                doing = "finding what its seconds are made of"
+                breakdown = self._breakdown(runs)
         except KeyboardInterrupt:
+            whole = engine.session.wall.since()
             cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
-        whole = engine.session.wall.since()
         rates = self._with_disk(rates, runs)
         file, dtype = self.file, engine.backend.caps.compute_dtype
         least = floors if self.workload.row is not None else whole_floors
@@ -213,18 +216,21 @@ class Benchmark:
             prediction_error=prediction_error,
             cut_short=cut_short,
             whole=whole,
+            breakdown=breakdown,
         )
 
     def _take_tokens(self, number: int, tokens: list[list[int]]) -> None:
         """Keep the tokens of run `number`, to be checked; `RunsDiffer` if they are not those of the runs before it."""
-        before, self.tokens = self.tokens, tokens
-        for row, (was, now) in enumerate(zip(tokens if before is None else before, tokens, strict=True)):
-            if was != now:
-                step = next(step for step, both in enumerate(zip(was, now, strict=True)) if both[0] != both[1])
-                raise RunsDiffer(
-                    f"run {number}, row {row}: new token {step} is {now[step]}, and was {was[step]} in the run before "
-                    "it: the same job on the same port must give the same tokens, and none of its runs is a result"
-                )
+        check_same_tokens(f"run {number}", tokens if self.tokens is None else self.tokens, tokens)
+        self.tokens = tokens
+
+    def _breakdown(self, runs: list[Stats]) -> Breakdown:
+        """What the medians of the runs are made of, by short runs more."""
+        assert self.tokens is not None
+        steps = steps_of(self.workload, self.policy)
+        step_s = median(run.decode_s for run in runs) / steps if steps else None
+        medians = median(run.prefill_s for run in runs), step_s
+        return breakdown_of(self.engine, (self.prompts, self.tokens), self._request, self.policy, medians)
 
     def _judged(self, runs: list[Stats]) -> PredictionError | None:
         """What the machine was to take, beside the median run; None if no machine is known without measuring."""

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
 
+from flexref.bench.breakdown import Breakdown
 from flexref.bench.floor import BeatenFloor, PhaseFloor, beaten_floors, decode_link_bytes
 from flexref.bench.rates import Rates
 from flexref.bench.repeats import MeanInterval, interval_of
@@ -12,6 +13,7 @@ from flexref.bench.suites import Arguments
 from flexref.bench.workload import Workload
 from flexref.engine.results import Stats
 from flexref.engine.wall import WholeTime
+from flexref.policy import Policy
 from flexref.simulator.prediction_error import PredictionError
 from flexref.storage.random_weights import RandomFile
 from flexref.storage.weightfile import WeightFile
@@ -47,6 +49,8 @@ class Report:
     cut_short: str | None
     whole: WholeTime
     """From the beginning of the benchmark until its last run has ended."""
+    breakdown: Breakdown | None = None
+    """What prefill and decode step are made of; None if nobody asked."""
 
     @property
     def prefill_s(self) -> float:
@@ -61,8 +65,7 @@ class Report:
     @property
     def steps(self) -> int:
         """Decode passes of a run, each of which gives one token to every row of a block; 0 if rows differ."""
-        row, places = self.workload.row, self.runs[0].policy.rows_per_block
-        return 0 if row is None else self.workload.rounds(places) * (row.new_tokens - 1)
+        return steps_of(self.workload, self.runs[0].policy)
 
     @property
     def interval(self) -> MeanInterval | None:
@@ -149,4 +152,11 @@ class Report:
         figures["tokens_per_s_interval"] = None if interval is None else asdict(interval)
         predicted = None if self.prediction_error is None else self.prediction_error.to_json()
         account |= asdict(self.whole)
+        account["breakdown"] = None if self.breakdown is None else asdict(self.breakdown)
         return {**figures, **account, "predicted": predicted, **about, "runs": runs}
+
+
+def steps_of(workload: Workload, policy: Policy) -> int:
+    """Decode passes of a run, each of which gives one token to every row of a block; 0 if rows differ."""
+    row = workload.row
+    return 0 if row is None else workload.rounds(policy.rows_per_block) * (row.new_tokens - 1)

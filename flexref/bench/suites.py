@@ -24,7 +24,7 @@ PERCENT = ListOf(Number(), 6, 6, "six numbers (weights, cache, activations on de
 
 RUNS = Either((Whole(1), OneOf((AUTO,))))
 
-BESIDE = ("repeat", "check_rows")
+BESIDE = ("repeat", "check_rows", "breakdown")
 """Fields that make no other job: how often it runs, and what is found out about it afterwards."""
 
 ALIKE = ("prompt_len", "gen_len", "rows")
@@ -65,6 +65,7 @@ class Arguments:
     seed: Annotated[int, Whole(0), "Of random weights and prompts."] = 0
     lengths: Annotated[str | None, FILLED, "A file of lengths, in place of equal rows."] = None
     link_gb_per_s: Annotated[float | None, Number(1e-3), "The rate of the links, if they are slowed, in GB/s."] = None
+    breakdown: Annotated[bool, "Whether it is found out what the seconds are made of."] = False
     check_rows: Annotated[int | None, Whole(0), "Rows whose tokens are checked; null: as many as take a while."] = None
 
     @classmethod

@@ -87,6 +87,12 @@ class Runs(click.IntRange):
     "slow bus can be tried on a fast one.",
 )
 @click.option(
+    "--breakdown",
+    is_flag=True,
+    help="Show what the seconds are made of: the device's by kind, links that it waits for, the host's gaps; takes one "
+    "or two short runs more.",
+)
+@click.option(
     "--check-rows",
     type=click.IntRange(0, ROWS.max),
     help="Rows, drawn by --seed, whose tokens are recomputed after the runs, 0: none; default: up to 4, as few as take "

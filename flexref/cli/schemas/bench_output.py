@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from flexref.bench.breakdown import Breakdown
 from flexref.bench.floor import BeatenFloor
 from flexref.bench.rates import Rates
 from flexref.bench.repeats import MeanInterval
@@ -100,6 +101,10 @@ def bench() -> JsonType:
             "Between what the mean of the runs' tokens_per_s lies; null after one run.",
         ),
         **dict(account()),
+        "breakdown": member(
+            Maybe(output("Breakdown", "What seconds are made of.", object_of(Breakdown).members)),
+            "What prefill and decode step are made of; null if it was not asked for, or rows differ.",
+        ),
         "predicted": member(Maybe(PREDICTED), "What was predicted; null where no machine is known."),
     }
     run = output("Run", "One run.", {**FIGURES, **{name: object_of(Stats).members[name] for name in RUN}})

@@ -12,6 +12,7 @@ from flexref.errors import how_many, in_gib
 
 if TYPE_CHECKING:
     from flexref.bench.baseline import BenchComparison
+    from flexref.bench.breakdown import Breakdown
     from flexref.bench.floor import BeatenFloor
     from flexref.bench.repeats import MeanInterval
     from flexref.bench.report import Report
@@ -44,6 +45,8 @@ def print_benchmark(
         console.print(_phases(report))
         for beaten in report.beaten():
             console.print(_beaten(beaten), highlight=False)
+        if report.breakdown is not None:
+            console.print(_breakdown(report.breakdown))
         print_prediction_error(console, report.prediction_error)
         interval = report.interval
         if interval is not None:
@@ -117,6 +120,20 @@ def _phases(report: "Report") -> Table:
         table.caption += f"; {figures['read_tokens_per_s']:.3f} read"
     if report.prediction_error is not None:
         table.caption += f"; predicted {report.prediction_error.prediction.tokens_per_s:.3f}"
+    return table
+
+
+def _breakdown(found: "Breakdown") -> Table:
+    """Where the seconds of prefill and decode step go."""
+    table = Table(title="What they are made of", title_justify="left")
+    for heading in ("", "products", "attention", "other operators", "waiting for a link", "the host's gaps"):
+        table.add_column(heading, justify="left" if heading == "" else "right")
+    for name, parts in (("prefill", found.prefill), ("decode step", found.decode_step)):
+        if parts is not None:
+            seconds = (parts.products_s, parts.attention_s, parts.other_s, parts.link_s, parts.host_s)
+            whole_s = sum(seconds)
+            table.add_row(name, *(f"{part:.5f} ({part / whole_s:.0%})" for part in seconds))
+    table.caption = f"by short runs of {found.passes} decode passes; the last column is what the others leave"
     return table
 
 
