@@ -25,6 +25,9 @@ COPY_ANY_WAY = 4
 class Cuda:
     """One device. All copies and launches are asynchronous; whoever needs their end waits for an event."""
 
+    compiles_ahead = True
+    """Kernels that a job may need are compiled beside all else, before it asks for them."""
+
     def __init__(self, number: int = 0) -> None:
         """`BackendUnavailable` in one line, if there is no CuPy, driver or device, or one that is too old."""
         self._runtime, self._driver = _libraries()

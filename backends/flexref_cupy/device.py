@@ -110,7 +110,8 @@ class Device:
             self.cuda.copy_rows(target, source, nbytes, rows, self.stream)
 
     def close(self) -> None:
-        """Give the scratch back, when the operators are done."""
+        """Give the scratch back, when the operators are done; nothing is compiled any more."""
+        self.kernels.close()
         self.cuda.await_stream(self.stream)
         release(self.cuda, self._memory)
 

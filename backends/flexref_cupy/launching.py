@@ -1,5 +1,8 @@
-"""Compiles the kernels that are asked for, each once, and starts them; what they compute is in their own texts."""
+"""Compiles kernels, each once, when they are asked for or before, and starts them; it knows not what they compute."""
 
+import os
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from ctypes import addressof, c_ulonglong, create_string_buffer, sizeof
 from struct import Struct
 from time import perf_counter
@@ -7,11 +10,14 @@ from typing import Any
 
 from flexref.backend.compiling import CompileTime
 from flexref_cupy.cuda import Cuda
-from flexref_cupy.kernel_source import source
+from flexref_cupy.kernel_source import Source, source
 from flexref_cupy.variants import VARIANTS
 
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0
 """Names of the entries of CUDA's launch list (CU_LAUNCH_PARAM_...)."""
+
+MOST_THREADS = 16
+"""Bounds those that compile: each takes some hundred MB meanwhile, and a model needs some twenty texts."""
 
 
 class Kernel:
@@ -40,9 +46,11 @@ class Kernels:
     """Every kernel that was asked for, compiled once per set of macros."""
 
     def __init__(self, cuda: Cuda) -> None:
-        self._cuda, self.compiling = cuda, CompileTime()
+        self.cuda, self.compiling = cuda, CompileTime()
         self._found: dict[Any, Kernel] = {}
         self._modules: dict[Any, Any] = {}
+        self._prepared: dict[Any, Future[Any]] = {}
+        self._pool: ThreadPoolExecutor | None = None
 
     def get(self, operator: str, kernel: str, shared_bytes: int = 0, **macros: object) -> Kernel:
         """The kernel `kernel` of `kernels/<operator>.cu`; it may use up to `shared_bytes` of dynamic shared memory."""
@@ -52,11 +60,40 @@ class Kernels:
             if macros not in VARIANTS[operator]:
                 raise ValueError(f"{operator}.cu has no variant {macros}: see variants.py")
             text = source(operator, macros)
-            module_key = (operator, text.macros)
-            if module_key not in self._modules:
-                start = perf_counter()
-                self._modules[module_key] = self._cuda.load(self._cuda.compile(text))
-                self.compiling.seconds += perf_counter() - start
-            function = self._cuda.function(self._modules[module_key], kernel, shared_bytes)
-            found = self._found[key] = Kernel(self._cuda, kernel, function, text.signatures[kernel])
+            function = self.cuda.function(self._module(text), kernel, shared_bytes)
+            found = self._found[key] = Kernel(self.cuda, kernel, function, text.signatures[kernel])
         return found
+
+    def prepare(self, texts: Iterable[Source]) -> None:
+        """Begin to compile what is not compiled yet, the first ones first; who gets a kernel waits for its text alone.
+
+        What the compiler says of a text is raised then, too.
+        """
+        for text in texts:
+            key = _module_key(text)
+            if key in self._modules or key in self._prepared:
+                continue
+            if self._pool is None:
+                threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
+                self._pool = ThreadPoolExecutor(threads, "flexref compiles")
+            self._prepared[key] = self._pool.submit(self.cuda.compile, text)
+
+    def close(self) -> None:
+        """Compile no more; what is being compiled is waited for."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+
+    def _module(self, text: Source) -> Any:
+        key = _module_key(text)
+        if key not in self._modules:
+            start = perf_counter()
+            prepared = self._prepared.pop(key, None)
+            program = self.cuda.compile(text) if prepared is None else prepared.result()
+            self._modules[key] = self.cuda.load(program)
+            self.compiling.seconds += perf_counter() - start
+        return self._modules[key]
+
+
+def _module_key(text: Source) -> tuple[str, tuple[tuple[str, str], ...]]:
+    return text.operator, text.macros

@@ -1,14 +1,23 @@
-"""A port that compiles its operators while it runs: what an account asks of it beside the protocol."""
+"""A port that compiles its operators while it runs: what an account and an engine ask of it beside the protocol."""
 
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from flexref.backend.protocol import Backend
 
 
-@dataclass(slots=True)
 class CompileTime:
-    """Seconds that a port has spent on compiling its operators, or on reading them compiled, since it was made."""
+    """Seconds that callers of a port have waited for operators to be compiled, or to be read compiled, since it was
+    made."""
 
-    seconds: float = 0.0
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    def rehearse(self, play: "Callable[[Backend], None]") -> None:
+        """Let `play` call operators on a port like this one that has no memory and computes nothing, and begin to
+        compile what it has called for, beside all else. Where nothing is compiled nothing is played.
+        """
 
 
 @runtime_checkable

@@ -189,6 +189,7 @@ class GenerationJob:
         planned = self._planned(self.lengths) or (yield from self._next_planned())
         if planned is None:
             return
+        self.session.rehearsals.of(planned, self.policy.row_invariant)
         with self.session.job(self.stats, self._asked, self._listeners.trace) as account:
             while planned is not None:
                 yield from self._block(planned, account)

@@ -162,6 +162,7 @@ class ScoringJob:
 
     def _run(self) -> Scores:
         planned = self._planned()
+        self.session.rehearsals.of(planned, self.policy.row_invariant)
         with self.session.job(self.stats, self._asked, self.listener.trace) as account:
             self._block(planned, account)
         self.stats.prefill_link_bytes = self.stats.link_bytes

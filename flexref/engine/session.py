@@ -25,6 +25,7 @@ from flexref.engine.account import Account, Standing
 from flexref.engine.events import Notice, OnEvent, WeightsLoaded, logged, no_listener
 from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
+from flexref.engine.rehearsals import Rehearsals
 from flexref.engine.results import Stats
 from flexref.engine.tensors import read_tensor
 from flexref.engine.wall import Reading, Wall, WallPart
@@ -125,6 +126,7 @@ class Session:
         self.wall = wall or Wall()
         self.wall.watch(compile_time(backend))
         self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
+        self.rehearsals = Rehearsals(backend)
         self.interrupts = Interrupts()
         self._traffic = Traffic()
         self.faults = FaultLog()

@@ -78,8 +78,12 @@ class EmulatedCuda:
         multiprocessors: int = 4,
         memory_bytes: int = 16 << 30,
         late: bool = False,
+        ahead: bool = False,
     ) -> None:
-        """`late`: the work of streams is done only when somebody waits for it, else at once."""
+        """`late`: the work of streams is done only when somebody waits for it, else at once. `ahead`: see
+        `Cuda.compiles_ahead`.
+        """
+        self.compiles_ahead = ahead
         self.capability, self.multiprocessors, self.number = capability, multiprocessors, 0
         self.name = f"emulated sm_{capability[0]}{capability[1]}"
         self.launches: Counter[tuple[str, str]] = Counter()
