@@ -85,6 +85,8 @@ class Policy:
     pass. `row_invariant` asks for tokens and logits that depend on a row alone, to the bit, which may cost some speed;
     `Stats` says whether the port gave them. `weights_scheme` is the scheme for which the policy was made, None if it
     holds for any. `attention_on` is where decode attention over a cache that is not on the device is computed.
+    `read_ahead_gib` bounds the host memory in which weights from disk wait until they are loaded; there are places for
+    two stages in any case.
     """
 
     weights: Annotated[Shares, THREE, "How much of the weights lies on each tier."] = field(default_factory=Shares)
@@ -111,6 +113,11 @@ class Policy:
     ] = True
     prompt_chunk_tokens: Annotated[
         int | None, COUNT, "Tokens of a prompt that one pass reads at most; null: whole prompts where they fit."
+    ] = None
+    read_ahead_gib: Annotated[
+        float | None,
+        Number(0),
+        "Host memory for weights that are read from disk early; null: chosen.",
     ] = None
 
     def __post_init__(self) -> None:
@@ -188,6 +195,7 @@ FIELDS = MappingProxyType(
         "overlap": "overlap",
         "row_invariant": "row_invariant",
         "share_prefixes": "share_prefixes",
+        "read_ahead_gib": "read_ahead_gib",
     }
 )
 """The fields of a policy by the names of the options that set them."""

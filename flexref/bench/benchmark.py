@@ -38,7 +38,7 @@ from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.prompts import Prompt
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import GIGA, slots_of
+from flexref.units import GIGA
 
 WARM_UP_PROMPT, WARM_UP_NEW = 16, 3
 """Tokens of the rows that warm a port up: few, so that it costs no more than the fetches of some passes."""
@@ -251,7 +251,7 @@ class Benchmark:
             found = spill_rates(self.engine.session.disk_dir)
             rates = replace(rates, from_spill_bytes_per_s=found[0], to_spill_bytes_per_s=found[1])
         if links.get("disk->host", {}).get("weights"):
-            plan = WeightsPlan.of(self.file, self.policy.weights, slots_of(self.policy.overlap))
+            plan = WeightsPlan.under(self.file, self.policy)
             rate = weights_rate(self.engine.backend, self.file.path, weight_extents(self.file, plan))
             rates = replace(rates, from_disk_bytes_per_s=rate)
         return rates

@@ -57,6 +57,7 @@ class Arguments:
     overlap: Annotated[bool | None, "Whether copies go on while the device computes."] = None
     row_invariant: Annotated[bool | None, "Whether a row's results have bits of their own."] = None
     share_prefixes: Annotated[bool | None, "Whether the beginnings that prompts share are read and kept once."] = None
+    read_ahead_gib: Annotated[float | None, "Host memory for weights that are read from disk early, in GiB."] = None
     device_mem_gib: Annotated[float | None, "Budget of the device, in GiB."] = None
     host_mem_gib: Annotated[float | None, "Budget of the host, in GiB."] = None
     disk_dir: Annotated[str | None, FILLED, "Where cache and activations are spilled to."] = None

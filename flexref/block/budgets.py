@@ -1,4 +1,6 @@
-"""Whether what a block needs fits the budgets of the tiers, and what to say where it does not; it takes no memory."""
+"""Whether what a block needs fits the budgets of the tiers, what to say where it does not, and how far it reads ahead
+from disk with what it leaves; it takes no memory.
+"""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -10,7 +12,14 @@ from flexref.block.workspace import Expansion
 from flexref.errors import CapacityError
 from flexref.policy import Policy
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import ALIGNMENT_BYTES, GIB, Tier, aligned
+from flexref.units import ALIGNMENT_BYTES, GIB, MIB, Tier, aligned
+
+STAGES_AHEAD = 4
+"""Stages that are being read from disk, wait, or are loaded at a time where the policy does not say: with two the disk
+waits whenever a stage takes longer than its reading, as the head and the choice of tokens do."""
+
+BYTES_AHEAD = 256 * MIB
+"""So much at least, where stages are small: a tenth of a second of a fast disk, in which the host may be late."""
 
 
 def engine_needs(caps: Capabilities) -> Iterator[Need]:
@@ -83,6 +92,24 @@ def fitting_block(
     for each in sorted((needs, loading), key=lambda needs: -totals(needs)[Tier.HOST]):
         check_fits(each, budgets)
     raise AssertionError("a plan that exceeds a budget passed its check")
+
+
+def with_read_ahead(
+    policy: Policy, weights: WeightsPlan, block: BlockPlan, caps: Capabilities, budgets: Mapping[Tier, int | None]
+) -> Policy:
+    """`policy` with `read_ahead_gib` set for a block on `weights`; the same if it is set, or nothing is read from disk.
+
+    `weights` and `block` are those of `policy`, and fit the budgets; what these leave of the host is the most.
+    """
+    slot, least = weights.staging_slot_bytes, weights.staging_slots
+    if policy.read_ahead_gib is not None or not policy.overlap or not slot:
+        return policy
+    wanted = min(max(STAGES_AHEAD, -(-BYTES_AHEAD // slot)), len(weights.fetched))
+    budget = budgets[Tier.HOST]
+    if budget is not None:
+        left = budget - totals([*lasting_needs(weights, caps), *block.needs()])[Tier.HOST]
+        wanted = min(wanted, least + left // slot)
+    return policy if wanted <= least else policy.changed(read_ahead_gib=wanted * slot / GIB)
 
 
 def backend_budgets(backend: Backend, device_bytes: int | None, host_bytes: int | None) -> dict[Tier, int | None]:

@@ -49,9 +49,10 @@ class BlockMoves(BlockState):
         """
         visit = movement.visit
         if movement.kind is Kind.WEIGHTS:
-            slot = self.shape.weights_slot(visit)
-            move = self.weights.fetch if movement.hop is Hop.FETCH else self.weights.load_slot
-            return move(visit.stage, slot)
+            staged = self.shape.fetch_slot(visit)
+            if movement.hop is Hop.FETCH:
+                return self.weights.fetch(visit.stage, staged)
+            return self.weights.load_slot(visit.stage, self.shape.weights_slot(visit), staged)
         if not self.groups[visit.group].fed:
             return []
         if movement.kind is Kind.CACHE:

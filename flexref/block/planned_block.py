@@ -23,7 +23,13 @@ class PlannedBlock:
         """What the schedule must know of the block. How many passes it takes nobody knows yet."""
         weights = self.weights
         return Shape(
-            None, len(weights.stages), len(self.memory.cache.groups), weights.slots, self.memory.moving(weights)
+            passes=None,
+            stages=len(weights.stages),
+            groups=len(self.memory.cache.groups),
+            slots=weights.slots,
+            kinds=self.memory.moving(weights),
+            fetched=weights.fetched,
+            fetch_slots=weights.staging_slots,
         )
 
     @property

@@ -85,5 +85,11 @@ class BackendName(FilledText):
 
 TEXT, WEIGHT_FILE, MODEL, MACHINE, BACKEND = FilledText(), WeightFileName(), ModelName(), MachineName(), BackendName()
 
-BUDGET_GIB = Amount(above=True, most=1 << 20)
-"""Memory that a run may take: more than any machine has is no budget."""
+MOST_GIB = 1 << 20
+"""More than any machine has is no budget."""
+
+BUDGET_GIB = Amount(above=True, most=MOST_GIB)
+"""Memory that a run may take."""
+
+AHEAD_GIB = Amount(most=MOST_GIB)
+"""Part of such memory; 0: no more than must be."""

@@ -43,7 +43,7 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 @click.option("--logprobs", default=0, type=click.IntRange(0, 1 << 20), metavar="N", help=LOGPROBS_HELP)
 @option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
 @options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups")
-@options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes")
+@options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib")
 @option("--trace", help="Write a trace of every copy and computation, in the Trace Event format.")
 @option("--force")
 @option("--json", help="Print outputs and stats as one JSON object.")

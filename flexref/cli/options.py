@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from flexref.cli.arguments import BACKEND, BUDGET_GIB, MACHINE, TEXT, WEIGHT_FILE
+from flexref.cli.arguments import AHEAD_GIB, BACKEND, BUDGET_GIB, MACHINE, TEXT, WEIGHT_FILE
 from flexref.cli.completion import files, folders, machines, ports, weight_files
 from flexref.errors import how_many
 from flexref.units import GIB
@@ -108,6 +108,10 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "default": None,
             "help": "Read and keep once what prompts begin with alike, or once for each of them.",
         },
+        "--read-ahead-gib": {
+            "type": AHEAD_GIB,
+            "help": "Host memory for weights that are read from disk early; default: four stages, if there is room.",
+        },
         "--prompt-len": {"type": TOKENS},
         "--gen-len": {"type": TOKENS},
         "--rows": {"type": ROWS},
@@ -187,7 +191,7 @@ def scoring_options(command: Command) -> Command:
         option("--disk-dir", help="Where activations may spill; default: the temporary folder."),
         options("--policy", "--percent", "--rows-per-group", "--groups"),
         option("--quantize-cache", help="Keys and values pass through 4-bit groups, as in a cache."),
-        options("--overlap", "--row-invariant", "--share-prefixes"),
+        options("--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib"),
     )(command)
 
 

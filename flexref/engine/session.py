@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,12 +17,13 @@ import numpy.typing as npt
 
 from flexref.backend.compiling import compile_time
 from flexref.backend.protocol import Backend
-from flexref.block.budgets import backend_budgets, engine_needs, fitting_block
+from flexref.block.budgets import backend_budgets, engine_needs, fitting_block, with_read_ahead
 from flexref.block.memory_plan import BlockPlan
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import JobRows, RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.account import Account, Standing
+from flexref.engine.disk import Disk, RealDisk
 from flexref.engine.events import Notice, OnEvent, WeightsLoaded, logged, no_listener
 from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
@@ -31,20 +33,16 @@ from flexref.engine.tensors import read_tensor
 from flexref.engine.wall import Reading, Wall, WallPart
 from flexref.errors import PolicyError, in_gib
 from flexref.policy import WEIGHT_SCHEMES, Policy
-from flexref.storage.random_weights import RandomFile, RandomWeights
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
-from flexref.tiers.checked_spill import CheckedSpill
-from flexref.tiers.disk import SpillFile
-from flexref.tiers.faults import FaultLog, OnFault
+from flexref.tiers.faults import FaultLog
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Traffic
-from flexref.tiers.weight_copies import WeightCopies
-from flexref.tiers.weight_source import WeightSource, check_homes
+from flexref.tiers.weight_source import check_homes
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import Tier, slots_of
+from flexref.units import Tier
 
 LOG = logging.getLogger(__name__)
 
@@ -62,39 +60,6 @@ class Settle(Protocol):
 def always(policy: Policy) -> Settle:
     """Every job runs under `policy`."""
     return lambda session, rows: policy
-
-
-class Disk(Protocol):
-    """The disk of a session: where its weights are read from, and where what it spills lies."""
-
-    source: WeightSource
-
-    def allocate(self, nbytes: int) -> Any:
-        """A place for so many bytes."""
-
-    def release(self, place: Any) -> None:
-        """Give it back."""
-
-
-class RealDisk:
-    """Weights come from their file, or are random; what is spilled lies in files below `folder`."""
-
-    def __init__(self, file: WeightFile, folder: Path, mirror: str | None, on_fault: OnFault) -> None:
-        self.folder, self._on_fault = folder, on_fault
-        if isinstance(file, RandomFile):  # filled in place
-            if mirror is not None:
-                raise PolicyError(f"{file.path} are in no file: there is nothing that {mirror} could mirror")
-            self.source: WeightSource = RandomWeights(file)
-        else:
-            self.source = WeightCopies.open(file, mirror, on_fault)
-
-    def allocate(self, nbytes: int) -> CheckedSpill:
-        """An unnamed file."""
-        return CheckedSpill(SpillFile(self.folder, nbytes), self._on_fault)
-
-    def release(self, place: CheckedSpill) -> None:
-        """Close it, which removes it."""
-        place.close()
 
 
 class Session:
@@ -166,12 +131,23 @@ class Session:
         return self._disk.source.progress + self.faults.seen
 
     def settled(self, rows: Sequence[RowLengths], policy: Policy | None = None) -> Policy:
-        """The policy of a job of `rows`: the one given, or what `settle` says; raises what `check_policy` raises."""
-        if policy is None:
-            with self.wall.part(WallPart.PLAN):
+        """The policy of a job of `rows`: the one given, or what `settle` says, with how far it reads ahead from disk.
+
+        Raises what `check_policy` and, if something is read from disk, `memory_plan` raise.
+        """
+        with self.wall.part(WallPart.PLAN):
+            if policy is None:
                 policy = self.settle(self, rows)
-        check_policy(policy, self.file, self.backend)
-        return policy
+            check_policy(policy, self.file, self.backend)
+            return self.reading_ahead(policy, rows)
+
+    def reading_ahead(self, policy: Policy, rows: JobRows) -> Policy:
+        """The policy with how far a block for `rows` reads ahead from disk; raises what `memory_plan` raises."""
+        weights = WeightsPlan.under(self.file, policy)
+        if not weights.staging_slot_bytes:
+            return policy
+        block = self.memory_plan(policy, weights, rows)
+        return with_read_ahead(policy, weights, block, self.backend.caps, self.budgets)
 
     def tensor(self, name: str) -> npt.NDArray[np.float32]:
         """One tensor of the model in float32, as `tensors.read_tensor` reads it, also while a job is under way."""
@@ -194,7 +170,7 @@ class Session:
     def planned(self, policy: Policy, rows: JobRows) -> PlannedBlock:
         """The block that `rows` go through; raises what `memory_plan` raises."""
         with self.wall.part(WallPart.PLAN):
-            weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
+            weights = WeightsPlan.under(self.file, policy)
             memory = self.memory_plan(policy, weights, rows)
         # What lasts a visit cannot be filled in several passes.
         chunk = None if memory.cache.transient else policy.prompt_chunk_tokens
@@ -241,8 +217,15 @@ class Session:
         return on and caps.row_invariant
 
     def _weights_for(self, policy: Policy) -> WeightStore:
-        plan = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
+        plan = WeightsPlan.under(self.file, policy)
         if self._weights is not None and self._weights.plan == plan:
+            return self._weights
+        if self._weights is not None and replace(self._weights.plan, read_ahead_bytes=plan.read_ahead_bytes) == plan:
+            try:
+                self._weights.restage(plan, self.arenas)
+            except BaseException:
+                self._unload()
+                raise
             return self._weights
         self._unload()
         start = time.perf_counter()

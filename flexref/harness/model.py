@@ -53,6 +53,7 @@ ARGUMENTS = (
     "overlap",
     "row_invariant",
     "share_prefixes",
+    "read_ahead_gib",
 )
 """What `--model_args` may name."""
 

@@ -18,7 +18,7 @@ from flexref.policy import Policy, Shares
 from flexref.simulator.simulate import simulate
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import Tier, slots_of
+from flexref.units import Tier
 
 NO_BUDGET_BYTES = 1 << 50
 """Stands for a tier without a budget: more than any machine holds."""
@@ -102,7 +102,7 @@ def _most_frugal(choice: Choice) -> Policy:
     situation = choice.situations[0]
     fewest = {name: 1 for name in ("rows_per_group", "groups_per_block") if name not in choice.keep}
     frugal = situation.base.changed(weights=ON_DISK, cache=ON_DISK, activations=ON_DISK, **fewest)
-    weights = WeightsPlan.of(choice.file, frugal.weights, slots_of(frugal.overlap))
+    weights = WeightsPlan.under(choice.file, frugal)
     whole = lasting_needs(weights, situation.caps)
     rows = situation.job_rows(frugal)
     block = plan_block(weights, situation.caps, frugal, rows, expansion=Expansion.NEVER)

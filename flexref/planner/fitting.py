@@ -11,9 +11,9 @@ from math import ceil, sqrt
 from operator import attrgetter
 
 from flexref.backend.capabilities import Capabilities
-from flexref.block.budgets import lasting_needs, loading_need, totals
+from flexref.block.budgets import lasting_needs, loading_need, totals, with_read_ahead
 from flexref.block.counted_rows import kinds_of, rows_under
-from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, plan_block, record_layout
+from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, BlockPlan, plan_block, record_layout
 from flexref.block.rooms import DEVIATIONS
 from flexref.block.rows import AlikeRows, JobRows, RowLengths
 from flexref.block.workspace import Expansion, expanded_bytes, workspace_bytes
@@ -200,12 +200,20 @@ class Situation:
 
     def held_bytes(self, policy: Policy) -> dict[Tier, int]:
         """The most that each tier must hold, to the byte; weights are loaded before there is a block."""
-        weights = WeightsPlan.of(self.file, policy.weights, slots_of(policy.overlap))
+        weights = WeightsPlan.under(self.file, policy)
         whole = lasting_needs(weights, self.caps)
         always, most = totals(whole), totals([*whole, loading_need(weights)])
-        rows = self.job_rows(policy)
-        block = totals(plan_block(weights, self.caps, policy, rows, expansion=Expansion.NEVER).needs())
+        block = totals(self._block(policy, weights).needs())
         return {tier: max(nbytes, always[tier] + block[tier]) for tier, nbytes in most.items()}
+
+    def reading_ahead(self, policy: Policy) -> Policy:
+        """A policy that fits, with how far it reads ahead from disk: what it leaves of the host is the most."""
+        weights, held = WeightsPlan.under(self.file, policy), self.machine.capacity_bytes
+        budgets = {tier: held[tier.value] for tier in Tier}
+        return with_read_ahead(policy, weights, self._block(policy, weights), self.caps, budgets)
+
+    def _block(self, policy: Policy, weights: WeightsPlan) -> BlockPlan:
+        return plan_block(weights, self.caps, policy, self.job_rows(policy), expansion=Expansion.NEVER)
 
 
 def rounded(shares: Shares) -> Shares:
@@ -257,7 +265,8 @@ def fitted(situation: Situation, solution: Solution, limits: Limits) -> tuple[Po
             solution = solve(program, situation.task, solution.rows_per_group, solution.groups, limits)
         except (CapacityError, PolicyError):
             break
-    return best or _nudged(situation, solution)
+    found = best or _nudged(situation, solution)
+    return None if found is None else (situation.reading_ahead(found[0]), found[1])
 
 
 def _nudged(situation: Situation, solution: Solution) -> tuple[Policy, Solution] | None:

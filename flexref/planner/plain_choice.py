@@ -17,7 +17,7 @@ from flexref.block.workspace import Expansion
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import Tier, slots_of
+from flexref.units import Tier
 
 GROUPS_MOST = 20
 """Groups of a block at most, also where a policy is searched for; FlexGen stays below 20, too (section 4.3)."""
@@ -52,7 +52,7 @@ class PlainChoice:
         A shape for which expanded matrices can be kept comes first: they are read in every pass.
         """
         asked = Policy(**self.keep)
-        weights = WeightsPlan.of(self.file, asked.weights, slots_of(asked.overlap))
+        weights = WeightsPlan.under(self.file, asked)
         budgets = {
             tier: None if budget is None else budget - budget // SPARE_PART for tier, budget in self.budgets.items()
         }

@@ -2,7 +2,8 @@
 
 An operation needs its data, and it needs its target to be free. In this table
 
-- `before` is the visit (for weights, the stage) that used the same slot last, `slots` visits (stages) earlier;
+- `before` is the visit (for weights, the stage) that used the same slot last, `slots` visits (stages) earlier; for a
+  fetch of weights, the stage that had the same place on the host, `fetch_slots` earlier among those that are fetched;
 - `earlier` is the same stage and group one pass earlier;
 - `stage` is the same group in the previous stage. For the first stage of a pass it is the computation, in the last
   stage of the pass before, that chose the group's tokens.
@@ -10,7 +11,7 @@ An operation needs its data, and it needs its target to be free. In this table
 | operation | needs these for its data | needs these for its target |
 | --- | --- | --- |
 | fetch weights | the file | load of `before`: it empties the staging slot on the host |
-| load weights | its fetch | compute of the last group of `before`, which reads the slot |
+| load weights | its fetch, if it is fetched | compute of the last group of `before`, which reads the slot |
 | fetch cache | spill of `earlier` | load, compute and spill of `before`: attention on the host works in staging |
 | load cache | its fetch; store of `earlier` | compute and store of `before`, in and from the slot |
 | fetch activations | spill of `stage` | load of `before` |
@@ -62,14 +63,15 @@ def _computation(operation: Computation, shape: Shape) -> Iterator[Operation]:
 
 def _weights(operation: Movement, shape: Shape) -> Iterator[Operation]:
     visit = operation.visit
-    if operation.hop is Hop.LOAD:
+    if operation.hop is Hop.FETCH:
+        before = shape.fetched_visit(shape.fetches_before(shape.stage_number(visit)) - shape.fetches_ahead)
+        if before is not None:
+            yield Movement(Hop.LOAD, Kind.WEIGHTS, before)  # it empties the staging slot on the host
+        return
+    if shape.is_fetched(visit):
         yield Movement(Hop.FETCH, Kind.WEIGHTS, visit)
     before = shape.first_visit(shape.stage_number(visit) - shape.slots)
-    if before is None:
-        return
-    if operation.hop is Hop.FETCH:
-        yield Movement(Hop.LOAD, Kind.WEIGHTS, before)  # it empties the staging slot on the host
-    else:
+    if before is not None:
         yield Computation(Visit(before.pass_number, before.stage, shape.groups - 1))
 
 

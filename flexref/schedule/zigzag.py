@@ -8,6 +8,7 @@ The schedule is data. A *beat* says what is started together, and `beats` yields
 beats on a port, the simulator runs the same beats on a clock, and `hazards` says what each operation must wait for.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -48,6 +49,10 @@ class Shape:
     `slots`: places in device memory for streamed data, each for one stage's weights, or one visit's cache and
     activations. With 2, one is used while the other is filled; with 1, one thing is done after another. `kinds`: the
     kinds of data that move. A kind that lies on the device as a whole has no movements and no slots.
+
+    `fetched`: the stages of which weights are read from disk in every pass, in order; None: all of them. `fetch_slots`:
+    places on the host for those of one stage each, so that as many stages may be read before they are loaded; None: as
+    many as `slots`. Both are counted among fetched stages alone, over the end of a pass too.
     """
 
     passes: int | None
@@ -55,6 +60,8 @@ class Shape:
     groups: int
     slots: int
     kinds: frozenset[Kind] = frozenset(Kind)
+    fetched: tuple[int, ...] | None = None
+    fetch_slots: int | None = None
 
     def number(self, visit: Visit) -> int:
         """The visit's number in the order of the schedule, from 0."""
@@ -82,6 +89,39 @@ class Shape:
     def weights_slot(self, visit: Visit) -> int:
         """Which slot holds the streamed weights of the visit's stage."""
         return self.stage_number(visit) % self.slots
+
+    @property
+    def fetches_ahead(self) -> int:
+        """The number of places on the host for weights from disk."""
+        return self.slots if self.fetch_slots is None else self.fetch_slots
+
+    def fetches_before(self, stage_number: int) -> int:
+        """How many stages have weights read from disk among those before the one with that number over all passes."""
+        if self.fetched is None:
+            return stage_number
+        pass_number, stage = divmod(stage_number, self.stages)
+        return pass_number * len(self.fetched) + bisect_left(self.fetched, stage)
+
+    def is_fetched(self, visit: Visit) -> bool:
+        """Whether weights of the visit's stage are read from disk."""
+        number = self.stage_number(visit)
+        return self.fetches_before(number) < self.fetches_before(number + 1)
+
+    def fetched_visit(self, number: int) -> Visit | None:
+        """The visit of group 0 for which the weights with that number among all that are read from disk are read.
+
+        None beyond either end.
+        """
+        if self.fetched is None:
+            return self.first_visit(number)
+        if number < 0 or not self.fetched:
+            return None
+        pass_number, place = divmod(number, len(self.fetched))
+        return self.first_visit(pass_number * self.stages + self.fetched[place])
+
+    def fetch_slot(self, visit: Visit) -> int:
+        """Which place on the host holds what is read from disk for the visit's stage."""
+        return self.fetches_before(self.stage_number(visit)) % self.fetches_ahead
 
     def data_slot(self, visit: Visit) -> int:
         """Which slot holds the visit's streamed cache and activations."""
@@ -152,6 +192,12 @@ def _inward(kind: Kind, visit: Visit | None) -> tuple[Movement, ...]:
     return Movement(Hop.FETCH, kind, visit), Movement(Hop.LOAD, kind, visit)
 
 
+def _weights_inward(shape: Shape, visit: Visit) -> tuple[Movement, ...]:
+    """Both hops of a stage's weights; the first one only if some of them are read from disk."""
+    fetch, load = _inward(Kind.WEIGHTS, visit)
+    return (fetch, load) if shape.is_fetched(visit) else (load,)
+
+
 def _outward(visit: Visit) -> tuple[Movement, ...]:
     """Both hops of a visit's results from the device."""
     return tuple(
@@ -162,42 +208,64 @@ def _outward(visit: Visit) -> tuple[Movement, ...]:
 def serial(shape: Shape) -> Iterator[Beat]:
     """Without overlap: a beat has all movements of one visit and its computation."""
     for visit in zigzag(shape.passes, shape.stages, shape.groups):
-        weights = _inward(Kind.WEIGHTS, visit) if visit.group == 0 else ()
+        weights = _weights_inward(shape, visit) if visit.group == 0 else ()
         ahead = (*weights, *_inward(Kind.CACHE, visit), *_inward(Kind.ACTIVATIONS, visit))
         yield Beat(ahead, Computation(visit), _outward(visit))
 
 
+class _Weights:
+    """Movements of weights in the order of the stages, each once: of reads from disk those that are not begun yet."""
+
+    def __init__(self, shape: Shape, goes_on: GoesOn) -> None:
+        self._shape, self._goes_on = shape, goes_on
+        self._fetched = 0
+
+    def comes(self, visit: Visit | None, during: int) -> bool:
+        """Whether the visit takes place, as far as is known in pass number `during`: of the one after it, at most."""
+        if visit is None or visit.pass_number > during + 1:
+            return False
+        return visit.pass_number == during or self._goes_on(visit.pass_number)
+
+    def fetches(self, before: int, during: int) -> Iterator[Movement]:
+        """Reads of all stages whose number among those that are read is less than `before`, as far as they come."""
+        while self._fetched < before:
+            visit = self._shape.fetched_visit(self._fetched)
+            if visit is None or not self.comes(visit, during):
+                return
+            yield Movement(Hop.FETCH, Kind.WEIGHTS, visit)
+            self._fetched += 1
+
+    def load(self, stage_number: int, during: int) -> Iterator[Movement]:
+        """A stage's load, by its number over all passes; before it its read, if that has not begun."""
+        visit = self._shape.first_visit(stage_number)
+        if visit is not None and self.comes(visit, during):
+            yield from self.fetches(self._shape.fetches_before(stage_number + 1), during)
+            yield Movement(Hop.LOAD, Kind.WEIGHTS, visit)
+
+
 def overlapped(shape: Shape, goes_on: GoesOn = always) -> Iterator[Beat]:
-    """With overlap: cache and activations are loaded one visit early, weights one stage early, and read from disk two.
+    """With overlap: cache and activations are loaded one visit early, weights one stage early.
 
-    Results are stored right after the computation. Nothing is loaded for a pass that does not come.
+    Weights are read from disk as early as there is a place for them on the host: each of these is free when the stage
+    that had it last is to be computed, since it has been loaded then. Results are stored right after the computation.
+    Nothing is loaded for a pass that does not come.
     """
-    first = Visit(0, 0, 0)
-
-    def comes(visit: Visit | None, during: int) -> bool:
-        """Whether the visit takes place, as far as is known in pass number `during`."""
-        return visit is not None and (visit.pass_number == during or goes_on(visit.pass_number))
-
-    def weights(hop: Hop, stage_number: int, during: int) -> tuple[Movement, ...]:
-        """One hop of a stage's weights, by its number over all passes."""
-        visit = shape.first_visit(stage_number)
-        return (Movement(hop, Kind.WEIGHTS, visit),) if visit is not None and comes(visit, during) else ()
-
+    first, weights = Visit(0, 0, 0), _Weights(shape, goes_on)
     start = (
-        *_inward(Kind.WEIGHTS, first),
-        *weights(Hop.FETCH, 1, 0),
+        *weights.load(0, 0),
+        *weights.fetches(shape.fetches_ahead, 0),
         *_inward(Kind.CACHE, first),
         *_inward(Kind.ACTIVATIONS, first),
     )
     yield Beat(start, None, ())
     for visit in zigzag(shape.passes, shape.stages, shape.groups):
-        following = shape.visit(shape.number(visit) + 1)
+        following, during = shape.visit(shape.number(visit) + 1), visit.pass_number
         ahead: list[Movement] = []
         if visit.group == 0:
-            stage_number = shape.stage_number(visit)
-            ahead += weights(Hop.LOAD, stage_number + 1, visit.pass_number)
-            ahead += weights(Hop.FETCH, stage_number + 2, visit.pass_number)
-        if not comes(following, visit.pass_number):
+            following_stage = shape.stage_number(visit) + 1
+            ahead += weights.load(following_stage, during)
+            ahead += weights.fetches(shape.fetches_before(following_stage) + shape.fetches_ahead, during)
+        if not weights.comes(following, during):
             following = None
         ahead += _inward(Kind.CACHE, following)
         # The next visit's activations: with a single group they are the results of this very visit, and can only be

@@ -77,7 +77,7 @@ class NoBytes:
 
 
 class NoDisk:
-    """The disk of a simulated machine (an `engine.session.Disk`): its space is counted by the dry port."""
+    """The disk of a simulated machine (an `engine.disk.Disk`): its space is counted by the dry port."""
 
     def __init__(self, backend: Backend) -> None:
         self.source: WeightSource = NoBytes()
@@ -120,7 +120,7 @@ class Simulation:
         # No text is needed, and loading a tokenizer takes longer than simulating the job.
         wordless = replace(file, tokenizer_json=None)
         self._session = Session(wordless, self.backend, always(policy), budgets, disk=NoDisk(self.backend))
-        self._weights = self._session.weights_for(policy)
+        self._session.weights_for(policy)
         self.load_s = self.backend.timing.now_s
 
     def run(self, rows: JobRows, trace: Trace | None = None) -> SimulatedJob:
@@ -129,12 +129,13 @@ class Simulation:
         Raises `CapacityError` if its block does not fit.
         """
         session, window = self._session, WINDOWS * self.policy.rows_per_block
-        planned = session.planned(self.policy, rows)
+        policy = session.reading_ahead(self.policy, rows)
+        planned, weights = session.planned(policy, rows), session.weights_for(policy)
         walk = walked(planned, waiting_rows(rows, window))
         traced = 0 if trace is None else max(row.new_tokens for row in kinds_of(rows))
         passes = simulated_passes(walk, traced)
         watch = Watch(None if trace is None else trace.on_computed, None, self._visit)
-        block = simulated_block(planned, self._weights, session.mover, waiting_rows(rows, window), rows, watch)
+        block = simulated_block(planned, weights, session.mover, waiting_rows(rows, window), rows, watch)
         session.mover.traffic.on_done = None if trace is None else trace.on_done
         if trace is not None:
             name = f"{session.file.spec.name} on {self.machine.name}, simulated"
@@ -147,7 +148,7 @@ class Simulation:
         finally:
             block.release()
             self._tell_held(trace)
-        moved = MovedBytes(planned, self._weights, self.backend.caps.compute_dtype).of(walk)
+        moved = MovedBytes(planned, weights, self.backend.caps.compute_dtype).of(walk)
         return SimulatedJob(walk, planned.places, moved, *estimated(walk, accounts, traced))
 
     def _tell_held(self, trace: Trace | None) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ACTIVATIONS, ModelSpec
 from flexref.backend.records import RecordLayout
 from flexref.policy import Policy, Shares
+from flexref.units import MIB
 
 Values = npt.NDArray[Any]
 
@@ -126,5 +127,6 @@ def policies(draw: st.DrawFn, /, cache_schemes: tuple[str, ...] = ("none", "int4
         "attention_on": draw(st.sampled_from(("device", "host"))),
         "cache_scheme": draw(st.sampled_from(cache_schemes)),
         "cache_group_size": draw(st.sampled_from((4, 16, 64))),
+        "read_ahead_gib": draw(st.sampled_from((None, 0.0, 24 / MIB, 1.0))),
     }
     return Policy(**{**drawn, **fixed})

@@ -17,7 +17,7 @@ from flexref.tiers.table_reads import TableRead
 from flexref.tiers.transfer import Copy, DiskFile, Region, host_bytes, view
 from flexref.tiers.weight_reads import RunInPieces, WholeRun
 from flexref.tiers.weight_source import WeightSource, check_homes
-from flexref.tiers.weights_plan import Run, WeightsPlan
+from flexref.tiers.weights_plan import STAGING, Run, WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, Kind, Tier, aligned
 
 
@@ -66,10 +66,24 @@ class WeightStore:
         if plan.slot_bytes:
             slots = self._take(arenas[Tier.DEVICE], "weight slots", plan.slots * plan.slot_bytes)
             self._slots = [slots.part(slot * plan.slot_bytes, plan.slot_bytes) for slot in range(plan.slots)]
-        if plan.staging_slot_bytes:
-            size = plan.staging_slot_bytes
-            staging = self._take(arenas[Tier.HOST], "weight staging", plan.slots * size)
-            self._staging = [staging.part(slot * size, size) for slot in range(plan.slots)]
+        self._take_staging(arenas)
+
+    def restage(self, plan: WeightsPlan, arenas: Mapping[Tier, Arena]) -> None:
+        """Go on with another plan, that differs in how far it reads ahead; nothing is loaded anew.
+
+        After a `CapacityError` there is no place for what comes from disk: the store can only be released.
+        """
+        self.plan, self._staging = plan, []
+        for held in [held for held in self._taken if held[1] == STAGING]:
+            self._taken.remove(held)
+            held[0].give_back(held[1], held[2])
+        self._take_staging(arenas)
+
+    def _take_staging(self, arenas: Mapping[Tier, Arena]) -> None:
+        size, slots = self.plan.staging_slot_bytes, self.plan.staging_slots
+        if size:
+            staging = self._take(arenas[Tier.HOST], STAGING, slots * size)
+            self._staging = [staging.part(slot * size, size) for slot in range(slots)]
 
     def load(self, arenas: Mapping[Tier, Arena]) -> None:
         """Read what has its home on device or host; read, too, what stays on disk but is gathered row by row, since
@@ -107,7 +121,7 @@ class WeightStore:
             yield Run.of([tensor]), tier
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
-        """disk -> host: the stage's part whose home is the disk; it is checked every time."""
+        """disk -> host: the stage's part whose home is the disk, to a staging slot; it is checked every time."""
         plan, copies = self.plan.stages[stage], []
         for offset, run in plan.homes[Tier.DISK].offsets():
             source = Region(Tier.DISK, WholeRun(self.source, run), run.file_offset, run.nbytes)
@@ -115,8 +129,11 @@ class WeightStore:
             copies.append(Copy(Kind.WEIGHTS, f"{plan.stage.name} weights", source, target))
         return copies
 
-    def load_slot(self, stage: int, slot: int) -> list[Copy]:
-        """host -> device: the stage's streamed parts, one copy for those whose home is the host, one for the disk's."""
+    def load_slot(self, stage: int, slot: int, staged: int) -> list[Copy]:
+        """host -> device: the stage's streamed parts, one copy for those whose home is the host, one for the disk's.
+
+        `staged`: the staging slot to which the disk's were fetched.
+        """
         plan, copies = self.plan.stages[stage], []
         what = f"{plan.stage.name} weights"
         from_host, from_disk = plan.homes[Tier.HOST].nbytes, plan.homes[Tier.DISK].nbytes
@@ -125,7 +142,7 @@ class WeightStore:
             copies.append(Copy(Kind.WEIGHTS, what, self._host[stage], target))
         if from_disk:
             target = self._slots[slot].part(from_host, from_disk)
-            copies.append(Copy(Kind.WEIGHTS, what, self._staging[slot].part(0, from_disk), target))
+            copies.append(Copy(Kind.WEIGHTS, what, self._staging[staged].part(0, from_disk), target))
         return copies
 
     def operands(self, stage: int, slot: int) -> dict[str, Matrix]:

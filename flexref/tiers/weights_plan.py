@@ -4,11 +4,14 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flexref.architecture.stages import Stage, StageKind, stages, token_tiles
-from flexref.policy import Shares
+from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import StoredTensor, WeightFile
 from flexref.tiers.disk import CHUNK_BYTES
 from flexref.tiers.placement import place_stages
-from flexref.units import ALIGNMENT_BYTES, Tier, aligned
+from flexref.units import ALIGNMENT_BYTES, GIB, Tier, aligned, slots_of
+
+STAGING = "weight staging"
+"""What host memory is held for through which weights come from disk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,16 +78,27 @@ class StagePlan:
 
 @dataclass(frozen=True, slots=True)
 class WeightsPlan:
-    """The homes of all weights. `gathered` are the tiles of a token table that no stage streams (an untied one)."""
+    """The homes of all weights. `gathered` are the tiles of a token table that no stage streams (an untied one).
+
+    `slots` stages may be under way to the device; for what comes from disk there are places on the host for as many, or
+    for as many more as `read_ahead_bytes` hold, but never for more than stages have weights on disk.
+    """
 
     file: WeightFile
     stages: tuple[StagePlan, ...]
     gathered: tuple[tuple[StoredTensor, Tier], ...]
     slots: int
+    read_ahead_bytes: int = 0
 
     @classmethod
-    def of(cls, file: WeightFile, shares: Shares, slots: int) -> "WeightsPlan":
-        """Place every unit so that totals follow `shares`; `slots` stages may be under way.
+    def under(cls, file: WeightFile, policy: Policy) -> "WeightsPlan":
+        """The homes of a file's weights as a policy has them. Without overlap nothing is read ahead."""
+        ahead = policy.read_ahead_gib if policy.overlap else None
+        return cls.of(file, policy.weights, slots_of(policy.overlap), int((ahead or 0) * GIB))
+
+    @classmethod
+    def of(cls, file: WeightFile, shares: Shares, slots: int, read_ahead_bytes: int = 0) -> "WeightsPlan":
+        """Place every unit so that totals follow `shares`.
 
         The token table, the positions and the head come to the device first (see `placement`).
         """
@@ -113,7 +127,7 @@ class WeightsPlan:
             }
             plans.append(StagePlan(stage, homes))
         gathered = tuple((stage[0][0], tiers[0]) for stage, tiers in zip(single, placed[len(units) :], strict=True))
-        return cls(file, tuple(plans), gathered, slots)
+        return cls(file, tuple(plans), gathered, slots, read_ahead_bytes)
 
     def bytes_at_home(self, tier: Tier) -> int:
         """Bytes of weights whose home is `tier`, alignment included."""
@@ -138,6 +152,18 @@ class WeightsPlan:
         """Host bytes of one staging slot for what comes from disk."""
         return max(plan.homes[Tier.DISK].nbytes for plan in self.stages)
 
+    @property
+    def fetched(self) -> tuple[int, ...]:
+        """The stages of which something comes from disk in every pass."""
+        return tuple(number for number, plan in enumerate(self.stages) if plan.homes[Tier.DISK].nbytes)
+
+    @property
+    def staging_slots(self) -> int:
+        """Places on the host for what comes from disk, of one stage each."""
+        if not self.staging_slot_bytes:
+            return self.slots
+        return max(self.slots, min(self.read_ahead_bytes // self.staging_slot_bytes, len(self.fetched)))
+
     def needs(self) -> Iterator[tuple[Tier, str, int]]:
         """(tier, holder, bytes) of everything that `WeightStore` will take."""
         for tier in Tier:
@@ -146,4 +172,4 @@ class WeightsPlan:
         if self.slot_bytes:
             yield Tier.DEVICE, "weight slots", self.slots * self.slot_bytes
         if self.staging_slot_bytes:
-            yield Tier.HOST, "weight staging", self.slots * self.staging_slot_bytes
+            yield Tier.HOST, STAGING, self.staging_slots * self.staging_slot_bytes

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from typing import TypeGuard
 
 import pytest
 from hypothesis import given
@@ -22,6 +23,14 @@ from flexref.schedule.zigzag import (
 from flexref.units import Kind
 
 SHAPES = st.builds(Shape, st.integers(1, 4), st.integers(3, 6), st.integers(1, 4), st.just(2))
+
+
+@st.composite
+def shapes_with_disk(draw: st.DrawFn) -> Shape:
+    """Shapes of which some stages are read from disk, into more or fewer places than there are such stages."""
+    shape = draw(SHAPES)
+    fetched = draw(st.none() | st.sets(st.integers(0, shape.stages - 1)).map(lambda found: tuple(sorted(found))))
+    return replace(shape, fetched=fetched, fetch_slots=draw(st.none() | st.integers(1, shape.stages + 2)))
 
 
 def test_groups_are_innermost_so_that_a_stage_is_fetched_once_per_pass() -> None:
@@ -99,6 +108,62 @@ def test_weights_arrive_one_stage_ahead_of_their_use(shape: Shape) -> None:
             if following is not None:
                 assert Movement(Hop.LOAD, Kind.WEIGHTS, following) in started | set(beat.ahead)
         started.update(beat.operations())
+
+
+@given(shapes_with_disk(), st.booleans())
+def test_stages_are_read_from_disk_once_a_pass_if_they_have_weights_there(shape: Shape, overlap: bool) -> None:
+    order = list(beats(shape, overlap=overlap))
+    assert first_violation(order, shape) is None
+    reads = [operation.visit for beat in order for operation in beat.operations() if _is_read(operation)]
+    stages = range(shape.stages) if shape.fetched is None else shape.fetched
+    assert reads == [Visit(number, stage, 0) for number in range(shape.passes or 0) for stage in stages]
+    assert [shape.fetches_before(shape.stage_number(visit)) for visit in reads] == list(range(len(reads)))
+    assert [shape.fetched_visit(number) for number in range(len(reads))] == reads
+    assert shape.fetched_visit(len(reads)) is None
+
+
+@given(shapes_with_disk())
+def test_no_place_on_the_host_is_read_into_before_what_it_holds_is_loaded(shape: Shape) -> None:
+    holds: dict[int, Visit] = {}
+    for beat in beats(shape, overlap=True):
+        for operation in beat.operations():
+            if _is_read(operation):
+                assert shape.fetch_slot(operation.visit) not in holds
+                holds[shape.fetch_slot(operation.visit)] = operation.visit
+            elif isinstance(operation, Movement) and (operation.hop, operation.kind) == (Hop.LOAD, Kind.WEIGHTS):
+                held = holds.pop(shape.fetch_slot(operation.visit), None) if shape.is_fetched(operation.visit) else None
+                assert held == (operation.visit if shape.is_fetched(operation.visit) else None)
+
+
+@given(shapes_with_disk(), st.integers(0, 4))
+def test_the_disk_is_ahead_by_as_many_stages_as_there_are_places_also_over_the_end_of_a_pass(
+    shape: Shape, last: int
+) -> None:
+    asked: list[int] = []
+
+    def goes_on(number: int) -> bool:
+        asked.append(number)
+        return number <= last
+
+    reads: list[Visit] = []
+    for beat in beats(shape, overlap=True, goes_on=goes_on):
+        if beat.computation is not None and beat.computation.visit.pass_number > last:
+            break
+        reads += [operation.visit for operation in beat.ahead if _is_read(operation)]
+        if beat.computation is None:
+            assert len(reads) <= max(1, shape.fetches_ahead)
+            continue
+        visit = beat.computation.visit
+        assert all(number == visit.pass_number + 1 for number in asked), "a pass is asked for in the one before it"
+        asked.clear()
+        stage_number, passes = shape.stage_number(visit), min(visit.pass_number + 2, last + 1, shape.passes or 0)
+        most = shape.fetches_before(passes * shape.stages)
+        assert len(reads) == min(most, shape.fetches_before(stage_number + 1) + shape.fetches_ahead)
+    assert all(visit.pass_number <= last for visit in reads), "nothing is read for a pass that does not come"
+
+
+def _is_read(operation: Operation) -> TypeGuard[Movement]:
+    return isinstance(operation, Movement) and (operation.hop, operation.kind) == (Hop.FETCH, Kind.WEIGHTS)
 
 
 @given(SHAPES, st.data())

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,7 @@ class WeightStoreStates(RuleBasedStateMachine):
     @rule(
         name=st.sampled_from(NAMES),
         shares=SHARES,
-        slots=st.integers(1, 2),
+        places=st.tuples(st.integers(1, 2), st.sampled_from([0, 0, 3 * PAGE, 40 * PAGE])),
         short=st.sampled_from([None, None, None, *Tier]),
         breaks=st.sampled_from([None, None, "disk", "Ctrl-C", "a byte"]),
         after=st.integers(0, 12),
@@ -154,7 +155,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         self,
         name: str,
         shares: tuple[float, float],
-        slots: int,
+        places: tuple[int, int],
         short: Tier | None,
         breaks: str | None,
         after: int,
@@ -163,7 +164,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         source = self.opened(name, tries)
         if breaks == "a byte":
             self.disk.damage[list(self.file.parts)[after].extent.offset] = 1
-        self.plan = WeightsPlan.of(self.file, Shares.of(*shares), slots)
+        self.plan = WeightsPlan.of(self.file, Shares.of(*shares), *places)
         needs: Counter[Tier] = Counter()
         for tier, _, nbytes in self.plan.needs():
             needs[tier] += aligned(nbytes, PAGE)
@@ -268,7 +269,7 @@ class WeightStoreStates(RuleBasedStateMachine):
     @rule(data=st.data(), fails=st.sampled_from([-1, -1, -1, 0, 1]))
     def fetch(self, data: st.DataObject, fails: int) -> None:
         assert self.store is not None
-        stage, slot = self.choose(data)
+        stage, _, slot = self.choose(data)
         plan = self.plan.stages[stage]
         runs = list(plan.homes[Tier.DISK].runs)
         self.disk.begin(fails)
@@ -289,10 +290,10 @@ class WeightStoreStates(RuleBasedStateMachine):
     @rule(data=st.data())
     def load_slot(self, data: st.DataObject) -> None:
         assert self.store is not None
-        stage, slot = self.choose(data)
-        if self.plan.stages[stage].homes[Tier.DISK].runs and self.staged.get(slot) != stage:
+        stage, slot, staged = self.choose(data)
+        if self.plan.stages[stage].homes[Tier.DISK].runs and self.staged.get(staged) != stage:
             return
-        self.mover.run(Lane.WEIGHTS_IN, self.store.load_slot(stage, slot))
+        self.mover.run(Lane.WEIGHTS_IN, self.store.load_slot(stage, slot, staged))
         self.in_slot[slot] = stage
 
     @precondition(lambda self: self.store is not None)
@@ -300,16 +301,40 @@ class WeightStoreStates(RuleBasedStateMachine):
     def stream(self, data: st.DataObject) -> None:
         """As a pass does it."""
         assert self.store is not None
-        stage, slot = self.choose(data)
-        same = _chosen(stage, slot)
+        stage, slot, staged = self.choose(data)
+        same = _chosen(stage, slot, staged)
         self.fetch(same, -1)
         self.load_slot(same)
         self.operands_are_those_of_the_file()
 
-    def choose(self, data: Any) -> tuple[int, int]:
+    @precondition(lambda self: self.store is not None)
+    @rule(ahead=st.sampled_from([0, 3 * PAGE, 40 * PAGE]), short=st.booleans())
+    def restage(self, ahead: int, short: bool) -> None:
+        """Another job reads further ahead, or less far: all but what waits from disk stays where it is."""
+        assert self.store is not None
+        self.plan = replace(self.plan, read_ahead_bytes=ahead)
+        needs = sum(aligned(nbytes, PAGE) for tier, _, nbytes in self.plan.needs() if tier is Tier.HOST)
+        short = short and self.plan.staging_slot_bytes > 0
+        self.arenas[Tier.HOST].budget_bytes = needs - short
+        self.staged.clear()
+        try:
+            self.store.restage(self.plan, self.arenas)
+        except CapacityError:
+            assert short
+            self.store.release(self.arenas)
+            self.nothing_is_held()
+            self.store = None
+        else:
+            assert not short, "a budget was exceeded"
+            assert self.arenas[Tier.HOST].held_bytes == needs
+
+    def choose(self, data: Any) -> tuple[int, int, int]:
+        """A stage, one of its slots on the device, and one of its places on the host."""
         if isinstance(data, tuple):
             return data
-        return data.draw(st.integers(0, len(self.plan.stages) - 1)), data.draw(st.integers(0, self.plan.slots - 1))
+        counts = len(self.plan.stages), self.plan.slots, self.plan.staging_slots
+        stage, slot, staged = (data.draw(st.integers(0, count - 1)) for count in counts)
+        return stage, slot, staged
 
     @precondition(lambda self: self.store is not None)
     @rule()
@@ -389,9 +414,9 @@ class WeightStoreStates(RuleBasedStateMachine):
         self.patch.undo()
 
 
-def _chosen(stage: int, slot: int) -> Any:
+def _chosen(stage: int, slot: int, staged: int) -> Any:
     """Stands for what is drawn, where a rule calls another."""
-    return stage, slot
+    return stage, slot, staged
 
 
 @pytest.fixture(scope="module")
@@ -413,8 +438,8 @@ class HasOneStagingSlot(WeightStore):
 
 
 class ForgetsTheSecondPart(WeightStore):
-    def load_slot(self, stage: int, slot: int) -> Any:
-        return super().load_slot(stage, slot)[:1]
+    def load_slot(self, stage: int, slot: int, staged: int) -> Any:
+        return super().load_slot(stage, slot, staged)[:1]
 
 
 class GathersWhatItNeverChecked(WeightStore):

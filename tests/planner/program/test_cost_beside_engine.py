@@ -201,7 +201,7 @@ def test_a_job_that_scores_is_counted_as_the_simulator_runs_it(overlap: bool, as
         (HOST_SHARES, DISK, DEVICE),
         (DEVICE, HOST_SHARES, HOST_SHARES),
     ):
-        policy = Policy(weights, cache, activations, rows, groups, overlap)
+        policy = Policy(weights, cache, activations, rows, groups, overlap, read_ahead_gib=0.0)  # as the program
         task = Situation(file, machine, job, policy).task
         assert task.scoring is not None
         assert task.stage_kinds.count(StageKind.HEAD) > 1

@@ -1,0 +1,80 @@
+"""How far a block reads ahead from disk: as its policy says, or as the host has room; its tokens stay the same."""
+
+import pytest
+from flexref_numpy import NumpyBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexref.architecture.spec import ModelSpec
+from flexref.block.budgets import STAGES_AHEAD, lasting_needs, loading_need, totals
+from flexref.block.memory_plan import plan_block
+from flexref.block.rows import RowLengths
+from flexref.block.workspace import Expansion
+from flexref.check.models import write_model
+from flexref.engine.engine import Engine
+from flexref.engine.request import Request
+from flexref.loading import load
+from flexref.policy import Policy, Shares
+from flexref.storage.weightfile import open_weight_file
+from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import GIB, Tier
+
+SPEC = ModelSpec("deep", 150, 48, 16, 16, 7, 2, 32)
+ROWS = [[1, 2, 3], [4, 5], [6]]
+LENGTHS = [RowLengths(len(row), 3) for row in ROWS]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    place = tmp_path_factory.mktemp("ahead") / "deep.h5"
+    write_model(place, SPEC)
+    return str(place)
+
+
+def _tokens(engine: Engine) -> list[list[int]]:
+    return [list(output.token_ids) for output in engine.generate(ROWS, Request(3, ignore_eos=True)).outputs]
+
+
+@settings(max_examples=25)
+@given(st.data())
+def test_the_host_budget_holds_and_bits_stay_however_far_is_read_ahead(path: str, data: st.DataObject) -> None:
+    file, caps = open_weight_file(path), NumpyBackend().caps
+    host = data.draw(st.sampled_from([0.0, 0.2, 0.5]))
+    asked = data.draw(st.sampled_from([None, None, 0.0, 20000 / GIB, 0.5]))
+    groups = data.draw(st.integers(1, 2))
+    policy = Policy(weights=Shares(0.0, host, 1 - host), rows_per_group=2, groups_per_block=groups)
+    weights = WeightsPlan.under(file, policy.changed(read_ahead_gib=asked))
+    block = plan_block(weights, caps, policy, LENGTHS, expansion=Expansion.NEVER)
+    least = totals([*lasting_needs(weights, caps), *block.needs()])[Tier.HOST]
+    least = max(least, totals([*lasting_needs(weights, caps), loading_need(weights)])[Tier.HOST])
+    room = data.draw(st.integers(0, 9)) * weights.staging_slot_bytes + data.draw(st.integers(0, 4095))
+    with load(path, policy=policy.changed(read_ahead_gib=asked), host_mem_gib=(least + room) / GIB) as engine:
+        found, stats = _tokens(engine), engine.session.standing
+        assert stats is not None
+        settled, held = stats.stats.policy, engine.session.arenas[Tier.HOST]
+        slots = WeightsPlan.under(file, settled).staging_slots
+    with load(path, policy=policy.changed(overlap=False)) as plain:
+        assert found == _tokens(plain)
+    assert held.budget_bytes is not None
+    assert held.peak_bytes <= held.budget_bytes
+    fetched = len(weights.fetched)
+    if asked is None:
+        wanted = min(fetched, 2 + room // weights.staging_slot_bytes)
+        assert slots == max(2, wanted), "the slots of a small model are small: all that there is room for"
+    else:
+        assert settled.read_ahead_gib == asked
+        assert slots == max(2, min(fetched, int(asked * GIB) // weights.staging_slot_bytes))
+
+
+def test_a_job_that_reads_further_ahead_loads_no_weights_anew(path: str) -> None:
+    half = Policy(weights=Shares(0.0, 0.5, 0.5), rows_per_group=3)
+    with load(path, policy=half.changed(read_ahead_gib=0.0)) as engine:
+        tokens = _tokens(engine)
+        store = engine.session.weights_for(half)
+        held = engine.session.arenas[Tier.HOST].held_bytes
+        engine.session.settle = lambda session, rows: half.changed(read_ahead_gib=0.25)
+        assert _tokens(engine) == tokens
+        assert engine.session.weights_for(half.changed(read_ahead_gib=0.25)) is store
+        more = store.plan.staging_slots - 2
+        assert more >= STAGES_AHEAD - 2
+        assert engine.session.arenas[Tier.HOST].held_bytes == held + more * store.plan.staging_slot_bytes
