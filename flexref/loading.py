@@ -25,6 +25,7 @@ from flexref.policy import Policy
 from flexref.profile.kept_machines import Given, MeasuredOnce
 from flexref.storage.names import resolve
 from flexref.storage.weightfile import WeightFile, open_weight_file
+from flexref.text.tokenizer import Tokenizer
 from flexref.units import GIB
 
 LOG = logging.getLogger(__name__)
@@ -94,9 +95,13 @@ def open_engine(  # noqa: PLR0913 - as `load`
     mirror: str | Path | None = None,
     on_event: OnEvent = no_listener,
     wall: Wall | None = None,
+    tokenizer: Tokenizer | None = None,
     **backend_options: Any,
 ) -> Engine:
-    """An engine whose jobs `settling` settles; see `load`. Without a `wall` the first one's whole time begins now."""
+    """An engine whose jobs `settling` settles; see `load`. Without a `wall` the first one's whole time begins now.
+
+    `tokenizer`: that of the file, where it is made already.
+    """
     wall = wall or Wall()
     with wall.part(WallPart.LOAD):
         file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
@@ -112,7 +117,12 @@ def open_engine(  # noqa: PLR0913 - as `load`
             budgets = backend_budgets(port, *asked)
             with wall.part(WallPart.LOAD):
                 session = Session(
-                    file, port, settling, budgets, disk_dir=disk_dir, mirror=mirror, on_event=on_event, wall=wall
+                    *(file, port, settling, budgets),
+                    disk_dir=disk_dir,
+                    mirror=mirror,
+                    on_event=on_event,
+                    wall=wall,
+                    tokenizer=tokenizer,
                 )
         LOG.info("opened %s: %s, %s weights, %s", file.path, file.spec.name, file.stored, in_gib(file.nbytes))
         shown = ", ".join(f"{tier.value} {'any' if size is None else in_gib(size)}" for tier, size in budgets.items())

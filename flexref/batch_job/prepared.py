@@ -101,11 +101,14 @@ class Prepared:
         self.file: WeightFile = open_weight_file(resolve(settings.model))
 
     @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The model's own, made once for requests and for all engines: a large one takes half a second."""
+        return Tokenizer.if_any(self.file.tokenizer_json, self.file.path)
+
+    @cached_property
     def model(self) -> ServedModel:
         """The model as a reader of requests sees it."""
-        file = self.file
-        tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
-        return served_model(file.spec, tokenizer)
+        return served_model(self.file.spec, self.tokenizer)
 
     def reader(self, *, as_json: bool) -> RequestReader:
         """Reads lines as requests."""
@@ -115,7 +118,8 @@ class Prepared:
         """Opens the job's engines."""
         settings = self.settings
         budgets = {name: value for name, value in settings.asked.budgets.items() if value is not None}
-        return Engines(self.file, self.settling, settings.backend, budgets, settings.options, on_event, settings.mirror)
+        options = {**settings.options, "tokenizer": self.tokenizer}
+        return Engines(self.file, self.settling, settings.backend, budgets, options, on_event, settings.mirror)
 
     @cached_property
     def port(self) -> "PortFacts":

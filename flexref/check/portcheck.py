@@ -153,7 +153,7 @@ def _token_ids(job: PortCheck, file: WeightFile) -> list[tuple[int, ...]]:
         draw = np.random.default_rng(0)
         lengths = [min(count, max(1, spec.positions - job.max_new_tokens)) for count in PROMPT_TOKENS]
         prompts = [Prompt(token_ids=tuple(draw.integers(0, spec.vocabulary, count).tolist())) for count in lengths]
-    tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
+    tokenizer = Tokenizer.if_any(file.tokenizer_json, file.path)
     return all_token_ids(prompts, tokenizer, spec.vocabulary, spec.positions, job.max_new_tokens)
 
 

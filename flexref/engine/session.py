@@ -81,16 +81,18 @@ class Session:
         mirror: str | Path | None = None,
         on_event: OnEvent = no_listener,
         wall: Wall | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         """Without `budgets` what is free is the budget; without `disk` weights come from the file itself, and from
-        `mirror`, a copy of it, where it fails. Without a `wall` the whole time of the first job begins now.
+        `mirror`, a copy of it, where it fails. Without a `wall` the first job's whole time begins now. `tokenizer`: the
+        file's, if it is made already.
         """
         self.file, self.backend, self.settle, self.on_event = file, backend, settle, logged(on_event)
         self.budgets = dict(budgets or backend_budgets(backend, None, None))
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.wall = wall or Wall()
         self.wall.watch(compile_time(backend))
-        self.tokenizer = None if file.tokenizer_json is None else Tokenizer.from_json(file.tokenizer_json, file.path)
+        self.tokenizer = tokenizer or Tokenizer.if_any(file.tokenizer_json, file.path)
         self.rehearsals = Rehearsals(backend)
         self.interrupts = Interrupts()
         self._traffic = Traffic()

@@ -67,6 +67,11 @@ class Tokenizer:
         document = as_json(as_text(data, source, CheckpointError), source, CheckpointError)
         return cls(check_document(document, source), source)
 
+    @classmethod
+    def if_any(cls, data: bytes | None, source: str) -> "Tokenizer | None":
+        """`from_json`, or None where there is no document: a model need not have a tokenizer."""
+        return None if data is None else cls.from_json(data, source)
+
     @cached_property
     def chat_template(self) -> "ChatTemplate | None":
         """The model's chat template, compiled; None if it has none. `CheckpointError` for one that cannot be used."""

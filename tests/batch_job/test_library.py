@@ -22,6 +22,7 @@ from flexref.storage.names import DEMO, resolve
 from flexref.storage.weightfile import open_weight_file, read_tensor
 from flexref.storage.writer import WeightFileWriter
 from flexref.text.chat_document import CHAT
+from flexref.text.tokenizer import Tokenizer
 
 SPEC = ModelSpec("tiny", 50, 48, 16, 16, 2, 2, 32, eos_token_ids=(7, 11, 20))
 
@@ -218,6 +219,19 @@ def test_a_chat_is_answered_by_way_of_the_models_template(tmp_path: Path) -> Non
     assert "content of type 'image_url' is not served" in refused["error"]["message"]
     (without,) = flexref.batch([chat], model=DEMO)
     assert without["error"]["code"] == "no_chat_template"
+
+
+def test_a_tokenizer_is_made_once_for_requests_and_all_engines(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    really_made = Tokenizer.__init__
+
+    def noted(self: Tokenizer, *document: Any) -> None:
+        made.append(self)
+        really_made(self, *document)
+
+    monkeypatch.setattr(Tokenizer, "__init__", noted)
+    assert len(list(flexref.batch([{"prompt": "The king", "max_tokens": 1}], model=DEMO))) == 1
+    assert len(made) == 1
 
 
 def test_a_mirror_is_the_engines(tmp_path: Path) -> None:
