@@ -64,7 +64,11 @@ COMMANDS: Mapping[str, Entry] = MappingProxyType(
         "compare-models": Entry("flexref.cli.compare_models", "Tell how far one model is from another on a text."),
         "lm-eval": Entry("flexref.cli.lm_eval", "Run the lm-evaluation-harness's tasks on a model."),
         "check": Entry("flexref.cli.check", "Check a port: which operator is wrong, by how much, on what input."),
-        "conformance": Entry("flexref.cli.porting.conformance", "Try the port contract: a support table of any port."),
+        "conformance": Entry(
+            "flexref.cli.porting.conformance",
+            "Try the port contract: a support table of any port.",
+            {"diff": Entry("flexref.cli.porting.diff", "Tell what has changed between two results.")},
+        ),
         "new-backend": Entry("flexref.cli.porting.new_backend", "Write the package of a new port, to be filled in."),
         "logits": Entry(
             "flexref.cli.reference_run.logits",

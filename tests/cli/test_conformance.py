@@ -124,3 +124,22 @@ def test_without_hypothesis_a_line_names_the_extra(
     monkeypatch.setattr(flexref.cli.porting.conformance, "find_spec", lambda name: None)
     assert conformance("--backend", "numpy") == 1
     assert "pip install '.[testing]'" in capsys.readouterr().err
+
+
+def test_two_results_are_compared_and_a_step_back_leaves_with_1(
+    wrong: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("numpy", "wrong"):
+        conformance("--backend", name, "--json", "--report", f"{name}.html", *CLAUSES)
+        (wrong / f"{name}.json").write_text(capsys.readouterr().out)
+    assert "gelu: element" in (wrong / "wrong.html").read_text()
+    assert conformance("--backend", "numpy", "--report", "wrong.html", *CLAUSES) == 1
+    assert "--force replaces it" in capsys.readouterr().err
+    assert conformance("diff", "numpy.json", "wrong.json") == 1
+    shown = capsys.readouterr()
+    assert "activations_are_their_functions: passed, now failed (activate): AssertionError: gelu" in shown.out
+    assert shown.err == "flexref: 1 clause got worse, first activations_are_their_functions\n"
+    assert conformance("diff", "wrong.json", "numpy.json", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["worse"] == 0
+    assert conformance("diff", "numpy.json", "numpy.json") == 0
+    assert capsys.readouterr().out == "nothing has changed\n"

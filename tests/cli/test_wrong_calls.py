@@ -83,6 +83,7 @@ WRONG = (
     ("conformance", "--backend", "numpy", "--operator", "nope"),
     ("conformance", "--backend", "numpy", "--time-limit-s", "0"),
     ("conformance", "--backend", "numpy", "--replay", "a.npz", "--operator", "linear"),
+    ("conformance", "diff", "a.json"),
     ("new-backend",),
     ("new-backend", "mine"),
     ("new-backend", "My-Port", "there"),

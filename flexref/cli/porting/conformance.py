@@ -63,8 +63,18 @@ def need_hypothesis() -> None:
     shell_complete=files,
     help="Known failures, a JSON object of reasons by clause: they are told, and do not count.",
 )
+@click.option("--perf", "timed", is_flag=True, help="Time every operator, too, beside the port's memory and product.")
+@click.option(
+    "--report",
+    "page_file",
+    type=TEXT,
+    metavar="FILE.html",
+    shell_complete=files,
+    help="Write a page of the result, too.",
+)
+@option("--force")
 @option("--json")
-def command(as_json: bool, replay_file: str | None, **given: Any) -> None:
+def command(as_json: bool, replay_file: str | None, page_file: str | None, force: bool, **given: Any) -> None:
     """Try the contract on an installed port, and say of each method whether it passes and how far off it is.
 
     Every clause runs in a process of its own: a crash, an exit or a hanging port is a finding like a wrong result. What
@@ -78,7 +88,16 @@ def command(as_json: bool, replay_file: str | None, **given: Any) -> None:
         _replay(given, replay_file, as_json)
         return
     asked = _asked(given)
-    result = _conform(asked, as_json)
+    if page_file is not None:
+        from flexref.cli.show.outputs import check_outputs
+
+        check_outputs({"--report": page_file}, (given["known_file"],), force=force)
+    result = _conform(asked)
+    if page_file is not None:
+        from flexref.files import write_text
+        from flexref.testing.conformance.page import page
+
+        write_text(page_file, page(result))
     if as_json:
         click.echo(result.to_json())
     else:
@@ -109,11 +128,12 @@ def _asked(given: dict[str, Any]) -> "Conformance":
         given["examples"],
         given["limit_s"],
         given["cases_folder"] or f"{given['backend']}-cases",
+        given["timed"],
         {} if known is None else read_known(known, tuple(CLAUSES)),
     )
 
 
-def _conform(asked: "Conformance", as_json: bool) -> "ConformanceResult":
+def _conform(asked: "Conformance") -> "ConformanceResult":
     from flexref.cli.show.progress import progress
     from flexref.testing.conformance.contract_run import conform
 

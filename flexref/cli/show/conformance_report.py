@@ -9,9 +9,10 @@ from rich.text import Text
 from flexref.cli.show.console import FilledTable, print_wrapped
 from flexref.cli.streams import printable
 from flexref.errors import how_many
+from flexref.units import GIGA
 
 if TYPE_CHECKING:
-    from flexref.testing.conformance.results import ClauseResult, ConformanceResult, MethodResult
+    from flexref.testing.conformance.results import ClauseResult, ConformanceResult, MethodResult, PortRates
 
 HEADINGS = ("method", "", "clauses", "calls", "worst share", "seconds", "types", "edges")
 
@@ -29,9 +30,13 @@ def print_result(console: Console, result: "ConformanceResult") -> None:
         f"port {result.backend} ({printable(about)}): {passed} of {how_many(len(tried), 'clause')} passed, "
         f"{len(result.clauses) - len(tried)} are not needed of it",
     )
-    rows = [_cells(method, console.width) for method in result.methods]
+    rows = [_cells(method, console.width) for method in result.methods if method.status != "not called"]
     console.print(FilledTable("Methods of the protocol", HEADINGS, rows, left=("", "types", "edges")))
     console.print("worst share: the largest error as a share of its bound; seconds: of the host, in calls")
+    if result.rates is not None:
+        _print_rates(console, result.rates)
+    if result.not_timed is not None:
+        console.print(Text(result.not_timed))
     for clause in result.clauses:
         if clause.error is not None and clause.status != "not written":
             _print_failed(console, clause)
@@ -57,6 +62,25 @@ def _cells(method: "MethodResult", width: int) -> Sequence[str]:
         ", ".join(method.dtypes),
         ", ".join(method.edges) if width >= EDGES_WIDTH else "",
     )
+
+
+def _print_rates(console: Console, rates: "PortRates") -> None:
+    """Every operator beside the least time that the port's own limits allow."""
+    rows = [
+        (
+            rate.method,
+            rate.shape,
+            f"{1e6 * rate.seconds:.1f}",
+            f"{1e6 * rate.least_s:.1f}",
+            rate.limit,
+            f"{100 * rate.share:.2g}",
+        )
+        for rate in rates.operators
+    ]
+    headings = ("operator", "on", "us", "least us", "limit", "% of limit")
+    console.print(FilledTable("How fast operators are", headings, rows, left=("on", "limit")))
+    memory, product = rates.memory_bytes_per_s / GIGA, rates.flops_per_s / GIGA
+    console.print(f"limits, measured on this port: memory {memory:.4g} GB/s, products {product:.4g} GFLOP/s")
 
 
 def _print_failed(console: Console, clause: "ClauseResult") -> None:

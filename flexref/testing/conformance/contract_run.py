@@ -25,6 +25,7 @@ from flexref.testing.conformance.clause_run import (
 )
 from flexref.testing.conformance.draws import CaseError, DrawnValues
 from flexref.testing.conformance.processes import ProcessEnd, run_apart
+from flexref.testing.conformance.rates import measure_rates
 from flexref.testing.conformance.results import (
     FAILED,
     FINDINGS,
@@ -37,6 +38,7 @@ from flexref.testing.conformance.results import (
     ConformanceResult,
     LeftToDo,
     MethodResult,
+    PortRates,
     to_jsonable,
 )
 from flexref.testing.conformance.watch import METHODS, MethodUse
@@ -61,7 +63,7 @@ class Conformance:
     """What to try: the installed port `backend`, `clauses` by name, those about one of `methods` if any is named.
 
     `limit_s`: a clause that takes longer hangs. `cases`: the folder in which failing inputs are saved, None for none.
-    `known`: reasons of clauses that are known to fail.
+    `timed`: operators are timed afterwards, if no clause fails. `known`: reasons of clauses that are known to fail.
     """
 
     backend: str
@@ -70,6 +72,7 @@ class Conformance:
     examples: int = 100
     limit_s: float = 300.0
     cases: str | None = None
+    timed: bool = False
     known: Mapping[str, str] = field(default_factory=dict)
 
     def chosen(self) -> list[str]:
@@ -101,6 +104,7 @@ def conform(asked: Conformance, on_clause: Callable[[ClauseResult], object] = la
             uses[name] = end.result.uses if end.result is not None else {}
         found.append(about)
         on_clause(about)
+    rates, not_timed = _timed(asked, found) if asked.timed else (None, None)
     return ConformanceResult(
         backend=asked.backend,
         flexref=__version__,
@@ -111,7 +115,20 @@ def conform(asked: Conformance, on_clause: Callable[[ClauseResult], object] = la
         clauses=found,
         methods=_methods(asked, found, uses, port),
         to_do=_to_do(found, port),
+        rates=rates,
+        not_timed=not_timed,
     )
+
+
+def _timed(asked: Conformance, found: Sequence[ClauseResult]) -> tuple[PortRates | None, str | None]:
+    """(the rates, why there are none): what is wrong is not timed."""
+    wrong = [clause.clause for clause in found if clause.status in SEVERITY]
+    if wrong:
+        return None, f"operators are not timed while a clause fails: {wrong[0]}"
+    end = run_apart(measure_rates, (asked.backend,), asked.limit_s)
+    if end.result is None:
+        return None, f"timing operators: {end.how}"
+    return (end.result, None) if isinstance(end.result, PortRates) else (None, f"timing operators: {end.result}")
 
 
 def ask_port(backend: str) -> PortSurface:

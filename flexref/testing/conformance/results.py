@@ -78,6 +78,35 @@ class LeftToDo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorRate:
+    """One operator at one shape: how long a call takes, and the least time that the port's own limits allow."""
+
+    method: Annotated[str, "The operator."]
+    shape: Annotated[str, "What it was called on."]
+    seconds: Annotated[float, Number(0), "Seconds of one call by the device's clock, the median of some windows."]
+    least_s: Annotated[float, Number(0), "Seconds that its bytes or its operations take at the measured limits."]
+    limit: Annotated[str, OneOf(("memory", "compute")), "Which of the two is longer."]
+    bytes: Annotated[float, Number(0), "The fewest bytes that it must read and write."]
+    flops: Annotated[float, Number(0), "Its floating-point operations."]
+
+    @property
+    def share(self) -> float:
+        """The least time as a share of the time taken: 1 is as fast as the limit."""
+        return self.least_s / self.seconds if self.seconds else 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortRates:
+    """All operators, and the limits that they are held against."""
+
+    memory_bytes_per_s: Annotated[
+        float, Number(0), "Bytes per second that a large copy on the device reads and writes."
+    ]
+    flops_per_s: Annotated[float, Number(0), "Operations per second of a large product of the compute type."]
+    operators: Annotated[Sequence[OperatorRate], "Every operator and shape."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ConformanceResult:
     """What `flexref conformance --json` prints."""
 
@@ -91,6 +120,10 @@ class ConformanceResult:
     clauses: Annotated[Sequence[ClauseResult], "Every clause that was asked for, in the order of the contract."]
     methods: Annotated[Sequence[MethodResult], "Every method of the protocol, in its order."]
     to_do: Annotated[Sequence[LeftToDo], "Methods that are not written, in the order in which to write them."] = ()
+    rates: Annotated[PortRates | None, "How fast operators are; null: not asked for, or why not is in `not_timed`."] = (
+        None
+    )
+    not_timed: Annotated[str | None, "Why operators were not timed; null if they were, or need not be."] = None
 
     @property
     def faults(self) -> Iterator[ClauseResult]:

@@ -22,10 +22,12 @@ from flexref.testing import bench, lane_steps
 
 METHODS: Mapping[str, inspect.Signature] = {
     name: inspect.signature(member)
-    for name, member in vars(Backend).items()
+    for part in Backend.__mro__
+    if part.__module__.startswith("flexref.")
+    for name, member in vars(part).items()
     if inspect.isfunction(member) and not name.startswith("_")
 }
-"""Every method of the protocol in its order, which is the one in which a port is written."""
+"""Every method of the protocol in its order, which is the one in which a port is written; then those of its bases."""
 
 PLACING = frozenset({bench.__file__, lane_steps.__file__})
 """Calls from these files are not a clause's own."""
