@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
@@ -18,15 +18,16 @@ from flexref.engine.interrupts import Interrupts
 from flexref.engine.session import Session, check_policy
 from flexref.engine.wall import Wall, WallPart
 from flexref.errors import PolicyError, in_gib
-from flexref.machine.known import machine_named
-from flexref.machine.machine import Machine
 from flexref.planner.advisor import Advisor
 from flexref.policy import Policy
-from flexref.profile.kept_machines import Given, MeasuredOnce
+from flexref.profile.machine_sources import Given, MeasuredOnce
 from flexref.storage.names import resolve
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.tokenizer import Tokenizer
 from flexref.units import GIB
+
+if TYPE_CHECKING:
+    from flexref.machine.machine import Machine
 
 LOG = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
     path: str | Path | WeightFile,
     *,
     policy: Policy | None = None,
-    machine: str | Machine | None = None,
+    machine: "str | Machine | None" = None,
     backend: str | Backend = "numpy",
     device_mem_gib: float | None = None,
     host_mem_gib: float | None = None,
@@ -69,7 +70,7 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
 
 
 def advisor(
-    policy: Policy | None = None, machine: str | Machine | None = None, keep: Mapping[str, Any] | None = None
+    policy: Policy | None = None, machine: "str | Machine | None" = None, keep: Mapping[str, Any] | None = None
 ) -> Advisor:
     """Who settles the policies of an engine's jobs, and later says how far its predictions were off; see `load`.
 
@@ -81,6 +82,9 @@ def advisor(
     Policy().changed(**(keep or {}))
     if machine is None:
         return Advisor(MeasuredOnce(), policy, keep, plainly=True)
+    from flexref.machine.known import machine_named  # noqa: PLC0415 - a job that names none needs neither
+    from flexref.machine.machine import Machine  # noqa: PLC0415
+
     return Advisor(Given(machine if isinstance(machine, Machine) else machine_named(machine)), policy, keep)
 
 

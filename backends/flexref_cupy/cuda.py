@@ -41,6 +41,7 @@ class Cuda:
             properties = runtime.getDeviceProperties(number)
             self.capability = (int(properties["major"]), int(properties["minor"]))
             runtime.free(0)  # makes the context now, so that its memory is not mistaken for free
+            _load_driver(self._driver)
         except runtime.CUDARuntimeError as error:
             raise BackendUnavailable(f"the CUDA device cannot be used ({error}); nvidia-smi says more") from error
         self.number = number
@@ -225,6 +226,19 @@ def _libraries() -> tuple[Any, Any]:
     except ImportError as error:
         raise BackendUnavailable(f"CuPy cannot be imported ({first_line(error)}): {INSTALL}") from error
     return runtime, driver
+
+
+def _load_driver(driver: Any) -> None:
+    """Call the driver for the first time, which loads its library: CuPy would import all of itself to print so, for
+    whoever sets a variable of it.
+    """
+    from cupy_backends.cuda import _softlink  # noqa: PLC0415
+
+    tell, _softlink._log = _softlink._log, lambda text: None
+    try:
+        driver.ctxGetCurrent()
+    finally:
+        _softlink._log = tell
 
 
 def _device_name(properties: Any) -> str:

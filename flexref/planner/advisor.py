@@ -12,7 +12,6 @@ from flexref.engine.results import Generation, Stats
 from flexref.engine.session import Session
 from flexref.engine.wall import WallPart
 from flexref.errors import CapacityError, PolicyError
-from flexref.machine.machine import Machine
 from flexref.planner.plain_choice import PlainChoice
 from flexref.policy import Policy
 
@@ -20,6 +19,7 @@ LOG = logging.getLogger(__name__)
 
 
 if TYPE_CHECKING:
+    from flexref.machine.machine import Machine
     from flexref.simulator.prediction_error import PredictionError
 
 
@@ -29,10 +29,10 @@ class Machines(Protocol):
     def check(self, backend: Backend) -> None:
         """`PolicyError` if the machine is known not to be one of this port; nothing is measured."""
 
-    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
+    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> "Machine":
         """The machine; it may be measured first, which `tell` hears of."""
 
-    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
+    def kept(self, backend: Backend, disk_dir: Path) -> "Machine | None":
         """The machine, if it is known without measuring."""
 
 

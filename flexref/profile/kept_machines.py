@@ -1,4 +1,4 @@
-"""Finds the machine to plan for: this one, measured once and kept, or one that is given; it measures nothing itself.
+"""Keeps what was measured of this machine, and finds it again; it measures nothing itself.
 
 What measures is loaded when something is to be measured: a job that fits on the device asks for no machine.
 """
@@ -9,13 +9,13 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from threadpoolctl import threadpool_info
 
 from flexref.backend.protocol import Backend
-from flexref.errors import FlexrefError, PolicyError
+from flexref.errors import FlexrefError
 from flexref.files import replace_text
 from flexref.machine.machine import FORMAT, Machine
 from flexref.machine.names import kept_file
@@ -130,47 +130,13 @@ def _now_and_then(said: Callable[[str], None], clock: Callable[[], float] = time
     return on_part
 
 
-class MeasuredOnce:
-    """This machine, measured when it is first asked for, and kept: see `measured_machine` (an `engine.Machines`)."""
-
-    def check(self, backend: Backend) -> None:
-        """Does nothing: this machine is always measured with the port that is used."""
-
-    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
-        """The machine as kept, or measured now."""
-        return measured_machine(backend, disk_dir, tell=tell)
-
-    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
-        """The machine as kept; None if none is kept or the file cannot be read."""
-        path = kept_path(backend, disk_dir)
-        try:
-            return Machine.read(path) if path.exists() else None
-        except FlexrefError:
-            return None  # `measured_machine` says what is wrong with it, and measures again
-
-
-@dataclass(frozen=True, slots=True)
-class Given:
-    """A machine that the user names, measured or known (an `engine.Machines`)."""
-
-    machine: Machine
-
-    def check(self, backend: Backend) -> None:
-        """Raises `PolicyError` if it was measured with another port."""
-        if self.machine.port.name != backend.name:
-            raise PolicyError(
-                f"machine {self.machine.name!r} was measured with port {self.machine.port.name}, not {backend.name}"
-            )
-
-    def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> Machine:
-        """The machine. Raises what `check` raises."""
-        self.check(backend)
-        port = replace(self.machine.port, one_memory=backend.caps.one_memory)  # older files do not say
-        return self.machine.changed(port=port)
-
-    def kept(self, backend: Backend, disk_dir: Path) -> Machine | None:
-        """The machine. Raises what `check` raises."""
-        return self.measured(backend, disk_dir, None)
+def kept_machine(backend: Backend, disk_dir: str | Path) -> Machine | None:
+    """This machine as kept; None if none is kept or the file cannot be read."""
+    path = kept_path(backend, disk_dir)
+    try:
+        return Machine.read(path) if path.exists() else None
+    except FlexrefError:
+        return None  # `measured_machine` says what is wrong with it, and measures again
 
 
 def kept_path(backend: Backend, disk_dir: str | Path) -> Path:

@@ -1,6 +1,7 @@
 """What a user reads where CUDA is not here, too old, or out of memory: one line each; no device is needed for it."""
 
 import builtins
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -70,6 +71,7 @@ class FakeRuntime(SimpleNamespace):
 def made(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> Cuda:
     """The port's calls on such a machine."""
     monkeypatch.setattr(cuda, "_libraries", lambda: (FakeRuntime(**changes), None))
+    monkeypatch.setattr(cuda, "_load_driver", lambda driver: None)
     monkeypatch.setattr(cuda, "cupy_version", lambda: "14.2")
     monkeypatch.setattr(cuda, "Nvrtc", lambda: SimpleNamespace(number="13.2"))
     monkeypatch.setattr(cuda, "Compiler", lambda capability, compiler: None)
@@ -133,3 +135,13 @@ def test_memory_that_cannot_be_pinned_says_what_would_help(monkeypatch: pytest.M
     with pytest.raises(CapacityError, match=r"pinned memory.*--host-mem-gib.*ulimit -l") as found:
         host_buffer(made(monkeypatch), 5000)
     assert "\n" not in str(found.value)
+
+
+def test_the_first_call_of_the_driver_does_not_import_all_of_cupy(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    linked = SimpleNamespace(_log=said.append)
+    monkeypatch.setitem(sys.modules, "cupy_backends", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "cupy_backends.cuda", SimpleNamespace(_softlink=linked))
+    cuda._load_driver(SimpleNamespace(ctxGetCurrent=lambda: linked._log("loaded")))
+    linked._log("later")
+    assert said == ["later"]

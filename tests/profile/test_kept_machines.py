@@ -16,6 +16,7 @@ from flexref.machine.names import CACHE_VARIABLE, cache_folder
 from flexref.machine.plain import plain_machine
 from flexref.machine.quality import Quality
 from flexref.profile import kept_machines as machines
+from flexref.profile import machine_sources
 from flexref.profile.environment import capacities
 from flexref.profile.kept_machines import measured_machine
 from flexref.profile.measure import UNMEASURED_DISK
@@ -238,6 +239,6 @@ def test_that_a_machine_is_busy_is_said(measured: Any) -> None:
 
 def test_a_machine_that_is_given_knows_what_its_port_says_of_memory(tmp_path: Path) -> None:
     """A file from before that was kept says nothing of it."""
-    given = machines.Given(plain_machine())
+    given = machine_sources.Given(plain_machine())
     assert not given.machine.port.one_memory
     assert given.measured(NumpyBackend(), tmp_path, None).port.one_memory
