@@ -136,7 +136,7 @@ class CapacityError(FlexrefError):
         self, tier: str, what: str, needed_bytes: int, free_bytes: int, holders: Mapping[str, int], hint: str = ""
     ) -> None:
         self.tier, self.what = tier, what
-        self.needed_bytes, self.free_bytes, self.holders = needed_bytes, free_bytes, dict(holders)
+        self.needed_bytes, self.free_bytes, self.holders, self.hint = needed_bytes, free_bytes, dict(holders), hint
         largest = sorted(self.holders.items(), key=lambda holder: -holder[1])[:6]
         held = ", ".join(f"{name} {in_gib(size)}" for name, size in largest) or "nothing"
         message = (

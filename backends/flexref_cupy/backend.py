@@ -21,7 +21,8 @@ from flexref_cupy.cuda import Cuda
 from flexref_cupy.device import SCRATCH_BYTES, Device
 from flexref_cupy.events import DeviceTicket, Events
 from flexref_cupy.lanes import Lane, wait_on_device
-from flexref_cupy.memory import Buffer, Tensor
+from flexref_cupy.memory import Buffer, Copying, Tensor
+from flexref_cupy.pinning import PIECE_BYTES, Pinning
 from flexref_cupy.products import FUSED_ROWS, Products
 from flexref_cupy.rehearsal import Compiling, ImaginaryCuda
 
@@ -36,8 +37,16 @@ class CupyBackend:
 
     name = "cupy"
 
-    def __init__(self, device: int = 0, fused_rows: int = FUSED_ROWS, cuda: Cuda | None = None) -> None:
-        """`fused_rows` as in `Capabilities`; `cuda` takes the place of CuPy's calls. Raises `BackendUnavailable`."""
+    def __init__(
+        self,
+        device: int = 0,
+        fused_rows: int = FUSED_ROWS,
+        cuda: Cuda | None = None,
+        piece_bytes: int = PIECE_BYTES,
+    ) -> None:
+        """`fused_rows` as in `Capabilities`; `cuda` takes the place of CuPy's calls. Host memory is pinned in pieces of
+        `piece_bytes`. Raises `BackendUnavailable`.
+        """
         self.cuda = Cuda(device) if cuda is None else cuda
         self.caps = Capabilities(
             compute_dtype=COMPUTE_DTYPE,
@@ -49,10 +58,13 @@ class CupyBackend:
             row_invariant=True,
             shares_prefixes=True,
         )
-        self.device = Device(self.cuda)
+        self._pinning = Pinning(self.cuda, piece_bytes)
+        self.arriving = self._pinning.held_up
+        copying = Copying(self.cuda, self._pinning)
+        self.device = Device(self.cuda, copying)
         self.compiling = Compiling(self.device.kernels, self.cuda.compiles_ahead, partial(_imagined, fused_rows))
         self._events = Events(self.cuda)
-        self._lanes: dict[str, Lane] = {lane: Lane(lane, self._events) for lane in LANES}
+        self._lanes: dict[str, Lane] = {lane: Lane(lane, self._events, copying) for lane in LANES}
         self._closed = False
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None
@@ -76,16 +88,24 @@ class CupyBackend:
         return int(psutil.virtual_memory().available * (1 - HOST_RESERVE))
 
     def allocate(self, tier: str, nbytes: int) -> Buffer:
-        """See `Backend.allocate`; host memory is pinned."""
-        return memory.device_buffer(self.cuda, nbytes) if tier == "device" else memory.host_buffer(self.cuda, nbytes)
+        """See `Backend.allocate`; host memory is pinned in the background, and copies wait for what they need of it."""
+        return (
+            memory.device_buffer(self.cuda, nbytes) if tier == "device" else memory.host_buffer(self._pinning, nbytes)
+        )
 
     def release(self, buffer: Any) -> None:
         """See `Backend.release`."""
-        memory.release(self.cuda, buffer)
+        if buffer.tier == "device":
+            self.cuda.free(buffer.address)
+        else:
+            memory.release_host(self._pinning, buffer)
 
     def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """See `Backend.view`."""
-        return memory.view(buffer, offset, shape, dtype)
+        """See `Backend.view`; an operator may read the host's memory itself, so what is seen of it must have come."""
+        seen = memory.view(buffer, offset, shape, dtype)
+        if buffer.tier == "host":
+            self._pinning.need(seen.address, seen.rows * seen.row_bytes)
+        return seen
 
     def host_memory(self, buffer: Any) -> npt.NDArray[np.uint8]:
         """See `Backend.host_memory`."""
@@ -141,7 +161,8 @@ class CupyBackend:
 
     def wait(self, ticket: Ticket) -> None:
         """See `Backend.wait`; blocks the host only as long as a lane's thread has work before the copies."""
-        wait_on_device(self.cuda, self.cuda.compute_stream, ticket)
+        with self.arriving.watched():
+            wait_on_device(self.cuda, self.cuda.compute_stream, ticket)
 
     def close(self) -> None:
         """See `Backend.close`; streams and events are given back too."""
@@ -150,6 +171,7 @@ class CupyBackend:
         self._closed = True
         for lane in self._lanes.values():
             lane.close()
+        self._pinning.close()
         self.device.close()
         self._events.close()
         self.cuda.close()

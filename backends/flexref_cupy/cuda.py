@@ -79,8 +79,7 @@ class Cuda:
         try:
             self._runtime.hostRegister(address, nbytes, 0)
         except self._runtime.CUDARuntimeError as error:
-            hint = f"pinned memory was refused ({first_line(error)}): lower --host-mem-gib, or raise `ulimit -l`"
-            raise CapacityError("host", "pinned memory", nbytes, 0, {}, hint) from error
+            raise refused(nbytes, first_line(error)) from error
 
     def unpin(self, address: int) -> None:
         """Undo `pin`."""
@@ -217,6 +216,12 @@ class Cuda:
     ) -> None:
         """See `multiply`; but a row of `out` has the same bits for every T, wherever it stands."""
         self._apart.multiply(shape, x, w, out, add)
+
+
+def refused(nbytes: int, why: str) -> CapacityError:
+    """That so much host memory cannot be pinned, and what would help."""
+    hint = f"pinned memory was refused ({why}): lower --host-mem-gib, or raise `ulimit -l`"
+    return CapacityError("host", "pinned memory", nbytes, 0, {}, hint)
 
 
 def _libraries() -> tuple[Any, Any]:

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from flexref.errors import CapacityError
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.launching import Kernels
-from flexref_cupy.memory import Buffer, Tensor, device_buffer, release
+from flexref_cupy.memory import Buffer, Copying, Tensor, device_buffer
+from flexref_cupy.pinning import Pinning
 
 WEIGHTS_BYTES = 128 << 20
 """Holds a tile of expanded weights: two or more of the widest matrices' tiles make a product of full speed."""
@@ -57,8 +58,10 @@ SCRATCH_BYTES = WEIGHTS_BYTES + PRODUCTS_BYTES + PARTIALS_BYTES + COUNTERS_BYTES
 class Device:
     """One device with its kernels and scratch."""
 
-    def __init__(self, cuda: Cuda) -> None:
+    def __init__(self, cuda: Cuda, copying: Copying | None = None) -> None:
+        """`copying` knows the host's pinned memory, if there is any."""
         self.cuda, self.kernels = cuda, Kernels(cuda)
+        self._copying = Copying(cuda, Pinning(cuda)) if copying is None else copying
         self._memory: Buffer = device_buffer(cuda, SCRATCH_BYTES)
         self.scratch = Scratch.at(self._memory.address)
         cuda.products_in(self.scratch.products, PRODUCTS_BYTES)
@@ -104,16 +107,18 @@ class Device:
         rows, nbytes = like.rows, like.row_bytes
         if not rows * nbytes:
             return
+        for address, stride in (target, source):
+            self._copying.pinning.need(address, (rows - 1) * stride + nbytes)
         if rows == 1 or target[1] == source[1] == nbytes:
-            self.cuda.copy(target[0], source[0], rows * nbytes, self.stream)
+            self._copying.copy(target[0], source[0], rows * nbytes, self.stream)
         else:
-            self.cuda.copy_rows(target, source, nbytes, rows, self.stream)
+            self._copying.copy_rows(target, source, nbytes, rows, self.stream)
 
     def close(self) -> None:
         """Give the scratch back, when the operators are done; nothing is compiled any more."""
         self.kernels.close()
         self.cuda.await_stream(self.stream)
-        release(self.cuda, self._memory)
+        self.cuda.free(self._memory.address)
 
 
 class SmallArray:

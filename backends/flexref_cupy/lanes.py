@@ -1,8 +1,8 @@
 """Lanes as CUDA streams: copies are queued on the device, host work runs on a thread; tickets tie both together.
 
 A submission of moves alone, after nothing but what the device knows already, is queued by the caller: no thread is
-woken. Any other goes to the lane's thread, and so does all that follows it while that thread has work, so that the
-lane keeps its order.
+woken. Any other goes to the lane's thread, one whose memory has not come yet too, and so does all that follows it while
+that thread has work, so that the lane keeps its order.
 """
 
 import queue
@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
-from flexref.backend.protocol import HostWork, LaneStep, Move, Span, Ticket
+from flexref.backend.protocol import HostWork, LaneStep, Move, Ticket
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.events import DeviceTicket, Events, Times
-from flexref_cupy.memory import Buffer
+from flexref_cupy.memory import Copying
 
 
 class ThreadTicket:
@@ -66,8 +66,8 @@ class ThreadTicket:
 class Lane:
     """One stream, and a thread for what the device cannot do; the thread starts with its first work."""
 
-    def __init__(self, name: str, events: Events) -> None:
-        self._cuda, self._events = events.cuda, events
+    def __init__(self, name: str, events: Events, copying: Copying) -> None:
+        self._cuda, self._events, self._copying = events.cuda, events, copying
         self._stream = self._cuda.stream()
         self._jobs: queue.SimpleQueue[tuple[Sequence[LaneStep], Sequence[Ticket], ThreadTicket] | None] = (
             queue.SimpleQueue()
@@ -82,7 +82,7 @@ class Lane:
         if self._closed:
             raise RuntimeError(f"lane {self.name} is closed")
         free = self._newest is None or self._newest._over.is_set()
-        if free and all(isinstance(step, Move) for step in steps) and all(map(_is_queued, after)):
+        if free and all(map(self._can_be_queued, steps)) and all(map(_is_queued, after)):
             return self._queue(steps, after)  # type: ignore[arg-type]
         if not self._started:
             self._thread.start()
@@ -102,14 +102,20 @@ class Lane:
         self._cuda.await_stream(self._stream)
         self._cuda.destroy_stream(self._stream)
 
+    def _can_be_queued(self, step: LaneStep) -> bool:
+        """Whether a step is a move, and waits for no memory."""
+        return isinstance(step, Move) and self._copying.is_ready(step)
+
     def _queue(self, moves: Sequence[Move], after: Sequence[Ticket]) -> DeviceTicket:
-        """Queue moves on the device, after `after`, which it knows."""
+        """Queue moves on the device, after `after`, which it knows, when the memory that they need has come."""
+        for move in moves:
+            self._copying.need(move)
         for earlier in after:
             wait_on_device(self._cuda, self._stream, earlier)
         start, end = self._events.take(), self._events.take()
         self._cuda.record(start, self._stream)
         for move in moves:
-            copy(self._cuda, move, self._stream)
+            self._copying.move(move, self._stream)
         self._cuda.record(end, self._stream)
         return DeviceTicket(self._events, start, end, [move.nbytes for move in moves])
 
@@ -142,19 +148,6 @@ class Lane:
             ticket.finish(parts, None)
 
 
-def copy(cuda: Cuda, move: Move, stream: int) -> None:
-    """Queue one move; its pieces, if it has several, are one copy too, and each of its parts is one."""
-    source, target = move.source, move.target
-    there, here = _address(target), _address(source)
-    if move.parts is not None:
-        for from_source, from_target, nbytes in move.parts.each:
-            cuda.copy(there + from_target, here + from_source, nbytes, stream)
-    elif source.count == 1:
-        cuda.copy(there, here, source.nbytes, stream)
-    else:
-        cuda.copy_rows((there, target.stride), (here, source.stride), source.nbytes, source.count, stream)
-
-
 def wait_on_device(cuda: Cuda, stream: int, ticket: Ticket) -> None:
     """Let a stream wait for a ticket that the device knows (see `_is_queued`), without the host; raises its failure."""
     if isinstance(ticket, ThreadTicket):
@@ -170,15 +163,6 @@ def wait_on_device(cuda: Cuda, stream: int, ticket: Ticket) -> None:
 
 def _is_queued(ticket: Ticket) -> bool:
     return isinstance(ticket, DeviceTicket | ThreadTicket) and ticket.queued()
-
-
-def _address(span: Span) -> int:
-    """Where a span starts; asking beyond the ends of its buffer is a bug and raises."""
-    buffer = span.buffer
-    assert isinstance(buffer, Buffer)
-    if span.offset < 0 or span.end > buffer.nbytes:
-        raise IndexError(f"bytes {span.offset} to {span.end} of a buffer of {buffer.nbytes}")
-    return buffer.address + span.offset
 
 
 def _alternating(steps: Sequence[LaneStep]) -> Iterator[tuple[bool, list[LaneStep]]]:

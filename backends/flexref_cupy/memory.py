@@ -1,21 +1,16 @@
-"""Memory of the port: pieces of the device and of pinned host memory, and typed views of them; it computes nothing."""
+"""Memory of the port: pieces of the device and of pinned host memory, typed views, copies; it computes nothing."""
 
 import math
-import mmap
-import os
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES
+from flexref.backend.protocol import Move, Span
+from flexref.units import DTYPE_BYTES
 from flexref_cupy.cuda import Cuda
-
-TOUCH_BYTES = 256 << 20
-"""Threads make pages of host memory present in pieces of this size: pinning alone would do it on one core."""
-
-TOUCH_THREADS = 16
+from flexref_cupy.pinning import Pinning
 
 
 class Buffer:
@@ -100,30 +95,100 @@ def device_buffer(cuda: Cuda, nbytes: int) -> Buffer:
     return Buffer("device", cuda.allocate(max(1, nbytes)), nbytes)
 
 
-def host_buffer(cuda: Cuda, nbytes: int) -> Buffer:
-    """`nbytes` of pinned host memory.
+def host_buffer(pinning: Pinning, nbytes: int) -> Buffer:
+    """`nbytes` of host memory, which is pinned from now on."""
+    memory = pinning.allocate(nbytes)
+    return Buffer("host", memory.address, nbytes, memory.bytes[:nbytes])
 
-    Pages are made present by many threads and pinned after that: `cudaHostAlloc` does both on one core, at half the
-    speed. Transparent huge pages leave a 512th of the pages to pin.
+
+def release_host(pinning: Pinning, buffer: Buffer) -> None:
+    """Give a buffer of the host back."""
+    memory = pinning.find(buffer.address)
+    assert memory is not None
+    buffer.memory = None
+    pinning.release(memory)
+
+
+class Copying:
+    """Queues copies between addresses of the device and of the host, whose pinned memory must have come (`need`).
+
+    CUDA takes no copy that touches two registrations, so copies are cut where pieces meet.
     """
-    size = max(ALIGNMENT_BYTES, -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES)
-    pages = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    memory = np.frombuffer(pages, np.uint8)
-    pieces = range(0, size, TOUCH_BYTES)
-    threads = min(TOUCH_THREADS, os.cpu_count() or 1, len(pieces))
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda start: memory[start : start + TOUCH_BYTES : ALIGNMENT_BYTES].fill(0), pieces))
-    address = int(memory.ctypes.data)
-    cuda.pin(address, size)
-    return Buffer("host", address, nbytes, memory[:nbytes])
+
+    def __init__(self, cuda: Cuda, pinning: Pinning) -> None:
+        self.cuda, self.pinning = cuda, pinning
+
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        """Copy bytes in any direction, in order with the stream."""
+        done = 0
+        while done < nbytes:
+            size = min(self._left(target + done), self._left(source + done), nbytes - done)
+            self.cuda.copy(target + done, source + done, size, stream)
+            done += size
+
+    def copy_rows(self, target: tuple[int, int], source: tuple[int, int], nbytes: int, rows: int, stream: int) -> None:
+        """Copy `rows` pieces of `nbytes`; `target` and `source` are the first one's address and the stride in bytes."""
+        row = 0
+        while row < rows:
+            ends = [(start + row * stride, stride) for start, stride in (target, source)]
+            fit = min(rows - row, *(self._rows_left(start, stride, nbytes) for start, stride in ends))
+            (there, target_stride), (here, source_stride) = ends
+            if fit > 1:
+                self.cuda.copy_rows((there, target_stride), (here, source_stride), nbytes, fit, stream)
+            else:
+                self.copy(there, here, nbytes, stream)
+            row += max(1, fit)
+
+    def move(self, move: Move, stream: int) -> None:
+        """Queue one move; its pieces, if it has several, are one copy too, and each of its parts is one."""
+        source, target = move.source, move.target
+        there, here = address_of(target), address_of(source)
+        if move.parts is not None:
+            for from_source, from_target, nbytes in move.parts.each:
+                self.copy(there + from_target, here + from_source, nbytes, stream)
+        elif source.count == 1:
+            self.copy(there, here, source.nbytes, stream)
+        else:
+            self.copy_rows((there, target.stride), (here, source.stride), source.nbytes, source.count, stream)
+
+    def is_ready(self, move: Move) -> bool:
+        """Whether all memory that it touches has come."""
+        return not self.pinning.coming or all(self.pinning.is_pinned(*ends) for ends in _touched(move))
+
+    def need(self, move: Move) -> None:
+        """Block until all memory that it touches has come; raises what it was refused for."""
+        if self.pinning.coming:
+            for address, nbytes in _touched(move):
+                self.pinning.need(address, nbytes)
+
+    def _left(self, address: int) -> int:
+        """Bytes from an address on that lie in one registration; as many as there may be, if it is in none."""
+        memory = self.pinning.find(address)
+        if memory is None:
+            return 1 << 62
+        return memory.piece_bytes - (address - memory.address) % memory.piece_bytes
+
+    def _rows_left(self, start: int, stride: int, nbytes: int) -> int:
+        """How many rows from the one at `start` on lie in one registration, each whole; 0 if not even the first."""
+        left = self._left(start)
+        return 0 if left < nbytes else (left - nbytes) // stride + 1
 
 
-def release(cuda: Cuda, buffer: Buffer) -> None:
-    """Give a buffer back."""
-    if buffer.tier == "device":
-        cuda.free(buffer.address)
-    else:
-        cuda.unpin(buffer.address)
-        buffer.memory = None
+def address_of(span: Span) -> int:
+    """Where a span starts; asking beyond the ends of its buffer is a bug and raises."""
+    buffer = span.buffer
+    assert isinstance(buffer, Buffer)
+    if span.offset < 0 or span.end > buffer.nbytes:
+        raise IndexError(f"bytes {span.offset} to {span.end} of a buffer of {buffer.nbytes}")
+    return buffer.address + span.offset
+
+
+def _touched(move: Move) -> Iterator[tuple[int, int]]:
+    """(address, bytes) of what a move touches at either end, from its first byte to its last."""
+    for side, span in enumerate((move.source, move.target)):
+        address = address_of(span)
+        if move.parts is None:
+            yield address, span.end - span.offset
+        else:
+            for part in move.parts.each:
+                yield address + part[side], part[2]

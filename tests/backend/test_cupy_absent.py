@@ -9,6 +9,7 @@ import pytest
 from flexref_cupy import cuda
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.memory import host_buffer
+from flexref_cupy.pinning import Pinning
 
 from flexref.backend import registry
 from flexref.errors import BackendUnavailable, CapacityError
@@ -133,7 +134,7 @@ def test_a_device_out_of_memory_says_how_much_was_asked_and_is_free(monkeypatch:
 
 def test_memory_that_cannot_be_pinned_says_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CapacityError, match=r"pinned memory.*--host-mem-gib.*ulimit -l") as found:
-        host_buffer(made(monkeypatch), 5000)
+        host_buffer(Pinning(made(monkeypatch)), 5000)
     assert "\n" not in str(found.value)
 
 

@@ -90,6 +90,8 @@ class EmulatedCuda:
         self._memory_bytes = memory_bytes
         self._pages: dict[int, Pages] = {}
         self._pinned: dict[int, int] = {}
+        self.pageable: Counter[int] = Counter()
+        """Bytes of host memory that was not pinned, by the stream that copied them."""
         self._streams = Streams(late, LOCK)
         self.compute_stream = self.stream()
         runtime()
@@ -130,21 +132,35 @@ class EmulatedCuda:
 
     def pin(self, address: int, nbytes: int) -> None:
         """See `Cuda.pin`."""
-        if address in self._pinned or not nbytes:
-            raise CapacityError("host", "pinned memory", nbytes, 0, {}, "it is pinned already, or empty")
-        self._pinned[address] = nbytes
+        with LOCK:
+            if not nbytes or self._overlaps(address, nbytes):
+                raise CapacityError("host", "pinned memory", nbytes, 0, {}, "it is pinned already, or empty")
+            self._pinned[address] = nbytes
 
     def unpin(self, address: int) -> None:
         """See `Cuda.unpin`; it waits for the device."""
         self._streams.when_idle(partial(self._pinned.pop, address))
+
+    def pinned(self) -> dict[int, int]:
+        """Bytes of host memory that are pinned, by their address."""
+        return dict(self._pinned)
+
+    def _overlaps(self, address: int, nbytes: int) -> list[bool]:
+        """Of every registration that so many bytes touch, whether they lie in it."""
+        end = address + nbytes
+        touched = [
+            (at, at + length) for at, length in tuple(self._pinned.items()) if at < end and address < at + length
+        ]
+        return [first <= address and end <= last for first, last in touched]
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """See `Cuda.copy`."""
         self.copy_rows((target, nbytes), (source, nbytes), nbytes, 1, stream)
 
     def copy_rows(self, target: tuple[int, int], source: tuple[int, int], nbytes: int, rows: int, stream: int) -> None:
-        """See `Cuda.copy_rows`; `EmulationError` for bytes of which only some are the device's."""
+        """See `Cuda.copy_rows`; `EmulationError` for bytes of which only some are the device's, or in one registration."""
         to_pageable, from_pageable = (self._check_rows(*end, nbytes, rows) for end in (target, source))
+        self.pageable[stream] += rows * nbytes * (to_pageable + from_pageable)
         places = [source[0] + row * source[1] for row in range(rows)]
         if from_pageable and rows * nbytes <= STAGED_BYTES:
             staged = [ctypes.string_at(place, nbytes) for place in places]
@@ -163,8 +179,10 @@ class EmulatedCuda:
             owner = runtime().emulated_owner(start, size)
         if owner < 0:
             raise EmulationError(f"copy of {rows} rows of {nbytes} bytes beyond an allocation of the device")
-        pinned = any(at <= start and start + size <= at + length for at, length in tuple(self._pinned.items()))
-        return owner == 0 and not pinned
+        within = self._overlaps(start, size)
+        if within and not all(within):
+            raise EmulationError(f"copy of {rows} rows of {nbytes} bytes, of which one registration has only some")
+        return owner == 0 and not within
 
     # Streams and events
 

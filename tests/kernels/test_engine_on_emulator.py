@@ -43,8 +43,11 @@ def run(path: Path, rows: list[list[int]], policy: Policy, late: bool) -> tuple[
         logits.update(dict(zip(keys, values, strict=True)))
 
     options: dict[str, Any] = {"capability": (9, 0), "multiprocessors": 8, "late": late}
-    with load(path, policy=policy, backend=CupyBackend(cuda=EmulatedCuda(**options))) as engine:
+    cuda = EmulatedCuda(**options)
+    with load(path, policy=policy, backend=CupyBackend(cuda=cuda, piece_bytes=4096 if late else 1 << 20)) as engine:
         outputs = engine.generate(rows, Request(3, ignore_eos=True), on_logits=keep).outputs
+    assert not cuda.pinned()
+    assert {stream for stream, nbytes in cuda.pageable.items() if nbytes} <= {cuda.compute_stream}, "a lane had to wait"
     return [output.token_ids for output in outputs], logits
 
 

@@ -23,14 +23,20 @@ DEVICES = {
     "late": {"capability": (9, 0), "multiprocessors": 40, "late": True},
 }
 
+PIECE_BYTES = {"at-once": 1 << 20, "late": 4096}
+"""Host memory comes when it is allocated, or in the background, and many buffers are of several pieces."""
+
 CLAUSES = tuple(clause for clause in CONTRACT if clause not in HOST_ATTENTION)
 
 
 @pytest.fixture(scope="module", params=DEVICES)
 def port(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    made = CupyBackend(cuda=EmulatedCuda(**DEVICES[request.param]))
+    cuda = EmulatedCuda(**DEVICES[request.param])
+    made = CupyBackend(cuda=cuda, piece_bytes=PIECE_BYTES[request.param])
     yield made
     made.close()
+    assert not cuda.pinned()
+    assert {stream for stream, nbytes in cuda.pageable.items() if nbytes} <= {cuda.compute_stream}, "a lane had to wait"
 
 
 def test_these_are_the_clauses_that_the_port_must_pass(port: Backend) -> None:
