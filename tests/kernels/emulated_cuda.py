@@ -158,7 +158,7 @@ class EmulatedCuda:
         self.copy_rows((target, nbytes), (source, nbytes), nbytes, 1, stream)
 
     def copy_rows(self, target: tuple[int, int], source: tuple[int, int], nbytes: int, rows: int, stream: int) -> None:
-        """See `Cuda.copy_rows`; `EmulationError` for bytes of which only some are the device's, or in one registration."""
+        """See `Cuda.copy_rows`; `EmulationError` for bytes that lie in one allocation or registration in part."""
         to_pageable, from_pageable = (self._check_rows(*end, nbytes, rows) for end in (target, source))
         self.pageable[stream] += rows * nbytes * (to_pageable + from_pageable)
         places = [source[0] + row * source[1] for row in range(rows)]
