@@ -10,8 +10,9 @@ from flexref.backend.protocol import Buffer
 from flexref.backend.records import RecordLayout
 from flexref.machine.curves import Curve
 from flexref.machine.machine import attention_key
-from flexref.profile.meter import Call, Meter, Point, backend_dtype
+from flexref.profile.meter import Meter, backend_dtype
 from flexref.profile.operands import GROUP_SIZE, Memory, spread
+from flexref.profile.points import Call, Point
 
 SCHEMES = ("none", "int4")
 """The schemes in which a cache may hold its records."""

@@ -7,9 +7,8 @@ operator, so that the processor's caches hold other data, as in a job.
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from itertools import cycle
 from statistics import median
 from types import TracebackType
@@ -19,19 +18,15 @@ from flexref.backend.protocol import Backend, Ticket
 from flexref.machine.curves import Curve
 from flexref.profile.operands import WEIGHT_DEVIATION, Memory
 from flexref.profile.pace import Pace
-from flexref.profile.record import LEAST_REPEATS, LEAST_S, Record, is_unstable
+from flexref.profile.points import Call, Point, Timed
+from flexref.profile.record import LEAST_REPEATS, LEAST_S, Record
 from flexref.profile.sizes import Sizes
-
-Call = Callable[[], object]
 
 FORGOTTEN_S = 0.005
 """An operator that takes longer than this takes about the same time whatever the processor's caches hold."""
 
 CALLS_MOST = 64
 """Most calls in one window: a device's queue holds them all."""
-
-AGAIN_MOST = 3
-"""An unstable point is repeated up to 3 times as often as others, while there is time."""
 
 FILLED_BYTES = 4 << 20
 """So many bytes of device memory are filled to measure how fast that is."""
@@ -55,40 +50,6 @@ ASYNCHRONOUS_SHARE = 0.5
 FAR_TOO_LONG = 8.0
 """A curve ends before a point that, if seconds grew in proportion to size, would take 8 times the longest time allowed.
 At first most grow less than that."""
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """One size of a curve: its name in messages (`label`), the calls that take turns, and whether a call waits for its
-    own end (`blocking`)."""
-
-    size: float
-    label: str
-    calls: Sequence[Call]
-    blocking: bool = False
-
-
-@dataclass(slots=True)
-class Timed:
-    """A point while it is timed.
-
-    `single_s`: about the seconds of one call; `count`: calls in a window; `repeats`: windows wanted; `issue_s`: seconds
-    that the host needs to make the calls of a window; `values`: the seconds of one call, from each window so far.
-    """
-
-    point: Point
-    turns: Iterator[Call]
-    single_s: float
-    count: int
-    repeats: int
-    issue_s: float
-    values: list[float] = field(default_factory=list)
-
-    @property
-    def wants_more(self) -> bool:
-        """Whether it needs another window: too few so far, or unstable and not repeated much more often yet."""
-        count = len(self.values)
-        return count < self.repeats or (count < AGAIN_MOST * self.repeats and is_unstable(self.values))
 
 
 class Meter:
@@ -176,7 +137,7 @@ class Meter:
     def operator(self, name: str, point: Point) -> float:
         """Seconds of one of the point's calls by the device's clock: the median over windows, after a warm-up.
 
-        Where there is no time for a window it is the warm-up by the host's clock, which is not shorter.
+        Where there is no time for a window: see `figure`.
         """
         single_s = self.once(point.calls[0])
         if self.asynchronous or self.pace.has(single_s):
@@ -184,11 +145,26 @@ class Meter:
         timed = self.timed(point, single_s)
         while timed.wants_more and self.has_time_for(timed):
             self.window(timed)
+        return self.figure(name, timed)
+
+    def figure(self, name: str, timed: Timed) -> float:
+        """The seconds of one call of a point whose windows have been timed, as far as there was time for them.
+
+        Where there was none it is one call by the device's clock or, on a synchronous port, the warm-up by the host's,
+        which is not shorter. On an asynchronous one the host's clock would count what a call costs the host, which for
+        a short operator is many times what it takes.
+        """
+        point = timed.point
         if not timed.values:
             self.record.cut(name, point.label)
-        return self.record.figure(name, point.label, timed.values or [single_s], point.size)
+            if self.asynchronous and not point.blocking:
+                timed.count = 1
+                self.window(timed)
+            else:
+                timed.values.append(timed.single_s)
+        return self.record.figure(name, point.label, timed.values, point.size)
 
-    def has_time_for(self, timed: "Timed") -> bool:
+    def has_time_for(self, timed: Timed) -> bool:
         """Whether there is time for another window."""
         before_s = self.product_s if not self.asynchronous and timed.single_s < FORGOTTEN_S else timed.issue_s
         return self.pace.has(timed.count * timed.single_s + before_s)
@@ -200,7 +176,7 @@ class Meter:
         repeats = self.sizes.repeats if single_s * count < 2 * self.sizes.window_s else LEAST_REPEATS
         return Timed(point, cycle(point.calls), single_s, count, repeats, ISSUE_S * count)
 
-    def window(self, timed: "Timed") -> None:
+    def window(self, timed: Timed) -> None:
         """Time one more window of a point's calls, and keep the seconds of one call."""
         if self.asynchronous:
             self.keep_busy(timed.issue_s)

@@ -8,8 +8,9 @@ import numpy as np
 
 from flexref.architecture.spec import LAYER_NORM_EPSILON
 from flexref.machine.curves import Curve
-from flexref.profile.meter import Call, Meter, Point, backend_dtype
+from flexref.profile.meter import Meter, backend_dtype
 from flexref.profile.operands import TABLE_DTYPE, WEIGHT_DEVIATION, Memory, fill_bytes
+from flexref.profile.points import Call, Point
 from flexref.units import DTYPE_BYTES, LOGITS_DTYPE
 
 TABLE_ROWS = 1024

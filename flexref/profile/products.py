@@ -8,9 +8,10 @@ from typing import Any
 
 from flexref.backend.protocol import Matrix
 from flexref.machine.curves import Curve, Surface
-from flexref.machine.durations import EXPANDED_FIRST
-from flexref.profile.meter import AGAIN_MOST, Call, Meter, Point, Timed, backend_dtype
+from flexref.profile.meter import Meter, backend_dtype
 from flexref.profile.operands import TABLE_DTYPE, Memory, matrix_bytes
+from flexref.profile.points import AGAIN_MOST, Call, Point, Timed
+from flexref.storage.schema import BITS
 from flexref.units import DTYPE_BYTES
 
 COPIES_MOST = 512
@@ -31,8 +32,8 @@ LEAST_WIDTHS = 2
 
 
 def stored_forms(compute_dtype: str) -> tuple[str, ...]:
-    """The forms of matrices whose products are timed: the compute type, float16, and 4-bit groups."""
-    return tuple(dict.fromkeys((compute_dtype, TABLE_DTYPE, "int4")))
+    """The forms of matrices whose products are timed: the compute type, float16, and groups of codes."""
+    return tuple(dict.fromkeys((compute_dtype, TABLE_DTYPE, *BITS)))
 
 
 def product_surfaces(meter: Meter) -> dict[str, Surface]:
@@ -76,7 +77,7 @@ def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool
     meter.tell(name)
     copies = -(-meter.rotated_bytes // matrix_bytes(stored, width))
     matrices = memory.matrices(stored, width, min(copies, COPIES_MOST))
-    bias = memory.array((width,), TABLE_DTYPE if stored == "int4" else stored)
+    bias = memory.array((width,), TABLE_DTYPE if stored in BITS else stored)
     most = memory.room_bytes() // 2 // (width * DTYPE_BYTES[dtype])
     ladder = [tokens for tokens in _ladder(meter, stored) if tokens < most or tokens == sizes.tokens[0]]
     x, out = (memory.array((ladder[-1], width), dtype) for _ in range(2))
@@ -96,10 +97,7 @@ def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool
     _sweep(meter, timed)
     points = []
     for each in reversed(timed):
-        if not each.values:
-            meter.record.cut(name, each.point.label)
-        seconds = meter.record.figure(name, each.point.label, each.values or [each.single_s], each.point.size)
-        points.append((float(each.point.size), seconds))
+        points.append((float(each.point.size), meter.figure(name, each)))
     return Curve(tuple(points))
 
 
@@ -146,10 +144,10 @@ def _sweep(meter: Meter, timed: Sequence[Timed]) -> None:
 
 
 def _ladder(meter: Meter, stored: str) -> list[int]:
-    """The numbers of tokens that are timed. For 4-bit matrices, also the last with which a port multiplies codes
+    """The numbers of tokens that are timed. For groups of codes, also the last with which a port multiplies these
     directly, and the next."""
     fused = meter.backend.caps.fused_rows
-    extra = (fused, fused + 1) if stored == "int4" and fused else ()
+    extra = (fused, fused + 1) if stored in BITS and fused else ()
     return sorted({*meter.sizes.tokens, *extra})
 
 
@@ -165,7 +163,7 @@ def expansion_curves(meter: Meter) -> dict[str, Curve]:
         stored: meter.curve(
             f"expansions of {stored} matrices", _expansions(meter, stored, dtype), len(meter.sizes.elements)
         )
-        for stored in meter.pace.parts([form for form in (*stored_forms(dtype), EXPANDED_FIRST) if form != dtype])
+        for stored in meter.pace.parts([form for form in stored_forms(dtype) if form != dtype])
     }
 
 

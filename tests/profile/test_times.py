@@ -17,7 +17,9 @@ from flexref.machine.machine import WEIGHT_FILE, Machine, attention_key
 from flexref.profile.host import host_seconds
 from flexref.profile.links import copy_curves, files
 from flexref.profile.measure import measure_machine
-from flexref.profile.meter import Meter, Point
+from flexref.profile.meter import Meter
+from flexref.profile.points import Point
+from flexref.profile.products import product_surfaces
 from flexref.profile.sizes import Sizes
 from flexref.profile.slowdowns import slowdowns
 from flexref.units import LINKS, MIB
@@ -66,7 +68,9 @@ class FakePort(NumpyBackend):
 
     @staticmethod
     def linear_s(stored: str, elements: int, tokens: int) -> float:
-        return 1e-6 + elements * {"float32": 4e-9, "float16": 2e-9, "int4": 1e-9}[stored] * (1 + tokens / 3)
+        return 1e-6 + elements * {"float32": 4e-9, "float16": 2e-9, "int4": 1e-9, "int8": 1.5e-9}[stored] * (
+            1 + tokens / 3
+        )
 
     @staticmethod
     def bytes_s(operator: str, nbytes: int) -> float:
@@ -99,7 +103,7 @@ class FakePort(NumpyBackend):
         self.device_end = max(self.device_end, ticket.times()[-1][1])
 
     def linear(self, x: Any, w: Any, b: Any, *, out: Any = None, add: bool = False) -> Any:
-        stored = "int4" if isinstance(w, QuantizedMatrix) else str(w.dtype)
+        stored = f"int{w.bits}" if isinstance(w, QuantizedMatrix) else str(w.dtype)
         self._run(self.linear_s(stored, w.shape[0] * w.shape[1], x.shape[0]))
         return super().empty((x.shape[0], w.shape[0]), "float32") if out is None else out
 
@@ -176,12 +180,24 @@ def test_copies_take_what_the_lanes_took(fake: Machine) -> None:
 
 
 def test_products_take_what_the_port_took(fake: Machine) -> None:
-    assert set(fake.products) == {"float32", "float16", "int4"}
+    assert set(fake.products) == {"float32", "float16", "int4", "int8"}
     for stored, surface in fake.products.items():
         assert [elements for elements, _ in surface.curves] == [width**2 for width in TINY.widths]
         for elements, curve in surface.curves:
             assert [tokens for tokens, _ in curve.points] == list(TINY.tokens)
             same(curve, lambda tokens, at=elements, stored=stored: FakePort.linear_s(stored, at, tokens))
+
+
+def test_what_there_is_no_time_for_is_no_time_of_the_host() -> None:
+    """An operator of microseconds, called once and waited for, costs the host as much again."""
+    port = FakePort(True, call_s=5e-6)
+    with Meter(port, replace(TINY, bound_s=0.0), clock=port.clock) as meter:
+        surfaces = product_surfaces(meter)
+        for stored, surface in surfaces.items():
+            for elements, curve in surface.curves:
+                for tokens, seconds in curve.points:
+                    assert seconds == pytest.approx(FakePort.linear_s(stored, round(elements), round(tokens)))
+        assert meter.record.warnings
 
 
 def test_operators_take_what_the_port_took(fake: Machine) -> None:

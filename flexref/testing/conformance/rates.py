@@ -16,8 +16,9 @@ from flexref.architecture.spec import LAYER_NORM_EPSILON
 from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
 from flexref.errors import CapacityError, described
-from flexref.profile.meter import Call, Meter, Point, backend_dtype
+from flexref.profile.meter import Meter, backend_dtype
 from flexref.profile.operands import GROUP_SIZE, TABLE_DTYPE, Memory, matrix_bytes
+from flexref.profile.points import Call, Point
 from flexref.profile.sizes import Sizes
 from flexref.testing.conformance.black_box import BlackBox
 from flexref.testing.conformance.processes import Telling

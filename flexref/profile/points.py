@@ -1,0 +1,45 @@
+"""One size of a curve, and its windows while it is timed; it times nothing itself."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from flexref.profile.record import is_unstable
+
+Call = Callable[[], object]
+
+AGAIN_MOST = 3
+"""An unstable point is repeated up to 3 times as often as others, while there is time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One size of a curve: its name in messages (`label`), the calls that take turns, and whether a call waits for its
+    own end (`blocking`)."""
+
+    size: float
+    label: str
+    calls: Sequence[Call]
+    blocking: bool = False
+
+
+@dataclass(slots=True)
+class Timed:
+    """A point while it is timed.
+
+    `single_s`: about the seconds of one call; `count`: calls in a window; `repeats`: windows wanted; `issue_s`: seconds
+    that the host needs to make the calls of a window; `values`: the seconds of one call, from each window so far.
+    """
+
+    point: Point
+    turns: Iterator[Call]
+    single_s: float
+    count: int
+    repeats: int
+    issue_s: float
+    values: list[float] = field(default_factory=list)
+
+    @property
+    def wants_more(self) -> bool:
+        """Whether it needs another window: too few so far, or unstable and not repeated much more often yet."""
+        count = len(self.values)
+        return count < self.repeats or (count < AGAIN_MOST * self.repeats and is_unstable(self.values))
