@@ -23,7 +23,7 @@ C_TYPES = {"float16": "half", "float32": "float"}
 def expand(device: Device, w: Matrix, out: Tensor, first: int, last: int) -> None:
     """Rows `first` to `last` of w (O, I) -> out (last - first, I): in float16, or dense ones in their own type.
 
-    Values in groups of 4 bits are the halves that the fused product multiplies.
+    Values in groups are the halves that products for few tokens multiply.
     """
     rows = slice(first, last)
     if isinstance(w, QuantizedMatrix):

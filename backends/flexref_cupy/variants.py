@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from itertools import product
+from typing import NamedTuple
 
 Macros = Mapping[str, object]
 
@@ -31,16 +32,69 @@ _ATTEND = tuple({**macros, "APART": apart} for macros in _RECORDS for apart in (
 _LOOSE_RECORDS = _all(FORM=("LOOSE_VALUES", "LOOSE_CODES"), WIDTH=(16, 64, 128, 256), GROUP=(0,), APART=(0,))
 """Any others, up to a width."""
 
-IN_ORDER_BLOCKS: Mapping[int, tuple[tuple[int, int, int], ...]] = {
-    1: ((2, 1, 8), (2, 1, 8)),
-    2: ((2, 1, 5), (4, 1, 5)),
-    4: ((2, 2, 5), (4, 1, 5)),
-    8: ((2, 2, 4), (4, 1, 4)),
-}
-"""Blocks of linear_in_order.cu by eights of tokens, for few outputs and for many: ROW_TILES, TOKEN_WARPS, STAGES.
 
-The fastest of those that were measured on an H200; no bit depends on them.
+class FewBlock(NamedTuple):
+    """A block of linear_few.cu in tiles of 8 tokens and of 16 outputs.
+
+    A warp takes `warp_rows` tiles of outputs, `token_warps` of them share the tokens; stages: chunks in shared memory.
+    """
+
+    token_tiles: int
+    row_tiles: int
+    warp_rows: int
+    token_warps: int
+    stages: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.row_tiles // self.warp_rows * self.token_warps
+
+    @property
+    def macros(self) -> Macros:
+        """What the kernel calls these."""
+        return {name.upper(): value for name, value in self._asdict().items()}
+
+
+FEW_BLOCKS: Mapping[int, Mapping[int, tuple[FewBlock, FewBlock]]] = {
+    4: {
+        1: (FewBlock(1, 2, 1, 1, 6), FewBlock(1, 4, 1, 1, 6)),
+        2: (FewBlock(2, 2, 1, 1, 8), FewBlock(2, 4, 1, 1, 4)),
+        4: (FewBlock(4, 4, 1, 1, 4), FewBlock(4, 8, 1, 1, 3)),
+    },
+    8: {
+        1: (FewBlock(1, 2, 1, 1, 6), FewBlock(1, 4, 1, 1, 4)),
+        2: (FewBlock(2, 2, 1, 1, 4), FewBlock(2, 4, 1, 1, 4)),
+        4: (FewBlock(4, 4, 1, 1, 4), FewBlock(4, 4, 1, 1, 4)),
+    },
+    16: {
+        1: (FewBlock(1, 2, 1, 1, 8), FewBlock(1, 4, 1, 1, 4)),
+        2: (FewBlock(2, 4, 1, 1, 6), FewBlock(2, 4, 1, 1, 6)),
+    },
+}
+"""Bits of a weight -> up to so many tiles of tokens -> the blocks for few outputs, and for many.
+
+The fastest of those that were measured on an H200; the last one takes any number of tokens. They need 163 KiB of shared
+memory: compute capability 8.0, 9.0 and 10.0 have it.
 """
+
+FEW_BLOCKS_SMALL: Mapping[int, Mapping[int, tuple[FewBlock, FewBlock]]] = {
+    bits: {tiles: (FewBlock(tiles, rows, 1, 1, 3),) * 2 for tiles, rows in ((1, 2), (2, most))}
+    for bits, most in ((4, 4), (8, 2), (16, 2))
+}
+"""The same for every other device: within 64 KiB, so that a Turing multiprocessor has one or two of them."""
+
+FEW_GROUPS: Mapping[int, tuple[int, ...]] = {4: (32, 64, 128), 8: (32, 64, 128), 16: (0,)}
+"""Bits of a weight -> its group sizes."""
+
+_FEW = tuple(
+    {**block.macros, "BITS": bits, "GROUP": group}
+    for bits, groups in FEW_GROUPS.items()
+    for block in sorted(
+        {block for table in (FEW_BLOCKS, FEW_BLOCKS_SMALL) for blocks in table[bits].values() for block in blocks}
+    )
+    for group in groups
+)
 
 VARIANTS: Mapping[str, tuple[Macros, ...]] = {
     "activate": _all(ACTIVATION=ACTIVATIONS, RUN=(1, 8)),
@@ -55,20 +109,7 @@ VARIANTS: Mapping[str, tuple[Macros, ...]] = {
         *_all(TABLE=("float",), OUT=("float",), RUN=(1, 8)),
     ),
     "layer_norm": _all(WEIGHT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, HELD=(0, 2)),
-    "linear_int4": _all(TOKEN_TILES=(1, 2, 4, 8), STAGES=(2, 4), OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT),
-    "linear_in_order": tuple(
-        macros
-        for tiles, blocks in IN_ORDER_BLOCKS.items()
-        for rows, warps, stages in sorted(set(blocks))
-        for macros in _all(
-            TOKEN_TILES=(tiles,),
-            ROW_TILES=(rows,),
-            TOKEN_WARPS=(warps,),
-            STAGES=(stages,),
-            OUT=HALF_OR_FLOAT,
-            BIAS=HALF_OR_FLOAT,
-        )
-    ),
+    "linear_few": _FEW,
     "sample": _all(LOGITS=HALF_OR_FLOAT),
 }
 """The macros' values with which an operator's file is compiled, for each operator."""

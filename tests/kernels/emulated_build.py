@@ -34,7 +34,7 @@ KERNELS_START = '\n#line 1 "'
 
 FRAME = """#include "emulated_calls.h"
 namespace kernels {{ namespace {{
-#include "emulated_common.h"
+{macros}#include "emulated_common.h"
 {body}
 }} }}
 #define EXPORT extern "C" EMULATED_UNCHECKED __attribute__((visibility("default")))
@@ -124,12 +124,17 @@ def runtime() -> ctypes.CDLL:
     return library
 
 
-def build(source: Source) -> Module:
-    """The kernels of a translation unit; `EmulationError` with the compiler's message if it does not compile."""
+def build(source: Source, copies_beside: bool = True) -> Module:
+    """The kernels of a translation unit; `EmulationError` with the compiler's message if it does not compile.
+
+    copies_beside: whether the device copies to shared memory beside computing.
+    """
     common, kernels = portable(source.text)
-    macros = "".join(f"#define {name} {value}\n" for name, value in source.macros)
+    given = (("EMULATED_COPIES_BESIDE", int(copies_beside)), *source.macros)
+    macros = "".join(f"#define {name} {value}\n" for name, value in given)
     text = FRAME.format(
-        body=f'{macros}#line 1 "common.cuh"\n{common}\n{kernels}',
+        macros=macros,
+        body=f'#line 1 "common.cuh"\n{common}\n{kernels}',
         entries="".join(ENTRY.format(name=name) for name in source.signatures),
     )
     path = _build(source.operator, text, KERNEL_FLAGS, (runtime()._name,))

@@ -68,7 +68,7 @@ unsigned long long emulated_shuffle(int kind, unsigned mask, unsigned long long 
 unsigned emulated_vote(int kind, unsigned mask, int predicate, const char* file, int line);
 void emulated_multiply_tiles(float* c, const unsigned* a, const unsigned* b, const char* file, int line);
 void emulated_load_matrices(unsigned* result, const void* row, int transposed, const char* file, int line);
-void emulated_copy_beside(void* shared, const void* global, const char* file, int line);
+void emulated_copy_beside(void* shared, const void* global, unsigned nbytes, const char* file, int line);
 void emulated_close_batch();
 void emulated_await_batches(int under_way);
 unsigned long long emulated_atomic_load(const void* address, int size, const char* file, int line);

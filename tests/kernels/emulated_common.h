@@ -182,8 +182,26 @@ static inline void load_matrices_transposed(pair (&result)[4], const void* row, 
     emulated_load_matrices(result, row, 1, EMULATED_HERE);
 }
 static inline void copy_beside(void* shared, const void* global, EMULATED_CALLER) {
-    emulated_copy_beside(shared, global, EMULATED_HERE);
+    emulated_copy_beside(shared, global, 16, EMULATED_HERE);
 }
+template <int bytes> struct Beside {
+#if EMULATED_COPIES_BESIDE
+    void start(void* shared, const void* global, bool wanted, EMULATED_CALLER) {
+        if (wanted) emulated_copy_beside(shared, global, bytes, EMULATED_HERE);
+    }
+    void arrive(void*, bool) {}
+#else
+    struct alignas(bytes) Words {
+        unsigned at[bytes / 4];
+    } held;
+    void start(void*, const void* global, bool wanted) {
+        if (wanted) held = *static_cast<const Words*>(global);
+    }
+    void arrive(void* shared, bool wanted) {
+        if (wanted) *static_cast<Words*>(shared) = held;
+    }
+#endif
+};
 static inline void close_batch() { emulated_close_batch(); }
 template <int under_way> inline void await_batches() { emulated_await_batches(under_way); }
 static inline void __trap(EMULATED_CALLER) { emulated_trap(EMULATED_HERE); }

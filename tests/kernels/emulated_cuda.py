@@ -48,6 +48,9 @@ MOST_BLOCKS = (2**31 - 1, 65535, 65535)
 STAGED_BYTES = 1 << 16
 """Up to so many bytes of pageable memory have left it when an asynchronous copy to the device returns."""
 
+COPIES_BESIDE = (8, 0)
+"""Since then a device copies to shared memory beside computing."""
+
 SUM_LENGTHS = (8, 16, 32, 64)
 """cuBLAS adds up a product's inputs in another order for other shapes and layouts, and so does the emulated one."""
 
@@ -241,7 +244,7 @@ class EmulatedCuda:
 
     def compile(self, text: Source) -> Module:
         """See `Cuda.compile`; compiled once per user and text."""
-        return build(text)
+        return build(text, self.capability >= COPIES_BESIDE)
 
     def load(self, program: Module) -> Module:
         """See `Cuda.load`."""

@@ -27,17 +27,17 @@ Call call_at(What what, unsigned mask, const char* file, int line) {
 }
 
 // Ends the launch unless 16 bytes at `address` are shared memory, and a multiple of 16.
-Shared& shared_row(Address address, const char* what, const char* file, int line) {
+Shared& shared_row(Address address, const char* what, const char* file, int line, unsigned nbytes = 16) {
     Shared* part = memory.shared_at(address);
     if (!part) fail(nullptr, "%s at %p, which is no shared memory (%s:%d)", what, (const void*)address, file, line);
-    if (reinterpret_cast<uintptr_t>(address) % 16)
-        fail(nullptr, "%s at byte %td of shared memory, no multiple of 16 (%s:%d)", what,
-             address - part->memory.start, file, line);
+    if (reinterpret_cast<uintptr_t>(address) % nbytes)
+        fail(nullptr, "%s at byte %td of shared memory, no multiple of %u (%s:%d)", what,
+             address - part->memory.start, nbytes, file, line);
     return *part;
 }
 
-void mark_filling(Shared& part, Address target, int thread_or_none) {
-    for (int byte = 0; byte < 16; ++byte)
+void mark_filling(Shared& part, Address target, unsigned nbytes, int thread_or_none) {
+    for (unsigned byte = 0; byte < nbytes; ++byte)
         part.cells[target - part.memory.start + byte].filling = static_cast<uint16_t>(1 + thread_or_none);
 }
 
@@ -83,16 +83,16 @@ EXPORT void emulated_load_matrices(unsigned* result, const void* row, int transp
     meet(call);
 }
 
-EXPORT void emulated_copy_beside(void* shared, const void* global, const char* file, int line) {
+EXPORT void emulated_copy_beside(void* shared, const void* global, unsigned nbytes, const char* file, int line) {
     Address target = static_cast<Address>(shared), source = static_cast<Address>(global);
-    Shared& part = shared_row(target, "copy_beside writes", file, line);
-    if (reinterpret_cast<uintptr_t>(source) % 16)
-        fail(nullptr, "copy_beside reads at %p, no multiple of 16 (%s:%d)", global, file, line);
-    touch_global(source, 16, false, CALLER);
-    touch_shared(part, target, 16, true, CALLER);
-    memset(shared, POISON, 16);
-    mark_filling(part, target, thread_now);
-    now().copies.push_back({static_cast<unsigned char*>(shared), source, now().closed_batches});
+    Shared& part = shared_row(target, "copy_beside writes", file, line, nbytes);
+    if (reinterpret_cast<uintptr_t>(source) % nbytes)
+        fail(nullptr, "copy_beside reads at %p, no multiple of %u (%s:%d)", global, nbytes, file, line);
+    touch_global(source, nbytes, false, CALLER);
+    touch_shared(part, target, nbytes, true, CALLER);
+    memset(shared, POISON, nbytes);
+    mark_filling(part, target, nbytes, thread_now);
+    now().copies.push_back({static_cast<unsigned char*>(shared), source, nbytes, now().closed_batches});
 }
 
 EXPORT void emulated_close_batch() { ++now().closed_batches; }
@@ -107,9 +107,9 @@ EXPORT void emulated_await_batches(int under_way) {
             continue;
         }
         Shared& part = *memory.shared_at(copy.target);
-        mark_filling(part, copy.target, -1);
-        touch_shared(part, copy.target, 16, true, CALLER);
-        memcpy(copy.target, copy.source, 16);
+        mark_filling(part, copy.target, copy.nbytes, -1);
+        touch_shared(part, copy.target, copy.nbytes, true, CALLER);
+        memcpy(copy.target, copy.source, copy.nbytes);
     }
     copies.resize(left);
 }

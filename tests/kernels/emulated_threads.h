@@ -42,6 +42,7 @@ struct Call {
 struct Copy {
     unsigned char* target;
     Address source;
+    unsigned nbytes;
     int batch;
 };
 

@@ -80,6 +80,15 @@ WRONG = {
         "__shared__ uint4 x[64];\ncopy_beside(x + threadIdx.x, (const char*)a + 8);",
         r"copy_beside reads at 0x\w+8, no multiple of 16 \(tried.cu:3\)",
     ),
+    "a short copy from a crooked address": (
+        "__shared__ uint2 x[64];\nBeside<8> one;\none.start(x + threadIdx.x, (const char*)a + 4, true);",
+        r"copy_beside reads at 0x\w+4, no multiple of 8 \(tried.cu:4\)",
+    ),
+    "reading before a short copy is awaited": (
+        "__shared__ uint2 x[64];\nBeside<4> one;\none.start(&x[threadIdx.x].y, a, true);\nclose_batch();\n"
+        "out[0] = x[threadIdx.x].y;",
+        r"copy_beside still fills what is accessed \(no await_batches\)",
+    ),
     "a write past the end": ("out[threadIdx.x + 1] = 1;", r"4 bytes are written at byte 256 of an allocation of 256"),
     "a write before the start": ("out[-1] = 1;", r"thread \d+: 4 bytes are written at "),
     "a read past the end": (

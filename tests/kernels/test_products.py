@@ -2,19 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
 import pytest
-from emulated_cuda import EmulatedCuda, compiler_is_here
-from flexref_cupy import CupyBackend, products
+from emulated_cuda import MOST_SHARED_BYTES, EmulatedCuda, compiler_is_here
+from flexref_cupy import CupyBackend, few_tokens, products
 from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.memory import Tensor
-from flexref_cupy.products import IN_ORDER_CAPABILITY, Products
+from flexref_cupy.products import DENSE_ROWS, IN_ORDER_CAPABILITY, Products
+from flexref_cupy.variants import FEW_GROUPS, VARIANTS
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import QuantizedMatrix
+from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref.check import laws
 from flexref.check.tolerances import Operand, Values, assert_within
 from flexref.testing.bench import Bench, Guarded, assert_same_bits
@@ -40,9 +42,10 @@ MULTIPROCESSORS = (1, 3, 40)
 DTYPES = ("float16", "float32")
 
 tokens = st.sampled_from((1, 5, 8, 9, 17, 31, 64))
-inputs = st.sampled_from((128, 256, 384, 512))
+inputs = st.sampled_from((256, 512, 768))
 outputs = st.sampled_from((1, 9, 128, 130, 300))
 group_sizes = st.sampled_from((32, 64, 128))
+forms = st.sampled_from(("int4 float16", "int8 float16", "float16"))
 margins = st.sampled_from((0, 0, 3, 8))
 
 
@@ -65,7 +68,8 @@ class WatchedCuda(EmulatedCuda):
 
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[int, CupyBackend]]:
-    made = {count: CupyBackend(cuda=WatchedCuda(count)) for count in MULTIPROCESSORS}
+    capabilities = zip(MULTIPROCESSORS, ((7, 5), (8, 0), (7, 5)), strict=True)
+    made = {count: CupyBackend(cuda=WatchedCuda(count, capability)) for count, capability in capabilities}
     for each in made.values():
         each.keep_rows_apart(False)
     yield made
@@ -102,12 +106,12 @@ def launched(port: CupyBackend, kernel: str) -> int:
 
 @dataclass
 class Case:
-    """One drawn product of 4-bit weights in the layout that the fused product takes."""
+    """One drawn product for few tokens, of weights in a layout that linear_few.cu takes."""
 
     bench: Bench
     values: Values
     x: Tensor
-    w: QuantizedMatrix
+    w: Matrix
     operand: Operand
     bias: Values | None
     b: Tensor | None
@@ -118,9 +122,10 @@ class Case:
     @classmethod
     def draw(cls, bench: Bench, data: st.DataObject, x_margin: int = 8) -> "Case":
         """Draw one; `x` lies in a wider array, `x_margin` elements from its edges."""
-        rows, width, count = data.draw(outputs), data.draw(inputs), data.draw(tokens)
+        rows, width, form = data.draw(outputs), data.draw(inputs), data.draw(forms)
+        count = data.draw(tokens.filter(lambda count: form.startswith("int") or count <= DENSE_ROWS))
         group_size, seed = data.draw(group_sizes), data.draw(seeds)
-        w, operand = bench.matrix(numbers((rows, width), "float32", "normal", seed), "int4 float16", group_size)
+        w, operand = bench.matrix(numbers((rows, width), "float32", "normal", seed), form, group_size)
         values = numbers((count, width), "float16", "normal", seed + 1)
         margin = data.draw(st.sampled_from((0, x_margin)))
         x = bench.guarded(values, margin, margin).array
@@ -135,7 +140,7 @@ class Case:
         """Raise `AssertionError` unless `out` holds the product."""
         base = self.base if self.add else None
         expected, bound = laws.linear(self.values, self.operand, self.bias, base, self.bench.arithmetic)
-        what = f"product of {self.values.shape} and {self.w.shape} in groups of {self.w.group_size}"
+        what = f"product of {self.values.shape} and {self.w}"
         assert_within(self.out.read(), expected, bound, what)
         self.out.assert_untouched_around(what)
 
@@ -151,7 +156,7 @@ def test_products_keep_the_contract(port: CupyBackend, clause: Clause, data: st.
 def test_products_with_rows_apart_keep_the_contract(apart: CupyBackend, clause: Clause, data: st.DataObject) -> None:
     clause(apart, data)
     assert not apart.cuda.multiplied
-    assert not launched(apart, "linear_int4")
+    assert launched(apart, "linear_few") == 0 or apart.cuda.capability >= IN_ORDER_CAPABILITY
 
 
 @given(data=st.data())
@@ -160,7 +165,7 @@ def test_with_rows_apart_a_row_has_the_same_bits_for_any_number_of_tokens(
 ) -> None:
     with Bench(apart) as bench:
         case, most = Case.draw(bench, data), 130
-        values = numbers((most, case.w.width), "float16", "normal", data.draw(seeds))
+        values = numbers((most, case.w.shape[1]), "float16", "normal", data.draw(seeds))
         base = numbers((most, case.w.shape[0]), case.base.dtype.name, "normal", data.draw(seeds))
         whole = bench.read(apart.linear(bench.array(values), case.w, case.b, out=bench.array(base), add=case.add))
         for count in (1, 2, 65):
@@ -172,33 +177,35 @@ def test_with_rows_apart_a_row_has_the_same_bits_for_any_number_of_tokens(
 
 
 @given(data=st.data())
-def test_few_tokens_with_rows_apart_are_multiplied_with_the_codes_and_have_the_bits_of_the_expanded_matrix(
+def test_few_tokens_with_rows_apart_are_multiplied_as_stored_and_have_the_bits_of_the_expanded_matrix(
     in_order: dict[int, CupyBackend], data: st.DataObject
 ) -> None:
     port = in_order[data.draw(st.sampled_from(MULTIPROCESSORS))]
     with Bench(port) as bench:
         case = Case.draw(bench, data)
         full = port.expand(case.w, bench.results(case.w.shape).array)
-        before = launched(port, "linear_in_order"), len(port.cuda.multiplied_apart)
+        before = launched(port, "linear_few"), len(port.cuda.multiplied_apart)
         port.linear(case.x, case.w, case.b, out=case.out.array, add=case.add)
-        assert (launched(port, "linear_in_order"), len(port.cuda.multiplied_apart)) == (before[0] + 1, before[1])
+        assert (launched(port, "linear_few"), len(port.cuda.multiplied_apart)) == (before[0] + 1, before[1])
         case.check()
+        by_library = Products(port.device, fused_rows=0)
+        by_library.rows_apart = True
         out = bench.array(case.base)
-        port.linear(case.x, full, case.b, out=out, add=case.add)
+        by_library.linear(case.x, full, case.b, out, case.add)
         assert len(port.cuda.multiplied_apart) == before[1] + 1
-        assert_same_bits(case.out.read(), bench.read(out), "a product with the codes")
+        assert_same_bits(case.out.read(), bench.read(out), "a product with the weights as they are stored")
 
 
 @given(data=st.data())
-def test_few_tokens_are_multiplied_with_the_codes_themselves(
+def test_few_tokens_are_multiplied_with_the_weights_as_they_are_stored(
     ports: dict[int, CupyBackend], data: st.DataObject
 ) -> None:
     port = ports[data.draw(st.sampled_from(MULTIPROCESSORS))]
     with Bench(port) as bench:
         case = Case.draw(bench, data)
-        before = launched(port, "linear_int4"), len(port.cuda.multiplied)
+        before = launched(port, "linear_few"), len(port.cuda.multiplied)
         port.linear(case.x, case.w, case.b, out=case.out.array, add=case.add)
-        assert (launched(port, "linear_int4"), len(port.cuda.multiplied)) == (before[0] + 1, before[1])
+        assert (launched(port, "linear_few"), len(port.cuda.multiplied)) == (before[0] + 1, before[1])
         case.check()
         counters = Tensor(port.device.scratch.counters, (COUNTERS_BYTES // 4,), "int32", COUNTERS_BYTES // 4)
         assert not port.download(counters).any()
@@ -247,26 +254,26 @@ def test_layouts_that_the_fused_product_does_not_take_are_expanded(port: CupyBac
     with Bench(port) as bench:
         case = Case.draw(bench, data, x_margin=4)
         assume(case.values.shape[0] > 1 and case.x.pitch != case.values.shape[1])
-        before = launched(port, "linear_int4")
+        before = launched(port, "linear_few")
         port.linear(case.x, case.w, case.b, out=case.out.array, add=case.add)
-        assert launched(port, "linear_int4") == before
+        assert launched(port, "linear_few") == before
         case.check()
 
 
 @given(data=st.data())
-def test_more_tokens_than_a_launch_takes_are_multiplied_in_pieces(port: CupyBackend, data: st.DataObject) -> None:
+def test_the_most_tokens_that_are_few_are_a_matter_of_the_port(port: CupyBackend, data: st.DataObject) -> None:
     with Bench(port) as bench:
-        case, count = Case.draw(bench, data), data.draw(st.sampled_from((65, 130)))
-        values = numbers((count, case.w.width), "float16", "normal", data.draw(seeds))
+        case, count = Case.draw(bench, data), data.draw(st.sampled_from((129, 200)))
+        values = numbers((count, case.w.shape[1]), "float16", "normal", data.draw(seeds))
         base = np.zeros((count, case.w.shape[0]), np.float16)
         case.values, case.base, case.out, case.add = values, base, bench.guarded(base), True
-        before = launched(port, "linear_int4")
+        before = launched(port, "linear_few")
         Products(port.device, fused_rows=200).linear(bench.array(values), case.w, case.b, case.out.array, True)
-        assert launched(port, "linear_int4") == before + -(-count // 64)
+        assert launched(port, "linear_few") == before + isinstance(case.w, QuantizedMatrix)
         case.check()
-        before = launched(port, "linear_int4")
+        before = launched(port, "linear_few")
         Products(port.device, fused_rows=0).linear(case.x[:1], case.w, None, bench.array(base[:1]), False)
-        assert launched(port, "linear_int4") == before
+        assert launched(port, "linear_few") == before
 
 
 @pytest.mark.parametrize(("layout", "kernels"), [("int4", "expand_"), ("int8", "expand_wide_")])
@@ -295,16 +302,17 @@ def test_weights_expand_to_the_same_bits_at_any_alignment(
 
 
 @given(data=st.data())
-def test_codes_of_eight_bits_are_never_taken_for_two_of_four(port: CupyBackend, data: st.DataObject) -> None:
+def test_codes_of_many_tokens_are_expanded_as_what_they_are(port: CupyBackend, data: st.DataObject) -> None:
     with Bench(port) as bench:
         rows, width, count = data.draw(outputs), data.draw(inputs), data.draw(tokens)
+        form, kernel = data.draw(st.sampled_from((("int8", "expand_wide_groups"), ("int4", "expand_groups"))))
         weights = numbers((rows, width), "float32", "normal", data.draw(seeds))
-        w, operand = bench.matrix(weights, "int8 float16", data.draw(group_sizes))
+        w, operand = bench.matrix(weights, f"{form} float16", data.draw(group_sizes))
         values, out = numbers((count, width), "float16", "normal", 0), bench.results((count, rows))
-        before = launched(port, "linear_int4"), launched(port, "expand_wide_groups")
-        port.linear(bench.array(values), w, None, out=out.array)
-        assert (launched(port, "linear_int4"), launched(port, "expand_wide_groups")) == (before[0], before[1] + 1)
-        assert_within(out.read(), *laws.linear(values, operand, None, None, bench.arithmetic), "8-bit weights")
+        before = launched(port, "linear_few"), launched(port, kernel)
+        Products(port.device, fused_rows=0).linear(bench.array(values), w, None, out.array, False)
+        assert (launched(port, "linear_few"), launched(port, kernel)) == (before[0], before[1] + 1)
+        assert_within(out.read(), *laws.linear(values, operand, None, None, bench.arithmetic), f"{form} weights")
 
 
 @given(data=st.data())
@@ -369,10 +377,20 @@ def test_tiles_of_a_matrix_are_even_and_fit_the_scratch(rows: int, width: int) -
 def test_a_product_is_cut_into_as_many_parts_as_keep_the_device_busy(
     blocks: int, chunks: int, multiprocessors: int, most: int
 ) -> None:
-    parts = products.parts_for(blocks, chunks, multiprocessors, most)
-    assert 1 <= parts <= max(1, min(chunks, most, products.MOST_PARTS))
-    if most >= products.MOST_PARTS and chunks >= 8 and multiprocessors >= 2 * blocks:
+    parts = few_tokens.parts_for(blocks, chunks, multiprocessors, most)
+    assert 1 <= parts <= max(1, min(chunks, most, few_tokens.MOST_PARTS))
+    if most >= few_tokens.MOST_PARTS and chunks >= 8 and multiprocessors >= 2 * blocks:
         assert parts > 1
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (9, 0)])
+def test_blocks_for_few_tokens_fit_every_device_and_are_compiled_for_it(capability: tuple[int, int]) -> None:
+    for bits, groups in FEW_GROUPS.items():
+        for group, tiles, rows in product(groups, (1, 2, 3, 4, 8, 16), (1, 16 * 1000, 16 * 100_000)):
+            block = few_tokens.block_for(bits, tiles, rows, 40, capability)
+            assert block.stages * few_tokens.stage_bytes(block, bits, group) <= MOST_SHARED_BYTES[capability]
+            assert {**block.macros, "BITS": bits, "GROUP": group} in VARIANTS["linear_few"]
+            assert block.row_tiles % block.warp_rows == block.token_tiles % block.token_warps == 0
 
 
 def test_weights_are_expanded_to_halves_alone(port: CupyBackend) -> None:

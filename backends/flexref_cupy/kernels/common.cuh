@@ -120,6 +120,38 @@ __device__ __forceinline__ void copy_beside(void* shared, const void* global) {
 #endif
 }
 
+// `bytes` (16, 8 or 4) on their way to shared memory if they are wanted, as by `copy_beside`; where the device cannot, they
+// wait in registers from `start` to `arrive`, which is called before the barrier after which they are read.
+template <int bytes> struct Beside {
+#if __CUDA_ARCH__ >= 800
+    __device__ __forceinline__ void start(void* shared, const void* global, bool wanted) {
+        unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+        if constexpr (bytes == 16)
+            asm volatile("{ .reg .pred wanted; setp.ne.b32 wanted, %2, 0;\n"
+                         "@wanted cp.async.cg.shared.global [%0], [%1], 16; }"
+                         ::"r"(address), "l"(global), "r"(static_cast<unsigned>(wanted)) : "memory");
+        else
+            asm volatile("{ .reg .pred wanted; setp.ne.b32 wanted, %2, 0;\n"
+                         "@wanted cp.async.ca.shared.global [%0], [%1], %3; }"
+                         ::"r"(address), "l"(global), "r"(static_cast<unsigned>(wanted)), "n"(bytes) : "memory");
+    }
+
+    __device__ __forceinline__ void arrive(void*, bool) {}
+#else
+    struct alignas(bytes) Words {
+        unsigned at[bytes / 4];
+    } held;
+
+    __device__ __forceinline__ void start(void*, const void* global, bool wanted) {
+        if (wanted) held = *static_cast<const Words*>(global);
+    }
+
+    __device__ __forceinline__ void arrive(void* shared, bool wanted) {
+        if (wanted) *static_cast<Words*>(shared) = held;
+    }
+#endif
+};
+
 __device__ __forceinline__ void close_batch() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");

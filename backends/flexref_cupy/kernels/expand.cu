@@ -2,7 +2,7 @@
 //
 // Law: a weight of a group is code * scale + zero, with scales and zeros of type STORED: halves in one fused operation
 // that rounds once, floats in a fused float32 operation whose result is rounded. Dense weights of type STORED are
-// rounded once. linear_int4.cu multiplies the same halves.
+// rounded once. linear_few.cu multiplies the same halves.
 // Packing of 4-bit codes: planar; byte b of a group of n weights holds weight b and, in its high nibble, weight
 // b + (n + 1) / 2. Codes of 8 bits are bytes.
 
