@@ -136,7 +136,7 @@ class Benchmark:
         """Choose the policy, if none is given, once for all runs; find out before anything else whether it fits."""
         session = self.engine.session
         policy = session.settled(self.workload.rows)
-        session.planned(policy, self.workload.rows)
+        self._planned = session.planned(policy, self.workload.rows)
         self.workload = self.workload.under(policy)
         return policy
 
@@ -176,6 +176,7 @@ class Benchmark:
         doing = "loading the weights"
         cut_short = None
         try:
+            engine.session.rehearsals.of(self._planned, self.policy.row_invariant)
             engine.session.weights_for(self.policy)
             doing = "warming up"
             self._warm_up()

@@ -29,7 +29,7 @@ class WallPart(str, Enum):
     ALLOCATE = "allocate"
     """Memory of blocks is taken and given back."""
     COMPILE = "compile"
-    """The port compiles operators, or reads them compiled."""
+    """Operators are waited for, which the port compiles or reads compiled; not what it compiles beside all else."""
     PREFILL = "prefill"
     DECODE = "decode"
     WRITE = "write"

@@ -1,6 +1,7 @@
 """A benchmark: suites that parse and fit, floors that follow from bytes and rates, reports that hide nothing."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from flexref_numpy import NumpyBackend
 from flexref.architecture.flops import decode_flops, prefill_flops
 from flexref.architecture.published import PUBLISHED, size_named
 from flexref.backend.capabilities import Description
+from flexref.backend.compiling import CompileTime
+from flexref.backend.protocol import Backend
 from flexref.bench import disk_rates, rates
 from flexref.bench.benchmark import Benchmark, weights_of
 from flexref.bench.floor import cache_bytes_read, floors, weight_bytes_read
@@ -46,6 +49,25 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 def run(values: dict[str, Any], **options: Any) -> Report:
     with Benchmark(Arguments.from_mapping(values, "the test"), lambda: NumpyBackend(1 << 16)) as benchmark:
         return benchmark.run(on_run=lambda number: None, **options)
+
+
+def test_a_port_compiles_for_the_timed_block_while_weights_are_loaded() -> None:
+    seen: list[str] = []
+
+    class Rehearsing(CompileTime):
+        def rehearse(self, play: Callable[[Backend], None]) -> None:
+            seen.append("rehearsed")
+
+    class Compiling(NumpyBackend):
+        compiling = Rehearsing()
+
+    def hear(event: Event) -> None:
+        seen.append("loaded" if isinstance(event, WeightsLoaded) else "told")
+
+    arguments = Arguments.from_mapping(TINY, "the test")
+    with Benchmark(arguments, lambda: Compiling(1 << 16), hear) as benchmark:
+        benchmark.run(on_run=lambda number: None)
+    assert seen[:2] == ["rehearsed", "loaded"]
 
 
 # Suites
