@@ -76,7 +76,7 @@ def test_a_port_compiles_for_the_timed_block_while_weights_are_loaded() -> None:
 def test_the_suites_are_the_named_cases_and_each_says_what_it_shows() -> None:
     suites = read_suites()
     cases = {f"case-{letter}" for letter in "abcde"}
-    assert set(suites) == {"tiny", "on-device", "predictions", "predictions-numpy", *cases}
+    assert set(suites) == {"tiny", "on-device", "on-disk", "predictions", "predictions-numpy", *cases}
     assert all(suite.about for suite in suites.values())
 
 

@@ -19,7 +19,7 @@ FIGURES = ("prefill_s", "decode_s", "decode_step_s", "tokens_per_s")
 INTERVAL = {"mean": "tokens_per_s_mean", "least": "tokens_per_s_least", "most": "tokens_per_s_most"}
 """What it has of the interval, and under which name."""
 
-FLOOR = ("floor_s", "floor_ratio")
+FLOOR = ("decode_step_floor_s", "floor_s", "floor_ratio")
 
 Add = Callable[[Mapping[str, Any]], None]
 
@@ -48,7 +48,7 @@ def row(benchmark: Mapping[str, Any]) -> dict[str, Any]:
     arguments, policy = benchmark["arguments"], benchmark.get("policy") or {}
     interval, here = benchmark.get("tokens_per_s_interval") or {}, benchmark["machine"]
     peaks = benchmark.get("peak_bytes") or {}
-    scheme = benchmark["weights_scheme"]
+    scheme, predicted = benchmark["weights_scheme"], benchmark.get("predicted")
     return {
         "model": benchmark["model"],
         "weights": benchmark["weights_dtype"] if scheme == "none" else scheme,
@@ -58,6 +58,8 @@ def row(benchmark: Mapping[str, Any]) -> dict[str, Any]:
         **{name: benchmark.get(name) for name in FIGURES},
         **{column: interval.get(name) for name, column in INTERVAL.items()},
         **{name: benchmark.get(name) for name in FLOOR},
+        "predicted_s": predicted["prefill_s"] + predicted["decode_s"] if predicted else None,
+        "predicted_error": predicted["errors"].get("both") if predicted else None,
         "peak_device_bytes": peaks.get("device"),
         "peak_host_bytes": peaks.get("host"),
         "machine": ", ".join(here["gpu"]) or here["cpu"],
