@@ -8,18 +8,14 @@ import math
 from collections.abc import Sequence
 from struct import Struct
 from typing import Any
-from weakref import WeakValueDictionary
 
-import numpy as np
-import numpy.typing as npt
-
-from flexref.backend.protocol import CHUNK_TOKENS
-from flexref.backend.records import SECTION_BYTES, RecordLayout
+from flexref.backend.records import RecordLayout
 from flexref.errors import PolicyError
-from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
+from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
 from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS, TILE_TOKENS, Segments
+from flexref_cupy.starts import Starts, StartTables, distances_of
 from flexref_cupy.variants import VARIANTS
 
 WIDEST_HEAD = 256
@@ -102,43 +98,30 @@ class LayoutKernels:
         return self._device.kernels.get("append", name, WIDE=int(wide))
 
 
-class Starts:
-    """Where rows' records start, in bytes from those of the first row: on the device while it has a place for them.
+class CacheRows:
+    """The caches of B rows of one layout: how far from the place `records` each one's are.
 
-    distances (B, 3): where the record of a row's first token would be if all records were in its own array; where the
-    first record of its prefix is; and the prefix's tokens.
+    That place is where the first row's records were when the handle was made; nothing is read there.
     """
 
-    __slots__ = ("__weakref__", "_array", "_device", "_distances")
+    __slots__ = ("__weakref__", "count", "kernels", "recordings", "records", "table")
 
-    def __init__(self, device: Device, distances: npt.NDArray[np.int64]) -> None:
-        self._device, self._distances = device, distances
-        self._array: SmallArray | None = None
+    def __init__(self, records: int, count: int, table: Starts, kernels: LayoutKernels) -> None:
+        self.records, self.count, self.table, self.kernels = records, count, table, kernels
+        self.recordings = 0
+        """How many recordings read its table where it is."""
+        table.handles.add(self)
 
-    @property
-    def address(self) -> int:
-        """Where they are on the device now, for what is called next."""
-        if self._array is None:
-            self._array = self._device.small(self._distances)
-        return self._array.address
-
-    def leave(self) -> None:
-        """Give the place up; they come back when they are needed."""
-        self._array = None
-
-
-class CacheRows:
-    """The caches of B rows of one layout: where the first one's records are, and how far from there the others' are."""
-
-    __slots__ = ("_starts", "kernels", "records")
-
-    def __init__(self, records: int, starts: Starts, kernels: LayoutKernels) -> None:
-        self.records, self._starts, self.kernels = records, starts, kernels
+    def move(self, table: Starts) -> None:
+        """Have another table, which says the same."""
+        self.table.handles.discard(self)
+        self.table = table
+        table.handles.add(self)
 
     @property
     def starts(self) -> int:
         """Where the distances are on the device now."""
-        return self._starts.address
+        return self.table.address
 
 
 def float_bits(number: float) -> int:
@@ -155,46 +138,43 @@ class Attention:
         self.rows_apart = True
         """Whether a token's result has the same bits decoded alone and read in a prompt, in any pieces of it."""
         self._layouts: dict[RecordLayout, LayoutKernels] = {}
-        self._starts: WeakValueDictionary[tuple[int, ...], Starts] = WeakValueDictionary()
-        device.when_small_is_full(self._make_room)
+        self._tables = StartTables(device)
 
     def cache_rows(
         self, records: Sequence[Tensor], layout: RecordLayout, prefixes: Sequence[tuple[Any, int] | None] | None
     ) -> CacheRows:
-        """See `Backend.cache_rows`; `PolicyError` for a layout that no kernel serves.
-
-        Rows of one home lie alike in every layer, so what is uploaded are distances, which layers share. Between rows
-        whose home is the device and rows in a slot they differ from layer to layer: many such groups have more of them
-        than there are places, and then take turns.
-        """
+        """See `Backend.cache_rows`; `PolicyError` for a layout that no kernel serves."""
         kernels = self._layouts.get(layout)
         if kernels is None:
             kernels = self._layouts[layout] = LayoutKernels(self._device, layout)
         first = records[0].address
-        distances: tuple[int, ...] = ()
-        for row, prefix in zip(records, prefixes or [None] * len(records), strict=True):
-            before, shared = (row, 0) if prefix is None else prefix
-            if (row.address | before.address) % SECTION_BYTES:
-                raise ValueError(f"records must start at multiples of {SECTION_BYTES} bytes")
-            if shared % CHUNK_TOKENS:
-                raise ValueError(f"a prefix is a multiple of {CHUNK_TOKENS} tokens, found {shared}")
-            own = row.address - first - shared * layout.record_bytes
-            distances += (own, before.address - first, shared)
-        starts = self._starts.get(distances)
-        if starts is None:
-            starts = self._starts[distances] = Starts(self._device, np.array(distances, np.int64))
-        return CacheRows(first, starts, kernels)
+        table = self._tables.table(distances_of(first, records, prefixes, layout.record_bytes))
+        return CacheRows(first, len(records), table, kernels)
 
-    def _make_room(self) -> None:
-        for starts in list(self._starts.values()):
-            starts.leave()
+    def renew_rows(
+        self, rows: Sequence[CacheRows], records: Sequence[Tensor], prefixes: Sequence[tuple[Any, int] | None] | None
+    ) -> bool:
+        """See `RecordingBackend.renew_rows`: one table of distances is written anew, and so the handles must share it.
+
+        Their own places stay what they are: distances may be negative then.
+        """
+        first = rows[0]
+        if len(records) != first.count:
+            return False
+        record_bytes = first.kernels.layout.record_bytes
+        return self._tables.renew(rows, distances_of(first.records, records, prefixes, record_bytes))
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Segments:
         """See `Backend.segments`."""
         return Segments(self._device, past, new, self.rows_apart)
 
+    def renew_segments(self, segments: Segments, past: Sequence[int], new: Sequence[int]) -> bool:
+        """See `RecordingBackend.renew_segments`."""
+        return segments.apart == self.rows_apart and segments.renew(past, new)
+
     def append(self, rows: CacheRows, segments: Segments, k: Tensor, v: Tensor) -> None:
         """See `Backend.append`: one launch for all rows, K and V."""
+        self._device.recorded(rows, segments)
         kernels, layout = rows.kernels, rows.kernels.layout
         places = k.address | k.pitch_bytes | v.address | v.pitch_bytes
         common = (rows.records, rows.starts, segments.rows, segments.tiles, k.address, k.pitch, v.address, v.pitch)
@@ -215,9 +195,12 @@ class Attention:
         """See `Backend.attend`."""
         kernels, layout, factor = rows.kernels, rows.kernels.layout, float_bits(scale * LOG2_E)
         tiles, count = segments.tiles, segments.tile_count
+        self._device.recorded(rows, segments)
         if kernels.exact and segments.most_splits <= kernels.items_at_once:
             tiles, count = segments.prefill_tiles, segments.prefill_count
             self._decode(rows, segments, q, factor, out)
+        elif kernels.exact:
+            segments.fixed = True
         if not count:
             return
         kernel = kernels.prefill(segments.apart)

@@ -1,7 +1,7 @@
 """The CuPy port: memory, lanes and operators by name; the arithmetic is in the kernels and in cuBLAS."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
@@ -18,12 +18,13 @@ from flexref.units import DTYPE_BYTES
 from flexref_cupy import memory, pointwise, sampling
 from flexref_cupy.attention import Attention
 from flexref_cupy.cuda import Cuda
-from flexref_cupy.device import SCRATCH_BYTES, Device
+from flexref_cupy.device import SCRATCH_BYTES, Device, check_runs
 from flexref_cupy.events import DeviceTicket, Events
 from flexref_cupy.lanes import Lane, wait_on_device
 from flexref_cupy.memory import Buffer, Copying, Tensor
 from flexref_cupy.pinning import PIECE_BYTES, Pinning
 from flexref_cupy.products import FUSED_ROWS, Products
+from flexref_cupy.recording import RECORDED_BYTES, Graphs, Recording
 from flexref_cupy.rehearsal import Compiling, ImaginaryCuda
 
 HOST_RESERVE = 0.06
@@ -53,10 +54,11 @@ class CupyBackend:
             computes=True,
             overlaps_copies=True,
             attends_on_host=False,
-            scratch_bytes=SCRATCH_BYTES,
+            scratch_bytes=SCRATCH_BYTES + RECORDED_BYTES,
             fused_rows=fused_rows,
             row_invariant=True,
             shares_prefixes=True,
+            recorded_bytes=RECORDED_BYTES,
         )
         self._pinning = Pinning(self.cuda, piece_bytes)
         self.arriving = self._pinning.held_up
@@ -69,6 +71,7 @@ class CupyBackend:
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None
         self._products, self._attention = Products(self.device, fused_rows), Attention(self.device)
+        self._graphs = Graphs(self.device)
         self.keep_rows_apart(True)
 
     def describe(self) -> Description:
@@ -143,9 +146,34 @@ class CupyBackend:
         """See `Backend.empty`."""
         nbytes = math.prod(shape) * DTYPE_BYTES[dtype]
         if self._workspace is None or self._results is None:
+            check_runs(self.cuda, "a result that no workspace holds")
             fresh = memory.Fresh(self.cuda, nbytes)
             return Tensor(fresh.address, shape, dtype, shape[-1], owner=fresh)
         return Tensor(self._results.address + self._workspace.take(nbytes), shape, dtype, shape[-1])
+
+    # Recordings
+
+    def record(self, operators: Callable[[], None]) -> Recording:
+        """See `RecordingBackend.record`."""
+        return self._graphs.record(operators)
+
+    def replay(self, recording: Recording) -> None:
+        """See `RecordingBackend.replay`."""
+        self._graphs.replay(recording)
+
+    def forget(self, recording: Recording) -> None:
+        """See `RecordingBackend.forget`."""
+        self._graphs.forget(recording)
+
+    def renew_rows(
+        self, rows: Sequence[Any], records: Sequence[Any], prefixes: Sequence[Prefix | None] | None = None
+    ) -> bool:
+        """See `RecordingBackend.renew_rows`."""
+        return self._attention.renew_rows(rows, records, prefixes)
+
+    def renew_segments(self, segments: Any, past: Sequence[int], new: Sequence[int]) -> bool:
+        """See `RecordingBackend.renew_segments`."""
+        return self._attention.renew_segments(segments, past, new)
 
     # Lanes
 
@@ -172,6 +200,7 @@ class CupyBackend:
         for lane in self._lanes.values():
             lane.close()
         self._pinning.close()
+        self._graphs.close()
         self.device.close()
         self._events.close()
         self.cuda.close()

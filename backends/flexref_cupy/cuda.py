@@ -3,11 +3,13 @@
 `import cupy` itself takes seconds: arrays, random numbers, Fourier transforms, libraries of all of them.
 """
 
+import contextlib
+import ctypes
 from typing import Any
 
 from flexref.errors import BackendUnavailable, CapacityError
 from flexref_cupy.compiler import Compiler, Nvrtc
-from flexref_cupy.cublas import Cublas
+from flexref_cupy.cublas import Cublas, check_status
 from flexref_cupy.cublas_lt import CublasLt
 from flexref_cupy.installation import INSTALL, check_driver, cupy_version, first_line
 from flexref_cupy.kernel_source import Source
@@ -20,6 +22,12 @@ OLDEST_CAPABILITY = (7, 5)
 
 COPY_ANY_WAY = 4
 """cudaMemcpyDefault: the direction follows from the addresses."""
+
+DRIVER = "libcuda.so.1"
+"""The driver's library, which is loaded by the time it is asked."""
+
+CAPTURE_RELAXED = 2
+"""cudaStreamCaptureModeRelaxed: other threads and streams go on as if nothing were captured (see `recording`)."""
 
 
 class Cuda:
@@ -54,6 +62,7 @@ class Cuda:
         self._compiler = Compiler(self.capability, self._nvrtc)
         self._modules: list[Handle] = []
         self.compute_stream = self.stream()
+        self.capturing = False
         self._products, self._apart = Cublas(self.compute_stream), CublasLt(self.compute_stream)
 
     # Memory
@@ -187,6 +196,44 @@ class Cuda:
     ) -> None:
         """Start a kernel on the stream of operators; `arguments` is the address of CUDA's launch list."""
         self._driver.launchKernel(function, *grid, block, 1, 1, shared_bytes, self.compute_stream, 0, arguments)
+
+    def begin_capture(self) -> None:
+        """What the stream of operators is given from now on is captured and does not run."""
+        self._runtime.streamBeginCapture(self.compute_stream, CAPTURE_RELAXED)
+        self.capturing = True
+
+    def end_capture(self) -> tuple[Handle, int]:
+        """The graph of what was captured, which holds nothing on the device, and how many nodes it has."""
+        self.capturing = False
+        graph, count = int(self._runtime.streamEndCapture(self.compute_stream)), ctypes.c_size_t()
+        status = ctypes.CDLL(DRIVER).cuGraphGetNodes(ctypes.c_void_p(graph), None, ctypes.byref(count))
+        check_status("cuGraphGetNodes", status)
+        return graph, count.value
+
+    def abandon_capture(self) -> None:
+        """End a capture in which something has failed, which says more than CUDA could say of the capture."""
+        self.capturing = False
+        with contextlib.suppress(self._runtime.CUDARuntimeError):
+            self._runtime.graphDestroy(self._runtime.streamEndCapture(self.compute_stream))
+
+    def instantiate(self, graph: Handle) -> Handle:
+        """The graph as the device runs it; `CapacityError` if the device has no memory for that."""
+        try:
+            return int(self._runtime.graphInstantiate(graph))
+        except self._runtime.CUDARuntimeError as error:
+            raise CapacityError("device", "a recording", 0, self.memory()[0], {}, first_line(error)) from error
+
+    def launch_graph(self, executable: Handle) -> None:
+        """Run what was captured, in order with the stream of operators."""
+        self._runtime.graphLaunch(executable, self.compute_stream)
+
+    def destroy_graph(self, graph: Handle) -> None:
+        """Give a graph back."""
+        self._runtime.graphDestroy(graph)
+
+    def destroy_executable(self, executable: Handle) -> None:
+        """Give back what `instantiate` made; if it runs just now, it runs to its end."""
+        self._runtime.graphExecDestroy(executable)
 
     def products_in(self, address: int, nbytes: int) -> None:
         """Let cuBLAS work in this memory instead of its own, so that it is counted."""

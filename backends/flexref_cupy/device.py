@@ -66,6 +66,7 @@ class Device:
         self.scratch = Scratch.at(self._memory.address)
         cuda.products_in(self.scratch.products, PRODUCTS_BYTES)
         self._small = SmallArrays(cuda, self.scratch.small, SMALL_BYTES)
+        self._handles: list[Any] | None = None
         zeros = np.zeros(COUNTERS_BYTES, np.uint8)
         cuda.copy(self.scratch.counters, zeros.ctypes.data, zeros.nbytes, cuda.compute_stream)
         cuda.await_stream(cuda.compute_stream)
@@ -79,12 +80,32 @@ class Device:
         """A small array on the device, in order with the operators; its place is free again when it is forgotten."""
         return self._small.put(values)
 
+    def renew_small(self, array: "SmallArray", values: npt.NDArray[Any]) -> None:
+        """Give a small array other values, no more of them, in order with the operators."""
+        self._small.renew(array, values)
+
+    def begin_recording(self) -> list[Any]:
+        """Operators are recorded from now on; the list fills with the handles that they use (`recorded`)."""
+        check_runs(self.cuda, "a recording")
+        self._handles = []
+        return self._handles
+
+    def end_recording(self) -> None:
+        """Operators run again."""
+        self._handles = None
+
+    def recorded(self, *handles: Any) -> None:
+        """An operator is called with these handles: what they have on the device stays where it is for a recording."""
+        if self._handles is not None:
+            self._handles += [handle for handle in handles if handle not in self._handles]
+
     def when_small_is_full(self, make_room: Callable[[], None]) -> None:
         """Call this before a small array is refused for want of a place: it may forget some that can come again."""
         self._small.make_room.append(make_room)
 
     def upload(self, values: npt.NDArray[Any], out: Tensor) -> None:
         """Copy host values (...) to a device array of their shape and type; they may change as soon as this returns."""
+        check_runs(self.cuda, "an upload")
         source = np.ascontiguousarray(values)
         self._rows(out, (out.address, out.pitch_bytes), (source.ctypes.data, out.row_bytes))
         # Copies from pageable memory up to 64 KiB have left it when the call returns, longer ones may not have.
@@ -93,6 +114,7 @@ class Device:
 
     def download(self, x: Tensor) -> npt.NDArray[Any]:
         """The values of an array, when the operators so far are done."""
+        check_runs(self.cuda, "a download")
         values = np.empty(x.shape, x.dtype)
         self._rows(x, (values.ctypes.data, x.row_bytes), (x.address, x.pitch_bytes))
         self.cuda.await_stream(self.stream)
@@ -124,14 +146,15 @@ class Device:
 class SmallArray:
     """A small array on the device; its place is given back with it."""
 
-    __slots__ = ("_free", "_nbytes", "_offset", "address")
+    __slots__ = ("_free", "_offset", "address", "nbytes")
 
     def __init__(self, owner: "SmallArrays", offset: int, nbytes: int) -> None:
-        self.address = owner.address + offset
-        self._free, self._offset, self._nbytes = owner.free, offset, nbytes
+        """`nbytes`: what its place has."""
+        self.address, self.nbytes = owner.address + offset, nbytes
+        self._free, self._offset = owner.free, offset
 
     def __del__(self) -> None:
-        self._free(self._offset, self._nbytes)
+        self._free(self._offset, self.nbytes)
 
 
 class SmallArrays:
@@ -161,12 +184,19 @@ class SmallArrays:
             hint = "take fewer groups per block, or fewer rows per group"
             raise CapacityError("device", "the port's place for small arrays", nbytes, free, held, hint)
         array = SmallArray(self, offset, nbytes)
+        self.renew(array, values)
+        return array
+
+    def renew(self, array: SmallArray, values: npt.NDArray[Any]) -> None:
+        """Upload `values` to the place of an array, in which they fit."""
+        check_runs(self._cuda, "an upload")
         source = np.ascontiguousarray(values)
+        if source.nbytes > array.nbytes:
+            raise ValueError(f"{source.nbytes} bytes for a small array of {array.nbytes}")
         if source.nbytes:
             self._cuda.copy(array.address, source.ctypes.data, source.nbytes, self._cuda.compute_stream)
         if source.nbytes > 1 << 16:
             self._cuda.await_stream(self._cuda.compute_stream)
-        return array
 
     def free(self, offset: int, nbytes: int) -> None:
         """Give a place back, and join it with the gaps beside it."""
@@ -189,6 +219,12 @@ class SmallArrays:
                     self._gaps[offset + nbytes] = size - nbytes
                 return offset
         return None
+
+
+def check_runs(cuda: Cuda, what: str) -> None:
+    """`RuntimeError` while operators are recorded: a recording has no place for what is done once, or by the host."""
+    if cuda.capturing:
+        raise RuntimeError(f"{what} while operators are recorded")
 
 
 def pieces(count: int, most: int) -> Iterator[tuple[int, int]]:

@@ -57,6 +57,8 @@ class Kernels:
         key = (operator, kernel, shared_bytes, *macros.items())
         found = self._found.get(key)
         if found is None:
+            if self.cuda.capturing:
+                raise RuntimeError(f"{kernel} is asked for the first time while operators are recorded")
             if macros not in VARIANTS[operator]:
                 raise ValueError(f"{operator}.cu has no variant {macros}: see variants.py")
             text = source(operator, macros)

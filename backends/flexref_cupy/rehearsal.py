@@ -27,6 +27,7 @@ class ImaginaryCuda:
         """A device of the architecture and size of `like`."""
         self.capability, self.multiprocessors, self.number = like.capability, like.multiprocessors, like.number
         self.name, self.compute_stream, self.compiles_ahead = like.name, 0, False
+        self.capturing = False
         self.texts: list[Source] = []
         self._next = FIRST_ADDRESS
 

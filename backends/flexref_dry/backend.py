@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.protocol import LaneStep, Matrix, Move, Prefix, Ticket
+from flexref.backend.recording import DirectCalls
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
@@ -28,7 +29,7 @@ from flexref_dry.stand_ins import (
 from flexref_dry.timing import DryTicket, Timing
 
 
-class DryBackend:
+class DryBackend(DirectCalls):
     """Counts: `flops` and `calls` per operator, `moved_bytes` per lane, and what the workspace would need.
 
     On a `machine` it also tells the time: tickets are done when that machine would have done them, and it has the

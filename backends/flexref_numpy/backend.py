@@ -12,6 +12,7 @@ import psutil
 
 from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
+from flexref.backend.recording import DirectCalls
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import ALIGNMENT_BYTES
@@ -29,7 +30,7 @@ MINIMUM_SCRATCH_BYTES = 1 << 16
 """Below it a tile would be less than one row of the matrices of the smallest models."""
 
 
-class NumpyBackend:
+class NumpyBackend(DirectCalls):
     """The reference port. `device` is ordinary memory with a budget, so that offloading runs without a GPU."""
 
     name = "numpy"

@@ -15,7 +15,8 @@ class Capabilities:
     0: for any number, and where there is room matrices are kept expanded. one_memory: device memory is host memory,
     and one processor works on both, so that nothing is faster on the host than on the device. row_invariant: a row's
     results have bits of its own, whatever rows are beside it and in how many pieces its tokens come, unless
-    `Backend.keep_rows_apart` says that they need not. shares_prefixes: `cache_rows` takes `prefixes`.
+    `Backend.keep_rows_apart` says that they need not. shares_prefixes: `cache_rows` takes `prefixes`. recorded_bytes:
+    how much of the scratch is for recordings, all together; 0: the port records nothing.
     """
 
     compute_dtype: str
@@ -27,6 +28,12 @@ class Capabilities:
     one_memory: bool = False
     row_invariant: bool = False
     shares_prefixes: bool = False
+    recorded_bytes: int = 0
+
+    @property
+    def replays(self) -> bool:
+        """Whether operators can be recorded and replayed."""
+        return self.recorded_bytes > 0
 
 
 @dataclass(frozen=True, slots=True)

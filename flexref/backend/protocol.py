@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.parts import Parts
+from flexref.backend.recording import RecordingBackend
 from flexref.backend.records import RecordLayout
 
 
@@ -150,7 +151,7 @@ class Ticket(Protocol):
         """Once done, (start, end) of every step in seconds of `time.perf_counter`; of a mark, when it was reached."""
 
 
-class Backend(Protocol):
+class Backend(RecordingBackend, Protocol):
     """One port. Add no public method that is not listed here.
 
     Operators run in the order of the calls. Results are new arrays in the workspace unless `out` names their place.

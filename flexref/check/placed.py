@@ -6,7 +6,7 @@ before the port is given them.
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from flexref.backend.capabilities import Description
 from flexref.backend.protocol import Array, Backend, Buffer, Lane, LaneStep, Prefix, QuantizedMatrix, Ticket
+from flexref.backend.recording import DirectCalls
 from flexref.backend.records import RecordLayout
 from flexref.check.tolerances import Values
 from flexref.units import DTYPE_BYTES
@@ -88,12 +89,12 @@ def bare(x: Any) -> Any:
     return x.array if isinstance(x, Placed) else x
 
 
-class PlacedBackend:
+class PlacedBackend(DirectCalls):
     """Memory and lanes of `port`, with arrays wrapped in `Placed`; operators are added by `CheckedBackend`."""
 
     def __init__(self, port: Backend) -> None:
         self._port = port
-        self.name, self.caps = port.name, port.caps
+        self.name, self.caps = port.name, replace(port.caps, recorded_bytes=0)  # each call is checked by itself
         self._tiers: dict[int, tuple[str, Buffer]] = {}
         self._awaited: list[Ticket] = []
 

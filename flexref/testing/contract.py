@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.protocol import Backend
-from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, prefixes, products, sampling
+from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, prefixes, products, recordings, sampling
 
 Clause = Callable[[Backend, st.DataObject], None]
 
@@ -91,6 +91,12 @@ ROW_INVARIANCE: tuple[Clause, ...] = (
 SHARED_PREFIXES: tuple[Clause, ...] = (prefixes.a_shared_prefix_is_as_good_as_a_copy,)
 """What a port that takes prefixes (`caps.shares_prefixes`), and computes, must pass too."""
 
+RECORDINGS: tuple[Clause, ...] = (
+    recordings.a_recording_gives_the_bits_of_its_calls,
+    recordings.a_replay_knows_other_lengths_and_rows,
+)
+"""What a port that records operators (`caps.replays`), and computes, must pass too."""
+
 CONTRACT: tuple[Clause, ...] = (
     *STRUCTURE,
     *VALUES,
@@ -98,6 +104,7 @@ CONTRACT: tuple[Clause, ...] = (
     *HOST_ATTENTION,
     *ROW_INVARIANCE,
     *SHARED_PREFIXES,
+    *RECORDINGS,
 )
 """Every clause, each once."""
 
@@ -108,6 +115,7 @@ PARTS: Mapping[str, tuple[Clause, ...]] = {
     "host attention": HOST_ATTENTION,
     "row invariance": ROW_INVARIANCE,
     "shared prefixes": SHARED_PREFIXES,
+    "recordings": RECORDINGS,
 }
 """The clauses by the capability that they need."""
 
@@ -121,6 +129,7 @@ def clauses_for(caps: Capabilities) -> tuple[Clause, ...]:
         "host attention": caps.computes and caps.attends_on_host,
         "row invariance": caps.computes and caps.row_invariant,
         "shared prefixes": caps.computes and caps.shares_prefixes,
+        "recordings": caps.computes and caps.replays,
     }
     return tuple(clause for part, clauses in PARTS.items() if needed[part] for clause in clauses)
 

@@ -36,6 +36,7 @@ NEEDED_BY = {
     "host attention": "ports that compute and attend on the host (`caps.attends_on_host`)",
     "row invariance": "ports that compute and give a row bits of its own (`caps.row_invariant`)",
     "shared prefixes": "ports that compute and take prefixes of rows (`caps.shares_prefixes`)",
+    "recordings": "ports that compute and record operators (`caps.replays`)",
 }
 """Who must pass the clauses of a part of the contract."""
 

@@ -21,6 +21,7 @@ import struct
 import threading
 import zlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -28,8 +29,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from emulated_build import EmulationError, Launch, Module, build, compiler_is_here, runtime
+from emulated_graphs import Graphs
 from emulated_pages import Pages
-from emulated_streams import Streams
+from emulated_streams import Streams, Work
 from flexref_cupy.kernel_source import Source
 
 from flexref.errors import CapacityError
@@ -97,6 +99,8 @@ class EmulatedCuda:
         """Bytes of host memory that was not pinned, by the stream that copied them."""
         self._streams = Streams(late, LOCK)
         self.compute_stream = self.stream()
+        self.capturing = False
+        self._graphs = Graphs()
         runtime()
 
     def devices(self) -> tuple[str, ...]:
@@ -116,6 +120,7 @@ class EmulatedCuda:
 
     def allocate(self, nbytes: int) -> int:
         """See `Cuda.allocate`; full of 0xff."""
+        self._graphs.refuse("memory is allocated")
         with LOCK:
             free, _ = self.memory()
             if nbytes > free:
@@ -167,9 +172,10 @@ class EmulatedCuda:
         places = [source[0] + row * source[1] for row in range(rows)]
         if from_pageable and rows * nbytes <= STAGED_BYTES:
             staged = [ctypes.string_at(place, nbytes) for place in places]
+            self._graphs.refuse("the host's memory is copied", stream == self.compute_stream)
             self._streams.do(stream, partial(_copy, target, staged, nbytes))
         else:
-            self._streams.do(stream, partial(_copy, target, places, nbytes))
+            self._do(stream, partial(_copy, target, places, nbytes), (target[0], source[0]))
         if to_pageable:
             self.await_stream(stream)
 
@@ -215,10 +221,12 @@ class EmulatedCuda:
 
     def record(self, event: int, stream: int) -> None:
         """See `Cuda.record`."""
+        self._graphs.refuse("an event is recorded", stream == self.compute_stream)
         self._streams.record(event, stream)
 
     def let_wait(self, stream: int, event: int) -> None:
         """See `Cuda.let_wait`."""
+        self._graphs.refuse("an event is awaited", stream == self.compute_stream)
         self._streams.let_wait(stream, event)
 
     def happened(self, event: int) -> bool:
@@ -235,6 +243,7 @@ class EmulatedCuda:
 
     def await_stream(self, stream: int) -> None:
         """See `Cuda.await_stream`."""
+        self._graphs.refuse("the stream is awaited", stream == self.compute_stream)
         self._streams.await_stream(stream)
 
     def join_thread(self) -> None:
@@ -244,6 +253,7 @@ class EmulatedCuda:
 
     def compile(self, text: Source) -> Module:
         """See `Cuda.compile`; compiled once per user and text."""
+        self._graphs.refuse("a kernel is compiled")
         return build(text, self.capability >= COPIES_BESIDE)
 
     def load(self, program: Module) -> Module:
@@ -272,7 +282,8 @@ class EmulatedCuda:
         buffer_is_next, buffer, size_is_next, size, end = struct.unpack("=5Q", ctypes.string_at(arguments, 40))
         assert (buffer_is_next, size_is_next, end) == (1, 2, 0)
         copied = ctypes.string_at(buffer, ctypes.c_ulonglong.from_address(size).value)
-        self._streams.do(self.compute_stream, partial(self._run, function, grid, block, shared_bytes, copied))
+        run = partial(self._run, function, grid, block, shared_bytes, copied)
+        self._do(self.compute_stream, run, struct.unpack(f"={len(copied) // 8}Q", copied[: len(copied) // 8 * 8]))
 
     def _run(
         self, function: Function, grid: tuple[int, int, int], block: int, shared_bytes: int, arguments: bytes
@@ -309,7 +320,8 @@ class EmulatedCuda:
     ) -> None:
         """See `Cuda.multiply`; the order of the sums follows from shapes and layouts, as cuBLAS chooses it."""
         layouts = [(address % 256, pitch) for address, pitch in (x, w, out[:2])]
-        self._streams.do(self.compute_stream, partial(_multiply, shape, x, w, out, add, (shape, layouts, out[2], add)))
+        order = shape, layouts, out[2], add
+        self._do(self.compute_stream, partial(_multiply, shape, x, w, out, add, order), (x[0], w[0], out[0]))
 
     def multiply_apart(
         self,
@@ -324,11 +336,57 @@ class EmulatedCuda:
         On others it follows from the matrix and the layouts.
         """
         if self.capability >= IN_ORDER:
-            self._streams.do(self.compute_stream, partial(_multiply_in_order, shape, x, w, out, add))
+            self._do(self.compute_stream, partial(_multiply_in_order, shape, x, w, out, add), (x[0], w[0], out[0]))
             return
         layouts = [(address % 256, pitch) for address, pitch in (x, w, out[:2])]
         order = shape[1:], layouts, out[2]
-        self._streams.do(self.compute_stream, partial(_multiply, shape, x, w, out, add, order))
+        self._do(self.compute_stream, partial(_multiply, shape, x, w, out, add, order), (x[0], w[0], out[0]))
+
+    # Graphs
+
+    def _do(self, stream: int, work: Work, addresses: Sequence[int]) -> None:
+        """Let a stream do some work, or capture it; `addresses`: where it may find what it works on."""
+        if self.capturing and stream == self.compute_stream:
+            with LOCK:
+                used = [pages for pages in self._pages.values() if any(map(pages.holds, addresses))]
+            self._graphs.capture(work, used)
+        else:
+            self._streams.do(stream, work)
+
+    def begin_capture(self) -> None:
+        """See `Cuda.begin_capture`."""
+        self._graphs.begin()
+        self.capturing = True
+
+    def end_capture(self) -> tuple[int, int]:
+        """See `Cuda.end_capture`."""
+        self.capturing = False
+        return self._graphs.end(self._streams.new())
+
+    def abandon_capture(self) -> None:
+        """See `Cuda.abandon_capture`."""
+        self.destroy_graph(self.end_capture()[0])
+
+    def instantiate(self, graph: int) -> int:
+        """See `Cuda.instantiate`; `CapacityError` if the device has not even a byte for every node."""
+        needed, free = len(self._graphs.nodes(graph)), self.memory()[0]
+        if free < needed:
+            raise CapacityError("device", "a recording", needed, free, {}, "the emulated device is full")
+        return self._graphs.copied(graph, self._streams.new())
+
+    def launch_graph(self, executable: int) -> None:
+        """See `Cuda.launch_graph`; `EmulationError` when it runs after memory that it works on was given back."""
+        for node in self._graphs.nodes(executable):
+            self._streams.do(self.compute_stream, node)
+
+    def destroy_graph(self, graph: int) -> None:
+        """See `Cuda.destroy_graph`."""
+        self._graphs.remove(graph)
+        self._streams.destroy(graph)
+
+    def destroy_executable(self, executable: int) -> None:
+        """See `Cuda.destroy_executable`."""
+        self.destroy_graph(executable)
 
 
 def _multiply(

@@ -30,9 +30,15 @@ class Pages:
         for offset in range(0, data_bytes, POISON_BYTES):
             _map(data + offset, min(POISON_BYTES, data_bytes - offset), access, private | MAP_FIXED, _poison())
         self.address = data + (data_bytes - nbytes) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+        self.alive = True
+
+    def holds(self, address: int) -> bool:
+        """Whether something lies there."""
+        return self.address <= address < self.address + self.nbytes
 
     def free(self) -> None:
         """Give the memory back."""
+        self.alive = False
         _libc().munmap(self._start, self._mapped_bytes)
 
 

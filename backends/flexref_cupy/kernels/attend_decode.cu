@@ -7,7 +7,7 @@
 // Block: WARPS heads, one each warp, of one item: a split of a row's keys, at most `steps` times 16 of them. Which keys
 // a split has follows from the row's own length. Rows of several splits leave maximum, sum and weighted values of each
 // in `partials`; the last block of a row's heads to arrive, by `counters`, merges them in the order of the splits.
-// Launch: (items * ceil(H / WARPS), 1, 1) blocks of THREADS.
+// Launch: (items * ceil(H / WARPS), 1, 1) blocks of THREADS. An item of row -1 is padding: its blocks leave at once.
 //
 // Example: 6 heads, one row with 700 tokens in its cache and a new one. Its 701 keys are 44 steps of 16. The host cuts
 // them into 3 splits of `steps` = 15 (`Segments` in segments.py), and so into items (0, 0), (0, 1) and (0, 2): keys 0
@@ -429,12 +429,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, quad = lane / 4, place = lane % 4;
     const unsigned blocks = static_cast<unsigned>(heads + WARPS - 1) / WARPS, item = blockIdx.x / blocks;
     const int asked = blockIdx.x % blocks * WARPS + warp, number = min(asked, static_cast<int>(heads) - 1);
-    const int split = items[item].split;
-    const Row row = rows[items[item].row];
+    const int split = items[item].split, row_number = items[item].row;
+    if (row_number < 0) return;
+    const Row row = rows[row_number];
     const int steps = row.past / STEP + 1, splits = (steps + row.steps - 1) / row.steps;
     const int first_step = split * row.steps, last_step = min(steps, first_step + row.steps);
 
-    const Place* const where = places + items[item].row;
+    const Place* const where = places + row_number;
     const int shared = static_cast<int>(where->shared);
     const unsigned char* const cache = records + (first_step * STEP < shared ? where->prefix : where->own);
     const int key_unit = min(unit_of(place, 4, 0, KEY_UNITS), UNITS - 1);
