@@ -22,7 +22,7 @@ SCRATCH_BYTES = 205_586_432
 """What the port holds for itself on the device (device.py)."""
 
 FUSED_ROWS, FUSED_TOKENS = 128, 64
-"""4-bit products of up to so many tokens read codes directly, so many tokens a launch (products.py)."""
+"""Products of up to so many tokens read codes directly (products.py); they are taken to read them once for so many."""
 
 HOST_RESERVE = 0.06
 """The share of free host memory that the port leaves to the system (backend.py)."""
