@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from flexref.backend.protocol import Backend
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.disk import CHUNK_BYTES, READERS, SpillFile, WeightsOnDisk
+from flexref.tiers.disk import CHUNK_BYTES, READERS, WeightsOnDisk
+from flexref.tiers.spill_file import SpillFile
 from flexref.tiers.weights_plan import Run, WeightsPlan
 from flexref.units import Tier
 
@@ -26,8 +27,8 @@ DISK_BYTES = 256 << 20
 REPEATS = 4
 """The best of so many counts: whatever else runs makes one slower, nothing makes one faster than the disk is."""
 
-IN_FLIGHT = (READERS, 2 * READERS)
-"""Reads that are under way together: as many as a job has, and more, since a floor must hold for either."""
+IN_FLIGHT = (READERS, 2 * READERS, READERS // 2)
+"""Reads that are under way together: as many as a job has, more, and fewer, since a floor must hold for the best."""
 
 SPILL_PIECES = (64 << 10, 1 << 20, 8 << 20)
 """Bytes of one call on a spill file: records of few rows, of many, and a layer's activations."""

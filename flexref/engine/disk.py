@@ -7,8 +7,8 @@ from flexref.errors import PolicyError
 from flexref.storage.random_weights import RandomFile, RandomWeights
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.checked_spill import CheckedSpill
-from flexref.tiers.disk import SpillFile
 from flexref.tiers.faults import OnFault
+from flexref.tiers.spill_file import SpillFile
 from flexref.tiers.weight_copies import WeightCopies
 from flexref.tiers.weight_source import WeightSource
 

@@ -10,7 +10,7 @@ import psutil
 
 from flexref.backend.capabilities import Description
 from flexref.backend.protocol import Backend
-from flexref.tiers.disk import made_folder
+from flexref.tiers.spill_file import made_folder
 from flexref.version import __version__
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")

@@ -19,7 +19,8 @@ from flexref.machine.plain import plain_machine
 from flexref.profile.meter import Meter
 from flexref.profile.operands import Memory, fill_bytes
 from flexref.profile.record import LEAST_S
-from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.tiers.disk import WeightsOnDisk
+from flexref.tiers.spill_file import SpillFile
 from flexref.units import LINKS
 
 Bytes = npt.NDArray[np.uint8]

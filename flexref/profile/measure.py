@@ -22,7 +22,7 @@ from flexref.profile.products import expansion_curves, product_surfaces
 from flexref.profile.record import Record
 from flexref.profile.sizes import Sizes
 from flexref.profile.slowdowns import slowdowns
-from flexref.tiers.disk import made_folder
+from flexref.tiers.spill_file import made_folder
 
 SPILL_NOTE = (
     "what a spill file takes and gives back may stay in the page cache, as it may in a job; the disk itself is slower"

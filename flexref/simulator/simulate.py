@@ -55,6 +55,9 @@ class NoBytes:
         """Never called: the dry port does not run the work of host lanes."""
         raise AssertionError("a simulation read weights")
 
+    def ask_ahead(self, offset: int, into: Bytes) -> None:
+        """Nothing is asked for."""
+
     def read_rows(
         self, offsets: npt.NDArray[np.int64], into: Bytes, checksums: npt.NDArray[np.uint64] | None = None
     ) -> None:

@@ -115,6 +115,9 @@ class RandomWeights:
         starts = range(0, into.nbytes, FILL_BYTES)
         list(self._pool.map(lambda start: self._fill(offset + start, into[start : start + FILL_BYTES]), starts))
 
+    def ask_ahead(self, offset: int, into: Bytes) -> None:
+        """Nothing comes from anywhere, so nothing is asked for."""
+
     def read_rows(self, offsets: npt.NDArray[np.int64], into: Bytes, checksums: object = None) -> None:
         """into (R, row bytes): the bytes from each of the `offsets` on."""
         for offset, row in zip(offsets.tolist(), into, strict=True):

@@ -17,8 +17,8 @@ import xxhash
 
 from flexref.errors import SpillDamaged, StorageError, in_gib
 from flexref.storage.checks import checksum_of
-from flexref.tiers.disk import SpillFile
 from flexref.tiers.faults import FaultSeen, OnFault
+from flexref.tiers.spill_file import SpillFile
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -1,10 +1,7 @@
-"""Files as a tier: direct reads of weights from several threads, and a spill file for what a job writes."""
+"""A weight file as a tier: large direct reads, of which several are under way, some before their turn has come."""
 
-import errno
-import mmap
 import os
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from pathlib import Path
@@ -12,31 +9,23 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from flexref.errors import StorageError, in_gib
+from flexref.errors import StorageError
 from flexref.storage.trailer import Trailer, check_trailer
-from flexref.units import ALIGNMENT_BYTES, aligned
+from flexref.tiers.file_reads import forget_pages, preadv
+from flexref.units import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 8 << 20
 """Bytes per read call: cold direct reads gain nothing from larger ones, and smaller ones leave the disk idle."""
 
-READERS = 2
-"""Threads that read one region together: enough to keep a second request queued while the first is served."""
+READERS = 4
+"""Reads that are under way together: enough to keep requests queued while some are served."""
+
+ASKED = 2 * READERS
+"""Chunks that are asked for before they have come: as many again as are read, so that no reader waits for the host."""
 
 
 def _readers() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(READERS, thread_name_prefix="flexref disk")
-
-
-def made_folder(directory: str | Path) -> Path:
-    """The folder that spills are written in, made if there is none; `StorageError` if it cannot be."""
-    folder = Path(directory)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise StorageError(f"cannot write in {directory}: it is no folder") from error
-    except OSError as error:
-        raise StorageError(f"cannot write in {directory}: {error.strerror}") from error
-    return folder
 
 
 class WeightsOnDisk:
@@ -58,6 +47,7 @@ class WeightsOnDisk:
         self.chunks_read = 0
         """How many have come so far, for those who watch whether any come."""
         self._pool = _readers()
+        self._ahead: dict[tuple[int, int], RangeAhead] = {}
 
     @property
     def direct(self) -> bool:
@@ -75,26 +65,47 @@ class WeightsOnDisk:
         `arrived` is given every chunk in order, while those after it are read. Whatever is raised: when this has
         ended nobody writes to `into` any more.
         """
-        if offset + into.nbytes > self._size:
-            raise StorageError(f"{self.path} ends at byte {self._size}, needed {offset + into.nbytes}")
-        starts = range(0, into.nbytes, CHUNK_BYTES)
-        chunks = [into[start : start + CHUNK_BYTES] for start in starts]
-        if len(chunks) == 1:
+        self._check_end(offset, into.nbytes)
+        asked = self._ahead.pop(_key(offset, into), None)
+        if asked is None and into.nbytes <= CHUNK_BYTES:
             self._piece(offset, into)
             if arrived is not None:
                 arrived(into)
             return
-        reads: list[Future[None]] = []
+        reads = asked or self._range(offset, into)
         try:
-            for start, chunk in zip(starts, chunks, strict=True):
-                reads.append(self._pool.submit(self._piece, offset + start, chunk))
-            for read, chunk in zip(reads, chunks, strict=True):
-                read.result()
+            while asked is None and reads.ask():
+                pass
+            for chunk in reads.arriving():
                 self.chunks_read += 1
                 if arrived is not None:
                     arrived(chunk)
         finally:
-            _end(reads)
+            reads.end()
+
+    def ask_ahead(self, offset: int, into: npt.NDArray[np.uint8]) -> "RangeAhead":
+        """Chunks to be asked for before `read` is called, of the same range into the same memory; raises as it does.
+
+        Whoever calls this ends it in any case, and calls nothing for the range beside it.
+        """
+        self._check_end(offset, into.nbytes)
+        key, reads = _key(offset, into), self._range(offset, into)
+        reads.over = lambda: self._ahead.pop(key, None)
+        self._ahead[key] = reads
+        return reads
+
+    def drop_ahead(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
+        """What was asked for the range and not read yet is not wanted: nobody writes to `into` any more."""
+        reads = self._ahead.pop(_key(offset, into), None)
+        if reads is not None:
+            reads.end()
+
+    def _check_end(self, offset: int, nbytes: int) -> None:
+        if offset + nbytes > self._size:
+            raise StorageError(f"{self.path} ends at byte {self._size}, needed {offset + nbytes}")
+
+    def _range(self, offset: int, into: npt.NDArray[np.uint8]) -> "RangeAhead":
+        return RangeAhead(lambda start, chunk: self._pool.submit(self._piece, offset + start, chunk), into)
 
     def read_rows(self, offsets: npt.NDArray[np.int64], into: npt.NDArray[np.uint8]) -> None:
         """into (R, row bytes): one short read per row, through the page cache, several at a time; then as in `read`."""
@@ -113,7 +124,7 @@ class WeightsOnDisk:
 
     def forget_pages(self, offset: int, nbytes: int) -> None:
         """Let the next read of these bytes come from the disk itself, as far as the file system can."""
-        _forget_pages(self._file, offset, nbytes)
+        forget_pages(self._file, offset, nbytes)
 
     def is_same_file(self, other: "WeightsOnDisk") -> bool:
         """Whether both names lead to one file."""
@@ -164,7 +175,7 @@ class WeightsOnDisk:
             return
         done = 0
         while done < whole:
-            count = _preadv(self._direct_file, into[done:whole], offset + done, self.path)
+            count = preadv(self._direct_file, into[done:whole], offset + done, self.path)
             if count % ALIGNMENT_BYTES:
                 break
             done += count
@@ -173,23 +184,66 @@ class WeightsOnDisk:
     def _buffered(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
         done = 0
         while done < into.nbytes:
-            done += _preadv(self._file, into[done:], offset + done, self.path)
+            done += preadv(self._file, into[done:], offset + done, self.path)
 
 
-def _forget_pages(file: int, offset: int, nbytes: int) -> None:
-    """Ask the system to drop whole pages: one of which only some bytes are named stays, and is read again as it was."""
-    first = offset // mmap.PAGESIZE * mmap.PAGESIZE
-    with suppress(OSError):  # a wish: whether it was granted shows in what is read then
-        os.posix_fadvise(file, first, aligned(offset + nbytes - first, mmap.PAGESIZE), os.POSIX_FADV_DONTNEED)
+class RangeAhead:
+    """A range of a file on its way into memory: chunks are asked for one by one, and taken in order as they arrive.
+
+    `onward` is called whenever one has, since then more may be asked for.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, npt.NDArray[np.uint8]], "Future[None]"],
+        into: npt.NDArray[np.uint8],
+        onward: Callable[[], None] | None = None,
+    ) -> None:
+        """`read(start, chunk)` begins to fill `chunk`, which is `into` from `start` on."""
+        self.onward = onward
+        self.over: Callable[[], object] | None = None
+        """Called when it ends."""
+        self._read, self._into = read, into
+        self._reads: list[Future[None]] = []
+        self._chunks = -(-into.nbytes // CHUNK_BYTES)
+
+    def ask(self) -> bool:
+        """Ask for the next chunk; False if all have been asked for."""
+        number = len(self._reads)
+        if number == self._chunks:
+            return False
+        self._reads.append(self._read(number * CHUNK_BYTES, self._chunk(number)))
+        return True
+
+    @property
+    def in_flight(self) -> int:
+        """Chunks that have been asked for and have not come."""
+        return sum(not read.done() for read in self._reads)
+
+    def arriving(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """Every chunk in order, once it is there; `StorageError` in place of one that is not."""
+        for number in range(self._chunks):
+            if number == len(self._reads):
+                self.ask()
+            self._reads[number].result()
+            if self.onward is not None:
+                self.onward()
+            yield self._chunk(number)
+
+    def end(self) -> None:
+        """Nothing more is asked for, and nobody writes to the memory any more."""
+        self._chunks = len(self._reads)
+        _end(self._reads)
+        if self.over is not None:
+            self.over()
+
+    def _chunk(self, number: int) -> npt.NDArray[np.uint8]:
+        return self._into[number * CHUNK_BYTES : (number + 1) * CHUNK_BYTES]
 
 
-def _free_on(directory: str | Path) -> str:
-    """How much is free where a folder lies, in words."""
-    try:
-        status = os.statvfs(directory)
-    except OSError as error:
-        return f"an unknown number ({error.strerror})"
-    return in_gib(status.f_bavail * status.f_frsize)
+def _key(offset: int, into: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    """What tells a range and its memory from others."""
+    return offset, into.__array_interface__["data"][0]
 
 
 def _end(reads: Sequence[Future[None]]) -> None:
@@ -197,65 +251,3 @@ def _end(reads: Sequence[Future[None]]) -> None:
     for read in reads:
         read.cancel()
     wait(reads)
-
-
-def _preadv(file: int, into: npt.NDArray[np.uint8], offset: int, path: str) -> int:
-    try:
-        count = os.preadv(file, [into.data], offset)
-    except OSError as error:
-        raise StorageError(f"cannot read {path} at byte {offset}: {error.strerror}") from error
-    if count == 0:
-        raise StorageError(f"{path} ended at byte {offset} while it was read: {into.nbytes} bytes are missing")
-    return count
-
-
-class SpillFile:
-    """A nameless file in a directory: room for cache and activations, gone when the process ends, however it ends."""
-
-    def __init__(self, directory: str | Path, nbytes: int) -> None:
-        """Reserves all `nbytes` at once, so that a full disk is found now; `StorageError` if it cannot."""
-        self.nbytes = nbytes
-        self._directory = str(directory)
-        self.name = f"spill file in {directory}"
-        made_folder(directory)
-        try:
-            self._handle = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115  `close` closes it
-        except OSError as error:
-            raise StorageError(f"cannot write in {directory}: {error.strerror}") from error
-        try:
-            if nbytes:
-                os.posix_fallocate(self._handle.fileno(), 0, aligned(nbytes, ALIGNMENT_BYTES))
-        except OSError as error:
-            self._handle.close()
-            if error.errno == errno.ENOSPC:
-                raise StorageError(
-                    f"the disk of {directory} is full: {in_gib(nbytes)} are needed, {_free_on(directory)} are free"
-                ) from error
-            raise StorageError(f"cannot reserve {in_gib(nbytes)} in {directory}: {error.strerror}") from error
-
-    def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
-        """Fill `into` from `offset` on."""
-        done = 0
-        while done < into.nbytes:
-            done += _preadv(self._handle.fileno(), into[done:], offset + done, f"the {self.name}")
-
-    def forget_pages(self, offset: int, nbytes: int) -> None:
-        """Let the next read of these bytes come from the disk itself, if they have been written to it."""
-        _forget_pages(self._handle.fileno(), offset, nbytes)
-
-    def write(self, offset: int, source: npt.NDArray[np.uint8]) -> None:
-        """Write all of `source` at `offset`."""
-        done = 0
-        while done < source.nbytes:
-            try:
-                count = os.pwritev(self._handle.fileno(), [source[done:].data], offset + done)
-            except OSError as error:
-                raise StorageError(f"cannot write in {self._directory}: {error.strerror}") from error
-            if not count:
-                raise StorageError(f"cannot write in {self._directory}: nothing more can be written")
-            done += count
-
-    def close(self) -> None:
-        """Give the room back."""
-        with suppress(OSError):  # the descriptor is closed all the same, and what it held is of no use any more
-            self._handle.close()

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.errors import FlexrefError, LaneFailed, SpillDamaged, described, is_refused_resource
 from flexref.tiers.open_work import WorkBoard
+from flexref.tiers.reads_ahead import ReadsAhead
 from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
 
@@ -33,7 +34,8 @@ class Mover:
     What it promises. `submit` only starts copies: their bytes are counted at once, their seconds when somebody looks.
     `harvest` looks, and waits for nothing. `settle` waits: when it has returned or raised, no lane and no operator
     reads or writes anything any more, so that memory may be given back; what failed since the last time is raised once,
-    here, and never by a later call. `run` is `submit` and `settle`. All of it belongs to one thread at a time.
+    here, and never by a later call; what was to be read from disk and has not had its turn is not read any more. `run`
+    is `submit` and `settle`. All of it belongs to one thread at a time.
 
     `check` is called after every `run`, and by the executor after every beat: places where nothing is half done, at
     which it may raise what is to end the work. `abandoned`: somebody broke `settle` off while it waited; lanes may be
@@ -45,6 +47,7 @@ class Mover:
         self.backend, self.traffic, self.check = backend, traffic, check
         self.abandoned = False
         self.board = WorkBoard()
+        self._ahead = ReadsAhead(lambda copy: self._host_piece(copy.target, 0))
         self._process = os.getpid()
         self._open: list[tuple[Lane, Sequence[Transfer], Ticket, object]] = []
         self._crossings: deque[tuple[Crossing, Ticket, Ticket]] = deque()
@@ -54,6 +57,8 @@ class Mover:
         """Run `copies` one after another on `lane` when `after` is done; a trace is told of their `purpose`."""
         for copy in copies:
             self.traffic.started(copy)
+        if lane is Lane.DISK_IN and self.backend.caps.computes:
+            self._ahead.expect(copies, after)
         self._unsure.add(lane)  # until the ticket is noted: `settle` waits for the lane if it never is
         ticket = self.backend.submit(lane, [self._step(lane, copy) for copy in copies], after)
         self._open.append((lane, copies, ticket, purpose))
@@ -111,9 +116,14 @@ class Mover:
         if os.getpid() != self._process:
             return
         try:
+            if self._ahead.are_expected:
+                with suppress(Exception):  # it is waited for once more below
+                    self.backend.mark().wait()  # operators that were called have had what they need
+                self._ahead.give_up()
             for _, _, ticket, _ in self._open:
                 with suppress(Exception):  # `harvest` raises it, when nothing runs any more
                     ticket.wait()
+            self._ahead.end()
             for lane in tuple(self._unsure):
                 self.backend.submit(lane, (), ()).wait()
                 self._unsure.discard(lane)
@@ -161,6 +171,11 @@ class Mover:
             self.board.end(lane)
 
     def _read(self, lane: Lane, copy: Copy) -> None:
+        with self._ahead.turn(copy) as wanted:
+            if wanted:
+                self._read_pieces(lane, copy)
+
+    def _read_pieces(self, lane: Lane, copy: Copy) -> None:
         for piece in range(copy.pieces.count):
             memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
             try:

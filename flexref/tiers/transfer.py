@@ -12,6 +12,8 @@ from flexref.backend.parts import Parts
 from flexref.backend.protocol import Backend, Buffer
 from flexref.units import LINK_OF, Kind, Tier
 
+Bytes = npt.NDArray[np.uint8]
+
 
 class DiskFile(Protocol):
     """A file that regions lie in, or who reads it and checks what comes."""

@@ -15,7 +15,7 @@ import xxhash
 
 from flexref.errors import FlexrefError, StorageError, WeightFileError, how_many
 from flexref.storage.weightfile import WeightFile
-from flexref.tiers.disk import WeightsOnDisk
+from flexref.tiers.disk import RangeAhead, WeightsOnDisk
 from flexref.tiers.faults import FaultSeen, OnFault
 from flexref.tiers.mirror import open_mirror
 from flexref.tiers.weight_source import ByteChecker, Bytes, MakeChecker
@@ -94,6 +94,10 @@ class WeightCopies:
     def read(self, offset: int, into: Bytes, checker: MakeChecker | None = None) -> None:
         """See `WeightSource.read`. A reading that is checked must be of the whole of what `checker` checks."""
         self._read(Tries(self, offset, into.nbytes), into, checker)
+
+    def ask_ahead(self, offset: int, into: Bytes) -> RangeAhead | None:
+        """See `WeightSource.ask_ahead`: of the copy that is asked first."""
+        return self._order(offset)[0].ask_ahead(offset, into)
 
     def read_rows(
         self, offsets: npt.NDArray[np.int64], into: Bytes, checksums: npt.NDArray[np.uint64] | None = None
@@ -174,6 +178,9 @@ class WeightCopies:
     def _read(self, tries: "Tries", into: Bytes, checker: MakeChecker | None = None) -> None:
         while True:
             copy = tries.copy
+            for other in self.copies:
+                if other is not copy:
+                    other.drop_ahead(tries.offset, into)
             try:
                 copy.read(tries.offset, into, None if checker is None else checker(copy.path).feed)
             except (StorageError, WeightFileError) as error:

@@ -11,6 +11,7 @@ import xxhash
 from flexref.errors import WeightFileError
 from flexref.storage.checks import PartChecker
 from flexref.storage.weightfile import Part, StoredTensor
+from flexref.tiers.disk import RangeAhead
 from flexref.tiers.weight_source import Bytes, MakeChecker, WeightSource
 from flexref.tiers.weights_plan import Run
 
@@ -30,6 +31,10 @@ class WholeRun:
     def read(self, offset: int, into: Bytes) -> None:
         """Fill `into`, as long as the run, from its beginning on."""
         self.source.read(offset, into, checker_of(self.run) if self.source.checked else None)
+
+    def ask_ahead(self, offset: int, into: Bytes) -> RangeAhead | None:
+        """See `reads_ahead.FileAhead`."""
+        return self.source.ask_ahead(offset, into)
 
 
 class RowChecksums:

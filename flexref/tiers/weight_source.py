@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import PolicyError, WeightFileError, in_gib
+from flexref.tiers.disk import RangeAhead
 from flexref.tiers.transfer import DiskFile
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier
@@ -59,6 +60,9 @@ class WeightSource(DiskFile, Protocol):
 
     def read(self, offset: int, into: Bytes, checker: MakeChecker | None = None) -> None:
         """Fill `into` from `offset` on with bytes that pass the check; `StorageError` or `WeightFileError` if none."""
+
+    def ask_ahead(self, offset: int, into: Bytes) -> RangeAhead | None:
+        """The chunks of a range, to be asked for before it is read: see `reads_ahead.FileAhead`."""
 
     def read_rows(
         self, offsets: npt.NDArray[np.int64], into: Bytes, checksums: npt.NDArray[np.uint64] | None = None

@@ -26,7 +26,7 @@ from flexref.engine.results import Output
 from flexref.errors import CapacityError, FlexrefError, JobPaused, StorageError
 from flexref.loading import advisor, load
 from flexref.policy import Policy, Shares
-from flexref.tiers.disk import SpillFile
+from flexref.tiers.spill_file import SpillFile
 
 SPEC = ModelSpec("ending", 50, 48, 16, 16, 2, 2, 32, eos_token_ids=(7, 11, 20, 30, 41))
 FACTS = JobFacts("ending", "numpy", Policy(), "in", "out", None)

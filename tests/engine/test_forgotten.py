@@ -18,7 +18,7 @@ from flexref.engine.request import Request
 from flexref.errors import EngineError, StorageError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
-from flexref.tiers.disk import SpillFile
+from flexref.tiers.spill_file import SpillFile
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 2, 2, 32)
 POLICY = Policy(Shares(0, 1, 0), Shares(0, 0, 1), Shares(0, 1, 0), rows_per_group=2)

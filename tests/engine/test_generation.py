@@ -23,7 +23,7 @@ from flexref.policy import Policy, Shares
 from flexref.sampling.settings import SamplingSettings
 from flexref.storage.weightfile import open_weight_file
 from flexref.testing import strategies as own
-from flexref.tiers.disk import SpillFile
+from flexref.tiers.spill_file import SpillFile
 from flexref.units import Tier
 
 SPEC = ModelSpec("tiny", 90, 40, 32, 32, 2, 2, 64)

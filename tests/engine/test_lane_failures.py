@@ -22,7 +22,8 @@ from flexref.errors import FlexrefError, LaneFailed, StorageError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.tiers import weight_copies
-from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.tiers.disk import WeightsOnDisk
+from flexref.tiers.spill_file import SpillFile
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 2, 2, 32)
 ALL_ON_DISK = Policy(Shares(0, 0, 1), Shares(0, 0, 1), Shares(0, 0, 1), rows_per_group=2)

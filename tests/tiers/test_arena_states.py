@@ -21,8 +21,8 @@ from hypothesis.stateful import (
 )
 
 from flexref.errors import CapacityError, StorageError, in_gib
-from flexref.tiers.disk import SpillFile
 from flexref.tiers.pool import Arena
+from flexref.tiers.spill_file import SpillFile
 from flexref.tiers.transfer import Region
 from flexref.units import Tier
 

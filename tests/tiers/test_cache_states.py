@@ -25,9 +25,9 @@ from flexref.schedule.zigzag import Computation, Hop, Kind, Movement, Operation,
 from flexref.tiers.arrangement import Stretch, arrange
 from flexref.tiers.cache import CacheStore
 from flexref.tiers.cache_plan import CachePlan, GroupRoom, RowPass, RowPlace
-from flexref.tiers.disk import SpillFile
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
+from flexref.tiers.spill_file import SpillFile
 from flexref.tiers.transfer import Traffic
 from flexref.units import Tier, aligned
 

@@ -22,7 +22,7 @@ from flexref.errors import SpillDamaged, StorageError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.tiers.checked_spill import STRETCH_BYTES, CheckedSpill, SpilledRuns
-from flexref.tiers.disk import SpillFile
+from flexref.tiers.spill_file import SpillFile
 from flexref.units import Tier
 
 PLACES, CAPACITY = 4, 64

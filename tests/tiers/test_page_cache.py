@@ -18,8 +18,9 @@ from flexref.check.models import write_model
 from flexref.storage.checks import PartChecker, checksum_of
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.tiers.checked_spill import CheckedSpill
-from flexref.tiers.disk import SpillFile, WeightsOnDisk
+from flexref.tiers.disk import WeightsOnDisk
 from flexref.tiers.faults import FaultSeen
+from flexref.tiers.spill_file import SpillFile
 from flexref.tiers.weight_copies import WeightCopies
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 2, 2, 32)

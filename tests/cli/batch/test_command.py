@@ -238,7 +238,7 @@ def test_a_disk_that_hangs_ends_the_job_with_a_line(requests: Path, tmp_path: Pa
     """In a process of its own, for it is ended where it stands."""
     script = """
 import os, sys, time
-from flexref.tiers.disk import SpillFile
+from flexref.tiers.spill_file import SpillFile
 from flexref.cli.main import COMMANDS, command_group, run
 read = SpillFile.read
 calls = []
