@@ -13,6 +13,8 @@ from flexref.backend.protocol import Backend
 from flexref.check.carried import Carried
 from flexref.check.checked import CheckedBackend
 from flexref.check.findings import Findings
+from flexref.check.operands.file import OperandsWriter
+from flexref.check.operands.recorder import OperandRecorder
 from flexref.check.tokencheck import OnVisit, Tokens, compare_tokens, differing_bits, run_engine
 from flexref.errors import FlexrefError
 from flexref.policy import Policy
@@ -32,6 +34,7 @@ class PortCheck:
     `make_port` is called twice, since the run is repeated without checks. Without prompts, rows of random tokens run.
     `options`: those of `flexref.load` (policy, keep, budgets, disk_dir).
     `layers`: how many decoder layers to check, spread evenly over the model; None for all.
+    `record`: the file that operands of a run go to, in which nothing is checked; None for none.
     """
 
     model: str
@@ -40,6 +43,7 @@ class PortCheck:
     max_new_tokens: int = 8
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: int | None = None
+    record: str | None = None
 
 
 @dataclass(slots=True)
@@ -48,7 +52,7 @@ class PortReport:
 
     `ended`: why the run stopped early, None if it did not. `tokens`: the tokens beside the reference's, None if the run
     stopped early. `unsteady`: how the run without checks differed; None if its logits were the same to the bit, or if
-    it was not made.
+    it was not made. `recorded_calls`: calls whose operands were kept; None where that was not asked for.
     """
 
     backend: str
@@ -60,6 +64,7 @@ class PortReport:
     ended: str | None = None
     tokens: Tokens | None = None
     unsteady: str | None = None
+    recorded_calls: int | None = None
 
     @property
     def fault(self) -> str | None:
@@ -98,6 +103,7 @@ class PortReport:
             "ended": self.ended,
             "tokens": None if self.tokens is None else self.tokens.to_json(),
             "unsteady": self.unsteady,
+            "recorded_calls": self.recorded_calls,
         }
 
 
@@ -143,7 +149,19 @@ def check_port(job: PortCheck, on_visit: OnVisit | None = None) -> PortReport:
     else:
         report.unsteady = differing_bits(run, again)
     report.tokens = compare_tokens(file, prompts, run, job.options.get("disk_dir"))
+    if job.record is not None:
+        report.recorded_calls = _record(job, job.record, file, prompts, options)
     return report
+
+
+def _record(
+    job: PortCheck, path: str, file: WeightFile, prompts: Sequence[tuple[int, ...]], options: Mapping[str, Any]
+) -> int:
+    """Run the job once more and keep the operands of its operators in the file `path`; how many calls it has."""
+    port = job.make_port()
+    with OperandsWriter(path, {"compute_dtype": port.caps.compute_dtype, "model": file.spec.name}) as writer:
+        run_engine(file, OperandRecorder(port, writer), prompts, job.max_new_tokens, options)
+        return writer.calls
 
 
 def _token_ids(job: PortCheck, file: WeightFile) -> list[tuple[int, ...]]:

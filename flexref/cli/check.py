@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from flexref.cli.arguments import TEXT
+from flexref.cli.completion import files
 from flexref.cli.options import asked_of, computing_port, option, options, prompts_of, was_given
 from flexref.cli.show.progress import progress
 from flexref.errors import FlexrefError, install_hint
@@ -71,6 +73,15 @@ def _need_hypothesis() -> None:
 @option("--host-mem-gib", help="Budget of the host, checks not counted; default: what is free.")
 @options("--disk-dir", "--policy", "--percent", "--rows-per-group", "--groups")
 @options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant")
+@click.option(
+    "--record",
+    "record_file",
+    type=TEXT,
+    metavar="FILE.npz",
+    shell_complete=files,
+    help="Keep the operands of operators, for `flexref conformance --operands`.",
+)
+@option("--force")
 @option("--json", help="Print all of it as one JSON object.")
 def command(
     as_json: bool, every_layer: bool, contract: bool | None, examples: int, words: tuple[str, ...], **given: Any
@@ -124,12 +135,16 @@ def _job(given: dict[str, Any]) -> "PortCheck":
         given["max_new_tokens"],
         {"policy": asked.policy, "keep": asked.keep, **asked.budgets},
         given["layers_checked"],
+        given["record_file"],
     )
 
 
 def _check(given: dict[str, Any]) -> "PortReport":
     from flexref.check.portcheck import check_port
+    from flexref.cli.show.outputs import check_outputs
 
+    if given["record_file"] is not None:
+        check_outputs({"--record": given["record_file"]}, (given["model"], given["input_file"]), force=given["force"])
     job = _job(given)
     with progress("checking the port") as shown:
         return check_port(job, lambda stage, group, turn: shown.note(f"pass {turn}, {stage.name}, group {group}"))

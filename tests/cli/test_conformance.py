@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 import flexref.cli.porting.conformance
+from flexref.architecture.spec import ModelSpec
+from flexref.check.models import write_model
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.testing.conformance.results import read_result
 
@@ -143,3 +145,22 @@ def test_two_results_are_compared_and_a_step_back_leaves_with_1(
     assert json.loads(capsys.readouterr().out)["worse"] == 0
     assert conformance("diff", "numpy.json", "numpy.json") == 0
     assert capsys.readouterr().out == "nothing has changed\n"
+
+
+def test_operands_of_a_model_are_kept_by_check_and_repeated_here(
+    wrong: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check = ["check", "--backend", "numpy", "--model", "tiny.h5", "--no-contract", "--max-new-tokens", "2"]
+    group = command_group(COMMANDS)
+    write_model(wrong / "tiny.h5", ModelSpec("tiny", 61, 40, 32, 32, 2, 2, 64, activation="gelu"))
+    assert run(group, [*check, "--record", "ops.npz"]) == 0
+    assert "calls were kept" in capsys.readouterr().out
+    assert run(group, [*check, "--record", "ops.npz"]) == 1
+    assert "--force replaces it" in capsys.readouterr().err
+    assert conformance("--backend", "numpy", "--operands", "ops.npz") == 0
+    assert "of a model's operators repeated, 0 wrong" in capsys.readouterr().out
+    assert conformance("--backend", "wrong", "--operands", "ops.npz", "--json") == 1
+    shown = capsys.readouterr()
+    assert {failure["method"] for failure in json.loads(shown.out)["operands"]} == {"activate"}
+    assert "flexref: the port wrong is wrong in " in shown.err
+    assert conformance("--backend", "numpy", "--operands", "ops.npz", "--clause", "linear") == 2

@@ -84,6 +84,7 @@ WRONG = (
     ("conformance", "--backend", "numpy", "--time-limit-s", "0"),
     ("conformance", "--backend", "numpy", "--replay", "a.npz", "--operator", "linear"),
     ("conformance", "diff", "a.json"),
+    ("conformance", "--backend", "numpy", "--operands", "a.npz", "--examples", "3"),
     ("new-backend",),
     ("new-backend", "mine"),
     ("new-backend", "My-Port", "there"),

@@ -1,5 +1,7 @@
 """`flexref conformance`: the contract against any installed port, as a support table; it parses, calls and prints."""
 
+import json
+from dataclasses import asdict
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -7,15 +9,18 @@ import click
 
 from flexref.cli.arguments import TEXT, Amount
 from flexref.cli.completion import files, folders
-from flexref.cli.options import option
+from flexref.cli.options import option, was_given
 from flexref.errors import FlexrefError, WrongCall, how_many, install_hint
 
 if TYPE_CHECKING:
     from flexref.testing.conformance.contract_run import Conformance
     from flexref.testing.conformance.results import ClauseResult, ConformanceResult
 
-WITH_REPLAY = ("backend", "replay_file", "limit_s", "as_json")
-"""Parameters that mean something where one case is repeated."""
+ALONE = {"replay_file": "--replay", "operands_file": "--operands"}
+"""Options that repeat what was saved and try no clause, by their parameters."""
+
+WITH_THEM = ("backend", "limit_s", "as_json")
+"""Parameters that mean something beside one of these."""
 
 
 def need_hypothesis() -> None:
@@ -56,6 +61,14 @@ def need_hypothesis() -> None:
     help="Repeat a failing input that was saved, and nothing else.",
 )
 @click.option(
+    "--operands",
+    "operands_file",
+    type=TEXT,
+    metavar="FILE.npz",
+    shell_complete=files,
+    help="Repeat the operators of a model's run, as `flexref check --record` keeps them, and nothing else.",
+)
+@click.option(
     "--known",
     "known_file",
     type=TEXT,
@@ -74,7 +87,7 @@ def need_hypothesis() -> None:
 )
 @option("--force")
 @option("--json")
-def command(as_json: bool, replay_file: str | None, page_file: str | None, force: bool, **given: Any) -> None:
+def command(as_json: bool, page_file: str | None, force: bool, **given: Any) -> None:
     """Try the contract on an installed port, and say of each method whether it passes and how far off it is.
 
     Every clause runs in a process of its own: a crash, an exit or a hanging port is a finding like a wrong result. What
@@ -84,8 +97,16 @@ def command(as_json: bool, replay_file: str | None, page_file: str | None, force
     if given["backend"] is None:
         raise click.UsageError("give --backend, the port to try")
     need_hypothesis()
-    if replay_file is not None:
-        _replay(given, replay_file, as_json)
+    for name, flag in ALONE.items():
+        if given[name] is not None:
+            _need_no_more(name, flag)
+    if given["replay_file"] is not None:
+        _replay(given, as_json)
+        return
+    if given["operands_file"] is not None:
+        from flexref.testing.conformance.operands_run import replay_operands
+
+        _show(replay_operands(given["backend"], given["operands_file"], given["limit_s"]), as_json)
         return
     asked = _asked(given)
     if page_file is not None:
@@ -98,6 +119,11 @@ def command(as_json: bool, replay_file: str | None, page_file: str | None, force
         from flexref.testing.conformance.page import page
 
         write_text(page_file, page(result))
+    _show(result, as_json)
+
+
+def _show(result: "ConformanceResult", as_json: bool) -> None:
+    """Print a result; `FlexrefError` that names its first fault, if there is one."""
     if as_json:
         click.echo(result.to_json())
     else:
@@ -105,7 +131,22 @@ def command(as_json: bool, replay_file: str | None, page_file: str | None, force
         from flexref.cli.show.console import table_console
 
         print_result(table_console(highlight=False), result)
+    if result.operands:
+        first = result.operands[0]
+        raise FlexrefError(
+            f"the port {result.backend} is wrong in {how_many(len(result.operands), 'call')}: call {first.call}, "
+            f"{first.method} {first.status}: {first.error}"
+        )
     _leave(list(result.faults), result)
+
+
+def _need_no_more(alone: str, flag: str) -> None:
+    """`UsageError` for an option beside one that tries no clause."""
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name not in (alone, *WITH_THEM) and was_given(context, name):
+            raise click.UsageError(f"{flag} repeats what was saved: it does not go with {parameter.opts[0]}")
 
 
 def _asked(given: dict[str, Any]) -> "Conformance":
@@ -146,20 +187,12 @@ def _conform(asked: "Conformance") -> "ConformanceResult":
         return conform(asked, told)
 
 
-def _replay(given: dict[str, Any], path: str, as_json: bool) -> None:
+def _replay(given: dict[str, Any], as_json: bool) -> None:
     from flexref.testing.conformance.cases import read_case
     from flexref.testing.conformance.contract_run import replay
 
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        if name not in WITH_REPLAY and context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--replay repeats one case: it does not go with {parameter.opts[0]}")
-    result = replay(given["backend"], read_case(path), given["limit_s"])
+    result = replay(given["backend"], read_case(given["replay_file"]), given["limit_s"])
     if as_json:
-        import json
-        from dataclasses import asdict
-
         click.echo(json.dumps(asdict(result)))
     elif result.error is None:
         click.echo(f"{result.clause}: passed")

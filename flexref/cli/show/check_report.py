@@ -93,6 +93,8 @@ def _print_tokens(console: Console, report: "PortReport") -> None:
     if any(difference.tie is None for difference in tokens.differences) and report.fault is None:
         whole = len(report.checked_layers) == report.spec.layers
         console.print(DECIDED if whole else UNDECIDED)
+    if report.recorded_calls is not None:
+        console.print(f"the operands of {how_many(report.recorded_calls, 'call')} were kept")
     unsteady = "the same logits to the bit" if report.unsteady is None else f"other logits: {report.unsteady}"
     console.print(f"a run without checks gives {unsteady}")
 

@@ -23,6 +23,18 @@ EDGES_WIDTH = 160
 def print_result(console: Console, result: "ConformanceResult") -> None:
     """Print the support table, each clause that fails with its law, and what is left to write."""
     about = ", ".join([*result.devices, *(f"{name} {version}" for name, version in result.versions.items())])
+    if not result.clauses:
+        calls, wrong = sum(method.calls for method in result.methods), len(result.operands)
+        skipped = f", {result.operands_skipped} on the host were skipped" if result.operands_skipped else ""
+        print_wrapped(
+            console,
+            f"port {result.backend} ({printable(about)}): {how_many(calls, 'call')} of a model's operators repeated, "
+            f"{wrong} wrong{skipped}",
+        )
+        _print_methods(console, result)
+        for failure in result.operands:
+            console.print(Text(f"call {failure.call}, {failure.method}: {failure.status}: {failure.error}"))
+        return
     tried = [clause for clause in result.clauses if clause.status != "not needed"]
     passed = sum(clause.status == "passed" for clause in tried)
     print_wrapped(
@@ -30,9 +42,7 @@ def print_result(console: Console, result: "ConformanceResult") -> None:
         f"port {result.backend} ({printable(about)}): {passed} of {how_many(len(tried), 'clause')} passed, "
         f"{len(result.clauses) - len(tried)} are not needed of it",
     )
-    rows = [_cells(method, console.width) for method in result.methods if method.status != "not called"]
-    console.print(FilledTable("Methods of the protocol", HEADINGS, rows, left=("", "types", "edges")))
-    console.print("worst share: the largest error as a share of its bound; seconds: of the host, in calls")
+    _print_methods(console, result)
     if result.rates is not None:
         _print_rates(console, result.rates)
     if result.not_timed is not None:
@@ -50,6 +60,12 @@ def print_result(console: Console, result: "ConformanceResult") -> None:
         console.print(f'then: flexref generate --backend {result.backend} --model demo --prompt "It was"')
 
 
+def _print_methods(console: Console, result: "ConformanceResult") -> None:
+    rows = [_cells(method, console.width) for method in result.methods if method.status != "not called"]
+    console.print(FilledTable("Methods of the protocol", HEADINGS, rows, left=("", "types", "edges")))
+    console.print("worst share: the largest error as a share of its bound; seconds: of the host, in calls")
+
+
 def _cells(method: "MethodResult", width: int) -> Sequence[str]:
     passed = len(method.clauses)
     return (
@@ -58,7 +74,7 @@ def _cells(method: "MethodResult", width: int) -> Sequence[str]:
         str(passed) if passed else "",
         str(method.calls) if method.calls else "",
         "" if method.worst_share is None else f"{method.worst_share:.2g}",
-        f"{method.seconds:.3f}" if method.calls else "",
+        f"{method.seconds:.3f}" if method.seconds else "",
         ", ".join(method.dtypes),
         ", ".join(method.edges) if width >= EDGES_WIDTH else "",
     )

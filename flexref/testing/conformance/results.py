@@ -78,6 +78,16 @@ class LeftToDo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class OperandFailure:
+    """A stored call of a real model that the port gets wrong."""
+
+    call: Annotated[int, Whole(0), "Its number in the file of operands."]
+    method: Annotated[str, "The operator."]
+    status: Annotated[str, OneOf(FINDINGS), "How it ended."]
+    error: Annotated[str, "What is wrong, in one line."]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class OperatorRate:
     """One operator at one shape: how long a call takes, and the least time that the port's own limits allow."""
 
@@ -120,6 +130,8 @@ class ConformanceResult:
     clauses: Annotated[Sequence[ClauseResult], "Every clause that was asked for, in the order of the contract."]
     methods: Annotated[Sequence[MethodResult], "Every method of the protocol, in its order."]
     to_do: Annotated[Sequence[LeftToDo], "Methods that are not written, in the order in which to write them."] = ()
+    operands: Annotated[Sequence[OperandFailure], "Calls of a file of operands that are wrong."] = ()
+    operands_skipped: Annotated[int, Whole(0), "Stored calls of attention on the host, which the port has not."] = 0
     rates: Annotated[PortRates | None, "How fast operators are; null: not asked for, or why not is in `not_timed`."] = (
         None
     )
