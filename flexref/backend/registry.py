@@ -1,7 +1,10 @@
 """Finds ports by their entry points and makes backends by name; it knows no port."""
 
+import threading
 from collections.abc import Mapping
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from flexref.errors import BackendUnavailable, UnknownBackend
@@ -35,6 +38,21 @@ def create(name: str, **options: Any) -> "Backend":
     except BackendUnavailable as error:
         raise BackendUnavailable(f"backend {name!r} is not available: {_one_line(error)}") from error
     return backend
+
+
+def start_device(name: str) -> None:
+    """Let the port `name` start its device on a thread, beside what the caller does until it makes the port.
+
+    That is `begin()` in the module `starting` of the port's package; a port without one, or that is not there, has
+    nothing to start. Raises `UnknownBackend`.
+    """
+    starting = f"{_entry(name).module.partition('.')[0]}.starting"
+    try:
+        found = find_spec(starting)
+    except ImportError:
+        return  # `create` says so
+    if found is not None:
+        threading.Thread(target=import_module(starting).begin, name=f"flexref starts {name}", daemon=True).start()
 
 
 def check_registered(name: str) -> None:

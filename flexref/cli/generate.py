@@ -61,6 +61,10 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
     check_outputs({"--trace": trace_file}, inputs, force=given["force"])
     asked = asked_of(given)
 
+    from flexref.backend.registry import start_device
+
+    start_device(given["backend"])  # and load the rest meanwhile
+
     from flexref.cli.show.progress import progress
     from flexref.engine.request import with_settings
     from flexref.engine.wall import WallPart

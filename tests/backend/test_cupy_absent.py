@@ -2,11 +2,12 @@
 
 import builtins
 import sys
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flexref_cupy import cuda
+from flexref_cupy import cuda, starting
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.memory import host_buffer
 from flexref_cupy.pinning import Pinning
@@ -146,3 +147,27 @@ def test_the_first_call_of_the_driver_does_not_import_all_of_cupy(monkeypatch: p
     cuda._load_driver(SimpleNamespace(ctxGetCurrent=lambda: linked._log("loaded")))
     linked._log("later")
     assert said == ["later"]
+
+
+def test_a_device_is_started_with_its_context_as_far_as_the_driver_lets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(**fails: int) -> list[str]:
+        called: list[str] = []
+
+        def call(name: str) -> Callable[..., int]:
+            return lambda *_: called.append(name) or fails.get(name, 0)
+
+        names = ("cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain")
+        driver = SimpleNamespace(**{name: call(name) for name in names})
+        monkeypatch.setattr(starting.ctypes, "CDLL", lambda name: driver)
+        starting.begin()
+        return called
+
+    assert started() == ["cuInit", "cuDeviceGet", "cuDevicePrimaryCtxRetain"]
+    assert started(cuInit=100) == ["cuInit"]
+    assert started(cuDeviceGet=101) == ["cuInit", "cuDeviceGet"]
+
+    def missing(name: str) -> None:
+        raise OSError(name)
+
+    monkeypatch.setattr(starting.ctypes, "CDLL", missing)
+    starting.begin()

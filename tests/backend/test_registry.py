@@ -1,6 +1,7 @@
 """The registry of ports: what is installed, and that absence, ignorance and a bug are told apart."""
 
 import sys
+import threading
 from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
@@ -112,3 +113,28 @@ def test_two_packages_that_claim_one_name_are_refused_but_one_seen_twice_is_not(
     monkeypatch.setattr(registry, "entry_points", found("ours:make", "theirs:make"))
     with pytest.raises(UnknownBackend, match="two packages register the backend 'numpy': ours:make and theirs:make"):
         registry.installed()
+
+
+def test_a_port_may_start_its_device_on_a_thread_and_need_not(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install(plain="make = dict", absent="raise ImportError('no library')")
+    for name in ("plain", "absent", "numpy"):
+        monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("nothing is to be started"))
+        if name in registry.installed():
+            registry.start_device(name)
+    with pytest.raises(UnknownBackend):
+        registry.start_device("nothing")
+    monkeypatch.undo()
+    package = tmp_path / "early_port"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "starting.py").write_text("import threading\nbegun = threading.Event()\nbegin = begun.set\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry = EntryPoint("early", "early_port.backend:make", registry.GROUP)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [entry])
+    registry.start_device("early")
+    begun = sys.modules["early_port.starting"].begun
+    assert begun.wait(60)
+    monkeypatch.delitem(sys.modules, "early_port.starting")
+    monkeypatch.delitem(sys.modules, "early_port")

@@ -64,6 +64,27 @@ main()
     assert [name for name in loaded if any(name == part or name.startswith(f"{part}.") for part in unneeded)] == []
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("generate", "--model", "demo", "--prompt", "a", "--max-new-tokens", "1", "--json"),
+        ("bench", "--model", "tiny", "--rows", "1", "--json"),
+    ],
+)
+def test_a_device_is_started_before_all_else_is_loaded(asked: tuple[str, ...]) -> None:
+    code = """
+import sys
+from flexref.backend import registry
+def ended(name):
+    print(name, "flexref.loading" in sys.modules, "flexref_numpy.backend" in sys.modules)
+    raise SystemExit(0)
+registry.start_device = ended
+from flexref.cli.main import main
+main()
+"""
+    assert flexref_process(*asked, code=code) == "numpy False False\n"
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--version"]])
 def test_help_and_version_load_no_command_and_no_heavy_library(arguments: list[str]) -> None:
     code = """

@@ -235,6 +235,9 @@ def _run(
     `how`: what prints it, None for tables; and what it is compared with.
     `wall`: the whole time of the command, for the first benchmark.
     """
+    from flexref.backend.registry import start_device
+
+    start_device(arguments.backend)  # and load the rest meanwhile
     from flexref.bench.benchmark import Benchmark
     from flexref.bench.repeats import runs_in_words
     from flexref.cli.show.progress import progress
