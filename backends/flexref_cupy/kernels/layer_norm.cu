@@ -5,8 +5,8 @@
 // Block: one token. A thread takes every blockDim.x-th RUN of 8 columns; its sums go over warps in a fixed order. So
 // the bits follow from E and the size of the block alone: not from other tokens, nor from whether a run is aligned to
 // 16 bytes and moves as a whole.
-// HELD: runs that a thread keeps in registers, so that x is read once: E <= HELD * RUN * blockDim.x. With 0 any width
-// will do, and x is read three times.
+// HELD: runs that a thread keeps in registers, so that x is read once, and weight and bias while sums are made:
+// E <= HELD * RUN * blockDim.x. With 0 any width will do, and x is read three times.
 // Launch: (T, 1, 1) blocks of whole warps, at most MOST_THREADS.
 
 #ifndef HELD
@@ -21,8 +21,16 @@ struct Run {
     float at[RUN];
 };
 
+// A run as it is stored.
 template <typename Number> struct alignas(16) Numbers {
     Number at[RUN];
+
+    __device__ __forceinline__ Run widened() const {
+        Run run;
+#pragma unroll
+        for (int number = 0; number < RUN; ++number) run.at[number] = to_float(at[number]);
+        return run;
+    }
 };
 
 template <typename Number> __device__ __forceinline__ bool moves_whole(const Number* place, int room) {
@@ -31,18 +39,13 @@ template <typename Number> __device__ __forceinline__ bool moves_whole(const Num
 
 // The first RUN of `room` numbers; `missing` after the last, and for all of them where there is no place.
 template <typename Number>
-__device__ __forceinline__ Run read(const Number* place, int room, float missing) {
-    Run run;
-    if (moves_whole(place, room)) {
-        const Numbers<Number> numbers = *reinterpret_cast<const Numbers<Number>*>(place);
+__device__ __forceinline__ Numbers<Number> read(const Number* place, int room, float missing) {
+    if (moves_whole(place, room)) return *reinterpret_cast<const Numbers<Number>*>(place);
+    Numbers<Number> numbers;
 #pragma unroll
-        for (int number = 0; number < RUN; ++number) run.at[number] = to_float(numbers.at[number]);
-    } else {
-#pragma unroll
-        for (int number = 0; number < RUN; ++number)
-            run.at[number] = number < room ? to_float(place[number]) : missing;
-    }
-    return run;
+    for (int number = 0; number < RUN; ++number)
+        numbers.at[number] = number < room ? place[number] : rounded<Number>(missing);
+    return numbers;
 }
 
 __device__ __forceinline__ void write(half* place, int room, const Run& run) {
@@ -77,16 +80,24 @@ extern "C" __global__ void __launch_bounds__(1024)
     half* const target = out + blockIdx.x * out_pitch;
     const int columns = static_cast<int>(width), step = blockDim.x * RUN, start = threadIdx.x * RUN;
     const int parts = HELD ? HELD : (columns + step - 1) / step;
-    Run held[HELD ? HELD : 1];
+    Numbers<half> held[HELD ? HELD : 1];
+    Numbers<WEIGHT> factors[HELD ? HELD : 1];
+    Numbers<BIAS> addends[HELD ? HELD : 1];
+    const auto read_affine = [&](int part, int place) {
+        const int column = start + part * step, room = columns - column;
+        factors[place] = read(weight + column, weight ? room : 0, 1.0f);
+        addends[place] = read(bias + column, bias ? room : 0, 0.0f);
+    };
 
     float sum = 0;
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
         const int column = start + part * step;
-        const Run run = read(source + column, columns - column, 0.0f);
+        const Numbers<half> numbers = read(source + column, columns - column, 0.0f);
+        const Run run = numbers.widened();
 #pragma unroll
         for (int number = 0; number < RUN; ++number) sum += run.at[number];
-        if (HELD) held[part] = run;
+        if (HELD) held[part] = numbers, read_affine(part, part);  // on its way while sums are made
     }
     const float mean = block_sum(sum, sums[0]) / static_cast<float>(columns);
 
@@ -94,7 +105,7 @@ extern "C" __global__ void __launch_bounds__(1024)
 #pragma unroll
     for (int part = 0; part < parts; ++part) {
         const int column = start + part * step;
-        const Run run = HELD ? held[part] : read(source + column, columns - column, 0.0f);
+        const Run run = (HELD ? held[part] : read(source + column, columns - column, 0.0f)).widened();
 #pragma unroll
         for (int number = 0; number < RUN; ++number) {
             const float centred = column + number < columns ? run.at[number] - mean : 0.0f;
@@ -108,9 +119,9 @@ extern "C" __global__ void __launch_bounds__(1024)
     for (int part = 0; part < parts; ++part) {
         const int column = start + part * step, room = columns - column;
         if (room <= 0) continue;
-        Run run = HELD ? held[part] : read(source + column, room, 0.0f);
-        const Run factor = read(weight + column, weight ? room : 0, 1.0f);
-        const Run addend = read(bias + column, bias ? room : 0, 0.0f);
+        if (!HELD) read_affine(part, 0);
+        Run run = (HELD ? held[part] : read(source + column, room, 0.0f)).widened();
+        const Run factor = factors[HELD ? part : 0].widened(), addend = addends[HELD ? part : 0].widened();
 #pragma unroll
         for (int number = 0; number < RUN; ++number)
             run.at[number] = fmaf((run.at[number] - mean) * root, factor.at[number], addend.at[number]);
