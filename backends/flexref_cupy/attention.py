@@ -25,7 +25,10 @@ LOOSE_WIDTHS = (16, 64, 128, WIDEST_HEAD)
 """Heads of other widths than those of the exact variants are computed as the next wider of these, with zeros."""
 
 HEADS_PER_BLOCK = 4
-"""Heads that one block of decode takes."""
+"""Heads that one block of decode takes, a warp each; where blocks are few, a block is one head's."""
+
+TEAM_BLOCKS = 2
+"""With fewer blocks a multiprocessor, those of decode have one head each: all of their warps work on it."""
 
 THREADS = 128
 """A block of attention."""
@@ -56,8 +59,9 @@ class LayoutKernels:
         if not layout.quantized and layout.dtype != "float16":
             raise PolicyError(f"the port's cache holds float16 or 4-bit groups, found {layout.dtype}")
         self._device, self.layout = device, layout
-        self._kernels: dict[tuple[str, bool], Kernel] = {}
-        self.exact = {**exact_macros(layout), "APART": 1} in VARIANTS["attend_decode"]
+        self._decodes: dict[int, Kernel] = {}
+        self._prefills: dict[bool, Kernel] = {}
+        self.exact = {**exact_macros(layout), "TEAM": 1} in VARIANTS["attend_decode"]
         """Whether kernels know the layout as a constant; the others go number by number."""
         self.group_size = min(layout.group_size, layout.head_width)
         self.head_blocks = -(-layout.heads // HEADS_PER_BLOCK)
@@ -73,23 +77,33 @@ class LayoutKernels:
         if self.items_at_once < MOST_SPLITS:
             raise PolicyError(f"the port's attention cannot take {layout.heads} heads of width {layout.head_width}")
 
-    def decode(self, apart: bool) -> Kernel:
-        """`attend_decode` of an exact layout."""
-        return self._kept("attend_decode", apart)
+    def decode(self, team: int) -> Kernel:
+        """`attend_decode` of an exact layout; `team`: the warps of a head."""
+        kernel = self._decodes.get(team)
+        if kernel is None:
+            macros = exact_macros(self.layout)
+            kernel = self._device.kernels.get("attend_decode", "attend_decode", 0, **macros, TEAM=team)
+            self._decodes[team] = kernel
+        return kernel
+
+    def team(self, items: int) -> int:
+        """The warps that one head of an item gets: all of a block where blocks are too few for the device."""
+        few = items * self.head_blocks < TEAM_BLOCKS * self._device.cuda.multiprocessors
+        return HEADS_PER_BLOCK if few and items * self.layout.heads * 4 <= COUNTERS_BYTES else 1
 
     def prefill(self, apart: bool) -> Kernel:
         """`attend_prefill` of any layout; of loose ones it is the same, since no other kernel serves them."""
-        return self._kept("attend_prefill", apart and self.exact)
-
-    def _kept(self, name: str, apart: bool) -> Kernel:
-        kernel = self._kernels.get((name, apart))
+        apart = apart and self.exact
+        kernel = self._prefills.get(apart)
         if kernel is None:
-            macros, kept_bytes = exact_macros(self.layout), self.kept_bytes if name == "attend_prefill" and apart else 0
+            macros, kept_bytes = exact_macros(self.layout), self.kept_bytes if apart else 0
             if not self.exact:
                 width = next(width for width in LOOSE_WIDTHS if width >= self.layout.head_width)
                 macros = {"FORM": f"LOOSE_{macros['FORM']}", "WIDTH": width, "GROUP": 0}
-            kernel = self._device.kernels.get(name, name, kept_bytes, **macros, APART=int(apart))
-            self._kernels[name, apart] = kernel
+            kernel = self._device.kernels.get(
+                "attend_prefill", "attend_prefill", kept_bytes, **macros, APART=int(apart)
+            )
+            self._prefills[apart] = kernel
         return kernel
 
     def append(self, wide: bool) -> Kernel:
@@ -219,10 +233,10 @@ class Attention:
 
     def _decode(self, rows: CacheRows, segments: Segments, q: Tensor, factor: int, out: Tensor) -> None:
         kernels, layout, scratch = rows.kernels, rows.kernels.layout, self._device.scratch
-        kernel = kernels.decode(segments.apart)
         for first, count in segments.launches(kernels.items_at_once):
-            kernel(
-                (count * kernels.head_blocks, 1, 1),
+            team = kernels.team(count)
+            kernels.decode(team)(
+                (count * -(-layout.heads * team // HEADS_PER_BLOCK), 1, 1),
                 THREADS,
                 *(rows.records, rows.starts, segments.rows, segments.items + 8 * first),
                 *(q.address, q.pitch, out.address, out.pitch, scratch.partials, scratch.counters),

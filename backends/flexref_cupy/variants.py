@@ -26,8 +26,11 @@ _RECORDS = (
 )
 """Cache records whose layout kernels know as a constant: the head widths of the published models, and a small one."""
 
-_ATTEND = tuple({**macros, "APART": apart} for macros in _RECORDS for apart in (0, 1))
-"""Kernels for them: whose decode and prefill are as fast as can be, or of the same bits."""
+_DECODE = tuple({**macros, "TEAM": team} for macros in _RECORDS for team in (1, 4))
+"""Kernels for them, with a warp for each head, or with four."""
+
+_PREFILL = tuple({**macros, "APART": apart} for macros in _RECORDS for apart in (0, 1))
+"""Kernels for them: as fast as can be, or with the bits that decode has."""
 
 _LOOSE_RECORDS = _all(FORM=("LOOSE_VALUES", "LOOSE_CODES"), WIDTH=(16, 64, 128, 256), GROUP=(0,), APART=(0,))
 """Any others, up to a width."""
@@ -101,8 +104,8 @@ VARIANTS: Mapping[str, tuple[Macros, ...]] = {
     "add_bias": _all(OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, RUN=(1, 8)),
     "add_rows": _all(TABLE=HALF_OR_FLOAT, RUN=(1, 8)),
     "append": _all(WIDE=(0, 1)),
-    "attend_decode": _ATTEND,
-    "attend_prefill": (*_ATTEND, *_LOOSE_RECORDS),
+    "attend_decode": _DECODE,
+    "attend_prefill": (*_PREFILL, *_LOOSE_RECORDS),
     "expand": _all(STORED=HALF_OR_FLOAT),
     "gather": (
         *_all(TABLE=HALF_OR_FLOAT, OUT=("half",), RUN=(1, 8)),

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_cuda import EmulatedCuda
-from flexref_cupy import CupyBackend
+from flexref_cupy import CupyBackend, attention, segments
 from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.memory import Tensor
 from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS
@@ -221,6 +221,36 @@ def test_rows_whose_partial_sums_do_not_fit_at_once_take_several_launches(
         assert_same_bits(this.run().read(), whole, "attend in pieces")
         assert launched(port, "attend_decode") == before + 3  # of 2 + 1, 2, and 3 + 1 splits
         assert not counters(port).any()
+
+
+@pytest.mark.parametrize("kind", EXACT, ids=str)
+def test_no_bit_depends_on_how_many_warps_a_head_has(
+    port: CupyBackend, kind: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Bench(port) as bench:
+        past = (0, 37, 255, 300, 530)
+        this = Pass(bench, layout_of(kind), past, [1] * len(past), seed=5).filled()
+        found = []
+        for blocks in (0, 1 << 20):
+            monkeypatch.setattr(attention, "TEAM_BLOCKS", blocks)
+            found.append(this.run().read())
+        assert_same_bits(found[1], found[0], "attend with four warps a head")
+        this.check(found[0])
+
+
+@pytest.mark.parametrize("team_blocks", [0, 1 << 20], ids=["a warp a head", "four warps a head"])
+@pytest.mark.parametrize("kind", [EXACT[1], EXACT[6]], ids=str)
+def test_splits_of_more_than_a_segment_are_as_good(
+    port: CupyBackend, kind: tuple[str, int, int], team_blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "TEAM_BLOCKS", team_blocks)
+    monkeypatch.setattr(segments, "MOST_SPLITS", 2)
+    port.keep_rows_apart(False)
+    with Bench(port) as bench:
+        this = Pass(bench, layout_of(kind, heads=1), (800, 20, 560), (1, 1, 1), seed=9).filled()
+        assert port.segments(this.past, this.new).item_count == 5  # of 26 steps each, of 2, and of 18
+        this.check(this.run().read())
+    port.keep_rows_apart(True)
 
 
 def test_a_long_row_has_a_bounded_number_of_splits_or_splits_of_one_length(port: CupyBackend, apart: bool) -> None:

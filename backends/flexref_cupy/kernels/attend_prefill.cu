@@ -46,7 +46,10 @@ constexpr int QUERY_ROWS = HELD ? 0 : QUERIES;  // else they are staged where ke
 constexpr int SHARED_ROWS = QUERY_ROWS + 2 * KEYS;
 static_assert(SHARED_ROWS >= QUERIES, "the queries find room");
 
-__device__ __forceinline__ int piece_offset(int row, int piece) { return 16 * (TURNED ? piece ^ (row & 7) : piece); }
+// The second eight of a row's pieces are turned once more: threads that write some of both have different banks.
+__device__ __forceinline__ int piece_offset(int row, int piece) {
+    return 16 * (TURNED ? piece ^ (row & 7) ^ (piece & 8 ? 6 : 0) : piece);
+}
 
 constexpr float NOTHING = -1.0f / 0.0f;
 
@@ -162,6 +165,120 @@ struct Carrier {
         }
     }
 };
+
+// Numbers of a head in 4-bit groups are not multiplied in their order, but in that in which attend_decode.cu finds them
+// (`number_of`): a set of 16 is a word of every lane's part of a group, a part a quarter of the group's bytes; a short
+// group of 16 is one set. In shared memory sets of keys and of queries lie one after the other, two pieces each.
+constexpr int PART_WORDS = GROUP_NUMBERS / 32, GROUP_SETS = GROUP_NUMBERS / 16;
+constexpr int LONG_GROUPS = PART_WORDS ? WIDTH / GROUP_NUMBERS : 0;
+constexpr int SHORT_GROUPS = PART_WORDS ? (WIDTH % GROUP_NUMBERS != 0) : WIDTH / 16;
+static_assert(FORM != CODES || WIDTH == LONG_GROUPS * GROUP_NUMBERS + 16 * SHORT_GROUPS, "other groups are loose");
+
+// A thread's share of the keys, in codes: of some keys one or two words of every part of a group, or a short group.
+struct KeyCarrier {
+    static constexpr int WORDS = PART_WORDS > 1 && KEYS * LONG_GROUPS * PART_WORDS >= 2 * THREADS ? 2 : 1;
+    static constexpr int LONG_JOBS = LONG_GROUPS * PART_WORDS / WORDS, JOBS = LONG_JOBS + SHORT_GROUPS;
+    static constexpr int THREAD_JOBS = (KEYS * JOBS + THREADS - 1) / THREADS;
+    static constexpr bool EVEN = !LONG_JOBS || !SHORT_GROUPS;  // else warps, not lanes, have jobs of one kind
+
+    struct alignas(4 * WORDS) Part {
+        unsigned at[WORDS];
+    };
+
+    Part parts[THREAD_JOBS][4];
+    unsigned stored[THREAD_JOBS];
+
+    static_assert(THREADS % (EVEN ? JOBS : KEYS) == 0, "a thread's keys, or its jobs, are evenly far from each other");
+
+    __device__ __forceinline__ static int key_of(int number) {
+        return EVEN ? threadIdx.x / JOBS + number * (THREADS / JOBS) : threadIdx.x % KEYS;
+    }
+
+    __device__ __forceinline__ static int job_of(int number) {
+        return EVEN ? threadIdx.x % JOBS : threadIdx.x / KEYS + number * (THREADS / KEYS);
+    }
+
+    __device__ __forceinline__ static bool is_there(int number) {
+        return KEYS * JOBS % THREADS == 0 || (EVEN ? key_of(number) < KEYS : job_of(number) < JOBS);
+    }
+
+    __device__ __forceinline__ static bool is_long(int job) { return LONG_JOBS && (!SHORT_GROUPS || job < LONG_JOBS); }
+
+    __device__ __forceinline__ static int group_of(int job) {
+        return is_long(job) ? job * WORDS / PART_WORDS : job - LONG_JOBS + LONG_GROUPS;
+    }
+
+    __device__ __forceinline__ void begin(const Source& source, int first_key) {
+#pragma unroll
+        for (int number = 0; number < THREAD_JOBS; ++number) {
+            const int key = key_of(number), job = job_of(number);
+            if (!is_there(number)) continue;
+            // Nobody sees what stands in the place of keys after the last one.
+            const unsigned long long offset = source.offset(min(first_key + key, source.keys - 1));
+            const unsigned char* const codes = source.numbers + offset + group_of(job) * GROUP_NUMBERS / 2;
+            if (is_long(job)) {
+#pragma unroll
+                for (int part = 0; part < 4; ++part)
+                    parts[number][part] = *reinterpret_cast<const Part*>(
+                        codes + 4 * (part * PART_WORDS + job * WORDS % PART_WORDS));
+            } else {
+                const uint2 both = *reinterpret_cast<const uint2*>(codes);
+                parts[number][0].at[0] = both.x, parts[number][1].at[0] = both.y;
+            }
+            stored[number] = reinterpret_cast<const unsigned*>(source.pairs + offset)[group_of(job)];
+        }
+    }
+
+    __device__ __forceinline__ void finish(unsigned char* target) const {
+#pragma unroll
+        for (int number = 0; number < THREAD_JOBS; ++number) {
+            const int key = key_of(number), job = job_of(number);
+            if (!is_there(number)) continue;
+            unsigned char* const row = target + key * PITCH;
+            const pair scale = low_halves(stored[number], stored[number]), zero = high_halves(stored[number], stored[number]);
+            if (is_long(job)) {
+#pragma unroll
+                for (int word = 0; word < WORDS; ++word) {
+                    Run runs[4];
+#pragma unroll
+                    for (int part = 0; part < 4; ++part) {
+                        const unsigned codes = parts[number][part].at[word];
+                        numbers_of(codes, scale, zero, runs[0].at[part], runs[2].at[part]);
+                        numbers_of(codes >> 8, scale, zero, runs[1].at[part], runs[3].at[part]);
+                    }
+                    const int first = piece_offset(key, 4 * (job * WORDS + word));
+#pragma unroll
+                    for (int piece = 0; piece < 4; ++piece)  // pieces 4 n to 4 n + 3 are turned alike
+                        *reinterpret_cast<Run*>(row + (TURNED ? first ^ 16 * piece : first + 16 * piece)) = runs[piece];
+                }
+            } else {
+                const unsigned first = parts[number][0].at[0], second = parts[number][1].at[0];
+                const int piece = 2 * GROUP_SETS * LONG_GROUPS + 2 * (job - LONG_JOBS);
+                *reinterpret_cast<Run*>(row + piece_offset(key, piece)) = expanded(first, second, stored[number]);
+                *reinterpret_cast<Run*>(row + piece_offset(key, piece + 1)) =
+                    expanded(first >> 4, second >> 4, stored[number]);
+            }
+        }
+    }
+};
+
+// Eight numbers of a query, from number `start` of its head on, to their places among the sets.
+__device__ __forceinline__ void put_query(unsigned char* row, int query, int start, const Run& run) {
+    const int group = start / GROUP_NUMBERS, within = start - group * GROUP_NUMBERS;
+    if (FORM != CODES || group >= LONG_GROUPS) {  // halves; and of a short group, the first eight and the others
+        *reinterpret_cast<Run*>(row + piece_offset(query, start / 8)) = run;
+        return;
+    }
+    const int high = within >= GROUP_NUMBERS / 2, first = (within - high * GROUP_NUMBERS / 2) / 4;
+#pragma unroll
+    for (int four = 0; four < 2; ++four) {
+        const int part = (first + four) / max(PART_WORDS, 1), word = (first + four) % max(PART_WORDS, 1);
+        const int piece = 2 * (group * GROUP_SETS + 2 * word + high);
+        const pair left = run.at[2 * four], right = run.at[2 * four + 1];
+        *reinterpret_cast<pair*>(row + piece_offset(query, piece) + 4 * part) = low_halves(left, right);
+        *reinterpret_cast<pair*>(row + piece_offset(query, piece + 1) + 4 * part) = high_halves(left, right);
+    }
+}
 
 // 16 queries of a warp: lane l has, of query l / 4 and of query l / 4 + 8, parts of everything.
 struct Warp {
@@ -412,7 +529,7 @@ __device__ __forceinline__ void stage(const half* q, integer pitch, int count, i
 #pragma unroll
             for (int both = 0; both < 4; ++both) run.at[both] = to_pair(values[2 * both], values[2 * both + 1]);
         }
-        *reinterpret_cast<Run*>(target + query * PITCH + piece_offset(query, start / 8)) = run;
+        put_query(target + query * PITCH, query, start, run);
     }
 }
 
@@ -449,9 +566,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
 
     Kept kept;
     Carrier carrier;
-    carrier.begin(keys, 0, shared_keys);
+    KeyCarrier key_carrier;
+    const auto begin_keys = [&](int first) {
+        FORM == CODES ? key_carrier.begin(keys, first) : carrier.begin(keys, first, shared_keys);
+    };
+    begin_keys(0);
     for (int first = 0; first < keys.keys; first += KEYS) {
-        carrier.finish(keys, first, shared_keys);
+        FORM == CODES ? key_carrier.finish(shared_keys) : carrier.finish(keys, first, shared_keys);
         __syncthreads();  // the keys are there, and nobody uses the last values any more
         carrier.begin(values, first, shared_values);
         const bool visible = first <= warp_last;
@@ -468,7 +589,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         __syncthreads();  // the values are there, and nobody uses these keys any more
         if (first + KEYS == where->shared)  // from the prefix to the row's own records
             keys = keys.moved(where->own - where->prefix), values = values.moved(where->own - where->prefix);
-        if (first + KEYS < keys.keys) carrier.begin(keys, first + KEYS, shared_keys);
+        if (first + KEYS < keys.keys) begin_keys(first + KEYS);
         if (visible) state.add(shared_values, lane);
     }
 

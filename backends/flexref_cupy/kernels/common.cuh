@@ -206,3 +206,15 @@ __device__ __forceinline__ void codes_to_pairs(unsigned codes, pair& first, pair
     first = subtract(permute_bytes(codes, 0x64646464u, 0x4140u), 0x64006400u);
     second = subtract(permute_bytes(codes, 0x64646464u, 0x4342u), 0x64006400u);
 }
+
+__device__ __forceinline__ pair low_halves(unsigned a, unsigned b) { return permute_bytes(a, b, 0x5410u); }
+
+__device__ __forceinline__ pair high_halves(unsigned a, unsigned b) { return permute_bytes(a, b, 0x7632u); }
+
+// Codes of 4 bits in the low nibbles of bytes 0 and 2, and in the high ones, as the halves nearest to
+// code * scale + zero. Of the low nibble 0x6400 | code is 1024 + code; of the high one it is 1024 + 16 code.
+__device__ __forceinline__ void numbers_of(unsigned codes, pair scale, pair zero, pair& low, pair& high) {
+    const pair first = subtract(masked_or(codes, 0x000f000fu, 0x64006400u), 0x64006400u);
+    const pair second = multiply_add(masked_or(codes, 0x00f000f0u, 0x64006400u), 0x2c002c00u, 0xd400d400u);
+    low = multiply_add(first, scale, zero), high = multiply_add(second, scale, zero);
+}
