@@ -86,9 +86,15 @@ ONE_CORE_COPY = 0.05
 HOST_ROWS_S = 1e-5
 """Of one such gathering; assumed."""
 
-CALLS = {"call": 1.0, "submission": 5.0, "visit": 7.5, "choice": 37.5, "choice_row": 0.625}
-"""The engine's own work on the host, in calls of an operator: 8 us, and 40, 60, 300, 5 us on the H100's host. It is all
-Python, so a slower core takes longer for all of it alike."""
+CALLS = {
+    **{"call": 1.0, "submission": 5.0, "visit": 7.5, "choice": 37.5, "choice_row": 0.625},
+    **{"replay": 0.5, "record": 2.5},
+}
+"""The engine's own work on the host, in calls of an operator: 8 us, and 40, 60, 300, 5 us on the H100's host; 4 us for
+a replay, 20 for each operator that is recorded. It is nearly all Python: a slower core takes longer for all alike."""
+
+RECORDED_BYTES = 64 << 20
+"""Of the scratch, what recordings may hold (recording.py)."""
 
 COPY_SIZES = tuple(float(1 << exponent) for exponent in range(10, 31))
 """Bytes at which curves have points; a power law between doublings is within 2 % of a fixed cost and a rate."""
@@ -150,7 +156,16 @@ def machine_of(facts: NominalFacts) -> Machine:
     assumed = facts.assumed()
     return Machine(
         name=facts.name,
-        port=Port("cupy", "float16", True, True, False, SCRATCH_BYTES, FUSED_ROWS),
+        port=Port(
+            "cupy",
+            "float16",
+            True,
+            True,
+            False,
+            SCRATCH_BYTES + RECORDED_BYTES,
+            FUSED_ROWS,
+            recorded_bytes=RECORDED_BYTES,
+        ),
         capacity_bytes=_capacities(facts),
         copies=_copies(facts),
         beside={

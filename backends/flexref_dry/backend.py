@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, cast
 
@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.protocol import LaneStep, Matrix, Move, Prefix, Ticket
-from flexref.backend.recording import DirectCalls
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
 from flexref.units import DTYPE_BYTES
+from flexref_dry.recording import Counted, DryRecording, renew_rows, renew_segments
 from flexref_dry.stand_ins import (
     DryArray,
     DryBuffer,
@@ -29,7 +29,7 @@ from flexref_dry.stand_ins import (
 from flexref_dry.timing import DryTicket, Timing
 
 
-class DryBackend(DirectCalls):
+class DryBackend:
     """Counts: `flops` and `calls` per operator, `moved_bytes` per lane, and what the workspace would need.
 
     On a `machine` it also tells the time: tickets are done when that machine would have done them, and it has the
@@ -49,20 +49,61 @@ class DryBackend(DirectCalls):
             scratch_bytes=scratch_bytes if port is None else port.scratch_bytes,
             fused_rows=0 if port is None else port.fused_rows,
             shares_prefixes=True,
+            recorded_bytes=0 if port is None else port.recorded_bytes,
         )
         self.calls: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
         self.moved_bytes: Counter[str] = Counter()
         self._closed = False
+        self._recording: DryRecording | None = None
         self._results = Workspace(None)
         self.timing = None if machine is None else Timing(machine)
 
     def _count(self, operator: str, flops: int, *timed: Any) -> None:
         """Count a call; what `timed` describes (a method of `Durations` and its arguments) is how long it takes."""
+        self._counted(lambda: (operator, flops, timed))
+
+    def _counted(self, call: Callable[[], Counted]) -> None:
+        """Count a call that `call` describes, now or when it is replayed."""
+        if self._recording is not None:
+            self._recording.calls.append(call)
+            return
+        operator, flops, timed = call()
         self.calls[operator] += 1
         self.flops[operator] += flops
         if self.timing is not None:
             self.timing.operator(timed)
+
+    def record(self, operators: Callable[[], None]) -> DryRecording:
+        """See `RecordingBackend.record`."""
+        self._recording = recording = DryRecording()
+        try:
+            operators()
+        finally:
+            self._recording = None
+        if self.timing is not None:
+            self.timing.record(len(recording.calls))
+        return recording
+
+    def replay(self, recording: Any) -> None:
+        """See `RecordingBackend.replay`: one call of the host's, and all operators one after another."""
+        found: list[Counted] = list(recording)
+        for operator, flops, _ in found:
+            self.calls[operator] += 1
+            self.flops[operator] += flops
+        if self.timing is not None:
+            self.timing.replay([timed for _, _, timed in found])
+
+    def forget(self, recording: Any) -> None:
+        """See `RecordingBackend.forget`: nothing is held."""
+
+    def renew_rows(self, rows: Sequence[Any], records: Sequence[Any], prefixes: Any = None) -> bool:
+        """See `RecordingBackend.renew_rows`."""
+        return renew_rows(rows, records, prefixes)
+
+    def renew_segments(self, segments: Any, past: Sequence[int], new: Sequence[int]) -> bool:
+        """See `RecordingBackend.renew_segments`."""
+        return renew_segments(segments, past, new)
 
     def describe(self) -> Description:
         """See `Backend.describe`: there is no device, and no library computes."""
@@ -209,14 +250,14 @@ class DryBackend(DirectCalls):
                 raise IndexError(f"{past + new - shared} records in a cache of {capacity} bytes")
             if past < shared:
                 raise IndexError(f"a row of {past} tokens begins with {shared} of a prefix")
-        self._count("append", 0, "append", rows.tier, rows.layout.scheme, segments.new * record_bytes)
+        where = rows.tier, rows.layout.scheme
+        self._counted(lambda: ("append", 0, ("append", *where, segments.new * record_bytes)))
 
     def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
         """See `Backend.attend`: 4 E FLOPs per query and visible key."""
-        layout = rows.layout
-        where = (rows.tier, layout.scheme, layout.head_width)
-        timed = ("attend_sums", where, layout.heads, layout.record_bytes, segments.decoding, segments.visible)
-        self._count("attend", 4 * q.shape[1] * segments.pairs, *timed)
+        layout, width = rows.layout, q.shape[1]
+        sums = "attend_sums", (rows.tier, layout.scheme, layout.head_width), layout.heads, layout.record_bytes
+        self._counted(lambda: ("attend", 4 * width * segments.pairs, (*sums, segments.decoding, segments.visible)))
         return out
 
     def sample(

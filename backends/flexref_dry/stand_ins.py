@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
@@ -41,7 +40,7 @@ class DryValues(DryArray):
     values: Any = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(eq=False, slots=True)
 class DryCaches:
     """What `cache_rows` was called with: tokens that every row has in its prefix, bytes of its own array, and so on."""
 
@@ -51,31 +50,25 @@ class DryCaches:
     tier: str
 
 
-@dataclass(frozen=True)
 class DrySegments:
-    """What `segments` was called with: (past, new) tokens of every row; and the sums that time follows from."""
+    """What `segments` stands for: (past, new) tokens of every row; and the sums that time follows from.
 
-    lengths: tuple[tuple[int, int], ...]
+    new: new tokens of all rows; pairs: visible pairs of query and key; decoding: records that rows of one new token
+    read; visible: visible pairs of the other rows.
+    """
 
-    @cached_property
-    def new(self) -> int:
-        """New tokens of all rows."""
-        return sum(new for _, new in self.lengths)
+    __slots__ = ("decoding", "lengths", "new", "pairs", "visible")
 
-    @cached_property
-    def pairs(self) -> int:
-        """Visible pairs of query and key."""
-        return sum(past * new + new * (new + 1) // 2 for past, new in self.lengths)
+    def __init__(self, lengths: tuple[tuple[int, int], ...]) -> None:
+        self.stand_for(lengths)
 
-    @cached_property
-    def decoding(self) -> int:
-        """Records that rows of one new token read."""
-        return sum(past + new for past, new in self.lengths if new == 1)
-
-    @cached_property
-    def visible(self) -> int:
-        """Visible pairs of the other rows."""
-        return self.pairs - self.decoding
+    def stand_for(self, lengths: tuple[tuple[int, int], ...]) -> None:
+        """From now on for these."""
+        self.lengths = lengths
+        self.new = sum(new for _, new in lengths)
+        self.pairs = sum(past * new + new * (new + 1) // 2 for past, new in lengths)
+        self.decoding = sum(past + new for past, new in lengths if new == 1)
+        self.visible = self.pairs - self.decoding
 
 
 def nbytes_of(array: Any) -> int:

@@ -89,17 +89,34 @@ class Timing:
 
     def operator(self, timed: tuple[Any, ...]) -> None:
         """A call of an operator: a method of `Durations` and its arguments."""
-        seconds = self._known.get(timed)
-        if seconds is None:
-            seconds = self._known[timed] = self._seconds(*timed)
+        self._work(self._seconds_of(timed), self.machine.host_s.call)
+
+    def record(self, operators: int) -> None:
+        """So many operators are recorded, and do not run."""
+        self.clock.spend(operators * self.machine.host_s.record)
+
+    def replay(self, operators: Sequence[tuple[Any, ...]]) -> None:
+        """Operators that were recorded, one after another: for the host they are one call."""
+        self.clock.spend(self.machine.host_s.replay)
+        self._work(sum(map(self._seconds_of, operators)), 0.0)
+
+    def _work(self, seconds: float, call_s: float) -> None:
+        """Operators of so many seconds are called, which takes the host `call_s` where they run later."""
         clock = self.clock
         if self._open is None:
             self._open = clock.add(COMPUTE, COMPUTE, 0.0, self._awaited)
             self._awaited = []
         self._open.left_s += seconds
         if self.machine.port.asynchronous:
-            clock.spend(self.machine.host_s.call)
+            clock.spend(call_s)
             self._open.floor_s = max(self._open.floor_s, clock.now_s + seconds)
+
+    def _seconds_of(self, timed: tuple[Any, ...]) -> float:
+        """What is timed, remembered."""
+        seconds = self._known.get(timed)
+        if seconds is None:
+            seconds = self._known[timed] = self._seconds(*timed)
+        return seconds
 
     def _seconds(self, method: str, *arguments: Any) -> float:
         return cast(float, getattr(self._durations, method)(*arguments))

@@ -56,6 +56,7 @@ class Port:
     scratch_bytes: Annotated[int, COUNT, "Bytes on the device that its operators need for themselves."]
     fused_rows: Annotated[int, COUNT, "Tokens up to which a product reads a matrix in groups as it is stored."]
     one_memory: Annotated[bool, "Whether device and host are one memory, worked on by one processor."] = False
+    recorded_bytes: Annotated[int, COUNT, "Of scratch_bytes, what is for recorded operators; 0: none are recorded."] = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ class HostSeconds:
     visit: Annotated[float, SECONDS, "For the bookkeeping of one stage for one group."]
     choice: Annotated[float, SECONDS, "From a group's sampled tokens to its next pass."]
     choice_row: Annotated[float, SECONDS, "Of that, for every row."]
+    replay: Annotated[float, SECONDS, "For recorded operators that are replayed together."] = 0.0
+    record: Annotated[float, SECONDS, "For one operator that is recorded, until it can be replayed."] = 0.0
 
 
 @dataclass(frozen=True, slots=True)

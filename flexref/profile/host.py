@@ -33,6 +33,9 @@ Values = npt.NDArray[np.float64]
 CALLS = 200
 """Calls of an operator in a row, without waiting: a device's queue holds so many."""
 
+REPLAYED = 10
+"""Operators of a recording: about those of a layer."""
+
 SUBMISSIONS = 50
 """Moves that are submitted in a row, without waiting."""
 
@@ -47,12 +50,13 @@ PROMPT = (3, 1, 4)
 
 @dataclass(frozen=True, slots=True)
 class PortCounts:
-    """The sums of a `Counted` port at the time `now_s`: seconds in operators and in `sample`, and calls so far."""
+    """The sums of a `Counted` port at the time `now_s`: seconds in operators and in `sample`, calls, and replays."""
 
     now_s: float
     inside_s: float
     sampling_s: float
     calls: int
+    replays: int
 
 
 OPERATORS = frozenset(
@@ -67,8 +71,9 @@ def host_seconds(meter: Meter, disk_dir: str | Path) -> HostSeconds:
     with meter.memory() as memory:
         call_s = _call(meter, memory)
         submission_s = _submission(meter, memory)
-    visit_s, choice_s, choice_row_s = _engine(meter, disk_dir, call_s)
-    return HostSeconds(call_s, submission_s, visit_s, choice_s, choice_row_s)
+        replay_s, record_s = _replay(meter, memory)
+    visit_s, choice_s, choice_row_s = _engine(meter, disk_dir, (call_s, replay_s))
+    return HostSeconds(call_s, submission_s, visit_s, choice_s, choice_row_s, replay_s, record_s)
 
 
 def _call(meter: Meter, memory: Memory) -> float:
@@ -76,12 +81,47 @@ def _call(meter: Meter, memory: Memory) -> float:
 
     On the latter an operator's own seconds are in its curve already.
     """
-    backend, dtype = meter.backend, backend_dtype(meter.backend)
-    call: Callable[[], object] = _nothing
-    if meter.asynchronous:
-        x, out = (memory.array((SMALL_TOKENS, SMALL_WIDTH), dtype) for _ in range(2))
-        gain, shift = (memory.array((SMALL_WIDTH,), TABLE_DTYPE) for _ in range(2))
-        call = partial(backend.layer_norm, x, gain, shift, LAYER_NORM_EPSILON, out)
+    call = _small_operator(meter, memory) if meter.asynchronous else _nothing
+    return _host_seconds(meter, "one call of an operator", call)
+
+
+def _small_operator(meter: Meter, memory: Memory) -> Callable[[], object]:
+    dtype = backend_dtype(meter.backend)
+    x, out = (memory.array((SMALL_TOKENS, SMALL_WIDTH), dtype) for _ in range(2))
+    gain, shift = (memory.array((SMALL_WIDTH,), TABLE_DTYPE) for _ in range(2))
+    return partial(meter.backend.layer_norm, x, gain, shift, LAYER_NORM_EPSILON, out)
+
+
+def _replay(meter: Meter, memory: Memory) -> tuple[float, float]:
+    """Seconds to replay operators that were recorded, about as many as a stage has, and to record one of them and have
+    it ready; zeros for a port that records none.
+    """
+    backend = meter.backend
+    if not backend.caps.replays:
+        return 0.0, 0.0
+    call = _small_operator(meter, memory)
+    meter.once(call)
+
+    def operators() -> None:
+        for _ in range(REPLAYED):
+            call()
+
+    took_s = []
+    for _ in range(1 + meter.sizes.repeats):  # the first of all makes the port ready for it
+        begin = meter.clock()
+        recording = backend.record(operators)
+        backend.replay(recording)
+        took_s.append((meter.clock() - begin) / REPLAYED)
+        if len(took_s) <= meter.sizes.repeats:
+            backend.forget(recording)
+    record_s = meter.record.figure("one operator that is recorded", "the host", took_s[1:])
+    replay_s = _host_seconds(meter, "one replay", partial(backend.replay, recording))
+    backend.forget(recording)
+    return replay_s, record_s
+
+
+def _host_seconds(meter: Meter, name: str, call: Callable[[], object]) -> float:
+    """Seconds of the host's for one of many calls in a row."""
     meter.once(call)
     values = []
     for _ in range(meter.sizes.repeats):
@@ -89,8 +129,8 @@ def _call(meter: Meter, memory: Memory) -> float:
         for _ in range(CALLS):
             call()
         values.append((meter.clock() - begin) / CALLS)
-        backend.mark().wait()
-    return meter.record.figure("one call of an operator", "the host", values)
+        meter.backend.mark().wait()
+    return meter.record.figure(name, "the host", values)
 
 
 def _nothing() -> None:
@@ -121,7 +161,7 @@ class Counted:
 
     def __init__(self, backend: Backend, clock: Callable[[], float], asynchronous: bool) -> None:
         self._backend, self._clock, self._asynchronous = backend, clock, asynchronous
-        self.calls = 0
+        self.calls = self.replays = 0
         self.inside_s = 0.0
         self.sampling_s = 0.0
         self.sampled: list[PortCounts] = []
@@ -131,6 +171,11 @@ class Counted:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
+
+    def replay(self, recording: Any) -> None:
+        """See `RecordingBackend.replay`."""
+        self.replays += 1
+        self._backend.replay(recording)
 
     def close(self) -> None:
         """Wait for what is under way. The port itself stays open for the next measurement."""
@@ -157,7 +202,7 @@ class Counted:
             end = clock()
             self.sampling_s += end - begin
             self.calls += 1
-            self.sampled.append(PortCounts(end, self.inside_s, self.sampling_s, self.calls))
+            self.sampled.append(PortCounts(end, self.inside_s, self.sampling_s, self.calls, self.replays))
             return result
 
         if name == "sample":
@@ -165,24 +210,24 @@ class Counted:
         return counted if self._asynchronous else timed
 
 
-def _engine(meter: Meter, disk_dir: str | Path, call_s: float) -> tuple[float, float, float]:
+def _engine(meter: Meter, disk_dir: str | Path, called_s: tuple[float, float]) -> tuple[float, float, float]:
     """Seconds of the engine's work per visit, per choice of tokens, and per row of a choice.
 
     Passes of small jobs of several shapes are measured, and the three figures fitted to what operators leave of them
-    (least squares, none below 0).
+    (least squares, none below 0). `called_s`: seconds of a call of an operator, and of a replay.
     """
     sizes, equations, left = meter.sizes, [], []
     shapes = sorted(product(sizes.layers, sizes.groups, sizes.rows), key=math.prod)
     took_s, begin = 0.0, meter.clock()
     if meter.asynchronous:
-        _pass_left(meter, disk_dir, shapes[0], call_s)
+        _pass_left(meter, disk_dir, shapes[0], called_s)
         meter.pace.excuse(meter.clock() - begin)  # what is compiled
     for place, (layers, groups, rows) in enumerate(meter.pace.parts(shapes)):
         if place and not meter.pace.has(took_s):
             meter.record.cut("the engine's own work", f"{place} of {len(shapes)} small jobs")
             break
         begin = meter.clock()
-        count, seconds = _pass_left(meter, disk_dir, (layers, groups, rows), call_s)
+        count, seconds = _pass_left(meter, disk_dir, (layers, groups, rows), called_s)
         took_s = meter.clock() - begin
         # Errors count relative to a pass, so that long passes do not outweigh short ones.
         weight = 1 / max(seconds, 1e-6)
@@ -210,7 +255,9 @@ def least_squares(equations: Values, values: Values) -> Values:
     return best
 
 
-def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], call_s: float) -> tuple[int, float]:
+def _pass_left(
+    meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], called_s: tuple[float, float]
+) -> tuple[int, float]:
     """A job of `shape` (layers, groups, rows): the stages of a pass, and a decode pass's seconds without operators."""
     layers, groups, rows = shape
     spec = ModelSpec(
@@ -228,7 +275,8 @@ def _pass_left(meter: Meter, disk_dir: str | Path, shape: tuple[int, int, int], 
     # left out.
     for before, after in zip(counted.sampled[groups:], counted.sampled[2 * groups :], strict=False):
         calls = after.calls - before.calls - groups
-        operators = calls * call_s if meter.asynchronous else after.inside_s - before.inside_s
+        outside = calls * called_s[0] + (after.replays - before.replays) * called_s[1]
+        operators = outside if meter.asynchronous else after.inside_s - before.inside_s
         left.append(max(0.0, after.now_s - before.now_s - (after.sampling_s - before.sampling_s) - operators))
     name = f"the engine's own work, {layers} layers, {groups} groups, {rows} rows"
     return len(stages_of(spec, file.tile_rows)), meter.record.figure(name, "a pass", left)

@@ -143,6 +143,7 @@ def port_of(backend: Backend, asynchronous: bool) -> Port:
         scratch_bytes=caps.scratch_bytes,
         fused_rows=caps.fused_rows,
         one_memory=caps.one_memory,
+        recorded_bytes=caps.recorded_bytes,
     )
 
 

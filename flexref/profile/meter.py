@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import cycle
 from statistics import median
 from types import TracebackType
@@ -24,6 +25,9 @@ from flexref.profile.sizes import Sizes
 
 FORGOTTEN_S = 0.005
 """An operator that takes longer than this takes about the same time whatever the processor's caches hold."""
+
+REPLAYED_S = 0.001
+"""An operator that takes longer is no part of a decode pass that an engine replays; how it is called hardly matters."""
 
 CALLS_MOST = 64
 """Most calls in one window: a device's queue holds them all."""
@@ -162,6 +166,8 @@ class Meter:
                 self.window(timed)
             else:
                 timed.values.append(timed.single_s)
+        if timed.recording is not None:
+            self.backend.forget(timed.recording)
         return self.record.figure(name, point.label, timed.values, point.size)
 
     def has_time_for(self, timed: Timed) -> bool:
@@ -177,17 +183,34 @@ class Meter:
         return Timed(point, cycle(point.calls), single_s, count, repeats, ISSUE_S * count)
 
     def window(self, timed: Timed) -> None:
-        """Time one more window of a point's calls, and keep the seconds of one call."""
+        """Time one more window of a point's calls, and keep the seconds of one call.
+
+        Short operators are replayed where the port records them, as an engine does: they follow each other faster.
+        """
+        if not timed.values and self._is_replayed(timed):
+            timed.recording = self.backend.record(partial(self._call, timed))
+            self.backend.replay(timed.recording)  # the first replay makes ready what the others find
         if self.asynchronous:
             self.keep_busy(timed.issue_s)
         elif timed.single_s < FORGOTTEN_S:
             self.product()
         start, issued = self.backend.mark(), self.clock()
-        for _ in range(timed.count):
-            next(timed.turns)()
+        if timed.recording is None:
+            self._call(timed)
+        else:
+            self.backend.replay(timed.recording)
         if not timed.point.blocking:
             timed.issue_s = self.clock() - issued
         timed.values.append(between(start, self.backend.mark()) / timed.count)
+
+    def _is_replayed(self, timed: Timed) -> bool:
+        replays = self.backend.caps.replays and not timed.point.blocking
+        return replays and timed.recording is None and timed.single_s < REPLAYED_S
+
+    def _call(self, timed: Timed) -> None:
+        """The calls of one window."""
+        for _ in range(timed.count):
+            next(timed.turns)()
 
     def once(self, call: Call) -> float:
         """Seconds of one call by the host's clock, until all that it started has ended."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from flexref.profile.record import is_unstable
 
@@ -27,7 +28,8 @@ class Timed:
     """A point while it is timed.
 
     `single_s`: about the seconds of one call; `count`: calls in a window; `repeats`: windows wanted; `issue_s`: seconds
-    that the host needs to make the calls of a window; `values`: the seconds of one call, from each window so far.
+    that the host needs to make the calls of a window; `recording`: these calls, where the port records them;
+    `values`: the seconds of one call, from each window so far.
     """
 
     point: Point
@@ -36,6 +38,7 @@ class Timed:
     count: int
     repeats: int
     issue_s: float
+    recording: Any = None
     values: list[float] = field(default_factory=list)
 
     @property

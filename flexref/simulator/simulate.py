@@ -18,9 +18,7 @@ from flexref.backend.timed import TimedBackend
 from flexref.block import executor
 from flexref.block.admission import WINDOWS
 from flexref.block.counted_rows import kinds_of, rows_under
-from flexref.block.generate_block import GenerateBlock
 from flexref.block.rows import AlikeRows, JobRows
-from flexref.block.score_block import ScoreBlock
 from flexref.block.trace import Trace
 from flexref.block.watch import Watch
 from flexref.engine.session import Session, always
@@ -33,7 +31,7 @@ from flexref.simulator.job_walk import Walk, walked
 from flexref.simulator.moved_bytes import MovedBytes
 from flexref.simulator.pass_account import PassAccount
 from flexref.simulator.prediction import Prediction
-from flexref.simulator.simulated_block import simulated_block, waiting_rows
+from flexref.simulator.simulated_block import SimulatedBlock, simulated_block, waiting_rows
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weight_source import Bytes, MakeChecker, WeightSource
 from flexref.units import LINK_OF, Tier
@@ -137,8 +135,9 @@ class Simulation:
         walk = walked(planned, waiting_rows(rows, window))
         traced = 0 if trace is None else max(row.new_tokens for row in kinds_of(rows))
         passes = simulated_passes(walk, traced)
-        watch = Watch(None if trace is None else trace.on_computed, None, self._visit)
+        watch = Watch(None if trace is None else trace.on_computed)
         block = simulated_block(planned, weights, session.mover, waiting_rows(rows, window), rows, watch)
+        block.before_visit = self._visit
         session.mover.traffic.on_done = None if trace is None else trace.on_done
         if trace is not None:
             name = f"{session.file.spec.name} on {self.machine.name}, simulated"
@@ -158,11 +157,11 @@ class Simulation:
         if trace is not None:
             trace.on_held(self.backend.timing.now_s, self._session.arenas)
 
-    def _visit(self, *visit: object) -> None:
+    def _visit(self) -> None:
         """The host's own work for a visit."""
         self.backend.timing.spend(self.machine.host_s.visit)
 
-    def _passes(self, block: GenerateBlock | ScoreBlock, passes: Sequence[int], traced: int) -> Iterator[PassAccount]:
+    def _passes(self, block: SimulatedBlock, passes: Sequence[int], traced: int) -> Iterator[PassAccount]:
         """The account of every simulated pass; of the first `traced` a trace is told.
 
         What is still under way after the last pass counts as part of it.
@@ -175,7 +174,7 @@ class Simulation:
             block.waiting.refill()
             if visit.pass_number == traced - 1 < last:
                 self._session.mover.harvest()
-                self._session.mover.traffic.on_done, block.watch = None, Watch(None, None, self._visit)
+                self._session.mover.traffic.on_done, block.watch = None, Watch()
             if visit.pass_number < last:
                 now = self._seen()
                 yield now.since(before)

@@ -1,28 +1,51 @@
 """Makes the block of a simulated job, which generates or scores; it knows no clock."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from itertools import accumulate
 
 from flexref.block.admission import Waiting
+from flexref.block.compute import BlockComputation
 from flexref.block.counted_rows import kinds_of
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import JobRows, Row, SharedPrefix, each_of
 from flexref.block.score_block import ScoreBlock
 from flexref.block.watch import Watch
+from flexref.schedule.zigzag import Visit
 from flexref.tiers.mover import Mover
 from flexref.tiers.weights import WeightStore
 
 
 @dataclass(eq=False)
-class UnreadScores(ScoreBlock):
+class TimedVisits(BlockComputation):
+    """`before_visit` is told before the operators of a visit are called, or those replayed that were recorded."""
+
+    before_visit: Callable[[], None] = field(init=False, default=lambda: None)
+
+    def compute(self, visit: Visit) -> None:
+        """See `executor.Work`."""
+        if self.groups[visit.group].fed:
+            self.before_visit()
+        super().compute(visit)
+
+
+@dataclass(eq=False)
+class UnreadTokens(TimedVisits, GenerateBlock):
+    """A block that generates on a port without values."""
+
+
+@dataclass(eq=False)
+class UnreadScores(TimedVisits, ScoreBlock):
     """A block that scores on a port without values: it waits for its logits and does not read them."""
 
     def _deliver(self) -> None:
         sent, self._under_way = self._under_way, None
         if sent is not None:
             sent.ticket.wait()
+
+
+SimulatedBlock = UnreadTokens | UnreadScores
 
 
 def waiting_rows(rows: JobRows, window: int) -> Waiting:
@@ -44,9 +67,9 @@ def _made(rows: JobRows) -> Iterator[Row]:
 
 def simulated_block(
     planned: PlannedBlock, weights: WeightStore, mover: Mover, waiting: Waiting, rows: JobRows, watch: Watch
-) -> GenerateBlock | ScoreBlock:
+) -> SimulatedBlock:
     """Make the planned block as a real job would: one that scores if any of its rows is scored."""
     if any(row.scored_tokens for row in kinds_of(rows)):
         firsts = tuple(accumulate((row.scored_tokens for row in each_of(rows)), initial=0))
         return UnreadScores(planned, weights, mover, waiting, firsts, lambda *_: None, lambda rows: None, watch=watch)
-    return GenerateBlock(planned, weights, mover, waiting, lambda row: None, watch=watch)
+    return UnreadTokens(planned, weights, mover, waiting, lambda row: None, watch=watch)

@@ -10,6 +10,7 @@ from flexref_cupy.backend import HOST_RESERVE as PORT_RESERVE
 from flexref_cupy.device import SCRATCH_BYTES as PORT_SCRATCH
 from flexref_cupy.nominal import machine_of
 from flexref_cupy.products import FUSED_ROWS as PORT_ROWS
+from flexref_cupy.recording import RECORDED_BYTES as PORT_RECORDED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -145,6 +146,7 @@ def test_large_copies_are_as_fast_as_their_figures_say(figures: dict[str, float]
 
 def test_what_a_plan_knows_of_the_port_is_what_the_port_says() -> None:
     assert nominal.SCRATCH_BYTES == PORT_SCRATCH
+    assert nominal.RECORDED_BYTES == PORT_RECORDED
     assert nominal.FUSED_ROWS == PORT_ROWS
     assert nominal.HOST_RESERVE == PORT_RESERVE
     port = machine_of(facts_of(H100)).port
@@ -215,6 +217,6 @@ def test_expansion_of_the_h100_comes_back_within_6_percent(h100: Durations) -> N
 
 def test_the_hosts_own_seconds_are_those_of_the_h100s_host() -> None:
     host_s = machine_of(facts_of(H100)).host_s
-    expected = HostSeconds(call=8e-6, submission=4e-5, visit=6e-5, choice=3e-4, choice_row=5e-6)
+    expected = HostSeconds(8e-6, submission=4e-5, visit=6e-5, choice=3e-4, choice_row=5e-6, replay=4e-6, record=2e-5)
     for name in HostSeconds.__slots__:
         assert getattr(host_s, name) == pytest.approx(getattr(expected, name))

@@ -14,10 +14,10 @@ from flexref_numpy import NumpyBackend
 
 from flexref.backend.protocol import HostWork, LaneStep, QuantizedMatrix
 from flexref.machine.machine import WEIGHT_FILE, Machine, attention_key
-from flexref.profile.host import host_seconds
+from flexref.profile.host import REPLAYED, host_seconds
 from flexref.profile.links import copy_curves, files
 from flexref.profile.measure import measure_machine
-from flexref.profile.meter import Meter
+from flexref.profile.meter import REPLAYED_S, Meter
 from flexref.profile.points import Point
 from flexref.profile.products import product_surfaces
 from flexref.profile.sizes import Sizes
@@ -186,6 +186,56 @@ def test_products_take_what_the_port_took(fake: Machine) -> None:
         for elements, curve in surface.curves:
             assert [tokens for tokens, _ in curve.points] == list(TINY.tokens)
             same(curve, lambda tokens, at=elements, stored=stored: FakePort.linear_s(stored, at, tokens))
+
+
+class ReplayingPort(FakePort):
+    """An asynchronous port that records: replayed operators leave out what stands between two of them."""
+
+    GAP_S, REPLAY_S, RECORD_S = 1e-6, 3e-6, 2e-5
+
+    def __init__(self) -> None:
+        super().__init__(True, call_s=5e-6)
+        self.caps = replace(self.caps, recorded_bytes=1 << 20)
+        self.recording: list[float] | None = None
+        self.held = self.replays = 0
+
+    def _run(self, seconds: float) -> None:
+        if self.recording is None:
+            super()._run(seconds)
+        else:
+            self.now += self.RECORD_S
+            self.recording.append(seconds - self.GAP_S)
+
+    def record(self, operators: Callable[[], None]) -> Any:
+        self.recording, self.held = [], self.held + 1
+        operators()
+        found, self.recording = self.recording, None
+        return found
+
+    def replay(self, recording: Any) -> None:
+        self.replays += 1
+        self.now += self.REPLAY_S
+        self.device_end = max(self.device_end, self.now) + sum(recording)
+
+    def forget(self, recording: Any) -> None:
+        self.held -= 1
+
+
+def test_short_operators_are_timed_as_they_are_replayed_and_no_recording_is_left(tmp_path: Path) -> None:
+    port = ReplayingPort()
+    with Meter(port, TINY, clock=port.clock) as meter:
+        surfaces = product_surfaces(meter)
+        host = host_seconds(meter, tmp_path)
+    for stored, surface in surfaces.items():
+        for elements, curve in surface.curves:
+            for tokens, seconds in curve.points:
+                own_s = FakePort.linear_s(stored, round(elements), round(tokens))
+                assert seconds == pytest.approx(own_s - (port.GAP_S if own_s < REPLAYED_S else 0))
+    assert port.replays
+    assert not port.held
+    assert host.replay == pytest.approx(port.REPLAY_S)
+    assert host.record == pytest.approx(port.RECORD_S + port.REPLAY_S / REPLAYED)
+    assert host.call == pytest.approx(port.call_s)
 
 
 def test_what_there_is_no_time_for_is_no_time_of_the_host() -> None:

@@ -266,7 +266,10 @@ class Costs:
             # Without overlap the sum already has them, as seconds of the links.
             compute = compute + total(seconds for flow, seconds in took if flow.crossing) + self._waited(took)
         if machine.port.asynchronous:
-            calls = operator_calls(task, attends_far(task, phase)).times(blocks.groups * phase.passes * host.call)
+            far = attends_far(task, phase)
+            calls = operator_calls(task, far).times(blocks.groups * phase.passes * host.call)
+            if machine.port.recorded_bytes and phase.name == "decode" and not far:
+                calls = Linear.fixed(visits * host.replay)  # a stage's operators are replayed together
             terms[HOST] = own + calls + Linear.fixed(choice)
         if machine.port.asynchronous and self.overlapped:
             own = Linear()  # it overlaps with the device; without overlap the device waits for every submission

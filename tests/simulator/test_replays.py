@@ -1,0 +1,88 @@
+"""Operators that are replayed on the port that only counts: counted and timed as called ones, but for the host."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from flexref_dry import DryBackend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.backend.records import RecordLayout
+from flexref.machine.machine import HostSeconds, Machine
+from flexref.machine.plain import plain_machine
+
+LAYOUT = RecordLayout(2, 16, "float16")
+CAPACITY = 64
+HOST = HostSeconds(1e-12, 1e-5, 1e-5, 1e-4, 1e-6, replay=3e-6, record=2e-5)
+
+
+def recording_machine() -> Machine:
+    machine = plain_machine(memory_per_s=1e9, flops_per_s=1e12)
+    return machine.changed(host_s=HOST, port=replace(machine.port, recorded_bytes=1 << 20))
+
+
+class Rows:
+    """Rows of one new token each, and the operators of a layer on them."""
+
+    def __init__(self, rows: int) -> None:
+        self.port = DryBackend(machine=recording_machine())
+        self.records = [self._array((CAPACITY * LAYOUT.record_bytes,), "uint8") for _ in range(rows)]
+        self.x, self.out = self._array((rows, 32), "float16"), self._array((rows, 32), "float16")
+        self.w = self._array((32, 32), "float16")
+
+    def _array(self, shape: tuple[int, ...], dtype: str) -> Any:
+        return self.port.view(self.port.allocate("device", 1 << 20), 0, shape, dtype)
+
+    def handles(self, past: Sequence[int]) -> tuple[Any, Any]:
+        return self.port.cache_rows(self.records, LAYOUT), self.port.segments(past, [1] * len(past))
+
+    def operators(self, handles: tuple[Any, Any]) -> Callable[[], None]:
+        def call() -> None:
+            self.port.layer_norm(self.x, None, None, 1e-5, self.out)
+            self.port.linear(self.x, self.w, None, out=self.out)
+            self.port.append(*handles, self.x, self.x)
+            self.port.attend(*handles, self.x, 1.0, self.out)
+
+        return call
+
+    def seconds(self) -> tuple[float, float]:
+        """(of the host, of the device) until now."""
+        timing = self.port.timing
+        assert timing is not None
+        host_s = timing.now_s
+        self.port.mark().wait()
+        return host_s, dict(timing.busy_s).get("compute", 0.0)
+
+
+PAST = st.lists(st.integers(0, CAPACITY - 2), min_size=1, max_size=4)
+
+
+@given(PAST, st.lists(st.integers(0, 9), min_size=1, max_size=4))
+def test_a_replay_is_counted_and_timed_as_calls_with_the_lengths_of_now(past: Sequence[int], more: list[int]) -> None:
+    called, replayed = Rows(len(past)), Rows(len(past))
+    handles = replayed.handles(past)
+    recording = replayed.port.record(replayed.operators(handles))
+    assert not replayed.port.calls
+    assert replayed.seconds()[1] == 0
+    assert replayed.seconds()[0] == pytest.approx(4 * HOST.record)
+    for grown in more:
+        now = [min(CAPACITY - 1, tokens + grown) for tokens in past]
+        called.operators(called.handles(now))()
+        assert replayed.port.renew_rows([handles[0]], replayed.records)
+        assert replayed.port.renew_segments(handles[1], now, [1] * len(now))
+        before_s = replayed.seconds()[0]
+        replayed.port.replay(recording)
+        assert replayed.seconds()[0] - before_s >= HOST.replay * (1 - 1e-9)
+    assert replayed.port.calls == called.port.calls
+    assert replayed.port.flops == called.port.flops
+    assert replayed.seconds()[1] == pytest.approx(called.seconds()[1])
+
+
+def test_a_handle_of_other_rows_needs_another_recording() -> None:
+    rows = Rows(2)
+    _, segments = rows.handles([3, 4])
+    assert not rows.port.renew_segments(segments, [3], [1])
+    assert not rows.port.renew_segments(segments, [3, 4], [1, 2])
+    assert segments.lengths == ((3, 1), (4, 1))
