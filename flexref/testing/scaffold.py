@@ -132,6 +132,7 @@ def _imports() -> str:
             if isinstance(part, ast.Name) and hasattr(protocol, part.id):
                 _place(part.id, getattr(protocol, part.id), modules, names)
     names["flexref.backend.capabilities"].add("Capabilities")
+    names["flexref.backend.recording"].add("DirectCalls")
     lines = {of: f"from {of} import {', '.join(sorted(each))}" for of, each in names.items()}
     ours = [lines[of] for of in sorted(lines) if of.partition(".")[0] == "flexref"]
     return "\n".join([*(lines[of] for of in sorted(lines) if lines[of] not in ours), "", *sorted(modules), *ours])

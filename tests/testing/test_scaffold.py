@@ -17,6 +17,9 @@ from flexref.errors import StorageError, WrongCall
 from flexref.testing.conformance.watch import METHODS
 from flexref.testing.scaffold import check_name, new_backend
 
+OWN = [name for name in METHODS if name in vars(Backend)]
+"""What a port must write: recordings have a base class that does without."""
+
 
 def flexref(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A command for which the package in `folder` is installed, as `pip install -e` would do it."""
@@ -36,20 +39,19 @@ def test_a_new_port_is_found_and_conformance_lists_its_methods_in_the_order_of_t
     done = flexref(tmp_path, "conformance", "--backend", "my_gpu", "--examples", "2", "--json", "--clause", "view")
     assert done.returncode == 1, done.stderr
     result = json.loads(done.stdout)
-    assert [part["method"] for part in result["to_do"]] == list(METHODS)
+    assert [part["method"] for part in result["to_do"]] == OWN
     assert {clause["status"] for clause in result["clauses"]} == {"not written"}
     waiting = {part["method"]: part["waiting"] for part in result["to_do"]}
     assert waiting["allocate"] == [clause["clause"] for clause in result["clauses"]]
-    assert done.stderr.splitlines()[
-        -1
-    ] == "flexref: the port my_gpu lacks 29 methods; the next to write: describe".replace("29", str(len(METHODS)))
+    said = f"flexref: the port my_gpu lacks {len(OWN)} methods; the next to write: describe"
+    assert done.stderr.splitlines()[-1] == said
     assert list(tmp_path.glob("*-cases")) == []
 
 
 def test_every_method_has_the_protocols_signature_and_words_and_raises_with_its_law(tmp_path: Path) -> None:
     new_backend("mine", str(tmp_path))
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); from flexref_mine import MineBackend as B; port = B()"
-    names = list(METHODS)
+    names = OWN
     code += f"""
 import inspect
 from flexref.backend.protocol import Backend
