@@ -4,6 +4,7 @@ import ctypes
 import hashlib
 import logging
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -103,7 +104,7 @@ class Compiler:
     def __init__(self, capability: tuple[int, int], compiler: TextCompiler, kept: KeptBytes | None = None) -> None:
         """`kept`: where programs are kept, in place of the user's own folder."""
         self._compiler = compiler
-        self._kept = KeptBytes(kept_folder(KEPT_FOLDER), MOST_KEPT_BYTES) if kept is None else kept
+        self._kept = _programs_in(kept_folder(KEPT_FOLDER)) if kept is None else kept
         self.option, self._intermediate = architecture(capability, compiler.architectures())
 
     def program(self, text: Source) -> bytes:
@@ -116,6 +117,12 @@ class Compiler:
             LOG.debug("compiled %s.cu, %s", text.operator, " ".join(options))
             self._kept.put(key, found)
         return found
+
+
+@cache
+def _programs_in(folder: Path) -> KeptBytes:
+    """One for all ports of a process: that a folder cannot be written is told once."""
+    return KeptBytes(folder, MOST_KEPT_BYTES)
 
 
 def program_key(text: str, options: Sequence[str], version: str) -> str:

@@ -1,6 +1,8 @@
 """Checks the logits of a tiny model on a port against float64, before anything is timed; it knows no clock."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from flexref.architecture.program import Role
 from flexref.architecture.spec import ModelSpec
@@ -65,21 +68,26 @@ def check(
     is the first of the greatest logits; and what `flexref.load` and `Engine.generate` raise.
     """
     few = policy.changed(rows_per_group=2, groups_per_block=2, weights_scheme=None)
-    logits, worst = 0, 0.0
     with TemporaryDirectory(prefix="flexref-check-") as folder:
         path = Path(folder) / "model.h5"
         _write_model(path, scheme, dtype)
         file = open_weight_file(path)
         schemes = tuple(dict.fromkeys(("none", policy.cache_scheme)))
         policies = [few.changed(cache_scheme=scheme) for scheme in schemes]
-        for cache_scheme, run in zip(schemes, _generate(file, make_backend(), policies, disk_dir), strict=True):
-            how = arithmetic(run.compute_dtype)
-            tensors = {name: _dense_or_operand(file, name, how) for name in file.tensors}
-            group_size = None if cache_scheme == "none" else few.cache_group_size
-            for row, steps in enumerate(run.logits):
-                worst = max(worst, _worst_share(run, row, tensors, ProbableTape.of(how, group_size)))
-                logits += len(steps) * SPEC.vocabulary
-    return Passed(logits, worst)
+        runs = _generate(file, make_backend(), policies, disk_dir)
+        how = arithmetic(runs[0].compute_dtype)
+        tensors = {name: _dense_or_operand(file, name, how) for name in file.tensors}
+
+    def worst_share(of: tuple[_Run, str, int]) -> float:
+        run, cache_scheme, row = of
+        group_size = None if cache_scheme == "none" else few.cache_group_size
+        return _worst_share(run, row, tensors, ProbableTape.of(how, group_size))
+
+    rows = [(run, scheme, row) for run, scheme in zip(runs, schemes, strict=True) for row in range(len(run.logits))]
+    # Matrices are small: a core for each row is of use, and several for one product are not.
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+        worst = max(pool.map(worst_share, rows))
+    return Passed(sum(len(run.logits[row]) for run, _, row in rows) * SPEC.vocabulary, worst)
 
 
 def _write_model(path: Path, scheme: str, dtype: str) -> None:

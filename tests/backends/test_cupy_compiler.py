@@ -1,5 +1,6 @@
 """A kernel is compiled once per machine, for its device, and again when anything that it is made of has changed."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from flexref_cupy.kernel_source import Source, source
 
 from flexref.errors import BackendUnavailable
 from flexref.machine.kept_bytes import KeptBytes
+from flexref.machine.names import CACHE_VARIABLE
 
 MOST = 1 << 20
 TEXT = Source("one", 'extern "C" __global__ void one(long long x) {}', (("WIDTH", "8"),), {"one": "=q"})
@@ -59,6 +61,19 @@ def test_a_damaged_program_is_compiled_anew_and_replaced(tmp_path: Path) -> None
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
     assert compiler.program(TEXT) == compiler.program(TEXT)
     assert counting.calls == 2
+
+
+def test_ports_of_one_process_tell_once_that_nothing_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "file"))
+    counting = Counting()
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            Compiler((9, 0), counting).program(TEXT)
+    assert counting.calls == 2
+    assert len(caplog.records) == 1
 
 
 @pytest.mark.parametrize(

@@ -91,6 +91,16 @@ class KeptByTwo(RuleBasedStateMachine):
 TestKeptByTwo = KeptByTwo.TestCase
 
 
+def test_what_was_used_least_recently_goes_first(tmp_path: Path) -> None:
+    store = KeptBytes(tmp_path, 2 * DIGEST_BYTES + 2)
+    store.put("a", b"1")
+    store.put("b", b"2")
+    assert KeptBytes(tmp_path, 0).get("b") is None  # one that would be too long to be kept is not read, either
+    assert store.get("a") == b"1"
+    store.put("c", b"3")
+    assert (store.get("a"), store.get("b"), store.get("c")) == (b"1", None, b"3")
+
+
 def test_a_folder_that_cannot_be_is_told_of_once_and_nothing_is_kept(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
