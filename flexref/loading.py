@@ -46,6 +46,7 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
     keep: Mapping[str, Any] | None = None,
     mirror: str | Path | None = None,
     on_event: OnEvent = no_listener,
+    graphs: bool = True,
     **backend_options: Any,
 ) -> Engine:
     """An engine for the weight file `path` (`demo`: the built-in model), or for one that is open already.
@@ -53,7 +54,8 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
     Without budgets, what is free is the budget. Without a `policy`, one is chosen per job that has the fields in `keep`
     as they are, for `machine`: a file, the name of a known one, or None for this machine, which is measured once if a
     job does not simply fit on the device. `mirror`: a copy of the weight file, read where the file itself fails.
-    `on_event` hears of what is loaded and measured, and of what fails on a disk (`engine.events`). Raises
+    Without `graphs` every operator is called by itself, also where the port can replay what comes again: the tokens are
+    the same. `on_event` hears of what is loaded and measured, and of what fails on a disk (`engine.events`). Raises
     `StorageError`, `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
     """
     return open_engine(
@@ -65,6 +67,7 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
         disk_dir=disk_dir,
         mirror=mirror,
         on_event=on_event,
+        graphs=graphs,
         **backend_options,
     )
 
@@ -100,6 +103,7 @@ def open_engine(  # noqa: PLR0913 - as `load`
     on_event: OnEvent = no_listener,
     wall: Wall | None = None,
     tokenizer: Tokenizer | None = None,
+    graphs: bool = True,
     **backend_options: Any,
 ) -> Engine:
     """An engine whose jobs `settling` settles; see `load`. Without a `wall` the first one's whole time begins now.
@@ -127,6 +131,7 @@ def open_engine(  # noqa: PLR0913 - as `load`
                     on_event=on_event,
                     wall=wall,
                     tokenizer=tokenizer,
+                    graphs=graphs,
                 )
         LOG.info("opened %s: %s, %s weights, %s", file.path, file.spec.name, file.stored, in_gib(file.nbytes))
         shown = ", ".join(f"{tier.value} {'any' if size is None else in_gib(size)}" for tier, size in budgets.items())

@@ -52,6 +52,7 @@ class Segments:
         "_launches",
         "_rows",
         "_single",
+        "_table",
         "apart",
         "fixed",
         "item_count",
@@ -78,28 +79,34 @@ class Segments:
         self._rows, self._single = len(past), cut.single
         self.padded_count, self.prefill_count = cut.padded_count, len(cut.tiles)
         self.tile_count = cut.single_count + len(cut.tiles)
-        self._array = device.small(cut.table())
+        self._take(cut)
+        self._array = device.small(self._table)
         self.rows = self._array.address
         self.items = self.rows + 16 * len(past)
         self.tiles = self.items + 8 * cut.padded_count
         self.prefill_tiles = self.tiles + 8 * cut.single_count
-        self._take(cut)
 
     def _take(self, cut: "_Cut") -> None:
+        self._table = cut.table()
         self.most_keys, self.most_splits = cut.most_keys, int(cut.splits.max(initial=0))
         self.item_count, self._item_ends = len(cut.items), np.cumsum(cut.splits)
         self._launches: dict[int, list[tuple[int, int]]] = {}
 
     def renew(self, past: Sequence[int], new: Sequence[int]) -> bool:
         """Hold other lengths from now on, at the same place and for the same launches; False if that cannot be."""
-        if self.fixed or not self._single or len(past) != self._rows or any(count != 1 for count in new):
+        if self.fixed or not self._single or len(past) != self._rows or new.count(1) != len(new):
             return False
-        cut = _Cut(past, new, self.apart)
-        longer = (self.most_keys > SEGMENT_KEYS, cut.most_keys > SEGMENT_KEYS)
-        if cut.padded_count != self.padded_count or longer[0] != longer[1]:
-            return False
-        self._device.renew_small(self._array, cut.table())
-        self._take(cut)
+        before, held = np.array(past, np.int64), self._table[1 : 4 * self._rows : 4]
+        if self.apart and np.array_equal(before // SEGMENT_KEYS, held // SEGMENT_KEYS):
+            held[:] = before  # as a rule no row comes to another segment
+            self.most_keys = int(before.max()) + 1
+        else:
+            cut = _Cut(past, new, self.apart)
+            longer = (self.most_keys > SEGMENT_KEYS, cut.most_keys > SEGMENT_KEYS)
+            if cut.padded_count != self.padded_count or longer[0] != longer[1]:
+                return False
+            self._take(cut)
+        self._device.renew_small(self._array, self._table)
         return True
 
     def launches(self, most: int) -> list[tuple[int, int]]:

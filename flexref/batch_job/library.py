@@ -71,7 +71,7 @@ def batch(  # noqa: PLR0913 - a front door names all that can be asked for
     With `output` an answer is yielded when it is durable there, and the same call goes on where an earlier one ended:
     answers from before come first. An iterable is read to its end, then, before the first row runs. `errors`, `force`
     and all settings are the command's; `policy`, `keep`, `machine`, `backend` and `options` (budgets, `mirror`,
-    those of the port) are those of `flexref.load`.
+    `graphs`, those of the port) are those of `flexref.load`.
 
     A request that cannot be served is answered with its `error`. Closed early, the job stops in order, after the pass
     that is under way; nothing of it stays. Raises what `flexref.load` and `Engine.run` raise, `BatchError` for a
@@ -82,8 +82,10 @@ def batch(  # noqa: PLR0913 - a front door names all that can be asked for
     budgets = {name: options.pop(name) for name in BUDGETS if name in options}
     defaults = Defaults(max_tokens, temperature, top_k, top_p, seed, stops, ignore_eos, name, created)
     asked = Asked(policy, dict(keep or {}), budgets)
-    mirror = options.pop("mirror", None)
-    prepared = Prepared(JobSettings(model, backend, asked, machine, defaults, mirror=mirror, options=options))
+    mirror, graphs = options.pop("mirror", None), options.pop("graphs", True)
+    prepared = Prepared(
+        JobSettings(model, backend, asked, machine, defaults, mirror=mirror, options=options, graphs=graphs)
+    )
     if output is None:
         if errors is not None:
             raise BatchError(f"errors ({errors}) need an output that they are kept beside")

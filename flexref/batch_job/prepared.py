@@ -57,6 +57,8 @@ class JobSettings:
     shard: Shard = WHOLE
     mirror: str | Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    graphs: bool = True
+    """Whether what comes again is replayed: answers are the same, so that a job may go on with or without."""
     """Further ones of `open_engine`."""
 
     @property
@@ -118,7 +120,7 @@ class Prepared:
         """Opens the job's engines."""
         settings = self.settings
         budgets = {name: value for name, value in settings.asked.budgets.items() if value is not None}
-        options = {**settings.options, "tokenizer": self.tokenizer}
+        options = {**settings.options, "tokenizer": self.tokenizer, "graphs": settings.graphs}
         return Engines(self.file, self.settling, settings.backend, budgets, options, on_event, settings.mirror)
 
     @cached_property

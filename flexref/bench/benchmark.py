@@ -100,7 +100,12 @@ class Benchmark:
         if arguments.link_gb_per_s is not None:
             port = self._with_slower_links(port, arguments.link_gb_per_s * GIGA, wall)
         self.engine = open_engine(
-            self.file, self._advisor, backend=port, **wanted.budgets, on_event=on_event, wall=wall
+            *(self.file, self._advisor),
+            backend=port,
+            **wanted.budgets,
+            on_event=on_event,
+            wall=wall,
+            graphs=arguments.graphs,
         )
         self.prompts = random_prompts(self.workload, self.file.spec.vocabulary, arguments.seed)
         self.tokens: list[list[int]] | None = None

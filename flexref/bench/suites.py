@@ -58,6 +58,7 @@ class Arguments:
     row_invariant: Annotated[bool | None, "Whether a row's results have bits of their own."] = None
     share_prefixes: Annotated[bool | None, "Whether the beginnings that prompts share are read and kept once."] = None
     read_ahead_gib: Annotated[float | None, "Host memory for weights that are read from disk early, in GiB."] = None
+    graphs: Annotated[bool, "Whether what comes again with every token is recorded and replayed."] = True
     device_mem_gib: Annotated[float | None, "Budget of the device, in GiB."] = None
     host_mem_gib: Annotated[float | None, "Budget of the host, in GiB."] = None
     disk_dir: Annotated[str | None, FILLED, "Where cache and activations are spilled to."] = None

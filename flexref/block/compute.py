@@ -4,28 +4,30 @@ What the head computes, tokens or scores, is left to the blocks that derive from
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
+
+import numpy as np
 
 from flexref.architecture.program import ModelProgram, program_of
 from flexref.architecture.stages import Stage, StageKind, token_tiles
-from flexref.backend.protocol import Array, Matrix, Ticket
+from flexref.backend.protocol import Array, Ticket
 from flexref.block.group import Group
 from flexref.block.memory_plan import BlockRoom
+from flexref.block.replays import FedLengths, Replays
 from flexref.block.rows import Fed
 from flexref.block.state import BlockState
-from flexref.block.visits import EmbedInputs, embed_visit
 from flexref.block.watch import Computed
-from flexref.block.workspace import expandable
+from flexref.block.workspace import StageOperands
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
-from flexref.model.weights import StageWeights, by_role
+from flexref.model.stages import EmbedInputs, embed_visit
+from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Visit
-from flexref.tiers.cache_plan import RowPass
 from flexref.tiers.transfer import Crossing, view
-from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, Kind, Tier, aligned
+from flexref.units import DTYPE_BYTES, Kind, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,21 +43,29 @@ class TimedVisit:
 
 @dataclass(eq=False)
 class BlockComputation(BlockState):
-    """The computation of one block, without the head's visits (`_head`)."""
+    """The computation of one block, without the head's visits (`_head`).
 
+    Visits that come again with every pass are replayed where the port can and nobody looks on visit by visit: one by
+    one or, if all that they need lies on the device, all of a group's in its first one.
+    """
+
+    REPLAYS: ClassVar[bool] = False
+    """Whether passes come again and again."""
+    replays: Replays = field(init=False)
+    replayed_visits: int = field(init=False, default=0)
     _program: ModelProgram = field(init=False)
     _tables: list[tuple[int, Array]] = field(init=False)
-    _operands: dict[tuple[int, int], dict[str, Matrix]] = field(init=False, default_factory=dict)
-    _weights: dict[tuple[int, int], tuple[dict[str, Matrix], StageWeights]] = field(init=False, default_factory=dict)
-    _expanded: tuple[int, dict[str, Matrix]] = field(init=False, default=(-1, {}))
-    _kept: dict[int, dict[str, Matrix]] = field(init=False, default_factory=dict)
-    _segments: dict[int, tuple[Sequence[RowPass], Any, Any, int]] = field(init=False, default_factory=dict)
+    _operands: StageOperands | None = field(init=False, default=None)
+    _lengths: dict[int, FedLengths] = field(init=False, default_factory=dict)
+    _at_once: set[int] = field(init=False, default_factory=set)
+    """The groups whose pass is run as a whole."""
     _spans: deque[TimedVisit] = field(init=False, default_factory=deque)
     _fed: Fed = field(init=False, default_factory=Fed)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         file = self.weights.plan.file
+        self.replays = Replays(self.backend, self.planned.replays and self.REPLAYS, self.watch.on_notice)
         self._program = program_of(file.spec)
         tiles = token_tiles(file.spec, file.tile_rows)
         found = [self.weights.device_table(tile.name) for tile in tiles]
@@ -66,10 +76,66 @@ class BlockComputation(BlockState):
     def compute(self, visit: Visit) -> None:
         """Call the visit's operators (see `executor.Work`)."""
         group, stage = self.groups[visit.group], self._stages[visit.stage]
-        if group.fed:
+        ends = visit.stage == len(self._stages) - 1
+        if visit.stage == 0:
+            self.replays.begin_pass(visit.pass_number)
+            self._begin_pass(visit, group)
+        if visit.group in self._at_once:
+            if ends:
+                self._take_tokens(visit.group, group)
+        elif group.fed:
             self._compute(visit, stage, group)
-        if visit.stage == len(self._stages) - 1:
+        if ends:
             self._end_pass(visit, group)
+
+    def _begin_pass(self, visit: Visit, group: Group) -> None:
+        """Run the group's whole pass, if that may be: then its other visits have nothing left to do."""
+        self._at_once.discard(visit.group)
+        if group.fed:
+            self._fed = self._fed + group.fed_in_pass
+        if self.shape.kinds or self.watch.on_computed is not None or not self._may_replay(visit.group, group):
+            return
+        self._at_once.add(visit.group)
+        be, parts = self.backend, (group.token_ids(), group.position_ids(), group.last_tokens())
+        with be.frame():
+            ids = be.upload(np.concatenate(parts))
+            self._call(visit, group, self._handles(visit.group), partial(self._whole_pass, visit, group, ids))
+
+    def _whole_pass(self, visit: Visit, group: Group, ids: Any) -> None:
+        """The operators of all visits of a group in a pass; ids int32 (3 T,): tokens, positions, each row's last."""
+        last = 2 * group.tokens
+        for number, stage in enumerate(self._stages):
+            there = Visit(visit.pass_number, number, visit.group)
+            with self.backend.frame():
+                if stage.kind is StageKind.EMBED:
+                    self._embed_operators(there, group, ids[:last])
+                elif stage.kind is StageKind.LAYER:
+                    self._layer_operators(there, group)
+                else:
+                    self._head_operators(there, group, ids[last:] if stage.index == 0 else None)
+
+    def _may_replay(self, number: int, group: Group) -> bool:
+        """Whether what the group's visits call is the same in every pass, but for what lies in arrays and handles."""
+        watched = self.watch.on_visit is not None or self.watch.on_hidden is not None
+        if watched or not self.replays.on or not group.fed or not group.decodes:
+            return False
+        expands = self.plan.expanded.nbytes and group.tokens > self.backend.caps.fused_rows
+        return not expands and self._lengths_of(number, group).away is None
+
+    def _call(self, visit: Visit, group: Group, held: Sequence[Any], operators: Callable[[], None]) -> None:
+        """Call a visit's operators, or replay them. held: the handles that they use."""
+        if not self._may_replay(visit.group, group):
+            operators()
+            return
+        whole = visit.group in self._at_once
+        where = "pass" if whole else (visit.stage, self._data_slot(visit), self._weights_slot(visit))
+        key = (where, visit.group, group.tokens, *map(id, held))
+        if self.replays.call(key, held, operators):
+            self.replayed_visits += len(self._stages) if whole else 1
+
+    def _handles(self, number: int) -> tuple[Any, Any]:
+        """What stands for a group's lengths and for its rows in all layers, as long as these can be renewed."""
+        return self._lengths[number].near, self._cache.handles_of(number)
 
     def _compute(self, visit: Visit, stage: Stage, group: Group) -> None:
         if self.watch.on_visit is not None:
@@ -80,7 +146,7 @@ class BlockComputation(BlockState):
         if stage.kind is StageKind.EMBED:
             self._embed(visit, group)
         elif stage.kind is StageKind.LAYER:
-            self._layer(visit, stage, group)
+            self._layer(visit, group)
         else:
             self._head(visit, stage, group)
         if self.watch.on_hidden is not None and stage.kind is not StageKind.HEAD:
@@ -106,6 +172,7 @@ class BlockComputation(BlockState):
         try:
             self.tell_watch(wait=False)
         finally:
+            self.replays.release()
             super().release()
 
     def _begin(self, visit: Visit) -> Ticket:
@@ -117,90 +184,63 @@ class BlockComputation(BlockState):
 
     def _x(self, visit: Visit, group: Group) -> Array:
         """The group's hidden states (T, E), where they lie for this visit."""
-        region = self._activations.on_device(visit.group, self.shape.data_slot(visit))
+        region = self._activations.on_device(visit.group, self._data_slot(visit))
         shape = (group.tokens, self.weights.plan.file.spec.width)
         return view(self.backend, region, shape, self.backend.caps.compute_dtype)  # type: ignore[return-value]
 
-    def _stage_operands(self, visit: Visit, tokens: int) -> dict[str, Matrix]:
-        """The stage's tensors on the device by name, for a product of so many tokens.
+    def _data_slot(self, visit: Visit) -> int:
+        """The slot of the visit's cache and activations; 0 where none of them moves, so that there is one place."""
+        moves = Kind.CACHE in self.shape.kinds or Kind.ACTIVATIONS in self.shape.kinds
+        return self.shape.data_slot(visit) if moves else 0
 
-        With more than `fused_rows` tokens matrices are expanded first, if the plan has room: once for the whole block
-        (`kept`), or once per pass, for all groups (`shared_bytes`).
-        """
-        slot = self.shape.weights_slot(visit)
-        key = (visit.stage, slot)
-        if key not in self._operands:
-            self._operands[key] = self.weights.operands(visit.stage, slot)
-        stored = self._operands[key]
-        places = self.plan.expanded
-        if tokens <= self.backend.caps.fused_rows:
-            return stored
-        if visit.stage in places.kept:
-            if visit.stage not in self._kept:
-                offset = places.kept[visit.stage]
-                self._kept[visit.stage] = self._expand(self._stages[visit.stage], stored, offset)
-            return self._kept[visit.stage]
-        if not places.shared_bytes:
-            return stored
-        if self._expanded[0] != self.shape.stage_number(visit):
-            self._expanded = (self.shape.stage_number(visit), self._expand(self._stages[visit.stage], stored, 0))
-        return self._expanded[1]
+    def _weights_slot(self, visit: Visit) -> int:
+        """The slot of the stage's weights; 0 where none of them is streamed."""
+        return self.shape.weights_slot(visit) if self.weights.plan.stages[visit.stage].streamed_bytes else 0
 
     def _stage_weights(self, visit: Visit, tokens: int) -> StageWeights:
-        """The same by role. The result is reused as long as the tensors are the same objects."""
-        tensors = self._stage_operands(visit, tokens)
-        key = (visit.stage, self.shape.weights_slot(visit))
-        known = self._weights.get(key)
-        if known is None or known[0] is not tensors:
-            known = self._weights[key] = tensors, by_role(self._stages[visit.stage], tensors)
-        return known[1]
-
-    def _expand(self, stage: Stage, stored: dict[str, Matrix], offset: int) -> dict[str, Matrix]:
-        """The stage's tensors, with its matrices expanded into the block's memory from `offset` on."""
-        expanded, file = dict(stored), self.weights.plan.file
-        dtype = self.backend.caps.compute_dtype
-        for tensor in stage.tensors:
-            if expandable(stage, file.tensors[tensor.name], dtype):
-                out = view(self.backend, self._regions[BlockRoom.EXPANDED], tensor.shape, dtype, offset)
-                expanded[tensor.name] = self.backend.expand(stored[tensor.name], out)  # type: ignore[arg-type]
-                offset += aligned(tensor.elements * DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
-        return expanded
+        """The stage's tensors on the device, for a product of so many tokens."""
+        if self._operands is None:
+            place = self._regions.get(BlockRoom.EXPANDED)
+            self._operands = StageOperands(self.backend, self.weights, self.plan.expanded, place)
+        return self._operands.weights(visit.stage, self._weights_slot(visit), self.shape.stage_number(visit), tokens)
 
     def _embed(self, visit: Visit, group: Group) -> None:
         """Write the hidden states of the group's new tokens."""
-        file, be = self.weights.plan.file, self.backend
-        shape, dtype = (group.tokens, file.spec.embed_width), file.dtype
-        weights = self._stage_weights(visit, group.tokens)
-        self._fed = self._fed + group.fed_in_pass
-        with be.frame():
-            if self.plan.activations.token_rows_bytes:
-                region = self._activations.token_rows(Tier.DEVICE, self.shape.data_slot(visit))
-                rows: Any = view(be, region, shape, dtype)
-            else:
-                rows = be.empty(shape, dtype)
-            inputs = EmbedInputs(group.token_ids(), group.position_ids(), self._tables, rows)
-            embed_visit(be, self._program.embed, weights, inputs, self._x(visit, group))
+        with self.backend.frame():
+            ids = self.backend.upload(np.concatenate((group.token_ids(), group.position_ids())))
+            self._call(visit, group, (), partial(self._embed_operators, visit, group, ids))
 
-    def _layer(self, visit: Visit, stage: Stage, group: Group) -> None:
-        """Compute one decoder layer in place.
+    def _embed_operators(self, visit: Visit, group: Group, ids: Any) -> None:
+        file, be, tokens = self.weights.plan.file, self.backend, group.tokens
+        shape, dtype = (tokens, file.spec.embed_width), file.dtype
+        if self.plan.activations.token_rows_bytes:
+            rows: Any = view(be, self._activations.token_rows(Tier.DEVICE, self._data_slot(visit)), shape, dtype)
+        else:
+            rows = be.empty(shape, dtype)
+        inputs = EmbedInputs(ids[:tokens], ids[tokens:], self._tables, rows)
+        embed_visit(be, self._program.embed, self._stage_weights(visit, tokens), inputs, self._x(visit, group))
 
-        Rows whose cache is on the device (`near`) come first; attention for the others runs on the host (`away`).
-        """
-        rows, slot = group.in_pass, self.shape.data_slot(visit)
-        near, away, near_rows = self._cache.handles(stage.index, visit.group, rows, slot)
-        known = self._segments.get(visit.group)
-        if known is None or known[0] is not rows:
-            near_part, away_part = rows[:near_rows], rows[near_rows:]
-            handles = (self._segments_handle(near_part), self._segments_handle(away_part))
-            known = self._segments[visit.group] = (rows, *handles, sum(row.new for row in near_part))
-        _, segments, away_segments, near_tokens = known
-        far = partial(self._attend_far, away, away_segments) if away is not None else None
+    def _layer(self, visit: Visit, group: Group) -> None:
+        """Compute one decoder layer in place."""
+        self._lengths_of(visit.group, group)
+        self._call(visit, group, self._handles(visit.group), partial(self._layer_operators, visit, group))
+
+    def _layer_operators(self, visit: Visit, group: Group) -> None:
+        """Rows whose cache is on the device (`near`) come first; attention for the others runs on the host (`away`)."""
+        stage, lengths = self._stages[visit.stage], self._lengths[visit.group]
+        near, away = self._cache.handles(stage.index, visit.group, group.in_pass, self._data_slot(visit))
+        far = partial(self._attend_far, away, lengths.away) if away is not None else None
+        cache = LayerCache(near, lengths.near, lengths.near_tokens, far)
         weights = self._stage_weights(visit, group.tokens)
-        cache = LayerCache(near, segments, near_tokens, far)
         decoder_layer(self.backend, self._program.layer, weights, self._x(visit, group), cache)
 
-    def _segments_handle(self, rows: Sequence[RowPass]) -> Any:
-        return self.backend.segments([row.past for row in rows], [row.new for row in rows]) if rows else None
+    def _lengths_of(self, number: int, group: Group) -> FedLengths:
+        """The lengths of the group's rows in this pass: those of the pass before, renewed, or new ones."""
+        known, rows = self._lengths.get(number), group.in_pass
+        if known is None or known.rows is not rows:
+            near = self._cache.near_rows(number, rows)
+            known = self._lengths[number] = FedLengths.of(self.backend, rows, near, known)
+        return known
 
     def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
         """Attention on the host: qkv (T, 3E) is copied there, attention runs beside the cache, and context (T, E) is
@@ -222,6 +262,14 @@ class BlockComputation(BlockState):
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         """Compute one tile of the head for one group."""
+        raise NotImplementedError
+
+    def _head_operators(self, visit: Visit, group: Group, last: Array | None) -> None:
+        """The head's operators of a pass that is run as a whole; in its first tile `last` (B,) are the rows' tokens."""
+        raise NotImplementedError
+
+    def _take_tokens(self, number: int, group: Group) -> None:
+        """Such a pass has been called for a group: take what comes of it."""
         raise NotImplementedError
 
     def _end_pass(self, visit: Visit, group: Group) -> None:

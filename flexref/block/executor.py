@@ -148,13 +148,14 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
             for movement in beat.ahead:
                 start(movement)
             if computation is not None:
-                for owed in ledger.awaited(computation):
+                for owed in ledger.awaited(computation) if shape.kinds else ():
                     backend.wait(owed.ticket)
                 begin_s = time.perf_counter()
                 work.compute(computation.visit)
                 if backend.caps.one_memory:  # the host's processor computes: operators end before their calls return
                     mover.traffic.worked(COMPUTE, time.perf_counter() - begin_s)
-                ledger.owes(computation, None, backend.mark())
+                if shape.kinds:  # else no lane waits for it
+                    ledger.owes(computation, None, backend.mark())
             for movement in beat.after:
                 start(movement)
             mover.check()

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,7 @@ from flexref.block.group import Group
 from flexref.block.memory_plan import BlockRoom
 from flexref.block.moves import BlockMoves
 from flexref.block.rows import Judge, TokenEvent
-from flexref.block.visits import hidden_visit
-from flexref.model.stages import head_tile
+from flexref.model.stages import final_hidden, head_tile
 from flexref.sampling.sampler import choose
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.transfer import view
@@ -25,6 +25,7 @@ from flexref.units import LOGITS_DTYPE
 class GenerateBlock(BlockMoves, BlockComputation):
     """The `executor.Work` of one block. `events` collects new tokens until they are taken."""
 
+    REPLAYS = True
     judge: Judge
     events: list[TokenEvent] = field(init=False, default_factory=list)
     _chosen: Sequence[int] = field(init=False, default=())
@@ -35,20 +36,38 @@ class GenerateBlock(BlockMoves, BlockComputation):
         return events
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
-        be, spec = self.backend, self.weights.plan.file.spec
-        rows = len(group.ready)
-        if not rows:
+        be = self.backend
+        if not group.ready:
             return  # all of them are still reading
-        start = visit.group * (self.plan.logits_bytes + self.plan.hidden_bytes)
-        region = self._regions[BlockRoom.LOGITS]
-        logits: Any = view(be, region, (rows, spec.vocabulary), LOGITS_DTYPE, start)
-        hidden: Any = view(be, region, (rows, spec.embed_width), be.caps.compute_dtype, start + self.plan.logits_bytes)
-        steps, weights = self._program.head, self._stage_weights(visit, rows)
-        if stage.index == 0:
-            hidden_visit(be, steps, weights, self._x(visit, group), group.last_tokens(), hidden)
-        head_tile(be, steps, weights, hidden, self._first_rows[stage.index], logits)
+        with be.frame():
+            last = be.upload(group.last_tokens()) if stage.index == 0 else None
+            self._call(visit, group, (), partial(self._head_operators, visit, group, last))
         if visit.stage == len(self._stages) - 1:
-            self._chosen = self._choose(group, logits)
+            self._take_tokens(visit.group, group)
+
+    def _head_operators(self, visit: Visit, group: Group, last: Array | None) -> None:
+        be, stage = self.backend, self._stages[visit.stage]
+        logits, hidden = self._logits(visit.group, len(group.ready))
+        steps, weights = self._program.head, self._stage_weights(visit, len(group.ready))
+        if last is not None:
+            final_hidden(be, steps, weights, self._x(visit, group), last, hidden)
+        head_tile(be, steps, weights, hidden, self._first_rows[stage.index], logits)
+
+    def _logits(self, number: int, rows: int) -> tuple[Any, Any]:
+        """Logits (B, V) of a group, and its hidden states (B, W) before the head."""
+        be, spec, start = (
+            self.backend,
+            self.weights.plan.file.spec,
+            number * (self.plan.logits_bytes + self.plan.hidden_bytes),
+        )
+        region = self._regions[BlockRoom.LOGITS]
+        return (
+            view(be, region, (rows, spec.vocabulary), LOGITS_DTYPE, start),
+            view(be, region, (rows, spec.embed_width), be.caps.compute_dtype, start + self.plan.logits_bytes),
+        )
+
+    def _take_tokens(self, number: int, group: Group) -> None:
+        self._chosen = self._choose(group, self._logits(number, len(group.ready))[0])
 
     def _end_pass(self, visit: Visit, group: Group) -> None:
         chosen, self._chosen = self._chosen, ()

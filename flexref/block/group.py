@@ -140,6 +140,11 @@ class Group:
         return np.repeat(np.array(numbers, np.int64), [row.new for row in self.in_pass])
 
     @property
+    def decodes(self) -> bool:
+        """Whether the next pass feeds one token of every row in it, after which each of them gets its next one."""
+        return self.tokens == len(self.fed) == len(self.ready)
+
+    @property
     def fed_in_pass(self) -> Fed:
         """What the next pass has."""
         read = sum(of_row.new for row, of_row in zip(self.fed, self.in_pass, strict=True) if row.is_reading)

@@ -11,12 +11,14 @@ from flexref.tiers.weights_plan import WeightsPlan
 class PlannedBlock:
     """The places of a block, and every byte that they will hold beside the weights.
 
-    Of a row a pass reads `prompt_chunk_tokens` at most; None: as much as there is room for.
+    Of a row a pass reads `prompt_chunk_tokens` at most; None: as much as there is room for. replays: whether visits are
+    recorded and replayed, where the port can.
     """
 
     memory: BlockPlan
     weights: WeightsPlan
     prompt_chunk_tokens: int | None = None
+    replays: bool = False
 
     @property
     def shape(self) -> Shape:

@@ -14,10 +14,9 @@ from flexref.architecture.stages import Stage, StageKind, TensorSpec, stages, to
 from flexref.backend.protocol import Array, Backend, Matrix
 from flexref.block.memory_plan import SCORED_AT_ONCE
 from flexref.block.planned_block import PlannedBlock
-from flexref.block.visits import EmbedInputs, embed_visit, hidden_visit
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
-from flexref.model.stages import head_tile
+from flexref.model.stages import EmbedInputs, embed_visit, final_hidden, head_tile
 from flexref.model.weights import StageWeights, by_role
 from flexref.tiers.transfer import Region
 from flexref.tiers.weights import Located, operand
@@ -78,7 +77,7 @@ class _Rehearsal:
         for stage, weights in self._stages:
             if stage.kind is StageKind.EMBED:
                 ids, rows = (
-                    np.zeros(fed.tokens, np.int32),
+                    be.upload(np.zeros(fed.tokens, np.int32)),
                     self._array((fed.tokens, spec.embed_width), self._file.dtype),
                 )
                 embed_visit(be, self._program.embed, weights, EmbedInputs(ids, ids, self._tables, rows), x)
@@ -91,7 +90,7 @@ class _Rehearsal:
         be, steps, spec = self._be, self._program.head, self._spec
         hidden = self._array((ends, spec.embed_width), self._dtype)
         if stage.index == 0:
-            hidden_visit(be, steps, weights, x, np.zeros(ends, np.int32), hidden)
+            final_hidden(be, steps, weights, x, be.upload(np.zeros(ends, np.int32)), hidden)
         width = weights[steps.table.role].weight.shape[0] if _scores(self._planned) else spec.vocabulary
         logits = self._array((ends, width), LOGITS_DTYPE)
         head_tile(be, steps, weights, hidden, 0, logits)

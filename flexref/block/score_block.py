@@ -16,8 +16,7 @@ from flexref.block.compute import BlockComputation
 from flexref.block.group import Group
 from flexref.block.memory_plan import LOGITS_SLOTS, SCORED_AT_ONCE, BlockRoom
 from flexref.block.moves import ACTIVATION_MOVES, INWARD, BlockMoves
-from flexref.block.visits import hidden_visit
-from flexref.model.stages import head_tile
+from flexref.model.stages import final_hidden, head_tile
 from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Movement, Visit
 from flexref.tiers.transfer import Crossing, Region, Transfer, host_bytes, view
@@ -78,7 +77,9 @@ class ScoreBlock(BlockMoves, BlockComputation):
         hidden: Any = view(be, region, (len(scored), spec.embed_width), be.caps.compute_dtype)
         weights = self._stage_weights(visit, len(scored))
         if stage.index == 0:
-            hidden_visit(be, self._program.head, weights, self._x(visit, group), scored, hidden)
+            with be.frame():
+                which = be.upload(scored)
+                final_hidden(be, self._program.head, weights, self._x(visit, group), which, hidden)
         for first, last, number in self._pieces(group):
             self._send(weights, hidden[first:last], number, self._first_rows[stage.index])
 

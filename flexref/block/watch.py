@@ -42,6 +42,9 @@ OnHidden = Callable[[Stage, npt.NDArray[np.int64], npt.NDArray[Any]], None]
 """Given a copy of a group's hidden states after the embedding and every layer: stage, row number of each token (T,),
 hidden states (T, E) in the port's type, a row's tokens in their order."""
 
+OnNotice = Callable[[str], None]
+"""Told in a line of what goes on more slowly than was to be expected."""
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -52,3 +55,4 @@ class Watch:
     on_visit: OnVisit | None = None
     on_choice: OnChoice | None = None
     on_hidden: OnHidden | None = None
+    on_notice: OnNotice | None = None

@@ -1,4 +1,4 @@
-"""What visits need beside their operands: results in the workspace, and expanded matrices; it knows no policy.
+"""What visits need: operands as they are stored or expanded, and results in the workspace; it knows no policy.
 
 The visits themselves run on the port that only counts.
 """
@@ -15,15 +15,21 @@ from flexref.architecture.program import program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, StageKind, stages
 from flexref.backend.capabilities import Capabilities
+from flexref.backend.protocol import Backend, Matrix
 from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
-from flexref.block.visits import EmbedInputs, embed_visit, hidden_visit
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
+from flexref.model.stages import EmbedInputs, embed_visit, final_hidden
 from flexref.model.weights import StageWeights, by_role
 from flexref.storage.weightfile import StoredTensor, WeightFile
+from flexref.tiers.transfer import Region, view
+from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, aligned
+
+EMBED_IDS, FED_IDS = 2, 3
+"""Integers for every token that the embedding is given, its id and its position; and for one of every row in a pass."""
 
 
 @lru_cache(maxsize=256)
@@ -42,17 +48,22 @@ def workspace_bytes(spec: ModelSpec, dtype: str, stored: str, tokens: int, rows:
     def weights(stage: Stage) -> StageWeights:
         return by_role(stage, {tensor.name: array(tensor.shape, stored) for tensor in stage.tensors})
 
-    x, ids = array((tokens, spec.width)), np.zeros(tokens, np.int32)
+    x = array((tokens, spec.width))
     with dry.frame():
-        gathered = dry.empty if gathers else array
-        # Some tiles of the table may be on the device even where the others' rows are gathered on the host.
-        tables = [(0, array((spec.vocabulary, spec.embed_width), stored))]
-        inputs = EmbedInputs(ids, ids, tables, gathered((tokens, spec.embed_width), stored))
-        embed_visit(dry, program.embed, weights(embed), inputs, x)
-    layout = RecordLayout(spec.heads, spec.head_width, dtype)
-    caches = dry.cache_rows([array((tokens * layout.record_bytes,), "uint8")], layout)
-    decoder_layer(dry, program.layer, weights(layer), x, LayerCache(caches, dry.segments([0], [tokens]), tokens))
-    hidden_visit(dry, program.head, weights(head), x, np.zeros(rows, np.int32), array((rows, spec.embed_width)))
+        # Ids of a pass that is run as a whole: of one token of each row, and which of them is the row's last.
+        dry.upload(np.zeros(FED_IDS * rows, np.int32))
+        with dry.frame():
+            ids = dry.upload(np.zeros(EMBED_IDS * tokens, np.int32))
+            gathered = dry.empty if gathers else array
+            # Some tiles of the table may be on the device even where the others' rows are gathered on the host.
+            tables = [(0, array((spec.vocabulary, spec.embed_width), stored))]
+            inputs = EmbedInputs(ids, ids, tables, gathered((tokens, spec.embed_width), stored))
+            embed_visit(dry, program.embed, weights(embed), inputs, x)
+        layout = RecordLayout(spec.heads, spec.head_width, dtype)
+        caches = dry.cache_rows([array((tokens * layout.record_bytes,), "uint8")], layout)
+        decoder_layer(dry, program.layer, weights(layer), x, LayerCache(caches, dry.segments([0], [tokens]), tokens))
+        last, hidden = dry.upload(np.zeros(rows, np.int32)), array((rows, spec.embed_width))
+        final_hidden(dry, program.head, weights(head), x, last, hidden)
     return max(ALIGNMENT_BYTES, aligned(dry.workspace_peak_bytes(), ALIGNMENT_BYTES))
 
 
@@ -115,3 +126,60 @@ class ExpandedPlan:
                     kept[number] = end
                     end += nbytes
         return cls(shared, kept, end)
+
+
+class StageOperands:
+    """The tensors of stages by their roles. What it gives is the same object as long as the tensors are."""
+
+    def __init__(self, backend: Backend, store: WeightStore, places: ExpandedPlan, region: Region | None) -> None:
+        """`region`: the memory that `places` are in, if there is any."""
+        self._backend, self._store, self._places, self._region = backend, store, places, region
+        self._stored: dict[tuple[int, int], dict[str, Matrix]] = {}
+        self._kept: dict[int, dict[str, Matrix]] = {}
+        self._expanded: tuple[int, dict[str, Matrix]] = (-1, {})
+        self._by_role: dict[tuple[int, int], tuple[dict[str, Matrix], StageWeights]] = {}
+
+    def weights(self, number: int, slot: int, stage_number: int, tokens: int) -> StageWeights:
+        """Stage `number`, whose streamed part is in `slot`, for a product of so many tokens.
+
+        With more than `fused_rows` tokens matrices are expanded first, if the plan has room: once for the whole block
+        (`kept`), or once per pass, for all groups (`shared_bytes`): `stage_number` counts stages over all passes.
+        """
+        key = number, slot
+        tensors = self._tensors(key, stage_number, tokens)
+        known = self._by_role.get(key)
+        if known is None or known[0] is not tensors:
+            known = self._by_role[key] = tensors, by_role(self._stage(number), tensors)
+        return known[1]
+
+    def _tensors(self, key: tuple[int, int], stage_number: int, tokens: int) -> dict[str, Matrix]:
+        number, places = key[0], self._places
+        if key not in self._stored:
+            self._stored[key] = self._store.operands(*key)
+        stored = self._stored[key]
+        if tokens <= self._backend.caps.fused_rows:
+            return stored
+        if number in places.kept:
+            if number not in self._kept:
+                self._kept[number] = self._expand(self._stage(number), stored, places.kept[number])
+            return self._kept[number]
+        if not places.shared_bytes:
+            return stored
+        if self._expanded[0] != stage_number:
+            self._expanded = stage_number, self._expand(self._stage(number), stored, 0)
+        return self._expanded[1]
+
+    def _stage(self, number: int) -> Stage:
+        return self._store.plan.stages[number].stage
+
+    def _expand(self, stage: Stage, stored: dict[str, Matrix], offset: int) -> dict[str, Matrix]:
+        """The stage's tensors, with its matrices expanded into the memory from `offset` on."""
+        assert self._region is not None
+        expanded, file = dict(stored), self._store.plan.file
+        dtype = self._backend.caps.compute_dtype
+        for tensor in stage.tensors:
+            if expandable(stage, file.tensors[tensor.name], dtype):
+                out = view(self._backend, self._region, tensor.shape, dtype, offset)
+                expanded[tensor.name] = self._backend.expand(stored[tensor.name], out)  # type: ignore[arg-type]
+                offset += aligned(tensor.elements * DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
+        return expanded

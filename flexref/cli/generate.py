@@ -44,6 +44,7 @@ LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before 
 @option("--seed", default=0, show_default=True, help="Each row draws from the seed and its own number.")
 @options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups")
 @options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib")
+@option("--graphs")
 @option("--trace", help="Write a trace of every copy and computation, in the Trace Event format.")
 @option("--force")
 @option("--json", help="Print outputs and stats as one JSON object.")
@@ -77,7 +78,13 @@ def command(model: str, as_json: bool, trace_file: str | None, **given: Any) -> 
         with (
             progress("choosing a policy") as shown,
             open_engine(
-                model, settling, backend=given["backend"], **asked.budgets, on_event=shown, wall=wall
+                model,
+                settling,
+                backend=given["backend"],
+                **asked.budgets,
+                on_event=shown,
+                wall=wall,
+                graphs=given["graphs"],
             ) as engine,
         ):
             wall.turn_to(WallPart.OTHER)

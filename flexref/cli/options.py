@@ -103,6 +103,11 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "default": None,
             "help": "A row's tokens depend on the row alone, to the bit, or on the rows beside it in near ties.",
         },
+        "--graphs": {
+            "names": ("--graphs/--no-graphs",),
+            "default": True,
+            "help": "Record what comes again with every token and replay it, or call each operator by itself.",
+        },
         "--share-prefixes": {
             "names": ("--share-prefixes/--no-share-prefixes",),
             "default": None,

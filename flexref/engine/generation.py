@@ -87,7 +87,8 @@ class GenerationJob:
         self._recorder = LogprobRecorder(self._tops, session.tokenizer)
         trace, listening = self._listeners.trace, self._listeners
         on_computed = None if trace is None else trace.on_computed
-        self._watch = Watch(on_computed, listening.on_logits, listening.on_visit, self._recorder.on_choice)
+        who = (on_computed, listening.on_logits, listening.on_visit, self._recorder.on_choice)
+        self._watch = Watch(*who, on_notice=lambda text: session.on_event(Notice(text)))
         # Of a stream without a request that can be served nothing is run, under whatever policy.
         self.policy = self._settled(policy) if self.lengths else policy or Policy()
         self._waiting.widen(_window(self.policy))
@@ -260,6 +261,7 @@ class GenerationJob:
                     if visit.stage == told_at and visit.group == 0:
                         yield self._streamed(block) or [None]
             yield self._streamed(block)
+            stats.replayed_visits += block.replayed_visits
             stats.decode_s += time.perf_counter() - marked
 
     def _judge(self, row: Row) -> str | None:

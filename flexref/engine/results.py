@@ -117,6 +117,9 @@ class Stats:
         int, Whole(0), "Bytes of cache that did not cross to the device, since they are shared and lie there."
     ] = 0
     generated_tokens: Annotated[int, Whole(0), "New tokens of all rows."] = 0
+    replayed_visits: Annotated[
+        int, Whole(0), "Visits of a group to a stage whose operators were replayed, and not called one by one."
+    ] = 0
     load_s: Annotated[float, Number(0), "Seconds to load weights before the first job."] = 0.0
     allocate_s: Annotated[
         float, Number(0), "Seconds to take and give back the memory of blocks; in no other figure."

@@ -82,12 +82,14 @@ class Session:
         on_event: OnEvent = no_listener,
         wall: Wall | None = None,
         tokenizer: Tokenizer | None = None,
+        graphs: bool = True,
     ) -> None:
         """Without `budgets` what is free is the budget; without `disk` weights come from the file itself, and from
         `mirror`, a copy of it, where it fails. Without a `wall` the first job's whole time begins now. `tokenizer`: the
-        file's, if it is made already.
+        file's, if it is made already. `graphs`: whether operators that come again are recorded, where the port can.
         """
         self.file, self.backend, self.settle, self.on_event = file, backend, settle, logged(on_event)
+        self.graphs = graphs
         self.budgets = dict(budgets or backend_budgets(backend, None, None))
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.wall = wall or Wall()
@@ -176,7 +178,7 @@ class Session:
             memory = self.memory_plan(policy, weights, rows)
         # What lasts a visit cannot be filled in several passes.
         chunk = None if memory.cache.transient else policy.prompt_chunk_tokens
-        return PlannedBlock(memory, weights, chunk)
+        return PlannedBlock(memory, weights, chunk, self.graphs)
 
     def shares_prefixes(self, policy: Policy | None) -> bool:
         """Whether rows may share what they begin with; with no policy yet, whether they may under any."""

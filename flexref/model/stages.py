@@ -1,5 +1,8 @@
 """The embedding and the head of a model as functions of a port, read from its program; the layers are `layers`."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from flexref.architecture.program import EmbedSteps, HeadSteps
 from flexref.backend.protocol import Array, Backend
 from flexref.model.layers import normalize, project
@@ -15,6 +18,26 @@ def embed(be: Backend, steps: EmbedSteps, w: StageWeights, token_rows: Array, po
             rows = be.expand(token_rows, be.empty(token_rows.shape, be.caps.compute_dtype))
             project(be, steps.project, w, rows, out=x)
     be.add_rows(x, w[steps.positions.role].weight, position_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedInputs:
+    """Token ids and position ids, int32 (T,) each; `tables` are the tiles (first row, tile) of the token table.
+
+    All of it is on the device. `rows` (T, W) already holds what was gathered on the host.
+    """
+
+    token_ids: Array
+    position_ids: Array
+    tables: Sequence[tuple[int, Array]]
+    rows: Array
+
+
+def embed_visit(be: Backend, steps: EmbedSteps, w: StageWeights, inputs: EmbedInputs, x: Array) -> None:
+    """Token rows (T, W) and positions -> x (T, E)."""
+    for first, table in inputs.tables:
+        be.gather(table, inputs.token_ids, first, inputs.rows)
+    embed(be, steps, w, inputs.rows, inputs.position_ids, x)
 
 
 def final_hidden(be: Backend, steps: HeadSteps, w: StageWeights, x: Array, last_tokens: Array, hidden: Array) -> None:

@@ -282,8 +282,11 @@ def overlapped(shape: Shape, goes_on: GoesOn = always) -> Iterator[Beat]:
 def beats(shape: Shape, *, overlap: bool, goes_on: GoesOn = always) -> Iterator[Beat]:
     """The block's beats, overlapped or serial: two ways of pipelining the same visits.
 
-    They end with the last pass of the shape, or when nobody asks for more.
+    They end with the last pass of the shape, or when nobody asks for more. Where nothing moves, they only compute.
     """
+    if not shape.kinds:
+        yield from (Beat((), Computation(visit), ()) for visit in zigzag(shape.passes, shape.stages, shape.groups))
+        return
     for beat in overlapped(shape, goes_on) if overlap else serial(shape):
         ahead, after = (tuple(each for each in part if each.kind in shape.kinds) for part in (beat.ahead, beat.after))
         yield Beat(ahead, beat.computation, after)

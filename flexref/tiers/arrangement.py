@@ -54,6 +54,25 @@ class Arrangement:
     parts: dict[tuple[Tier, bool], Parts] = field(default_factory=dict)
     """By home, and whether they go in: what moves between homes or staging and a slot; the same in every layer."""
 
+    @property
+    def is_alike(self) -> bool:
+        """Whether the rows lie alike in every layer: all are near and at home, or all in a slot, and share nothing."""
+        in_slot = {slot is not None for _, slot, _ in self.near}
+        return len(in_slot) == 1 and not self.away and not self.prefixes
+
+    def lies_as(self, other: "Arrangement") -> bool:
+        """Whether the operators find the same rows at the same places."""
+        return (self.near, self.away, self.prefixes) == (other.near, other.away, other.prefixes)
+
+    def after(self, rows: Sequence[RowPass]) -> "Arrangement | None":
+        """The arrangement of a pass after this one, if all of its rows are at home on the device and stay in place."""
+        if self.stretches or self.away or len(rows) != len(self.rows):
+            return None
+        for row, before in zip(rows, self.rows, strict=True):
+            if row.place is not before.place or row.prefix is not before.prefix:
+                return None
+        return Arrangement(rows, (), self.near, (), self.prefixes)
+
     def off_device(self, home: Tier) -> list[Stretch]:
         """The stretches with that home."""
         return [stretch for stretch in self.stretches if stretch.place.home is home]

@@ -42,7 +42,7 @@ class CacheStore:
     _prefixes: Region | None = None
     _slots: dict[CacheRoom, list[Region]] = field(default_factory=dict)
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
-    _handles: dict[int, dict[tuple[int, int], tuple[Any, Any, int]]] = field(default_factory=dict)
+    _handles: dict[int, dict[tuple[int, int], tuple[Any, Any]]] = field(default_factory=dict)
     _arranged: dict[int, Arrangement] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -114,13 +114,13 @@ class CacheStore:
                 copies.append(self._copy(layer, each, (source, self._home(layer, group, each)), each.past, each.new))
         return copies
 
-    def handles(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> tuple[Any, Any, int]:
-        """(handle of the device's rows, handle of the host's, number of the device's) for a visit; None for no rows.
+    def handles(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> tuple[Any, Any]:
+        """(handle of the device's rows, handle of the host's) for a visit; None for no rows.
 
         Handles are kept until other rows are in the group's pass, since a port may have uploaded them.
         """
         arranged, layout = self._arrangement(group, rows), self.plan.layout
-        known = self._handles.setdefault(group, {})
+        known = self.handles_of(group)
         if self.plan.transient and not self.plan.prefix_tokens:
             layer = 0  # all of them have the same place
         if (layer, slot) not in known:
@@ -130,19 +130,44 @@ class CacheStore:
             known[layer, slot] = (
                 self.backend.cache_rows(near, layout, *([shared] if shared else [])) if near else None,
                 self.backend.cache_rows(away, layout) if away else None,
-                len(near),
             )
         return known[layer, slot]
 
+    def handles_of(self, group: int) -> dict[tuple[int, int], tuple[Any, Any]]:
+        """The group's handles by layer and slot: the same object until other rows need other handles."""
+        return self._handles.setdefault(group, {})
+
+    def near_rows(self, group: int, rows: Sequence[RowPass]) -> int:
+        """How many rows of a pass the device's operators reach; from now on handles are those of its rows."""
+        return len(self._arrangement(group, rows).near)
+
     def _arrangement(self, group: int, rows: Sequence[RowPass]) -> Arrangement:
-        """How the rows lie; found once per pass, since every layer has the same. Handles of other rows are dropped."""
+        """How the rows lie; found once per pass, since every layer has the same.
+
+        Handles stand for other rows then, if the port renews them; else they are dropped.
+        """
         known = self._arranged.get(group)
         if known is None or known.rows is not rows:
-            found = arrange(self.plan, group, rows)
-            if known is None or (known.near, known.away, known.prefixes) != (found.near, found.away, found.prefixes):
-                self._handles.pop(group, None)
+            found = None if known is None else known.after(rows)
+            if found is None:
+                found = arrange(self.plan, group, rows)
+                if known is not None and not found.lies_as(known) and not self._renewed(group, known, found):
+                    self._handles.pop(group, None)
             known = self._arranged[group] = found
         return known
+
+    def _renewed(self, group: int, known: Arrangement, found: Arrangement) -> bool:
+        """Whether the group's handles stand for the rows of `found` from now on.
+
+        They do if all rows lie at home on the device, or all in slots, before and after: then they lie alike in all
+        layers.
+        """
+        handles = self._handles.get(group, {})
+        if not handles or self.plan.far or not (known.is_alike and found.is_alike):
+            return False
+        (layer, slot), _ = next(iter(handles.items()))
+        near = [self._near(layer, group, each, slot) for each in found.near]
+        return self.backend.renew_rows([near_handle for near_handle, _ in handles.values()], near)
 
     def _spot(self, region: Region, start_tokens: int, stride_tokens: int, origin: int = 0) -> Spot:
         return Spot(region, start_tokens * self._record, stride_tokens * self._record, origin)

@@ -14,10 +14,9 @@ from flexref.architecture.program import program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, StageKind, file_stages, parameters, stages, token_tiles
 from flexref.backend.records import RecordLayout
-from flexref.block.visits import EmbedInputs, embed_visit, hidden_visit
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
-from flexref.model.stages import head_tile
+from flexref.model.stages import EmbedInputs, embed_visit, final_hidden, head_tile
 from flexref.model.weights import StageWeights, by_role
 from flexref.planner.program.cost_compute import operator_calls
 from flexref.testing import strategies as own
@@ -74,7 +73,7 @@ def run_a_pass(spec: ModelSpec, tile_rows: int, past: int, new: int) -> SpyingBa
         port.learned[id(array)] = f"gathered {tile.name}", array
         tables.append((tile.index * tile_rows, array))
     x, ids = port.array((new, spec.width)), np.zeros(new, np.int32)
-    inputs = EmbedInputs(ids, ids, tables, port.array((new, spec.embed_width)))
+    inputs = EmbedInputs(port.upload(ids), port.upload(ids), tables, port.array((new, spec.embed_width)))
     embed_visit(port, program.embed, port.weights(embed), inputs, x)
     layout = RecordLayout(spec.heads, spec.head_width, TYPE)
     for layer in layers:
@@ -85,7 +84,7 @@ def run_a_pass(spec: ModelSpec, tile_rows: int, past: int, new: int) -> SpyingBa
     for tile, head in enumerate(heads):
         weights = port.weights(head)
         if tile == 0:
-            hidden_visit(port, program.head, weights, x, np.zeros(1, np.int32), hidden)
+            final_hidden(port, program.head, weights, x, port.upload(np.zeros(1, np.int32)), hidden)
         head_tile(port, program.head, weights, hidden, tile * tile_rows, logits)
     port.sample(logits, 0.0, 0, 1.0, np.zeros(1))
     return port

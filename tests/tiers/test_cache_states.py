@@ -262,7 +262,8 @@ class CacheStates(RuleBasedStateMachine):
     def attend(self, visit: Visit, layer: int, rows: tuple[RowPass, ...]) -> None:
         assert self.store is not None
         group, slot = visit.group, self.shape.data_slot(visit)
-        near, away, live = self.store.handles(layer, group, rows, slot)
+        near, away = self.store.handles(layer, group, rows, slot)
+        live = self.store.near_rows(group, rows)
         places = [record for there in (near, away) if there is not None for record in there.records]
         assert len(places) == len(rows)
         spans = sorted((place.ctypes.data, place.ctypes.data + place.nbytes) for place in places)

@@ -71,6 +71,7 @@ OPTIONS = (
     options(
         "--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib"
     ),
+    option("--graphs"),
     click.option("--shard", metavar="I/N|auto", help=SHARD_HELP),
     click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help=CHUNK_HELP),
     click.option("--scheduler", metavar="ADDRESS|local:N", help=SCHEDULER_HELP),
@@ -103,6 +104,7 @@ def settings_of(given: Mapping[str, Any], shard: "ChosenShard") -> "JobSettings"
         defaults_of(given),
         shard.shard,
         given["mirror"],
+        graphs=given["graphs"],
     )
 
 

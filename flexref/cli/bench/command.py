@@ -69,7 +69,7 @@ class Runs(click.IntRange):
 @option("--rows", help="Rows of the job; default: 8.")
 @option("--lengths", names=("lengths",))
 @options("--rows-per-group", "--groups", "--percent", "--policy", "--machine", "--quantize-cache", "--attention-on")
-@options("--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib", *BUDGETS)
+@options("--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib", "--graphs", *BUDGETS)
 @option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
 @click.option(
     "--repeat",

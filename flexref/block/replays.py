@@ -1,0 +1,124 @@
+"""Calls the operators of visits that come again and again, or replays them; handles that last for it; no operator."""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flexref.backend.protocol import Backend
+from flexref.block.watch import OnNotice
+from flexref.errors import CapacityError
+from flexref.tiers.cache_plan import RowPass
+
+KEPT_PASSES = 4
+"""What so many passes have not asked for is given back. Slots take turns, so what comes again does so within two."""
+
+Key = tuple[Hashable, ...]
+"""All that operators were called with, but what lies in arrays and in what handles stand for."""
+
+
+@dataclass(slots=True)
+class _Known:
+    """Operators that were called with a key: in which pass last, and their recording, if there is one.
+
+    held: the handles that the key names, which live as long as it does. too_large: there was no room for a recording.
+    """
+
+    held: Sequence[Any]
+    used_in: int
+    recording: Any = None
+    too_large: bool = False
+
+
+class Replays:
+    """Operators by their keys: called directly the first time, recorded the second, and replayed from then on.
+
+    Once the device had no memory for a recording, all is called directly.
+    """
+
+    def __init__(self, backend: Backend, on: bool, tell: OnNotice | None = None) -> None:
+        """`on`: whether anything is to be recorded; the port must be able to. `tell` hears why nothing is any more."""
+        self.on = on and backend.caps.replays
+        self._backend, self._tell = backend, tell
+        self._known: dict[Key, _Known] = {}
+        self._held_bytes = 0
+        self._pass = -1
+
+    def begin_pass(self, number: int) -> None:
+        """The pass begins: what has not come for long is given back."""
+        if number == self._pass:
+            return
+        self._pass = number
+        for key in [key for key, known in self._known.items() if known.used_in < number - KEPT_PASSES]:
+            self._give_back(self._known.pop(key))
+
+    def call(self, key: Key, held: Sequence[Any], operators: Callable[[], None]) -> bool:
+        """Run the operators, which are those of every call with that key. Whether it was a replay."""
+        known = self._known.get(key)
+        if known is None or not self.on:
+            operators()
+            if self.on:
+                self._known[key] = _Known(held, self._pass)
+            return False
+        known.used_in = self._pass
+        if known.recording is not None:
+            self._backend.replay(known.recording)
+        elif known.too_large or not self._record(known, operators):
+            operators()
+            return False
+        return True
+
+    def _record(self, known: _Known, operators: Callable[[], None]) -> bool:
+        """Record them and replay that, if there is room beside what else is recorded; whether that is done."""
+        recording = self._backend.record(operators)
+        if self._held_bytes + recording.nbytes > self._backend.caps.recorded_bytes:
+            known.too_large = True
+            self._backend.forget(recording)
+            return False
+        try:
+            self._backend.replay(recording)
+        except CapacityError as error:
+            self._backend.forget(recording)
+            self.on = False
+            self.release()
+            if self._tell is not None:
+                self._tell(f"operators are called one by one from here on: {error}")
+            return False
+        known.recording = recording
+        self._held_bytes += recording.nbytes
+        return True
+
+    def _give_back(self, known: _Known) -> None:
+        if known.recording is not None:
+            self._held_bytes -= known.recording.nbytes
+            self._backend.forget(known.recording)
+
+    def release(self) -> None:
+        """Give all of it back."""
+        for known in self._known.values():
+            self._give_back(known)
+        self._known.clear()
+
+
+@dataclass(frozen=True, slots=True)
+class FedLengths:
+    """What a pass has of `rows`: handles of the lengths of those that the device reaches, and of the others; or None.
+
+    near_tokens: new tokens of the former, which come first.
+    """
+
+    rows: Sequence[RowPass]
+    near: Any
+    away: Any
+    near_tokens: int
+
+    @classmethod
+    def of(cls, be: Backend, rows: Sequence[RowPass], near_rows: int, last: "FedLengths | None") -> "FedLengths":
+        """Those of `rows`, of which the device reaches the first; with the handle of the `last` pass, if it serves."""
+        near, away = rows[:near_rows], rows[near_rows:]
+        past, new = [row.past for row in near], [row.new for row in near]
+        if near and last is not None and last.near is not None and be.renew_segments(last.near, past, new):
+            handle = last.near
+        else:
+            handle = be.segments(past, new) if near else None
+        others = be.segments([row.past for row in away], [row.new for row in away]) if away else None
+        return cls(rows, handle, others, sum(new))

@@ -1,0 +1,198 @@
+"""Jobs whose visits are replayed give what they give without it, while rows come and go; and what fails is told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulated_bench import NO_COMPILER
+from emulated_cuda import EmulatedCuda, compiler_is_here
+from flexref_cupy import CupyBackend
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexref.architecture.spec import ModelSpec
+from flexref.block.replays import KEPT_PASSES, Replays
+from flexref.check.models import write_model
+from flexref.engine.request import Request, RowRequest
+from flexref.engine.results import Stats
+from flexref.errors import CapacityError, FlexrefError
+from flexref.loading import load
+from flexref.policy import Policy, Shares
+from flexref.testing import strategies as own
+
+pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
+
+SPEC = ModelSpec("small", 60, 48, 16, 16, 3, 2, 32)
+ROWS = [[1, 2, 3], [4, 5], [6, 7, 8, 9], [10], [11, 12]]
+STAGES = SPEC.layers + 2
+HOST = Shares(0, 1, 0)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("models") / "model.h5"
+    write_model(found, SPEC, scheme="int4", dtype="float16")
+    return found
+
+
+def port(late: bool = True, **changes: Any) -> CupyBackend:
+    return CupyBackend(cuda=EmulatedCuda(**{"capability": (9, 0), "multiprocessors": 8, "late": late, **changes}))
+
+
+def generated(path: Path, policy: Policy, graphs: bool, **options: Any) -> tuple[list[list[int]], Stats]:
+    with load(path, policy=policy, backend=port(), graphs=graphs) as engine:
+        found = engine.generate(ROWS, Request(8, ignore_eos=True), **options)
+    return [output.token_ids for output in found.outputs], found.stats
+
+
+@st.composite
+def asked(draw: st.DrawFn) -> list[tuple[list[int], int]]:
+    rows = draw(own.token_rows(SPEC.vocabulary, rows=7, longest=5))
+    return [(row, draw(st.integers(1, 9))) for row in rows]
+
+
+@settings(max_examples=10)
+@given(asked(), own.policies(attention_on="device"))
+def test_rows_that_come_and_go_have_the_tokens_of_direct_calls(
+    path: Path, rows: list[tuple[list[int], int]], policy: Policy
+) -> None:
+    found = []
+    for graphs in (True, False):
+        requests = [RowRequest(row, Request(count, ignore_eos=True)) for row, count in rows]
+        with load(path, policy=policy, backend=port(), graphs=graphs) as engine:
+            results = sorted(engine.run(requests), key=lambda result: result.number)
+        found.append([result.output and result.output.token_ids for result in results])
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("policy", "every"),
+    [
+        (Policy(rows_per_group=5), True),
+        (Policy(rows_per_group=3, groups_per_block=2), True),
+        (Policy(rows_per_group=3, groups_per_block=2, weights=HOST), False),
+        (Policy(rows_per_group=3, groups_per_block=2, weights=HOST, cache=HOST, activations=HOST), False),
+        (Policy(rows_per_group=3, groups_per_block=2, weights=HOST, cache=HOST, overlap=False), False),
+    ],
+)
+def test_visits_are_replayed_from_the_second_pass_of_decode_on(path: Path, policy: Policy, every: bool) -> None:
+    tokens, stats = generated(path, policy, True)
+    expected, direct = generated(path, policy, False)
+    assert tokens == expected
+    assert direct.replayed_visits == 0
+    replayable = 6 * STAGES * policy.groups_per_block  # of seven passes of decode
+    assert stats.replayed_visits == replayable if every else 0 < stats.replayed_visits <= replayable
+
+
+def test_whoever_looks_on_sees_every_visit_and_the_same(path: Path) -> None:
+    visits: list[Any] = []
+    tokens, stats = generated(path, Policy(rows_per_group=5), True, on_visit=lambda *visit: visits.append(visit))
+    assert stats.replayed_visits == 0
+    assert len(visits) == 8 * STAGES
+    assert tokens == generated(path, Policy(rows_per_group=5), False)[0]
+
+
+def test_a_device_without_memory_for_recordings_is_told_of_once_and_goes_on(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: EmulatedCuda, graph: int) -> int:
+        raise CapacityError("device", "a recording", 1, 0, {}, "out of memory")
+
+    monkeypatch.setattr(EmulatedCuda, "instantiate", full)
+    events: list[Any] = []
+    policy = Policy(rows_per_group=2, groups_per_block=2)
+    with load(path, policy=policy, backend=port(), on_event=events.append) as engine:
+        found = engine.generate(ROWS, Request(8, ignore_eos=True))
+    assert [output.token_ids for output in found.outputs] == generated(path, policy, False)[0]
+    assert found.stats.replayed_visits == 0
+    told = [str(event) for event in events if "one by one" in str(event)]
+    assert len(told) == found.stats.blocks
+    assert "out of memory" in told[0]
+
+
+def test_what_was_recorded_is_given_back_with_the_block_after_an_error_too(path: Path) -> None:
+    cuda = EmulatedCuda(late=True)
+    backend = CupyBackend(cuda=cuda)
+    with load(path, policy=Policy(rows_per_group=5), backend=backend) as engine:
+        engine.generate(ROWS, Request(8, ignore_eos=True))
+        graphs = len(cuda._graphs._found)
+        stream = engine.stream(ROWS, Request(8, ignore_eos=True))
+        for _ in range(25):
+            next(stream)
+        held = len(cuda._graphs._found)
+        stream.close()  # type: ignore[attr-defined]
+        assert graphs == len(cuda._graphs._found) == 0 < held
+        assert len(engine.generate(ROWS, Request(8, ignore_eos=True)).outputs) == len(ROWS)
+    assert not cuda._graphs._found
+
+
+def test_logits_that_are_not_finite_are_told_of_in_a_replay_too(tmp_path: Path) -> None:
+    """A hidden state grows from token to token until it overflows."""
+    path = tmp_path / "model.h5"
+    write_model(path, SPEC, dtype="float16")
+    errors = []
+    for graphs in (True, False):
+        with load(path, policy=Policy(rows_per_group=2), backend=port(late=False), graphs=graphs) as engine:
+            backend: Any = engine.backend
+            sample, calls = backend.sample, 0
+
+            def poisoned(logits: Any, *rest: Any, sample: Any = sample, backend: Any = backend) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == 6:
+                    backend.upload(np.full(logits.shape, np.inf, np.float32), out=logits)
+                return sample(logits, *rest)
+
+            backend.sample = poisoned
+            with pytest.raises(FlexrefError, match="needed a finite one") as error:
+                engine.generate(ROWS[:2], Request(8, ignore_eos=True))
+            errors.append(str(error.value))
+            backend.sample = sample
+            assert engine.generate(ROWS[:2], Request(3, ignore_eos=True)).stats.generated_tokens == 6
+    assert errors[0] == errors[1]
+
+
+class Counting:
+    """A port of which only recordings matter."""
+
+    def __init__(self, room: int) -> None:
+        self.caps = replace(port(late=False).caps, recorded_bytes=room)
+        self.alive: set[int] = set()
+
+    def record(self, operators: Any) -> Any:
+        return Taken(operators)
+
+    def replay(self, recording: Any) -> None:
+        self.alive.add(id(recording))
+        assert len(self.alive) * recording.nbytes <= self.caps.recorded_bytes
+        recording.operators()
+
+    def forget(self, recording: Any) -> None:
+        self.alive.discard(id(recording))
+
+
+class Taken:
+    nbytes = 10
+
+    def __init__(self, operators: Any) -> None:
+        self.operators = operators
+
+
+@given(st.lists(st.lists(st.integers(0, 6), max_size=8), max_size=30), st.integers(1, 50))
+def test_each_call_runs_once_whatever_comes_and_recordings_stay_within_their_room(
+    passes: list[list[int]], room: int
+) -> None:
+    backend: Any = Counting(room)
+    replays, ran, used = Replays(backend, True), list[int](), dict[int, int]()
+    for number, keys in enumerate(passes):
+        replays.begin_pass(number)
+        for key in keys:
+            replays.call((key,), (), lambda key=key: ran.append(key))  # type: ignore[misc]
+            used[key] = number
+        lately = sum(last >= number - KEPT_PASSES for last in used.values())
+        assert len(backend.alive) <= min(lately, room // Taken.nbytes)
+    assert ran == [key for keys in passes for key in keys]
+    replays.release()
+    assert not backend.alive
