@@ -9,6 +9,7 @@ from typing import Any
 from flexref.backend.compiling import CompileTime
 from flexref.backend.protocol import Backend
 from flexref.units import ALIGNMENT_BYTES, aligned
+from flexref_cupy.cuda import Cuda
 from flexref_cupy.kernel_source import Source
 from flexref_cupy.launching import Kernels
 
@@ -19,14 +20,14 @@ FIRST_ADDRESS = 1 << 60
 class ImaginaryCuda:
     """Takes the place of `Cuda`. `texts`: what was to be compiled, in that order.
 
-    Memory is handed out and has no bytes; what is downloaded is 0. Every call that is not here does nothing and gives
-    0: so does the device for whoever asks how far it is.
+    Memory is handed out and has no bytes; what is downloaded is 0. Every call of `Cuda` that is not here does nothing
+    and gives 0.
     """
 
     def __init__(self, like: Any) -> None:
         """A device of the architecture and size of `like`."""
         self.capability, self.multiprocessors, self.number = like.capability, like.multiprocessors, like.number
-        self.name, self.compute_stream, self.compiles_ahead = like.name, 0, False
+        self.name, self.compute_stream, self.compiles_ahead, self.capturing = like.name, 0, False, False
         self.capturing = False
         self.texts: list[Source] = []
         self._next = FIRST_ADDRESS
@@ -53,10 +54,12 @@ class ImaginaryCuda:
         return text
 
     def __getattr__(self, name: str) -> Callable[..., int]:
+        if not callable(getattr(Cuda, name, None)):
+            raise AttributeError(f"an imaginary device has no {name}")
         return _nothing
 
 
-def _nothing(*_: object) -> int:
+def _nothing(*_: object, **__: object) -> int:
     return 0
 
 

@@ -1,5 +1,8 @@
 """What a job starts was compiled before it asked for it: beside all else, and each text once."""
 
+import ast
+import inspect
+import textwrap
 import threading
 from pathlib import Path
 from typing import Any
@@ -117,5 +120,15 @@ def test_an_imaginary_device_gives_memory_that_nobody_has_and_zeros_of_it() -> N
     first, second = cuda.allocate(5000), cuda.allocate(1)
     assert FIRST_ADDRESS <= first < first + 5000 <= second
     assert first % 4096 == second % 4096 == 0
-    with_calls = {name for name in vars(Cuda) if not name.startswith("_") and callable(getattr(Cuda, name))}
-    assert all(callable(getattr(cuda, name)) for name in with_calls)
+    calls = [name for name in vars(Cuda) if not name.startswith("_") and callable(getattr(Cuda, name))]
+    assert all(callable(getattr(cuda, name)) for name in calls)
+    with pytest.raises(AttributeError, match="no nothing_such"):
+        _ = cuda.nothing_such
+
+
+def test_an_imaginary_device_has_all_that_a_device_says_of_itself() -> None:
+    tree = ast.parse(textwrap.dedent(inspect.getsource(Cuda)))
+    said = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    cuda = ImaginaryCuda(EmulatedCuda())
+    assert {"capability", "multiprocessors", "compute_stream"} <= said
+    assert [name for name in sorted(said) if not name.startswith("_") and callable(getattr(cuda, name))] == []
