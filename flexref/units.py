@@ -79,6 +79,10 @@ ALIGNMENT_BYTES = 4096
 loads need less."""
 
 
+SPILL_BOUNCE_BYTES = 512 * KIB
+"""Host memory of one spill file, through which goes what is not aligned as direct reads and writes need it."""
+
+
 def aligned(nbytes: int, alignment: int = ALIGNMENT_BYTES) -> int:
     """The smallest multiple of `alignment` that is at least `nbytes`."""
     return -(-nbytes // alignment) * alignment

@@ -1,9 +1,11 @@
 """What a disk does at best for a job: its weight file's own ranges, and a spill file; it knows no device."""
 
+import mmap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy.typing as npt
 from flexref.backend.protocol import Backend
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.disk import CHUNK_BYTES, READERS, WeightsOnDisk
-from flexref.tiers.spill_file import SpillFile
+from flexref.tiers.spill_file import AT_ONCE, SpillFile
 from flexref.tiers.weights_plan import Run, WeightsPlan
 from flexref.units import Tier
 
@@ -78,26 +80,37 @@ def weights_rate(backend: Backend, path: str, extents: Sequence[Piece]) -> float
 
 
 def spill_rates(directory: str | Path) -> tuple[float, float]:
-    """The most bytes per second (from, to) a spill file in `directory`.
+    """The most bytes per second (from, to) a spill file in `directory`, several pieces at a time, as in a job."""
+    content = _aligned_bytes(max(SPILL_PIECES))
+    content[:] = np.random.default_rng(0).integers(0, 256, content.nbytes, np.uint8)
+    memory = [content] + [_aligned_bytes(content.nbytes) for _ in range(AT_ONCE - 1)]
 
-    What was spilled may be read back from the page cache, as it may in a job.
-    """
-    content = np.random.default_rng(0).integers(0, 256, max(SPILL_PIECES), np.uint8)
-
-    def rate(call: Callable[[int, Bytes], None]) -> float:
+    def rate(file: SpillFile, call: Callable[[int, Bytes], None]) -> float:
         best, began = 0.0, time.perf_counter()
         for size in SPILL_PIECES * REPEATS:
+            pieces = [
+                (offset, memory[number % AT_ONCE][: min(size, DISK_BYTES - offset)])
+                for number, offset in enumerate(range(0, DISK_BYTES, size))
+            ]
             start = time.perf_counter()
-            for offset in range(0, DISK_BYTES, size):
-                call(offset, content[: min(size, DISK_BYTES - offset)])
+            file.together([partial(call, *piece) for piece in pieces], _nothing)
             best = max(best, DISK_BYTES / _since(start))
             if time.perf_counter() - began > MOST_S:
                 break
         return best
 
     with closing(SpillFile(directory, DISK_BYTES)) as file:
-        outward, inward = rate(file.write), rate(file.read)
+        outward, inward = rate(file, file.write), rate(file, file.read)
     return inward, outward
+
+
+def _aligned_bytes(nbytes: int) -> Bytes:
+    """Memory that direct reads and writes can use."""
+    return np.frombuffer(mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+
+
+def _nothing() -> None:
+    """What is done after a piece."""
 
 
 def _windows(pieces: Sequence[Piece]) -> Iterator[list[Piece]]:

@@ -17,6 +17,8 @@ class Disk(Protocol):
     """The disk of a session: where its weights are read from, and where what it spills lies."""
 
     source: WeightSource
+    spills_direct: bool
+    """Whether all that was spilled so far went past the page cache."""
 
     def allocate(self, nbytes: int) -> Any:
         """A place for so many bytes."""
@@ -30,6 +32,7 @@ class RealDisk:
 
     def __init__(self, file: WeightFile, folder: Path, mirror: str | None, on_fault: OnFault) -> None:
         self.folder, self._on_fault = folder, on_fault
+        self.spills_direct = True
         if isinstance(file, RandomFile):  # filled in place
             if mirror is not None:
                 raise PolicyError(f"{file.path} are in no file: there is nothing that {mirror} could mirror")
@@ -39,7 +42,9 @@ class RealDisk:
 
     def allocate(self, nbytes: int) -> CheckedSpill:
         """An unnamed file."""
-        return CheckedSpill(SpillFile(self.folder, nbytes), self._on_fault)
+        file = SpillFile(self.folder, nbytes)
+        self.spills_direct = self.spills_direct and file.direct
+        return CheckedSpill(file, self._on_fault)
 
     def release(self, place: CheckedSpill) -> None:
         """Close it, which removes it."""

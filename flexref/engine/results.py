@@ -132,6 +132,7 @@ class Stats:
         default_factory=lambda: dict.fromkeys(PARTS, 0.0)
     )
     direct_disk_reads: Annotated[bool, "Whether weights on disk were read past the page cache."] = True
+    direct_spills: Annotated[bool, "Whether what was spilled was written and read past the page cache."] = True
     link_bytes: Annotated[dict[str, dict[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."] = field(
         default_factory=dict
     )

@@ -207,6 +207,7 @@ class Session:
             self._tell_of_faults()
             stats.budget_bytes = {tier.value: budget for tier, budget in self.budgets.items()}
             stats.direct_disk_reads, stats.load_s = self._disk.source.direct, self._load_s
+            stats.direct_spills = self._disk.spills_direct
             account.close(self._traffic.restart())
             if trace is not None:
                 stats.lane_busy = trace.busy_shares()

@@ -82,6 +82,7 @@ class NoDisk:
 
     def __init__(self, backend: Backend) -> None:
         self.source: WeightSource = NoBytes()
+        self.spills_direct = True
         self._backend = backend
 
     def allocate(self, nbytes: int) -> Any:

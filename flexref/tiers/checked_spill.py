@@ -10,6 +10,8 @@ which no budget counts.
 import threading
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -98,7 +100,7 @@ class SpilledRuns:
 
 
 class CheckedSpill:
-    """A `tiers.transfer.WritableFile`. One lane may write while another one reads other bytes."""
+    """A `tiers.transfer.FileOfPieces`. One lane may write while another one reads other bytes."""
 
     def __init__(self, file: SpillFile, on_fault: OnFault) -> None:
         self.file, self._on_fault = file, on_fault
@@ -134,6 +136,14 @@ class CheckedSpill:
             said = f"{trouble}, twice; rows that were in it must be computed again"
             self._tell("fault", said, offset, into.nbytes, 2)
             raise SpillDamaged(said)
+
+    def read_pieces(self, pieces: Sequence[tuple[int, Bytes]], done: Callable[[], None]) -> None:
+        """Fill each piece's memory from its offset on, several at a time, as `read` does; `done`: see `together`."""
+        self.file.together([partial(self.read, offset, into) for offset, into in pieces], done)
+
+    def write_pieces(self, pieces: Sequence[tuple[int, Bytes]], done: Callable[[], None]) -> None:
+        """Write each piece's memory at its offset, several at a time, each as one run."""
+        self.file.together([partial(self.write, offset, source) for offset, source in pieces], done)
 
     def close(self) -> None:
         """Give the room back."""

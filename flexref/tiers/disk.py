@@ -1,8 +1,8 @@
 """A weight file as a tier: large direct reads, of which several are under way, some before their turn has come."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flexref.errors import StorageError
 from flexref.storage.trailer import Trailer, check_trailer
-from flexref.tiers.file_reads import forget_pages, preadv
+from flexref.tiers.file_reads import ended, forget_pages, preadv
 from flexref.units import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 8 << 20
@@ -120,7 +120,7 @@ class WeightsOnDisk:
             for read in reads:
                 read.result()
         finally:
-            _end(reads)
+            ended(reads)
 
     def forget_pages(self, offset: int, nbytes: int) -> None:
         """Let the next read of these bytes come from the disk itself, as far as the file system can."""
@@ -233,7 +233,7 @@ class RangeAhead:
     def end(self) -> None:
         """Nothing more is asked for, and nobody writes to the memory any more."""
         self._chunks = len(self._reads)
-        _end(self._reads)
+        ended(self._reads)
         if self.over is not None:
             self.over()
 
@@ -244,10 +244,3 @@ class RangeAhead:
 def _key(offset: int, into: npt.NDArray[np.uint8]) -> tuple[int, int]:
     """What tells a range and its memory from others."""
     return offset, into.__array_interface__["data"][0]
-
-
-def _end(reads: Sequence[Future[None]]) -> None:
-    """Begin none of them any more, and wait for those that have begun."""
-    for read in reads:
-        read.cancel()
-    wait(reads)

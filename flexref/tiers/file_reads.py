@@ -4,6 +4,8 @@ content.
 
 import mmap
 import os
+from collections.abc import Sequence
+from concurrent.futures import Future, wait
 from contextlib import suppress
 
 import numpy as np
@@ -30,3 +32,10 @@ def preadv(file: int, into: Bytes, offset: int, path: str) -> int:
     if count == 0:
         raise StorageError(f"{path} ended at byte {offset} while it was read: {into.nbytes} bytes are missing")
     return count
+
+
+def ended(reads: Sequence[Future[None]]) -> None:
+    """Begin none of them any more, and wait for those that have begun."""
+    for read in reads:
+        read.cancel()
+    wait(reads)

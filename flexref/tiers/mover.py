@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-import numpy as np
-import numpy.typing as npt
-
 from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.errors import FlexrefError, LaneFailed, SpillDamaged, described, is_refused_resource
 from flexref.tiers.open_work import WorkBoard
 from flexref.tiers.reads_ahead import ReadsAhead
-from flexref.tiers.transfer import Copy, Crossing, Gather, Region, Traffic, Transfer, host_bytes
+from flexref.tiers.transfer import Bytes, Copy, Crossing, FileOfPieces, Gather, Region, Traffic, Transfer, host_bytes
 from flexref.units import Tier
 
 LOG = logging.getLogger(__name__)
@@ -176,20 +173,44 @@ class Mover:
                 self._read_pieces(lane, copy)
 
     def _read_pieces(self, lane: Lane, copy: Copy) -> None:
-        for piece in range(copy.pieces.count):
-            memory = self._host_piece(copy.target, piece * copy.pieces.target_stride)
-            try:
-                copy.source.place.read(copy.source.offset + piece * copy.pieces.source_stride, memory)  # type: ignore[union-attr]
-            except SpillDamaged as error:
-                raise SpillDamaged(f"{copy.what}: {error}") from error
-            self.board.begin(lane, copy.what, copy.link, copy.nbytes)
+        place, pieces = (
+            copy.source.place,
+            self._pieces(copy.source.offset, copy.pieces.source_stride, copy, copy.target),
+        )
+        done = self._told(lane, copy)
+        try:
+            if len(pieces) > 1 and isinstance(place, FileOfPieces):
+                place.read_pieces(pieces, done)
+                return
+            for offset, memory in pieces:
+                place.read(offset, memory)  # type: ignore[union-attr]
+                done()
+        except SpillDamaged as error:
+            raise SpillDamaged(f"{copy.what}: {error}") from error
 
     def _write(self, lane: Lane, copy: Copy) -> None:
-        for piece in range(copy.pieces.count):
-            memory = self._host_piece(copy.source, piece * copy.pieces.source_stride)
-            copy.target.place.write(copy.target.offset + piece * copy.pieces.target_stride, memory)  # type: ignore[union-attr]
-            self.board.begin(lane, copy.what, copy.link, copy.nbytes)
+        place, pieces = (
+            copy.target.place,
+            self._pieces(copy.target.offset, copy.pieces.target_stride, copy, copy.source),
+        )
+        done = self._told(lane, copy)
+        if len(pieces) > 1 and isinstance(place, FileOfPieces):
+            place.write_pieces(pieces, done)
+            return
+        for offset, memory in pieces:
+            place.write(offset, memory)  # type: ignore[union-attr]
+            done()
 
-    def _host_piece(self, first: Region, distance: int) -> npt.NDArray[np.uint8]:
+    def _told(self, lane: Lane, copy: Copy) -> Callable[[], None]:
+        """Says on the board that one more piece has been moved."""
+        return partial(self.board.begin, lane, copy.what, copy.link, copy.nbytes)
+
+    def _pieces(self, offset: int, stride: int, copy: Copy, memory: Region) -> list[tuple[int, Bytes]]:
+        """Where each piece of a copy lies in its file, from `offset` on, and in the host's `memory`."""
+        here = copy.pieces.source_stride if memory is copy.source else copy.pieces.target_stride
+        numbers = range(copy.pieces.count)
+        return [(offset + number * stride, self._host_piece(memory, number * here)) for number in numbers]
+
+    def _host_piece(self, first: Region, distance: int) -> Bytes:
         """As many bytes as a host region has, `distance` bytes further on."""
         return host_bytes(self.backend, Region(first.tier, first.place, first.offset + distance, first.nbytes))

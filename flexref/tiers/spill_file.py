@@ -1,17 +1,37 @@
-"""A spill file: room on disk for what a job writes, gone with it; it knows no cache and checks nothing."""
+"""A spill file: room on disk for what a job writes, gone with it; it knows no cache and checks nothing.
+
+It is read and written past the page cache where the file system allows that: what is spilled is more than memory holds,
+and would push out everything else. Then places on disk, lengths and memory must be aligned; what is not goes through
+memory that is, page by page, and of a page of which only some bytes are written the others are read first.
+"""
 
 import errno
+import fcntl
+import mmap
 import os
+import queue
 import tempfile
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import StorageError, in_gib
-from flexref.tiers.file_reads import forget_pages, preadv
-from flexref.units import ALIGNMENT_BYTES, aligned
+from flexref.tiers.disk import READERS
+from flexref.tiers.file_reads import ended, forget_pages, preadv
+from flexref.units import ALIGNMENT_BYTES, SPILL_BOUNCE_BYTES, aligned
+
+Bytes = npt.NDArray[np.uint8]
+
+AT_ONCE = READERS
+"""Reads and writes that are under way together, of each sort."""
+
+LOCKS = 64
+"""Pages that are written in part by two threads at a time wait for each other; so many of them have locks apart."""
 
 
 def made_folder(directory: str | Path) -> Path:
@@ -36,7 +56,10 @@ def _free_on(directory: str | Path) -> str:
 
 
 class SpillFile:
-    """A nameless file in a directory: room for cache and activations, gone when the process ends, however it ends."""
+    """A nameless file in a directory: room for cache and activations, gone when the process ends, however it ends.
+
+    Several threads may read it and write it, each at places of its own.
+    """
 
     def __init__(self, directory: str | Path, nbytes: int) -> None:
         """Reserves all `nbytes` at once, so that a full disk is found now; `StorageError` if it cannot."""
@@ -59,18 +82,72 @@ class SpillFile:
                 ) from error
             raise StorageError(f"cannot reserve {in_gib(nbytes)} in {directory}: {error.strerror}") from error
 
-    def read(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
+        self.direct = _bypasses_page_cache(self._handle.fileno())
+        self._bounces: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
+        memory = np.frombuffer(mmap.mmap(-1, SPILL_BOUNCE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+        for part in memory.reshape(AT_ONCE, -1):
+            self._bounces.put(part)
+        self._locks = [threading.Lock() for _ in range(LOCKS)]
+        self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="flexref spill")
+
+    def read(self, offset: int, into: Bytes) -> None:
         """Fill `into` from `offset` on."""
-        done = 0
+        done = _aligned_bytes(offset, into) if self.direct else into.nbytes
+        self._fill(offset, into[:done])
         while done < into.nbytes:
-            done += preadv(self._handle.fileno(), into[done:], offset + done, f"the {self.name}")
+            with self._bounce() as bounce:
+                page = (offset + done) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+                skipped = offset + done - page
+                some = bounce[: aligned(skipped + into.nbytes - done)]
+                self._fill(page, some)
+                taken = min(some.nbytes - skipped, into.nbytes - done)
+                into[done : done + taken] = some[skipped : skipped + taken]
+            done += taken
 
     def forget_pages(self, offset: int, nbytes: int) -> None:
         """Let the next read of these bytes come from the disk itself, if they have been written to it."""
         forget_pages(self._handle.fileno(), offset, nbytes)
 
-    def write(self, offset: int, source: npt.NDArray[np.uint8]) -> None:
+    def write(self, offset: int, source: Bytes) -> None:
         """Write all of `source` at `offset`."""
+        done = _aligned_bytes(offset, source) if self.direct else source.nbytes
+        self._put(offset, source[:done])
+        while done < source.nbytes:
+            with self._bounce() as bounce:
+                page = (offset + done) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+                skipped = offset + done - page
+                some = bounce[: aligned(skipped + source.nbytes - done)]
+                taken = min(some.nbytes - skipped, source.nbytes - done)
+                with self._kept(page, some, skipped, skipped + taken):
+                    some[skipped : skipped + taken] = source[done : done + taken]
+                    self._put(page, some)
+            done += taken
+
+    def together(self, calls: Sequence[Callable[[], None]], done: Callable[[], None]) -> None:
+        """Make calls that read or write this file, `AT_ONCE` at a time; `done` is called after each, in order.
+
+        Whatever is raised: when this has ended none of them is under way.
+        """
+        running = [self._pool.submit(call) for call in calls]
+        try:
+            for each in running:
+                each.result()
+                done()
+        finally:
+            ended(running)
+
+    def close(self) -> None:
+        """Give the room back."""
+        self._pool.shutdown()
+        with suppress(OSError):  # the descriptor is closed all the same, and what it held is of no use any more
+            self._handle.close()
+
+    def _fill(self, offset: int, into: Bytes) -> None:
+        done = 0
+        while done < into.nbytes:
+            done += preadv(self._handle.fileno(), into[done:], offset + done, f"the {self.name}")
+
+    def _put(self, offset: int, source: Bytes) -> None:
         done = 0
         while done < source.nbytes:
             try:
@@ -81,7 +158,40 @@ class SpillFile:
                 raise StorageError(f"cannot write in {self._directory}: nothing more can be written")
             done += count
 
-    def close(self) -> None:
-        """Give the room back."""
-        with suppress(OSError):  # the descriptor is closed all the same, and what it held is of no use any more
-            self._handle.close()
+    @contextmanager
+    def _bounce(self) -> Iterator[Bytes]:
+        bounce = self._bounces.get()
+        try:
+            yield bounce
+        finally:
+            self._bounces.put(bounce)
+
+    @contextmanager
+    def _kept(self, offset: int, pages: Bytes, first: int, end: int) -> Iterator[None]:
+        """Read those of `pages`, which are to be written at `offset`, of which bytes before `first` or from `end` on
+        must stay; until they are written nobody else writes a part of them.
+        """
+        partial = {number * ALIGNMENT_BYTES for number in (first // ALIGNMENT_BYTES,) if first % ALIGNMENT_BYTES}
+        partial |= {number * ALIGNMENT_BYTES for number in (end // ALIGNMENT_BYTES,) if end % ALIGNMENT_BYTES}
+        with ExitStack() as held:
+            for lock in sorted({(offset + start) // ALIGNMENT_BYTES % LOCKS for start in partial}):
+                held.enter_context(self._locks[lock])
+            for start in partial:
+                self._fill(offset + start, pages[start : start + ALIGNMENT_BYTES])
+            yield
+
+
+def _bypasses_page_cache(file: int) -> bool:
+    """Let an open file be read and written past the page cache from now on; whether that is possible."""
+    try:
+        fcntl.fcntl(file, fcntl.F_SETFL, fcntl.fcntl(file, fcntl.F_GETFL) | os.O_DIRECT)
+    except OSError:
+        return False
+    return True
+
+
+def _aligned_bytes(offset: int, memory: Bytes) -> int:
+    """How many bytes from the beginning can be moved directly."""
+    if offset % ALIGNMENT_BYTES or memory.ctypes.data % ALIGNMENT_BYTES:
+        return 0
+    return memory.nbytes // ALIGNMENT_BYTES * ALIGNMENT_BYTES

@@ -1,9 +1,9 @@
 """Explicit copies between neighbouring tiers, each counted; it knows bytes, not what they mean."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,18 @@ class WritableFile(DiskFile, Protocol):
 
     def write(self, offset: int, source: npt.NDArray[np.uint8]) -> None:
         """Write all of `source` at `offset`."""
+
+
+@runtime_checkable
+class FileOfPieces(WritableFile, Protocol):
+    """A file of which several pieces may be read or written at a time: (offset, memory) of each.
+
+    `done` is called when one has been, in their order.
+    """
+
+    def read_pieces(self, pieces: Sequence[tuple[int, Bytes]], done: Callable[[], None]) -> None: ...
+
+    def write_pieces(self, pieces: Sequence[tuple[int, Bytes]], done: Callable[[], None]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)

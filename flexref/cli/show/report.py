@@ -46,6 +46,8 @@ def print_stats(console: Console, stats: "Stats") -> None:
         console.print(line)
     if not stats.direct_disk_reads:
         console.print("disk reads went through the page cache: the file system refused direct reads")
+    if not stats.direct_spills:
+        console.print("what was spilled went through the page cache: the file system refused direct reads and writes")
     if stats.lane_busy:
         busy = ", ".join(f"{lane} {share:.0%}" for lane, share in stats.lane_busy.items())
         console.print(f"busy share of each lane: {busy}")

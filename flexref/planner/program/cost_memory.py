@@ -15,7 +15,7 @@ from flexref.machine.arrays import Numbers
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST, Blocks
 from flexref.planner.program.linear import Linear
 from flexref.planner.program.task import Task
-from flexref.units import DTYPE_BYTES, LOGITS_BYTES, TIERS, slots_of
+from flexref.units import DTYPE_BYTES, LOGITS_BYTES, SPILL_BOUNCE_BYTES, TIERS, slots_of
 
 TABLE_SHARE_MOST = 0.5
 """Up to so much of the weights in tables and head, token rows are counted as falling with the share on the device."""
@@ -88,6 +88,7 @@ def cache_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]:
         ("device", "KV cache slots"): Linear.of(several * one * slot_tokens, "cache", "host", "disk"),
         ("host", "KV cache staging in"): Linear.of(several * one * capacity, "cache", "disk"),
         ("host", "KV cache staging out"): Linear.of(several * one * prompt, "cache", "disk"),
+        ("host", "KV cache bounce"): Linear.of(SPILL_BOUNCE_BYTES, "cache", "disk"),
     }
 
 
@@ -101,7 +102,9 @@ def activation_bytes(task: Task, blocks: Blocks, item: int) -> dict[tuple[str, s
     return {
         **{(tier, "activations"): Linear.of(home, "activations", tier) for tier in TIERS},
         ("device", "activation slots"): Linear.fixed(np.where(blocks.waiting >= ON_HOST, several * group, 0.0)),
-        ("host", "activation staging"): Linear.fixed(np.where(blocks.waiting >= ANYWHERE, 2 * several * group, 0.0)),
+        ("host", "activation staging"): Linear.fixed(
+            np.where(blocks.waiting >= ANYWHERE, 2 * several * group + SPILL_BOUNCE_BYTES, 0.0)
+        ),
     }
 
 
