@@ -18,7 +18,7 @@ from flexref.tiers.activations import ActivationsPlan, GroupPlan
 from flexref.tiers.cache_plan import CachePlan
 from flexref.tiers.placement import place_items
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, LOGITS_DTYPE, SPILL_BOUNCE_BYTES, Kind, Tier, aligned, slots_of
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, LOGITS_DTYPE, Kind, Tier, aligned, slots_of
 
 SCORED_AT_ONCE = 256
 """Of so many scored tokens there are logits at a time, by one tile of the head: enough for a product to be worth the
@@ -39,8 +39,6 @@ class BlockRoom(str, Enum):
     WORKSPACE = "workspace"
     EXPANDED = "expanded weights"
     ATTENTION_ON_HOST = "attention on host"
-    SPILL_BOUNCE = "spill bounce"
-    """Of the spill files themselves: nothing of it is taken, it is counted."""
 
     __str__ = str.__str__
 
@@ -92,9 +90,6 @@ class BlockPlan:
             yield Tier.DEVICE, BlockRoom.EXPANDED, self.expanded.nbytes
         if self.far_bytes:
             yield Tier.HOST, BlockRoom.ATTENTION_ON_HOST, self.far_bytes
-        spilled = [nbytes for tier, _, nbytes in (*self.cache.needs(), *self.activations.needs()) if tier is Tier.DISK]
-        if spilled:
-            yield Tier.HOST, BlockRoom.SPILL_BOUNCE, len(spilled) * SPILL_BOUNCE_BYTES
 
 
 def record_layout(spec: ModelSpec, policy: Policy, compute_dtype: str) -> RecordLayout:

@@ -38,7 +38,6 @@ class BlockState:
     _activations: ActivationStore = field(init=False)
     _regions: dict[BlockRoom, Region] = field(init=False, default_factory=dict)
     _taken: list[tuple[Arena, str, Region]] = field(init=False, default_factory=list)
-    _counted: list[tuple[Arena, str, int]] = field(init=False, default_factory=list)
     _stages: tuple[Stage, ...] = field(init=False)
     _first_rows: tuple[int, ...] = field(init=False)
     """The first vocabulary row of every tile of the token table, and of the head."""
@@ -72,10 +71,6 @@ class BlockState:
             store.allocate(arenas)
             self.mover.check()
         for tier, room, nbytes in self.plan.own_needs():
-            if room is BlockRoom.SPILL_BOUNCE:
-                arenas[tier].count(room, nbytes)
-                self._counted.append((arenas[tier], room, nbytes))
-                continue
             self._regions[room] = arenas[tier].take(room, nbytes)
             self._taken.append((arenas[tier], room, self._regions[room]))
             self.mover.check()
@@ -88,9 +83,6 @@ class BlockState:
         for arena, room, region in reversed(self._taken):
             arena.give_back(room, region)
         self._taken.clear()
-        for arena, room, nbytes in self._counted:
-            arena.count(room, -nbytes)
-        self._counted.clear()
         self._activations.release()
         self._cache.release()
 

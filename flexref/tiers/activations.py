@@ -6,8 +6,8 @@ from enum import Enum
 
 from flexref.backend.protocol import Backend
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Copy, Region
-from flexref.units import Kind, Tier
+from flexref.tiers.transfer import Copy, Region, lend
+from flexref.units import SPILL_BOUNCE_BYTES, Kind, Tier
 
 
 class ActivationRoom(str, Enum):
@@ -17,6 +17,8 @@ class ActivationRoom(str, Enum):
     SLOTS = "activation slots"
     STAGING_IN = "activation staging in"
     STAGING_OUT = "activation staging out"
+    BOUNCE = "activation bounce"
+    """What goes to disk, or comes from there, unaligned goes through it."""
     TOKEN_ROW_SLOTS = "token row slots"
     TOKEN_ROW_STAGING = "token row staging"
 
@@ -60,6 +62,7 @@ class ActivationsPlan:
         if self._largest((Tier.DISK,)):
             yield Tier.HOST, ActivationRoom.STAGING_IN, self.slots * self._largest((Tier.DISK,))
             yield Tier.HOST, ActivationRoom.STAGING_OUT, self.slots * self._largest((Tier.DISK,))
+            yield Tier.HOST, ActivationRoom.BOUNCE, SPILL_BOUNCE_BYTES
         if self.token_rows_bytes:
             yield Tier.DEVICE, ActivationRoom.TOKEN_ROW_SLOTS, self.slots * self.token_rows_bytes
             yield Tier.HOST, ActivationRoom.TOKEN_ROW_STAGING, self.slots * self.token_rows_bytes
@@ -83,6 +86,8 @@ class ActivationStore:
             self._taken.append((arenas[tier], room, region))
             if room is ActivationRoom.HOME:
                 homes[tier] = region
+            elif room is ActivationRoom.BOUNCE:
+                lend(self.backend, region, homes[Tier.DISK])
             else:
                 size = nbytes // self.plan.slots
                 self._slots[room] = [region.part(slot * size, size) for slot in range(self.plan.slots)]

@@ -9,7 +9,7 @@ from flexref.backend.protocol import Backend
 from flexref.tiers.arrangement import Arrangement, Stretch, arrange
 from flexref.tiers.cache_plan import CachePlan, CacheRoom, RowPass, RowPlace
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, view
+from flexref.tiers.transfer import WHOLE, Copy, Pieces, Region, lend, view
 from flexref.units import Kind, Tier
 
 
@@ -58,6 +58,8 @@ class CacheStore:
                 self._homes[tier] = region
             elif room is CacheRoom.PREFIXES:
                 self._prefixes = region
+            elif room is CacheRoom.BOUNCE:
+                lend(self.backend, region, self._homes[Tier.DISK])
             else:
                 size = nbytes // plan.slots
                 self._slots[room] = [region.part(slot * size, size) for slot in range(plan.slots)]

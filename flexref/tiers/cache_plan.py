@@ -6,7 +6,7 @@ from enum import Enum
 from functools import cached_property
 
 from flexref.backend.records import RecordLayout
-from flexref.units import Tier
+from flexref.units import SPILL_BOUNCE_BYTES, Tier
 
 
 class CacheRoom(str, Enum):
@@ -17,6 +17,8 @@ class CacheRoom(str, Enum):
     SLOTS = "KV cache slots"
     STAGING_IN = "KV cache staging in"
     STAGING_OUT = "KV cache staging out"
+    BOUNCE = "KV cache bounce"
+    """What goes to disk, or comes from there, unaligned goes through it."""
 
     __str__ = str.__str__
 
@@ -165,3 +167,5 @@ class CachePlan:
         if self.staging_in_bytes:
             yield Tier.HOST, CacheRoom.STAGING_IN, self.slots * self.staging_in_bytes
             yield Tier.HOST, CacheRoom.STAGING_OUT, self.slots * self.staging_out_bytes
+        if self.layer_bytes(Tier.DISK):
+            yield Tier.HOST, CacheRoom.BOUNCE, SPILL_BOUNCE_BYTES

@@ -137,6 +137,10 @@ class CheckedSpill:
             self._tell("fault", said, offset, into.nbytes, 2)
             raise SpillDamaged(said)
 
+    def borrow(self, memory: Bytes) -> None:
+        """See `SpillFile.borrow`."""
+        self.file.borrow(memory)
+
     def read_pieces(self, pieces: Sequence[tuple[int, Bytes]], done: Callable[[], None]) -> None:
         """Fill each piece's memory from its offset on, several at a time, as `read` does; `done`: see `together`."""
         self.file.together([partial(self.read, offset, into) for offset, into in pieces], done)

@@ -84,11 +84,17 @@ class SpillFile:
 
         self.direct = _bypasses_page_cache(self._handle.fileno())
         self._bounces: queue.SimpleQueue[Bytes] = queue.SimpleQueue()
-        memory = np.frombuffer(mmap.mmap(-1, SPILL_BOUNCE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
-        for part in memory.reshape(AT_ONCE, -1):
-            self._bounces.put(part)
+        self.borrow(np.frombuffer(mmap.mmap(-1, SPILL_BOUNCE_BYTES, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8))
         self._locks = [threading.Lock() for _ in range(LOCKS)]
         self._pool = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="flexref spill")
+
+    def borrow(self, memory: Bytes) -> None:
+        """Use this memory of `SPILL_BOUNCE_BYTES`, which begins with a page, in place of its own; nobody reads or
+        writes.
+        """
+        self._bounces = queue.SimpleQueue()
+        for part in memory.reshape(AT_ONCE, -1):
+            self._bounces.put(part)
 
     def read(self, offset: int, into: Bytes) -> None:
         """Fill `into` from `offset` on."""

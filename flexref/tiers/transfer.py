@@ -136,6 +136,20 @@ def view(backend: Backend, region: Region, shape: tuple[int, ...], dtype: str, o
     return backend.view(region.place, region.offset + offset, shape, dtype)  # type: ignore[arg-type]
 
 
+@runtime_checkable
+class Borrower(Protocol):
+    """A file that needs some host memory for itself."""
+
+    def borrow(self, memory: Bytes) -> None:
+        """Use this memory from now on."""
+
+
+def lend(backend: Backend, memory: Region, home: Region) -> None:
+    """Give the file that `home` lies in some host memory for its own use, if it is a file that needs any."""
+    if isinstance(home.place, Borrower):
+        home.place.borrow(host_bytes(backend, memory))
+
+
 def host_bytes(backend: Backend, region: Region) -> npt.NDArray[np.uint8]:
     """The bytes of a host region, writable."""
     if region.tier is not Tier.HOST:
