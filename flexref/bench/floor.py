@@ -14,6 +14,8 @@ from flexref.engine.results import Stats
 from flexref.json_types.values import Number, OneOf
 from flexref.policy import Policy
 from flexref.storage.weightfile import WeightFile
+from flexref.tiers.weights_plan import WeightsPlan
+from flexref.units import Tier
 
 RATES: Mapping[str, str] = MappingProxyType(
     {
@@ -87,7 +89,7 @@ def floors(
     passes = (rounds, rounds * (workload.row.new_tokens - 1))
     cache = cache_bytes_attended(file.spec, stats, workload, compute_dtype)
     device_bytes = (passes[0] * weight_bytes_read(file), passes[1] * weight_bytes_read(file) + cache)
-    links = (stats.prefill_link_bytes, decode_link_bytes(stats))
+    links = (prefill_link_bytes(file, stats, rounds), decode_link_bytes(stats))
     phases = zip(links, workload.flops(file.spec), device_bytes, strict=True)
     prefill, decode = (_phase(moved, flops, nbytes, rates) for moved, flops, nbytes in phases)
     return prefill, decode
@@ -106,8 +108,22 @@ def whole_floors(
     return (_phase(stats.link_bytes, sum(workload.flops(file.spec)), device_bytes, rates),)
 
 
+def prefill_link_bytes(file: WeightFile, stats: Stats, passes: int) -> dict[str, dict[str, int]]:
+    """Bytes per link and kind that a prefill of so many passes needed.
+
+    What is read ahead from disk for the passes after it has been started by its end, too, and is none of it.
+    """
+    plan = WeightsPlan.under(file, stats.policy)
+    own = passes * sum(run.nbytes for stage in plan.stages for run in stage.homes[Tier.DISK].runs)
+    moved = {link: dict(kinds) for link, kinds in stats.prefill_link_bytes.items()}
+    from_disk = moved.get("disk->host", {})
+    if "weights" in from_disk:
+        from_disk["weights"] = min(from_disk["weights"], own)
+    return moved
+
+
 def decode_link_bytes(stats: Stats) -> dict[str, dict[str, int]]:
-    """Bytes per link and kind that were moved after the prefill."""
+    """Bytes per link and kind of which the moving began after the prefill: at least those were moved then."""
     return {
         link: {kind: nbytes - stats.prefill_link_bytes.get(link, {}).get(kind, 0) for kind, nbytes in kinds.items()}
         for link, kinds in stats.link_bytes.items()

@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.bench import disk_rates
-from flexref.bench.floor import RATES, PhaseFloor, beaten_floors
+from flexref.bench.floor import RATES, PhaseFloor, beaten_floors, floors
 from flexref.bench.rates import Rates
+from flexref.bench.workload import Workload
 from flexref.check.models import write_model
-from flexref.policy import Shares
+from flexref.engine.request import Request
+from flexref.loading import load
+from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import open_weight_file
 from flexref.tiers.disk import WeightsOnDisk
 from flexref.tiers.weights_plan import WeightsPlan
@@ -60,6 +63,24 @@ def test_the_disk_is_timed_by_the_ranges_of_the_file_that_a_pass_reads(
     assert {byte for offset, nbytes in set(read) for byte in range(offset, offset + nbytes)} == asked
     assert max(nbytes for _, nbytes in read) <= 1 << 14
     assert len(read) == len(set(read)) * disk_rates.REPEATS * len(disk_rates.IN_FLIGHT)
+
+
+@pytest.mark.parametrize("read_ahead_gib", [0.0, 1.0])
+def test_what_is_read_ahead_for_later_passes_is_no_part_of_the_prefills_floor(
+    tmp_path: Path, read_ahead_gib: float
+) -> None:
+    path = tmp_path / "model.h5"
+    write_model(path, ModelSpec("mine", 90, 40, 64, 64, 5, 2, 128))
+    policy = Policy(weights=Shares(0, 0, 1), rows_per_group=2, read_ahead_gib=read_ahead_gib)
+    with load(path, policy=policy) as engine:
+        stats = engine.generate([[5, 6, 7], [8, 9, 10]], Request(3, ignore_eos=True)).stats
+        file = engine.file
+    pass_bytes = sum(nbytes for _, nbytes in disk_rates.weight_extents(file, WeightsPlan.under(file, policy)))
+    rates = Rates(1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+    prefill, decode = floors(file, Workload.alike(2, 3, 3), stats, rates, "float32")
+    assert stats.prefill_link_bytes["disk->host"]["weights"] > pass_bytes, "some of the next pass has been started"
+    assert prefill.terms_s["weight file"] == pass_bytes
+    assert decode.terms_s["weight file"] < 2 * pass_bytes
 
 
 @given(
