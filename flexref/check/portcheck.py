@@ -119,7 +119,7 @@ def check_port(job: PortCheck, on_visit: OnVisit | None = None) -> PortReport:
     try:
         if not port.caps.computes:
             raise FlexrefError(f"backend {port.name} computes nothing: there is nothing to check")
-        prompts = _token_ids(job, file)
+        prompts = prompt_ids(job, file)
     except BaseException:
         port.close()
         raise
@@ -164,7 +164,7 @@ def _record(
         return writer.calls
 
 
-def _token_ids(job: PortCheck, file: WeightFile) -> list[tuple[int, ...]]:
+def prompt_ids(job: PortCheck, file: WeightFile) -> list[tuple[int, ...]]:
     """Every prompt as token ids; random ones if there is no prompt."""
     spec, prompts = file.spec, job.prompts
     if not prompts:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.arguments import TEXT
+from flexref.cli.arguments import BACKEND, TEXT
 from flexref.cli.completion import files
+from flexref.cli.completion import ports as installed_ports
 from flexref.cli.options import asked_of, computing_port, option, options, prompts_of, was_given
 from flexref.cli.show.progress import progress
 from flexref.errors import FlexrefError, install_hint
@@ -56,6 +57,7 @@ def _need_hypothesis() -> None:
 
 
 @click.command("check")
+@click.argument("ports", nargs=-1, type=BACKEND, metavar="[A B]", shell_complete=installed_ports)
 @option("--backend", default=None, show_default=None, metavar="NAME", help="The port to check.")
 @option("--model", required=False)
 @option("--prompt", help="A prompt; default: rows of random tokens.")
@@ -88,9 +90,18 @@ def command(
 ) -> None:
     """Run a model on a port and hold every operator against float64 on the very operands that it was given.
 
+    Of two ports A and B the first runs the model, and the second is given each of its calls, with the same operands:
+    told is where they are further apart than rounding permits, first of all, and which of them is right.
+
     Errors are multiples of the bound that follows from the arithmetic: up to 1 they are rounding. If anything is beyond
     its bound, the exit code is 1 and one line on stderr names the worst operator.
     """
+    if given["ports"]:
+        from flexref.cli.porting.check_pair import check_pair, need_two
+
+        need_two(click.get_current_context(), given)
+        check_pair(given["ports"], _job({**given, "backend": given["ports"][0]}), every_layer, as_json)
+        return
     if given["backend"] is None:
         raise click.UsageError("give --backend, the port to check")
     if given["model"] is None and not words:

@@ -19,7 +19,7 @@ from flexref.check.portcheck import PROMPT_TOKENS
 from flexref.check.tokencheck import Difference, Tokens
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.show.check_report import DECIDED, UNDECIDED
-from flexref.testing.contract import PARTS, clause_name
+from flexref.testing.contract import CONTRACT, PARTS, clause_name, clauses_for
 from flexref.testing.verdicts import NEEDED_BY
 
 SPEC = ModelSpec("tiny", 61, 40, 32, 32, 3, 2, 64, activation="gelu")
@@ -123,6 +123,39 @@ def test_json_holds_everything_in_one_object(model: str, capsys: pytest.CaptureF
     assert report["contract"]["examples"] == 1
 
 
+def pair(*arguments: str) -> int:
+    return run(command_group(COMMANDS), ["check", *arguments, "--max-new-tokens", "2"])
+
+
+def test_two_ports_are_compared_layer_by_layer(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pair("numpy", "numpy", "--model", model) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith("tiny on numpy beside numpy, rows of 1, 7, 17 tokens: ")
+    for stage in ("embed", "layer 0", "layer 1", "layer 2", "head 0"):
+        assert sum(f"│ {stage} " in line for line in shown.out.splitlines()) == 1
+    assert shown.out.splitlines()[-1] == "all that differs is within what rounding permits"
+
+
+def test_the_first_divergence_of_two_ports_is_the_one_line(
+    model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = flexref.backend.registry.create
+
+    def create(name: str, **options: Any) -> Any:
+        return OffByOneInTheSecondNorm() if name == "dry" else known(name, **options)
+
+    monkeypatch.setattr(flexref.backend.registry, "create", create)
+    assert pair("numpy", "dry", "--model", model, "--layers") == 1
+    (line,) = complaints(capsys.readouterr().err)
+    assert line.startswith("flexref: the first divergence: layer_norm ffn_norm of layer 1 (pass 0, group 0, operands ")
+    assert "apart by " in line
+    assert pair("numpy", "dry", "--model", model, "--json") == 1
+    report = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert report["backends"] == ["numpy", "dry"]
+    assert report["first_divergence"]["stage"] == "layer 1"
+    assert report["fault"].startswith("layer_norm ffn_norm of layer 1")
+
+
 class Forgetful(NumpyBackend):
     """Right in a model, where logits are never equal, and wrong by the contract."""
 
@@ -140,7 +173,8 @@ def test_a_broken_clause_alone_is_a_fault_too(
     shown = capsys.readouterr()
     (line,) = complaints(shown.err)
     assert line.startswith("flexref: the port breaks the clause greedy_takes_the_lowest_of_the_best: AssertionError")
-    assert "clauses passed, 0 do not apply" in shown.out
+    unneeded = len(CONTRACT) - len(clauses_for(NumpyBackend().caps))
+    assert f"clauses passed, {unneeded} do not apply" in shown.out
     assert "  gather_takes_the_named_rows: passed" in shown.out
     assert "  greedy_takes_the_lowest_of_the_best: FAILED: " in shown.out
 

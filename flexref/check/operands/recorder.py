@@ -1,6 +1,6 @@
 """Stands between an engine and a port and keeps the operands of its operators in a file; it judges nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
 from typing import Any
@@ -18,7 +18,7 @@ from flexref.check.operands.file import (
     StoredSegments,
 )
 from flexref.check.operands.shapes import SHAPES
-from flexref.check.placed import Placed, PlacedBackend, PlacedRows, PlacedSegments, bare
+from flexref.check.placed import Placed, PlacedBackend, PlacedRows, PlacedSegments, bare, read_placed
 
 LARGEST_FILE_BYTES = 1 << 30
 """What is kept in all; calls after that are left out."""
@@ -42,8 +42,7 @@ class OperandRecorder(PlacedBackend):
         return partial(self._call, name, getattr(self._port, name))
 
     def _call(self, operator: str, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        given = signature(getattr(Backend, operator)).bind(None, *arguments, **named).arguments
-        operands = {name: value for name, value in given.items() if name != "self"}
+        operands = given_operands(operator, arguments, named)
         key = operator, tuple(_kind(value) for value in operands.values())
         if key not in self._seen:
             self._seen.add(key)
@@ -63,27 +62,39 @@ class OperandRecorder(PlacedBackend):
             self.left_out += 1
             return
         self._left_bytes -= nbytes
-        stored = {name: self._stored(value, lengths) for name, value in operands.items()}
-        self._writer.add(operator, stored)
+        self._writer.add(operator, stored_operands(self, operands))
 
-    def _stored(self, value: Any, lengths: PlacedSegments | None) -> Any:
-        """A copy of an operand as it is now."""
-        if isinstance(value, QuantizedMatrix):
-            codes, scale, zero = (self._read(part) for part in (value.codes, value.scale, value.zero))
-            return StoredMatrix(codes, scale, zero, value.width, value.group_size, value.bits)
-        if isinstance(value, Placed):
-            return StoredOperand(self._read(value), "device" if value.host is None else "host")
-        if isinstance(value, np.ndarray):
-            return StoredOperand(value.copy(), "values")
-        if isinstance(value, PlacedSegments):
-            return StoredSegments(value.past, value.new)
-        if not isinstance(value, PlacedRows):
-            return value
-        assert lengths is not None
-        size, used = value.layout.record_bytes, _used_bytes(value, lengths)
-        records = [self._read(part[:count]) for part, count in zip(value.records, used, strict=True)]
-        prefixes = [part and (self._read(part[0][: part[1] * size]), part[1]) for part in value.prefixes]
-        return StoredRows(records, value.layout, prefixes, "device" if value.records[0].host is None else "host")
+
+def stored_operands(backend: PlacedBackend, operands: Mapping[str, Any]) -> dict[str, Any]:
+    """Copies of a call's operands, by its arguments' names, as they are now on `backend`."""
+    lengths = operands.get("segments")
+    return {name: _stored(backend, value, lengths) for name, value in operands.items()}
+
+
+def given_operands(operator: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
+    """What an operator is called with, by its arguments' names."""
+    given = signature(getattr(Backend, operator)).bind(None, *arguments, **named).arguments
+    return {name: value for name, value in given.items() if name != "self"}
+
+
+def _stored(backend: PlacedBackend, value: Any, lengths: PlacedSegments | None) -> Any:
+    """A copy of one operand."""
+    if isinstance(value, QuantizedMatrix):
+        codes, scale, zero = (read_placed(backend, part) for part in (value.codes, value.scale, value.zero))  # type: ignore[arg-type]
+        return StoredMatrix(codes, scale, zero, value.width, value.group_size, value.bits)
+    if isinstance(value, Placed):
+        return StoredOperand(read_placed(backend, value), "device" if value.host is None else "host")
+    if isinstance(value, np.ndarray):
+        return StoredOperand(value.copy(), "values")
+    if isinstance(value, PlacedSegments):
+        return StoredSegments(value.past, value.new)
+    if not isinstance(value, PlacedRows):
+        return value
+    assert lengths is not None
+    size, used = value.layout.record_bytes, _used_bytes(value, lengths)
+    records = [read_placed(backend, part[:count]) for part, count in zip(value.records, used, strict=True)]
+    prefixes = [part and (read_placed(backend, part[0][: part[1] * size]), part[1]) for part in value.prefixes]
+    return StoredRows(records, value.layout, prefixes, "device" if value.records[0].host is None else "host")
 
 
 def _used_bytes(rows: PlacedRows, lengths: PlacedSegments) -> list[int]:
