@@ -11,7 +11,7 @@ from typing import Any
 
 from flexref.backend.records import RecordLayout
 from flexref.errors import PolicyError
-from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device
+from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
 from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS, TILE_TOKENS, Segments
@@ -135,7 +135,12 @@ class CacheRows:
     @property
     def starts(self) -> int:
         """Where the distances are on the device now."""
-        return self.table.address
+        return self.table.small.address
+
+    @property
+    def small(self) -> SmallArray:
+        """The distances on the device."""
+        return self.table.small
 
 
 def float_bits(number: float) -> int:

@@ -62,7 +62,7 @@ class Cuda:
         self._compiler = Compiler(self.capability, self._nvrtc)
         self._modules: list[Handle] = []
         self.compute_stream = self.stream()
-        self.capturing = False
+        self.capturing = self.muted = False
         self._products, self._apart = Cublas(self.compute_stream), CublasLt(self.compute_stream)
 
     # Memory
@@ -251,7 +251,8 @@ class Cuda:
 
         Operands are (address, pitch in elements), float16; `out` has its type too.
         """
-        self._products.multiply(shape, x, w, out, add)
+        if not self.muted:
+            self._products.multiply(shape, x, w, out, add)
 
     def multiply_apart(
         self,
@@ -262,7 +263,8 @@ class Cuda:
         add: bool,
     ) -> None:
         """See `multiply`; but a row of `out` has the same bits for every T, wherever it stands."""
-        self._apart.multiply(shape, x, w, out, add)
+        if not self.muted:
+            self._apart.multiply(shape, x, w, out, add)
 
 
 def refused(nbytes: int, why: str) -> CapacityError:

@@ -72,6 +72,11 @@ class Device:
         cuda.await_stream(cuda.compute_stream)
 
     @property
+    def small_bytes(self) -> int:
+        """What all small arrays may take."""
+        return self._small.nbytes
+
+    @property
     def stream(self) -> int:
         """The stream of operators."""
         return self.cuda.compute_stream
@@ -86,7 +91,8 @@ class Device:
 
     def begin_recording(self) -> list[Any]:
         """Operators are recorded from now on; the list fills with the handles that they use (`recorded`)."""
-        check_runs(self.cuda, "a recording")
+        if self._handles is not None:
+            raise RuntimeError("a recording while operators are recorded")
         self._handles = []
         return self._handles
 
@@ -96,8 +102,11 @@ class Device:
 
     def recorded(self, *handles: Any) -> None:
         """An operator is called with these handles: what they have on the device stays where it is for a recording."""
-        if self._handles is not None:
-            self._handles += [handle for handle in handles if handle not in self._handles]
+        for handle in handles if self._handles is not None else ():
+            assert self._handles is not None
+            if handle not in self._handles:
+                handle.recordings += 1
+                self._handles.append(handle)
 
     def when_small_is_full(self, make_room: Callable[[], None]) -> None:
         """Call this before a small array is refused for want of a place: it may forget some that can come again."""
@@ -122,6 +131,8 @@ class Device:
 
     def assign(self, target: Tensor, source: Tensor) -> None:
         """target = source, on whichever tiers they lie."""
+        if self.cuda.muted:
+            return
         self._rows(target, (target.address, target.pitch_bytes), (source.address, source.pitch_bytes))
 
     def _rows(self, like: Tensor, target: tuple[int, int], source: tuple[int, int]) -> None:
@@ -167,7 +178,7 @@ class SmallArrays:
         self.address = address
         self.make_room: list[Callable[[], None]] = []
         """Called when all places are taken."""
-        self._cuda, self._nbytes = cuda, nbytes
+        self._cuda, self.nbytes = cuda, nbytes
         self._gaps = {0: nbytes}
 
     def put(self, values: npt.NDArray[Any]) -> SmallArray:
@@ -180,7 +191,7 @@ class SmallArrays:
             offset = self._take(nbytes)
         if offset is None:
             free = sum(self._gaps.values())
-            held = {"lengths and places of rows": self._nbytes - free}
+            held = {"lengths and places of rows": self.nbytes - free}
             hint = "take fewer groups per block, or fewer rows per group"
             raise CapacityError("device", "the port's place for small arrays", nbytes, free, held, hint)
         array = SmallArray(self, offset, nbytes)

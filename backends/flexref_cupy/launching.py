@@ -37,7 +37,9 @@ class Kernel:
         self._extra_address = addressof(self._extra)
 
     def __call__(self, grid: tuple[int, int, int], block: int, *arguments: float, shared_bytes: int = 0) -> None:
-        """Start `grid` blocks of `block` threads; the arguments are copied before the call returns."""
+        """Start `grid` blocks of `block` threads, unless muted; the arguments are copied before the call returns."""
+        if self._cuda.muted:
+            return
         self._pack(self._buffer, 0, *arguments)
         self._cuda.launch(self._function, grid, block, shared_bytes, self._extra_address)
 

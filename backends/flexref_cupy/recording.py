@@ -38,24 +38,39 @@ class Graphs:
         self._alive: set[Recording] = set()
 
     def record(self, operators: Callable[[], None]) -> Recording:
-        """See `RecordingBackend.record`."""
+        """See `RecordingBackend.record`.
+
+        Of small arrays recordings may keep half in their places: one more is as if it were too large for the rest.
+
+        Before they are captured, operators are called with nothing started by it: what they load or upload when they
+        are called first is there then. `CapacityError` if small arrays find no place.
+        """
         cuda = self._device.cuda
         handles = self._device.begin_recording()
         try:
+            cuda.muted = True
+            operators()
+            cuda.muted = False
             cuda.begin_capture()
-            try:
-                operators()
-            except BaseException:
-                cuda.abandon_capture()
-                raise
+            operators()
             graph, nodes = cuda.end_capture()
+        except BaseException:
+            if cuda.capturing:
+                cuda.abandon_capture()
+            _let_go(handles)
+            raise
         finally:
+            cuda.muted = False
             self._device.end_recording()
         recording = Recording(graph, nodes, handles)
-        for handle in handles:
-            handle.recordings += 1
         self._alive.add(recording)
+        if self._kept_bytes() > self._device.small_bytes // 2:
+            recording.nbytes += RECORDED_BYTES
         return recording
+
+    def _kept_bytes(self) -> int:
+        """Bytes of small arrays that stay where they are for recordings: layers share them."""
+        return sum({each.small.address: each.small.nbytes for one in self._alive for each in one.handles}.values())
 
     def replay(self, recording: Recording) -> None:
         """See `RecordingBackend.replay`; `CapacityError` if the device has no memory for it."""
@@ -74,11 +89,16 @@ class Graphs:
             self._device.cuda.destroy_executable(recording.executable)
         else:
             self._device.cuda.destroy_graph(recording.graph)
-        for handle in recording.handles:
-            handle.recordings -= 1
-        recording.handles.clear()
+        _let_go(recording.handles)
 
     def close(self) -> None:
         """Give back what nobody gave back."""
         for recording in tuple(self._alive):
             self.forget(recording)
+
+
+def _let_go(handles: list[CacheRows | Segments]) -> None:
+    """What the handles have on the device may leave its place."""
+    for handle in handles:
+        handle.recordings -= 1
+    handles.clear()

@@ -27,8 +27,8 @@ class ImaginaryCuda:
     def __init__(self, like: Any) -> None:
         """A device of the architecture and size of `like`."""
         self.capability, self.multiprocessors, self.number = like.capability, like.multiprocessors, like.number
-        self.name, self.compute_stream, self.compiles_ahead, self.capturing = like.name, 0, False, False
-        self.capturing = False
+        self.name, self.compute_stream, self.compiles_ahead = like.name, 0, False
+        self.capturing = self.muted = False
         self.texts: list[Source] = []
         self._next = FIRST_ADDRESS
 

@@ -46,7 +46,6 @@ class Segments:
     """
 
     __slots__ = (
-        "_array",
         "_device",
         "_item_ends",
         "_launches",
@@ -64,6 +63,7 @@ class Segments:
         "prefill_tiles",
         "recordings",
         "rows",
+        "small",
         "tile_count",
         "tiles",
     )
@@ -80,8 +80,8 @@ class Segments:
         self.padded_count, self.prefill_count = cut.padded_count, len(cut.tiles)
         self.tile_count = cut.single_count + len(cut.tiles)
         self._take(cut)
-        self._array = device.small(self._table)
-        self.rows = self._array.address
+        self.small = device.small(self._table)
+        self.rows = self.small.address
         self.items = self.rows + 16 * len(past)
         self.tiles = self.items + 8 * cut.padded_count
         self.prefill_tiles = self.tiles + 8 * cut.single_count
@@ -106,7 +106,7 @@ class Segments:
             if cut.padded_count != self.padded_count or longer[0] != longer[1]:
                 return False
             self._take(cut)
-        self._device.renew_small(self._array, self._table)
+        self._device.renew_small(self.small, self._table)
         return True
 
     def launches(self, most: int) -> list[tuple[int, int]]:

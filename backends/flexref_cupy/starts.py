@@ -33,11 +33,11 @@ class Starts:
         """Handles whose rows lie so; `recordings` of each says how many recordings read the table where it is."""
 
     @property
-    def address(self) -> int:
-        """Where it is on the device now, for what is called next."""
+    def small(self) -> SmallArray:
+        """It, on the device, where it is now, for what is called next."""
         if self._array is None:
             self._array = self._device.small(np.array(self.distances, np.int64))
-        return self._array.address
+        return self._array
 
     def leave(self) -> None:
         """Give the place up, unless a recording needs it; the table comes back when it is needed."""

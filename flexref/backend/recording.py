@@ -13,10 +13,10 @@ class RecordingBackend(Protocol):
     def record(self, operators: Callable[[], None]) -> Any:
         """Handle of what `operators` calls, in order, on arrays and handles that are there already; it does not run.
 
-        For ports with `caps.replays`. Operators have been called before with operands like these, and every result has
-        a place: in the workspace, or `out`. `sample`, and all that moves memory but `assign` between arrays of the
-        device, are for the caller, before or after. `nbytes` of the handle bounds what it holds on the device from its
-        first `replay` to `forget`.
+        For ports with `caps.replays`. Every result has a place: in the workspace, or `out`. `sample`, and all that
+        moves memory but `assign` between arrays of the device, are for the caller, before or after. It may be called
+        more than once. `nbytes` of the handle bounds what it holds on the device from its first `replay` to `forget`.
+        `CapacityError` if there is no room for what it keeps; then it can be called directly still.
         """
 
     def replay(self, recording: Any) -> None:

@@ -14,13 +14,13 @@ import numpy as np
 from flexref.architecture.program import ModelProgram, program_of
 from flexref.architecture.stages import Stage, StageKind, token_tiles
 from flexref.backend.protocol import Array, Ticket
-from flexref.block.group import Group
+from flexref.block.group import FedRows, Group
 from flexref.block.memory_plan import BlockRoom
-from flexref.block.replays import FedLengths, Replays
+from flexref.block.replays import FedLengths, Replays, key_of
 from flexref.block.rows import Fed
 from flexref.block.state import BlockState
-from flexref.block.watch import Computed
-from flexref.block.workspace import StageOperands
+from flexref.block.watch import Computed, TimedVisit
+from flexref.block.workspace import FED_IDS, StageOperands
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
 from flexref.model.stages import EmbedInputs, embed_visit
@@ -28,17 +28,6 @@ from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Visit
 from flexref.tiers.transfer import Crossing, view
 from flexref.units import DTYPE_BYTES, Kind, Tier
-
-
-@dataclass(frozen=True, slots=True)
-class TimedVisit:
-    """A visit whose operators have been called, with a mark before and after them; `fed`: its rows and tokens."""
-
-    stage: Stage
-    visit: Visit
-    fed: tuple[int, int]
-    begin: Ticket
-    end: Ticket
 
 
 @dataclass(eq=False)
@@ -65,7 +54,10 @@ class BlockComputation(BlockState):
     def __post_init__(self) -> None:
         super().__post_init__()
         file = self.weights.plan.file
-        self.replays = Replays(self.backend, self.planned.replays and self.REPLAYS, self.watch.on_notice)
+        by_visit = self.watch.on_visit is not None or self.watch.on_hidden is not None
+        self.replays = Replays(
+            self.backend, self.planned.replays and self.REPLAYS and not by_visit, self.watch.on_notice
+        )
         self._program = program_of(file.spec)
         tiles = token_tiles(file.spec, file.tile_rows)
         found = [self.weights.device_table(tile.name) for tile in tiles]
@@ -84,6 +76,8 @@ class BlockComputation(BlockState):
             if ends:
                 self._take_tokens(visit.group, group)
         elif group.fed:
+            if ends and visit.group == 0 and self._runs_at_once:
+                self._record_ahead(visit.pass_number + 1)
             self._compute(visit, stage, group)
         if ends:
             self._end_pass(visit, group)
@@ -93,7 +87,7 @@ class BlockComputation(BlockState):
         self._at_once.discard(visit.group)
         if group.fed:
             self._fed = self._fed + group.fed_in_pass
-        if self.shape.kinds or self.watch.on_computed is not None or not self._may_replay(visit.group, group):
+        if not (self._runs_at_once and self._may_replay(visit.group, group)):
             return
         self._at_once.add(visit.group)
         be, parts = self.backend, (group.token_ids(), group.position_ids(), group.last_tokens())
@@ -101,7 +95,27 @@ class BlockComputation(BlockState):
             ids = be.upload(np.concatenate(parts))
             self._call(visit, group, self._handles(visit.group), partial(self._whole_pass, visit, group, ids))
 
-    def _whole_pass(self, visit: Visit, group: Group, ids: Any) -> None:
+    @property
+    def _runs_at_once(self) -> bool:
+        """Whether a group's pass may be run as a whole: nothing moves, and no other group reads for it in this pass."""
+        still = not self.shape.kinds and not any(group.reads for group in self.groups)
+        return still and self.replays.on and self.watch.on_computed is None
+
+    def _record_ahead(self, pass_number: int) -> None:
+        """Record the groups' next passes as they will be if no row ends, while the device is still reading prompts."""
+        for number, group in enumerate(self.groups):
+            fed = group.following() if group.fed else None
+            if fed is None or self._expands(fed.tokens):
+                continue
+            near = self._cache.near_rows(number, fed.in_pass)
+            self._lengths[number] = FedLengths.of(self.backend, fed.in_pass, near, self._lengths.get(number))
+            held = self._handles(number)
+            with self.backend.frame():
+                ids = self.backend.empty((FED_IDS * fed.tokens,), "int32")
+                operators = partial(self._whole_pass, Visit(pass_number, 0, number), fed, ids)
+                self.replays.prepare(key_of("pass", number, fed.tokens, held), held, operators)
+
+    def _whole_pass(self, visit: Visit, group: Group | FedRows, ids: Any) -> None:
         """The operators of all visits of a group in a pass; ids int32 (3 T,): tokens, positions, each row's last."""
         last = 2 * group.tokens
         for number, stage in enumerate(self._stages):
@@ -116,11 +130,13 @@ class BlockComputation(BlockState):
 
     def _may_replay(self, number: int, group: Group) -> bool:
         """Whether what the group's visits call is the same in every pass, but for what lies in arrays and handles."""
-        watched = self.watch.on_visit is not None or self.watch.on_hidden is not None
-        if watched or not self.replays.on or not group.fed or not group.decodes:
+        if not (self.replays.on and group.fed and group.decodes):
             return False
-        expands = self.plan.expanded.nbytes and group.tokens > self.backend.caps.fused_rows
-        return not expands and self._lengths_of(number, group).away is None
+        return not self._expands(group.tokens) and self._lengths_of(number, group).away is None
+
+    def _expands(self, tokens: int) -> bool:
+        """Whether products of so many tokens have their matrices expanded first."""
+        return self.plan.expanded.nbytes > 0 and tokens > self.backend.caps.fused_rows
 
     def _call(self, visit: Visit, group: Group, held: Sequence[Any], operators: Callable[[], None]) -> None:
         """Call a visit's operators, or replay them. held: the handles that they use."""
@@ -129,8 +145,7 @@ class BlockComputation(BlockState):
             return
         whole = visit.group in self._at_once
         where = "pass" if whole else (visit.stage, self._data_slot(visit), self._weights_slot(visit))
-        key = (where, visit.group, group.tokens, *map(id, held))
-        if self.replays.call(key, held, operators):
+        if self.replays.call(key_of(where, visit.group, group.tokens, held), held, operators):
             self.replayed_visits += len(self._stages) if whole else 1
 
     def _handles(self, number: int) -> tuple[Any, Any]:
@@ -182,7 +197,7 @@ class BlockComputation(BlockState):
         self.tell_watch(wait=False)
         return self.backend.mark()
 
-    def _x(self, visit: Visit, group: Group) -> Array:
+    def _x(self, visit: Visit, group: Group | FedRows) -> Array:
         """The group's hidden states (T, E), where they lie for this visit."""
         region = self._activations.on_device(visit.group, self._data_slot(visit))
         shape = (group.tokens, self.weights.plan.file.spec.width)
@@ -210,7 +225,7 @@ class BlockComputation(BlockState):
             ids = self.backend.upload(np.concatenate((group.token_ids(), group.position_ids())))
             self._call(visit, group, (), partial(self._embed_operators, visit, group, ids))
 
-    def _embed_operators(self, visit: Visit, group: Group, ids: Any) -> None:
+    def _embed_operators(self, visit: Visit, group: Group | FedRows, ids: Any) -> None:
         file, be, tokens = self.weights.plan.file, self.backend, group.tokens
         shape, dtype = (tokens, file.spec.embed_width), file.dtype
         if self.plan.activations.token_rows_bytes:
@@ -225,7 +240,7 @@ class BlockComputation(BlockState):
         self._lengths_of(visit.group, group)
         self._call(visit, group, self._handles(visit.group), partial(self._layer_operators, visit, group))
 
-    def _layer_operators(self, visit: Visit, group: Group) -> None:
+    def _layer_operators(self, visit: Visit, group: Group | FedRows) -> None:
         """Rows whose cache is on the device (`near`) come first; attention for the others runs on the host (`away`)."""
         stage, lengths = self._stages[visit.stage], self._lengths[visit.group]
         near, away = self._cache.handles(stage.index, visit.group, group.in_pass, self._data_slot(visit))
@@ -238,8 +253,8 @@ class BlockComputation(BlockState):
         """The lengths of the group's rows in this pass: those of the pass before, renewed, or new ones."""
         known, rows = self._lengths.get(number), group.in_pass
         if known is None or known.rows is not rows:
-            near = self._cache.near_rows(number, rows)
-            known = self._lengths[number] = FedLengths.of(self.backend, rows, near, known)
+            known = FedLengths.of(self.backend, rows, self._cache.near_rows(number, rows), known)
+            self._lengths[number] = known
         return known
 
     def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
@@ -264,7 +279,7 @@ class BlockComputation(BlockState):
         """Compute one tile of the head for one group."""
         raise NotImplementedError
 
-    def _head_operators(self, visit: Visit, group: Group, last: Array | None) -> None:
+    def _head_operators(self, visit: Visit, group: Group | FedRows, last: Array | None) -> None:
         """The head's operators of a pass that is run as a whole; in its first tile `last` (B,) are the rows' tokens."""
         raise NotImplementedError
 

@@ -10,7 +10,7 @@ import numpy as np
 from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Array
 from flexref.block.compute import BlockComputation
-from flexref.block.group import Group
+from flexref.block.group import FedRows, Group
 from flexref.block.memory_plan import BlockRoom
 from flexref.block.moves import BlockMoves
 from flexref.block.rows import Judge, TokenEvent
@@ -45,7 +45,7 @@ class GenerateBlock(BlockMoves, BlockComputation):
         if visit.stage == len(self._stages) - 1:
             self._take_tokens(visit.group, group)
 
-    def _head_operators(self, visit: Visit, group: Group, last: Array | None) -> None:
+    def _head_operators(self, visit: Visit, group: Group | FedRows, last: Array | None) -> None:
         be, stage = self.backend, self._stages[visit.stage]
         logits, hidden = self._logits(visit.group, len(group.ready))
         steps, weights = self._program.head, self._stage_weights(visit, len(group.ready))

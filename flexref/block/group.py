@@ -1,6 +1,7 @@
 """The rows of one group while they are in a block, and what the next pass feeds of them; it moves nothing."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,15 @@ from flexref.architecture.spec import POSITION_OFFSET
 from flexref.block.rows import Fed, Judge, Row, SharedPrefix, TokenEvent
 from flexref.tiers.cache_plan import GroupRoom, RowPass
 from flexref.units import Tier
+
+
+@dataclass(frozen=True, slots=True)
+class FedRows:
+    """What operators must know of a pass of a group, under the names that it has in `Group`."""
+
+    in_pass: Sequence[RowPass]
+    tokens: int
+    ready: Sequence[int]
 
 
 class Group:
@@ -143,6 +153,14 @@ class Group:
     def decodes(self) -> bool:
         """Whether the next pass feeds one token of every row in it, after which each of them gets its next one."""
         return self.tokens == len(self.fed) == len(self.ready)
+
+    def following(self) -> FedRows | None:
+        """The pass after the next one, where that reads prompts to their ends: one token of each row, if none ends."""
+        goes_on = all(len(row.tokens) + 1 < row.limit for row in self.rows)
+        if self.decodes or self.reads or not goes_on or not len(self.rows) == len(self.fed) == len(self.ready):
+            return None
+        rows = tuple(RowPass(row.place, row.past + row.new, 1, row.prefix) for row in self.in_pass)
+        return FedRows(rows, len(rows), range(len(rows)))
 
     @property
     def fed_in_pass(self) -> Fed:

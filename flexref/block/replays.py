@@ -16,6 +16,11 @@ Key = tuple[Hashable, ...]
 """All that operators were called with, but what lies in arrays and in what handles stand for."""
 
 
+def key_of(where: Hashable, group: int, tokens: int, held: Sequence[Any]) -> Key:
+    """What tells one call of operators from others: where, of which group, for how many tokens, with which handles."""
+    return where, group, tokens, *map(id, held)
+
+
 @dataclass(slots=True)
 class _Known:
     """Operators that were called with a key: in which pass last, and their recording, if there is one.
@@ -31,6 +36,8 @@ class _Known:
 
 class Replays:
     """Operators by their keys: called directly the first time, recorded the second, and replayed from then on.
+
+    What is certain to come can be recorded before (`prepare`).
 
     Once the device had no memory for a recording, all is called directly.
     """
@@ -51,6 +58,12 @@ class Replays:
         for key in [key for key, known in self._known.items() if known.used_in < number - KEPT_PASSES]:
             self._give_back(self._known.pop(key))
 
+    def prepare(self, key: Key, held: Sequence[Any], operators: Callable[[], None]) -> None:
+        """Record now what will be called with that key, and is not known yet."""
+        if self.on and key not in self._known:
+            known = self._known[key] = _Known(held, self._pass)
+            self._record(known, operators)
+
     def call(self, key: Key, held: Sequence[Any], operators: Callable[[], None]) -> bool:
         """Run the operators, which are those of every call with that key. Whether it was a replay."""
         known = self._known.get(key)
@@ -60,31 +73,37 @@ class Replays:
                 self._known[key] = _Known(held, self._pass)
             return False
         known.used_in = self._pass
-        if known.recording is not None:
-            self._backend.replay(known.recording)
-        elif known.too_large or not self._record(known, operators):
+        if known.recording is None and not known.too_large:
+            self._record(known, operators)
+        if known.recording is None or not self._replayed(known.recording):
             operators()
             return False
         return True
 
-    def _record(self, known: _Known, operators: Callable[[], None]) -> bool:
-        """Record them and replay that, if there is room beside what else is recorded; whether that is done."""
-        recording = self._backend.record(operators)
-        if self._held_bytes + recording.nbytes > self._backend.caps.recorded_bytes:
+    def _record(self, known: _Known, operators: Callable[[], None]) -> None:
+        """Record them, if there is room beside what else is recorded."""
+        try:
+            recording = self._backend.record(operators)
+        except CapacityError:
             known.too_large = True
+            return
+        known.too_large = self._held_bytes + recording.nbytes > self._backend.caps.recorded_bytes
+        if known.too_large:
             self._backend.forget(recording)
-            return False
+        else:
+            known.recording = recording
+            self._held_bytes += recording.nbytes
+
+    def _replayed(self, recording: Any) -> bool:
+        """Replay it; if the device has no memory for that, nothing is recorded any more."""
         try:
             self._backend.replay(recording)
         except CapacityError as error:
-            self._backend.forget(recording)
             self.on = False
             self.release()
             if self._tell is not None:
                 self._tell(f"operators are called one by one from here on: {error}")
             return False
-        known.recording = recording
-        self._held_bytes += recording.nbytes
         return True
 
     def _give_back(self, known: _Known) -> None:

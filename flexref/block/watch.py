@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.architecture.stages import Stage
+from flexref.backend.protocol import Ticket
 from flexref.schedule.zigzag import Visit
 
 
@@ -21,6 +22,17 @@ class Computed:
     tokens: int
     start_s: float
     end_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TimedVisit:
+    """A visit whose operators have been called, with a mark before and after them; `fed`: its rows and tokens."""
+
+    stage: Stage
+    visit: Visit
+    fed: tuple[int, int]
+    begin: Ticket
+    end: Ticket
 
 
 OnComputed = Callable[[Computed], None]

@@ -99,7 +99,7 @@ class EmulatedCuda:
         """Bytes of host memory that was not pinned, by the stream that copied them."""
         self._streams = Streams(late, LOCK)
         self.compute_stream = self.stream()
-        self.capturing = False
+        self.capturing = self.muted = False
         self._graphs = Graphs()
         runtime()
 
@@ -319,6 +319,8 @@ class EmulatedCuda:
         add: bool,
     ) -> None:
         """See `Cuda.multiply`; the order of the sums follows from shapes and layouts, as cuBLAS chooses it."""
+        if self.muted:
+            return
         layouts = [(address % 256, pitch) for address, pitch in (x, w, out[:2])]
         order = shape, layouts, out[2], add
         self._do(self.compute_stream, partial(_multiply, shape, x, w, out, add, order), (x[0], w[0], out[0]))
@@ -335,6 +337,8 @@ class EmulatedCuda:
 
         On others it follows from the matrix and the layouts.
         """
+        if self.muted:
+            return
         if self.capability >= IN_ORDER:
             self._do(self.compute_stream, partial(_multiply_in_order, shape, x, w, out, add), (x[0], w[0], out[0]))
             return

@@ -66,7 +66,6 @@ def test_what_is_done_once_has_no_place_in_a_recording(port: CupyBackend) -> Non
             "an upload": lambda: port.upload(np.zeros(3, np.int32)),
             "a download": lambda: port.download(x),
             "no workspace holds": lambda: port.layer_norm(x, None, None, 1e-5),
-            "for the first time": lambda: port.activate(Tensor(x.address + 2, (1, 7), "float16", 7), "gelu"),
             "an event": port.mark,
             "a recording": lambda: port.record(lambda: None),
         }
@@ -78,6 +77,7 @@ def test_what_is_done_once_has_no_place_in_a_recording(port: CupyBackend) -> Non
             with pytest.raises((RuntimeError, EmulationError), match=what):
                 port.record(call)
         assert not port.cuda.capturing
+        assert not port.cuda.muted
         port.activate(x, "relu")  # operators run again
         assert (port.download(x) >= 0).all()
 
@@ -96,6 +96,24 @@ def test_a_device_that_is_full_refuses_the_first_replay_and_runs_the_calls_still
     port.activate(x, "relu")
     port.release(rest)
     port.close()
+
+
+def test_operators_may_be_recorded_before_they_were_ever_called(port: CupyBackend) -> None:
+    with Bench(port) as bench:
+        values = half(3, 11)
+        x = bench.array(values)
+        rows = port.cache_rows([bench.array(np.zeros(4 * LAYOUT.record_bytes, np.uint8)) for _ in range(3)], LAYOUT)
+        k, segments = bench.array(half(3, 32)), port.segments([0] * 3, [1] * 3)
+
+        def operators() -> None:
+            port.activate(x, "gelu")
+            port.append(rows, segments, k, k)
+
+        recording = port.record(operators)
+        assert_same_bits(port.download(x), values, "recorded, and not run")
+        port.replay(recording)
+        assert not np.array_equal(port.download(x), values)
+        port.forget(recording)
 
 
 def test_an_error_in_what_is_recorded_leaves_no_capture(port: CupyBackend) -> None:

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.block.replays import KEPT_PASSES, Replays
 from flexref.check.models import write_model
 from flexref.engine.request import Request, RowRequest
@@ -67,6 +68,21 @@ def test_rows_that_come_and_go_have_the_tokens_of_direct_calls(
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_a_row_waits_for_a_prefix_that_another_group_reads_in_the_same_pass(tmp_path: Path, share: bool) -> None:
+    """Rows with one token of their own: their first pass looks like one of decode."""
+    path, prefix = tmp_path / "model.h5", [(7 * token) % 60 for token in range(CHUNK_TOKENS)]
+    write_model(path, replace(SPEC, positions=80), dtype="float16")
+    found = []
+    for graphs in (True, False):
+        policy = Policy(rows_per_group=1, groups_per_block=3, share_prefixes=share)
+        with load(path, policy=policy, backend=port(), graphs=graphs) as engine:
+            asked = engine.generate([[*prefix, token] for token in (1, 2, 3)], Request(5, ignore_eos=True))
+        found.append([output.token_ids for output in asked.outputs])
+    assert found[0] == found[1]
+    assert asked.stats.shared_prefix_tokens == (2 * CHUNK_TOKENS if share else 0)
+
+
 @pytest.mark.parametrize(
     ("policy", "every"),
     [
@@ -77,12 +93,14 @@ def test_rows_that_come_and_go_have_the_tokens_of_direct_calls(
         (Policy(rows_per_group=3, groups_per_block=2, weights=HOST, cache=HOST, overlap=False), False),
     ],
 )
-def test_visits_are_replayed_from_the_second_pass_of_decode_on(path: Path, policy: Policy, every: bool) -> None:
+def test_passes_are_replayed_from_the_first_one_of_decode_on_and_stages_from_the_second(
+    path: Path, policy: Policy, every: bool
+) -> None:
     tokens, stats = generated(path, policy, True)
     expected, direct = generated(path, policy, False)
     assert tokens == expected
     assert direct.replayed_visits == 0
-    replayable = 6 * STAGES * policy.groups_per_block  # of seven passes of decode
+    replayable = (7 if every else 6) * STAGES * policy.groups_per_block  # of seven passes of decode
     assert stats.replayed_visits == replayable if every else 0 < stats.replayed_visits <= replayable
 
 
