@@ -32,10 +32,12 @@ def print_machine(console: Console, machine: Machine) -> None:
     for table in (_links, _products, _memory_rates, _prefill):
         console.print(table(machine, console.width))
     print_named(console, _beside(machine), max(map(len, RESOURCES)))
-    host = machine.host_s
+    host, replays = machine.host_s, ""
+    if machine.port.recorded_bytes:
+        replays = f"; a replay {_us(host.replay)}, and {_us(host.record)} for each operator that is recorded"
     console.print(
         f"the host's own work: an operator's call {_us(host.call)}, a submission {_us(host.submission)}, a visit "
-        f"{_us(host.visit)}, a choice {_us(host.choice)} and {_us(host.choice_row)} per row",
+        f"{_us(host.visit)}, a choice {_us(host.choice)} and {_us(host.choice_row)} per row{replays}",
         highlight=False,
     )
     for about, text in machine.sources.items():
