@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from ctypes import addressof, c_ulonglong, create_string_buffer, sizeof
 from struct import Struct
 from time import perf_counter
@@ -81,6 +81,10 @@ class Kernels:
                 threads = min(MOST_THREADS, len(os.sched_getaffinity(0)))
                 self._pool = ThreadPoolExecutor(threads, "flexref compiles")
             self._prepared[key] = self._pool.submit(self.cuda.compile, text)
+
+    def settle(self) -> None:
+        """Wait until all has been compiled that was begun; who gets a kernel is told what the compiler said."""
+        wait(list(self._prepared.values()))
 
     def close(self) -> None:
         """Compile no more; what is being compiled is waited for."""

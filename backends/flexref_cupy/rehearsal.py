@@ -81,3 +81,9 @@ class Compiling(CompileTime):
             play(port)
         self._kernels.prepare(imaginary.texts)
         self.seconds += perf_counter() - start
+
+    def settle(self) -> None:
+        """See `CompileTime.settle`."""
+        start = perf_counter()
+        self._kernels.settle()
+        self.seconds += perf_counter() - start

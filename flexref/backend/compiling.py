@@ -19,6 +19,9 @@ class CompileTime:
         compile what it has called for, beside all else. Where nothing is compiled nothing is played.
         """
 
+    def settle(self) -> None:
+        """Wait until nothing is being compiled any more: what is timed then has the processors for itself."""
+
 
 @runtime_checkable
 class CompilingBackend(Protocol):

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, cast
 
 from flexref.architecture.published import size_named
+from flexref.backend.compiling import compile_time
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.bench.breakdown import Breakdown
@@ -244,11 +245,16 @@ class Benchmark:
         return self._advisor.judge_stats(self.engine.session, replace(runs[-1], **middle), self.workload.rows)
 
     def _warm_up(self) -> None:
-        """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it."""
+        """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it.
+
+        What is compiled ahead beside it has come to its end, too: a timed run has the processors for itself.
+        """
         rows = self.prompts[: self.policy.rows_per_group]
         request = replace(self._request, max_new_tokens=WARM_UP_NEW)
         short = [Prompt(token_ids=(row.token_ids or ())[:WARM_UP_PROMPT]) for row in rows]
         self.engine.generate(short, request, policy=self.policy)
+        with self.engine.session.wall.part(WallPart.COMPILE):
+            compile_time(self.engine.backend).settle()
 
     def _with_disk(self, rates: Rates, runs: list[Stats]) -> Rates:
         """The rates with those of the disk, as far as runs have used it."""

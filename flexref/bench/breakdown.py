@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import numpy as np
 
 from flexref.architecture.stages import Stage, StageKind
-from flexref.backend.protocol import Backend, Ticket
+from flexref.backend.protocol import Backend, Buffer, Ticket
 from flexref.block.watch import Computed
 from flexref.json_types.values import Number, Whole
 from flexref.tiers.transfer import Done
@@ -38,13 +38,13 @@ KIND_OF: Mapping[str, str] = MappingProxyType(
 )
 """What the device's seconds in an operator count as. `sample` waits for the host's answer and counts as the host's."""
 
-BUSY_WIDTH = 1024
-"""Width of the product that keeps a device busy: tens of microseconds."""
+BUSY_WIDTHS, BUSY_S = (256, 512, 1024, 2048, 4096), 1e-4
+"""Widths of the product that keeps a device busy, until it takes so long: several times what calling it costs."""
 
-BUSY_MOST = 64
-"""At most so many of them before a visit."""
+BUSY_MOST, TRIED = 64, 4
+"""At most so many of them before a visit; and how many are timed together."""
 
-SPARE = 1.5
+SPARE = 2.0
 """The device is kept busy for so many times as long as the host took for the visit before."""
 
 PREFILL, DECODE = 0, 1
@@ -100,10 +100,11 @@ class OperatorTimes:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Put marks around calls of operators while the context lasts. One port, one engine, one thread."""
-        size = BUSY_WIDTH * BUSY_WIDTH * DTYPE_BYTES[self._port.caps.compute_dtype]
-        memory = self._port.allocate("device", 3 * size)
+        memory: list[Buffer] = []
         try:
-            self._prepare(memory, size)
+            for width in BUSY_WIDTHS:
+                if self._try(width, memory):
+                    break
             for name in KIND_OF:
                 setattr(self._port, name, self._timed(name, getattr(self._port, name)))
             yield
@@ -111,27 +112,31 @@ class OperatorTimes:
             for name in KIND_OF:
                 vars(self._port).pop(name, None)
             self._port.mark().wait()
-            self._port.release(memory)
+            for buffer in memory:
+                self._port.release(buffer)
 
-    def _prepare(self, memory: Any, size: int) -> None:
-        """Find out whether operators run later than they are called, and how long the product takes that fills in."""
+    def _try(self, width: int, memory: list[Buffer]) -> bool:
+        """Time a product. Whether it will do: it takes long enough, or operators have run when their calls return."""
         port, dtype = self._port, self._port.caps.compute_dtype
-        x, w, out = (port.view(memory, part * size, (BUSY_WIDTH, BUSY_WIDTH), dtype) for part in range(3))
-        for matrix in (x, w):
-            values = np.random.default_rng(0).standard_normal((BUSY_WIDTH, BUSY_WIDTH), np.float32)
-            port.upload((values / np.float32(BUSY_WIDTH**0.5)).astype(dtype), out=matrix)
+        size = width * width * DTYPE_BYTES[dtype]
+        memory.append(port.allocate("device", 2 * size))
+        x, out = (port.view(memory[-1], part * size, (width, width), dtype) for part in range(2))
+        values = np.random.default_rng(0).standard_normal((width, width), np.float32)
+        port.upload((values / np.float32(width**0.5)).astype(dtype), out=x)
         linear = port.linear
-        linear(x, w, None, out=out)
+        linear(x, x, None, out=out)
         port.mark().wait()
         begin = port.mark()
-        for _ in range(BUSY_MOST // 8):
-            linear(x, w, None, out=out)
+        for _ in range(TRIED):
+            linear(x, x, None, out=out)
         end = port.mark()
         later = not end.done()
         end.wait()
-        if later:
-            self._busy = lambda: linear(x, w, None, out=out)
-            self._busy_s = max(1e-6, (end.times()[0][0] - begin.times()[0][0]) / (BUSY_MOST // 8))
+        self._busy_s = max(1e-6, (end.times()[0][0] - begin.times()[0][0]) / TRIED)
+        self._busy = lambda: linear(x, x, None, out=out)
+        if not later and self._busy_s >= BUSY_S:
+            self._busy = None
+        return self._busy_s >= BUSY_S
 
     def on_visit(self, stage: Stage, group: int, pass_number: int) -> None:
         """A visit's operators are called next (`block.watch.OnVisit`)."""

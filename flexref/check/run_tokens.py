@@ -11,7 +11,8 @@ import numpy as np
 
 from flexref.architecture.flops import prefill_flops
 from flexref.architecture.spec import ModelSpec
-from flexref.check.forced import PortRounding, Read, forced_logits
+from flexref.check.forced import forced_logits
+from flexref.check.forced_walk import PortRounding, Read
 from flexref.errors import FlexrefError
 from flexref.json_types.containers import ListOf
 from flexref.json_types.values import Number, Whole

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from flexref.architecture.published import published
 from flexref.architecture.spec import ModelSpec
-from flexref.check.forced import PortRounding, forced_logits
+from flexref.check.forced import forced_logits
+from flexref.check.forced_walk import PortRounding
 from flexref.check.greedy import exact_logits
 from flexref.check.run_tokens import WrongTokens, check_tokens, rows_checked
 from flexref.engine.request import Request

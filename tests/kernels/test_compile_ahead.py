@@ -132,3 +132,14 @@ def test_an_imaginary_device_has_all_that_a_device_says_of_itself() -> None:
     cuda = ImaginaryCuda(EmulatedCuda())
     assert {"capability", "multiprocessors", "compute_stream"} <= said
     assert [name for name in sorted(said) if not name.startswith("_") and callable(getattr(cuda, name))] == []
+
+
+def test_after_settling_nothing_is_compiled_any_more_and_what_fails_is_told_to_who_asks() -> None:
+    cuda = Noting()
+    kernels = Kernels(cuda)  # type: ignore[arg-type]
+    kernels.settle()
+    texts = [source("activate", macros) for macros in VARIANTS["activate"][:2]]
+    kernels.prepare(texts)
+    kernels.settle()
+    assert sorted(text.macros for text in cuda.texts) == sorted(text.macros for text in texts)
+    kernels.close()

@@ -16,7 +16,7 @@ def check_runs(benchmark: "Benchmark", report: "Report") -> "tuple[TokensChecked
     """
     if benchmark.tokens is None or report.cut_short is not None:
         return None, 0.0
-    from flexref.check.forced import PortRounding
+    from flexref.check.forced_walk import PortRounding
     from flexref.check.run_tokens import check_tokens, rows_checked
 
     began, arguments, file = time.perf_counter(), benchmark.arguments, benchmark.file
