@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -77,7 +78,7 @@ class Advisor:
         # The planner's program is loaded for who plans alone.
         from flexref.planner.choose import Choice, choose_policy  # noqa: PLC0415
 
-        chosen = choose_policy(Choice(session.file, machine, session.budgets, rows, self.keep))
+        chosen = choose_policy(Choice(session.file, _as_used(machine, session), session.budgets, rows, self.keep))
         LOG.info("policy: %s; the fastest that is predicted for %s", chosen.in_short, machine.name)
         return chosen
 
@@ -102,7 +103,12 @@ class Advisor:
         from flexref.simulator.prediction_error import prediction_error  # noqa: PLC0415
 
         try:
-            return prediction_error(session.file, machine, stats, rows, session.budgets)
+            return prediction_error(session.file, _as_used(machine, session), stats, rows, session.budgets)
         except (CapacityError, PolicyError) as error:
             LOG.warning("what the job was to take on %s cannot be predicted: %s", machine.name, error)
             return None
+
+
+def _as_used(machine: "Machine", session: Session) -> "Machine":
+    """The machine with its port as the session uses it: it may be that nothing is to be recorded."""
+    return machine if session.graphs else machine.changed(port=replace(machine.port, recorded_bytes=0))

@@ -21,6 +21,10 @@ ENDS = 2
 """So many passes are simulated at both ends of a stretch of passes with the same rows, and of a job: near an end, what
 is loaded ahead belongs to a pass with other rows."""
 
+RECORDED_FROM = 5
+"""Where operators are recorded so many passes are simulated at a beginning: what comes again in every pass, or in every
+other one, where slots take turns, is called the first time, recorded the second time, and replayed from then on."""
+
 PASSES_MOST = 72
 """About so many passes are simulated: with as many the mean of what a line does not follow is well below 1 %."""
 
@@ -31,18 +35,21 @@ DRAWN_BY_TERM = 4
 """A line has one term for so many drawn passes, and the constant."""
 
 
-def simulated_passes(walk: Walk, whole: int = 0) -> list[int]:
-    """The numbers of the passes to simulate, in order; the first `whole` ones are among them."""
-    stretches = [number for stretch in walk.stretches() for number in ends_and_middle(stretch)]
-    some = stretches if len(stretches) <= PASSES_MOST else drawn_passes(walk, whole)
+def simulated_passes(walk: Walk, whole: int = 0, beginning: int = ENDS) -> list[int]:
+    """The numbers of the passes to simulate, in order; the first `whole` ones are among them.
+
+    beginning: how many are simulated at the beginning of a stretch.
+    """
+    stretches = [number for stretch in walk.stretches() for number in ends_and_middle(stretch, beginning)]
+    some = stretches if len(stretches) <= PASSES_MOST else drawn_passes(walk, max(whole, beginning))
     return sorted({*some, *range(min(whole, walk.passes))})
 
 
-def ends_and_middle(stretch: range) -> Sequence[int]:
+def ends_and_middle(stretch: range, beginning: int = ENDS) -> Sequence[int]:
     """Those of a stretch that are simulated."""
-    if len(stretch) <= 2 * ENDS + 1:
+    if len(stretch) <= beginning + ENDS + 1:
         return stretch
-    return [*stretch[:ENDS], stretch[len(stretch) // 2], *stretch[-ENDS:]]
+    return [*stretch[:beginning], stretch[(len(stretch) + beginning - ENDS) // 2], *stretch[-ENDS:]]
 
 
 def drawn_passes(walk: Walk, whole: int) -> list[int]:
@@ -57,16 +64,19 @@ def drawn_passes(walk: Walk, whole: int) -> list[int]:
     return sorted(chosen)
 
 
-def estimated(walk: Walk, accounts: Mapping[int, PassAccount], whole: int = 0) -> tuple[PassAccount, PassAccount]:
-    """(passes that only read, all others) of the whole job, from the accounts of `simulated_passes(walk, whole)`."""
+def estimated(
+    walk: Walk, accounts: Mapping[int, PassAccount], whole: int = 0, beginning: int = ENDS
+) -> tuple[PassAccount, PassAccount]:
+    """(passes that only read, all others) of the whole job, from the accounts of `simulated_passes` of the same."""
     reads = walk.column("generated") == 0
     totals = PassAccount.nothing(), PassAccount.nothing()
     stretches = walk.stretches()
-    if all(number in accounts for stretch in stretches for number in ends_and_middle(stretch)):
+    if all(number in accounts for stretch in stretches for number in ends_and_middle(stretch, beginning)):
         for stretch in stretches:
             known = {number: accounts[number] for number in stretch if number in accounts}
             totals[0 if reads[stretch[0]] else 1].add(interpolated(known))
         return totals
+    whole = max(whole, beginning)
     for number in _ends(walk, whole):
         totals[0 if reads[number] else 1].add(accounts[number])
     for kind in _kinds(walk, whole):

@@ -25,7 +25,7 @@ from flexref.engine.session import Session, always
 from flexref.errors import WeightFileError
 from flexref.machine.machine import Machine
 from flexref.policy import Policy
-from flexref.simulator.estimated import estimated, simulated_passes
+from flexref.simulator.estimated import ENDS, RECORDED_FROM, estimated, simulated_passes
 from flexref.simulator.extended import extended, generated_tokens
 from flexref.simulator.job_walk import Walk, walked
 from flexref.simulator.moved_bytes import MovedBytes
@@ -135,7 +135,8 @@ class Simulation:
         planned, weights = session.planned(policy, rows), session.weights_for(policy)
         walk = walked(planned, waiting_rows(rows, window))
         traced = 0 if trace is None else max(row.new_tokens for row in kinds_of(rows))
-        passes = simulated_passes(walk, traced)
+        beginning = RECORDED_FROM if self.backend.caps.replays else ENDS
+        passes = simulated_passes(walk, traced, beginning)
         watch = Watch(None if trace is None else trace.on_computed)
         block = simulated_block(planned, weights, session.mover, waiting_rows(rows, window), rows, watch)
         block.before_visit = self._visit
@@ -152,7 +153,7 @@ class Simulation:
             block.release()
             self._tell_held(trace)
         moved = MovedBytes(planned, weights, self.backend.caps.compute_dtype).of(walk)
-        return SimulatedJob(walk, planned.places, moved, *estimated(walk, accounts, traced))
+        return SimulatedJob(walk, planned.places, moved, *estimated(walk, accounts, traced, beginning))
 
     def _tell_held(self, trace: Trace | None) -> None:
         if trace is not None:

@@ -80,7 +80,7 @@ def test_what_is_a_line_over_tokens_and_records_is_estimated_exactly() -> None:
 def every_pass(monkeypatch: pytest.MonkeyPatch, policy: Policy, rows: list[RowLengths]) -> Prediction:
     with monkeypatch.context() as patched:
         patched.setattr(estimated, "PASSES_MOST", 1 << 30)
-        patched.setattr(estimated, "ends_and_middle", lambda stretch: stretch)
+        patched.setattr(estimated, "ends_and_middle", lambda stretch, beginning: stretch)
         return simulate(random_file(SPEC), plain_machine(link_per_s=2e8), policy, rows, NO_BUDGETS)
 
 

@@ -9,18 +9,24 @@ from flexref_dry import DryBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexref.architecture.spec import ModelSpec
 from flexref.backend.records import RecordLayout
+from flexref.block.rows import AlikeRows, RowLengths
 from flexref.machine.machine import HostSeconds, Machine
 from flexref.machine.plain import plain_machine
+from flexref.policy import Policy, Shares
+from flexref.simulator.simulate import simulate
+from flexref.storage.random_weights import random_file
 
 LAYOUT = RecordLayout(2, 16, "float16")
 CAPACITY = 64
+SPEC = ModelSpec("small", 512, 128, 64, 64, 3, 4, 256)
 HOST = HostSeconds(1e-12, 1e-5, 1e-5, 1e-4, 1e-6, replay=3e-6, record=2e-5)
 
 
 def recording_machine() -> Machine:
     machine = plain_machine(memory_per_s=1e9, flops_per_s=1e12)
-    return machine.changed(host_s=HOST, port=replace(machine.port, recorded_bytes=1 << 20))
+    return machine.changed(host_s=HOST, port=replace(machine.port, fused_rows=64, recorded_bytes=1 << 20))
 
 
 class Rows:
@@ -86,3 +92,17 @@ def test_a_handle_of_other_rows_needs_another_recording() -> None:
     assert not rows.port.renew_segments(segments, [3], [1])
     assert not rows.port.renew_segments(segments, [3, 4], [1, 2])
     assert segments.lengths == ((3, 1), (4, 1))
+
+
+@pytest.mark.parametrize("shares", [Shares(), Shares(0, 1, 0)])
+def test_of_a_job_whose_passes_are_replayed_the_hosts_calls_are_not_waited_for(shares: Shares) -> None:
+    """Where calling is slow. Of 63 decode passes two at most are called and two recorded; no later one costs that."""
+    slow = HostSeconds(1e-3, 1e-6, 1e-6, 1e-6, 1e-6, replay=1e-6, record=2e-3)
+    machine = recording_machine().changed(host_s=slow)
+    calling = machine.changed(port=replace(machine.port, recorded_bytes=0))
+    file, policy, job = random_file(SPEC), Policy(weights=shares), AlikeRows(RowLengths(8, 64), 1)
+    replayed, called = (simulate(file, each, policy, job) for each in (machine, calling))
+    assert called.decode_s > 63 * 20 * slow.call
+    more_s = replayed.prefill_s + replayed.decode_s - called.prefill_s  # a pass may be recorded in the one before it
+    assert 20 * slow.record < more_s < 10 * called.decode_s / 63
+    assert replayed.link_bytes == called.link_bytes
