@@ -271,3 +271,11 @@ def test_the_log_of_a_batch_job_keeps_the_schema(tmp_path: Path) -> None:
     for line in lines:
         assert json_schema_kit.check(line, DOCUMENTS["batch-log"]) == []
         assert broken(line, DOCUMENTS["batch-log"]) >= len(line)
+
+
+def test_a_conformance_result_keeps_its_schema_and_a_changed_one_does_not(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("hypothesis")
+    call = ("conformance", "--backend", "numpy", "--clause", "norm_is_the_norm", "--examples", "2", "--json")
+    (result,) = printed(capsys, *call)
+    assert json_schema_kit.check(result, DOCUMENTS["conformance"]) == []
+    assert broken(result, DOCUMENTS["conformance"]) > 50

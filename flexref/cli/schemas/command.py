@@ -17,6 +17,7 @@ SCHEMAS: Mapping[str, tuple[str, str]] = MappingProxyType(
         "plan": ("plan_output", "What flexref plan prints with --json and writes with -o"),
         "generate": ("generate_output", "What flexref generate prints with --json"),
         "bench": ("bench_output", "What flexref bench prints with --json, on every line"),
+        "conformance": ("conformance_output", "What flexref conformance prints with --json"),
         "batch-log": ("batch_log", "What flexref batch writes with --log-json, on every line"),
     }
 )
@@ -36,6 +37,7 @@ def command(name: str) -> None:
     """Print the JSON Schema (2020-12) of a file that flexref reads, or of what a command prints with --json.
 
     policy and machine are files. A policy's file may also be a plan, as `flexref plan -o` writes it: then its member
-    `policy` counts. generate, plan, bench and batch-log are outputs; the last two have an object on every line.
+    `policy` counts. generate, plan, bench, conformance and batch-log are outputs; bench and batch-log have an object on
+    every line.
     """
     click.echo(json.dumps(schema(name), indent=2))

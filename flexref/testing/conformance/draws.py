@@ -14,14 +14,16 @@ from flexref.backend.protocol import Lane
 from flexref.backend.records import RecordLayout
 from flexref.errors import FlexrefError
 from flexref.json_types.values import shown
+from flexref.testing.strategies import seeds
 
 Values = npt.NDArray[Any]
 
 DTYPES = ("float64", "float32", "float16", "int64", "int32", "uint8")
 """Types of arrays that are drawn."""
 
-LARGEST_INTEGER = 1 << 32
-"""Bounds integers of a case: seeds are the largest that any clause draws."""
+LARGEST_SEED, LARGEST_SIZE = (1 << 32) - 1, 1 << 14
+"""Bound integers of a case: seeds, and all others, which are sizes, places and token ids. A clause that was given
+larger ones would take all memory."""
 
 LONGEST_TEXT, LONGEST_LIST, DEEPEST = 200, 1 << 16, 8
 """Bound texts, lists, and lists in lists of a case."""
@@ -88,7 +90,7 @@ class DrawnValues:
         if isinstance(value, str):
             return _bounded(value, what, len(value) <= LONGEST_TEXT)
         if isinstance(value, int):
-            return _bounded(value, what, abs(value) < LARGEST_INTEGER)
+            return _bounded(value, what, abs(value) <= LARGEST_SEED)
         if not isinstance(value, dict) or len(value) != 1 or depth > DEEPEST:
             raise CaseError(f"{what} is {shown(value)}, which no clause draws")
         ((kind, content),) = value.items()
@@ -135,6 +137,13 @@ def _layout(content: Any, what: str) -> RecordLayout:
     return RecordLayout(**content)
 
 
+def _largest(value: Any) -> int:
+    """The largest integer in a value, 0 if there is none."""
+    if isinstance(value, tuple | list | set):
+        return max(map(_largest, value), default=0)
+    return abs(value) if isinstance(value, int) else 0
+
+
 class RecordedDraws:
     """hypothesis' `data` for one run of a clause: what is drawn is kept, and told of at once."""
 
@@ -160,8 +169,11 @@ class RepeatedDraws:
         """The next value."""
         if self._next >= len(self._drawn.values):
             raise DrawsEnd
+        value = self._drawn.decoded(self._next)
         self._next += 1
-        return self._drawn.decoded(self._next - 1)
+        if strategy is not seeds and _largest(value) > LARGEST_SIZE:
+            raise CaseError(f"draw {self._next - 1} is {shown(value)}, more than any clause draws")
+        return value
 
 
 def checked_arrays(arrays: Sequence[Values]) -> list[Values]:

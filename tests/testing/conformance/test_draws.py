@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flexref.backend.protocol import LANES
 from flexref.testing.conformance.draws import CaseError, DrawnValues, DrawsEnd, RecordedDraws, RepeatedDraws
 from flexref.testing.contract import CONTRACT, RECORDINGS, Clause, clause_name
-from flexref.testing.strategies import arrays, layouts
+from flexref.testing.strategies import arrays, layouts, seeds
 
 leaves = st.one_of(
     st.none(),
@@ -43,9 +43,9 @@ def test_what_was_drawn_comes_back_in_its_order_through_json(drawn: list[Any]) -
     for value in drawn:
         kept.add(value)
     again = RepeatedDraws(DrawnValues(json.loads(json.dumps(kept.values)), kept.arrays))
-    assert same([again.draw(None) for _ in drawn], drawn)
+    assert same([again.draw(seeds) for _ in drawn], drawn)
     with pytest.raises(DrawsEnd):
-        again.draw(None)
+        again.draw(seeds)
 
 
 @pytest.mark.parametrize("clause", [each for each in CONTRACT if each not in RECORDINGS], ids=clause_name)
@@ -106,6 +106,17 @@ def test_a_hostile_draw_is_refused_in_a_line(hostile: Any) -> None:
         DrawnValues([hostile], [np.zeros(1)]).decoded(0)
     assert len(str(error.value)) < 300
     assert str(error.value).isprintable()
+
+
+def test_only_a_seed_may_be_large() -> None:
+    drawn = DrawnValues()
+    for value in (2**32 - 1, 2**32 - 1, (1, [2**20])):
+        drawn.add(value)
+    draws = RepeatedDraws(drawn)
+    assert draws.draw(seeds) == 2**32 - 1
+    for _ in range(2):
+        with pytest.raises(CaseError, match="more than any clause draws"):
+            draws.draw(st.integers())
 
 
 def test_a_clause_that_draws_an_object_is_told_to_draw_its_number() -> None:
