@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from flexref.machine.curves import Curve, Surface
-from flexref.machine.durations import EXPANDED_FIRST
 from flexref.machine.machine import WEIGHT_FILE, HostSeconds, Machine, Port, attention_key
 from flexref.machine.nominal_facts import NominalFacts
 from flexref.units import STORED_BYTES
@@ -23,6 +22,9 @@ SCRATCH_BYTES = 205_586_432
 
 FUSED_ROWS, FUSED_TOKENS = 128, 64
 """Products of up to so many tokens read codes directly (products.py); they are taken to read them once for so many."""
+
+CODES = ("int4", "int8")
+"""Weights that these products read."""
 
 HOST_RESERVE = 0.06
 """The share of free host memory that the port leaves to the system (backend.py)."""
@@ -53,7 +55,8 @@ FUSED_READ = 0.53
 
 FUSED_MATRIX = 0.457
 """4-bit codes, 64 tokens: 160 us; what is left after reading is 348 of 762 TFLOP/s. The kernel overlaps neither with
-the other, so they add up: 118 us at 32 tokens (124 by the sum), 316 at 128."""
+the other, so they add up: 118 us at 32 tokens (124 by the sum), 316 at 128. 8-bit codes are taken to be read and
+multiplied alike: on an H200 32 tokens take 114 us, of which the sum makes 145."""
 
 EXPAND = 0.945
 """Expansion writes float16: 2.74 of 2.9 TB/s."""
@@ -132,9 +135,9 @@ class _Rates:
         """Seconds to make float16 of stored weights."""
         return KERNEL_S + elements * (STORED_BYTES[stored] + EXPANDED_BYTES) / (self.memory * EXPAND)
 
-    def fused(self, elements: float, tokens: float) -> float:
-        """Seconds of a product that reads 4-bit codes."""
-        read = elements * STORED_BYTES["int4"] / (self.memory * FUSED_READ)
+    def fused(self, stored: str, elements: float, tokens: float) -> float:
+        """Seconds of a product that reads codes."""
+        read = elements * STORED_BYTES[stored] / (self.memory * FUSED_READ)
         multiply = 2 * elements * tokens / (self.matrix * FUSED_MATRIX)
         return math.ceil(tokens / FUSED_TOKENS) * (FUSED_S + read) + multiply
 
@@ -142,8 +145,8 @@ class _Rates:
         """Seconds of a product with weights as they are stored."""
         if stored == "float16":
             return self.dense(elements, tokens)
-        if stored == "int4" and tokens <= FUSED_ROWS:
-            return self.fused(elements, tokens)
+        if stored in CODES and tokens <= FUSED_ROWS:
+            return self.fused(stored, elements, tokens)
         return self.expand(stored, elements) + self.dense(elements, tokens)
 
 
@@ -172,7 +175,7 @@ def machine_of(facts: NominalFacts) -> Machine:
             "host->device": {"device->host": max(1.0, facts["link_in"] / facts["link_in_beside_out"])},
             "device->host": {"host->device": max(1.0, facts["link_out"] / facts["link_out_beside_in"])},
         },
-        products={stored: _products(rates, stored) for stored in STORED_BYTES if stored != EXPANDED_FIRST},
+        products={stored: _products(rates, stored) for stored in STORED_BYTES},
         expansions={stored: _curve(partial(rates.expand, stored), ELEMENTS) for stored in _EXPANDED},
         decode_attention=_decode_attention(facts, rates),
         prefill_attention=_prefill_attention(facts, rates),

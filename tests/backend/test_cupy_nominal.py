@@ -110,8 +110,8 @@ def test_more_of_any_figure_makes_nothing_slower_or_smaller(
 def test_bigger_work_never_takes_less(figures: dict[str, float]) -> None:
     for what, curve in shapes(machine_of(facts_of(figures))):
         times = [took for _, took in curve.points]
-        # A 4-bit product just beyond the fused ones is made by cuBLAS, which may be the faster.
-        if not what.startswith("products int4"):
+        # A product of codes just beyond the fused ones is made by cuBLAS, which may be the faster.
+        if not what.startswith("products int"):
             assert times == sorted(times), what
 
 
@@ -121,7 +121,7 @@ def test_a_nominal_machine_is_a_whole_one(figures: dict[str, float]) -> None:
     assert Machine.from_mapping(json.loads(json.dumps(machine.to_mapping())), "m") == machine
     assert set(machine.copies) == set(COPIES)
     assert set(OPERATORS) <= set(machine.operators)
-    assert plain_machine().products.keys() == machine.products.keys()
+    assert machine.products.keys() - plain_machine().products.keys() == {"int8"}  # which a plain machine expands
     assert plain_machine().expansions.keys() - machine.expansions.keys() == {machine.port.compute_dtype}
     assert plain_machine().decode_attention.keys() <= machine.decode_attention.keys()
     for link, other in (("host->device", "device->host"), ("device->host", "host->device")):
