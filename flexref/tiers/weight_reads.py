@@ -75,16 +75,29 @@ class RunInPieces:
     """
 
     def __init__(self, source: WeightSource, run: Run, tables: Sequence[StoredTensor] = ()) -> None:
-        self._reading = source.reading(run.file_offset, run.nbytes)
+        self._source, self._reading = source, source.reading(run.file_offset, run.nbytes)
         self._make, self._tables = checker_of(run), tables
+        self._failure: WeightFileError | None = None
         self._begin()
 
     def read(self, offset: int, into: Bytes) -> None:
-        """The next piece; `WeightFileError` as soon as a dataset that ends in it does not match its checksum."""
+        """The next piece; `WeightFileError` as soon as a dataset that ends in it does not match its checksum, and from
+        then on at once, until it begins again.
+        """
+        if self._failure is not None:
+            raise self._failure
         self._reading.read(offset, into)
-        self._checker.feed(into)
+        try:
+            self._checker.feed(into)
+        except WeightFileError as error:
+            self._failure = error
+            raise
         for rows in self.rows.values():
             rows.feed(offset, into)
+
+    def ask_ahead(self, offset: int, into: Bytes) -> RangeAhead | None:
+        """See `reads_ahead.FileAhead`: of one of its pieces."""
+        return None if self._failure is not None else self._source.ask_ahead(offset, into)
 
     def begin_again(self, error: WeightFileError) -> None:
         """Read from its first piece on once more; raises `error` if nothing is left to try."""
@@ -92,5 +105,6 @@ class RunInPieces:
         self._begin()
 
     def _begin(self) -> None:
+        self._failure = None
         self._checker = self._make(self._reading.path)
         self.rows = {tensor.name: RowChecksums(tensor.parts[0]) for tensor in self._tables}

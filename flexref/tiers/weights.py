@@ -1,23 +1,24 @@
 """A model's weights over the tiers: loads them once, streams stages, and gives out operands; it computes nothing."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from flexref.architecture.program import Role, TensorKind
-from flexref.architecture.stages import StageKind, tensor_name
-from flexref.backend.protocol import Array, Backend, Lane, Matrix, QuantizedMatrix
-from flexref.errors import WeightFileError
+from flexref.architecture.stages import tensor_name
+from flexref.backend.protocol import Array, Backend, Matrix, QuantizedMatrix
 from flexref.storage.weightfile import StoredTensor
+from flexref.tiers.disk import CHUNK_BYTES
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.table_reads import TableRead
-from flexref.tiers.transfer import Copy, DiskFile, Region, host_bytes, view
-from flexref.tiers.weight_reads import RunInPieces, WholeRun
+from flexref.tiers.transfer import Copy, Region, host_bytes, view
+from flexref.tiers.weight_loading import Loading
+from flexref.tiers.weight_reads import WholeRun
 from flexref.tiers.weight_source import WeightSource, check_homes
-from flexref.tiers.weights_plan import STAGING, Run, WeightsPlan
+from flexref.tiers.weights_plan import LOADING_PLACES, STAGING, Run, WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, Kind, Tier, aligned
 
 
@@ -46,8 +47,6 @@ class WeightStore:
     _row_checksums: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict)
     """Of tables whose rows are read from disk one by one: 8 bytes for every row, which no budget counts."""
     _counted_bytes: int = 0
-    _loaded_bytes: int = 0
-    _loading_bytes: int = 0
 
     @property
     def backend(self) -> Backend:
@@ -91,34 +90,21 @@ class WeightStore:
 
         Raises `WeightFileError` with the dataset's name if a checksum differs, and goes on differing (`WeightSource`).
         """
-        self._loaded_bytes, self._loading_bytes = 0, sum(run.nbytes for run, _ in self._to_load())
         if self._staging:
-            self._load_homes(self._staging[0])
+            self._load_through(
+                [place for slot in self._staging for place in _places(slot, CHUNK_BYTES)][:LOADING_PLACES]
+            )
             return
-        bounce = arenas[Tier.HOST].take("loading", self.plan.loading_bytes)
+        room = arenas[Tier.HOST].take("loading", self.plan.loading_bytes)
         try:
-            self._load_homes(bounce)
+            self._load_through(_places(room, room.nbytes // LOADING_PLACES))
         finally:
-            arenas[Tier.HOST].give_back("loading", bounce)
+            arenas[Tier.HOST].give_back("loading", room)
 
-    def _load_homes(self, bounce: Region) -> None:
-        """Load everything; what does not have its home on the host passes through `bounce`, in pieces."""
-        for run, tier in self._to_load():
-            if tier is Tier.HOST:
-                self._load_host(run)
-            else:
-                self._through(run, bounce, self._homes[run.tensors[0].name] if tier is Tier.DEVICE else None)
-
-    def _to_load(self) -> Iterator[tuple[Run, Tier]]:
-        """Every run that is read before the first pass, and its home: on disk only what rows are gathered from."""
-        tied = self.plan.file.spec.tied_head
-        for plan in self.plan.stages:
-            gathered = tied and plan.stage.kind is StageKind.HEAD
-            for tier in (Tier.HOST, Tier.DEVICE, *((Tier.DISK,) if gathered else ())):
-                for run in plan.homes[tier].runs:
-                    yield run, tier
-        for tensor, tier in self.plan.gathered:
-            yield Run.of([tensor]), tier
+    def _load_through(self, places: Sequence[Region]) -> None:
+        loading = Loading(self.plan, self.mover, self.source, self._homes, places, self.on_loaded)
+        loading.run()
+        self._row_checksums.update(loading.row_checksums)
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
         """disk -> host: the stage's part whose home is the disk, to a staging slot; it is checked every time."""
@@ -229,44 +215,11 @@ class WeightStore:
                 self._homes[tensor.name] = Located(region.part(start, size), Run.of([tensor]).file_offset)
                 start += size
 
-    def _load_host(self, run: Run) -> None:
-        located = self._homes[run.tensors[0].name]
-        source = Region(Tier.DISK, WholeRun(self.source, run), run.file_offset, run.nbytes)
-        self.mover.run(Lane.WEIGHTS_IN, [Copy(Kind.WEIGHTS, "loading", source, located.region.part(0, run.nbytes))])
-        self._progress(run.nbytes)
 
-    def _through(self, run: Run, bounce: Region, home: Located | None) -> None:
-        """Read a run piece by piece, and again until it passes its check; copy it to its home if that is the device."""
-        if not self.source.checked:
-            self._pieces(run, self.source, bounce, home)
-            return
-        tables = [tensor for tensor in run.tensors if tensor.spec.role is Role.TOKENS] if home is None else []
-        reader, before = RunInPieces(self.source, run, tables), self._loaded_bytes
-        while True:
-            try:
-                self._pieces(run, reader, bounce, home)
-            except WeightFileError as error:
-                reader.begin_again(error)
-                self._loaded_bytes = before
-            else:
-                break
-        self._row_checksums.update({name: table.rows for name, table in reader.rows.items() if table.complete})
-
-    def _pieces(self, run: Run, reader: DiskFile, bounce: Region, home: Located | None) -> None:
-        whole = Region(Tier.DISK, reader, run.file_offset, run.nbytes)
-        for start in range(0, run.nbytes, bounce.nbytes):
-            size = min(bounce.nbytes, run.nbytes - start)
-            piece = bounce.part(0, size)
-            copies = [Copy(Kind.WEIGHTS, "loading", whole.part(start, size), piece)]
-            if home is not None:
-                copies.append(Copy(Kind.WEIGHTS, "loading", piece, home.region.part(start, size)))
-            self.mover.run(Lane.WEIGHTS_IN, copies)
-            self._progress(size)
-
-    def _progress(self, nbytes: int) -> None:
-        self._loaded_bytes += nbytes
-        if self.on_loaded is not None:
-            self.on_loaded(self._loaded_bytes, self._loading_bytes)
+def _places(room: Region, nbytes: int) -> list[Region]:
+    """A room cut into places of so many bytes each; itself if it has no more."""
+    size = min(nbytes, room.nbytes)
+    return [room.part(start, size) for start in range(0, room.nbytes - size + 1, size)] if size else [room]
 
 
 def operand(backend: Backend, tensor: StoredTensor, located: Located) -> Matrix:

@@ -10,6 +10,10 @@ from flexref.tiers.disk import CHUNK_BYTES
 from flexref.tiers.placement import place_stages
 from flexref.units import ALIGNMENT_BYTES, GIB, Tier, aligned, slots_of
 
+LOADING_PLACES = 4
+"""Places that weights pass through while they are loaded: one is filled by the disk, others are checked, or copied to
+the device, or asked for."""
+
 STAGING = "weight staging"
 """What host memory is held for through which weights come from disk."""
 
@@ -145,7 +149,7 @@ class WeightsPlan:
         if self.staging_slot_bytes:
             return 0
         most = max((run.nbytes for plan in self.stages for tier in Tier for run in plan.homes[tier].runs), default=0)
-        return min(CHUNK_BYTES, aligned(most, ALIGNMENT_BYTES))
+        return LOADING_PLACES * min(CHUNK_BYTES, aligned(most, ALIGNMENT_BYTES))
 
     @property
     def staging_slot_bytes(self) -> int:

@@ -22,6 +22,7 @@ from flexref.policy import Shares
 from flexref.storage.checks import PartChecker
 from flexref.storage.weightfile import StoredTensor, WeightFile, open_weight_file
 from flexref.tiers import table_reads as table_module
+from flexref.tiers import weight_loading as loading_module
 from flexref.tiers import weights as weights_module
 from flexref.tiers import weights_plan as plan_module
 from flexref.tiers.disk import WeightsOnDisk
@@ -101,6 +102,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         super().__init__()
         self.patch = pytest.MonkeyPatch()
         self.patch.setattr(plan_module, "CHUNK_BYTES", PAGE)  # so that a run is loaded in many pieces
+        self.patch.setattr(weights_module, "CHUNK_BYTES", PAGE)
         self.patch.setattr(table_module, "PIECE_BYTES", 64)
         self.port = NumpyBackend(1 << 16)
         self.checks_left = -1
@@ -115,12 +117,15 @@ class WeightStoreStates(RuleBasedStateMachine):
 
     # What is known
 
-    def damaged(self, runs: list[Run]) -> list[str]:
-        """The datasets of some runs that cannot be had as they are in the file."""
+    def damaged(self, runs: list[Run], failed: bool = False) -> list[str]:
+        """The datasets of some runs that cannot be had as they are in the file.
+
+        Where a read has `failed`, so that its try was used up, what came changed once may have come too often.
+        """
         if self.mirrored:
             return []
         parts = [part for run in runs for tensor in run.tensors for part in tensor.parts]
-        places = {*self.disk.damage, *(() if self.waits else self.disk.flipped)}
+        places = {*self.disk.damage, *(() if self.waits and not failed else self.disk.flipped)}
         return [
             part.dataset for part in parts if any(part.extent.offset <= place < part.extent.stop for place in places)
         ]
@@ -188,6 +193,7 @@ class WeightStoreStates(RuleBasedStateMachine):
             return
         finally:
             interrupted, self.checks_left, self.disk.reads_left = self.checks_left, -1, -1
+            self.disk.flips.clear()  # nobody knows which of the reads that were under way came from this copy
         runs = list(self.checked_by_loading())
         assert not self.damaged(runs), "damage was not found"
         assert not self.fails
@@ -226,7 +232,7 @@ class WeightStoreStates(RuleBasedStateMachine):
             assert short is not None
             assert error.tier == short.value
         elif isinstance(error, WeightFileError):
-            self.names_one_of(error, self.damaged(list(self.checked_by_loading())))
+            self.names_one_of(error, self.damaged(list(self.checked_by_loading()), self.disk.failed))
         elif isinstance(error, StorageError):
             assert self.fails or (self.disk.failed and self.damaged(list(self.checked_by_loading())))
         elif not isinstance(error, KeyboardInterrupt):
@@ -277,7 +283,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         try:
             self.mover.run(Lane.DISK_IN, self.store.fetch(stage, slot))
         except WeightFileError as error:
-            self.names_one_of(error, self.damaged(runs))
+            self.names_one_of(error, self.damaged(runs, self.disk.failed))
         except StorageError:
             assert self.fails or (self.disk.failed and self.damaged(runs))
         else:
@@ -443,21 +449,29 @@ class ForgetsTheSecondPart(WeightStore):
 
 
 class GathersWhatItNeverChecked(WeightStore):
-    def _through(self, run: Run, bounce: Any, home: Any) -> None:
-        super()._through(run, bounce, home)
+    def _load_through(self, places: Any) -> None:
+        super()._load_through(places)
         self._row_checksums.clear()
 
 
 class TrustsTheSecondReading(WeightStore):
-    def _through(self, run: Run, bounce: Any, home: Any) -> None:
+    def _load_through(self, places: Any) -> None:
         class Reader(RunInPieces):
             def begin_again(self, error: WeightFileError) -> None:
                 self._reading.begin_again(error)
-                self._checker = PartChecker([], 0, "")
+                self._failure, self._checker = None, PartChecker([], 0, "")
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(weights_module, "RunInPieces", Reader)
-            super()._through(run, bounce, home)
+            patch.setattr(loading_module, "RunInPieces", Reader)
+            super()._load_through(places)
+
+
+class CopiesWhatHasNotCome(WeightStore):
+    def _load_through(self, places: Any) -> None:
+        submit = self.mover.submit
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.mover, "submit", lambda lane, copies, after: submit(lane, copies, ()))
+            super()._load_through(places)
 
 
 class KeepsItsCountOfTheDisk(WeightStore):
@@ -492,6 +506,7 @@ WRONG: tuple[Callable[..., Any], ...] = (
     KeepsItsCountOfTheDisk,
     ChecksTheFirstTime,
     TrustsTheSecondReading,
+    CopiesWhatHasNotCome,
 )
 
 
