@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.arriving import arrival_time
 from flexref.backend.compiling import compile_time
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block, with_read_ahead
@@ -94,6 +95,7 @@ class Session:
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.wall = wall or Wall()
         self.wall.watch(compile_time(backend))
+        self.wall.watch(arrival_time(backend), WallPart.ALLOCATE)
         self.tokenizer = tokenizer or Tokenizer.if_any(file.tokenizer_json, file.path)
         self.rehearsals = Rehearsals(backend)
         self.interrupts = Interrupts()

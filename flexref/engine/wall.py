@@ -6,9 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
-
-from flexref.backend.compiling import CompileTime
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -27,7 +25,7 @@ class WallPart(str, Enum):
     LOAD = "load"
     """The weight file is opened, its tokenizer made, and weights are read."""
     ALLOCATE = "allocate"
-    """Memory of blocks is taken and given back."""
+    """Memory of blocks is taken and given back, or a pass waits for memory that was taken and has not come yet."""
     COMPILE = "compile"
     """Operators are waited for, which the port compiles or reads compiled; not what it compiles beside all else."""
     PREFILL = "prefill"
@@ -59,6 +57,26 @@ class WholeTime:
     wall_parts_s: dict[str, float]
 
 
+class CountsSeconds(Protocol):
+    """Somebody who counts seconds of a kind, in which the job waits; they only grow."""
+
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(slots=True)
+class CountedSeconds:
+    """What is counted, and what it had come to when it was last looked at."""
+
+    source: CountsSeconds
+    seen_s: float
+
+    def grown_s(self) -> float:
+        """Seconds since this was asked last."""
+        before, self.seen_s = self.seen_s, self.source.seconds
+        return self.seen_s - before
+
+
 class Wall:
     """A clock with one hand: at every moment the time goes to one part. What is in no other part is `other`.
 
@@ -80,14 +98,14 @@ class Wall:
         self._spent = dict.fromkeys(WallPart, 0)
         self._pass_ns = 0
         self._in_pass = self._had_a_job = False
-        self._compiling, self._compiled_s = CompileTime(), 0.0
+        self._watched: dict[WallPart, CountedSeconds] = {}
         self._one = threading.Lock()
 
-    def watch(self, compiling: CompileTime) -> None:
-        """From now on, what this grows by is `compile`, and in no other part."""
+    def watch(self, counted: CountsSeconds, part: WallPart = WallPart.COMPILE) -> None:
+        """From now on, what its seconds grow by goes to `part`, and to no other."""
         with self._one:
             self._mark()
-            self._compiling, self._compiled_s = compiling, compiling.seconds
+            self._watched[part] = CountedSeconds(counted, counted.seconds)
 
     def turn_to(self, part: WallPart) -> None:
         """From now on the time goes to `part`."""
@@ -158,11 +176,11 @@ class Wall:
         """Count the time since the last mark; the lock is held."""
         now = self._clock()
         passed, self._now = now - self._now, now
-        grown_s = self._compiling.seconds - self._compiled_s
-        compiled = min(passed, int(grown_s * NANOSECONDS))
-        self._compiled_s = self._compiling.seconds
-        self._spent[WallPart.COMPILE] += compiled
+        for part, counted in self._watched.items():
+            grown = min(passed, int(counted.grown_s() * NANOSECONDS))
+            self._spent[part] += grown
+            passed -= grown
         if self._in_pass:
-            self._pass_ns += passed - compiled
+            self._pass_ns += passed
         else:
-            self._spent[self._at] += passed - compiled
+            self._spent[self._at] += passed
