@@ -127,6 +127,7 @@ class Stats:
         Number(0),
         "Seconds to take the memory of blocks, to wait for it, and to give it back; nowhere else.",
     ] = 0.0
+    kept_host_bytes: Annotated[int, Whole(0), "Bytes of host memory that the engine keeps pinned for its next job."] = 0
     prefill_s: Annotated[float, Number(0), "Seconds of the passes that only read prompts."] = 0.0
     decode_s: Annotated[float, Number(0), "All other seconds of the blocks."] = 0.0
     wall_s: Annotated[float, Number(0), "Seconds of all of it, from what wall_begins says to the job's end."] = 0.0

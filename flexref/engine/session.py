@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.arriving import arrival_time
+from flexref.backend.arriving import ArrivingBackend, arrival_time
 from flexref.backend.compiling import compile_time
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block, with_read_ahead
@@ -128,6 +128,7 @@ class Session:
                 if self.gate.closed and not self.mover.abandoned:
                     if not self.interrupts.forced:
                         self._unload()
+                        self.arenas[Tier.HOST].give_up_kept()
                     self.backend.close()
                     self._disk.source.close()
 
@@ -205,8 +206,12 @@ class Session:
             trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
         try:
             yield account
+        except Exception:
+            self.arenas[Tier.HOST].give_up_kept()  # what failed may be memory that never came
+            raise
         finally:
             self._tell_of_faults()
+            stats.kept_host_bytes = self.arenas[Tier.HOST].kept_bytes
             stats.budget_bytes = {tier.value: budget for tier, budget in self.budgets.items()}
             stats.direct_disk_reads, stats.load_s = self._disk.source.direct, self._load_s
             stats.direct_spills = self._disk.spills_direct
@@ -244,6 +249,7 @@ class Session:
                 store.load(self.arenas)
         except BaseException:
             self._unload()
+            self.arenas[Tier.HOST].give_up_kept()
             self._tell_of_faults()
             raise
         self._load_s = time.perf_counter() - start
@@ -273,7 +279,8 @@ class Session:
         if tier is Tier.DISK:
             return Arena(tier, self.budgets[tier], self._disk.allocate, self._releasing(self._disk.release))
         name, release = tier.value, self._releasing(self.backend.release)
-        return Arena(tier, self.budgets[tier], lambda nbytes: self.backend.allocate(name, nbytes), release)
+        keeps = tier is Tier.HOST and isinstance(self.backend, ArrivingBackend)
+        return Arena(tier, self.budgets[tier], lambda nbytes: self.backend.allocate(name, nbytes), release, keeps=keeps)
 
     def _releasing(self, release: Callable[[Any], None]) -> Callable[[Any], None]:
         """Gives places back, but none that a lane may still write to."""

@@ -2,33 +2,57 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from flexref.backend.protocol import Buffer
 from flexref.errors import CapacityError
-from flexref.tiers.transfer import DiskFile, Region
+from flexref.tiers.transfer import Region
 from flexref.units import ALIGNMENT_BYTES, Tier, aligned
+
+Allocate = Callable[[int], Any]
+"""Gets a port's buffer or a file of so many bytes, which says its size: `nbytes`."""
+
+Release = Callable[[Any], None]
 
 
 class Arena:
-    """The budget of one tier. `held_bytes` never exceeds it, nor does `peak_bytes`, the most since `restart_peak`."""
+    """The budget of one tier. `held_bytes` never exceeds it, nor does `peak_bytes`, the most since `restart_peak`.
+
+    An arena that `keeps` hands what was given back to whoever asks next, while the budget has room for it.
+    """
 
     def __init__(
         self,
         tier: Tier,
         budget_bytes: int | None,
-        allocate: Callable[[int], Buffer | DiskFile],
-        release: Callable[[Buffer | DiskFile], None],
+        allocate: Allocate,
+        release: Release,
+        *,
+        keeps: bool = False,
     ) -> None:
-        """`allocate` gets memory of that many bytes once they are counted, `release` gives it back; no budget: None."""
+        """`allocate` gets memory of that many bytes once they are counted, `release` gives it back; no budget: None.
+        Nothing is kept without a budget.
+        """
         self.tier, self.budget_bytes = tier, budget_bytes
         self.peak_bytes = 0
-        self._allocate, self._release = allocate, release
+        self._kept = KeptMemory(allocate, release, lambda: self.held_bytes, budget_bytes or 0) if keeps else None
+        self._allocate = allocate if self._kept is None else self._kept.allocate
+        self._release = release if self._kept is None else self._kept.give_back
         self._holders: Counter[str] = Counter()
 
     @property
     def held_bytes(self) -> int:
         """Bytes that are held now."""
         return self._holders.total()
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that nobody holds and that are kept."""
+        return 0 if self._kept is None else self._kept.kept_bytes
+
+    def give_up_kept(self) -> None:
+        """Keep nothing of what nobody holds."""
+        if self._kept is not None:
+            self._kept.release_all()
 
     def restart_peak(self) -> None:
         """Let the peak be that of what is held from now on."""
@@ -64,3 +88,49 @@ class Arena:
             raise ValueError(f"{holder} holds {self._holders[holder]} bytes and returns {region.nbytes}")
         self._holders[holder] -= region.nbytes
         self._release(region.place)
+
+
+class KeptMemory:
+    """Stands between an arena and its port, and keeps what was given back for whoever asks for as many bytes next.
+
+    What is kept is never beyond `budget_bytes` together with what the arena holds: it is given up, what was given back
+    first before all else, for whoever needs the room.
+    """
+
+    def __init__(self, allocate: Allocate, release: Release, held_bytes: Callable[[], int], budget_bytes: int) -> None:
+        """`held_bytes` are the arena's, what is asked for just now among them."""
+        self._allocate, self._release, self._held_bytes, self._budget = allocate, release, held_bytes, budget_bytes
+        self._kept: list[Any] = []
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes that wait for whoever asks next."""
+        return sum(place.nbytes for place in self._kept)
+
+    def allocate(self, nbytes: int) -> Any:
+        """A kept place of that size, or a new one; raises what the port does once nothing is kept any more."""
+        for number, place in enumerate(self._kept):
+            if place.nbytes == nbytes:
+                return self._kept.pop(number)
+        self._make_room()
+        try:
+            return self._allocate(nbytes)
+        except CapacityError:
+            if not self._kept:
+                raise
+        self.release_all()
+        return self._allocate(nbytes)
+
+    def give_back(self, place: Any) -> None:
+        """Keep a place, which nobody uses any more."""
+        self._kept.append(place)
+        self._make_room()
+
+    def release_all(self) -> None:
+        """Give the port back what is kept."""
+        while self._kept:
+            self._release(self._kept.pop(0))
+
+    def _make_room(self) -> None:
+        while self._kept and self._held_bytes() + self.kept_bytes > self._budget:
+            self._release(self._kept.pop(0))
