@@ -260,7 +260,7 @@ class Benchmark:
         """The rates with those of the disk, as far as runs have used it."""
         links = runs[-1].link_bytes if runs else {}
         if any(links.get("host->disk", {}).values()):  # what comes back was written before
-            found = spill_rates(self.engine.session.disk_dir)
+            found = spill_rates(self.engine.backend, self.engine.session.disk_dir)
             rates = replace(rates, from_spill_bytes_per_s=found[0], to_spill_bytes_per_s=found[1])
         if links.get("disk->host", {}).get("weights"):
             plan = WeightsPlan.under(self.file, self.policy)

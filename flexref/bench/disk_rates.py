@@ -1,6 +1,5 @@
 """What a disk does at best for a job: its weight file's own ranges, and a spill file; it knows no device."""
 
-import mmap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -79,17 +78,21 @@ def weights_rate(backend: Backend, path: str, extents: Sequence[Piece]) -> float
     return best
 
 
-def spill_rates(directory: str | Path) -> tuple[float, float]:
-    """The most bytes per second (from, to) a spill file in `directory`, several pieces at a time, as in a job."""
-    content = _aligned_bytes(max(SPILL_PIECES))
-    content[:] = np.random.default_rng(0).integers(0, 256, content.nbytes, np.uint8)
-    memory = [content] + [_aligned_bytes(content.nbytes) for _ in range(AT_ONCE - 1)]
+def spill_rates(backend: Backend, directory: str | Path) -> tuple[float, float]:
+    """The most bytes per second (from, to) a spill file in `directory`, several pieces at a time, as in a job.
+
+    They lie in host memory of the port: direct reads into one sort of memory may be twice as fast as into another.
+    """
+    largest = max(SPILL_PIECES)
+    host = backend.allocate("host", AT_ONCE * largest)
+    memory = backend.host_memory(host)
+    memory[:] = np.resize(np.random.default_rng(0).integers(0, 256, largest, np.uint8), memory.nbytes)
 
     def rate(file: SpillFile, call: Callable[[int, Bytes], None]) -> float:
         best, began = 0.0, time.perf_counter()
         for size in SPILL_PIECES * REPEATS:
             pieces = [
-                (offset, memory[number % AT_ONCE][: min(size, DISK_BYTES - offset)])
+                (offset, memory[number % AT_ONCE * largest :][: min(size, DISK_BYTES - offset)])
                 for number, offset in enumerate(range(0, DISK_BYTES, size))
             ]
             start = time.perf_counter()
@@ -99,14 +102,12 @@ def spill_rates(directory: str | Path) -> tuple[float, float]:
                 break
         return best
 
-    with closing(SpillFile(directory, DISK_BYTES)) as file:
-        outward, inward = rate(file, file.write), rate(file, file.read)
+    try:
+        with closing(SpillFile(directory, DISK_BYTES)) as file:
+            outward, inward = rate(file, file.write), rate(file, file.read)
+    finally:
+        backend.release(host)
     return inward, outward
-
-
-def _aligned_bytes(nbytes: int) -> Bytes:
-    """Memory that direct reads and writes can use."""
-    return np.frombuffer(mmap.mmap(-1, nbytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
 
 
 def _nothing() -> None:

@@ -176,8 +176,8 @@ class CacheStore:
 
     def _at_home(self, layer: int, group: int, place: RowPlace) -> Spot:
         plan, tier = self.plan, place.home
-        before = self._layer(layer) * plan.layer_bytes(tier) // self._record + plan.first_tokens[group][tier]
-        return self._spot(self._homes[tier], before + place.start, place.capacity_tokens)
+        before = self._layer(layer) * plan.layer_bytes(tier) + plan.first_bytes[group][tier]
+        return Spot(self._homes[tier], before + place.start * self._record, place.capacity_tokens * self._record)
 
     def _home(self, layer: int, group: int, stretch: Stretch) -> Spot:
         return self._at_home(layer, group, stretch.place)
@@ -208,7 +208,7 @@ class CacheStore:
         """One copy of several stretches with one home: the past records go in to a slot, or the new ones out of it."""
         home = moved[0].place.home
         if home is Tier.HOST:
-            first = self.plan.first_tokens[group][home] * self._record
+            first = self.plan.first_bytes[group][home]
             size = self.plan.groups[group].tokens[home] * self._record
             there = self._homes[home].part(self._layer(layer) * self.plan.layer_bytes(home) + first, size)
         else:

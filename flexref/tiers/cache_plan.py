@@ -6,7 +6,7 @@ from enum import Enum
 from functools import cached_property
 
 from flexref.backend.records import RecordLayout
-from flexref.units import SPILL_BOUNCE_BYTES, Tier
+from flexref.units import ALIGNMENT_BYTES, SPILL_BOUNCE_BYTES, Tier, aligned
 
 
 class CacheRoom(str, Enum):
@@ -101,14 +101,22 @@ class CachePlan:
     prefix_layers: int = 0
 
     @cached_property
-    def first_tokens(self) -> tuple[Mapping[Tier, int], ...]:
-        """The number of each group's first record among the records of a layer, by tier."""
+    def first_bytes(self) -> tuple[Mapping[Tier, int], ...]:
+        """Where each group's records begin among those of a layer, by tier.
+
+        On disk each begins with a page, as it does in its staging slot: so all pages but those at the ends of a row are
+        read directly to where they belong.
+        """
         sums, firsts = dict.fromkeys(Tier, 0), []
         for group in self.groups:
             firsts.append(dict(sums))
             if not self.transient:
-                sums = {tier: tokens + group.tokens[tier] for tier, tokens in sums.items()}
+                sums = {tier: nbytes + self._group_bytes(group, tier) for tier, nbytes in sums.items()}
         return tuple(firsts)
+
+    def _group_bytes(self, group: GroupRoom, tier: Tier) -> int:
+        nbytes = group.tokens[tier] * self.layout.record_bytes
+        return aligned(nbytes, ALIGNMENT_BYTES) if tier is Tier.DISK else nbytes
 
     def is_away(self, row: RowPass) -> bool:
         """Whether attention for the row runs on the host: if so planned, off the device, once its cache has tokens."""
@@ -131,7 +139,7 @@ class CachePlan:
     @cached_property
     def _layer_bytes(self) -> dict[Tier, int]:
         whole = max if self.transient else sum
-        return {tier: self.layout.record_bytes * whole(group.tokens[tier] for group in self.groups) for tier in Tier}
+        return {tier: whole(self._group_bytes(group, tier) for group in self.groups) for tier in Tier}
 
     def _largest(self, tokens: Callable[[GroupRoom], int]) -> int:
         """Bytes of so many tokens of the group that has most."""
@@ -147,12 +155,12 @@ class CachePlan:
     @property
     def staging_in_bytes(self) -> int:
         """Host bytes of one slot for caches that come from disk."""
-        return self._largest(lambda group: group.tokens[Tier.DISK])
+        return aligned(self._largest(lambda group: group.tokens[Tier.DISK]), ALIGNMENT_BYTES)
 
     @property
     def staging_out_bytes(self) -> int:
         """Host bytes of one slot for new records on their way to disk."""
-        return self._largest(lambda group: group.new_tokens[Tier.DISK])
+        return aligned(self._largest(lambda group: group.new_tokens[Tier.DISK]), ALIGNMENT_BYTES)
 
     def needs(self) -> Iterator[tuple[Tier, CacheRoom, int]]:
         """(tier, room, bytes) of everything that `CacheStore` will take."""

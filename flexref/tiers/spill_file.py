@@ -98,17 +98,12 @@ class SpillFile:
 
     def read(self, offset: int, into: Bytes) -> None:
         """Fill `into` from `offset` on."""
-        done = _aligned_bytes(offset, into) if self.direct else into.nbytes
-        self._fill(offset, into[:done])
-        while done < into.nbytes:
-            with self._bounce() as bounce:
-                page = (offset + done) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
-                skipped = offset + done - page
-                some = bounce[: aligned(skipped + into.nbytes - done)]
+        first, end = _direct_part(offset, into) if self.direct else (0, into.nbytes)
+        self._fill(offset + first, into[first:end])
+        for start, rest in ((0, into[:first]), (end, into[end:])):
+            for page, some, skipped, part in self._bounced(offset + start, rest):
                 self._fill(page, some)
-                taken = min(some.nbytes - skipped, into.nbytes - done)
-                into[done : done + taken] = some[skipped : skipped + taken]
-            done += taken
+                part[:] = some[skipped : skipped + part.nbytes]
 
     def forget_pages(self, offset: int, nbytes: int) -> None:
         """Let the next read of these bytes come from the disk itself, if they have been written to it."""
@@ -116,18 +111,24 @@ class SpillFile:
 
     def write(self, offset: int, source: Bytes) -> None:
         """Write all of `source` at `offset`."""
-        done = _aligned_bytes(offset, source) if self.direct else source.nbytes
-        self._put(offset, source[:done])
-        while done < source.nbytes:
-            with self._bounce() as bounce:
-                page = (offset + done) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
-                skipped = offset + done - page
-                some = bounce[: aligned(skipped + source.nbytes - done)]
-                taken = min(some.nbytes - skipped, source.nbytes - done)
-                with self._kept(page, some, skipped, skipped + taken):
-                    some[skipped : skipped + taken] = source[done : done + taken]
+        first, end = _direct_part(offset, source) if self.direct else (0, source.nbytes)
+        self._put(offset + first, source[first:end])
+        for start, rest in ((0, source[:first]), (end, source[end:])):
+            for page, some, skipped, part in self._bounced(offset + start, rest):
+                with self._kept(page, some, skipped, skipped + part.nbytes):
+                    some[skipped : skipped + part.nbytes] = part
                     self._put(page, some)
-            done += taken
+
+    def _bounced(self, offset: int, memory: Bytes) -> Iterator[tuple[int, Bytes, int, Bytes]]:
+        """Parts of `memory` with the pages around each: (where these lie, memory for them, bytes before it, it)."""
+        done = 0
+        while done < memory.nbytes:
+            skipped = (offset + done) % ALIGNMENT_BYTES
+            with self._bounce() as bounce:
+                some = bounce[: aligned(skipped + memory.nbytes - done)]
+                part = memory[done : done + some.nbytes - skipped]
+                yield offset + done - skipped, some, skipped, part
+            done += part.nbytes
 
     def together(self, calls: Sequence[Callable[[], None]], done: Callable[[], None]) -> None:
         """Make calls that read or write this file, `AT_ONCE` at a time; `done` is called after each, in order.
@@ -196,8 +197,9 @@ def _bypasses_page_cache(file: int) -> bool:
     return True
 
 
-def _aligned_bytes(offset: int, memory: Bytes) -> int:
-    """How many bytes from the beginning can be moved directly."""
-    if offset % ALIGNMENT_BYTES or memory.ctypes.data % ALIGNMENT_BYTES:
-        return 0
-    return memory.nbytes // ALIGNMENT_BYTES * ALIGNMENT_BYTES
+def _direct_part(offset: int, memory: Bytes) -> tuple[int, int]:
+    """From where to where memory can be moved directly: whole pages that are pages on disk, too."""
+    first = -offset % ALIGNMENT_BYTES
+    if (memory.ctypes.data + first) % ALIGNMENT_BYTES or first > memory.nbytes:
+        return 0, 0
+    return first, first + (memory.nbytes - first) // ALIGNMENT_BYTES * ALIGNMENT_BYTES
