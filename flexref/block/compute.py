@@ -46,6 +46,8 @@ class BlockComputation(BlockState):
     _tables: list[tuple[int, Array]] = field(init=False)
     _operands: StageOperands | None = field(init=False, default=None)
     _lengths: dict[int, FedLengths] = field(init=False, default_factory=dict)
+    _decoding: dict[int, Any] = field(init=False, default_factory=dict)
+    """The handle of lengths of each group's last pass of decode."""
     _at_once: set[int] = field(init=False, default_factory=set)
     """The groups whose pass is run as a whole."""
     _spans: deque[TimedVisit] = field(init=False, default_factory=deque)
@@ -107,8 +109,7 @@ class BlockComputation(BlockState):
             fed = group.following() if group.fed else None
             if fed is None or self._expands(fed.tokens):
                 continue
-            near = self._cache.near_rows(number, fed.in_pass)
-            self._lengths[number] = FedLengths.of(self.backend, fed.in_pass, near, self._lengths.get(number))
+            self._lengths_of(number, fed)
             held = self._handles(number)
             with self.backend.frame():
                 ids = self.backend.empty((FED_IDS * fed.tokens,), "int32")
@@ -249,12 +250,14 @@ class BlockComputation(BlockState):
         weights = self._stage_weights(visit, group.tokens)
         decoder_layer(self.backend, self._program.layer, weights, self._x(visit, group), cache)
 
-    def _lengths_of(self, number: int, group: Group) -> FedLengths:
-        """The lengths of the group's rows in this pass: those of the pass before, renewed, or new ones."""
+    def _lengths_of(self, number: int, group: Group | FedRows) -> FedLengths:
+        """The lengths of the group's rows in a pass: the handle of its last pass of decode, renewed, or a new one."""
         known, rows = self._lengths.get(number), group.in_pass
         if known is None or known.rows is not rows:
-            known = FedLengths.of(self.backend, rows, self._cache.near_rows(number, rows), known)
-            self._lengths[number] = known
+            near = self._cache.near_rows(number, rows)
+            known = self._lengths[number] = FedLengths.of(self.backend, rows, near, self._decoding.get(number))
+            if known.decodes:
+                self._decoding[number] = known.near
         return known
 
     def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:

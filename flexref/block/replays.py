@@ -9,8 +9,9 @@ from flexref.block.watch import OnNotice
 from flexref.errors import CapacityError
 from flexref.tiers.cache_plan import RowPass
 
-KEPT_PASSES = 4
-"""What so many passes have not asked for is given back. Slots take turns, so what comes again does so within two."""
+KEPT_PASSES, TURNS = 16, 2
+"""What so many passes have not asked for is given back. Slots take turns: what comes with every pass comes within two,
+and keeps its room; what has not come for longer makes room for something else."""
 
 Key = tuple[Hashable, ...]
 """All that operators were called with, but what lies in arrays and in what handles stand for."""
@@ -87,12 +88,22 @@ class Replays:
         except CapacityError:
             known.too_large = True
             return
-        known.too_large = self._held_bytes + recording.nbytes > self._backend.caps.recorded_bytes
+        room = self._backend.caps.recorded_bytes - recording.nbytes
+        self._make_room(room)
+        known.too_large = self._held_bytes > room
         if known.too_large:
             self._backend.forget(recording)
         else:
             known.recording = recording
             self._held_bytes += recording.nbytes
+
+    def _make_room(self, left_bytes: int) -> None:
+        """Give back what has not come for a while, the least recent first, until no more than that is held."""
+        others = [known for known in self._known.values() if known.recording and known.used_in < self._pass - TURNS]
+        for known in sorted(others, key=lambda known: known.used_in):
+            if self._held_bytes <= left_bytes:
+                return
+            self._give_back(known)
 
     def _replayed(self, recording: Any) -> bool:
         """Replay it; if the device has no memory for that, nothing is recorded any more."""
@@ -110,6 +121,7 @@ class Replays:
         if known.recording is not None:
             self._held_bytes -= known.recording.nbytes
             self._backend.forget(known.recording)
+            known.recording = None
 
     def release(self) -> None:
         """Give all of it back."""
@@ -130,13 +142,20 @@ class FedLengths:
     away: Any
     near_tokens: int
 
+    @property
+    def decodes(self) -> bool:
+        """Whether one token is fed of every row, and the device reaches all of them."""
+        return self.away is None and self.near_tokens == len(self.rows)
+
     @classmethod
-    def of(cls, be: Backend, rows: Sequence[RowPass], near_rows: int, last: "FedLengths | None") -> "FedLengths":
-        """Those of `rows`, of which the device reaches the first; with the handle of the `last` pass, if it serves."""
+    def of(cls, be: Backend, rows: Sequence[RowPass], near_rows: int, last: Any) -> "FedLengths":
+        """Those of `rows`, of which the device reaches the first; with the `last` handle of such lengths, renewed, if
+        it serves.
+        """
         near, away = rows[:near_rows], rows[near_rows:]
         past, new = [row.past for row in near], [row.new for row in near]
-        if near and last is not None and last.near is not None and be.renew_segments(last.near, past, new):
-            handle = last.near
+        if near and last is not None and be.renew_segments(last, past, new):
+            handle = last
         else:
             handle = be.segments(past, new) if near else None
         others = be.segments([row.past for row in away], [row.new for row in away]) if away else None

@@ -76,6 +76,19 @@ def test_rows_that_come_and_go_have_the_tokens_of_direct_calls(
     assert found[0] == found[1]
 
 
+def test_rows_that_follow_each_other_need_one_recording(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also beside one that is read while others decode: handles stand for other rows and lengths then."""
+    made: list[Any] = []
+    record = CupyBackend.record
+    monkeypatch.setattr(CupyBackend, "record", lambda self, operators: made.append(record(self, operators)) or made[-1])
+    for rows, most in ((1, 1), (2, 2)):
+        made.clear()
+        requests = [RowRequest(ROWS[number % 5], Request(5 + number % 3, ignore_eos=True)) for number in range(9)]
+        with load(path, policy=Policy(rows_per_group=rows), backend=port()) as engine:
+            assert len(list(engine.run(requests))) == 9
+        assert len(made) <= most  # of a pass of two rows, and of the last row alone
+
+
 @pytest.mark.parametrize("share", [True, False])
 def test_a_row_waits_for_a_prefix_that_another_group_reads_in_the_same_pass(tmp_path: Path, share: bool) -> None:
     """Rows with one token of their own: their first pass looks like one of decode."""
