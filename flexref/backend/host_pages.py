@@ -38,12 +38,19 @@ def mapped(nbytes: int) -> npt.NDArray[np.uint8]:
 def make_present(address: int, nbytes: int) -> None:
     """Let pages be there, with what they hold; `OSError` if there is no room for them.
 
-    Linux before 5.14 cannot: then they come with the first use, be it the registration that follows.
+    One huge page at a time: the system keeps its lock on the process's memory for a whole call, and until it ends every
+    thread that maps or gives back memory waits, a driver's own ones too. Linux before 5.14 cannot: then pages come with
+    the first use, be it the registration that follows.
     """
-    if _madvise()(address, nbytes, MADV_POPULATE_WRITE) != 0:
-        number = ctypes.get_errno()
-        if number != errno.EINVAL:
+    call, end = _madvise(), address + nbytes
+    while address < end:
+        step = min(end, (address // HUGE_BYTES + 1) * HUGE_BYTES) - address
+        if call(address, step, MADV_POPULATE_WRITE) != 0:
+            number = ctypes.get_errno()
+            if number == errno.EINVAL:
+                return
             raise OSError(number, os.strerror(number))
+        address += step
 
 
 @cache

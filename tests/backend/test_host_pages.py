@@ -3,7 +3,10 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from flexref.backend import host_pages
 from flexref.backend.host_pages import HUGE_BYTES, make_present, mapped
 
 
@@ -39,3 +42,21 @@ def test_making_it_present_leaves_what_it_holds(nbytes: int) -> None:
 def test_what_the_system_does_not_have_is_refused() -> None:
     with pytest.raises(OSError, match="memory"):
         mapped(1 << 60)
+
+
+@given(start=st.integers(0, 6), pages=st.integers(1, 1300))
+def test_it_is_made_present_a_huge_page_at_a_time(start: int, pages: int) -> None:
+    """The system lets nobody map memory while such a call lasts."""
+    asked: list[tuple[int, int]] = []
+
+    def madvise(address: int, nbytes: int, advice: int) -> int:
+        asked.append((address, nbytes))
+        return 0
+
+    first, last = start * 4096 + HUGE_BYTES, start * 4096 + HUGE_BYTES + pages * 4096
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(host_pages, "_madvise", lambda: madvise)
+        make_present(first, last - first)
+    assert asked[0][0] == first
+    assert [address + nbytes for address, nbytes in asked] == [*(address for address, _ in asked[1:]), last]
+    assert all(address // HUGE_BYTES == (address + nbytes - 1) // HUGE_BYTES for address, nbytes in asked)
