@@ -107,7 +107,7 @@ class CupyBackend:
         """See `Backend.view`; an operator may read the host's memory itself, so what is seen of it must have come."""
         seen = memory.view(buffer, offset, shape, dtype)
         if buffer.tier == "host":
-            self._pinning.need(seen.address, seen.rows * seen.row_bytes)
+            self._pinning.need_now(seen.address, seen.rows * seen.row_bytes)
         return seen
 
     def host_memory(self, buffer: Any) -> npt.NDArray[np.uint8]:

@@ -166,6 +166,12 @@ class Pinning:
                 assert memory.error is not None
                 raise memory.error
 
+    def need_now(self, address: int, nbytes: int) -> None:
+        """See `need`; for the engine's own thread, whose waiting counts."""
+        if self.coming:
+            with self.held_up.watched():
+                self.need(address, nbytes)
+
     def _register(self, memory: PinnedMemory) -> None:
         """Let `find` know it."""
         with self._state:
