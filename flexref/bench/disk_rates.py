@@ -28,8 +28,8 @@ DISK_BYTES = 256 << 20
 REPEATS = 4
 """The best of so many counts: whatever else runs makes one slower, nothing makes one faster than the disk is."""
 
-IN_FLIGHT = (READERS, 2 * READERS, READERS // 2)
-"""Reads that are under way together: as many as a job has, more, and fewer, since a floor must hold for the best."""
+IN_FLIGHT = (READERS, READERS // 2, READERS // 4)
+"""Reads that are under way together: as many as a job has, and fewer, since a floor must hold for the best."""
 
 SPILL_PIECES = (64 << 10, 1 << 20, 8 << 20)
 """Bytes of one call on a spill file: records of few rows, of many, and a layer's activations."""
