@@ -19,8 +19,8 @@ CHUNK_BYTES = 8 << 20
 
 READERS = 8
 """Reads that are under way together: more than a disk needs on a machine at rest, since on a busy one (tokens are
-computed, bytes copied and checked) some of the threads wait for a processor. With 8 in place of 4 the lane read 10 to
-20 % faster on two cores at full load, and as fast on idle ones.
+computed, bytes copied and checked) some of the threads wait for a processor. With 8 in place of 4 the lane was a tenth
+faster on two busy cores.
 """
 
 ASKED = 2 * READERS
