@@ -105,7 +105,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("percent", [[100, 0] * 3, [0, 100, 0, 100, 100, 0]])
 def test_the_parts_add_up_to_the_medians(percent: list[float]) -> None:
-    report = run({**TINY, "percent": percent, "repeat": 3})
+    report = run({**TINY, "percent": percent})
     found, figures = report.breakdown, report.to_json()
     assert found is not None
     assert found.decode_step is not None

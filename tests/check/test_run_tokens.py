@@ -43,7 +43,7 @@ def run(file: WeightFile, port: Any, policy: Policy, seed: int = 0) -> tuple[lis
     return prompts, [output.token_ids for output in outputs], engine
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=9, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from(SPECS),
     st.sampled_from(["none", "int4", "int8"]),
