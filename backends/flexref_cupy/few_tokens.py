@@ -18,10 +18,13 @@ IN_ORDER_CAPABILITY = (9, 0)
 """Devices on which linear_few.cu has the bits of cublasLt. Older ones add up 8 inputs at a time, not 16."""
 
 LARGE_SHARED = ((8, 0), (9, 0), (10, 0))
-"""Devices whose blocks may have 163 KiB of shared memory; the others have 64 or 99."""
+"""Devices whose multiprocessors have so much shared memory for blocks:"""
 
-FEW_OUTPUTS = 64
-"""Up to so many outputs for every multiprocessor are few."""
+LARGE_BYTES, SMALL_BYTES = 163 << 10, 64 << 10
+"""Theirs, and what every other device has."""
+
+FEW_OUTPUTS, MORE_OUTPUTS = 32, 64
+"""Up to so many outputs for every multiprocessor are few, and more of them not yet many."""
 
 HALVES = 16
 """Bits of a weight that is stored as a half, in no group."""
@@ -35,8 +38,14 @@ TOKEN_PADDING_BYTES = {4: 32, 8: 32, HALVES: 16}
 RUN_BYTES = 16
 """Rows of inputs and of weights are aligned to it."""
 
-TILE_OUTPUTS, TILE_TOKENS = 16, 8
-"""Outputs and tokens of a tile of the tensor cores."""
+TILE_TOKENS = 8
+"""Tokens of a tile of the tensor cores: launches differ by their number."""
+
+TURNED_TOKENS = 16
+"""Tokens of a tile where a warp takes 8 outputs: its sums are kept for so many, if there are fewer."""
+
+BLOCKS_AT_ONCE = 2
+"""Blocks that a multiprocessor is given by cutting inputs, if they fit: one alone waits for memory."""
 
 MOST_PARTS = 32
 """Bounds the parts of a product's inputs, whose sums one block adds up."""
@@ -79,7 +88,7 @@ class FewTokens:
             launch = self._launches[key] = self._launch(*key)
         block = launch.block
         launch.kernel(
-            (-(-tiles // block.token_tiles), launch.outputs, launch.parts),
+            (-(-tokens // block.tokens), launch.outputs, launch.parts),
             block.threads,
             *(x.address, x.pitch, *stored),
             *(0, 0) if b is None else (b.address, b.dtype == "float32"),
@@ -90,15 +99,18 @@ class FewTokens:
 
     def _launch(self, outputs: int, inputs: int, bits: int, group_size: int, tiles: int, whole: bool) -> _Launch:
         cuda = self._device.cuda
-        block = block_for(bits, tiles, outputs, cuda.multiprocessors, cuda.capability)
+        each = -(-outputs // cuda.multiprocessors) if whole else MORE_OUTPUTS + 1
+        block = block_for(bits, tiles * TILE_TOKENS, each, cuda.capability)
         shared_bytes = block.stages * stage_bytes(block, bits, group_size)
         macros = {**block.macros, "BITS": bits, "GROUP": group_size}
         kernel = self._device.kernels.get("linear_few", "linear_few", shared_bytes, **macros)
-        blocks = -(-outputs // (TILE_OUTPUTS * block.row_tiles))
-        parts, places = 1, blocks * -(-tiles // block.token_tiles)
+        blocks = -(-outputs // block.outputs)
+        parts, places = 1, blocks * -(-tiles * TILE_TOKENS // block.tokens)
         if not whole and places <= COUNTERS_BYTES // 4:
-            sums_bytes = 4 * places * block.row_tiles * TILE_OUTPUTS * block.token_tiles * TILE_TOKENS
-            parts = parts_for(places, inputs // CHUNK_INPUTS[bits], cuda.multiprocessors, PARTIALS_BYTES // sums_bytes)
+            sums_bytes = 4 * places * block.outputs * max(block.tokens, TURNED_TOKENS)
+            room = LARGE_BYTES if cuda.capability in LARGE_SHARED else SMALL_BYTES
+            at_once = cuda.multiprocessors * min(BLOCKS_AT_ONCE, room // shared_bytes)
+            parts = parts_for(places, inputs // CHUNK_INPUTS[bits], at_once, PARTIALS_BYTES // sums_bytes)
         return _Launch(kernel, blocks, parts, block, shared_bytes)
 
 
@@ -119,30 +131,24 @@ def are_taken(x: Tensor, w: Matrix) -> bool:
     return dense.dtype == "float16" and dense.shape[1] % CHUNK_INPUTS[HALVES] == 0 and is_aligned(dense, RUN_BYTES)
 
 
-def block_for(bits: int, tiles: int, outputs: int, multiprocessors: int, capability: tuple[int, int]) -> FewBlock:
-    """The block for so many tiles of tokens and so many outputs."""
+def block_for(bits: int, tokens: int, outputs: int, capability: tuple[int, int]) -> FewBlock:
+    """The block for so many tokens, and so many outputs for every multiprocessor."""
     table = (FEW_BLOCKS if capability in LARGE_SHARED else FEW_BLOCKS_SMALL)[bits]
-    few, many = next((blocks for most, blocks in table.items() if tiles <= most), list(table.values())[-1])
-    return few if outputs <= FEW_OUTPUTS * multiprocessors else many
+    few, more, many = next((blocks for most, blocks in table.items() if tokens <= most), list(table.values())[-1])
+    return few if outputs <= FEW_OUTPUTS else more if outputs <= MORE_OUTPUTS else many
 
 
 def stage_bytes(block: FewBlock, bits: int, group_size: int) -> int:
     """Shared memory of a stage: a chunk of the inputs of a block's tokens, and of its outputs' weights."""
     chunk = CHUNK_INPUTS[bits]
     scales_bytes = 0 if bits == HALVES else 2 * 2 * chunk // group_size
-    tokens_bytes = TILE_TOKENS * block.token_tiles * (2 * chunk + TOKEN_PADDING_BYTES[bits])
-    return tokens_bytes + TILE_OUTPUTS * block.row_tiles * (chunk * bits // 8 + scales_bytes)
+    tokens_bytes = block.tokens * (2 * chunk + TOKEN_PADDING_BYTES[bits])
+    return tokens_bytes + block.outputs * (chunk * bits // 8 + scales_bytes)
 
 
-def parts_for(blocks: int, chunks: int, multiprocessors: int, most: int) -> int:
-    """Parts of the inputs, at most `most`, so that blocks of outputs in parts keep the device busy for the least time.
+def parts_for(places: int, chunks: int, at_once: int, most: int) -> int:
+    """Parts of the inputs, at most `most`: as many as let the device have up to `at_once` blocks.
 
-    A multiprocessor's time is that of the chunks of all its blocks, with one more for the start and the end of each;
-    a block alone on it does not use it fully; and every part is one more to add up.
+    places: blocks of a product whose inputs are not cut. A part has two chunks at least, or there is one part.
     """
-
-    def chunks_passed(parts: int) -> int:
-        blocks_each = -(-blocks * parts // multiprocessors)
-        return max(2 * blocks_each, 3) * (-(-chunks // parts) + 1) + parts
-
-    return min(range(1, max(1, min(chunks, most, MOST_PARTS)) + 1), key=chunks_passed)
+    return max(1, min(most, MOST_PARTS, chunks // 2, at_once // places))

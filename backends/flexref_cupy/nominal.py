@@ -20,8 +20,8 @@ from flexref.units import STORED_BYTES
 SCRATCH_BYTES = 205_586_432
 """What the port holds for itself on the device (device.py)."""
 
-FUSED_ROWS, FUSED_TOKENS = 128, 64
-"""Products of up to so many tokens read codes directly (products.py); they are taken to read them once for so many."""
+FUSED_ROWS = 128
+"""Products of up to so many tokens read codes directly (products.py)."""
 
 CODES = ("int4", "int8")
 """Weights that these products read."""
@@ -50,13 +50,16 @@ DENSE_EXPONENT = 3.0
 """Reading and multiplying overlap: (read^3 + multiply^3)^(1/3) meets 180, 187, 194, 322 us at 32, 64, 128, 512 tokens
 to within 5 % (a sharp maximum would be 10 % low at 512, a sum 40 % high)."""
 
-FUSED_READ = 0.53
-"""4-bit codes, one token: 113 MB in 86 us, 3 us each of four products fixed: 1.53 of 2.9 TB/s."""
+FUSED_READ = 0.87
+"""8-bit codes, one token, on an H200 (4.3 TB/s): 214 MB in 73 us, 4 us each of four products fixed."""
 
-FUSED_MATRIX = 0.457
-"""4-bit codes, 64 tokens: 160 us; what is left after reading is 348 of 762 TFLOP/s. The kernel overlaps neither with
-the other, so they add up: 118 us at 32 tokens (124 by the sum), 316 at 128. 8-bit codes are taken to be read and
-multiplied alike: on an H200 32 tokens take 114 us, of which the sum makes 145."""
+FUSED_DECODE = 184.0
+"""Multiplications and additions of the tensor cores in whose time a code is decoded, whatever memory does: 4-bit codes,
+one token, on an H200, 201 million in 65 us, 4 us each of four products fixed."""
+
+FUSED_MATRIX = 0.46
+"""Codes, 16 to 64 tokens, on an H200: 1.15 us for a token more, 350 of 762 TFLOP/s. Decoding and multiplying add up:
+132 us with 4-bit codes and 64 tokens, 109 with 8-bit codes and 32."""
 
 EXPAND = 0.945
 """Expansion writes float16: 2.74 of 2.9 TB/s."""
@@ -70,7 +73,7 @@ PREFILL_ATTENTION = 0.131
 POINTWISE = 0.85
 """Of the sustained memory rate, for operators that read and write once; assumed, since none of them was timed alone."""
 
-DENSE_S, FUSED_S, KERNEL_S = 4e-6, 3e-6, 3e-6
+DENSE_S, FUSED_S, KERNEL_S = 4e-6, 4e-6, 3e-6
 """The start and end of a product by cuBLAS with its bias, of a fused product, and of any other kernel."""
 
 SAMPLE_S = 3e-5
@@ -111,7 +114,7 @@ ELEMENTS = tuple(float(1 << exponent) for exponent in (12, 16, *range(18, 29), 3
 TOKENS = tuple(
     float(tokens) for tokens in (1, 2, 4, 8, 16, 32, 64, 65, 128, 129, *(1 << power for power in range(8, 16)))
 )
-"""Tokens at which products have points: the ends of a fused launch among them."""
+"""Tokens at which products have points: the ends of those that read codes among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +142,7 @@ class _Rates:
         """Seconds of a product that reads codes."""
         read = elements * STORED_BYTES[stored] / (self.memory * FUSED_READ)
         multiply = 2 * elements * tokens / (self.matrix * FUSED_MATRIX)
-        return math.ceil(tokens / FUSED_TOKENS) * (FUSED_S + read) + multiply
+        return FUSED_S + max(read, FUSED_DECODE * elements / self.matrix) + multiply
 
     def product(self, stored: str, elements: float, tokens: float) -> float:
         """Seconds of a product with weights as they are stored."""

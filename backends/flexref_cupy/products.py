@@ -21,7 +21,7 @@ from flexref_cupy.memory import Tensor
 FUSED_ROWS = 128
 """Up to so many tokens codes are multiplied faster than expanded ones by cuBLAS: see README.md for the measurement."""
 
-DENSE_ROWS = 8
+DENSE_ROWS = 16
 """Up to so many tokens halves are multiplied faster than by cuBLAS."""
 
 SHOWN_BYTES = 256

@@ -37,21 +37,21 @@ _LOOSE_RECORDS = _all(FORM=("LOOSE_VALUES", "LOOSE_CODES"), WIDTH=(16, 64, 128, 
 
 
 class FewBlock(NamedTuple):
-    """A block of linear_few.cu in tiles of 8 tokens and of 16 outputs.
+    """A block of linear_few.cu.
 
-    A warp takes `warp_rows` tiles of outputs, `token_warps` of them share the tokens; stages: chunks in shared memory.
+    A warp takes `warp_outputs`, `token_warps` of them share the tokens; stages: chunks in shared memory.
     """
 
-    token_tiles: int
-    row_tiles: int
-    warp_rows: int
+    tokens: int
+    outputs: int
+    warp_outputs: int
     token_warps: int
     stages: int
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.row_tiles // self.warp_rows * self.token_warps
+        return 32 * self.outputs // self.warp_outputs * self.token_warps
 
     @property
     def macros(self) -> Macros:
@@ -59,33 +59,34 @@ class FewBlock(NamedTuple):
         return {name.upper(): value for name, value in self._asdict().items()}
 
 
-FEW_BLOCKS: Mapping[int, Mapping[int, tuple[FewBlock, FewBlock]]] = {
+FewBlocks = Mapping[int, Mapping[int, tuple[FewBlock, FewBlock, FewBlock]]]
+"""Bits of a weight -> up to so many tokens, the last for any number -> blocks for few outputs, more, and many."""
+
+FEW_BLOCKS: FewBlocks = {
     4: {
-        1: (FewBlock(1, 2, 1, 1, 6), FewBlock(1, 4, 1, 1, 6)),
-        2: (FewBlock(2, 2, 1, 1, 8), FewBlock(2, 4, 1, 1, 4)),
-        4: (FewBlock(4, 4, 1, 1, 4), FewBlock(4, 8, 1, 1, 3)),
+        8: (FewBlock(8, 32, 8, 1, 6), FewBlock(8, 32, 16, 1, 6), FewBlock(8, 64, 16, 1, 6)),
+        16: (FewBlock(16, 32, 8, 1, 6), FewBlock(16, 64, 16, 1, 4), FewBlock(16, 64, 16, 1, 4)),
+        32: (FewBlock(32, 64, 16, 1, 4), FewBlock(32, 64, 16, 1, 4), FewBlock(32, 128, 16, 1, 4)),
+        64: (FewBlock(32, 64, 16, 1, 4), FewBlock(32, 128, 16, 1, 4), FewBlock(64, 128, 16, 1, 3)),
     },
     8: {
-        1: (FewBlock(1, 2, 1, 1, 6), FewBlock(1, 4, 1, 1, 4)),
-        2: (FewBlock(2, 2, 1, 1, 4), FewBlock(2, 4, 1, 1, 4)),
-        4: (FewBlock(4, 4, 1, 1, 4), FewBlock(4, 4, 1, 1, 4)),
+        8: (FewBlock(8, 16, 8, 1, 8), FewBlock(8, 32, 16, 1, 6), FewBlock(8, 64, 16, 1, 3)),
+        16: (FewBlock(16, 32, 8, 1, 5), FewBlock(16, 64, 16, 1, 4), FewBlock(16, 64, 16, 1, 4)),
+        32: (FewBlock(32, 64, 16, 1, 4), FewBlock(32, 64, 16, 1, 4), FewBlock(32, 128, 16, 1, 3)),
+        64: (FewBlock(32, 64, 16, 1, 4), FewBlock(64, 64, 16, 1, 3), FewBlock(64, 64, 16, 1, 3)),
     },
     16: {
-        1: (FewBlock(1, 2, 1, 1, 8), FewBlock(1, 4, 1, 1, 4)),
-        2: (FewBlock(2, 4, 1, 1, 6), FewBlock(2, 4, 1, 1, 6)),
+        8: (FewBlock(8, 32, 16, 1, 8), FewBlock(8, 32, 16, 1, 8), FewBlock(8, 64, 16, 1, 4)),
+        16: (FewBlock(16, 64, 16, 1, 6), FewBlock(16, 64, 16, 1, 6), FewBlock(16, 64, 16, 1, 6)),
     },
 }
-"""Bits of a weight -> up to so many tiles of tokens -> the blocks for few outputs, and for many.
+"""The fastest of those that were measured on an H200, within the 163 KiB of shared memory of compute capability 8.0."""
 
-The fastest of those that were measured on an H200; the last one takes any number of tokens. They need 163 KiB of shared
-memory: compute capability 8.0, 9.0 and 10.0 have it.
-"""
-
-FEW_BLOCKS_SMALL: Mapping[int, Mapping[int, tuple[FewBlock, FewBlock]]] = {
-    bits: {tiles: (FewBlock(tiles, rows, 1, 1, 3),) * 2 for tiles, rows in ((1, 2), (2, most))}
-    for bits, most in ((4, 4), (8, 2), (16, 2))
+FEW_BLOCKS_SMALL: FewBlocks = {
+    bits: {8: (FewBlock(8, 32, 8, 1, 3),) * 3, 16: (FewBlock(16, outputs, 8, 1, 3),) * 3}
+    for bits, outputs in ((4, 64), (8, 32), (16, 32))
 }
-"""The same for every other device: within 64 KiB, so that a Turing multiprocessor has one or two of them."""
+"""For every other device: one or two blocks of eight warps or so fit the 64 KiB of a Turing multiprocessor."""
 
 FEW_GROUPS: Mapping[int, tuple[int, ...]] = {4: (32, 64, 128), 8: (32, 64, 128), 16: (0,)}
 """Bits of a weight -> its group sizes."""

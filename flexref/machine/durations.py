@@ -19,8 +19,8 @@ DECODE_TOKENS = 1
 
 
 EXPANDED_FIRST = "int8"
-"""Of products with 8-bit groups machines say nothing that are known by their data sheets, or were measured long ago:
-there it is taken that they are expanded, and multiplied by the dense matrix."""
+"""Of products with 8-bit groups machines say nothing that were measured long ago: there it is taken that they are
+expanded, and multiplied by the dense matrix."""
 
 
 @dataclass(frozen=True, slots=True)

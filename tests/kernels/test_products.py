@@ -386,11 +386,11 @@ def test_a_product_is_cut_into_as_many_parts_as_keep_the_device_busy(
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 6), (9, 0)])
 def test_blocks_for_few_tokens_fit_every_device_and_are_compiled_for_it(capability: tuple[int, int]) -> None:
     for bits, groups in FEW_GROUPS.items():
-        for group, tiles, rows in product(groups, (1, 2, 3, 4, 8, 16), (1, 16 * 1000, 16 * 100_000)):
-            block = few_tokens.block_for(bits, tiles, rows, 40, capability)
+        for group, count, each in product(groups, (1, 8, 9, 16, 17, 32, 33, 128), (1, 32, 33, 64, 65, 1000)):
+            block = few_tokens.block_for(bits, count, each, capability)
             assert block.stages * few_tokens.stage_bytes(block, bits, group) <= MOST_SHARED_BYTES[capability]
             assert {**block.macros, "BITS": bits, "GROUP": group} in VARIANTS["linear_few"]
-            assert block.row_tiles % block.warp_rows == block.token_tiles % block.token_warps == 0
+            assert block.outputs % block.warp_outputs == block.tokens % (8 * block.token_warps) == 0
 
 
 def test_weights_are_expanded_to_halves_alone(port: CupyBackend) -> None:

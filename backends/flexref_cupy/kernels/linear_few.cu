@@ -8,21 +8,25 @@
 // Shapes: BITS 4 or 8: I a multiple of 256; codes (O, I BITS / 8), those of 4 bits planar in groups of GROUP = 32, 64 or 128
 // weights; scale and zero (O, I / GROUP). BITS 16: I a multiple of 128; w (O, I) is `codes`, counted in halves. Rows of x and
 // of codes are aligned to 16 bytes, those of scale and zero to 512 / GROUP. Of b and `out` each is of float or of half.
-// Block: 16 ROW_TILES outputs and 8 TOKEN_TILES tokens. A warp takes 16 WARP_ROWS outputs, whose weights it decodes, and
-// shares the tokens with TOKEN_WARPS - 1 others; it adds up all of a sum.
-// Launch: (T / (8 TOKEN_TILES), O / (16 ROW_TILES), parts) blocks of THREADS, with STAGES * STAGE_BYTES of dynamic shared
-// memory: x and w arrive STAGES - 2 chunks ahead of their use. Blocks of other tokens are beside each other, and find w in
-// the second-level cache. Several parts leave their sums in `partials`, and the last block of a place to arrive, by
+// Block: OUTPUTS outputs and TOKENS tokens. A warp takes WARP_OUTPUTS of them, whose weights it decodes, and shares the
+// tokens with TOKEN_WARPS - 1 others; it adds up all of a sum.
+// Launch: (T / TOKENS, O / OUTPUTS, parts) blocks of THREADS, with STAGES * STAGE_BYTES of dynamic shared memory: x and w
+// arrive STAGES - 2 chunks ahead of their use. Blocks of other tokens are beside each other, and find w in the
+// second-level cache. Several parts leave their sums in `partials`, and the last block of a place to arrive, by
 // `counters`, adds them up.
 //
 // The chain of a sum's instructions, each waiting for the one before, is what a block's time is made of: 256 for 4,096
 // inputs. So weights are read and decoded while it runs, across chunks too: a section is read before the one before it is
 // multiplied. Inside a step of 16 inputs the order is free: of codes, lane l of a quad takes inputs 4 l .. 4 l + 3, which
-// are one word of codes and 8 bytes of x, for its columns 2 l, 2 l + 1, 2 l + 8 and 2 l + 9 of a tile.
+// are one word of codes and 8 bytes of x, for its columns 2 l, 2 l + 1, 2 l + 8 and 2 l + 9 of a tile. A tile of the tensor
+// cores has 16 outputs and 8 tokens, or, where a warp takes 8 outputs, 16 tokens and 8 outputs: so few outputs keep more
+// warps busy, and each of them decodes half as much.
 
-constexpr int THREADS = ROW_TILES / WARP_ROWS * TOKEN_WARPS * WARP;
-constexpr int ROWS = 16, TOKENS = 8 * TOKEN_TILES;  // outputs of a tile, tokens of a block
-constexpr int TILES = TOKEN_TILES / TOKEN_WARPS;    // of eight tokens, of a warp
+constexpr int THREADS = OUTPUTS / WARP_OUTPUTS * TOKEN_WARPS * WARP;
+constexpr int EIGHTS = WARP_OUTPUTS / 8;           // of outputs, of a warp: a lane has one row of each
+constexpr int TILES = TOKENS / 8 / TOKEN_WARPS;    // of eight tokens, of a warp
+constexpr bool TURNED = EIGHTS == 1;               // whether a tile has 16 tokens and 8 outputs
+constexpr int SUMS = TURNED ? (TILES + 1) / 2 : EIGHTS / 2 * TILES;  // of four, of a lane
 constexpr int STEP = 16, CHUNK = BITS == 16 ? 128 : 256;  // inputs of one instruction, and at a time
 constexpr int RUN_BYTES = 16;
 // Bytes of a row of a chunk, and their runs: run n of row r lies in place n ^ (r % 8), so that eight rows fill all banks.
@@ -30,13 +34,13 @@ constexpr int ROW_BYTES = CHUNK * BITS / 8, RUNS = ROW_BYTES / RUN_BYTES;
 constexpr int TOKEN_BYTES = CHUNK * 2, TOKEN_RUNS = TOKEN_BYTES / RUN_BYTES;
 constexpr int TOKEN_PITCH = TOKEN_BYTES + (BITS == 16 ? 16 : 32);  // no two lanes read different words of a bank
 constexpr int GROUPS = BITS == 16 ? 0 : CHUNK / GROUP, SCALES_BYTES = 2 * GROUPS;
-constexpr int CODES_AT = TOKENS * TOKEN_PITCH, SCALES_AT = CODES_AT + ROW_TILES * ROWS * ROW_BYTES;
-constexpr int ZEROS_AT = SCALES_AT + ROW_TILES * ROWS * SCALES_BYTES;
-constexpr int STAGE_BYTES = ZEROS_AT + ROW_TILES * ROWS * SCALES_BYTES;
+constexpr int CODES_AT = TOKENS * TOKEN_PITCH, SCALES_AT = CODES_AT + OUTPUTS * ROW_BYTES;
+constexpr int ZEROS_AT = SCALES_AT + OUTPUTS * SCALES_BYTES;
+constexpr int STAGE_BYTES = ZEROS_AT + OUTPUTS * SCALES_BYTES;
 
 // A section is what a warp reads ahead: whole steps, and where codes are planar whole groups.
-constexpr int SECTION_STEPS = BITS == 4 && GROUP == 128 ? 8 : 4;
-constexpr int SECTIONS = CHUNK / STEP / SECTION_STEPS, UNITS = SECTION_STEPS * BITS / 16;
+constexpr int SECTION_STEPS = BITS == 4 && (GROUP == 128 || TURNED) ? 8 : 4;
+constexpr int SECTIONS = CHUNK / STEP / SECTION_STEPS, SECTION_RUNS = SECTION_STEPS * BITS / 8;
 constexpr int SECTION_GROUPS = BITS == 16 ? 0 : (SECTION_STEPS * STEP + GROUP - 1) / GROUP;
 
 struct alignas(8) Inputs {
@@ -47,12 +51,12 @@ struct alignas(16) Sums {
     float at[4];
 };
 
-// Weights of a warp's outputs in a section, as they are stored: of 16 rows and two runs each `load_matrices` gives a lane
-// its word of its two rows, quad and quad + 8.
+// Weights of a warp's outputs in a section, as they are stored. A lane has its word of every run of row `quad` of each
+// eight outputs, as `load_matrices` gives it.
 struct Section {
-    pair words[WARP_ROWS][UNITS][4];
+    pair words[EIGHTS][SECTION_RUNS];
 #if BITS != 16
-    half scale[WARP_ROWS][SECTION_GROUPS][2], zero[WARP_ROWS][SECTION_GROUPS][2];
+    half scale[EIGHTS][SECTION_GROUPS], zero[EIGHTS][SECTION_GROUPS];
 #endif
 };
 
@@ -104,9 +108,9 @@ template <Kind kind, int rows, int row_bytes, int bytes, int target_pitch> struc
 // All that a chunk takes, on its way.
 struct Chunk {
     Rows<TOKEN_ROWS, TOKENS, TOKEN_BYTES, RUN_BYTES, TOKEN_PITCH> tokens;
-    Rows<CODE_ROWS, ROW_TILES * ROWS, ROW_BYTES, RUN_BYTES, ROW_BYTES> codes;
+    Rows<CODE_ROWS, OUTPUTS, ROW_BYTES, RUN_BYTES, ROW_BYTES> codes;
 #if BITS != 16
-    Rows<SCALE_ROWS, ROW_TILES * ROWS, SCALES_BYTES, SCALES_BYTES, SCALES_BYTES> scales, zeros;
+    Rows<SCALE_ROWS, OUTPUTS, SCALES_BYTES, SCALES_BYTES, SCALES_BYTES> scales, zeros;
 #endif
 
     __device__ __forceinline__ void start(unsigned char* stage, int chunk, bool wanted) {
@@ -134,47 +138,37 @@ __device__ __forceinline__ pair weights_of(pair numbers, bool upper, pair scale,
     return multiply_add(codes, scale, zero);
 }
 
-// A lane's weights of one step: of rows quad and quad + 8, its first two inputs, then its last two.
-__device__ __forceinline__ void decode(const Section& section, int rows, int step, pair (&w)[4]) {
+// A lane's weights of one step and one of its rows: its first two inputs, then its last two.
+__device__ __forceinline__ void decode(const Section& section, int eight, int step, pair (&w)[2]) {
 #if BITS == 16
-#pragma unroll
-    for (int part = 0; part < 4; ++part) w[part] = section.words[rows][step][part];
+    w[0] = section.words[eight][2 * step], w[1] = section.words[eight][2 * step + 1];
 #else
     constexpr int group_runs = BITS == 4 ? GROUP / 32 : 1;
     const int group = step * STEP / GROUP, within = step % (2 * group_runs);
     const bool upper = BITS == 4 && within >= group_runs;
     const int run = BITS == 4 ? step / (2 * group_runs) * group_runs + within % group_runs : step;
+    const unsigned word = section.words[eight][run];
+    const pair scale = to_pair(section.scale[eight][group], section.scale[eight][group]);
+    const pair zero = to_pair(section.zero[eight][group], section.zero[eight][group]);
 #pragma unroll
-    for (int row = 0; row < 2; ++row) {
-        const unsigned word = section.words[rows][run / 2][run % 2 * 2 + row];
-        const pair scale = to_pair(section.scale[rows][group][row], section.scale[rows][group][row]);
-        const pair zero = to_pair(section.zero[rows][group][row], section.zero[rows][group][row]);
-        pair numbers[2];
-        if (BITS == 4) {
-            const unsigned mask = upper ? 0x00f000f0u : 0x000f000fu;
-            numbers[0] = masked_or(permute_bytes(word, 0, 0x4140u), mask, 0x64006400u);
-            numbers[1] = masked_or(permute_bytes(word, 0, 0x4342u), mask, 0x64006400u);
-        } else {
-            numbers[0] = permute_bytes(word, 0x64646464u, 0x4140u);
-            numbers[1] = permute_bytes(word, 0x64646464u, 0x4342u);
-        }
-        w[row] = weights_of(numbers[0], upper, scale, zero);
-        w[2 + row] = weights_of(numbers[1], upper, scale, zero);
+    for (int half_word = 0; half_word < 2; ++half_word) {
+        const unsigned bytes = half_word ? 0x4342u : 0x4140u;
+        const pair numbers = BITS == 8 ? permute_bytes(word, 0x64646464u, bytes)
+                                       : masked_or(permute_bytes(word, 0, bytes), upper ? 0x00f000f0u : 0x000f000fu,
+                                                   0x64006400u);
+        w[half_word] = weights_of(numbers, upper, scale, zero);
     }
 #endif
 }
 
 // Whether this block is the last one of its outputs to arrive; its sums are then those of all parts. `arrived` is shared.
-__device__ __forceinline__ bool add_up(float (&sums)[WARP_ROWS][TILES][4], float* partials, unsigned* counters,
-                                       unsigned& arrived) {
+__device__ __forceinline__ bool add_up(float (&sums)[SUMS][4], float* partials, unsigned* counters, unsigned& arrived) {
     const unsigned place = blockIdx.y * gridDim.x + blockIdx.x, places = gridDim.y * gridDim.x;
     Sums* const parts = reinterpret_cast<Sums*>(partials) + threadIdx.x;
 #pragma unroll
-    for (int tile = 0; tile < WARP_ROWS * TILES; ++tile) {
-        const float(&sum)[4] = sums[tile / TILES][tile % TILES];
-        parts[((blockIdx.z * places + place) * WARP_ROWS * TILES + tile) * THREADS] =
-            Sums{{sum[0], sum[1], sum[2], sum[3]}};
-    }
+    for (int tile = 0; tile < SUMS; ++tile)
+        parts[((blockIdx.z * places + place) * SUMS + tile) * THREADS] =
+            Sums{{sums[tile][0], sums[tile][1], sums[tile][2], sums[tile][3]}};
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) arrived = atomicAdd(counters + place, 1u) + 1;
@@ -184,43 +178,48 @@ __device__ __forceinline__ bool add_up(float (&sums)[WARP_ROWS][TILES][4], float
     if (threadIdx.x == 0) counters[place] = 0;
     for (unsigned part = 0; part < gridDim.z; ++part)
 #pragma unroll
-        for (int tile = 0; tile < WARP_ROWS * TILES; ++tile) {
-            const Sums other = parts[((part * places + place) * WARP_ROWS * TILES + tile) * THREADS];
-            float(&sum)[4] = sums[tile / TILES][tile % TILES];
+        for (int tile = 0; tile < SUMS; ++tile) {
+            const Sums other = parts[((part * places + place) * SUMS + tile) * THREADS];
 #pragma unroll
             for (int number = 0; number < 4; ++number)
-                sum[number] = part ? sum[number] + other.at[number] : other.at[number];
+                sums[tile][number] = part ? sums[tile][number] + other.at[number] : other.at[number];
         }
     return true;
 }
 
-// Where a lane's results belong in those of its block: its first row and token, and how many there are of each.
+// A lane's results, from its first output and its first token among those of its block.
 struct Results {
-    int row, token, rows, tokens;
+    int output, token, outputs, tokens;
     bool add;
 
     template <typename Out>
-    __device__ __forceinline__ void store(const float (&sums)[WARP_ROWS][TILES][4], Out* out, integer pitch,
-                                          const void* bias, integer wide_bias, int block_row) const {
+    __device__ __forceinline__ void store(const float (&sums)[SUMS][4], Out* out, integer pitch, const void* bias,
+                                          bool wide_bias) const {
+        // Of a lane's outputs, and of its tokens, number n is so far from the first one.
+        constexpr int MINE = TURNED ? 2 : EIGHTS, OUTPUT_STRIDE = TURNED ? 1 : 8;
+        float shifts[MINE];
 #pragma unroll
-        for (int part = 0; part < 2 * WARP_ROWS; ++part) {
-            const int place = row + 8 * part;
-            if (place >= rows) continue;
-            float shift = 0.0f;
-            if (bias)
-                shift = wide_bias ? static_cast<const float*>(bias)[block_row + place]
-                                  : to_float(static_cast<const half*>(bias)[block_row + place]);
+        for (int number = 0; number < MINE; ++number) {
+            const int place = output + number * OUTPUT_STRIDE;
+            shifts[number] = 0.0f;
+            if (bias && place < outputs)
+                shifts[number] = wide_bias ? static_cast<const float*>(bias)[place]
+                                           : to_float(static_cast<const half*>(bias)[place]);
+        }
 #pragma unroll
-            for (int column = 0; column < 2 * TILES; ++column) {
-                const int target_token = token + column / 2 * 8 + column % 2;
-                if (target_token >= tokens) continue;
-                Out* const target = out + target_token * pitch + place;
-                Out result = rounded<Out>(sums[part / 2][column / 2][part % 2 * 2 + column % 2]);
+        for (int sum = 0; sum < SUMS; ++sum)
+#pragma unroll
+            for (int part = 0; part < 4; ++part) {
+                const int number = TURNED ? part % 2 : sum / TILES * 2 + part / 2;
+                const int further = TURNED ? sum * 16 + part / 2 * 8 : sum % TILES * 8 + part % 2;
+                const int place = output + number * OUTPUT_STRIDE;
+                if (place >= outputs || token + further >= tokens || further >= 8 * TILES) continue;
+                Out* const target = out + (token + further) * pitch + place;
+                Out result = rounded<Out>(sums[sum][part]);
                 if (add) result = rounded<Out>(to_float(result) + to_float(*target));
-                if (bias) result = rounded<Out>(to_float(result) + shift);
+                if (bias) result = rounded<Out>(to_float(result) + shifts[number]);
                 *target = result;
             }
-        }
     }
 };
 
@@ -231,10 +230,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                float* partials, unsigned* counters) {
     DYNAMIC_SHARED(stages);
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, quad = lane / 4, quad_lane = lane % 4;
-    const int row_part = warp / TOKEN_WARPS * WARP_ROWS, token_part = warp % TOKEN_WARPS * TILES;
-    const int block_row = blockIdx.y * (ROW_TILES * ROWS), first_token = blockIdx.x * TOKENS;
+    const int first_row = warp / TOKEN_WARPS * WARP_OUTPUTS, token_part = warp % TOKEN_WARPS * TILES * 8;
+    const int block_row = blockIdx.y * OUTPUTS, first_token = blockIdx.x * TOKENS;
     const int count = min(static_cast<int>(tokens) - first_token, TOKENS);
-    const int rows = min(static_cast<int>(outputs) - block_row, ROW_TILES * ROWS);
+    const int rows = min(static_cast<int>(outputs) - block_row, OUTPUTS);
     const int chunks = static_cast<int>(inputs) / CHUNK;
     const int first = chunks * blockIdx.z / gridDim.z, last = chunks * (blockIdx.z + 1) / gridDim.z;
 
@@ -247,55 +246,72 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     chunk_of.zeros.place(zero + block_row * zero_pitch, 2 * zero_pitch, rows);
 #endif
 
-    // Where the lane's row of matrix lane / 8 lies among the codes, and which place its first run has there.
-    const int turn = (lane / 16) ^ (lane & 7);
-    const int codes_at = CODES_AT + (row_part * ROWS + lane / 8 % 2 * 8 + lane % 8) * ROW_BYTES;
-    const int numbers_at = BITS == 16 ? (token_part * 8 + lane % 8) * TOKEN_PITCH + lane / 8 * RUN_BYTES
-                                      : (token_part * 8 + quad) * TOKEN_PITCH + 8 * quad_lane;
+    // `load_matrices` gives four runs of eight rows, or two of sixteen. Where the lane's row of matrix lane / 8 lies among the
+    // codes, and which place its first run has there.
+    const int turn = (TURNED ? lane / 8 : lane / 16) ^ (lane & 7);
+    const int codes_at = CODES_AT + (first_row + (TURNED ? 0 : lane / 8 % 2 * 8) + lane % 8) * ROW_BYTES;
+    const int numbers_at = BITS == 16 ? (token_part + lane % 8) * TOKEN_PITCH + lane / 8 * RUN_BYTES
+                                      : (token_part + quad) * TOKEN_PITCH + 8 * quad_lane;
 
     const auto read = [&](Section& section, const unsigned char* stage, int number) {
+        constexpr int rows_at_once = TURNED ? 1 : 2, runs_at_once = 4 / rows_at_once;
 #pragma unroll
-        for (int row = 0; row < WARP_ROWS; ++row) {
+        for (int eight = 0; eight < EIGHTS; eight += rows_at_once)
 #pragma unroll
-            for (int unit = 0; unit < UNITS; ++unit)
-                load_matrices(section.words[row][unit], stage + codes_at + row * ROWS * ROW_BYTES +
-                                                            RUN_BYTES * (turn ^ 2 * (number * UNITS + unit)));
+            for (int run = 0; run < SECTION_RUNS; run += runs_at_once) {
+                pair four[4];
+                load_matrices(four, stage + codes_at + eight * 8 * ROW_BYTES +
+                                        RUN_BYTES * (turn ^ (number * SECTION_RUNS + run)));
+#pragma unroll
+                for (int part = 0; part < 4; ++part)
+                    section.words[eight + part % rows_at_once][run + part / rows_at_once] = four[part];
+            }
 #if BITS != 16
 #pragma unroll
-            for (int group = 0; group < SECTION_GROUPS; ++group)
+        for (int eight = 0; eight < EIGHTS; ++eight)
 #pragma unroll
-                for (int part = 0; part < 2; ++part) {
-                    const int place = ((row_part + row) * ROWS + quad + 8 * part) * SCALES_BYTES +
-                                      2 * (number * SECTION_STEPS * STEP / GROUP + group);
-                    section.scale[row][group][part] = *reinterpret_cast<const half*>(stage + SCALES_AT + place);
-                    section.zero[row][group][part] = *reinterpret_cast<const half*>(stage + ZEROS_AT + place);
-                }
+            for (int group = 0; group < SECTION_GROUPS; ++group) {
+                const int place = (first_row + eight * 8 + quad) * SCALES_BYTES +
+                                  2 * (number * SECTION_STEPS * STEP / GROUP + group);
+                section.scale[eight][group] = *reinterpret_cast<const half*>(stage + SCALES_AT + place);
+                section.zero[eight][group] = *reinterpret_cast<const half*>(stage + ZEROS_AT + place);
+            }
 #endif
-        }
     };
 
-    float sums[WARP_ROWS][TILES][4] = {};
+    float sums[SUMS][4] = {};
     const auto multiply = [&](const Section& section, const unsigned char* stage, int number) {
 #if BITS == 16
         pair two[TILES][4];
 #endif
 #pragma unroll
         for (int step = 0; step < SECTION_STEPS; ++step) {
-            pair w[WARP_ROWS][4];
+            pair w[EIGHTS][2];
+            Inputs tokens_of[TILES];
 #pragma unroll
-            for (int row = 0; row < WARP_ROWS; ++row) decode(section, row, step, w[row]);
+            for (int eight = 0; eight < EIGHTS; ++eight) decode(section, eight, step, w[eight]);
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
                 const unsigned char* const place =
                     stage + numbers_at + tile * 8 * TOKEN_PITCH + 32 * (number * SECTION_STEPS + step);
 #if BITS == 16
                 if (step % 2 == 0) load_matrices(two[tile], place);
-                const Inputs eight = {{two[tile][step % 2 * 2], two[tile][step % 2 * 2 + 1]}};
+                tokens_of[tile] = Inputs{{two[tile][step % 2 * 2], two[tile][step % 2 * 2 + 1]}};
 #else
-                const Inputs eight = *reinterpret_cast<const Inputs*>(place);
+                tokens_of[tile] = *reinterpret_cast<const Inputs*>(place);
 #endif
+            }
 #pragma unroll
-                for (int row = 0; row < WARP_ROWS; ++row) multiply_tiles(sums[row][tile], w[row], eight.at);
+            for (int sum = 0; sum < SUMS; ++sum) {
+                if (TURNED) {
+                    const Inputs &upper = tokens_of[2 * sum], none = {{0, 0}};
+                    const Inputs& lower = 2 * sum + 1 < TILES ? tokens_of[min(2 * sum + 1, TILES - 1)] : none;
+                    multiply_tiles(sums[sum], {upper.at[0], lower.at[0], upper.at[1], lower.at[1]}, w[0]);
+                } else {
+                    const pair(&upper)[2] = w[min(sum / TILES * 2, EIGHTS - 1)];
+                    const pair(&lower)[2] = w[min(sum / TILES * 2 + 1, EIGHTS - 1)];
+                    multiply_tiles(sums[sum], {upper[0], lower[0], upper[1], lower[1]}, tokens_of[sum % TILES].at);
+                }
             }
         }
     };
@@ -340,10 +356,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         if (!add_up(sums, partials, counters, *reinterpret_cast<unsigned*>(stages))) return;
     }
 
-    const Results results{row_part * ROWS + quad, token_part * 8 + 2 * quad_lane, rows, count, add != 0};
+    const int output = first_row + (TURNED ? 2 * quad_lane : quad), token = token_part + (TURNED ? quad : 2 * quad_lane);
+    const Results results{output, token, rows, count, add != 0};
     const integer corner = first_token * out_pitch + block_row;
+    const void* const shifts =
+        bias ? static_cast<const unsigned char*>(bias) + block_row * static_cast<integer>(wide_bias ? 4 : 2) : nullptr;
     if (wide_out)
-        results.store(sums, static_cast<float*>(out) + corner, out_pitch, bias, wide_bias, block_row);
+        results.store(sums, static_cast<float*>(out) + corner, out_pitch, shifts, wide_bias != 0);
     else
-        results.store(sums, static_cast<half*>(out) + corner, out_pitch, bias, wide_bias, block_row);
+        results.store(sums, static_cast<half*>(out) + corner, out_pitch, shifts, wide_bias != 0);
 }
