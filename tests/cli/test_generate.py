@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import flexref
+from flexref import loading
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.engine.request import Request
 from flexref.policy import Policy
@@ -88,6 +89,21 @@ def test_a_policy_goes_from_a_file_into_the_run(capsys: pytest.CaptureFixture[st
     arguments = ("--prompt", "The king", "--prompt", "A queen", "--max-new-tokens", "3", "--policy", str(path))
     found = as_json(capsys, *arguments)["stats"]["policy"]
     assert Policy.from_mapping(found) == policy
+
+
+@pytest.mark.parametrize(("option", "graphs"), [("--graphs", True), ("--no-graphs", False)])
+def test_whether_anything_is_replayed_is_the_engines_to_know(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, option: str, graphs: bool
+) -> None:
+    opened, told = loading.open_engine, []
+
+    def noting(*given: Any, **named: Any) -> Any:
+        told.append(named["graphs"])
+        return opened(*given, **named)
+
+    monkeypatch.setattr(loading, "open_engine", noting)
+    stats = as_json(capsys, "--prompt", "The king", "--max-new-tokens", "4", option)["stats"]
+    assert (told, stats["replayed_visits"]) == ([graphs], 0)  # numpy records nothing
 
 
 def test_a_chosen_policy_keeps_what_the_options_ask_for(capsys: pytest.CaptureFixture[str]) -> None:
