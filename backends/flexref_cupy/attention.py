@@ -27,8 +27,8 @@ LOOSE_WIDTHS = (16, 64, 128, WIDEST_HEAD)
 HEADS_PER_BLOCK = 4
 """Heads that one block of decode takes, a warp each; where blocks are few, a block is one head's."""
 
-TEAM_BLOCKS = 2
-"""With fewer blocks a multiprocessor, those of decode have one head each: all of their warps work on it."""
+TEAM_BLOCKS = 1
+"""With fewer blocks a multiprocessor, those of decode over halves have one head each: all of their warps work on it."""
 
 THREADS = 128
 """A block of attention."""
@@ -89,7 +89,8 @@ class LayoutKernels:
     def team(self, items: int) -> int:
         """The warps that one head of an item gets: all of a block where blocks are too few for the device."""
         few = items * self.head_blocks < TEAM_BLOCKS * self._device.cuda.multiprocessors
-        return HEADS_PER_BLOCK if few and items * self.layout.heads * 4 <= COUNTERS_BYTES else 1
+        teams = few and not self.layout.quantized and items * self.layout.heads * 4 <= COUNTERS_BYTES
+        return HEADS_PER_BLOCK if teams else 1
 
     def prefill(self, apart: bool) -> Kernel:
         """`attend_prefill` of any layout; of loose ones it is the same, since no other kernel serves them."""

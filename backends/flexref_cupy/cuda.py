@@ -11,6 +11,7 @@ from flexref.errors import BackendUnavailable, CapacityError
 from flexref_cupy.compiler import Compiler, Nvrtc
 from flexref_cupy.cublas import Cublas, check_status
 from flexref_cupy.cublas_lt import CublasLt
+from flexref_cupy.early_launch import Grid, launches
 from flexref_cupy.installation import INSTALL, check_driver, cupy_version, first_line
 from flexref_cupy.kernel_source import Source
 
@@ -62,6 +63,7 @@ class Cuda:
         self._compiler = Compiler(self.capability, self._nvrtc)
         self._modules: list[Handle] = []
         self.compute_stream = self.stream()
+        self._launches = launches(self._driver, self.capability, self.compute_stream)
         self.capturing = self.muted = False
         self._products, self._apart = Cublas(self.compute_stream), CublasLt(self.compute_stream)
 
@@ -191,11 +193,9 @@ class Cuda:
             self._driver.funcSetAttribute(function, most, shared_bytes)
         return function
 
-    def launch(
-        self, function: Handle, grid: tuple[int, int, int], block: int, shared_bytes: int, arguments: int
-    ) -> None:
+    def launch(self, function: Handle, grid: Grid, block: int, shared_bytes: int, arguments: int) -> None:
         """Start a kernel on the stream of operators; `arguments` is the address of CUDA's launch list."""
-        self._driver.launchKernel(function, *grid, block, 1, 1, shared_bytes, self.compute_stream, 0, arguments)
+        self._launches[self.capturing](function, grid, block, shared_bytes, arguments)
 
     def begin_capture(self) -> None:
         """What the stream of operators is given from now on is captured and does not run."""

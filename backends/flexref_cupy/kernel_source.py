@@ -14,6 +14,9 @@ COMPILE_OPTIONS = ("--std=c++17", "-default-device", "--ftz=true")
 """No fast mathematics: divisions and roots are as the standard has them. But subnormal float32 numbers are taken as 0,
 as CuPy has it whenever it compiles; bounds of errors count the smallest normal number."""
 
+AWAIT = "\n    await_earlier();"
+"""Stands in every kernel: see common.cuh."""
+
 _SIGNATURE = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)')
 
 
@@ -47,7 +50,12 @@ def _text(name: str) -> str:
 def source(operator: str, macros: Mapping[str, object], common: str | None = None) -> Source:
     """The text of `operator` after what all kernels share, which `common` replaces where no device compiles it."""
     body = _text(f"{operator}.cu")
-    signatures = {name: _packing(name, arguments) for name, arguments in _SIGNATURE.findall(body)}
+    signatures = {}
+    for kernel in _SIGNATURE.finditer(body):
+        name, arguments = kernel.groups()
+        if AWAIT not in body[kernel.end() :].partition("\n}")[0]:
+            raise ValueError(f"kernel {name} never calls await_earlier(), which lets it wait for those before it")
+        signatures[name] = _packing(name, arguments)
     if not signatures:
         raise ValueError(f"{operator}.cu defines no kernel")
     text = f'{common or _text("common.cuh")}\n#line 1 "{operator}.cu"\n{body}'

@@ -60,14 +60,16 @@ def layer_norm(device: Device, x: Tensor, w: Tensor | None, b: Tensor | None, ep
         return
     warps = -(-width // (RUN * NORM_HELD * WARP))
     fits = warps * WARP <= NORM_MOST_THREADS
+    affine = (0 if w is None else w.address, 0 if b is None else b.address)
+    places = x.address | x.pitch_bytes | out.address | out.pitch_bytes | affine[0] | affine[1]
     kernel = device.kernels.get(
         "layer_norm",
         "layer_norm",
         WEIGHT="half" if w is None else C_TYPES[w.dtype],
         BIAS="half" if b is None else C_TYPES[b.dtype],
         HELD=NORM_HELD if fits else 0,
+        WHOLE=int(not (places % RUN_BYTES or width % RUN)),
     )
-    affine = (0 if w is None else w.address, 0 if b is None else b.address)
     block = warps * WARP if fits else NORM_MOST_THREADS
     kernel((tokens, 1, 1), block, x.address, x.pitch, *affine, epsilon, out.address, out.pitch, width)
 

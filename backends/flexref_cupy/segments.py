@@ -16,6 +16,9 @@ Of rows that have bits of their own a block takes as many steps always, however 
 tokens add up the same segments.
 """
 
+CHUNK_STEPS = 2
+"""Steps that a block of `attend_decode.cu` has copied at once: what they begin with never cuts a chunk of a prefix."""
+
 SEGMENT_KEYS = STEP_KEYS * SPLIT_STEPS
 """Keys of a segment, as `attend_prefill.cu` has it."""
 
@@ -135,6 +138,7 @@ class _Cut:
         split_steps = np.full_like(steps, SPLIT_STEPS)
         if not apart:
             split_steps = -(-steps // np.minimum(-(-steps // SPLIT_STEPS), MOST_SPLITS))
+            split_steps += split_steps % CHUNK_STEPS
         self.rows = np.stack((np.cumsum(fresh) - fresh, before, fresh, split_steps), 1)
         single, several = np.flatnonzero(fresh == 1), np.flatnonzero(fresh > 1)
         self.splits = -(-steps[single] // split_steps[single])

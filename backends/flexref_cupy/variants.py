@@ -26,7 +26,9 @@ _RECORDS = (
 )
 """Cache records whose layout kernels know as a constant: the head widths of the published models, and a small one."""
 
-_DECODE = tuple({**macros, "TEAM": team} for macros in _RECORDS for team in (1, 4))
+_DECODE = tuple(
+    {**macros, "TEAM": team} for macros in _RECORDS for team in ((1, 4) if macros["FORM"] == "VALUES" else (1,))
+)
 """Kernels for them, with a warp for each head, or with four."""
 
 _PREFILL = tuple({**macros, "APART": apart} for macros in _RECORDS for apart in (0, 1))
@@ -112,7 +114,7 @@ VARIANTS: Mapping[str, tuple[Macros, ...]] = {
         *_all(TABLE=HALF_OR_FLOAT, OUT=("half",), RUN=(1, 8)),
         *_all(TABLE=("float",), OUT=("float",), RUN=(1, 8)),
     ),
-    "layer_norm": _all(WEIGHT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, HELD=(0, 2)),
+    "layer_norm": _all(WEIGHT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, HELD=(0, 2), WHOLE=(0, 1)),
     "linear_few": _FEW,
     "sample": _all(LOGITS=HALF_OR_FLOAT),
 }

@@ -184,6 +184,7 @@ static inline void load_matrices_transposed(pair (&result)[4], const void* row, 
 static inline void copy_beside(void* shared, const void* global, EMULATED_CALLER) {
     emulated_copy_beside(shared, global, 16, EMULATED_HERE);
 }
+constexpr bool COPIES_BESIDE = EMULATED_COPIES_BESIDE;
 template <int bytes> struct Beside {
 #if EMULATED_COPIES_BESIDE
     void start(void* shared, const void* global, bool wanted, EMULATED_CALLER) {
@@ -202,6 +203,7 @@ template <int bytes> struct Beside {
     }
 #endif
 };
+static inline void await_earlier() {}
 static inline void close_batch() { emulated_close_batch(); }
 template <int under_way> inline void await_batches() { emulated_await_batches(under_way); }
 static inline void __trap(EMULATED_CALLER) { emulated_trap(EMULATED_HERE); }

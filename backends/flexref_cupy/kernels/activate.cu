@@ -42,6 +42,7 @@ struct Functions {
 };
 
 extern "C" __global__ void activate(half* x, integer pitch, integer rows, integer width) {
+    await_earlier();
     const integer column = (static_cast<integer>(blockIdx.x) * THREADS + threadIdx.x) * RUN;
     if (column >= width) return;
     for (integer row = blockIdx.y; row < rows; row += gridDim.y) {

@@ -12,6 +12,7 @@ template <typename Number> struct alignas(RUN == 1 ? sizeof(Number) : 16) Number
 };
 
 extern "C" __global__ void add_bias(OUT* out, integer out_pitch, const BIAS* bias, integer tokens, integer outputs) {
+    await_earlier();
     const integer column = (static_cast<integer>(blockIdx.x) * THREADS + threadIdx.x) * RUN;
     if (column >= outputs) return;
     const Numbers<BIAS> added = *reinterpret_cast<const Numbers<BIAS>*>(bias + column);

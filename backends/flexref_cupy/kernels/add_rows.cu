@@ -20,6 +20,7 @@ template <typename Number> struct alignas(RUN == 1 ? sizeof(Number) : 16) Number
 
 extern "C" __global__ void add_rows(half* x, integer x_pitch, const TABLE* table, integer table_pitch,
                                     integer table_rows, const int* ids, integer tokens, integer width) {
+    await_earlier();
     const integer column = (static_cast<integer>(blockIdx.x) * THREADS + threadIdx.x) * RUN;
     if (column >= width) return;
     for (integer token = blockIdx.y; token < tokens; token += gridDim.y) {

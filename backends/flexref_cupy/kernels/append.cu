@@ -57,6 +57,7 @@ extern "C" __global__ void append_values(unsigned char* records, const Place* pl
                                          const Tile* tiles, const half* k, integer k_pitch, const half* v,
                                          integer v_pitch, integer pieces, integer record_bytes) {
     const Work work(places, rows, tiles);
+    await_earlier();  // tables are no kernel's work
     const integer unit = blockIdx.y * THREADS + threadIdx.x, is_value = unit >= pieces;
     if (unit >= 2 * pieces) return;
     const integer piece = unit - is_value * pieces, pitch = is_value ? v_pitch : k_pitch;
@@ -118,6 +119,7 @@ extern "C" __global__ void append_codes(unsigned char* records, const Place* pla
                                         integer v_pitch, integer heads, integer head_width, integer group_size,
                                         integer head_bytes, integer pairs_offset, integer record_bytes) {
     const Work work(places, rows, tiles);
+    await_earlier();  // tables are no kernel's work
     const int width = static_cast<int>(head_width), size = static_cast<int>(group_size), place = threadIdx.x % TEAM;
     const int groups = (width + size - 1) / size, half_units = static_cast<int>(heads) * groups;
     const int asked = (blockIdx.y * THREADS + threadIdx.x) / TEAM, unit = min(asked, 2 * half_units - 1);

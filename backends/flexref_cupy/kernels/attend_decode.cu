@@ -10,8 +10,8 @@
 // Block: one item, a split of a row's keys of at most `steps` times 16 of them, for WARPS / TEAM heads, one each TEAM
 // warps. Which keys a split has follows from the row's own length. Rows of several splits leave maximum, sum and
 // weighted values of each in `partials`; the last block of a row's heads to arrive, by `counters`, merges them in the
-// order of the splits. An item whose row is -1 is none. No bit depends on TEAM: of a head with several warps each
-// scores some steps, and then adds up some of the values' numbers.
+// order of the splits. An item of row -1 is padding: its blocks leave at once. No bit depends on TEAM: of a head with
+// several warps each scores some steps, and then adds up some of the values' numbers.
 // Launch: (items * ceil(H / (WARPS / TEAM)), 1, 1) blocks of THREADS.
 //
 // Example: 6 heads, TEAM 1, one row with 700 tokens in its cache and a new one. Its 701 keys are 44 steps of 16. The
@@ -24,7 +24,8 @@
 // A row of up to 256 keys is one split: its block writes the result at once.
 //
 // A segment is taken in two halves, so that no step waits for the one before it: all scores first, then, from the
-// exponentials of all of them, the values; the next steps' numbers are on their way meanwhile. A warp takes 16 keys at
+// exponentials of all of them, the values; the next steps' numbers are on their way meanwhile: halves in registers, codes
+// in shared memory, whose rows a block's heads have together. A warp takes 16 keys at
 // a time as the left operand of its tensor cores, its lanes in 8 quads of 4. For scores, quad n reads keys n and n + 8,
 // each lane some of their numbers; the right operand is q in every column, so that all lanes of the quad get the
 // score. For values, lane r of every quad reads keys 2 r, 2 r + 1, 2 r + 8 and 2 r + 9, each quad some of their
@@ -36,24 +37,16 @@
 #define GROUP 64
 #define TEAM 1
 #endif
-#ifndef KEY_DEPTH
-#define KEY_DEPTH (FORM == CODES ? 2 : 1)
-#endif
-#ifndef VALUE_DEPTH
-#define VALUE_DEPTH (FORM == CODES ? 2 : 1)
-#endif
-#ifndef MIN_BLOCKS
-#define MIN_BLOCKS (FORM == CODES || WIDTH <= 64 ? 4 : 3)
-#endif
 
 enum Form { VALUES, CODES };
 
 constexpr bool IN_CODES = FORM == CODES;
+constexpr int MIN_BLOCKS = IN_CODES || WIDTH <= 64 ? 4 : 3;  // what registers allow
 constexpr int WARPS = 4, THREADS = WARPS * WARP, HEADS = WARPS / TEAM;
 constexpr int STEP = 16;  // keys at a time
 constexpr int SEGMENT_STEPS = 16, SEGMENT_KEYS = STEP * SEGMENT_STEPS;
-static_assert(WIDTH % 16 == 0 && WIDTH <= 128 && WARPS % TEAM == 0, "see above");
-static_assert(SEGMENT_STEPS % (KEY_DEPTH * TEAM) == 0, "no score lies outside of a segment");
+static_assert(WIDTH % 16 == 0 && WIDTH <= 128 && (TEAM == 1 || TEAM == WARPS), "see above");
+static_assert(TEAM == 1 || !IN_CODES, "codes come for a whole block: there is nothing that a team would gain");
 
 // A unit is 8 numbers of a head: a word of codes, or 4 words of halves.
 constexpr int UNITS = WIDTH / 8, UNIT_WORDS = IN_CODES ? 1 : 4;
@@ -298,7 +291,8 @@ struct Values {
 #pragma unroll
             for (int tile = 0; tile < 4; ++tile) {
                 if constexpr (IN_CODES) {
-                    const unsigned codes = (tile < 2 ? low_halves(a[0], b[0]) : high_halves(a[0], b[0])) >> tile % 2 * 8;
+                    const unsigned both_keys = tile < 2 ? low_halves(a[0], b[0]) : high_halves(a[0], b[0]);
+                    const unsigned codes = both_keys >> tile % 2 * 8;
                     numbers_of(codes, scale, zero, tiles[tile][2 * both], tiles[tile][2 * both + 1]);
                 } else {
                     tiles[tile][2 * both] = low_halves(a[tile], b[tile]);
@@ -413,6 +407,81 @@ __device__ __forceinline__ float merge(float (&result)[RESULTS], const int (&col
     return total;
 }
 
+// A chunk of keys, or of values, of a block's heads in shared memory, in codes: for each key a row of numbers and of pairs.
+// Codes come so because a head's are short: 64 bytes of a record, while those of a block's heads are whole lines. Rows are
+// so far from each other that lanes that read at once have different banks.
+constexpr int CHUNK_STEPS = 2, CHUNK_KEYS = STEP * CHUNK_STEPS;
+constexpr int STAGES = COPIES_BESIDE ? 3 : 2;  // places for chunks; without such copies one more waits in registers
+constexpr int NUMBERS_BYTES = IN_CODES ? HEADS * WIDTH / 2 : 16, PAIRS_BYTES = IN_CODES ? HEADS * GROUPS * 4 : 16;
+
+constexpr int far_apart(int bytes, int rows) {
+    return bytes * rows % 64 == 32 ? bytes : far_apart(bytes + 16, rows);
+}
+
+constexpr int KEY_PITCH = IN_CODES ? far_apart(NUMBERS_BYTES + PAIRS_BYTES, 1) : 16;
+constexpr int VALUE_PITCH = IN_CODES ? far_apart(NUMBERS_BYTES + PAIRS_BYTES, 2) : 16;
+constexpr int STAGE_BYTES = CHUNK_KEYS * (KEY_PITCH > VALUE_PITCH ? KEY_PITCH : VALUE_PITCH);
+
+// A thread's share of chunks on their way: 16 bytes at a time.
+template <int row_bytes> struct Pieces {
+    static constexpr int ROW = row_bytes / 16, ALL = CHUNK_KEYS * ROW, COUNT = (ALL + THREADS - 1) / THREADS;
+    Beside<16> under_way[COUNT];
+
+    __device__ __forceinline__ static int key_of(int copy) { return (copy * THREADS + threadIdx.x) / ROW; }
+
+    __device__ __forceinline__ static int place_of(int copy) { return (copy * THREADS + threadIdx.x) % ROW * 16; }
+
+    // `limit`: bytes of a row that are there.
+    __device__ __forceinline__ static bool is_copied(int copy, int limit) {
+        return (ALL % THREADS == 0 || key_of(copy) < CHUNK_KEYS) && place_of(copy) < limit;
+    }
+
+    __device__ __forceinline__ void start(unsigned char* to, int pitch, const unsigned char* from, const Source& source,
+                                          int first_key, int limit) {
+#pragma unroll
+        for (int copy = 0; copy < COUNT; ++copy)
+            under_way[copy].start(to + key_of(copy) * pitch + place_of(copy),
+                                  from + source.offset(first_key + key_of(copy)) + place_of(copy),
+                                  is_copied(copy, limit));
+    }
+
+    __device__ __forceinline__ void arrive(unsigned char* to, int pitch, int limit) {
+#pragma unroll
+        for (int copy = 0; copy < COUNT; ++copy)
+            under_way[copy].arrive(to + key_of(copy) * pitch + place_of(copy), is_copied(copy, limit));
+    }
+};
+
+// A segment's chunks, first those of keys and then those of values, on their way to shared memory.
+struct Carrier {
+    unsigned char* stages;
+    Source source;  // of the block's first head
+    int first, chunks, numbers_limit, pairs_limit;
+    integer value_offset;
+    Pieces<NUMBERS_BYTES> numbers;
+    Pieces<PAIRS_BYTES> pairs;
+
+    __device__ __forceinline__ unsigned char* stage(int chunk) const { return stages + chunk % STAGES * STAGE_BYTES; }
+
+    __device__ __forceinline__ int pitch(int chunk) const { return chunk < chunks ? KEY_PITCH : VALUE_PITCH; }
+
+    __device__ __forceinline__ void start(int chunk) {
+        if (chunk < 2 * chunks) {
+            const int key = first + (chunk < chunks ? chunk : chunk - chunks) * CHUNK_KEYS;
+            const integer moved = source.start(key) + (chunk < chunks ? 0 : value_offset);
+            numbers.start(stage(chunk), pitch(chunk), source.numbers + moved, source, key, numbers_limit);
+            pairs.start(stage(chunk) + NUMBERS_BYTES, pitch(chunk), source.pairs + moved, source, key, pairs_limit);
+        }
+        close_batch();
+    }
+
+    __device__ __forceinline__ void arrive(int chunk) {
+        numbers.arrive(stage(chunk), pitch(chunk), numbers_limit);
+        pairs.arrive(stage(chunk) + NUMBERS_BYTES, pitch(chunk), pairs_limit);
+        await_batches<STAGES - 2>();
+    }
+};
+
 extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     attend_decode(const unsigned char* records, const Place* places, const Row* rows, const Item* items,
                   const half* q, integer q_pitch, half* out, integer out_pitch, float* partials, unsigned* counters,
@@ -430,70 +499,116 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
     const int split = which.split;
     const Row row = rows[which.row];
     const Place where = places[which.row];
+    await_earlier();  // tables are no kernel's work
     const int steps = row.past / STEP + 1, splits = (steps + row.steps - 1) / row.steps;
     const int first_step = split * row.steps, last_step = min(steps, first_step + row.steps);
 
     Source source;
     source.record_bytes = static_cast<unsigned>(record_bytes), source.last_key = row.past;
     source.shared = static_cast<int>(where.shared), source.distance = where.prefix - where.own;
-    const unsigned char* const cache = records + where.own + head * head_bytes;
-    const unsigned char* const pairs = records + where.own + pairs_offset + head * GROUPS * 4;
-    source.numbers = cache + min(place, IN_CODES ? place : UNITS - 1) * (IN_CODES ? PART_BYTES : 16);
-    source.pairs = pairs;
-    Source value_source = source;
-    const int value_unit = min(unit_of(units_place, 0), UNITS - 1);
-    value_source.numbers = cache + record_bytes / 2 + 4 * UNIT_WORDS * value_unit;
-    value_source.pairs = pairs + record_bytes / 2 + 4 * (value_unit / GROUP_UNITS);
-    const bool has_values = unit_of(8 * rank, 0) < UNITS;
-
-    Keys keys[KEY_DEPTH];
-#pragma unroll
-    for (int ahead = 0; ahead < KEY_DEPTH; ++ahead)
-        keys[ahead].fetch(source, first_step + rank + ahead * TEAM, quad, place);
     for (int column = lane; column < WIDTH; column += WARP)
         queries[warp][column] = q[row.first_token * q_pitch + head * WIDTH + column];
     __syncwarp();
+    const float factor = __int_as_float(static_cast<int>(factor_bits));
+    const unsigned char* const cache = records + where.own;
+    const int value_unit = min(unit_of(units_place, 0), UNITS - 1);
+    const int key_distance = IN_CODES ? place * PART_BYTES : min(place, UNITS - 1) * 16;
+    const int value_distance = 4 * UNIT_WORDS * value_unit, value_pair = 4 * (value_unit / GROUP_UNITS);
 
     Weights weight;
     weight.highest = NOTHING;
     Sums sums = {};
-    for (int first = first_step; first < last_step; first += SEGMENT_STEPS) {
-        const int count = min(SEGMENT_STEPS, last_step - first);
-        {
-            Queries query;
-            query.read(queries[warp], place);
-            for (int base = rank; base < count; base += KEY_DEPTH * TEAM)
+
+    if constexpr (IN_CODES) {
+        __shared__ alignas(16) unsigned char stages[STAGES * STAGE_BYTES];
+        const int first_head = blockIdx.x % blocks * HEADS, row_heads = static_cast<int>(heads) - first_head;
+        Carrier carrier;
+        carrier.stages = stages, carrier.value_offset = record_bytes / 2, carrier.source = source;
+        carrier.source.numbers = cache + first_head * head_bytes;
+        carrier.source.pairs = cache + pairs_offset + first_head * GROUPS * 4;
+        carrier.numbers_limit = row_heads * static_cast<int>(head_bytes), carrier.pairs_limit = row_heads * GROUPS * 4;
+        // In shared memory all keys of a chunk are there.
+        Source staged;
+        staged.last_key = CHUNK_KEYS - 1, staged.shared = 0, staged.distance = 0;
+        for (int first = first_step; first < last_step; first += SEGMENT_STEPS) {
+            const int count = min(SEGMENT_STEPS, last_step - first), chunks = (count + CHUNK_STEPS - 1) / CHUNK_STEPS;
+            carrier.first = first * STEP, carrier.chunks = chunks;
 #pragma unroll
-                for (int ahead = 0; ahead < KEY_DEPTH; ++ahead) {
-                    const int step = base + ahead * TEAM, next = step + KEY_DEPTH * TEAM;
+            for (int ahead = 0; ahead < STAGES - 1; ++ahead) carrier.start(ahead);
+            {
+                Queries query;
+                query.read(queries[warp], place);
+                for (int chunk = 0; chunk < chunks; ++chunk) {
+                    carrier.arrive(chunk);
+                    __syncthreads();  // the chunk is there, and nobody uses the last one any more
+                    carrier.start(chunk + STAGES - 1);
+                    staged.record_bytes = KEY_PITCH;
+                    staged.numbers = carrier.stage(chunk) + warp * (NUMBERS_BYTES / HEADS) + key_distance;
+                    staged.pairs = carrier.stage(chunk) + NUMBERS_BYTES + warp * GROUPS * 4;
+#pragma unroll
+                    for (int step = 0; step < CHUNK_STEPS; ++step) {
+                        Keys keys;
+                        float found[2];
+                        keys.fetch(staged, step, quad, place);
+                        query.score(keys, found);
+                        const int key = (chunk * CHUNK_STEPS + step) * STEP + quad + 8 * place;
+                        if (place < 2) scores[warp][key] = place ? found[1] : found[0];
+                    }
+                }
+            }
+            __syncwarp();
+            weight.weigh(scores[warp], min(row.past + 1 - first * STEP, count * STEP), factor, weights[warp]);
+            __syncwarp();
+            for (int chunk = 0; chunk < chunks; ++chunk) {
+                carrier.arrive(chunks + chunk);
+                __syncthreads();
+                carrier.start(chunks + chunk + STAGES - 1);
+                staged.record_bytes = VALUE_PITCH;
+                staged.numbers = carrier.stage(chunks + chunk) + warp * (NUMBERS_BYTES / HEADS) + value_distance;
+                staged.pairs = carrier.stage(chunks + chunk) + NUMBERS_BYTES + warp * GROUPS * 4 + value_pair;
+#pragma unroll
+                for (int step = 0; step < CHUNK_STEPS; ++step) {
+                    const int of_segment = chunk * CHUNK_STEPS + step;
+                    if (step && of_segment >= count) continue;
+                    Values values;
+                    values.fetch(staged, step, units_place, place);
+                    const float less = __shfl_sync(EVERY_LANE, weight.less, 2 * of_segment);
+                    sums.add(values, weights[warp] + 8 * of_segment, less, place);
+                }
+            }
+            if (first + SEGMENT_STEPS < last_step) __syncthreads();  // the last chunk was used, and the scores
+        }
+    } else {
+        source.numbers = cache + head * head_bytes + key_distance;
+        Source value_source = source;
+        value_source.numbers += record_bytes / 2 + value_distance - key_distance;
+        const bool has_values = unit_of(8 * rank, 0) < UNITS;
+        for (int first = first_step; first < last_step; first += SEGMENT_STEPS) {
+            const int count = min(SEGMENT_STEPS, last_step - first);
+            Keys keys;
+            Values values;
+            keys.fetch(source, first + rank, quad, place);
+            if (has_values) values.fetch(value_source, first, units_place, place);
+            {
+                Queries query;
+                query.read(queries[warp], place);
+                for (int step = rank; step < count; step += TEAM) {
                     float found[2];
-                    query.score(keys[ahead], found);
-                    if (next < count) keys[ahead].fetch(source, first + next, quad, place);
+                    query.score(keys, found);
+                    if (step + TEAM < count) keys.fetch(source, first + step + TEAM, quad, place);
                     if (place < 2) scores[warp / TEAM][step * STEP + quad + 8 * place] = place ? found[1] : found[0];
                 }
-        }
-        Values values[VALUE_DEPTH];
-#pragma unroll
-        for (int ahead = 0; ahead < VALUE_DEPTH; ++ahead)
-            if (has_values) values[ahead].fetch(value_source, first + ahead, units_place, place);
-        TEAM > 1 ? __syncthreads() : __syncwarp();
-        const int end = min(row.past + 1 - first * STEP, count * STEP);
-        weight.weigh(scores[warp / TEAM], end, __int_as_float(static_cast<int>(factor_bits)), weights[warp]);
-        __syncwarp();
-        for (int base = 0; has_values && base < count; base += VALUE_DEPTH)
-#pragma unroll
-            for (int ahead = 0; ahead < VALUE_DEPTH; ++ahead) {
-                const int step = base + ahead, next = step + VALUE_DEPTH;
-                if (ahead && step >= count) continue;
-                const float less = __shfl_sync(EVERY_LANE, weight.less, 2 * step);
-                sums.add(values[ahead], weights[warp] + 8 * step, less, place);
-                if (next < count) values[ahead].fetch(value_source, first + next, units_place, place);
             }
-        if (first + SEGMENT_STEPS >= last_step) break;
-#pragma unroll
-        for (int ahead = 0; ahead < KEY_DEPTH; ++ahead)
-            keys[ahead].fetch(source, first + SEGMENT_STEPS + rank + ahead * TEAM, quad, place);
-        TEAM > 1 ? __syncthreads() : __syncwarp();  // the scores were read
+            TEAM > 1 ? __syncthreads() : __syncwarp();
+            weight.weigh(scores[warp / TEAM], min(row.past + 1 - first * STEP, count * STEP), factor, weights[warp]);
+            __syncwarp();
+            for (int step = 0; has_values && step < count; ++step) {
+                const float less = __shfl_sync(EVERY_LANE, weight.less, 2 * step);
+                sums.add(values, weights[warp] + 8 * step, less, place);
+                if (step + 1 < count) values.fetch(value_source, first + step + 1, units_place, place);
+            }
+            if (first + SEGMENT_STEPS < last_step) TEAM > 1 ? __syncthreads() : __syncwarp();  // the scores were used
+        }
     }
 
     float result[RESULTS];

@@ -538,6 +538,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                    const half* q, integer q_pitch, integer q_aligned, half* out, integer out_pitch,
                    integer out_aligned, integer heads, integer head_width, integer group_size, integer head_bytes,
                    integer head_groups, integer pairs_offset, integer record_bytes, integer factor_bits) {
+    await_earlier();
     __shared__ alignas(16) unsigned char shared[SHARED_ROWS * PITCH];
     unsigned char* const shared_keys = shared + QUERY_ROWS * PITCH;
     unsigned char* const shared_values = shared_keys + KEYS * PITCH;

@@ -120,6 +120,9 @@ __device__ __forceinline__ void copy_beside(void* shared, const void* global) {
 #endif
 }
 
+// Whether copies to shared memory go on beside the arithmetic.
+constexpr bool COPIES_BESIDE = __CUDA_ARCH__ >= 800;
+
 // `bytes` (16, 8 or 4) on their way to shared memory if they are wanted, as by `copy_beside`; where the device cannot, they
 // wait in registers from `start` to `arrive`, which is called before the barrier after which they are read.
 template <int bytes> struct Beside {
@@ -151,6 +154,16 @@ template <int bytes> struct Beside {
     }
 #endif
 };
+
+// What a kernel reads and writes from here on comes after all of the kernels before it; every kernel calls it, and before
+// reads nothing that a kernel may have written. Where the device can (sm_90 and later), its blocks are started while the
+// last kernel ends, and wait here.
+__device__ __forceinline__ void await_earlier() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
 
 __device__ __forceinline__ void close_batch() {
 #if __CUDA_ARCH__ >= 800

@@ -47,6 +47,7 @@ constexpr int UNITS = 4;  // under way in a thread at a time
 extern "C" __global__ void expand_groups(const unsigned char* codes, integer codes_pitch, const STORED* scale,
                                          integer scale_pitch, const STORED* zero, integer zero_pitch, half* out,
                                          integer out_pitch, integer rows, integer units, integer group_shift) {
+    await_earlier();
     const unsigned all = static_cast<unsigned>(rows * units);
     const unsigned start = blockIdx.x * (THREADS * UNITS) + threadIdx.x;
     Codes read[UNITS];
@@ -77,6 +78,7 @@ extern "C" __global__ void expand_groups(const unsigned char* codes, integer cod
 extern "C" __global__ void expand_bytes(const unsigned char* codes, integer codes_pitch, const STORED* scale,
                                         integer scale_pitch, const STORED* zero, integer zero_pitch, half* out,
                                         integer out_pitch, integer width, integer group_size) {
+    await_earlier();
     const integer row = blockIdx.x;
     const int size = static_cast<int>(group_size), groups = static_cast<int>(width) / size;
     const int tail = static_cast<int>(width) - groups * size, group_bytes = (size + 1) / 2;
@@ -99,6 +101,7 @@ extern "C" __global__ void expand_bytes(const unsigned char* codes, integer code
 extern "C" __global__ void expand_wide_groups(const unsigned char* codes, integer codes_pitch, const STORED* scale,
                                               integer scale_pitch, const STORED* zero, integer zero_pitch, half* out,
                                               integer out_pitch, integer rows, integer units, integer group_shift) {
+    await_earlier();
     const unsigned all = static_cast<unsigned>(rows * units);
     const unsigned start = blockIdx.x * (THREADS * UNITS) + threadIdx.x;
     Codes read[UNITS];
@@ -135,6 +138,7 @@ extern "C" __global__ void expand_wide_groups(const unsigned char* codes, intege
 extern "C" __global__ void expand_wide_bytes(const unsigned char* codes, integer codes_pitch, const STORED* scale,
                                              integer scale_pitch, const STORED* zero, integer zero_pitch, half* out,
                                              integer out_pitch, integer width, integer group_size) {
+    await_earlier();
     const integer row = blockIdx.x;
     for (int column = threadIdx.x; column < width; column += blockDim.x) {
         const int group = column / static_cast<int>(group_size);
@@ -149,6 +153,7 @@ extern "C" __global__ void expand_wide_bytes(const unsigned char* codes, integer
 // Launch: (rows, 1, 1) blocks of any size.
 extern "C" __global__ void expand_dense(const STORED* weights, integer weights_pitch, half* out, integer out_pitch,
                                         integer width) {
+    await_earlier();
     const STORED* const source = weights + blockIdx.x * weights_pitch;
     half* const target = out + blockIdx.x * out_pitch;
     for (int start = threadIdx.x; start < width; start += UNITS * blockDim.x) {

@@ -26,6 +26,7 @@ template <typename Number> __device__ __forceinline__ OUT converted(Number value
 
 extern "C" __global__ void gather(const TABLE* table, integer table_pitch, integer table_rows, const int* ids,
                                   integer first, OUT* out, integer out_pitch, integer tokens, integer width) {
+    await_earlier();
     const integer column = (static_cast<integer>(blockIdx.x) * THREADS + threadIdx.x) * RUN;
     if (column >= width) return;
     for (integer token = blockIdx.y; token < tokens; token += gridDim.y) {

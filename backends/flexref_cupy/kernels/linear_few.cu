@@ -228,6 +228,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                integer scale_pitch, const half* zero, integer zero_pitch, const void* bias, integer wide_bias, void* out,
                integer out_pitch, integer wide_out, integer add, integer tokens, integer outputs, integer inputs,
                float* partials, unsigned* counters) {
+    await_earlier();
     DYNAMIC_SHARED(stages);
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, quad = lane / 4, quad_lane = lane % 4;
     const int first_row = warp / TOKEN_WARPS * WARP_OUTPUTS, token_part = warp % TOKEN_WARPS * TILES * 8;

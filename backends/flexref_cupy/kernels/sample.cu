@@ -208,6 +208,7 @@ __device__ __forceinline__ Amount between(double share, Amount sum) {
 extern "C" __global__ void __launch_bounds__(1024)
     sample(const LOGITS* logits, integer pitch, integer vocabulary, double temperature, integer top_k, double top_p,
            const double* uniforms, int* chosen) {
+    await_earlier();
     __shared__ Shared shared;
     const LOGITS* const row = logits + blockIdx.x * pitch;
     const int count = static_cast<int>(vocabulary);
