@@ -54,11 +54,14 @@ class Arrangement:
     parts: dict[tuple[Tier, bool], Parts] = field(default_factory=dict)
     """By home, and whether they go in: what moves between homes or staging and a slot; the same in every layer."""
 
-    @property
-    def is_alike(self) -> bool:
-        """Whether the rows lie alike in every layer: all are near and at home, or all in a slot, and share nothing."""
-        in_slot = {slot is not None for _, slot, _ in self.near}
-        return len(in_slot) == 1 and not self.away and not self.prefixes
+    def may_stand_for(self, other: "Arrangement") -> bool:
+        """Whether what leads from its rows to those of `other` is the same in every layer.
+
+        It is if the rows of both are at home on the device, or those of both in a slot, and share nothing: from one to
+        the other it differs, since every layer has a home of its own, and all of them have the same slots.
+        """
+        in_slot = {slot is not None for _, slot, _ in (*self.near, *other.near)}
+        return len(in_slot) == 1 and not (self.away or other.away or self.prefixes or other.prefixes)
 
     def lies_as(self, other: "Arrangement") -> bool:
         """Whether the operators find the same rows at the same places."""

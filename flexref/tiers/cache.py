@@ -161,11 +161,10 @@ class CacheStore:
     def _renewed(self, group: int, known: Arrangement, found: Arrangement) -> bool:
         """Whether the group's handles stand for the rows of `found` from now on.
 
-        They do if all rows lie at home on the device, or all in slots, before and after: then they lie alike in all
-        layers.
+        They do if all rows lie at home on the device before and after, or all in slots: see `may_stand_for`.
         """
         handles = self._handles.get(group, {})
-        if not handles or self.plan.far or not (known.is_alike and found.is_alike):
+        if not handles or self.plan.far or not (known.near and found.near and known.may_stand_for(found)):
             return False
         (layer, slot), _ = next(iter(handles.items()))
         near = [self._near(layer, group, each, slot) for each in found.near]

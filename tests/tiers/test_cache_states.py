@@ -5,6 +5,7 @@ The moves of a block are not made in the executor's order but in any in which ea
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from tempfile import gettempdir
 from typing import Any
@@ -83,12 +84,16 @@ class CacheStates(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.port = NumpyBackend(1 << 16)
+        self.port = self.made_port()
         self.traffic = Traffic()
         self.mover = Mover(self.port, self.traffic)
         self.refuse_after = -1
         self.arenas = {tier: Arena(tier, None, self.allocator(tier), self.free) for tier in Tier}
         self.store: CacheStore | None = None
+
+    @staticmethod
+    def made_port() -> NumpyBackend:
+        return NumpyBackend(1 << 16)
 
     def allocator(self, tier: Tier) -> Any:
         def allocate(nbytes: int) -> Any:
@@ -306,8 +311,68 @@ class CacheStates(RuleBasedStateMachine):
         self.port.close()
 
 
-def test_a_cache_store_does_what_its_model_does() -> None:
-    run_state_machine_as_test(CacheStates)  # type: ignore[no-untyped-call]
+class Renewing(NumpyBackend):
+    """Handles stand for other rows as the contract says: each one's lie as far from the first one's as they did."""
+
+    def __init__(self, scratch_bytes: int) -> None:
+        super().__init__(scratch_bytes)
+        self.buffers: list[npt.NDArray[np.uint8]] = []
+
+    def allocate(self, tier: str, nbytes: int) -> npt.NDArray[np.uint8]:
+        self.buffers.append(super().allocate(tier, nbytes))
+        return self.buffers[-1]
+
+    def renew_rows(self, rows: Any, records: Any, prefixes: Any = None) -> bool:
+        shapes = [[_address(record) - _address(each.records[0]) for record in each.records] for each in rows]
+        if len(records) != len(rows[0].records) or any(shape != shapes[0] for shape in shapes):
+            return False
+        firsts = [_address(each.records[0]) for each in rows]
+        for each, first in zip(rows, firsts, strict=True):
+            moved = tuple(self.bytes_at(_address(one) + first - firsts[0], one.nbytes) for one in records)
+            vars(each).pop("rows", None)
+            vars(each)["records"] = moved
+        return True
+
+    def bytes_at(self, address: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        for buffer in self.buffers:
+            first = address - _address(buffer)
+            if first >= 0 and first + nbytes <= buffer.nbytes:
+                return buffer[first : first + nbytes]
+        raise AssertionError("a handle was renewed so that another one's rows lie in no memory")
+
+
+def _address(array: Any) -> int:
+    return int(array.ctypes.data)
+
+
+class RenewedStates(CacheStates):
+    """The same on a port whose handles are renewed."""
+
+    @staticmethod
+    def made_port() -> NumpyBackend:
+        return Renewing(1 << 16)
+
+
+@pytest.mark.parametrize("states", [CacheStates, RenewedStates])
+def test_a_cache_store_does_what_its_model_does(states: type[CacheStates]) -> None:
+    run_state_machine_as_test(states)  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("homes", [(Tier.DEVICE, Tier.HOST), (Tier.HOST, Tier.DEVICE)])
+def test_a_row_in_a_slot_follows_one_at_home_on_the_device_or_the_other_way_round(homes: tuple[Tier, Tier]) -> None:
+    """In a slot all layers lie at one place, and at home each at its own: no handle of the one stands for the other."""
+    port, room = Renewing(1 << 16), {Tier.DEVICE: 4, Tier.HOST: 8, Tier.DISK: 0}
+    plan = CachePlan(RecordLayout(1, 2, "float32"), 3, (GroupRoom(2, room, room),), False, 2)
+    store = CacheStore(plan, port)
+    store.allocate({tier: Arena(tier, None, partial(port.allocate, tier.value), port.release) for tier in Tier})
+    for home in homes:
+        rows = [RowPass(RowPlace(home, 0, 4), 1, 1)]
+        assert store.near_rows(0, rows) == 1
+        found = [_address(store.handles(layer, 0, rows, 0)[0].records[0]) for layer in range(3)]
+        fresh = CacheStore(plan, port)
+        fresh._homes, fresh._slots = store._homes, store._slots
+        assert found == [_address(fresh.handles(layer, 0, rows, 0)[0].records[0]) for layer in range(3)]
+    store.release()
 
 
 class ForgetsNothing(CacheStore):
