@@ -23,13 +23,14 @@
 // of blocks 1, 3 and 5 comes third merges splits 0, 1, 2 of heads 4 and 5, writes them, and sets the counter back to 0.
 // A row of up to 256 keys is one split: its block writes the result at once.
 //
-// A segment is taken in two halves, so that no step waits for the one before it: all scores first, then, from the
-// exponentials of all of them, the values; the next steps' numbers are on their way meanwhile: halves in registers, codes
-// in shared memory, whose rows a block's heads have together. A warp takes 16 keys at
-// a time as the left operand of its tensor cores, its lanes in 8 quads of 4. For scores, quad n reads keys n and n + 8,
-// each lane some of their numbers; the right operand is q in every column, so that all lanes of the quad get the
-// score. For values, lane r of every quad reads keys 2 r, 2 r + 1, 2 r + 8 and 2 r + 9, each quad some of their
-// numbers, and the right operand is the weights.
+// A segment of codes is taken in two halves, so that no step waits for the one before it: all scores first, then, from
+// the exponentials of all of them, the values. Meanwhile the next steps' codes are on their way to shared memory, where a
+// block's heads have the rows together. So is a segment of halves that a team shares, whose numbers come to registers; a
+// warp alone takes halves step by step, keys and values, since those are so many bytes that the memory is busy anyway.
+// A warp takes 16 keys at a time as the left operand of its tensor cores, its lanes in 8 quads of 4. For scores, quad n
+// reads keys n and n + 8, each lane some of their numbers; the right operand is q in every column, so that all lanes of
+// the quad get the score. For values, lane r of every quad reads keys 2 r, 2 r + 1, 2 r + 8 and 2 r + 9, each quad some
+// of their numbers, and the right operand is the weights.
 
 #ifndef FORM
 #define FORM CODES
@@ -336,16 +337,37 @@ struct Weights {
                 to_pair(power_of_two(found[2 * two] - base), power_of_two(found[2 * two + 1] - base));
         highest = __shfl_sync(EVERY_LANE, most, WARP - 1);
     }
+
+    // The same of one step, whose scores all lanes have, two each: of keys `key` and `key` + 8 of the row, whose first
+    // key that does not count is `end`. `operand` gets what `add` takes; what there is before shrinks to the result.
+    __device__ __forceinline__ float weigh_step(float (&found)[2], int key, int end, float factor, int place,
+                                                pair (&operand)[2]) {
+#pragma unroll
+        for (int other = 0; other < 2; ++other)
+            found[other] = key + 8 * other < end ? __fmul_rn(found[other], factor) : NOTHING;
+        float most = fmaxf(found[0], found[1]);
+#pragma unroll
+        for (int distance = 4; distance < WARP; distance *= 2)
+            most = fmaxf(most, __shfl_xor_sync(EVERY_LANE, most, distance));
+        most = fmaxf(most, highest);
+        const float shrunk = most > highest ? power_of_two(highest - most) : 1.0f;
+        const float base = most == NOTHING ? 0.0f : most;
+        highest = most;
+        const pair both = to_pair(power_of_two(found[0] - base), power_of_two(found[1] - base));
+        const unsigned even = __shfl_sync(EVERY_LANE, both, 8 * place);
+        const unsigned odd = __shfl_sync(EVERY_LANE, both, 8 * place + 4);
+        operand[0] = low_halves(even, odd), operand[1] = high_halves(even, odd);
+        return shrunk;
+    }
 };
 
 // What a warp knows after some of its keys. Of the four results of a tile, two are copies in other columns: not used.
 struct Sums {
     float total, values[4 * VALUE_UNITS][4];
 
-    // values += the lane's values, weighted; what there is shrinks to `less` before.
-    __device__ __forceinline__ void add(const Values& share, const pair* weights, float less, int place) {
-        unsigned operand[2];
-        load<2>(operand, weights + 2 * place);
+    // values += the lane's values, weighted, of keys 2 r and 2 r + 1, and 2 r + 8 and 2 r + 9; what there is shrinks to
+    // `less` before.
+    __device__ __forceinline__ void add(const Values& share, const pair (&operand)[2], float less) {
         if (less != 1) {
             total = __fmul_rn(total, less);
 #pragma unroll
@@ -407,8 +429,8 @@ __device__ __forceinline__ float merge(float (&result)[RESULTS], const int (&col
     return total;
 }
 
-// A chunk of keys, or of values, of a block's heads in shared memory, in codes: for each key a row of numbers and of pairs.
-// Codes come so because a head's are short: 64 bytes of a record, while those of a block's heads are whole lines. Rows are
+// A chunk of keys, or of values, in codes of a block's heads in shared memory: for each key a row of numbers and of pairs.
+// Codes come so because one head's are but 64 bytes of a record, while those of a block's heads are whole lines. Rows are
 // so far from each other that lanes that read at once have different banks.
 constexpr int CHUNK_STEPS = 2, CHUNK_KEYS = STEP * CHUNK_STEPS;
 constexpr int STAGES = COPIES_BESIDE ? 3 : 2;  // places for chunks; without such copies one more waits in registers
@@ -573,7 +595,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
                     Values values;
                     values.fetch(staged, step, units_place, place);
                     const float less = __shfl_sync(EVERY_LANE, weight.less, 2 * of_segment);
-                    sums.add(values, weights[warp] + 8 * of_segment, less, place);
+                    pair operand[2];
+                    load<2>(operand, weights[warp] + 8 * of_segment + 2 * place);
+                    sums.add(values, operand, less);
                 }
             }
             if (first + SEGMENT_STEPS < last_step) __syncthreads();  // the last chunk was used, and the scores
@@ -583,31 +607,44 @@ extern "C" __global__ void __launch_bounds__(THREADS, MIN_BLOCKS)
         Source value_source = source;
         value_source.numbers += record_bytes / 2 + value_distance - key_distance;
         const bool has_values = unit_of(8 * rank, 0) < UNITS;
-        for (int first = first_step; first < last_step; first += SEGMENT_STEPS) {
-            const int count = min(SEGMENT_STEPS, last_step - first);
-            Keys keys;
-            Values values;
-            keys.fetch(source, first + rank, quad, place);
-            if (has_values) values.fetch(value_source, first, units_place, place);
-            {
-                Queries query;
-                query.read(queries[warp], place);
+        Keys keys;
+        Values values;
+        keys.fetch(source, first_step + rank, quad, place);
+        if (has_values) values.fetch(value_source, first_step, units_place, place);
+        Queries query;
+        query.read(queries[warp], place);
+        if constexpr (TEAM == 1) {
+            for (int step = first_step; step < last_step; ++step) {
+                float found[2];
+                query.score(keys, found);
+                if (step + 1 < last_step) keys.fetch(source, step + 1, quad, place);
+                pair operand[2];
+                const float less = weight.weigh_step(found, step * STEP + quad, row.past + 1, factor, place, operand);
+                sums.add(values, operand, less);
+                if (step + 1 < last_step) values.fetch(value_source, step + 1, units_place, place);
+            }
+        } else {
+            for (int first = first_step; first < last_step; first += SEGMENT_STEPS) {
+                const int count = min(SEGMENT_STEPS, last_step - first), next = first + SEGMENT_STEPS;
                 for (int step = rank; step < count; step += TEAM) {
                     float found[2];
                     query.score(keys, found);
                     if (step + TEAM < count) keys.fetch(source, first + step + TEAM, quad, place);
-                    if (place < 2) scores[warp / TEAM][step * STEP + quad + 8 * place] = place ? found[1] : found[0];
+                    if (place < 2) scores[0][step * STEP + quad + 8 * place] = place ? found[1] : found[0];
                 }
+                if (next < last_step) keys.fetch(source, next + rank, quad, place);
+                __syncthreads();
+                weight.weigh(scores[0], min(row.past + 1 - first * STEP, count * STEP), factor, weights[warp]);
+                __syncwarp();
+                for (int step = 0; has_values && step < count; ++step) {
+                    const float less = __shfl_sync(EVERY_LANE, weight.less, 2 * step);
+                    pair operand[2];
+                    load<2>(operand, weights[warp] + 8 * step + 2 * place);
+                    sums.add(values, operand, less);
+                    if (first + step + 1 < last_step) values.fetch(value_source, first + step + 1, units_place, place);
+                }
+                if (next < last_step) __syncthreads();  // the scores were used
             }
-            TEAM > 1 ? __syncthreads() : __syncwarp();
-            weight.weigh(scores[warp / TEAM], min(row.past + 1 - first * STEP, count * STEP), factor, weights[warp]);
-            __syncwarp();
-            for (int step = 0; has_values && step < count; ++step) {
-                const float less = __shfl_sync(EVERY_LANE, weight.less, 2 * step);
-                sums.add(values, weights[warp] + 8 * step, less, place);
-                if (step + 1 < count) values.fetch(value_source, first + step + 1, units_place, place);
-            }
-            if (first + SEGMENT_STEPS < last_step) TEAM > 1 ? __syncthreads() : __syncwarp();  // the scores were used
         }
     }
 

@@ -12,7 +12,7 @@
 // Shared memory holds KEYS keys and as many values as halves. Values are on their way to it while scores are computed,
 // the next keys while the values are used: as bytes beside the arithmetic, or, of codes, in registers.
 //
-// APART: a token's bits are those of attend_decode.cu, APART too, which takes 16 keys at a time and cuts a row's keys
+// APART: a token's bits are those of attend_decode.cu, which takes 16 keys at a time and cuts a row's keys
 // into segments. So exponentials are against the highest score up to their 16 keys, and are rounded to half before they
 // are summed too; sums start anew with every segment, of SEGMENT_KEYS keys from the row's first one, and segments are
 // added to each other in their order. What the segments so far have given is kept in dynamic shared memory, of
