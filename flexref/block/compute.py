@@ -255,7 +255,8 @@ class BlockComputation(BlockState):
         known, rows = self._lengths.get(number), group.in_pass
         if known is None or known.rows is not rows:
             near = self._cache.near_rows(number, rows)
-            known = self._lengths[number] = FedLengths.of(self.backend, rows, near, self._decoding.get(number))
+            made = partial(FedLengths.of, self.backend, rows, near, self._decoding.get(number))
+            known = self._lengths[number] = self.replays.giving_way(made)
             if known.decodes:
                 self._decoding[number] = known.near
         return known

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from flexref.backend.protocol import Backend
 from flexref.block.watch import OnNotice
@@ -12,6 +12,8 @@ from flexref.tiers.cache_plan import RowPass
 KEPT_PASSES, TURNS = 16, 2
 """What so many passes have not asked for is given back. Slots take turns: what comes with every pass comes within two,
 and keeps its room; what has not come for longer makes room for something else."""
+
+Made = TypeVar("Made")
 
 Key = tuple[Hashable, ...]
 """All that operators were called with, but what lies in arrays and in what handles stand for."""
@@ -33,6 +35,11 @@ class _Known:
     used_in: int
     recording: Any = None
     too_large: bool = False
+
+    @property
+    def kept_passes(self) -> int:
+        """Handles have places on the device: without a recording they are not kept longer than they may be needed."""
+        return KEPT_PASSES if self.recording is not None or not self.held else TURNS
 
 
 class Replays:
@@ -56,7 +63,7 @@ class Replays:
         if number == self._pass:
             return
         self._pass = number
-        for key in [key for key, known in self._known.items() if known.used_in < number - KEPT_PASSES]:
+        for key in [key for key, known in self._known.items() if known.used_in < number - known.kept_passes]:
             self._give_back(self._known.pop(key))
 
     def prepare(self, key: Key, held: Sequence[Any], operators: Callable[[], None]) -> None:
@@ -110,12 +117,26 @@ class Replays:
         try:
             self._backend.replay(recording)
         except CapacityError as error:
-            self.on = False
-            self.release()
-            if self._tell is not None:
-                self._tell(f"operators are called one by one from here on: {error}")
+            self._stop(error)
             return False
         return True
+
+    def giving_way(self, make: Callable[[], Made]) -> Made:
+        """What `make` gives, for which the device needs room; if recordings take it, nothing is recorded any more."""
+        try:
+            return make()
+        except CapacityError as error:
+            if not self.on:
+                raise
+            self._stop(error)
+        return make()
+
+    def _stop(self, error: CapacityError) -> None:
+        """Record nothing any more, give back what was recorded, and tell why."""
+        self.on = False
+        self.release()
+        if self._tell is not None:
+            self._tell(f"operators are called one by one from here on: {error}")
 
     def _give_back(self, known: _Known) -> None:
         if known.recording is not None:

@@ -13,7 +13,7 @@ from flexref_cupy.device import SMALL_ALIGNMENT_BYTES, SmallArrays
 
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
-from flexref.engine.request import Request
+from flexref.engine.request import Request, RowRequest
 from flexref.errors import CapacityError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
@@ -43,6 +43,23 @@ def test_groups_of_mixed_homes_may_have_more_distances_than_there_are_places(
     with pytest.raises(CapacityError, match="small arrays") as error:
         tokens(path)
     assert "fewer groups" in str(error.value)
+
+
+@pytest.mark.parametrize("places", [12, 16])
+def test_recordings_and_what_may_be_recorded_take_no_places_that_a_job_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, places: int
+) -> None:
+    """Every pass has a row less than the one before it, so that its handle of lengths comes once."""
+    path, found = tmp_path / "model.h5", []
+    write_model(path, ModelSpec("small", 50, 48, 16, 16, 2, 2, 32), dtype="float16")
+    monkeypatch.setattr(device, "SMALL_BYTES", places * SMALL_ALIGNMENT_BYTES)
+    for graphs in (False, True):
+        port = CupyBackend(cuda=EmulatedCuda(capability=(9, 0), late=True))
+        asked = [RowRequest([row, row + 1], Request(row + 2, ignore_eos=True)) for row in range(20)]
+        with load(path, policy=Policy(rows_per_group=20), backend=port, graphs=graphs) as engine:
+            found.append({result.number: result.output and result.output.token_ids for result in engine.run(asked)})
+    assert found[0] == found[1]
+    assert sum(map(len, found[0].values())) == sum(range(2, 22))
 
 
 def test_a_place_is_refused_only_when_nothing_makes_room() -> None:
