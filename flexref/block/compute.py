@@ -229,12 +229,13 @@ class BlockComputation(BlockState):
     def _embed_operators(self, visit: Visit, group: Group | FedRows, ids: Any) -> None:
         file, be, tokens = self.weights.plan.file, self.backend, group.tokens
         shape, dtype = (tokens, file.spec.embed_width), file.dtype
-        if self.plan.activations.token_rows_bytes:
-            rows: Any = view(be, self._activations.token_rows(Tier.DEVICE, self._data_slot(visit)), shape, dtype)
-        else:
-            rows = be.empty(shape, dtype)
-        inputs = EmbedInputs(ids[:tokens], ids[tokens:], self._tables, rows)
-        embed_visit(be, self._program.embed, self._stage_weights(visit, tokens), inputs, self._x(visit, group))
+        with be.frame():  # operators that are recorded are called several times
+            if self.plan.activations.token_rows_bytes:
+                rows: Any = view(be, self._activations.token_rows(Tier.DEVICE, self._data_slot(visit)), shape, dtype)
+            else:
+                rows = be.empty(shape, dtype)
+            inputs = EmbedInputs(ids[:tokens], ids[tokens:], self._tables, rows)
+            embed_visit(be, self._program.embed, self._stage_weights(visit, tokens), inputs, self._x(visit, group))
 
     def _layer(self, visit: Visit, group: Group) -> None:
         """Compute one decoder layer in place."""

@@ -191,6 +191,20 @@ def test_logits_that_are_not_finite_are_told_of_in_a_replay_too(tmp_path: Path) 
     assert errors[0] == errors[1]
 
 
+def test_recording_the_embedding_takes_no_more_of_the_workspace_than_calling_it(tmp_path: Path) -> None:
+    """Also where the recording is too large to be kept. Prompts of one token: no pass is longer than one of decode."""
+    path, found = tmp_path / "model.h5", []
+    write_model(path, SPEC, dtype="float32")
+    for graphs in (True, False):
+        backend = port()
+        backend.caps = replace(backend.caps, recorded_bytes=1)
+        policy = Policy(rows_per_group=64, cache=HOST)
+        with load(path, policy=policy, backend=backend, graphs=graphs) as engine:
+            asked = engine.generate([[token % 60] for token in range(64)], Request(4, ignore_eos=True))
+        found.append([output.token_ids for output in asked.outputs])
+    assert found[0] == found[1]
+
+
 class Counting:
     """A port of which only recordings matter."""
 
