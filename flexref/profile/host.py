@@ -6,7 +6,7 @@ per group and per row.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations, product
@@ -18,12 +18,12 @@ import numpy.typing as npt
 
 from flexref.architecture.spec import LAYER_NORM_EPSILON, ModelSpec
 from flexref.architecture.stages import stages as stages_of
-from flexref.backend.protocol import Backend, Lane, Move, Span
+from flexref.backend.protocol import Backend, Lane, LaneStep, Move, Span, Ticket
 from flexref.engine.engine import Engine
 from flexref.engine.request import Request
 from flexref.engine.session import Session, always
 from flexref.machine.machine import HostSeconds
-from flexref.policy import Policy
+from flexref.policy import Policy, Shares
 from flexref.profile.meter import Meter, backend_dtype
 from flexref.profile.operands import TABLE_DTYPE, Memory
 from flexref.storage.random_weights import random_file
@@ -50,13 +50,13 @@ PROMPT = (3, 1, 4)
 
 @dataclass(frozen=True, slots=True)
 class PortCounts:
-    """The sums of a `Counted` port at the time `now_s`: seconds in operators and in `sample`, calls, and replays."""
+    """The sums of a `Counted` port at the time `now_s`: seconds in operators and in `sample`, calls, submissions."""
 
     now_s: float
     inside_s: float
     sampling_s: float
     calls: int
-    replays: int
+    submissions: int
 
 
 OPERATORS = frozenset(
@@ -72,7 +72,7 @@ def host_seconds(meter: Meter, disk_dir: str | Path) -> HostSeconds:
         call_s = _call(meter, memory)
         submission_s = _submission(meter, memory)
         replay_s, record_s = _replay(meter, memory)
-    visit_s, choice_s, choice_row_s = _engine(meter, disk_dir, (call_s, replay_s))
+    visit_s, choice_s, choice_row_s = _engine(meter, disk_dir, (call_s, submission_s))
     return HostSeconds(call_s, submission_s, visit_s, choice_s, choice_row_s, replay_s, record_s)
 
 
@@ -161,7 +161,7 @@ class Counted:
 
     def __init__(self, backend: Backend, clock: Callable[[], float], asynchronous: bool) -> None:
         self._backend, self._clock, self._asynchronous = backend, clock, asynchronous
-        self.calls = self.replays = 0
+        self.calls = self.submissions = 0
         self.inside_s = 0.0
         self.sampling_s = 0.0
         self.sampled: list[PortCounts] = []
@@ -172,10 +172,10 @@ class Counted:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
 
-    def replay(self, recording: Any) -> None:
-        """See `RecordingBackend.replay`."""
-        self.replays += 1
-        self._backend.replay(recording)
+    def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        """See `Backend.submit`."""
+        self.submissions += 1
+        return self._backend.submit(lane, steps, after)
 
     def close(self) -> None:
         """Wait for what is under way. The port itself stays open for the next measurement."""
@@ -202,7 +202,7 @@ class Counted:
             end = clock()
             self.sampling_s += end - begin
             self.calls += 1
-            self.sampled.append(PortCounts(end, self.inside_s, self.sampling_s, self.calls, self.replays))
+            self.sampled.append(PortCounts(end, self.inside_s, self.sampling_s, self.calls, self.submissions))
             return result
 
         if name == "sample":
@@ -214,7 +214,7 @@ def _engine(meter: Meter, disk_dir: str | Path, called_s: tuple[float, float]) -
     """Seconds of the engine's work per visit, per choice of tokens, and per row of a choice.
 
     Passes of small jobs of several shapes are measured, and the three figures fitted to what operators leave of them
-    (least squares, none below 0). `called_s`: seconds of a call of an operator, and of a replay.
+    (least squares, none below 0). `called_s`: seconds of a call of an operator, and of a submission.
     """
     sizes, equations, left = meter.sizes, [], []
     shapes = sorted(product(sizes.layers, sizes.groups, sizes.rows), key=math.prod)
@@ -264,9 +264,11 @@ def _pass_left(
         "small", 512, 64, SMALL_WIDTH, SMALL_WIDTH, layers, heads=2, ffn_width=4 * SMALL_WIDTH, eos_token_ids=()
     )
     counted = Counted(meter.backend, meter.clock, meter.asynchronous)
-    policy = Policy(rows_per_group=rows, groups_per_block=groups)
+    # What a visit costs counts where it is called by itself: with weights under way to it, where they are apart.
+    weights = Shares() if meter.backend.caps.one_memory else Shares(0, 1, 0)
+    policy = Policy(weights=weights, rows_per_group=rows, groups_per_block=groups)
     file = random_file(spec)
-    session = Session(file, cast(Backend, counted), always(policy), disk_dir=disk_dir)
+    session = Session(file, cast(Backend, counted), always(policy), disk_dir=disk_dir, graphs=False)
     with Engine(session) as engine:
         request = Request(meter.sizes.passes + 1, ignore_eos=True)
         engine.generate([list(PROMPT)] * (rows * groups), request)
@@ -275,7 +277,7 @@ def _pass_left(
     # left out.
     for before, after in zip(counted.sampled[groups:], counted.sampled[2 * groups :], strict=False):
         calls = after.calls - before.calls - groups
-        outside = calls * called_s[0] + (after.replays - before.replays) * called_s[1]
+        outside = calls * called_s[0] + (after.submissions - before.submissions) * called_s[1]
         operators = outside if meter.asynchronous else after.inside_s - before.inside_s
         left.append(max(0.0, after.now_s - before.now_s - (after.sampling_s - before.sampling_s) - operators))
     name = f"the engine's own work, {layers} layers, {groups} groups, {rows} rows"

@@ -36,7 +36,7 @@ BELIEVED_S = 30 * DAY_S
 AGAIN_AFTER_S = 600.0
 """A machine that was busy is measured again once it is quiet, but only after so long: some machines are never quiet."""
 
-PROFILE_VERSION = 6
+PROFILE_VERSION = 7
 """Raised when a profile measures other things than before, so that machines kept by older ones are measured anew."""
 
 

@@ -19,7 +19,7 @@ from flexref.backend.protocol import Backend, Ticket
 from flexref.machine.curves import Curve
 from flexref.profile.operands import WEIGHT_DEVIATION, Memory
 from flexref.profile.pace import Pace
-from flexref.profile.points import Call, Point, Timed
+from flexref.profile.points import FEW_CALLS, SOON_S, Call, Point, Timed
 from flexref.profile.record import LEAST_REPEATS, LEAST_S, Record
 from flexref.profile.sizes import Sizes
 
@@ -154,21 +154,24 @@ class Meter:
     def figure(self, name: str, timed: Timed) -> float:
         """The seconds of one call of a point whose windows have been timed, as far as there was time for them.
 
-        Where there was none it is one call by the device's clock or, on a synchronous port, the warm-up by the host's,
-        which is not shorter. On an asynchronous one the host's clock would count what a call costs the host, which for
-        a short operator is many times what it takes.
+        Where there was none it is a few calls by the device's clock or, on a synchronous port, the warm-up by the
+        host's, which is not shorter: of an asynchronous one that would count what a call costs the host.
         """
         point = timed.point
         if not timed.values:
             self.record.cut(name, point.label)
             if self.asynchronous and not point.blocking:
-                timed.count = 1
+                timed.count = min(timed.count, FEW_CALLS)
                 self.window(timed)
             else:
                 timed.values.append(timed.single_s)
         if timed.recording is not None:
             self.backend.forget(timed.recording)
         return self.record.figure(name, point.label, timed.values, point.size)
+
+    def affords(self, seconds: float) -> bool:
+        """Whether there is time for something, or a device does it so soon that nobody waits for it."""
+        return self.pace.has(seconds) or (self.asynchronous and seconds < SOON_S)
 
     def has_time_for(self, timed: Timed) -> bool:
         """Whether there is time for another window."""

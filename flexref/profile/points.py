@@ -11,6 +11,13 @@ Call = Callable[[], object]
 AGAIN_MOST = 3
 """An unstable point is repeated up to 3 times as often as others, while there is time."""
 
+SOON_S = 0.3
+"""What takes an asynchronous device less is measured also when the time for it is over: from narrow matrices alone,
+whose products are mostly start and end, nothing follows for wide ones."""
+
+FEW_CALLS = 16
+"""Calls of a point for which there is no time: few, but so many that marks between them do not count."""
+
 
 @dataclass(frozen=True, slots=True)
 class Point:

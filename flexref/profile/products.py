@@ -41,12 +41,12 @@ def product_surfaces(meter: Meter) -> dict[str, Surface]:
     surfaces = {}
     for stored in meter.pace.parts(stored_forms(backend_dtype(meter.backend))):
         curves: list[tuple[float, Curve]] = []
-        begin = meter.clock()
+        begin = meter.pace.now_s
         for width in meter.pace.parts(meter.sizes.widths):
-            spent_s = meter.clock() - begin
+            spent_s = meter.pace.now_s - begin  # without what was compiled meanwhile
             if len(curves) >= LEAST_WIDTHS and spent_s > meter.sizes.products_s / 3:
                 break
-            if curves and not meter.pace.has(_estimate_s(meter, stored, width, curves[-1])):
+            if curves and not meter.affords(_estimate_s(meter, stored, width, curves[-1])):
                 meter.record.cut(f"products with {stored} matrices", f"width {curves[-1][0] ** 0.5:.0f}")
                 break
             with meter.memory() as memory:
@@ -116,7 +116,7 @@ def _singles(
             before, seconds = next(reversed(found.items()))
             if seconds > sizes.product_longest_s and len(found) >= LEAST_POINTS:
                 break
-            if not meter.pace.has(2 * seconds * tokens / before + sweeps_s):
+            if not meter.affords(2 * seconds * tokens / before + sweeps_s):
                 meter.record.cut(name, f"{before} tokens")
                 break
         found[tokens] = meter.settled(call(tokens))

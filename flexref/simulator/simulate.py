@@ -139,7 +139,7 @@ class Simulation:
         passes = simulated_passes(walk, traced, beginning)
         watch = Watch(None if trace is None else trace.on_computed)
         block = simulated_block(planned, weights, session.mover, waiting_rows(rows, window), rows, watch)
-        block.before_visit = self._visit
+        block.after_visit = self._visit
         session.mover.traffic.on_done = None if trace is None else trace.on_done
         if trace is not None:
             name = f"{session.file.spec.name} on {self.machine.name}, simulated"

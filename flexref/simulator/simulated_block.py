@@ -19,15 +19,19 @@ from flexref.tiers.weights import WeightStore
 
 @dataclass(eq=False)
 class TimedVisits(BlockComputation):
-    """`before_visit` is told before the operators of a visit are called, or those replayed that were recorded."""
+    """`after_visit` is told when the operators of a visit were called, or those replayed that were recorded.
 
-    before_visit: Callable[[], None] = field(init=False, default=lambda: None)
+    Not of the visits of a pass that is run as a whole: they have nothing to do.
+    """
+
+    after_visit: Callable[[], None] = field(init=False, default=lambda: None)
 
     def compute(self, visit: Visit) -> None:
         """See `executor.Work`."""
-        if self.groups[visit.group].fed:
-            self.before_visit()
+        fed = bool(self.groups[visit.group].fed)
         super().compute(visit)
+        if fed and visit.group not in self._at_once:
+            self.after_visit()
 
 
 @dataclass(eq=False)
