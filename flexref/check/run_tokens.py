@@ -22,8 +22,8 @@ COMPUTATIONS = 2
 """A row is computed twice: exactly, and with random roundings."""
 
 ROWS_MOST, FLOPS_WANTED, FLOPS_MOST = 4, 2e13, 1e14
-"""Unless it is said how many, so many rows are checked, or as many as take 2e13 FLOPs: some 15 seconds of 16 cores. One
-row is checked even then if it takes no more than 1e14."""
+"""Unless it is said how many, so many rows are checked, or as many as take 2e13 FLOPs. One row is checked even then if
+it takes no more than 1e14."""
 
 POSITIONS_MOST = 128
 """Of a row's tokens at most so many are compared, evenly drawn out: each takes a walk through the head's table."""
