@@ -61,7 +61,6 @@ class CupyBackend:
             recorded_bytes=RECORDED_BYTES,
         )
         self._pinning = Pinning(self.cuda, piece_bytes)
-        self.arriving = self._pinning.held_up
         copying = Copying(self.cuda, self._pinning)
         self.device = Device(self.cuda, copying)
         self.compiling = Compiling(self.device.kernels, self.cuda.compiles_ahead, partial(_imagined, fused_rows))
@@ -91,7 +90,7 @@ class CupyBackend:
         return int(psutil.virtual_memory().available * (1 - HOST_RESERVE))
 
     def allocate(self, tier: str, nbytes: int) -> Buffer:
-        """See `Backend.allocate`; host memory is pinned in the background, and copies wait for what they need of it."""
+        """See `Backend.allocate`; host memory is pinned."""
         return (
             memory.device_buffer(self.cuda, nbytes) if tier == "device" else memory.host_buffer(self._pinning, nbytes)
         )
@@ -104,11 +103,8 @@ class CupyBackend:
             memory.release_host(self._pinning, buffer)
 
     def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """See `Backend.view`; an operator may read the host's memory itself, so what is seen of it must have come."""
-        seen = memory.view(buffer, offset, shape, dtype)
-        if buffer.tier == "host":
-            self._pinning.need_now(seen.address, seen.rows * seen.row_bytes)
-        return seen
+        """See `Backend.view`."""
+        return memory.view(buffer, offset, shape, dtype)
 
     def host_memory(self, buffer: Any) -> npt.NDArray[np.uint8]:
         """See `Backend.host_memory`."""
@@ -189,8 +185,7 @@ class CupyBackend:
 
     def wait(self, ticket: Ticket) -> None:
         """See `Backend.wait`; blocks the host only as long as a lane's thread has work before the copies."""
-        with self.arriving.watched():
-            wait_on_device(self.cuda, self.cuda.compute_stream, ticket)
+        wait_on_device(self.cuda, self.cuda.compute_stream, ticket)
 
     def close(self) -> None:
         """See `Backend.close`; streams and events are given back too."""
@@ -199,7 +194,6 @@ class CupyBackend:
         self._closed = True
         for lane in self._lanes.values():
             lane.close()
-        self._pinning.close()
         self._graphs.close()
         self.device.close()
         self._events.close()

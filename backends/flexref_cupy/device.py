@@ -140,8 +140,6 @@ class Device:
         rows, nbytes = like.rows, like.row_bytes
         if not rows * nbytes:
             return
-        for address, stride in (target, source):
-            self._copying.pinning.need_now(address, (rows - 1) * stride + nbytes)
         if rows == 1 or target[1] == source[1] == nbytes:
             self._copying.copy(target[0], source[0], rows * nbytes, self.stream)
         else:

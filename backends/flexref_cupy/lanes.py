@@ -1,8 +1,8 @@
 """Lanes as CUDA streams: copies are queued on the device, host work runs on a thread; tickets tie both together.
 
 A submission of moves alone, after nothing but what the device knows already, is queued by the caller: no thread is
-woken. Any other goes to the lane's thread, one whose memory has not come yet too, and so does all that follows it while
-that thread has work, so that the lane keeps its order.
+woken. Any other goes to the lane's thread, and so does all that follows it while that thread has work, so that the
+lane keeps its order.
 """
 
 import queue
@@ -82,7 +82,7 @@ class Lane:
         if self._closed:
             raise RuntimeError(f"lane {self.name} is closed")
         free = self._newest is None or self._newest._over.is_set()
-        if free and all(map(self._can_be_queued, steps)) and all(map(_is_queued, after)):
+        if free and all(isinstance(step, Move) for step in steps) and all(map(_is_queued, after)):
             return self._queue(steps, after)  # type: ignore[arg-type]
         if not self._started:
             self._thread.start()
@@ -102,14 +102,8 @@ class Lane:
         self._cuda.await_stream(self._stream)
         self._cuda.destroy_stream(self._stream)
 
-    def _can_be_queued(self, step: LaneStep) -> bool:
-        """Whether a step is a move, and waits for no memory."""
-        return isinstance(step, Move) and self._copying.is_ready(step)
-
     def _queue(self, moves: Sequence[Move], after: Sequence[Ticket]) -> DeviceTicket:
-        """Queue moves on the device, after `after`, which it knows, when the memory that they need has come."""
-        for move in moves:
-            self._copying.need(move)
+        """Queue moves on the device, after `after`, which it knows."""
         for earlier in after:
             wait_on_device(self._cuda, self._stream, earlier)
         start, end = self._events.take(), self._events.take()

@@ -1,7 +1,6 @@
 """Memory of the port: pieces of the device and of pinned host memory, typed views, copies; it computes nothing."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -96,7 +95,7 @@ def device_buffer(cuda: Cuda, nbytes: int) -> Buffer:
 
 
 def host_buffer(pinning: Pinning, nbytes: int) -> Buffer:
-    """`nbytes` of host memory, which is pinned from now on."""
+    """`nbytes` of pinned host memory."""
     memory = pinning.allocate(nbytes)
     return Buffer("host", memory.address, nbytes, memory.bytes[:nbytes])
 
@@ -110,7 +109,7 @@ def release_host(pinning: Pinning, buffer: Buffer) -> None:
 
 
 class Copying:
-    """Queues copies between addresses of the device and of the host, whose pinned memory must have come (`need`).
+    """Queues copies between addresses of the device and of the host.
 
     CUDA takes no copy that touches two registrations, so copies are cut where pieces meet.
     """
@@ -151,16 +150,6 @@ class Copying:
         else:
             self.copy_rows((there, target.stride), (here, source.stride), source.nbytes, source.count, stream)
 
-    def is_ready(self, move: Move) -> bool:
-        """Whether all memory that it touches has come."""
-        return not self.pinning.coming or all(self.pinning.is_pinned(*ends) for ends in _touched(move))
-
-    def need(self, move: Move) -> None:
-        """Block until all memory that it touches has come; raises what it was refused for."""
-        if self.pinning.coming:
-            for address, nbytes in _touched(move):
-                self.pinning.need(address, nbytes)
-
     def _left(self, address: int) -> int:
         """Bytes from an address on that lie in one registration; as many as there may be, if it is in none."""
         memory = self.pinning.find(address)
@@ -181,14 +170,3 @@ def address_of(span: Span) -> int:
     if span.offset < 0 or span.end > buffer.nbytes:
         raise IndexError(f"bytes {span.offset} to {span.end} of a buffer of {buffer.nbytes}")
     return buffer.address + span.offset
-
-
-def _touched(move: Move) -> Iterator[tuple[int, int]]:
-    """(address, bytes) of what a move touches at either end, from its first byte to its last."""
-    for side, span in enumerate((move.source, move.target)):
-        address = address_of(span)
-        if move.parts is None:
-            yield address, span.end - span.offset
-        else:
-            for part in move.parts.each:
-                yield address + part[side], part[2]

@@ -5,14 +5,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 
-from flexref.backend.arriving import arrival_time
 from flexref.block.budgets import totals
 from flexref.block.memory_plan import BlockPlan
 from flexref.block.rows import Fed
 from flexref.block.state import BlockState
 from flexref.block.trace import Trace
 from flexref.engine.results import Stats
-from flexref.engine.wall import CountedSeconds, Wall, WallPart
+from flexref.engine.wall import Wall, WallPart
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Flow
 from flexref.tiers.weights import WeightStore
@@ -38,7 +37,6 @@ class Account:
     wall: Wall
     trace: Trace | None = None
     _memory: list[BlockPlan] = field(default_factory=list)
-    _waited: CountedSeconds | None = None
 
     @property
     def stats(self) -> Stats:
@@ -52,8 +50,7 @@ class Account:
 
     @contextmanager
     def memory_of(self, block: BlockState, rest: WallPart = WallPart.DECODE) -> Iterator[None]:
-        """Take all that a block needs and give it back; the seconds of both are `allocate_s`, and those in which its
-        passes wait for memory that has not come yet.
+        """Take all that a block needs and give it back; the seconds of both are `allocate_s`.
 
         Its passes run meanwhile; what comes after the last of them is counted in the whole time's part `rest`.
         """
@@ -66,7 +63,6 @@ class Account:
                 block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
             self._tell_held()
-            self._arrival().grown_s()
             with self.wall.passes(rest):
                 yield
         finally:
@@ -81,13 +77,8 @@ class Account:
             self.stats.shared_prefix_tokens += block.rows.admission.spared_tokens
 
     def count_pass(self, fed: Fed, places: int, seconds: float) -> None:
-        """A pass has ended that had `fed`, in a block of so many places, and took so many seconds, with what it waited
-        for memory.
-        """
+        """A pass has ended that had `fed`, in a block of so many places, and took so many seconds."""
         stats = self.stats
-        waited_s = self._arrival().grown_s()
-        stats.allocate_s += waited_s
-        seconds = max(0.0, seconds - waited_s)
         stats.prompt_tokens += fed.prompt_tokens
         if fed.generated_tokens:
             stats.decode_s += seconds
@@ -98,13 +89,6 @@ class Account:
         self.standing.live_rows, self.standing.places = fed.rows, places
         cache = self._memory[-1].cache
         stats.shared_prefix_link_bytes += fed.spared_tokens * cache.layout.record_bytes * cache.prefix_layers
-
-    def _arrival(self) -> CountedSeconds:
-        """What the port has waited for memory since this was last asked."""
-        if self._waited is None:
-            arriving = arrival_time(self.weights.backend)
-            self._waited = CountedSeconds(arriving, arriving.seconds)
-        return self._waited
 
     def _tell_held(self) -> None:
         if self.trace is not None:

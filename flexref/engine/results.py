@@ -88,8 +88,7 @@ class Stats:
     """The account of one job. Bytes per link and kind, peak bytes per tier, shares of bytes planned and real.
 
     `load_s` is the time to load weights before the first job, `allocate_s` that to take the memory of the job's
-    blocks and to give it back, with what passes waited for memory that had not come yet (on CUDA host memory is pinned
-    while they run); they count in neither `prefill_s` nor `decode_s`.
+    blocks and to give it back (on CUDA host memory is pinned); they count in neither `prefill_s` nor `decode_s`.
     `peak_bytes` are the most that were held since the job began, with the weights that lay there already; loading them
     counts if the job did it.
     `prefill_s` is the time of the passes that only read prompts, `decode_s` all other time of the blocks: where rows
@@ -125,7 +124,7 @@ class Stats:
     allocate_s: Annotated[
         float,
         Number(0),
-        "Seconds to take the memory of blocks, to wait for it, and to give it back; nowhere else.",
+        "Seconds to take and give back the memory of blocks; in no other figure.",
     ] = 0.0
     kept_host_bytes: Annotated[int, Whole(0), "Bytes of host memory that the engine keeps pinned for its next job."] = 0
     prefill_s: Annotated[float, Number(0), "Seconds of the passes that only read prompts."] = 0.0

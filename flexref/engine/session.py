@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.arriving import ArrivingBackend, arrival_time
 from flexref.backend.compiling import compile_time
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block, with_read_ahead
@@ -95,7 +94,6 @@ class Session:
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.wall = wall or Wall()
         self.wall.watch(compile_time(backend))
-        self.wall.watch(arrival_time(backend), WallPart.ALLOCATE)
         self.tokenizer = tokenizer or Tokenizer.if_any(file.tokenizer_json, file.path)
         self.rehearsals = Rehearsals(backend)
         self.interrupts = Interrupts()
@@ -206,9 +204,6 @@ class Session:
             trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
         try:
             yield account
-        except Exception:
-            self.arenas[Tier.HOST].give_up_kept()  # what failed may be memory that never came
-            raise
         finally:
             self._tell_of_faults()
             stats.kept_host_bytes = self.arenas[Tier.HOST].kept_bytes
@@ -249,7 +244,6 @@ class Session:
                 store.load(self.arenas)
         except BaseException:
             self._unload()
-            self.arenas[Tier.HOST].give_up_kept()
             self._tell_of_faults()
             raise
         self._load_s = time.perf_counter() - start
@@ -279,7 +273,8 @@ class Session:
         if tier is Tier.DISK:
             return Arena(tier, self.budgets[tier], self._disk.allocate, self._releasing(self._disk.release))
         name, release = tier.value, self._releasing(self.backend.release)
-        keeps = tier is Tier.HOST and isinstance(self.backend, ArrivingBackend)
+        caps = self.backend.caps
+        keeps = tier is Tier.HOST and caps.computes and not caps.one_memory  # pinned for a device, which takes a while
         return Arena(tier, self.budgets[tier], lambda nbytes: self.backend.allocate(name, nbytes), release, keeps=keeps)
 
     def _releasing(self, release: Callable[[Any], None]) -> Callable[[Any], None]:

@@ -6,7 +6,9 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, TypeVar
+from typing import TypeVar
+
+from flexref.backend.compiling import CompileTime
 
 T = TypeVar("T")
 
@@ -25,7 +27,7 @@ class WallPart(str, Enum):
     LOAD = "load"
     """The weight file is opened, its tokenizer made, and weights are read."""
     ALLOCATE = "allocate"
-    """Memory of blocks is taken and given back, or a pass waits for memory that was taken and has not come yet."""
+    """Memory of blocks is taken and given back."""
     COMPILE = "compile"
     """Operators are waited for, which the port compiles or reads compiled; not what it compiles beside all else."""
     PREFILL = "prefill"
@@ -57,26 +59,6 @@ class WholeTime:
     wall_parts_s: dict[str, float]
 
 
-class CountsSeconds(Protocol):
-    """Somebody who counts seconds of a kind, in which the job waits; they only grow."""
-
-    @property
-    def seconds(self) -> float: ...
-
-
-@dataclass(slots=True)
-class CountedSeconds:
-    """What is counted, and what it had come to when it was last looked at."""
-
-    source: CountsSeconds
-    seen_s: float
-
-    def grown_s(self) -> float:
-        """Seconds since this was asked last."""
-        before, self.seen_s = self.seen_s, self.source.seconds
-        return self.seen_s - before
-
-
 class Wall:
     """A clock with one hand: at every moment the time goes to one part. What is in no other part is `other`.
 
@@ -98,14 +80,14 @@ class Wall:
         self._spent = dict.fromkeys(WallPart, 0)
         self._pass_ns = 0
         self._in_pass = self._had_a_job = False
-        self._watched: dict[WallPart, CountedSeconds] = {}
+        self._compiling, self._compiled_s = CompileTime(), 0.0
         self._one = threading.Lock()
 
-    def watch(self, counted: CountsSeconds, part: WallPart = WallPart.COMPILE) -> None:
-        """From now on, what its seconds grow by goes to `part`, and to no other."""
+    def watch(self, compiling: CompileTime) -> None:
+        """From now on, what this grows by is `compile`, and in no other part."""
         with self._one:
             self._mark()
-            self._watched[part] = CountedSeconds(counted, counted.seconds)
+            self._compiling, self._compiled_s = compiling, compiling.seconds
 
     def turn_to(self, part: WallPart) -> None:
         """From now on the time goes to `part`."""
@@ -176,11 +158,11 @@ class Wall:
         """Count the time since the last mark; the lock is held."""
         now = self._clock()
         passed, self._now = now - self._now, now
-        for part, counted in self._watched.items():
-            grown = min(passed, int(counted.grown_s() * NANOSECONDS))
-            self._spent[part] += grown
-            passed -= grown
+        grown_s = self._compiling.seconds - self._compiled_s
+        compiled = min(passed, int(grown_s * NANOSECONDS))
+        self._compiled_s = self._compiling.seconds
+        self._spent[WallPart.COMPILE] += compiled
         if self._in_pass:
-            self._pass_ns += passed
+            self._pass_ns += passed - compiled
         else:
-            self._spent[self._at] += passed
+            self._spent[self._at] += passed - compiled

@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from flexref.architecture.spec import ModelSpec
-from flexref.backend.arriving import ArrivalTime
 from flexref.backend.compiling import CompileTime
-from flexref.backend.protocol import Ticket
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
 from flexref.engine.request import Request, RowRequest
@@ -25,7 +23,7 @@ from flexref.engine.session import Session
 from flexref.engine.wall import BEGINS, NANOSECONDS, PARTS, Wall, WallPart
 from flexref.errors import PromptError
 from flexref.loading import advisor, load, open_engine
-from flexref.policy import Policy, Shares
+from flexref.policy import Policy
 from flexref.testing import strategies as own
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 4, 2, 32)
@@ -44,10 +42,9 @@ class Clocked(RuleBasedStateMachine):
 
     @initialize(age=st.integers(0, 50), at=NAMED)
     def begin(self, age: int, at: WallPart) -> None:
-        self.now, self.compiling, self.arriving = 1000, CompileTime(), CompileTime()
+        self.now, self.compiling = 1000, CompileTime()
         self.wall = Wall("process", age, at=at, clock=lambda: self.now)
         self.wall.watch(self.compiling)
-        self.wall.watch(self.arriving, WallPart.ALLOCATE)
         self.expected: Counter[WallPart] = Counter({at: age})
         self.pass_ns, self.age = 0, age
         self.open: list[tuple[Any, WallPart | None]] = []
@@ -55,17 +52,14 @@ class Clocked(RuleBasedStateMachine):
         self.jobs: list[dict[WallPart, int]] = []
         self.rest = WallPart.DECODE
 
-    @rule(ticks=st.integers(0, 9), share=st.floats(0, 1), waits=st.booleans())
-    def pass_time(self, ticks: int, share: float, waits: bool) -> None:
+    @rule(ticks=st.integers(0, 9), share=st.floats(0, 1))
+    def pass_time(self, ticks: int, share: float) -> None:
         compiled = int(ticks * share)
         self.now += ticks
-        (self.arriving if waits else self.compiling).seconds += compiled / NANOSECONDS
-        part = WallPart.ALLOCATE if waits else WallPart.COMPILE
-        counted = dict(self.wall.read())[part] - self.expected[part]
-        if self.at[-1] is part:
-            compiled = ticks  # the rest of the time goes there too
+        self.compiling.seconds += compiled / NANOSECONDS
+        counted = dict(self.wall.read())[WallPart.COMPILE] - self.expected[WallPart.COMPILE]
         assert abs(counted - compiled) <= 1, "but for the rounding of seconds"
-        self.expected[part] += counted
+        self.expected[WallPart.COMPILE] += counted
         if self.at[-1] is None:
             self.pass_ns += ticks - counted
         else:
@@ -286,50 +280,3 @@ def test_what_takes_long_is_found_in_its_part(path: str, part: WallPart, monkeyp
         stats = engine.generate([[1, 2]], Request(2, ignore_eos=True), on_token=on_token).stats
     parts = dict(stats.wall_parts_s)
     assert parts.pop(part) >= SLOW_S
-
-
-class MemoryThatComesLater(NumpyBackend):
-    """Its operators wait for a lane that waits for memory, once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.arriving, self.came = ArrivalTime(), False
-
-    def wait(self, ticket: Ticket) -> None:
-        if not self.came:
-            self.came = True
-            self.arriving.begin()
-            with self.arriving.watched():
-                time.sleep(SLOW_S)
-            self.arriving.end()
-        super().wait(ticket)
-
-
-def test_a_pass_that_waits_for_memory_is_told_without_it(model_file: Any) -> None:
-    policy = Policy(weights=Shares(0, 1, 0))
-    with load(model_file(SPEC), policy=policy, backend=MemoryThatComesLater()) as engine:
-        before = time.perf_counter()
-        first, second = generated(engine, [[1, 2]]), generated(engine, [[1, 2]])
-        taken_s = time.perf_counter() - before
-    assert first.allocate_s >= SLOW_S
-    assert first.wall_parts_s["allocate"] >= SLOW_S
-    passes_s = first.prefill_s + first.decode_s
-    assert passes_s <= taken_s - SLOW_S
-    check(first, "engine")
-    check(second, "job")
-    assert second.allocate_s < first.allocate_s
-
-
-def test_only_what_both_wait_for_is_time_of_arrival() -> None:
-    now = [0.0]
-    time_of = ArrivalTime(lambda: now[0])
-    for seconds, step in ((1, time_of.begin), (2, time_of.begin), (4, time_of.end)):
-        step()
-        now[0] += seconds
-    assert time_of.seconds == 0
-    with time_of.watched():
-        now[0] += 8
-        assert time_of.seconds == 8
-        time_of.end()
-        now[0] += 16
-    assert time_of.seconds == 8

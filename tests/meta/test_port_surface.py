@@ -17,12 +17,11 @@ FIELDS = frozenset({"name", "caps"})
 """What the protocol has beside methods."""
 
 OWN = {
-    "cupy": frozenset({"arriving", "compiling", "cuda", "device"}),
+    "cupy": frozenset({"compiling", "cuda", "device"}),
     "dry": frozenset({"calls", "flops", "moved_bytes", "timing"}),
 }
 """Data that a port has for whoever made it: the device that tests stand in for, and what the dry port is there to tell
-(`timing` is that of `TimedBackend`, `compiling` that of `CompilingBackend`, `arriving` that of `ArrivingBackend`). No
-method is among it."""
+(`timing` is that of `TimedBackend`, `compiling` that of `CompilingBackend`). No method is among it."""
 
 
 def methods(of: type) -> dict[str, Any]:

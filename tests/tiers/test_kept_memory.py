@@ -1,6 +1,6 @@
 """Memory that an arena keeps for whoever asks next: never two holders of one buffer, never more than the budget."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -16,7 +16,6 @@ from hypothesis.stateful import (
 )
 
 from flexref.architecture.spec import ModelSpec
-from flexref.backend.arriving import ArrivalTime
 from flexref.engine.request import Request
 from flexref.errors import CapacityError
 from flexref.loading import load
@@ -136,11 +135,11 @@ def test_a_wrong_one_is_caught(wrong: type, caught: Any, monkeypatch: pytest.Mon
 
 
 class SlowMemory(NumpyBackend):
-    """Its host memory takes a while until it has come, as it says."""
+    """Its device has memory of its own, as it says: then the host's takes a while until it is pinned."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.arriving, self.asked = ArrivalTime(), 0
+        self.caps, self.asked = replace(self.caps, one_memory=False), 0
 
     def allocate(self, tier: str, nbytes: int) -> Any:
         self.asked += tier == "host"

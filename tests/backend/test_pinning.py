@@ -1,0 +1,187 @@
+"""Pinned memory and copies over its pieces, beside a stand-in for CUDA that refuses what CUDA refuses; no device."""
+
+import ctypes
+import signal
+import threading
+import time
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from flexref_cupy.memory import Buffer, Copying
+from flexref_cupy.pinning import Pinning
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flexref.backend.parts import Parts
+from flexref.backend.protocol import Move, Span
+from flexref.errors import CapacityError
+
+PAGE = 4096
+PIECE = 2 * PAGE
+
+
+class Registrations:
+    """The calls of `Cuda` that pin and copy; `failures` by the number of the call that pins."""
+
+    def __init__(self, failures: dict[int, BaseException] | None = None) -> None:
+        self.failures, self.calls, self.lock = failures or {}, 0, threading.Lock()
+        self.pinned: dict[int, int] = {}
+        self.joined: set[int] = {threading.get_ident()}
+
+    def join_thread(self) -> None:
+        self.joined.add(threading.get_ident())
+
+    def pin(self, address: int, nbytes: int) -> None:
+        with self.lock:
+            assert threading.get_ident() in self.joined, "a thread pins that was never told of the device"
+            failure, self.calls = self.failures.get(self.calls), self.calls + 1
+            if failure is not None:
+                raise failure
+            others = self.pinned.items()
+            assert not any(at < address + nbytes and address < at + size for at, size in others), "pinned twice"
+            self.pinned[address] = nbytes
+
+    def unpin(self, address: int) -> None:
+        with self.lock:
+            del self.pinned[address]
+
+    def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
+        self.copy_rows((target, nbytes), (source, nbytes), nbytes, 1, stream)
+
+    def copy_rows(self, target: tuple[int, int], source: tuple[int, int], nbytes: int, rows: int, stream: int) -> None:
+        for start, stride in (target, source):
+            end = start + (rows - 1) * stride + nbytes
+            touched = [(at, at + size) for at, size in self.pinned.items() if at < end and start < at + size]
+            assert not touched or (touched[0][0] <= start and end <= touched[0][1]), "not within one registration"
+        for row in range(rows):
+            ctypes.memmove(target[0] + row * target[1], source[0] + row * source[1], nbytes)
+
+
+def pinning_on(cuda: Registrations, threads: int = 3, touch: Any = None) -> Pinning:
+    return Pinning(cuda, PIECE, threads, **({} if touch is None else {"touch": touch}))  # type: ignore[arg-type]
+
+
+def no_thread_is_left() -> bool:
+    return not any(thread.name.startswith("flexref pinning") for thread in threading.enumerate())
+
+
+@given(sizes=st.lists(st.integers(1, 9 * PIECE), min_size=1, max_size=4), threads=st.integers(1, 4))
+def test_memory_is_pinned_to_its_last_byte_when_it_is_given_out(sizes: list[int], threads: int) -> None:
+    cuda = Registrations()
+    pinning = pinning_on(cuda, threads)
+    memories = [pinning.allocate(nbytes) for nbytes in sizes]
+    assert no_thread_is_left()
+    for nbytes, memory in zip(sizes, memories, strict=True):
+        assert memory.nbytes >= nbytes
+        assert all(cuda.pinned[address] == size for address, size in memory.pieces)
+        assert sum(size for _, size in memory.pieces) == memory.nbytes
+        assert not memory.bytes.any()
+        for inside in (0, nbytes - 1, memory.nbytes - 1):
+            assert pinning.find(memory.address + inside) is memory
+    for memory in memories:
+        pinning.release(memory)
+        assert pinning.find(memory.address) is None
+    assert not cuda.pinned
+
+
+REFUSED = CapacityError("host", "pinned memory", PIECE, 0, {}, "pinned memory was refused (by a test)")
+FAILURES = st.sampled_from([REFUSED, RuntimeError("the device is gone"), KeyboardInterrupt()])
+
+
+@given(
+    pieces=st.integers(1, 9),
+    failures=st.dictionaries(st.integers(0, 8), FAILURES, min_size=1),
+    threads=st.integers(1, 4),
+    untouched=st.booleans(),
+)
+def test_what_is_refused_leaves_nothing_pinned(
+    pieces: int, failures: dict[int, BaseException], threads: int, untouched: bool
+) -> None:
+    def touch(address: int, nbytes: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    cuda = Registrations(failures)
+    pinning = pinning_on(cuda, threads, touch if untouched else None)
+    if not untouched and min(failures) >= pieces:
+        pinning.release(pinning.allocate(pieces * PIECE))
+        assert not cuda.pinned
+        return
+    with pytest.raises((CapacityError, RuntimeError, KeyboardInterrupt)) as found:
+        pinning.allocate(pieces * PIECE)
+    if untouched:
+        assert isinstance(found.value, CapacityError)
+    if isinstance(found.value, CapacityError):
+        assert found.value.needed_bytes == pieces * PIECE, "it tells of a piece, not of what was asked for"
+        assert "pinned memory was refused" in str(found.value)
+        assert "\n" not in str(found.value)
+    assert not cuda.pinned
+    assert not pinning._by_address[1]
+    assert no_thread_is_left()
+
+
+def test_ctrl_c_while_memory_is_pinned_gives_back_what_was() -> None:
+    class Interrupting(Registrations):
+        def pin(self, address: int, nbytes: int) -> None:
+            super().pin(address, nbytes)
+            if address == first_of[0]:
+                time.sleep(0.1)  # until all pieces have been asked for
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            time.sleep(0.01)
+
+    cuda, first_of = Interrupting(), list[int]()
+    pinning = pinning_on(cuda, touch=lambda address, nbytes: first_of.append(address))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pinning.allocate(100 * PIECE)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert cuda.calls < 100, "it went on after the interrupt"
+    assert not cuda.pinned
+    assert no_thread_is_left()
+
+
+HOST_BYTES = 5 * PIECE
+"""Of either side of a copy: several pieces."""
+
+
+@st.composite
+def moves(draw: st.DrawFn) -> tuple[str, Any]:
+    """A move's shape: one range, rows, or parts, anywhere in both sides."""
+    if draw(st.booleans()):
+        nbytes = draw(st.integers(1, HOST_BYTES // 2))
+        strides = [nbytes + draw(st.integers(0, PAGE)) for _ in range(2)]
+        rows = draw(st.integers(1, min(1 + (HOST_BYTES - nbytes) // stride for stride in strides)))
+        starts = [draw(st.integers(0, HOST_BYTES - (rows - 1) * stride - nbytes)) for stride in strides]
+        return "rows", (nbytes, rows, starts, strides)
+    cuts = sorted(draw(st.sets(st.integers(0, HOST_BYTES), min_size=2, max_size=6)))
+    return "parts", tuple((first, first, last - first) for first, last in pairwise(cuts))
+
+
+@given(move=moves(), device_is=st.sampled_from(["source", "target", "neither"]))
+def test_copies_are_cut_where_pieces_meet(move: tuple[str, Any], device_is: str) -> None:
+    cuda = Registrations()
+    pinning = pinning_on(cuda)
+    source, target = pinning.allocate(HOST_BYTES), pinning.allocate(HOST_BYTES)
+    held = {"source": source.bytes, "target": target.bytes}
+    if device_is != "neither":  # memory in no registration, as the device's is
+        held[device_is] = np.zeros(HOST_BYTES, np.uint8)
+    held["source"][:] = np.random.default_rng(0).integers(0, 256, HOST_BYTES, np.uint8)
+    expected = held["target"].copy()
+    ends = [Buffer("host", int(held[side].ctypes.data), HOST_BYTES, held[side]) for side in ("source", "target")]
+    if move[0] == "rows":
+        nbytes, rows, starts, strides = move[1]
+        for row in range(rows):
+            here, there = (starts[side] + row * strides[side] for side in range(2))
+            expected[there : there + nbytes] = held["source"][here : here + nbytes]
+        spans = [Span(ends[side], starts[side], nbytes, rows, strides[side]) for side in range(2)]
+        asked = Move("a test's", *spans)
+    else:
+        for here, there, nbytes in move[1]:
+            expected[there : there + nbytes] = held["source"][here : here + nbytes]
+        spans = [Span(buffer, 0, HOST_BYTES) for buffer in ends]
+        asked = Move("a test's", *spans, Parts.of(move[1], HOST_BYTES, HOST_BYTES))
+    Copying(cuda, pinning).move(asked, 0)  # type: ignore[arg-type]
+    np.testing.assert_array_equal(held["target"], expected)
