@@ -23,6 +23,8 @@ class DryRecording:
 
 def renew_rows(rows: Sequence[DryCaches], records: Sequence[Any], prefixes: Sequence[Any] | None) -> bool:
     """See `RecordingBackend.renew_rows`; all handles have rows alike."""
+    if any(len(handle.capacities) != len(records) for handle in rows):
+        return False
     named = [None] * len(records) if prefixes is None else prefixes
     shared = tuple(0 if prefix is None else prefix[1] for _, prefix in zip(records, named, strict=True))
     capacities = tuple(array.shape[0] for array in records)

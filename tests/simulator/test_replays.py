@@ -88,7 +88,9 @@ def test_a_replay_is_counted_and_timed_as_calls_with_the_lengths_of_now(past: Se
 
 def test_a_handle_of_other_rows_needs_another_recording() -> None:
     rows = Rows(2)
-    _, segments = rows.handles([3, 4])
+    caches, segments = rows.handles([3, 4])
+    assert not rows.port.renew_rows([caches], rows.records[:1])
+    assert len(caches.capacities) == 2
     assert not rows.port.renew_segments(segments, [3], [1])
     assert not rows.port.renew_segments(segments, [3, 4], [1, 2])
     assert segments.lengths == ((3, 1), (4, 1))
