@@ -18,7 +18,7 @@ from flexref.bench.floor import floors, whole_floors
 from flexref.bench.rates import Rates, measure
 from flexref.bench.repeats import enough, runs_in_words
 from flexref.bench.report import Report, steps_of
-from flexref.bench.short_runs import breakdown_of, check_same_tokens
+from flexref.bench.short_runs import breakdown_of, check_counts, check_same_tokens
 from flexref.bench.slow_link import FROM_DEVICE, TO_DEVICE, SlowedMachines, slowed_links
 from flexref.bench.suites import Arguments
 from flexref.bench.workload import random_prompts, workload_of
@@ -227,7 +227,11 @@ class Benchmark:
         )
 
     def _take_tokens(self, number: int, tokens: list[list[int]]) -> None:
-        """Keep the tokens of run `number`, to be checked; `RunsDiffer` if they are not those of the runs before it."""
+        """Keep the tokens of run `number`, to be checked; `RunsDiffer` if they are not those of the runs before it.
+
+        So it is if a row has not as many as it was to have: what was left out took no time.
+        """
+        check_counts(f"run {number}", [row.new_tokens for row in self.workload.rows], tokens)
         check_same_tokens(f"run {number}", tokens if self.tokens is None else self.tokens, tokens)
         self.tokens = tokens
 

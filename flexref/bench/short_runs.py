@@ -1,7 +1,7 @@
 """Runs a benchmark's job again, for a few tokens, to find what its seconds are made of; it times no result."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -16,7 +16,14 @@ from flexref.text.prompts import Prompt
 
 
 class RunsDiffer(FlexrefError):
-    """A run gave other tokens than the one before it."""
+    """A run gave other tokens than the one before it, or not as many as were asked for."""
+
+
+def check_counts(what: str, needed: Iterable[int], tokens: Sequence[Sequence[int]]) -> None:
+    """`RunsDiffer`, naming the first row of `what` that has not as many tokens as are `needed` of it."""
+    for row, (count, given) in enumerate(zip(needed, tokens, strict=True)):
+        if len(given) != count:
+            raise RunsDiffer(f"{what}, row {row}: gave {len(given)} new tokens, needed {count}: it is no result")
 
 
 def check_same_tokens(what: str, before: Sequence[Sequence[int]], tokens: Sequence[Sequence[int]]) -> None:

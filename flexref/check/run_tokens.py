@@ -88,6 +88,7 @@ def check_tokens(
     worst, possible = 0.0, 0
     for row in rows:
         prompt, given = list(prompts[row]), list(tokens[row])
+        _check_vocabulary(row, given, file.spec.vocabulary)
         some = np.unique(np.linspace(0, len(given) - 1, min(len(given), POSITIONS_MOST)).round().astype(np.int64))
         ids = [*prompt, *given[: int(some[-1])]]
         places = [len(prompt) - 1 + int(step) for step in some]
@@ -107,3 +108,13 @@ def check_tokens(
             worst, others, count = max(worst, share), others + (chosen != needed), count + 1
             possible += 1 + int(np.count_nonzero(np.delete(below <= permitted, needed)))
     return TokensChecked(seed, tuple(rows), count, others, worst, possible / count)
+
+
+def _check_vocabulary(row: int, given: Ids, vocabulary: int) -> None:
+    """`WrongTokens` for a token that the model has not: a negative one would stand for another's logit."""
+    for step, token in enumerate(given):
+        if not 0 <= token < vocabulary:
+            raise WrongTokens(
+                f"row {row}, new token {step}: the run gave token {token}, and the model has {vocabulary}: it is no "
+                "result"
+            )

@@ -35,12 +35,12 @@ class KeptBytes:
     def get(self, key: str) -> bytes | None:
         """What was kept as `key`, a word that may be a file's name; None if nothing was, or if it is damaged."""
         path = self._path(key)
-        if not path.exists():
+        if not os.path.exists(path):  # nor is what lies in a folder that may not be looked into, which Path would raise
             return None
         try:
             data = read_bytes(path, most_bytes=self._most_bytes)
         except StorageError as error:
-            if path.exists():  # else another process has removed it just now
+            if os.path.exists(path):  # else another process has removed it just now
                 LOG.info("%s; it is made anew", error)
             return None
         digest, content = data[:DIGEST_BYTES], data[DIGEST_BYTES:]

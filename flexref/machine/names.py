@@ -11,6 +11,9 @@ from flexref.errors import UnknownName
 CACHE_VARIABLE = "FLEXREF_CACHE_DIR"
 """Names the folder in which all that may be made anew is kept, in place of the user's own for caches."""
 
+NOWHERE = Path(os.devnull) / "flexref"
+"""Where a user without a home keeps things: no folder can be made there, and whoever writes is told so."""
+
 
 def known_machines() -> tuple[str, ...]:
     """Names of the machines that ship, sorted."""
@@ -24,7 +27,15 @@ def known_machines() -> tuple[str, ...]:
 def kept_folder(what: str) -> Path:
     """Where `what` is kept, whether the folder is there or not."""
     given = os.environ.get(CACHE_VARIABLE)
-    return Path(given or platformdirs.user_cache_path("flexref")) / what
+    return (Path(given) if given else _own_folder()) / what
+
+
+def _own_folder() -> Path:
+    """The user's own; `NOWHERE` for a user that the system does not know, without HOME, as containers have them."""
+    try:
+        return platformdirs.user_cache_path("flexref")
+    except RuntimeError:
+        return NOWHERE
 
 
 def cache_folder() -> Path:

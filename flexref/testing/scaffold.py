@@ -27,7 +27,8 @@ LINE = 120
 
 INDENT = " " * 12
 
-NAME = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z]([a-z0-9_]*[a-z0-9])?")
+"""No `_` at its end: the package would have a name that no installer takes."""
 
 FILES = {
     "pyproject.toml": "pyproject.toml.jinja",
@@ -45,7 +46,7 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name) or keyword.iskeyword(name) or len(name) > LONGEST_NAME:
         raise WrongCall(
             f"{name!r:.80} is no name for a port: needed an identifier of small letters, digits and _ that begins with "
-            f"a letter, at most {LONGEST_NAME} of them"
+            f"a letter and does not end with _, at most {LONGEST_NAME} of them"
         )
     if name in installed():
         raise WrongCall(f"a port called {name} is installed already; installed: {', '.join(installed())}")

@@ -91,6 +91,15 @@ def test_a_token_that_another_would_have_been_is_found_and_named(model: Callable
             check_tokens(file, engine.session.tensor, prompts, wrong, ((row + 1) % 3,), how)
 
 
+@pytest.mark.parametrize("token", [-1, PLAIN.vocabulary])
+def test_a_token_that_the_model_has_not_is_wrong(model: Callable[..., Path], token: int) -> None:
+    file = open_weight_file(model(PLAIN, "int4", "float16"))
+    prompts, tokens, engine = run(file, NumpyBackend(), Policy())
+    tokens[0][2] = token
+    with engine, pytest.raises(WrongTokens, match=f"^row 0, new token 2: the run gave token {token}, and the model"):
+        check_tokens(file, engine.session.tensor, prompts, tokens, (0,), (PortRounding("float32"), 0))
+
+
 class Deaf(NumpyBackend):
     """Attention leaves the bias of its scale out: all keys count for more than they do."""
 

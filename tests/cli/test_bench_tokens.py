@@ -13,6 +13,7 @@ from flexref.bench import rates
 from flexref.bench.history import read_history
 from flexref.check import smoke
 from flexref.cli.main import COMMANDS, command_group, run
+from flexref.engine.engine import Engine
 from flexref.errors import BaselineError
 
 SMALL = ("--model", "tiny", "--prompt-len", "12", "--gen-len", "4", "--rows", "4", "--rows-per-group", "2")
@@ -72,6 +73,24 @@ def test_a_run_with_wrong_tokens_is_no_result(
     assert "no result" in shown.err or "none of its runs is a result" in shown.err
     with pytest.raises(BaselineError, match="no benchmark has the label"):
         read_history(history, "wrong")
+
+
+def test_a_run_that_leaves_out_a_token_is_no_result(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate = Engine.generate
+
+    def shorter(*arguments: Any, **named: Any) -> Any:
+        generation = generate(*arguments, **named)
+        if [len(output.token_ids) for output in generation.outputs] == [4] * 4:  # a timed run
+            del generation.outputs[-1].token_ids[-1]
+        return generation
+
+    monkeypatch.setattr(Engine, "generate", shorter)
+    assert bench(*SMALL, "--json") == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines()[-1] == "flexref: run 1, row 3: gave 3 new tokens, needed 4: it is no result"
 
 
 def test_what_was_checked_is_said_and_what_was_not_too(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, rule
 
 from flexref.machine.kept_bytes import DIGEST_BYTES, SUFFIX, KeptBytes
+from flexref.machine.names import CACHE_VARIABLE, kept_folder, kept_names
 
 MOST = 2 * (DIGEST_BYTES + 60) + 5
 KEYS = st.sampled_from(["a", "b", "c", "d"])
@@ -128,3 +129,22 @@ def test_a_damaged_entry_is_told_of_to_who_asks_for_more(tmp_path: Path, caplog:
     (record,) = caplog.records
     assert record.levelno == logging.INFO
     assert record.getMessage() == f"{tmp_path / f'a{SUFFIX}'} is damaged; it is made anew"
+
+
+def test_a_folder_that_may_not_be_looked_into_keeps_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = KeptBytes(tmp_path / ("x" * 300), MOST)  # the file system refuses to look, as it does at another user's
+    assert store.get("a") is None
+    store.put("a", b"x")
+    assert store.get("a") is None
+    assert ["nothing is kept there" in record.getMessage() for record in caplog.records] == [True]
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("HOME", "XDG_CACHE_HOME", CACHE_VARIABLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as for a user of no name
+    assert kept_names() == []
+    store = KeptBytes(kept_folder("kernels"), MOST)
+    assert store.get("a") is None
+    store.put("a", b"x")
+    assert ["nothing is kept there" in record.getMessage() for record in caplog.records] == [True]

@@ -12,9 +12,11 @@ from hypothesis import HealthCheck, Phase, Verbosity, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import HypothesisException
 
+from flexref.backend.capabilities import Capabilities
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.errors import BackendUnavailable, described
+from flexref.json_types.values import shown
 from flexref.testing.clauses.closing import a_closed_port_is_done_and_takes_no_work
 from flexref.testing.conformance.black_box import BlackBox
 from flexref.testing.conformance.blame import FailedCall, failed_call
@@ -76,6 +78,10 @@ def facts(box: BlackBox, tell: Telling, backend: str) -> PortSurface:
         return PortSurface({}, error=str(error), unavailable=True)
     except Exception as error:  # whatever a broken port raises
         return PortSurface({}, error=f"its constructor raised {described(error)}")
+    for name, needed in (("name", str), ("caps", Capabilities)):
+        if not isinstance(getattr(port, name, None), needed):
+            found = f"is {shown(getattr(port, name))}" if hasattr(port, name) else "is not there"
+            return PortSurface({}, error=f"its attribute `{name}` {found}, needed a value of type {needed.__name__}")
     absent = tuple(name for name in METHODS if not callable(getattr(port, name, None)))
     unwritten = tuple(name for name in METHODS if name not in absent and is_unwritten(getattr(type(port), name, None)))
     devices: tuple[str, ...] = ()

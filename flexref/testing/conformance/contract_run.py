@@ -1,5 +1,6 @@
 """Tries the contract on an installed port, a process for each clause, and sums up what that says of each method."""
 
+import os
 import re
 import time
 from collections import defaultdict
@@ -11,7 +12,7 @@ from typing import Any
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import check_registered
-from flexref.errors import BackendUnavailable
+from flexref.errors import BackendUnavailable, StorageError
 from flexref.testing.conformance.blame import FailedCall
 from flexref.testing.conformance.calls import calls_of
 from flexref.testing.conformance.cases import Case, write_case
@@ -87,6 +88,8 @@ def conform(asked: Conformance, on_clause: Callable[[ClauseResult], object] = la
     Raises `UnknownBackend`, `BackendUnavailable`, `ConformanceError` for a port that cannot be made, `StorageError`.
     """
     began = time.monotonic()
+    if asked.cases is not None and os.path.exists(asked.cases) and not os.path.isdir(asked.cases):
+        raise StorageError(f"cannot save cases in {asked.cases}: it is no folder")
     port = ask_port(asked.backend)
     needed = {clause_name(clause) for clause in clauses_for(Capabilities(**port.caps))} | {list(CLAUSES)[-1]}
     found, uses = list[ClauseResult](), dict[str, dict[str, MethodUse]]()

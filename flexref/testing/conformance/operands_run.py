@@ -19,7 +19,7 @@ from flexref.check.operands.file import (
     StoredSegments,
 )
 from flexref.check.operands.shapes import SHAPES, check_fits
-from flexref.errors import FlexrefError, described
+from flexref.errors import described
 from flexref.testing.bench import Bench, Guarded
 from flexref.testing.conformance.black_box import BlackBox
 from flexref.testing.conformance.contract_run import ask_port
@@ -128,6 +128,7 @@ def repeat_operands(box: BlackBox, tell: Telling, backend: str, path: str, first
                     f"{path} was recorded on a port that computes in {file.compute_dtype}, {backend} computes in "
                     f"{port.caps.compute_dtype}: record it on one of that type"
                 )
+                _close(port, found)
                 return found
             for call in file.calls(tuple(SHAPES), first):
                 check_fits(call, f"{path}, call {call.number}")
@@ -140,9 +141,19 @@ def repeat_operands(box: BlackBox, tell: Telling, backend: str, path: str, first
                 found.done = call.number + 1
     except OperandsError as error:
         found.refused = str(error)
-    finally:
-        port.close()
+    _close(port, found)
     return found
+
+
+def _close(port: Backend, found: OperandsReplay) -> None:
+    """The port's end, which must not fail where it is written."""
+    try:
+        port.close()
+    except NotImplementedError:  # the contract's clauses say so
+        pass
+    except Exception as error:  # whatever a broken port raises
+        said = f"after the last call it raised {described(error)}"
+        found.failures.append(OperandFailure(call=max(0, found.done - 1), method="close", status=FAILED, error=said))
 
 
 def _on_host(call: StoredCall) -> bool:
@@ -155,15 +166,16 @@ def _repeat(port: Backend, call: StoredCall, found: OperandsReplay) -> None:
     findings = Findings()
     checked: Any = CheckedBackend(port, findings)
     error = None
-    with Bench(checked) as bench:
-        placing = _Placing(bench)
-        try:
+    bench = Bench(checked)
+    placing = _Placing(bench)
+    try:
+        with bench:
             getattr(checked, call.operator)(**placing.arguments(call))
             placing.assert_untouched_around(call.operator)
-        except (PortFailure, AssertionError) as failure:
-            error = str(failure)
-        except FlexrefError as failure:
-            error = described(failure)
+    except (PortFailure, AssertionError) as failure:
+        error = str(failure)
+    except Exception as failure:  # whatever a broken port raises while operands are placed, read and given back
+        error = described(failure)
     worst = findings.worst
     part = found.operators.setdefault(call.operator, OperatorReplay())
     part.calls += 1

@@ -11,8 +11,9 @@ import resource
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -69,10 +70,12 @@ def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float) -> Process
         process.start()
         sender.close()
         try:
-            answer, told, in_time = _answer(receiver, began + limit_s)
+            answer, told, in_time = _answer(receiver, process.sentinel, began + limit_s)
             process.join(END_S if answer is not None or in_time else 0)
             ended = not process.is_alive()
         finally:
+            with suppress(ProcessLookupError):  # it has no group yet, or nobody is left of it
+                os.killpg(process.pid or 0, signal.SIGKILL)
             process.kill()
             process.join()
             receiver.close()
@@ -87,7 +90,11 @@ def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float) -> Process
 
 
 def _begin(sender: Connection, log: str, box: str, work: Work, arguments: tuple[Any, ...]) -> None:
-    """The process: what it prints goes to its log, and a crash leaves no core."""
+    """The process: what it prints goes to its log, and a crash leaves no core.
+
+    What it starts is of one group with it, and ends with it.
+    """
+    os.setsid()
     descriptor = os.open(log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -102,13 +109,18 @@ def _begin(sender: Connection, log: str, box: str, work: Work, arguments: tuple[
     sender.close()
 
 
-def _answer(receiver: Connection, until: float) -> tuple[tuple[bool, Any] | None, Any, bool]:
-    """(the answer, what was told before it, whether the process ended or answered in time)."""
+def _answer(receiver: Connection, sentinel: int, until: float) -> tuple[tuple[bool, Any] | None, Any, bool]:
+    """(the answer, what was told before it, whether the process ended or answered in time).
+
+    sentinel: ready when it has ended: processes that it has started may still hold the other end of `receiver`.
+    """
     told = None
-    while receiver.poll(max(0.0, until - time.monotonic())):
+    while ready := wait([receiver, sentinel], max(0.0, until - time.monotonic())):
+        if receiver not in ready:
+            return None, told, True
         try:
             kind, content = receiver.recv()
-        except EOFError:
+        except (EOFError, OSError):  # it has ended, perhaps in the middle of what it told
             return None, told, True
         if kind is not None:
             return (kind, content), told, True

@@ -1,11 +1,12 @@
 """The contract on installed ports that are wrong on purpose: each is found, blamed, saved and repeated."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from flexref.errors import BackendUnavailable, UnknownBackend
+from flexref.errors import BackendUnavailable, StorageError, UnknownBackend
 from flexref.testing.conformance.cases import read_case
 from flexref.testing.conformance.contract_run import Conformance, conform, replay
 from flexref.testing.conformance.draws import CaseError
@@ -175,3 +176,72 @@ def test_a_case_of_another_version_of_its_clause_is_refused(planted: Install) ->
     case.drawn.values[0] = {"lane": "sideways"}
     with pytest.raises(CaseError, match="does not fit its clause: draw 0"):
         replay("wrong", case, LIMIT_S)
+
+
+WITH_A_HELPER = """
+import os, time
+from flexref_numpy import NumpyBackend
+
+
+class WithAHelper(NumpyBackend):
+    def layer_norm(self, x, w, b, epsilon, out=None):
+        helper = os.fork()
+        if not helper:
+            time.sleep(3600)
+        with open("helpers", "a") as file:
+            print(helper, file=file)
+        os.abort()
+
+
+class Bare:
+    name = "bare"
+
+
+class OtherCaps(NumpyBackend):
+    def __init__(self):
+        super().__init__()
+        self.caps = {"computes": True}
+"""
+
+
+def test_a_crash_is_a_crash_though_a_process_of_the_port_lives_on_which_is_ended(
+    planted: Install, tmp_path: Path
+) -> None:
+    planted(WITH_A_HELPER, wrong="planted_port:WithAHelper")
+    found = only(tried("layer_norm_is_the_norm"))
+    assert (found.status, found.method) == ("crashed", "layer_norm")
+    until = time.monotonic() + LIMIT_S
+    helpers = (tmp_path / "helpers").read_text().split()
+    assert helpers
+    while any(map(lives, helpers)):
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def lives(process: str) -> bool:
+    """Whether it runs still: who has ended and was not waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [
+        ("Bare", "its attribute `caps` is not there, needed a value of type Capabilities"),
+        ("OtherCaps", "its attribute `caps` is .*, needed a value of type Capabilities"),
+    ],
+)
+def test_a_port_that_does_not_say_what_it_is_is_told_so(planted: Install, port: str, said: str) -> None:
+    planted(WITH_A_HELPER, wrong=f"planted_port:{port}")
+    with pytest.raises(ConformanceError, match=f"^backend wrong cannot be made: {said}$"):
+        tried("layer_norm_is_the_norm")
+
+
+def test_cases_go_into_a_folder_or_nothing_is_tried(planted: Install, tmp_path: Path) -> None:
+    planted(right="flexref_numpy:NumpyBackend")
+    (tmp_path / "cases").write_text("mine")
+    with pytest.raises(StorageError, match=r"cases: it is no folder$"):
+        tried("layer_norm_is_the_norm", cases="cases")
+    assert (tmp_path / "cases").read_text() == "mine"

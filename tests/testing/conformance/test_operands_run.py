@@ -39,6 +39,19 @@ class Half(NumpyBackend):
         self.caps = replace(self.caps, compute_dtype="float16")
 
 
+class Unfinished(NumpyBackend):
+    def segments(self, past, new):
+        raise NotImplementedError("segments")
+
+    def close(self):
+        raise NotImplementedError("close")
+
+
+class ClosesBadly(NumpyBackend):
+    def close(self):
+        raise ValueError("not now")
+
+
 class DeviceOnly(NumpyBackend):
     def __init__(self):
         super().__init__()
@@ -111,3 +124,18 @@ def test_calls_that_the_port_need_not_take_are_counted(planted: Install, tmp_pat
     result = replay_operands("wrong", path, LIMIT_S)
     assert result.operands_skipped > 0
     assert result.operands == []
+
+
+def test_a_port_that_raises_while_operands_are_placed_is_wrong_in_these_calls(planted: Install, recorded: str) -> None:
+    planted(PORTS, wrong="planted_port:Unfinished")
+    result = replay_operands("wrong", recorded, LIMIT_S)
+    assert {failure.error for failure in result.operands} == {"NotImplementedError: segments"}
+    assert {failure.method for failure in result.operands} == {"append", "attend"}
+    assert {method.status for method in result.methods if method.method == "linear"} == {"passed"}
+
+
+def test_a_port_that_cannot_be_closed_is_told_of_beside_what_was_found(planted: Install, recorded: str) -> None:
+    planted(PORTS, wrong="planted_port:ClosesBadly")
+    (failure,) = replay_operands("wrong", recorded, LIMIT_S).operands
+    assert (failure.method, failure.status) == ("close", "failed")
+    assert failure.error == "after the last call it raised ValueError: not now"
