@@ -60,6 +60,8 @@ class Account:
             self.trace.begin_block()
         try:
             with self.wall.part(WallPart.ALLOCATE):
+                if self.weights.plan != block.planned.weights:  # it reads less far ahead than blocks before it
+                    self.weights.restage(block.planned.weights, self.arenas)
                 block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
             self._tell_held()

@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 
 from flexref.block import executor
@@ -20,9 +20,9 @@ from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.request import RowRequest
 from flexref.engine.results import RowResult, Stats, StreamedToken
-from flexref.engine.served import Served, serve
+from flexref.engine.served import Served, notice_of_cut_rows, serve
 from flexref.engine.session import Session, check_policy
-from flexref.errors import CapacityError, FlexrefError, how_many
+from flexref.errors import CapacityError, FlexrefError
 from flexref.policy import Policy
 
 LOG = logging.getLogger(__name__)
@@ -74,8 +74,8 @@ class GenerationJob:
         self.failure: Exception | None = None
         rows = self._rows(requests, alone=not all_at_once)
         known = [row for row in rows if row is not None] if all_at_once else None
-        if known is not None:
-            self._tell_of_cut_rows()
+        if known is not None and (cut := notice_of_cut_rows(tuple(self._served.values()), session.file.spec)):
+            session.on_event(Notice(cut))
         self._all_at_once, self._looked_at = all_at_once, 0
         self._waiting = Waiting(rows if known is None else known, FIRST_LOOK if policy is None else _window(policy))
         self._known = known
@@ -115,19 +115,6 @@ class GenerationJob:
         if served.request.logprobs:
             self._tops[number] = served.request.logprobs
         return served.row
-
-    def _tell_of_cut_rows(self) -> None:
-        """Send one notice if rows reach the model's last position before they have all the tokens asked for."""
-        if cut := [served for served in self._served.values() if served.row.limit < served.request.max_new_tokens]:
-            limits = [served.row.limit for served in cut]
-            least, most = min(limits), max(limits)
-            room = f"{most}" if least == most else f"{least} to {most}"
-            self.session.on_event(
-                Notice(
-                    f"{len(limits)} of {how_many(len(self._served), 'row')} may have at most {room} new tokens, not "
-                    f"{cut[0].request.max_new_tokens}: the model has {self.session.file.spec.positions} positions"
-                )
-            )
 
     def _settled(self, policy: Policy | None) -> Policy:
         """The policy of the job; of a stream, rows that fit under none fail alone, if any others fit under one."""
@@ -211,9 +198,9 @@ class GenerationJob:
             try:
                 return self.session.planned(self.policy, lengths)
             except CapacityError as error:
-                alone = self._without_sharing(lengths)
-                if alone is not None:
-                    return alone
+                found = self._reading_less(lengths) or self._without_sharing(lengths)
+                if found is not None:
+                    return found
                 if self._all_at_once:
                     raise
                 if len(lengths) > 1:
@@ -221,6 +208,19 @@ class GenerationJob:
                     continue
                 self._fail(self._waiting.rows[0], error)
                 lengths = [each.lengths for each in self._waiting.rows]
+        return None
+
+    def _reading_less(self, lengths: Sequence[RowLengths]) -> PlannedBlock | None:
+        """The block for rows that fit if less is read ahead from disk than rows before them left room for; else None.
+
+        What a caller asks for who has all rows at hand is not changed.
+        """
+        if self._all_at_once or not self.policy.read_ahead_gib:
+            return None
+        with suppress(CapacityError):
+            self.policy = self.session.reading_ahead(self.policy.changed(read_ahead_gib=None), lengths)
+            self.stats.policy = self.policy
+            return self.session.planned(self.policy, lengths)
         return None
 
     def _without_sharing(self, lengths: Sequence[RowLengths]) -> PlannedBlock | None:

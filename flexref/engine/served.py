@@ -1,5 +1,6 @@
 """A request as it is served: its row, its growing text, and the output that comes of it; it knows no engine."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flexref.architecture.spec import ModelSpec
@@ -7,7 +8,7 @@ from flexref.block.rows import Row
 from flexref.engine.request import Request, RowRequest, as_prompt, own_request
 from flexref.engine.results import ChosenToken, Output
 from flexref.engine.row_text import RowText
-from flexref.errors import PromptError
+from flexref.errors import PromptError, how_many
 from flexref.text.prompts import Prompt, new_token_room, to_token_ids
 from flexref.text.tokenizer import Tokenizer
 from flexref.units import is_integer
@@ -60,3 +61,17 @@ def serve(asked: RowRequest, number: int, spec: ModelSpec, tokenizer: Tokenizer 
             raise PromptError(f"{place}: draw_number must be from 0 to {DRAW_NUMBER_MOST}, found {asked.draw_number!r}")
         row.draw_number = asked.draw_number
     return Served(row, prompt, request, text)
+
+
+def notice_of_cut_rows(rows: Sequence[Served], spec: ModelSpec) -> str:
+    """What to say if rows reach the model's last position before they have all the tokens asked for; else nothing."""
+    cut = [served for served in rows if served.row.limit < served.request.max_new_tokens]
+    if not cut:
+        return ""
+    limits = [served.row.limit for served in cut]
+    least, most = min(limits), max(limits)
+    room = f"{most}" if least == most else f"{least} to {most}"
+    return (
+        f"{len(limits)} of {how_many(len(rows), 'row')} may have at most {room} new tokens, not "
+        f"{cut[0].request.max_new_tokens}: the model has {spec.positions} positions"
+    )

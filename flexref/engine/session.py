@@ -7,7 +7,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -31,7 +31,7 @@ from flexref.engine.rehearsals import Rehearsals
 from flexref.engine.results import Stats
 from flexref.engine.tensors import read_tensor
 from flexref.engine.wall import Reading, Wall, WallPart
-from flexref.errors import PolicyError, in_gib
+from flexref.errors import CapacityError, PolicyError, in_gib
 from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
@@ -138,13 +138,15 @@ class Session:
     def settled(self, rows: Sequence[RowLengths], policy: Policy | None = None) -> Policy:
         """The policy of a job of `rows`: the one given, or what `settle` says, with how far it reads ahead from disk.
 
-        Raises what `check_policy` and, if something is read from disk, `memory_plan` raise.
+        Raises what `check_policy` and, if something is read from disk, `check_homes` raise.
         """
         with self.wall.part(WallPart.PLAN):
             if policy is None:
                 policy = self.settle(self, rows)
             check_policy(policy, self.file, self.backend)
-            return self.reading_ahead(policy, rows)
+            with suppress(CapacityError):  # whoever plans the block is told, and may have rows that fit
+                policy = self.reading_ahead(policy, rows)
+            return policy
 
     def reading_ahead(self, policy: Policy, rows: JobRows) -> Policy:
         """The policy with how far a block for `rows` reads ahead from disk; raises what `memory_plan` raises."""

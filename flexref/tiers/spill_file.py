@@ -13,7 +13,7 @@ import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -135,8 +135,9 @@ class SpillFile:
 
         Whatever is raised: when this has ended none of them is under way.
         """
-        running = [self._pool.submit(call) for call in calls]
+        running: list[Future[None]] = []
         try:
+            running.extend(self._pool.submit(call) for call in calls)
             for each in running:
                 each.result()
                 done()

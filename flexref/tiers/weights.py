@@ -1,7 +1,7 @@
 """A model's weights over the tiers: loads them once, streams stages, and gives out operands; it computes nothing."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -65,21 +65,23 @@ class WeightStore:
         if plan.slot_bytes:
             slots = self._take(arenas[Tier.DEVICE], "weight slots", plan.slots * plan.slot_bytes)
             self._slots = [slots.part(slot * plan.slot_bytes, plan.slot_bytes) for slot in range(plan.slots)]
-        self._take_staging(arenas)
+        self._take_staging(plan, arenas)
 
     def restage(self, plan: WeightsPlan, arenas: Mapping[Tier, Arena]) -> None:
         """Go on with another plan, that differs in how far it reads ahead; nothing is loaded anew.
 
-        After a `CapacityError` there is no place for what comes from disk: the store can only be released.
+        After a `CapacityError` there is no place for what comes from disk, and the store has a plan that nobody asks
+        for: it can be restaged once more, or released.
         """
-        self.plan, self._staging = plan, []
+        self.plan, self._staging = replace(plan, read_ahead_bytes=-1), []
         for held in [held for held in self._taken if held[1] == STAGING]:
             self._taken.remove(held)
             held[0].give_back(held[1], held[2])
-        self._take_staging(arenas)
+        self._take_staging(plan, arenas)
+        self.plan = plan
 
-    def _take_staging(self, arenas: Mapping[Tier, Arena]) -> None:
-        size, slots = self.plan.staging_slot_bytes, self.plan.staging_slots
+    def _take_staging(self, plan: WeightsPlan, arenas: Mapping[Tier, Arena]) -> None:
+        size, slots = plan.staging_slot_bytes, plan.staging_slots
         if size:
             staging = self._take(arenas[Tier.HOST], STAGING, slots * size)
             self._staging = [staging.part(slot * size, size) for slot in range(slots)]

@@ -226,16 +226,18 @@ def told(events: list[Event]) -> list[str]:
     return [event.text for event in events if isinstance(event, Notice)]
 
 
+@pytest.mark.parametrize("weights", [Shares(), Shares(0.5, 0, 0.5)])
 def test_where_the_device_has_no_room_for_a_prefix_it_is_read_for_each_row_and_one_notice_says_so(
-    model_file: Any,
+    model_file: Any, weights: Shares
 ) -> None:
     """Rows that score have their caches on the device for a visit, a prefix has its in all layers."""
     path, heard = model_file(DEEP), list[Event]()
     asked = [[*BEGINNING, 1], [*BEGINNING, 2, 3]]
     rows = [ScoredRow((*prompt, 5), len(prompt)) for prompt in asked]
-    request, apart = Request(2), ON_HOST.changed(share_prefixes=False)
+    policy = ON_HOST.changed(weights=weights)
+    request, apart = Request(2), policy.changed(share_prefixes=False)
     for run in (lambda engine: engine.generate(asked, request), lambda engine: engine.score(rows)):
-        with load(path, policy=ON_HOST, scratch_bytes=SCRATCH_BYTES) as engine:
+        with load(path, policy=policy, scratch_bytes=SCRATCH_BYTES) as engine:
             shared = run(engine).stats
         with load(path, policy=apart, scratch_bytes=SCRATCH_BYTES) as engine:
             alone = run(engine)
@@ -243,7 +245,7 @@ def test_where_the_device_has_no_room_for_a_prefix_it_is_read_for_each_row_and_o
         assert budget < shared.peak_bytes["device"]
         heard.clear()
         with load(
-            path, policy=ON_HOST, scratch_bytes=SCRATCH_BYTES, device_mem_gib=budget / GIB, on_event=heard.append
+            path, policy=policy, scratch_bytes=SCRATCH_BYTES, device_mem_gib=budget / GIB, on_event=heard.append
         ) as engine:
             found = run(engine)
         assert len([text for text in told(heard) if "the device has no room" in text]) == 1

@@ -1,5 +1,8 @@
 """How far a block reads ahead from disk: as its policy says, or as the host has room; its tokens stay the same."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from flexref_numpy import NumpyBackend
 from hypothesis import given, settings
@@ -12,7 +15,7 @@ from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
-from flexref.engine.request import Request
+from flexref.engine.request import Request, RowRequest
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import open_weight_file
@@ -78,3 +81,26 @@ def test_a_job_that_reads_further_ahead_loads_no_weights_anew(path: str) -> None
         more = store.plan.staging_slots - 2
         assert more >= STAGES_AHEAD - 2
         assert engine.session.arenas[Tier.HOST].held_bytes == held + more * store.plan.staging_slot_bytes
+
+
+def test_rows_that_come_later_are_served_with_the_memory_that_was_read_ahead_into(tmp_path: Path) -> None:
+    """A stream's policy is settled for the rows that are there first."""
+    path = tmp_path / "long.h5"
+    write_model(path, replace(SPEC, positions=250))
+    file, caps = open_weight_file(path), NumpyBackend().caps
+    policy = Policy(weights=Shares(0, 0, 1), cache=Shares(0, 1, 0), rows_per_group=1)
+    weights = WeightsPlan.under(file, policy)
+    block = plan_block(weights, caps, policy, [RowLengths(200, 8)], expansion=Expansion.NEVER)
+    least = totals([*lasting_needs(weights, caps), *block.needs()])[Tier.HOST]
+    short, long = RowRequest([1, 2], Request(2, ignore_eos=True)), RowRequest([1] * 200, Request(8, ignore_eos=True))
+    with load(path, policy=policy) as rich:
+        wanted = next(rich.run([long]))
+    with load(path, policy=policy, host_mem_gib=least / GIB) as engine:
+        assert engine.generate([[1, 2]], Request(2)).stats.policy.read_ahead_gib, "what is left is read ahead into"
+        results = {result.number: result for result in engine.run(iter([*[short] * 99, long, short]), policy=policy)}
+        found, held = results[99], engine.session.arenas[Tier.HOST]
+        assert found.error is None, str(found.error)
+        assert found.output == wanted.output
+        assert all(result.output for result in results.values())
+        assert held.peak_bytes <= least
+        assert engine.generate([[1, 2]], Request(2)).stats.policy.read_ahead_gib

@@ -122,3 +122,30 @@ def test_after_a_failure_nothing_of_what_was_together_is_under_way(folder: Path)
         now = len(ended)
         threading.Event().wait(0.1)
         assert len(ended) == now >= 1
+
+
+def test_where_no_more_threads_can_be_had_what_has_begun_is_waited_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = list[int]()
+
+    def slow() -> None:
+        threading.Event().wait(0.05)
+        ended.append(1)
+
+    with closing(SpillFile(folder, PAGE)) as file:
+        submit, given = file._pool.submit, list[int]()
+
+        def refuse(call: Callable[[], None]) -> Any:
+            if given:
+                raise RuntimeError("can't start new thread")
+            given.append(1)
+            future = submit(call)
+            while not future.running():
+                threading.Event().wait(0.001)
+            return future
+
+        monkeypatch.setattr(file._pool, "submit", refuse)
+        with pytest.raises(RuntimeError, match="new thread"):
+            file.together([slow, slow], lambda: None)
+        assert ended == [1]
