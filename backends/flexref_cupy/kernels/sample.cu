@@ -205,7 +205,7 @@ __device__ __forceinline__ Amount between(double share, Amount sum) {
     return min(max(static_cast<Amount>(share), Amount(1)), sum);
 }
 
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(1024, 1)
     sample(const LOGITS* logits, integer pitch, integer vocabulary, double temperature, integer top_k, double top_p,
            const double* uniforms, int* chosen) {
     await_earlier();
