@@ -5,6 +5,7 @@ import inspect
 import textwrap
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -71,7 +72,7 @@ class _Enough(KeyboardInterrupt):
 
 
 def facts(box: BlackBox, tell: Telling, backend: str) -> PortSurface:
-    """Make the port and ask it."""
+    """Make the port, ask it, and close it: what it has begun may go on until then."""
     try:
         port = create(backend)
     except BackendUnavailable as error:
@@ -92,6 +93,9 @@ def facts(box: BlackBox, tell: Telling, backend: str) -> PortSurface:
             devices, versions = tuple(map(str, described_as.devices)), dict(described_as.versions)
         except Exception as error:  # the clause on `describe` tells of it
             tell(described(error))
+    if "close" not in absent:
+        with suppress(Exception):  # the clauses tell of it
+            port.close()
     return PortSurface(asdict(port.caps), devices, versions, absent, unwritten)
 
 

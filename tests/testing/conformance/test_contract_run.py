@@ -239,6 +239,28 @@ def test_a_port_that_does_not_say_what_it_is_is_told_so(planted: Install, port: 
         tried("layer_norm_is_the_norm")
 
 
+WITH_A_THREAD = """
+import threading
+from flexref_numpy import NumpyBackend
+
+
+class WithAThread(NumpyBackend):
+    def __init__(self):
+        super().__init__()
+        self.ended = threading.Event()
+        threading.Thread(target=self.ended.wait).start()
+
+    def close(self):
+        super().close()
+        self.ended.set()
+"""
+
+
+def test_a_port_may_have_a_thread_that_ends_when_it_is_closed(planted: Install) -> None:
+    planted(WITH_A_THREAD, wrong="planted_port:WithAThread")
+    assert only(tried("layer_norm_is_the_norm")).status == "passed"
+
+
 def test_cases_go_into_a_folder_or_nothing_is_tried(planted: Install, tmp_path: Path) -> None:
     planted(right="flexref_numpy:NumpyBackend")
     (tmp_path / "cases").write_text("mine")
