@@ -23,6 +23,13 @@ class AttendGivesHeads(NumpyBackend):
         return result.reshape(len(q), rows.layout.heads, rows.layout.head_width)
 
 
+class UsesTheQueriesUp(NumpyBackend):
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        result = super().attend(rows, segments, q, scale, out)
+        q[...] *= scale
+        return result
+
+
 class SwapsKeysAndValues(NumpyBackend):
     def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
         super().append(rows, segments, v, k)
@@ -295,6 +302,7 @@ class AppendsToThePrefix(NumpyBackend):
 
 
 WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
+    (UsesTheQueriesUp, attention.attend_is_causal_attention),
     (AttendGivesHeads, cache.cache_operators_keep_their_shapes),
     (SwapsKeysAndValues, cache.append_writes_the_records),
     (AppendsOneTooFar, cache.append_writes_the_records),

@@ -77,12 +77,13 @@ def _attends(backend: Backend, data: st.DataObject, tier: str) -> None:
         cache.attend_into(out.array, q.array, this.new, this.past, this.scale)
         this.check(cache, np.split(out.read(), np.cumsum(this.new)[:-1]), "attend")
         out.assert_untouched_around("attend")
+        assert_same_bits(q.read(), np.concatenate(this.q), "q after attend")
 
 
 def attend_is_causal_attention(backend: Backend, data: st.DataObject) -> None:
     """softmax(q k^T scale) v of the records, causal, per row and head, within the bound.
 
-    For ragged rows of every layout, q and `out` slices of wider arrays.
+    For ragged rows of every layout, q and `out` slices of wider arrays; q stays as it is.
     """
     _attends(backend, data, "device")
 
