@@ -15,7 +15,7 @@ from flexref.errors import BaselineError, StorageError
 
 JOB = Arguments("tiny", rows=4, prompt_len=12, gen_len=4)
 
-MACHINE = {"cpu": "one", "cpu_cores": 2, "memory_bytes": 1 << 30, "gpu": []}
+MACHINE = {"cpu": "one", "cpu_cores": 2, "memory_bytes": 1 << 30, "gpu": [], "link_gb_per_s": None}
 
 
 def line(steps: Sequence[float], job: Arguments = JOB, **changes: Any) -> dict[str, Any]:

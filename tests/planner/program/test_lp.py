@@ -247,7 +247,7 @@ def test_the_same_question_has_the_same_answer() -> None:
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_refusal_names_the_capacity_and_what_it_lacks(tier: str) -> None:
     task = plain_task(replace(SMALL, layers=24))
-    capacity = {"device": 10 << 20, "host": 6 << 20, "disk": 1 << 40, tier: 1 << 16}
+    capacity = {"device": 10 << 20, "host": 8 << 20, "disk": 1 << 40, tier: 1 << 16}
     machine = plain_machine(capacity_bytes=tuple(capacity.values()))  # type: ignore[arg-type]
     with pytest.raises(
         CapacityError, match=rf"^{tier} memory is too small by .*4 rows per group in 2 groups"
