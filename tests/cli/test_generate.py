@@ -1,6 +1,7 @@
 """`flexref generate` as its users call it: on the built-in model, with good input and bad."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,9 @@ def test_a_policy_goes_from_a_file_into_the_run(capsys: pytest.CaptureFixture[st
     policy = Policy.from_percent([50, 25, 0, 50, 100, 0], rows_per_group=1, groups_per_block=2, cache_scheme="int4")
     path.write_text(json.dumps({"policy": json.loads(policy.to_json()), "predicted": {}}))
     arguments = ("--prompt", "The king", "--prompt", "A queen", "--max-new-tokens", "3", "--policy", str(path))
-    found = as_json(capsys, *arguments)["stats"]["policy"]
-    assert Policy.from_mapping(found) == policy
+    found = Policy.from_mapping(as_json(capsys, *arguments)["stats"]["policy"])
+    assert found.read_ahead_gib  # the engine has chosen, since the file leaves it open
+    assert replace(found, read_ahead_gib=None) == policy
 
 
 @pytest.mark.parametrize(("option", "graphs"), [("--graphs", True), ("--no-graphs", False)])

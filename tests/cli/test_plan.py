@@ -37,7 +37,7 @@ def machine(tmp_path: Path) -> str:
 def cramped(tmp_path: Path) -> str:
     """A machine whose cache spills to disk."""
     path = tmp_path / "cramped.json"
-    plain_machine(capacity_bytes=(100 << 20, 45 << 20, 1 << 34)).write(path)
+    plain_machine(capacity_bytes=(100 << 20, 46 << 20, 1 << 34)).write(path)
     return str(path)
 
 
