@@ -74,8 +74,9 @@ def test_an_engine_that_is_dropped_is_closed_and_leaves_neither_descriptors_nor_
     del engine
     with pytest.warns(ResourceWarning, match="dropped without close"):
         kept.clear()  # the last reference
-    assert threading.active_count() == threads
-    assert os.listdir("/proc/self/fd") == descriptors
+    # What an earlier test left may have ended meanwhile.
+    assert threading.active_count() <= threads
+    assert set(os.listdir("/proc/self/fd")) <= set(descriptors)
 
 
 def test_an_engine_that_was_closed_is_dropped_without_a_word(tmp_path: Path) -> None:
