@@ -28,7 +28,7 @@ SLOW_SHARE, SLOW_S = 0.5, 60.0
 
 TURN_S = 0.005
 """A copy that Python starts may wait for its turn so long (`sys.getswitchinterval`), which is no sign of a slow link.
-Copies that should take less than half of it say nothing."""
+Copies that should take less than half of it, without what they wait, say nothing."""
 
 BUSY_SHARE = 0.05
 """A link that is at work for less of the time is not looked at: were it twice as fast, nobody would notice."""
@@ -64,7 +64,12 @@ def copied(state: JobState) -> dict[tuple[str, str], Copied]:
 
 
 class MachineRates:
-    """Seconds that a machine's file says copies take, beside whatever else slows them down there."""
+    """Seconds that a machine's file says copies take, beside whatever else slows them down there.
+
+    waiting_s: what these may contain, for every copy, of waiting for its turn.
+    """
+
+    waiting_s = 0.0
 
     def __init__(self, machine: Machine) -> None:
         self.source = f"machine {machine.name}"
@@ -82,10 +87,11 @@ class MachineRates:
 
 class BestRates:
     """Seconds that copies of a size took in their best minute so far; of the disk alone, since the rate of other links
-    depends on what the processor does meanwhile.
+    depends on what the processor does meanwhile. waiting_s: see `MachineRates`.
     """
 
     source = "its best minute so far"
+    waiting_s = TURN_S
 
     def __init__(self) -> None:
         self._best: dict[tuple[str, str, int], float] = {}
@@ -211,7 +217,7 @@ def _judged(link: str, flows: Flows, rates: MachineRates | BestRates) -> tuple[C
 def _known(link: str, flows: Flows, rates: MachineRates | BestRates) -> Iterator[tuple[Copied, float]]:
     for (where, kind), some in flows.items():
         expected_s = rates.seconds(link, kind, some) if where == link else None
-        if expected_s is not None and expected_s >= some.copies * TURN_S / 2:
+        if expected_s is not None and expected_s >= some.copies * (rates.waiting_s + TURN_S / 2):
             yield some, expected_s
 
 

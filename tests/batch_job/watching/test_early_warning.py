@@ -149,9 +149,7 @@ def slow_from(begin_s: float, factor: float, slow: str) -> Slowness:
     link=st.sampled_from(("disk->host", "host->disk")),
     small=st.dictionaries(flows.filter(lambda flow: flow[1] != "weights"), st.integers(1 << 10, 1 << 20)),
     pass_s=st.floats(0.1, 1),
-    # Of 1.27 seconds of a link small copies of two kinds may wait for their turn for one, which no slowness lengthens:
-    # 5.7 times as slow is then half the rate.
-    factor=st.floats(8, 20),
+    factor=st.floats(3, 20),
     begin_s=st.floats(100, 300),
     seed=st.integers(0, 99),
     known=st.booleans(),
