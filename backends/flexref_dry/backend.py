@@ -24,6 +24,7 @@ from flexref_dry.stand_ins import (
     DryValues,
     gathered_bytes,
     nbytes_of,
+    sizes_of,
     stored_as,
 )
 from flexref_dry.timing import DryTicket, Timing
@@ -233,10 +234,7 @@ class DryBackend:
         self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
     ) -> DryCaches:
         """See `Backend.cache_rows`."""
-        named = [None] * len(records) if prefixes is None else prefixes
-        shared = tuple(0 if prefix is None else prefix[1] for _, prefix in zip(records, named, strict=True))
-        capacities = tuple(array.shape[0] for array in records)
-        return DryCaches(shared, capacities, layout, records[0].tier if records else "device")
+        return DryCaches(*sizes_of(records, prefixes), layout, records[0].tier if records else "device")
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> DrySegments:
         """See `Backend.segments`."""

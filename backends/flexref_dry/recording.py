@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flexref_dry.stand_ins import DryCaches, DrySegments
+from flexref_dry.stand_ins import DryCaches, DrySegments, sizes_of
 
 Counted = tuple[str, int, tuple[Any, ...]]
 """An operator's name, its FLOPs, and what is timed: a method of `Durations` and its arguments."""
@@ -25,9 +25,7 @@ def renew_rows(rows: Sequence[DryCaches], records: Sequence[Any], prefixes: Sequ
     """See `RecordingBackend.renew_rows`; all handles have rows alike."""
     if any(len(handle.capacities) != len(records) for handle in rows):
         return False
-    named = [None] * len(records) if prefixes is None else prefixes
-    shared = tuple(0 if prefix is None else prefix[1] for _, prefix in zip(records, named, strict=True))
-    capacities = tuple(array.shape[0] for array in records)
+    shared, capacities = sizes_of(records, prefixes)
     for handle in rows:
         handle.shared, handle.capacities = shared, capacities
     return True

@@ -1,10 +1,11 @@
 """What stands for memory, arrays and caches: sizes, shapes, types and tiers."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flexref.backend.protocol import Matrix, QuantizedMatrix
+from flexref.backend.protocol import Matrix, Prefix, QuantizedMatrix
 from flexref.backend.records import RecordLayout
 from flexref.units import DTYPE_BYTES
 
@@ -69,6 +70,15 @@ class DrySegments:
         self.pairs = sum(past * new + new * (new + 1) // 2 for past, new in lengths)
         self.decoding = sum(past + new for past, new in lengths if new == 1)
         self.visible = self.pairs - self.decoding
+
+
+def sizes_of(
+    records: Sequence[Any], prefixes: Sequence[Prefix | None] | None
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """`shared` and `capacities` of the caches of these rows."""
+    named = [None] * len(records) if prefixes is None else prefixes
+    shared = tuple(0 if prefix is None else prefix[1] for _, prefix in zip(records, named, strict=True))
+    return shared, tuple(array.shape[0] for array in records)
 
 
 def nbytes_of(array: Any) -> int:
