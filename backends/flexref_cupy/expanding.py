@@ -7,8 +7,8 @@ from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_cupy.device import Device
 from flexref_cupy.memory import Tensor
 
-FUSED_GROUPS = (32, 64, 128)
-"""Group sizes of the kernels that read 16 bytes of codes at a time."""
+UNIT_GROUPS = (32, 64, 128)
+"""Group sizes of the kernels that read units of codes, none of which lies in two groups."""
 
 EXPAND_THREADS, EXPAND_UNITS, EXPAND_UNIT_BYTES = 256, 4, 8
 """Threads of a block of expand.cu, and how many units of how many bytes of codes each of them takes."""
@@ -52,7 +52,7 @@ def _expand_groups(device: Device, w: QuantizedMatrix, out: Tensor) -> None:
     wide = "wide_" if w.bits == 8 else ""
     stored, kernels = C_TYPES[scale.dtype], device.kernels
     where = (codes.address, codes.pitch, scale.address, scale.pitch, zero.address, zero.pitch)
-    if w.group_size in FUSED_GROUPS and width % w.group_size == 0 and is_aligned(codes, 8) and is_aligned(out, 16):
+    if w.group_size in UNIT_GROUPS and width % w.group_size == 0 and is_aligned(codes, 8) and is_aligned(out, 16):
         unit_values = 8 // w.bits * EXPAND_UNIT_BYTES
         units, shift = width // unit_values, (w.group_size // unit_values).bit_length() - 1
         grid = (-(-rows * units // (EXPAND_THREADS * EXPAND_UNITS)), 1, 1)

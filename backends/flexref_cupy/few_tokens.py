@@ -9,10 +9,10 @@ from typing import cast
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device
-from flexref_cupy.expanding import FUSED_GROUPS, is_aligned, parts_of
+from flexref_cupy.expanding import is_aligned, parts_of
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
-from flexref_cupy.variants import FEW_BLOCKS, FEW_BLOCKS_SMALL, FewBlock
+from flexref_cupy.variants import FEW_BLOCKS, FEW_BLOCKS_SMALL, FEW_GROUPS, FewBlock
 
 IN_ORDER_CAPABILITY = (9, 0)
 """Devices on which linear_few.cu has the bits of cublasLt. Older ones add up 8 inputs at a time, not 16."""
@@ -121,7 +121,7 @@ def are_taken(x: Tensor, w: Matrix) -> bool:
     if isinstance(w, QuantizedMatrix):
         codes, scale, zero = parts_of(w)
         return (
-            w.group_size in FUSED_GROUPS
+            w.group_size in FEW_GROUPS[w.bits]
             and w.width % CHUNK_INPUTS[w.bits] == 0
             and scale.dtype == zero.dtype == "float16"
             and is_aligned(codes, RUN_BYTES)
