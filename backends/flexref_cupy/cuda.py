@@ -14,6 +14,7 @@ from flexref_cupy.cublas_lt import CublasLt
 from flexref_cupy.early_launch import Grid, launches
 from flexref_cupy.installation import INSTALL, check_driver, cupy_version, first_line
 from flexref_cupy.kernel_source import Source
+from flexref_cupy.starting import DRIVER
 
 Handle = int
 """A stream, an event, a module, a function: what CUDA gives out, as an integer."""
@@ -23,9 +24,6 @@ OLDEST_CAPABILITY = (7, 5)
 
 COPY_ANY_WAY = 4
 """cudaMemcpyDefault: the direction follows from the addresses."""
-
-DRIVER = "libcuda.so.1"
-"""The driver's library, which is loaded by the time it is asked."""
 
 CAPTURE_RELAXED = 2
 """cudaStreamCaptureModeRelaxed: other threads and streams go on as if nothing were captured (see `recording`)."""

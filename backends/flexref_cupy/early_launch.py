@@ -7,6 +7,8 @@ import ctypes
 from collections.abc import Callable
 from typing import Any
 
+from flexref_cupy.starting import DRIVER
+
 EARLY_CAPABILITY = (9, 0)
 """Since then a launch may overlap the end of the one before it (CUDA C++ Programming Guide, programmatic launch)."""
 
@@ -73,4 +75,4 @@ def launches(driver: Any, capability: tuple[int, int], stream: int) -> tuple[Lau
 
     if capability < EARLY_CAPABILITY:
         return launch, launch
-    return launch, EarlyLaunch(ctypes.CDLL("libcuda.so.1"), stream, check)
+    return launch, EarlyLaunch(ctypes.CDLL(DRIVER), stream, check)

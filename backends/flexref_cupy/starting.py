@@ -7,6 +7,7 @@ there by then or not, and says itself what is missing.
 import ctypes
 
 DRIVER = "libcuda.so.1"
+"""The driver's library."""
 
 
 def begin() -> None:
