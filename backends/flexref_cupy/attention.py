@@ -65,8 +65,7 @@ class LayoutKernels:
         """Whether kernels know the layout as a constant; the others go number by number."""
         self.group_size = min(layout.group_size, layout.head_width)
         self.head_blocks = -(-layout.heads // HEADS_PER_BLOCK)
-        codes = layout.packed_width if layout.quantized else 2 * layout.head_width
-        self.head_bytes = codes
+        self.head_bytes = layout.packed_width if layout.quantized else 2 * layout.head_width
         self.wide_codes = not (layout.head_width % 8 or self.group_size % 8)
         self.kept_bytes = TILE_TOKENS * layout.head_width * 4
         """What a tile keeps of earlier segments, in shared memory, where rows have bits of their own."""

@@ -102,8 +102,9 @@ class Device:
 
     def recorded(self, *handles: Any) -> None:
         """An operator is called with these handles: what they have on the device stays where it is for a recording."""
-        for handle in handles if self._handles is not None else ():
-            assert self._handles is not None
+        if self._handles is None:
+            return
+        for handle in handles:
             if handle not in self._handles:
                 handle.recordings += 1
                 self._handles.append(handle)

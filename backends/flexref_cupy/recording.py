@@ -14,7 +14,6 @@ from flexref_cupy.segments import Segments
 NODE_BYTES, GRAPH_BYTES = 8 << 10, 64 << 10
 """Bound what a graph holds on the device: so much for every launch or copy, and so much for itself."""
 
-
 RECORDED_BYTES = 64 << 20
 """What recordings may hold all together."""
 

@@ -24,7 +24,7 @@ DEVICES = {
 }
 
 PIECE_BYTES = {"at-once": 1 << 20, "late": 4096}
-"""Host memory comes when it is allocated, or in the background, and many buffers are of several pieces."""
+"""Of host memory: buffers are of one piece as a rule, or many are of several."""
 
 CLAUSES = tuple(clause for clause in CONTRACT if clause not in HOST_ATTENTION)
 
