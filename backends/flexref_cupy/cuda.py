@@ -25,6 +25,9 @@ OLDEST_CAPABILITY = (7, 5)
 COPY_ANY_WAY = 4
 """cudaMemcpyDefault: the direction follows from the addresses."""
 
+OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
+
 CAPTURE_RELAXED = 2
 """cudaStreamCaptureModeRelaxed: other threads and streams go on as if nothing were captured (see `recording`)."""
 
@@ -77,7 +80,10 @@ class Cuda:
         try:
             return int(self._runtime.malloc(nbytes))
         except self._runtime.CUDARuntimeError as error:
-            raise CapacityError("device", "CUDA", nbytes, self.memory()[0], {}, first_line(error)) from error
+            raise self._no_room("CUDA", nbytes, error) from error
+
+    def _no_room(self, what: str, nbytes: int, error: Exception) -> CapacityError:
+        return CapacityError("device", what, nbytes, self.memory()[0], {}, first_line(error))
 
     def free(self, address: int) -> None:
         """Give device memory back, when nothing uses it any more."""
@@ -219,11 +225,16 @@ class Cuda:
         try:
             return int(self._runtime.graphInstantiate(graph))
         except self._runtime.CUDARuntimeError as error:
-            raise CapacityError("device", "a recording", 0, self.memory()[0], {}, first_line(error)) from error
+            raise self._no_room("a recording", 0, error) from error
 
     def launch_graph(self, executable: Handle) -> None:
-        """Run what was captured, in order with the stream of operators."""
-        self._runtime.graphLaunch(executable, self.compute_stream)
+        """Run what was captured, in order with the stream of operators; `CapacityError` as in `instantiate`."""
+        try:
+            self._runtime.graphLaunch(executable, self.compute_stream)
+        except self._runtime.CUDARuntimeError as error:
+            if error.status != OUT_OF_MEMORY:
+                raise
+            raise self._no_room("a recording", 0, error) from error
 
     def destroy_graph(self, graph: Handle) -> None:
         """Give a graph back."""
@@ -238,12 +249,7 @@ class Cuda:
         self._products.work_in(address, nbytes)
 
     def multiply(
-        self,
-        shape: tuple[int, int, int],
-        x: tuple[int, int],
-        w: tuple[int, int],
-        out: tuple[int, int, str],
-        add: bool,
+        self, shape: tuple[int, int, int], x: tuple[int, int], w: tuple[int, int], out: tuple[int, int, str], add: bool
     ) -> None:
         """out (T, O) = x (T, I) w (O, I)^T, or is added to, in float32 sums; `shape` is (T, O, I).
 
@@ -253,12 +259,7 @@ class Cuda:
             self._products.multiply(shape, x, w, out, add)
 
     def multiply_apart(
-        self,
-        shape: tuple[int, int, int],
-        x: tuple[int, int],
-        w: tuple[int, int],
-        out: tuple[int, int, str],
-        add: bool,
+        self, shape: tuple[int, int, int], x: tuple[int, int], w: tuple[int, int], out: tuple[int, int, str], add: bool
     ) -> None:
         """See `multiply`; but a row of `out` has the same bits for every T, wherever it stands."""
         if not self.muted:

@@ -133,6 +133,22 @@ def test_a_device_out_of_memory_says_how_much_was_asked_and_is_free(monkeypatch:
     assert "\n" not in str(found.value)
 
 
+def test_a_recording_that_finds_no_memory_when_it_first_runs_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def launch(status: int) -> None:
+        def fails(executable: int, stream: int) -> None:
+            error = CudaRuntimeError("cudaErrorOfThisNumber: the first line\nand a second line")
+            error.status = status  # type: ignore[attr-defined]
+            raise error
+
+        made(monkeypatch, graphLaunch=fails).launch_graph(7)
+
+    with pytest.raises(CapacityError, match=r"a recording.*the first line") as found:
+        launch(2)
+    assert "\n" not in str(found.value)
+    with pytest.raises(CudaRuntimeError):  # what has failed on the device is no matter of memory
+        launch(719)
+
+
 def test_memory_that_cannot_be_pinned_says_what_would_help(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CapacityError, match=r"pinned memory.*--host-mem-gib.*ulimit -l") as found:
         host_buffer(Pinning(made(monkeypatch)), 5000)

@@ -131,13 +131,14 @@ def test_whoever_looks_on_sees_every_visit_and_the_same(path: Path, expected: li
     assert tokens == expected
 
 
+@pytest.mark.parametrize("call", ["instantiate", "launch_graph"])
 def test_a_device_without_memory_for_recordings_is_told_of_once_and_goes_on(
-    path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+    path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     def full(self: EmulatedCuda, graph: int) -> int:
         raise CapacityError("device", "a recording", 1, 0, {}, "out of memory")
 
-    monkeypatch.setattr(EmulatedCuda, "instantiate", full)
+    monkeypatch.setattr(EmulatedCuda, call, full)
     events: list[Any] = []
     policy = Policy(rows_per_group=2, groups_per_block=2)
     with load(path, policy=policy, backend=port(), on_event=events.append) as engine:
