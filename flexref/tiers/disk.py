@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flexref.errors import StorageError
 from flexref.storage.trailer import Trailer, check_trailer
-from flexref.tiers.file_reads import ended, forget_pages, preadv
+from flexref.tiers.file_reads import ended, fill, forget_pages, preadv
 from flexref.units import ALIGNMENT_BYTES
 
 CHUNK_BYTES = 8 << 20
@@ -185,9 +185,7 @@ class WeightsOnDisk:
         self._buffered(offset + done, into[done:])
 
     def _buffered(self, offset: int, into: npt.NDArray[np.uint8]) -> None:
-        done = 0
-        while done < into.nbytes:
-            done += preadv(self._file, into[done:], offset + done, self.path)
+        fill(self._file, into, offset, self.path)
 
 
 class RangeAhead:

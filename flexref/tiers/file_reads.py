@@ -34,6 +34,13 @@ def preadv(file: int, into: Bytes, offset: int, path: str) -> int:
     return count
 
 
+def fill(file: int, into: Bytes, offset: int, path: str) -> None:
+    """Fill `into` from `offset` on, in as many calls as it takes."""
+    done = 0
+    while done < into.nbytes:
+        done += preadv(file, into[done:], offset + done, path)
+
+
 def ended(reads: Sequence[Future[None]]) -> None:
     """Begin none of them any more, and wait for those that have begun."""
     for read in reads:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from flexref.errors import StorageError, in_gib
 from flexref.tiers.disk import READERS
-from flexref.tiers.file_reads import ended, forget_pages, preadv
+from flexref.tiers.file_reads import ended, fill, forget_pages
 from flexref.units import ALIGNMENT_BYTES, SPILL_BOUNCE_BYTES, aligned
 
 Bytes = npt.NDArray[np.uint8]
@@ -151,9 +151,7 @@ class SpillFile:
             self._handle.close()
 
     def _fill(self, offset: int, into: Bytes) -> None:
-        done = 0
-        while done < into.nbytes:
-            done += preadv(self._handle.fileno(), into[done:], offset + done, f"the {self.name}")
+        fill(self._handle.fileno(), into, offset, f"the {self.name}")
 
     def _put(self, offset: int, source: Bytes) -> None:
         done = 0
