@@ -175,5 +175,4 @@ class CachePlan:
         if self.staging_in_bytes:
             yield Tier.HOST, CacheRoom.STAGING_IN, self.slots * self.staging_in_bytes
             yield Tier.HOST, CacheRoom.STAGING_OUT, self.slots * self.staging_out_bytes
-        if self.layer_bytes(Tier.DISK):
             yield Tier.HOST, CacheRoom.BOUNCE, SPILL_BOUNCE_BYTES

@@ -195,13 +195,10 @@ class RangeAhead:
     """
 
     def __init__(
-        self,
-        read: Callable[[int, npt.NDArray[np.uint8]], "Future[None]"],
-        into: npt.NDArray[np.uint8],
-        onward: Callable[[], None] | None = None,
+        self, read: Callable[[int, npt.NDArray[np.uint8]], "Future[None]"], into: npt.NDArray[np.uint8]
     ) -> None:
         """`read(start, chunk)` begins to fill `chunk`, which is `into` from `start` on."""
-        self.onward = onward
+        self.onward: Callable[[], None] | None = None
         self.over: Callable[[], object] | None = None
         """Called when it ends."""
         self._read, self._into = read, into

@@ -53,9 +53,9 @@ class _Expected:
 class ReadsAhead:
     """The reads of one lane that are still to come. One thread submits them, the lane's thread takes them."""
 
-    def __init__(self, memory: Callable[[Copy], Bytes], most: int = ASKED) -> None:
-        """`memory` gives a copy's target; at most `most` chunks are asked for and have not come."""
-        self._memory, self._most = memory, most
+    def __init__(self, memory: Callable[[Copy], Bytes]) -> None:
+        """`memory` gives a copy's target."""
+        self._memory = memory
         self._expected: deque[_Expected] = deque()
         self._lock = threading.Lock()
         self._in_vain = False
@@ -118,7 +118,7 @@ class ReadsAhead:
         """Ask for chunks of the reads in order until enough are under way, or one may not begin."""
         with self._lock:
             following = list(self._expected)
-        room = self._most - sum(each.asked.in_flight for each in (now, *following) if each.asked is not None)
+        room = ASKED - sum(each.asked.in_flight for each in (now, *following) if each.asked is not None)
         for each in (now, *following):
             if room <= 0 or self._in_vain:
                 return

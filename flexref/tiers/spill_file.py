@@ -177,8 +177,7 @@ class SpillFile:
         """Read those of `pages`, which are to be written at `offset`, of which bytes before `first` or from `end` on
         must stay; until they are written nobody else writes a part of them.
         """
-        partial = {number * ALIGNMENT_BYTES for number in (first // ALIGNMENT_BYTES,) if first % ALIGNMENT_BYTES}
-        partial |= {number * ALIGNMENT_BYTES for number in (end // ALIGNMENT_BYTES,) if end % ALIGNMENT_BYTES}
+        partial = {at - at % ALIGNMENT_BYTES for at in (first, end) if at % ALIGNMENT_BYTES}
         with ExitStack() as held:
             for lock in sorted({(offset + start) // ALIGNMENT_BYTES % LOCKS for start in partial}):
                 held.enter_context(self._locks[lock])
