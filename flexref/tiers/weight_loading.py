@@ -79,11 +79,14 @@ class Loading:
     _open: deque[Piece] = field(init=False, default_factory=deque)
     _next_place: int = field(init=False, default=0)
     _loaded_bytes: int = field(init=False, default=0)
+    _total_bytes: int = field(init=False, default=0)
 
     def run(self) -> None:
         """Load everything. Raises what `WeightStore.load` does; however it ends, nothing is under way any more."""
+        runs = list(runs_to_load(self.plan))
+        self._total_bytes = sum(run.nbytes for run, _ in runs)
         try:
-            for run, tier in runs_to_load(self.plan):
+            for run, tier in runs:
                 if tier is Tier.HOST:
                     self._in_place(run)
                 else:
@@ -121,21 +124,28 @@ class Loading:
 
     def _submit(self, reading: RunReading, start: int) -> bool:
         """Submit a run's piece from `start` on; False if the whole run has been read meanwhile, piece by piece."""
-        run, number = reading.run, self._next_place
+        number = self._next_place
         while any(piece.place == number for piece in self._open):
             self._finish_first()
         if reading.read_alone:
             return False
         self._next_place = (number + 1) % len(self.places)
-        size = min(self.places[number].nbytes, run.nbytes - start)
-        place = self.places[number].part(0, size)
-        source = Region(Tier.DISK, reading.reader, run.file_offset + start, size)
-        tickets: Sequence[Ticket] = (self.mover.submit(Lane.DISK_IN, [Copy(Kind.WEIGHTS, WHAT, source, place)], ()),)
-        if reading.home is not None:
-            copy = Copy(Kind.WEIGHTS, WHAT, place, reading.home.region.part(start, size))
-            tickets = (*tickets, self.mover.submit(Lane.WEIGHTS_IN, [copy], tickets))
-        self._open.append(Piece(size, tickets, number, reading))
+        tickets: tuple[Ticket, ...] = ()
+        copies = self._copies(reading, start, number)
+        for lane, copy in copies:
+            tickets = (*tickets, self.mover.submit(lane, [copy], tickets))
+        self._open.append(Piece(copies[0][1].nbytes, tickets, number, reading))
         return True
+
+    def _copies(self, reading: RunReading, start: int, number: int) -> list[tuple[Lane, Copy]]:
+        """How a run's piece from `start` on gets to place `number` and, if the run has a home, from there to it."""
+        size = min(self.places[number].nbytes, reading.run.nbytes - start)
+        place = self.places[number].part(0, size)
+        source = Region(Tier.DISK, reading.reader, reading.run.file_offset + start, size)
+        copies = [(Lane.DISK_IN, Copy(Kind.WEIGHTS, WHAT, source, place))]
+        if reading.home is not None:
+            copies.append((Lane.WEIGHTS_IN, Copy(Kind.WEIGHTS, WHAT, place, reading.home.region.part(start, size))))
+        return copies
 
     def _finish_first(self) -> None:
         """Wait for what was submitted first; read its run again if that shows damage and there is hope."""
@@ -160,7 +170,7 @@ class Loading:
                 rows = reading.reader.rows.items()
                 self.row_checksums.update({name: table.rows for name, table in rows if table.complete})
         if self.told is not None:
-            self.told(self._loaded_bytes, sum(run.nbytes for run, _ in runs_to_load(self.plan)))
+            self.told(self._loaded_bytes, self._total_bytes)
 
     def _again(self, reading: RunReading, reader: RunInPieces, error: WeightFileError) -> None:
         """Read a run from its beginning on, piece by piece, until it passes its check; raises if it never will."""
@@ -185,13 +195,10 @@ class Loading:
             self.mover.harvest()
 
     def _one_by_one(self, reading: RunReading, start: int) -> None:
-        size = min(self.places[0].nbytes, reading.run.nbytes - start)
-        source = Region(Tier.DISK, reading.reader, reading.run.file_offset + start, size)
-        place = self.places[0].part(0, size)
-        self.mover.run(Lane.DISK_IN, [Copy(Kind.WEIGHTS, WHAT, source, place)])
-        if reading.home is not None:
-            self.mover.run(Lane.WEIGHTS_IN, [Copy(Kind.WEIGHTS, WHAT, place, reading.home.region.part(start, size))])
-        self._came(size, reading)
+        copies = self._copies(reading, start, 0)
+        for lane, copy in copies:
+            self.mover.run(lane, [copy])
+        self._came(copies[0][1].nbytes, reading)
 
 
 def runs_to_load(plan: WeightsPlan) -> Iterator[tuple[Run, Tier]]:
