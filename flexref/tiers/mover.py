@@ -120,12 +120,13 @@ class Mover:
             for _, _, ticket, _ in self._open:
                 with suppress(Exception):  # `harvest` raises it, when nothing runs any more
                     ticket.wait()
-            self._ahead.end()
             for lane in tuple(self._unsure):
                 self.backend.submit(lane, (), ()).wait()
                 self._unsure.discard(lane)
+            self._ahead.end()  # every lane is at rest: none begins to ask for anything any more
             self.backend.mark().wait()
         except Exception:  # the device itself has failed: nothing runs on it
+            self._ahead.end()
             self.abandoned = False
             raise
         self.abandoned = False
@@ -173,10 +174,8 @@ class Mover:
                 self._read_pieces(lane, copy)
 
     def _read_pieces(self, lane: Lane, copy: Copy) -> None:
-        place, pieces = (
-            copy.source.place,
-            self._pieces(copy.source.offset, copy.pieces.source_stride, copy, copy.target),
-        )
+        place = copy.source.place
+        pieces = self._pieces(copy.source.offset, copy.pieces.source_stride, copy, copy.target)
         done = self._told(lane, copy)
         try:
             if len(pieces) > 1 and isinstance(place, FileOfPieces):
@@ -189,10 +188,8 @@ class Mover:
             raise SpillDamaged(f"{copy.what}: {error}") from error
 
     def _write(self, lane: Lane, copy: Copy) -> None:
-        place, pieces = (
-            copy.target.place,
-            self._pieces(copy.target.offset, copy.pieces.target_stride, copy, copy.source),
-        )
+        place = copy.target.place
+        pieces = self._pieces(copy.target.offset, copy.pieces.target_stride, copy, copy.source)
         done = self._told(lane, copy)
         if len(pieces) > 1 and isinstance(place, FileOfPieces):
             place.write_pieces(pieces, done)

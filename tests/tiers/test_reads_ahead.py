@@ -201,3 +201,29 @@ def test_reads_that_nobody_wants_any_more_are_not_read(port: NumpyBackend) -> No
     settled.join(30)
     assert not vain.begun.is_set()
     assert asked.count("vain") <= 1, "what had been asked for before is waited for, and nothing more is"
+
+
+def test_nor_are_those_of_a_submission_whose_ticket_was_lost(
+    port: NumpyBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    first, vain = SlowFile("first", asked), SlowFile("vain", asked)
+    mover, submit, waited = Mover(port, Traffic()), port.submit, threading.Event()
+
+    def lose(lane: Lane, steps: Any, after: Any) -> Ticket:
+        ticket = submit(lane, steps, after)
+        if steps:
+            raise KeyboardInterrupt  # between the port's call and the note of its ticket
+        waited.set()
+        return ticket
+
+    monkeypatch.setattr(port, "submit", lose)
+    with pytest.raises(KeyboardInterrupt):
+        mover.submit(Lane.DISK_IN, [_read(file, 0, _host(port, PAGE)) for file in (first, vain)], ())
+    assert first.begun.wait(30)
+    settled = threading.Thread(target=mover.settle)
+    settled.start()
+    assert waited.wait(30)
+    first.let.set()
+    settled.join(30)
+    assert not vain.begun.is_set()
