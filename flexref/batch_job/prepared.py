@@ -57,9 +57,9 @@ class JobSettings:
     shard: Shard = WHOLE
     mirror: str | Path | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    """Further ones of `open_engine`."""
     graphs: bool = True
     """Whether what comes again is replayed: answers are the same, so that a job may go on with or without."""
-    """Further ones of `open_engine`."""
 
     @property
     def keep(self) -> dict[str, Any]:

@@ -122,9 +122,7 @@ class Stats:
     ] = 0
     load_s: Annotated[float, Number(0), "Seconds to load weights before the first job."] = 0.0
     allocate_s: Annotated[
-        float,
-        Number(0),
-        "Seconds to take and give back the memory of blocks; in no other figure.",
+        float, Number(0), "Seconds to take and give back the memory of blocks; in no other figure."
     ] = 0.0
     kept_host_bytes: Annotated[int, Whole(0), "Bytes of host memory that the engine keeps pinned for its next job."] = 0
     prefill_s: Annotated[float, Number(0), "Seconds of the passes that only read prompts."] = 0.0

@@ -16,12 +16,11 @@ from flexref.errors import CapacityError, PolicyError
 from flexref.planner.plain_choice import PlainChoice
 from flexref.policy import Policy
 
-LOG = logging.getLogger(__name__)
-
-
 if TYPE_CHECKING:
     from flexref.machine.machine import Machine
     from flexref.simulator.prediction_error import PredictionError
+
+LOG = logging.getLogger(__name__)
 
 
 class Machines(Protocol):
