@@ -14,13 +14,15 @@ from flexref.architecture.stages import Stage, StageKind, TensorSpec, stages, to
 from flexref.backend.protocol import Array, Backend, Matrix
 from flexref.block.memory_plan import SCORED_AT_ONCE
 from flexref.block.planned_block import PlannedBlock
+from flexref.block.workspace import array_of_its_own
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
 from flexref.model.stages import EmbedInputs, embed_visit, final_hidden, head_tile
 from flexref.model.weights import StageWeights, by_role
 from flexref.tiers.transfer import Region
 from flexref.tiers.weights import Located, operand
-from flexref.units import DTYPE_BYTES, LOGITS_DTYPE, Tier
+from flexref.tiers.weights_plan import Run
+from flexref.units import LOGITS_DTYPE, Tier
 
 
 def rehearse(be: Backend, planned: PlannedBlock, apart: bool) -> None:
@@ -76,10 +78,8 @@ class _Rehearsal:
         x = self._array((fed.tokens, spec.width), self._dtype)
         for stage, weights in self._stages:
             if stage.kind is StageKind.EMBED:
-                ids, rows = (
-                    be.upload(np.zeros(fed.tokens, np.int32)),
-                    self._array((fed.tokens, spec.embed_width), self._file.dtype),
-                )
+                ids = be.upload(np.zeros(fed.tokens, np.int32))
+                rows = self._array((fed.tokens, spec.embed_width), self._file.dtype)
                 embed_visit(be, self._program.embed, weights, EmbedInputs(ids, ids, self._tables, rows), x)
             elif stage.kind is StageKind.LAYER:
                 decoder_layer(be, self._program.layer, weights, x, self._cache(fed))
@@ -111,14 +111,12 @@ class _Rehearsal:
     def _tensor(self, tensor: TensorSpec) -> Matrix:
         """A tensor in the form in which the file has it."""
         stored = self._file.tensors[tensor.name]
-        extents = [part.extent for part in stored.parts]
-        first, stop = min(extent.offset for extent in extents), max(extent.stop for extent in extents)
-        region = Region(Tier.DEVICE, self._be.allocate("device", stop - first), 0, stop - first)
-        return operand(self._be, stored, Located(region, first))
+        run = Run.of([stored])
+        region = Region(Tier.DEVICE, self._be.allocate("device", run.nbytes), 0, run.nbytes)
+        return operand(self._be, stored, Located(region, run.file_offset))
 
     def _array(self, shape: tuple[int, ...], dtype: str) -> Any:
-        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
-        return self._be.view(self._be.allocate("device", size), 0, shape, dtype)
+        return array_of_its_own(self._be, shape, dtype)
 
 
 def _form(stage: Stage) -> tuple[StageKind, tuple[tuple[int, ...], ...]]:

@@ -32,6 +32,12 @@ EMBED_IDS, FED_IDS = 2, 3
 """Integers for every token that the embedding is given, its id and its position; and for one of every row in a pass."""
 
 
+def array_of_its_own(be: Backend, shape: tuple[int, ...], dtype: str) -> Any:
+    """An array in device memory for it alone, on a port whose memory need not exist."""
+    size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[dtype]
+    return be.view(be.allocate("device", size), 0, shape, dtype)
+
+
 @lru_cache(maxsize=256)
 def workspace_bytes(spec: ModelSpec, dtype: str, stored: str, tokens: int, rows: int, gathers: bool) -> int:
     """The most that results take in any visit: the visits themselves run on the port that only counts.
@@ -42,8 +48,7 @@ def workspace_bytes(spec: ModelSpec, dtype: str, stored: str, tokens: int, rows:
     embed, layer, *_, head = stages(spec, spec.vocabulary)
 
     def array(shape: tuple[int, ...], kind: str = dtype) -> Any:
-        size = int(np.prod(shape, dtype=np.int64)) * DTYPE_BYTES[kind]
-        return dry.view(dry.allocate("device", size), 0, shape, kind)
+        return array_of_its_own(dry, shape, kind)
 
     def weights(stage: Stage) -> StageWeights:
         return by_role(stage, {tensor.name: array(tensor.shape, stored) for tensor in stage.tensors})
