@@ -3,7 +3,7 @@
 hypothesis' own choices are not kept: what they lead to differs from one of its versions to the next.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -174,11 +174,3 @@ class RepeatedDraws:
         if strategy is not seeds and _largest(value) > LARGEST_SIZE:
             raise CaseError(f"draw {self._next - 1} is {shown(value)}, more than any clause draws")
         return value
-
-
-def checked_arrays(arrays: Sequence[Values]) -> list[Values]:
-    """Arrays of a case as they are; `CaseError` for a type that no clause draws."""
-    for number, array in enumerate(arrays):
-        if str(array.dtype) not in DTYPES:
-            raise CaseError(f"array {number} of the case is {array.dtype}, needed one of {', '.join(DTYPES)}")
-    return list(arrays)

@@ -36,10 +36,6 @@ Work = Callable[..., Any]
 """`work(box, tell, *arguments)`: what it returns is the result, `tell` sends something on the way."""
 
 
-class NotAvailable(Exception):
-    """The port's library or device is not here."""
-
-
 @dataclass(frozen=True, slots=True)
 class ProcessEnd:
     """How a process ended: with its `result`, or `how` it died, in words, and what it noted until then.
