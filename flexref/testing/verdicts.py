@@ -2,7 +2,7 @@
 
 import inspect
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
@@ -25,6 +25,12 @@ NAMES_SHOWN = 4
 
 HERE = Path(__file__).parent
 """Frames of files in here are a clause's, all below them the port's."""
+
+CLAUSES: Mapping[str, Any] = {
+    **{clause_name(clause): clause for clause in CONTRACT},
+    a_closed_port_is_done_and_takes_no_work.__name__: a_closed_port_is_done_and_takes_no_work,
+}
+"""Every clause by its name; the last takes a port that it makes and closes itself."""
 
 LIST = "all"
 """In place of a clause's name: every clause."""
@@ -112,14 +118,11 @@ def explanation(name: str) -> str:
 
     Raises `WrongCall` for an unknown name, with those that are near.
     """
-    clauses: dict[str, Any] = {clause_name(clause): clause for clause in CONTRACT}
-    alone = a_closed_port_is_done_and_takes_no_work
-    clauses[alone.__name__] = alone
     if name == LIST:
-        return "\n".join(f"{name}\n    {law_of(clause)}" for name, clause in clauses.items())
-    if name not in clauses:
-        raise WrongCall(f"no clause is called {name!r:.60}{_near(name, clauses)}")
-    clause = clauses[name]
+        return "\n".join(f"{name}\n    {law_of(clause)}" for name, clause in CLAUSES.items())
+    if name not in CLAUSES:
+        raise WrongCall(f"no clause is called {name!r:.60}{_near(name, CLAUSES)}")
+    clause = CLAUSES[name]
     who = "every port; its test gives it a port that nobody uses afterwards"
     for part, members in PARTS.items():
         if clause in members:
@@ -131,16 +134,16 @@ def explanation(name: str) -> str:
 
 def matching(words: Sequence[str]) -> tuple[Clause, ...]:
     """The clauses whose names hold one of the words; `WrongCall` for a word that none holds, with what is near."""
-    check_words(words, map(clause_name, CONTRACT))
-    return tuple(clause for clause in CONTRACT if any(word in clause_name(clause) for word in words))
+    found = names_holding(words, list(map(clause_name, CONTRACT)))
+    return tuple(clause for clause in CONTRACT if clause_name(clause) in found)
 
 
-def check_words(words: Iterable[str], clauses: Iterable[str]) -> None:
-    """`WrongCall` for a word that no name of these clauses holds, with what is near."""
-    names = list(clauses)
+def names_holding(words: Sequence[str], names: Collection[str]) -> tuple[str, ...]:
+    """Those names of clauses that hold one of the words; `WrongCall` as of `matching`."""
     for word in words:
         if not any(word in name for name in names):
             raise WrongCall(f"no clause's name holds {word!r:.60}{_near(word, names)}")
+    return tuple(name for name in names if any(word in name for word in words))
 
 
 def _near(name: str, names: Iterable[str]) -> str:

@@ -137,7 +137,7 @@ def _show(result: "ConformanceResult", as_json: bool) -> None:
             f"the port {result.backend} is wrong in {how_many(len(result.operands), 'call')}: call {first.call}, "
             f"{first.method} {first.status}: {first.error}"
         )
-    _leave(list(result.faults), result)
+    _leave(result)
 
 
 def _need_no_more(alone: str, flag: str) -> None:
@@ -151,20 +151,18 @@ def _need_no_more(alone: str, flag: str) -> None:
 
 def _asked(given: dict[str, Any]) -> "Conformance":
     """What the options ask for."""
-    from flexref.testing.conformance.clause_run import CLAUSES
     from flexref.testing.conformance.contract_run import Conformance
     from flexref.testing.conformance.results import read_known
     from flexref.testing.conformance.watch import METHODS
-    from flexref.testing.verdicts import check_words
+    from flexref.testing.verdicts import CLAUSES, names_holding
 
     for method in given["methods"]:
         if method not in METHODS:
             raise WrongCall(f"no method of the protocol is called {method!r:.60}; there are {', '.join(METHODS)}")
-    check_words(given["words"], CLAUSES)
     words, known = given["words"], given["known_file"]
     return Conformance(
         given["backend"],
-        tuple(name for name in CLAUSES if not words or any(word in name for word in words)),
+        names_holding(words, CLAUSES) if words else tuple(CLAUSES),
         given["methods"],
         given["examples"],
         given["limit_s"],
@@ -200,8 +198,9 @@ def _replay(given: dict[str, Any], as_json: bool) -> None:
         raise FlexrefError(f"{result.clause}: {result.status}, {result.error}; its law: {result.law}")
 
 
-def _leave(faults: "list[ClauseResult]", result: "ConformanceResult") -> None:
+def _leave(result: "ConformanceResult") -> None:
     """`FlexrefError` that names the first fault, if there is one."""
+    faults = list(result.faults)
     if not faults:
         return
     if result.to_do and all(clause.status == "not written" for clause in faults):

@@ -24,17 +24,11 @@ from flexref.testing.conformance.blame import FailedCall, failed_call
 from flexref.testing.conformance.draws import CaseError, DrawnValues, DrawsEnd, RecordedDraws, RepeatedDraws
 from flexref.testing.conformance.processes import Telling
 from flexref.testing.conformance.watch import METHODS, MethodUse, WatchedPort, named_in
-from flexref.testing.contract import CONTRACT, Clause, clause_name
-from flexref.testing.verdicts import LONGEST_ERROR, kept_nowhere, law_of, violation_line
+from flexref.testing.contract import Clause
+from flexref.testing.verdicts import CLAUSES, LONGEST_ERROR, kept_nowhere, law_of, violation_line
 
 SHRINK_S = 20.0
 """After its first failure a clause is made smaller for so long at most."""
-
-CLAUSES: Mapping[str, Any] = {
-    **{clause_name(clause): clause for clause in CONTRACT},
-    a_closed_port_is_done_and_takes_no_work.__name__: a_closed_port_is_done_and_takes_no_work,
-}
-"""Every clause by its name; the last takes a port that it makes and closes itself."""
 
 
 @dataclass(slots=True)
@@ -88,11 +82,9 @@ def facts(box: BlackBox, tell: Telling, backend: str) -> PortSurface:
     devices: tuple[str, ...] = ()
     versions: Mapping[str, str] = {}
     if "describe" not in (*absent, *unwritten):
-        try:
+        with suppress(Exception):  # the clause on `describe` tells of it
             described_as = port.describe()
             devices, versions = tuple(map(str, described_as.devices)), dict(described_as.versions)
-        except Exception as error:  # the clause on `describe` tells of it
-            tell(described(error))
     if "close" not in absent:
         with suppress(Exception):  # the clauses tell of it
             port.close()
@@ -198,7 +190,7 @@ class _ClauseSearch:
         self._port, self._clause, self._box, self._tell = port, clause, box, tell
         self._watched, self._until = _Noting(port, box, clause), float("inf")
         self._smallest: tuple[DrawnValues, BaseException] | None = None
-        self._last: tuple[DrawnValues, BaseException] | None = None
+        self._last = DrawnValues()
         self._trial = ClauseTrial()
 
     def run(self, examples: int) -> ClauseTrial:
@@ -220,8 +212,7 @@ class _ClauseSearch:
         except _Enough:
             found = self._smallest
         except Exception as error:  # whatever a broken port raises is a violation
-            drawn = self._last[0] if self._last else DrawnValues()
-            found = (drawn, error)
+            found = self._last, error
         trial.uses = self._watched.uses
         if found is None:
             return trial
@@ -252,7 +243,7 @@ class _ClauseSearch:
             raise
 
     def _note(self, drawn: DrawnValues, error: BaseException) -> None:
-        self._last = drawn, error
+        self._last = drawn
         if self._smallest is None:
             self._until = time.monotonic() + SHRINK_S
         if self._smallest is None or drawn.size < self._smallest[0].size:

@@ -12,18 +12,12 @@ from typing import Any
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import check_registered
+from flexref.check.findings import finite_or_none
 from flexref.errors import BackendUnavailable, StorageError
 from flexref.testing.conformance.blame import FailedCall
 from flexref.testing.conformance.calls import calls_of
 from flexref.testing.conformance.cases import Case, write_case
-from flexref.testing.conformance.clause_run import (
-    CLAUSES,
-    ClauseTrial,
-    PortSurface,
-    facts,
-    repeat_clause,
-    try_clause,
-)
+from flexref.testing.conformance.clause_run import ClauseTrial, PortSurface, facts, repeat_clause, try_clause
 from flexref.testing.conformance.draws import CaseError, DrawnValues
 from flexref.testing.conformance.processes import ProcessEnd, run_apart
 from flexref.testing.conformance.rates import measure_rates
@@ -40,11 +34,10 @@ from flexref.testing.conformance.results import (
     LeftToDo,
     MethodResult,
     PortRates,
-    to_jsonable,
 )
 from flexref.testing.conformance.watch import METHODS, MethodUse
 from flexref.testing.contract import PARTS, clause_name, clauses_for
-from flexref.testing.verdicts import law_of
+from flexref.testing.verdicts import CLAUSES, law_of
 from flexref.version import __version__
 
 CLOSING = "closing"
@@ -94,13 +87,7 @@ def conform(asked: Conformance, on_clause: Callable[[ClauseResult], object] = la
     needed = {clause_name(clause) for clause in clauses_for(Capabilities(**port.caps))} | {list(CLAUSES)[-1]}
     found, uses = list[ClauseResult](), dict[str, dict[str, MethodUse]]()
     for name in asked.chosen():
-        about = ClauseResult(
-            clause=name,
-            part=PART_OF.get(name, CLOSING),
-            law=law_of(CLAUSES[name]),
-            status=NOT_NEEDED,
-            known=asked.known.get(name),
-        )
+        about = _undecided(name, asked.known.get(name))
         if name in needed:
             end = run_apart(try_clause, (asked.backend, name, asked.examples), asked.limit_s)
             about = judged(about, end, asked)
@@ -121,6 +108,12 @@ def conform(asked: Conformance, on_clause: Callable[[ClauseResult], object] = la
         rates=rates,
         not_timed=not_timed,
     )
+
+
+def _undecided(name: str, known: str | None = None) -> ClauseResult:
+    """A clause of which nothing but its place in the contract is said yet."""
+    part, law = PART_OF.get(name, CLOSING), law_of(CLAUSES[name])
+    return ClauseResult(clause=name, part=part, law=law, status=NOT_NEEDED, known=known)
 
 
 def _timed(asked: Conformance, found: Sequence[ClauseResult]) -> tuple[PortRates | None, str | None]:
@@ -188,12 +181,10 @@ def _ended(
 def replay(backend: str, case: Case, limit_s: float) -> ClauseResult:
     """A saved case on a port, in a process of its own; errors as `conform`."""
     ask_port(backend)
-    name = case.clause
-    about = ClauseResult(clause=name, part=PART_OF.get(name, CLOSING), law=law_of(CLAUSES[name]), status=NOT_NEEDED)
-    end = run_apart(repeat_clause, (backend, name, case.drawn), limit_s)
+    end = run_apart(repeat_clause, (backend, case.clause, case.drawn), limit_s)
     if end.result is not None and end.result.stale is not None:
-        raise CaseError(f"the case of {name} does not fit its clause: {end.result.stale}")
-    return judged(about, end, Conformance(backend))
+        raise CaseError(f"the case of {case.clause} does not fit its clause: {end.result.stale}")
+    return judged(_undecided(case.clause), end, Conformance(backend))
 
 
 def _methods(
@@ -221,7 +212,7 @@ def _methods(
                 status=status,
                 calls=sum(use.calls for use in parts.values()),
                 seconds=round(sum(use.seconds for use in parts.values()), 6),
-                worst_share=to_jsonable(max(shares)) if shares else None,
+                worst_share=finite_or_none(max(shares, default=None)),
                 dtypes=sorted({dtype for use in parts.values() for dtype in use.dtypes}),
                 edges=sorted({edge for use in parts.values() for edge in use.edges}),
                 clauses=[name for name, use in parts.items() if use.own_calls],

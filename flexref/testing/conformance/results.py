@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from flexref.errors import FlexrefError
 from flexref.files import read_object
@@ -170,8 +170,3 @@ def read_known(path: str, clauses: Sequence[str]) -> Mapping[str, str]:
         if not isinstance(reason, str) or not reason.strip():
             raise ConformanceError(f"{path}: {name} needs a reason in words, found {reason!r:.60}")
     return values
-
-
-def to_jsonable(value: Any) -> Any:
-    """`value` without infinite numbers, which JSON does not have."""
-    return None if value == float("inf") else value

@@ -157,13 +157,15 @@ class WatchedPort:
 
     def _remember(self, name: str, arguments: tuple[Any, ...], named: Mapping[str, Any], result: Any) -> None:
         """What stands for the arguments of a call is told of where it is used."""
+        if name not in ("cache_rows", "segments"):
+            return
         given = dict(self._bound(name, arguments, named))
         if name == "cache_rows":
             edges = {next(iter(self._seen("layout", given["layout"])[0]))} if "layout" in given else set()
             if given.get("prefixes") is not None:
                 edges.add("prefixes")
             self._handles[id(result)] = result, edges
-        elif name == "segments" and {"past", "new"} <= given.keys():
+        elif {"past", "new"} <= given.keys():
             self._handles[id(result)] = result, _lengths_seen(given["past"], given["new"])
 
 

@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.json_types.objects import object_of
-from flexref.testing.conformance.clause_run import CLAUSES
 from flexref.testing.conformance.difference import ABSENT, difference
 from flexref.testing.conformance.page import page
 from flexref.testing.conformance.results import (
@@ -26,6 +25,7 @@ from flexref.testing.conformance.results import (
     PortRates,
     read_result,
 )
+from flexref.testing.verdicts import CLAUSES
 
 words = st.text(min_size=1, max_size=12)
 statuses = st.sampled_from((PASSED, *FINDINGS, UNWRITTEN, NOT_NEEDED))
