@@ -3,13 +3,14 @@
 Nothing in it is unpickled, and no size that it states is allocated: whoever reads says what shape is needed.
 """
 
+import math
 import os
 import shutil
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from lzma import LZMAError
@@ -21,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import FlexrefError, LogitsFileError, StorageError, in_gib
-from flexref.files import open_regular, successor
+from flexref.files import as_text, open_regular, successor
 
 Values = npt.NDArray[Any]
 
@@ -125,6 +126,10 @@ class ArraysWriter:
         with self.array(name, values.shape, values.dtype.str) as write:
             write(values)
 
+    def text(self, name: str, text: str) -> None:
+        """A text, as an array of bytes."""
+        self.whole(name, np.frombuffer(text.encode(), np.uint8))
+
 
 def _write(member: IO[bytes], values: Values) -> None:
     member.write(values.reshape(-1).view(np.uint8).data)
@@ -150,6 +155,22 @@ class StoredArray:
 
     def __init__(self, member: IO[bytes], shape: tuple[int, ...], dtype: "np.dtype[Any]", telling: Any) -> None:
         self._member, self.shape, self.dtype, self._telling = member, shape, dtype, telling
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that all of it takes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def fits(self, dtypes: Collection[str], most_bytes: int) -> bool:
+        """Whether it has one of these types and an axis, and takes at most so many bytes."""
+        has_axes = bool(self.shape) and min(self.shape) >= 0
+        return str(self.dtype) in dtypes and has_axes and self.nbytes <= most_bytes
+
+    def whole(self) -> Values:
+        """All of it, of which nothing has been read yet."""
+        values = self.read(self.shape[0])
+        self.end()
+        return values
 
     def read(self, count: int) -> Values:
         """The next `count` rows (count, ...)."""
@@ -237,6 +258,8 @@ class ArraysFile:
                 f"{self.path}: the array {name!r} is {stored.dtype} {stored.shape}, needed one axis of at most {most} "
                 f"numbers of kind {' or '.join(kinds)}"
             )
-        values = stored.read(stored.shape[0])
-        stored.end()
-        return values
+        return stored.whole()
+
+    def text(self, name: str, most: int) -> str:
+        """An array of at most `most` bytes as a text, as `ArraysWriter.text` writes it."""
+        return as_text(self.whole(name, "u", most).astype(np.uint8).tobytes(), self.path, self._wrong)

@@ -15,7 +15,7 @@ from flexref.backend.records import RecordLayout
 from flexref.check.logits_file import ArraysFile, ArraysWriter
 from flexref.check.tolerances import Values
 from flexref.errors import FlexrefError
-from flexref.files import as_json, as_text
+from flexref.files import as_json
 from flexref.json_types.values import shown
 from flexref.units import is_integer
 
@@ -99,7 +99,7 @@ class OperandsWriter:
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None:
             text = json.dumps({"format": FORMAT, **self._about, "calls": self._calls})
-            self._writer.whole("calls", np.frombuffer(text.encode(), np.uint8))
+            self._writer.text("calls", text)
         self._writer.__exit__(kind, error, trace)
 
     @property
@@ -138,9 +138,8 @@ class OperandsFile:
 
     def __init__(self, path: str) -> None:
         self.path, self._file = path, ArraysFile(path, OperandsError)
-        with self._closing_on_error():
-            data = self._file.whole("calls", "u", LARGEST_TEXT_BYTES).astype(np.uint8).tobytes()
-            about = as_json(as_text(data, path, OperandsError), path, OperandsError)
+        try:
+            about = as_json(self._file.text("calls", LARGEST_TEXT_BYTES), path, OperandsError)
             if not isinstance(about, dict) or about.get("format") != FORMAT:
                 raise OperandsError(f"{path} holds no operands: its format is {shown(about)}, needed {FORMAT!r}")
             calls = about.get("calls")
@@ -148,6 +147,9 @@ class OperandsFile:
                 raise OperandsError(f"{path}: needed a list of at most {MOST_CALLS} calls")
             self._calls: list[Any] = calls
             self.compute_dtype = str(about.get("compute_dtype"))[:20]
+        except BaseException:
+            self._file.__exit__()
+            raise
 
     def __enter__(self) -> "OperandsFile":
         return self
@@ -157,9 +159,6 @@ class OperandsFile:
 
     def __len__(self) -> int:
         return len(self._calls)
-
-    def _closing_on_error(self) -> "_Closing":
-        return _Closing(self._file)
 
     def calls(self, operators: Sequence[str], first: int = 0) -> Iterator[StoredCall]:
         """The calls from number `first` on, of operators that have these names."""
@@ -172,20 +171,6 @@ class OperandsFile:
                 raise OperandsError(f"{where}: needed arguments by name, found {shown(arguments)}")
             reader = _Reader(self._file, where)
             yield StoredCall(number, call["operator"], {name: reader.value(part) for name, part in arguments.items()})
-
-
-class _Closing:
-    """Closes a file if what follows raises."""
-
-    def __init__(self, file: ArraysFile) -> None:
-        self._file = file
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, *_: object) -> None:
-        if kind is not None:
-            self._file.__exit__()
 
 
 class _Reader:
@@ -262,16 +247,13 @@ class _Reader:
         if not is_integer(number):
             raise self._wrong(number)
         stored = self._file.array(f"operand_{number}")
-        nbytes = math.prod(stored.shape) * stored.dtype.itemsize
-        if str(stored.dtype) not in DTYPES or not stored.shape or min(stored.shape) < 0 or nbytes > self._left:
+        if not stored.fits(DTYPES, self._left):
             raise OperandsError(
                 f"{self._where}: operand {number} is {stored.dtype} {stored.shape}, needed one of {', '.join(DTYPES)} "
                 f"with an axis, all of a call in at most {LARGEST_CALL_BYTES} bytes"
             )
-        self._left -= nbytes
-        values = stored.read(stored.shape[0])
-        stored.end()
-        return values
+        self._left -= stored.nbytes
+        return stored.whole()
 
     def _wrong(self, found: Any) -> OperandsError:
         return OperandsError(f"{self._where}: needed an argument of an operator, found {shown(found)}")

@@ -5,7 +5,6 @@ call was given (`operand_...`), and what was compared (`found`, `needed`, `bound
 """
 
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flexref.check.logits_file import ArraysFile, ArraysWriter
-from flexref.files import as_json, as_text
+from flexref.files import as_json
 from flexref.json_types.values import shown
 from flexref.testing.conformance.blame import FailedCall
 from flexref.testing.conformance.draws import DTYPES, CaseError, DrawnValues, Values
@@ -54,7 +53,7 @@ def write_case(path: str, case: Case, failed: FailedCall | None) -> None:
         "arrays": len(case.drawn.arrays),
     }
     with ArraysWriter(path) as writer:
-        writer.whole("case", np.frombuffer(json.dumps(about, default=str).encode(), np.uint8))
+        writer.text("case", json.dumps(about, default=str))
         for number, array in enumerate(case.drawn.arrays):
             writer.whole(f"draw_{number}", np.atleast_1d(array))
         for name, array in (*_named("operand_", failed.operands), *_named("", failed.compared)):
@@ -68,8 +67,7 @@ def _named(prefix: str, arrays: Mapping[str, Values]) -> list[tuple[str, Values]
 def read_case(path: str) -> Case:
     """The case in a file; `CaseError` says what is wrong with it, `StorageError` that it cannot be read."""
     with ArraysFile(path, CaseError) as file:
-        text = as_text(file.whole("case", "u", LARGEST_TEXT_BYTES).astype(np.uint8).tobytes(), path, CaseError)
-        about = as_json(text, path, CaseError)
+        about = as_json(file.text("case", LARGEST_TEXT_BYTES), path, CaseError)
         if not isinstance(about, dict) or about.get("format") != FORMAT:
             raise CaseError(f"{path} is no case: its format is {shown(about)}, needed {FORMAT!r}")
         clause, draws, count = about.get("clause"), about.get("draws"), about.get("arrays")
@@ -91,12 +89,9 @@ def read_case(path: str) -> Case:
 def _array(file: ArraysFile, name: str, most_bytes: int) -> Values:
     """An array of a type that clauses draw, of at most so many bytes."""
     stored = file.array(name)
-    nbytes = math.prod(stored.shape) * stored.dtype.itemsize
-    if str(stored.dtype) not in DTYPES or not stored.shape or min(stored.shape) < 0 or nbytes > most_bytes:
+    if not stored.fits(DTYPES, most_bytes):
         raise CaseError(
             f"{file.path}: the array {name!r} is {stored.dtype} {stored.shape}, needed one of {', '.join(DTYPES)} "
             f"with an axis, all of them in at most {LARGEST_BYTES} bytes"
         )
-    values = stored.read(stored.shape[0])
-    stored.end()
-    return values
+    return stored.whole()
