@@ -1,7 +1,6 @@
 """`flexref check`: which operator of a port is wrong, by how much, on what input; it parses, calls and prints."""
 
 import json
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,8 +9,9 @@ from flexref.cli.arguments import BACKEND, TEXT
 from flexref.cli.completion import files
 from flexref.cli.completion import ports as installed_ports
 from flexref.cli.options import asked_of, computing_port, option, options, prompts_of, was_given
+from flexref.cli.porting import MISSING, has_hypothesis, need_hypothesis
 from flexref.cli.show.progress import progress
-from flexref.errors import FlexrefError, install_hint
+from flexref.errors import FlexrefError
 
 if TYPE_CHECKING:
     from flexref.check.portcheck import PortCheck, PortReport
@@ -26,14 +26,12 @@ EXPLAIN_HELP = "Print a clause's law, who must pass it, and its source; all: the
 WITH_CLAUSES = ("backend", "contract", "examples", "words", "as_json")
 """Parameters that mean something where clauses alone are checked."""
 
-MISSING = f"the contract needs hypothesis, which is not installed: {install_hint('testing')}"
-
 
 def _explain(context: click.Context, _: click.Parameter, clause: str | None) -> None:
     """Prints a clause and leaves."""
     if clause is None or context.resilient_parsing:
         return
-    _need_hypothesis()
+    need_hypothesis()
     from flexref.testing.verdicts import explanation
 
     click.echo(explanation(clause).rstrip())
@@ -49,11 +47,6 @@ def _need_no_more(context: click.Context) -> None:
             raise click.UsageError(f"-k checks clauses alone: it does not go with {(given or parameter.opts)[0]}")
     if context.params["contract"] is False:
         raise click.UsageError("-k checks clauses alone: it does not go with --no-contract")
-
-
-def _need_hypothesis() -> None:
-    if find_spec("hypothesis") is None:
-        raise FlexrefError(MISSING)
 
 
 @click.command("check")
@@ -108,9 +101,9 @@ def command(
         raise click.UsageError("give --model, or -k to check clauses of the contract alone")
     if words:
         _need_no_more(click.get_current_context())
-    found = find_spec("hypothesis") is not None
+    found = has_hypothesis()
     if contract or words:
-        _need_hypothesis()
+        need_hypothesis()
     report = None if words else _check(given)
     verdicts = None if contract is False or not found else _verdicts(given["backend"], examples, words)
     fault = (None if report is None else report.fault) or _broken(verdicts)
@@ -158,7 +151,7 @@ def _check(given: dict[str, Any]) -> "PortReport":
         check_outputs({"--record": given["record_file"]}, (given["model"], given["input_file"]), force=given["force"])
     job = _job(given)
     with progress("checking the port") as shown:
-        return check_port(job, lambda stage, group, turn: shown.note(f"pass {turn}, {stage.name}, group {group}"))
+        return check_port(job, shown.visit)
 
 
 def _verdicts(backend: str, examples: int, words: tuple[str, ...]) -> "list[Verdict]":

@@ -12,7 +12,7 @@ from flexref_numpy import NumpyBackend
 
 import flexref.backend.registry
 import flexref.check.portcheck
-import flexref.cli.check
+import flexref.cli.porting
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
 from flexref.check.portcheck import PROMPT_TOKENS
@@ -254,7 +254,7 @@ def test_an_unknown_clause_is_a_wrong_call_that_names_what_is_near(
 
 
 def test_explanations_need_hypothesis(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flexref.cli.check, "find_spec", lambda name: None)
+    monkeypatch.setattr(flexref.cli.porting, "find_spec", lambda name: None)
     assert explain("frames_give_back") == 1
     assert check("-k", "frames") == 1
     assert all("the contract needs hypothesis" in line for line in complaints(capsys.readouterr().err))
@@ -263,7 +263,7 @@ def test_explanations_need_hypothesis(capsys: pytest.CaptureFixture[str], monkey
 def test_without_hypothesis_the_contract_is_left_out_or_refused_in_one_line(
     model: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(flexref.cli.check, "find_spec", lambda name: None)
+    monkeypatch.setattr(flexref.cli.porting, "find_spec", lambda name: None)
     assert check("--model", model, "--max-new-tokens", "1") == 0
     assert "contract: not checked, the contract needs hypothesis" in capsys.readouterr().out
     assert check("--model", model, "--contract") == 1

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import flexref.cli.porting.conformance
+import flexref.cli.porting
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
 from flexref.cli.main import COMMANDS, command_group, run
@@ -123,7 +123,7 @@ def test_a_port_that_computes_nothing_need_not_pass_what_is_on_values(capsys: py
 def test_without_hypothesis_a_line_names_the_extra(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(flexref.cli.porting.conformance, "find_spec", lambda name: None)
+    monkeypatch.setattr(flexref.cli.porting, "find_spec", lambda name: None)
     assert conformance("--backend", "numpy") == 1
     assert "pip install '.[testing]'" in capsys.readouterr().err
 

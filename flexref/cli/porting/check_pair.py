@@ -28,12 +28,7 @@ def check_pair(ports: tuple[str, ...], job: "PortCheck", every_layer: bool, as_j
     from flexref.check.side_by_side.run import compare_ports
 
     with progress("comparing two ports") as shown:
-        report = compare_ports(
-            job,
-            lambda: computing_port(ports[1]),
-            (ports[0], ports[1]),
-            lambda stage, group, turn: shown.note(f"pass {turn}, {stage.name}, group {group}"),
-        )
+        report = compare_ports(job, lambda: computing_port(ports[1]), (ports[0], ports[1]), shown.visit)
     if as_json:
         click.echo(json.dumps(report.to_json()))
     else:

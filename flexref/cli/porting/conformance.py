@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +9,8 @@ import click
 from flexref.cli.arguments import TEXT, Amount
 from flexref.cli.completion import files, folders
 from flexref.cli.options import option, was_given
-from flexref.errors import FlexrefError, WrongCall, how_many, install_hint
+from flexref.cli.porting import need_hypothesis
+from flexref.errors import FlexrefError, WrongCall, how_many
 
 if TYPE_CHECKING:
     from flexref.testing.conformance.contract_run import Conformance
@@ -21,12 +21,6 @@ ALONE = {"replay_file": "--replay", "operands_file": "--operands"}
 
 WITH_THEM = ("backend", "limit_s", "as_json")
 """Parameters that mean something beside one of these."""
-
-
-def need_hypothesis() -> None:
-    """`FlexrefError` that names the extra where hypothesis is not installed."""
-    if find_spec("hypothesis") is None:
-        raise FlexrefError(f"the contract needs hypothesis, which is not installed: {install_hint('testing')}")
 
 
 @click.command("conformance")

@@ -13,6 +13,7 @@ from flexref.cli.show.displays import Bar, Display, Nothing, PlainLines, termina
 from flexref.cli.show.stage import BYTES, WorkStage
 
 if TYPE_CHECKING:
+    from flexref.architecture.stages import Stage
     from flexref.engine.events import Event
 
 LOADING = "loading weights"
@@ -41,6 +42,10 @@ class Progress:
     def note(self, text: str) -> None:
         """What is being done just now; a bar or a line will show it."""
         self._stage.detail = lambda: text
+
+    def visit(self, stage: "Stage", group: int, turn: int) -> None:
+        """A group's visit of a stage is what is being done (a `check.tokencheck.OnVisit`)."""
+        self.note(f"pass {turn}, {stage.name}, group {group}")
 
     def reach(self, done: int, total: int) -> None:
         """So many of so many bytes, or of what else is counted, are done."""
