@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 
 from flexref.architecture.spec import ModelSpec
-from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Backend
 from flexref.check.carried import Carried
 from flexref.check.checked import CheckedBackend
 from flexref.check.findings import Findings
 from flexref.check.operands.file import OperandsWriter
 from flexref.check.operands.recorder import OperandRecorder
-from flexref.check.tokencheck import OnVisit, Tokens, compare_tokens, differing_bits, run_engine
+from flexref.check.tokencheck import OnVisit, Tokens, compare_tokens, differing_bits, run_engine, telling
 from flexref.errors import FlexrefError
 from flexref.policy import Policy
 from flexref.storage.names import resolve
@@ -125,12 +124,7 @@ def check_port(job: PortCheck, on_visit: OnVisit | None = None) -> PortReport:
         raise
     report = PortReport(port.name, file.spec, port.caps.compute_dtype, [len(row) for row in prompts], findings)
     checked = CheckedBackend(port, findings, Carried(findings, file))
-
-    def visited(stage: Stage, group: int, turn: int) -> None:
-        findings.on_visit(stage, group, turn)
-        if on_visit is not None:
-            on_visit(stage, group, turn)
-
+    visited = telling(findings.on_visit, on_visit)
     try:
         run = run_engine(file, checked, prompts, job.max_new_tokens, job.options, visited)
     except FlexrefError as error:

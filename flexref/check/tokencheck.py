@@ -39,6 +39,17 @@ class TokenRun:
     logits: list[list[Logits]]
 
 
+def telling(*listeners: OnVisit | None) -> OnVisit:
+    """What tells each of these, in this order."""
+
+    def visited(stage: Stage, group: int, turn: int) -> None:
+        for listener in listeners:
+            if listener is not None:
+                listener(stage, group, turn)
+
+    return visited
+
+
 def run_engine(
     file: WeightFile,
     port: Backend,

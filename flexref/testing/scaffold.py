@@ -18,6 +18,7 @@ from flexref.backend import protocol
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import installed
 from flexref.errors import StorageError, WrongCall
+from flexref.testing.conformance.watch import method_law
 from flexref.version import __version__
 
 LONGEST_NAME = 40
@@ -101,8 +102,7 @@ def _methods() -> str:
     lines, parts = source.splitlines(), list[str]()
     for node in _definitions():
         head = lines[node.lineno - 1 : node.body[0].end_lineno]
-        law = " ".join(str(ast.get_docstring(node)).partition("\n\n")[0].split())
-        parts.append("\n".join([*head, *_raised(f"{node.name}: {law}")]))
+        parts.append("\n".join([*head, *_raised(f"{node.name}: {method_law(node.name)}")]))
     return "\n\n".join(parts)
 
 

@@ -1,8 +1,8 @@
 """Stands between an engine and a port and keeps the operands of its operators in a file; it judges nothing."""
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from inspect import signature
+from functools import cache, partial
+from inspect import Signature, signature
 from typing import Any
 
 import numpy as np
@@ -73,8 +73,14 @@ def stored_operands(backend: PlacedBackend, operands: Mapping[str, Any]) -> dict
 
 def given_operands(operator: str, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> dict[str, Any]:
     """What an operator is called with, by its arguments' names."""
-    given = signature(getattr(Backend, operator)).bind(None, *arguments, **named).arguments
+    given = _signature(operator).bind(None, *arguments, **named).arguments
     return {name: value for name, value in given.items() if name != "self"}
+
+
+@cache
+def _signature(operator: str) -> Signature:
+    """Read once: it is asked for at every call of a run."""
+    return signature(getattr(Backend, operator))
 
 
 def _stored(backend: PlacedBackend, value: Any, lengths: PlacedSegments | None) -> Any:

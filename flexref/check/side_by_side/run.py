@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from flexref.architecture.stages import Stage
 from flexref.backend.protocol import Backend
 from flexref.check.portcheck import PortCheck, prompt_ids
 from flexref.check.side_by_side.pairs import PairedPort, PairFindings
-from flexref.check.tokencheck import OnVisit, TokenRun, run_engine
+from flexref.check.tokencheck import OnVisit, TokenRun, run_engine, telling
 from flexref.errors import FlexrefError, described
 from flexref.policy import Policy
 from flexref.storage.names import resolve
@@ -100,12 +99,7 @@ def compare_ports(
         second.close()
         raise
     report = PairReport(file.spec.name, pair.findings, [len(row) for row in prompts])
-
-    def visited(stage: Stage, group: int, turn: int) -> None:
-        pair.on_visit(stage, group, turn)
-        if on_visit is not None:
-            on_visit(stage, group, turn)
-
+    visited = telling(pair.on_visit, on_visit)
     try:
         run = run_engine(file, pair, prompts, job.max_new_tokens, job.options, visited)
         report.policy = run.policy

@@ -133,18 +133,22 @@ def repeat_clause(box: BlackBox, tell: Telling, backend: str, name: str, drawn: 
 
 
 def _closed(port: Backend, trial: ClauseTrial) -> ClauseTrial:
-    """The trial after the port's end, which must not fail where it is written."""
+    """The trial after the port's end."""
+    said = ended_with(port)
+    if said is not None and trial.error is None and trial.missing is None:
+        trial.error, trial.failed = f"`close` after it raised {said}"[:LONGEST_ERROR], FailedCall("close")
+    return trial
+
+
+def ended_with(port: Backend) -> str | None:
+    """Close a port; what that raised, in a line, which it must not where it is written."""
     try:
         port.close()
     except NotImplementedError:  # a clause of its own says so
         pass
     except Exception as error:  # whatever a broken port raises
-        if trial.error is None and trial.missing is None:
-            trial.error, trial.failed = (
-                f"`close` after it raised {described(error)}"[:LONGEST_ERROR],
-                FailedCall("close"),
-            )
-    return trial
+        return described(error)
+    return None
 
 
 def _try_closing(box: BlackBox, backend: str) -> ClauseTrial:

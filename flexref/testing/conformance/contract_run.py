@@ -1,16 +1,13 @@
 """Tries the contract on an installed port, a process for each clause, and sums up what that says of each method."""
 
 import os
-import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from flexref.backend.capabilities import Capabilities
-from flexref.backend.protocol import Backend
 from flexref.backend.registry import check_registered
 from flexref.check.findings import finite_or_none
 from flexref.errors import BackendUnavailable, StorageError
@@ -35,7 +32,7 @@ from flexref.testing.conformance.results import (
     MethodResult,
     PortRates,
 )
-from flexref.testing.conformance.watch import METHODS, MethodUse
+from flexref.testing.conformance.watch import METHODS, MethodUse, method_law
 from flexref.testing.contract import PARTS, clause_name, clauses_for
 from flexref.testing.verdicts import CLAUSES, law_of
 from flexref.version import __version__
@@ -232,9 +229,3 @@ def _to_do(found: Sequence[ClauseResult], port: PortSurface) -> list[LeftToDo]:
     return [
         LeftToDo(method=name, law=method_law(name), waiting=waiting.get(name, ())) for name in METHODS if name in left
     ]
-
-
-def method_law(name: str) -> str:
-    """The protocol's words on a method, its first paragraph in one line."""
-    text: Any = getattr(Backend, name).__doc__
-    return re.sub(r"\s+", " ", text.strip().partition("\n\n")[0])

@@ -22,6 +22,7 @@ from flexref.check.operands.shapes import SHAPES, check_fits
 from flexref.errors import described
 from flexref.testing.bench import Bench, Guarded
 from flexref.testing.conformance.black_box import BlackBox
+from flexref.testing.conformance.clause_run import ended_with
 from flexref.testing.conformance.contract_run import ask_port
 from flexref.testing.conformance.processes import Telling, run_apart
 from flexref.testing.conformance.results import FAILED, PASSED, ConformanceResult, MethodResult, OperandFailure
@@ -146,13 +147,10 @@ def repeat_operands(box: BlackBox, tell: Telling, backend: str, path: str, first
 
 
 def _close(port: Backend, found: OperandsReplay) -> None:
-    """The port's end, which must not fail where it is written."""
-    try:
-        port.close()
-    except NotImplementedError:  # the contract's clauses say so
-        pass
-    except Exception as error:  # whatever a broken port raises
-        said = f"after the last call it raised {described(error)}"
+    """The port's end."""
+    raised = ended_with(port)
+    if raised is not None:
+        said = f"after the last call it raised {raised}"
         found.failures.append(OperandFailure(call=max(0, found.done - 1), method="close", status=FAILED, error=said))
 
 

@@ -18,9 +18,6 @@ UNWRITTEN, NOT_NEEDED, NOT_CALLED = "not written", "not needed", "not called"
 FINDINGS = (FAILED, CRASHED, HUNG, EXITED)
 """What is wrong with a port; a method that is not written is work left to do."""
 
-Count = Annotated[int, Whole(0)]
-Seconds = Annotated[float, Number(0), "Seconds."]
-
 
 class ConformanceError(FlexrefError):
     """A port that cannot be made, or a file that is no conformance result or list of known failures."""

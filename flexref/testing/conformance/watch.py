@@ -192,6 +192,11 @@ def named_in(law: str) -> frozenset[str]:
     return frozenset(METHODS).intersection(re.findall(r"`(\w+)", law))
 
 
+def method_law(name: str) -> str:
+    """The protocol's words on a method, its first paragraph in one line."""
+    return " ".join(str(getattr(Backend, name).__doc__).strip().partition("\n\n")[0].split())
+
+
 def dtype_of(value: Any) -> str:
     """The type of a port's array by its name, if it tells it: the protocol asks for no such property."""
     return str(getattr(value, "dtype", "")).removeprefix("torch.")

@@ -1,21 +1,18 @@
 """Two ports on one model: where they part first is found, by which operator, and which of the two is right."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from check_kit import HALF, SPEC
 from flexref_numpy import NumpyBackend
 
-from flexref.architecture.spec import ModelSpec
 from flexref.check.portcheck import PortCheck
 from flexref.check.side_by_side.run import PairReport, compare_ports
 from flexref.errors import WrongCall
 from flexref.policy import Policy
-
-SPEC = ModelSpec("tiny", 61, 40, 32, 32, 3, 2, 64, activation="gelu")
 
 MakeModel = Callable[..., Path]
 
@@ -54,14 +51,6 @@ class RaisesInAttention(NumpyBackend):
 class WrongShape(NumpyBackend):
     def activate(self, x: Any, activation: str) -> Any:
         return super().activate(x, activation)[:1]
-
-
-class Half(NumpyBackend):
-    """Stores activations in float16."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.caps = replace(self.caps, compute_dtype="float16")
 
 
 def compared(
@@ -138,4 +127,4 @@ def test_a_second_port_that_cannot_answer_is_the_divergence(
 
 def test_the_wider_port_comes_second(model: MakeModel) -> None:
     with pytest.raises(WrongCall, match="name the narrower first: other one"):
-        compared(model(SPEC), NumpyBackend, Half)
+        compared(model(SPEC), NumpyBackend, HALF)
