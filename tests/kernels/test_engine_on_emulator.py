@@ -46,7 +46,8 @@ def run(
 
     options: dict[str, Any] = {"capability": (9, 0), "multiprocessors": 8, "late": late}
     cuda = EmulatedCuda(**options)
-    with load(path, policy=policy, backend=CupyBackend(cuda=cuda, piece_bytes=4096 if late else 1 << 20)) as engine:
+    port = CupyBackend(cuda=cuda, piece_bytes=4096 if late else 1 << 20)
+    with load(path, policy=policy, backend=port, graphs=graphs) as engine:
         outputs = engine.generate(rows, Request(3, ignore_eos=True), on_logits=keep).outputs
     assert not cuda.pinned()
     assert {stream for stream, nbytes in cuda.pageable.items() if nbytes} <= {cuda.compute_stream}, "a lane had to wait"
