@@ -1,6 +1,7 @@
 """Graphs of the emulated device, and what the port promises of recordings beside the contract."""
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 import pytest
@@ -148,13 +149,9 @@ def test_padding_takes_an_eighth_at_most_and_lengths_that_grow_find_places_in_it
     assert (found[count:] == -1).all()
 
 
-_PORTS: list[CupyBackend] = []
-
-
+@cache
 def _held() -> CupyBackend:
-    if not _PORTS:
-        _PORTS.append(CupyBackend(cuda=EmulatedCuda()))
-    return _PORTS[0]
+    return CupyBackend(cuda=EmulatedCuda())
 
 
 def test_lengths_whose_launches_cut_rows_are_not_renewed(port: CupyBackend, monkeypatch: pytest.MonkeyPatch) -> None:
