@@ -31,6 +31,9 @@ SMALL_BYTES = 4 << 20
 
 SMALL_ALIGNMENT_BYTES = 256
 
+STAGED_BYTES = 1 << 16
+"""Copies from pageable memory up to so many bytes have left it when the call returns, longer ones may not have."""
+
 
 @dataclass(frozen=True, slots=True)
 class Scratch:
@@ -118,8 +121,7 @@ class Device:
         check_runs(self.cuda, "an upload")
         source = np.ascontiguousarray(values)
         self._rows(out, (out.address, out.pitch_bytes), (source.ctypes.data, out.row_bytes))
-        # Copies from pageable memory up to 64 KiB have left it when the call returns, longer ones may not have.
-        if source.nbytes > 1 << 16:
+        if source.nbytes > STAGED_BYTES:
             self.cuda.await_stream(self.stream)
 
     def download(self, x: Tensor) -> npt.NDArray[Any]:
@@ -205,7 +207,7 @@ class SmallArrays:
             raise ValueError(f"{source.nbytes} bytes for a small array of {array.nbytes}")
         if source.nbytes:
             self._cuda.copy(array.address, source.ctypes.data, source.nbytes, self._cuda.compute_stream)
-        if source.nbytes > 1 << 16:
+        if source.nbytes > STAGED_BYTES:
             self._cuda.await_stream(self._cuda.compute_stream)
 
     def free(self, offset: int, nbytes: int) -> None:

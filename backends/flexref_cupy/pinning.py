@@ -66,9 +66,7 @@ class Pinning:
         pinned: list[int] = []
         try:
             if memory.nbytes <= self.piece_bytes:
-                self._touch(memory.address, memory.nbytes)
-                self._cuda.pin(memory.address, memory.nbytes)
-                pinned.append(memory.address)
+                self._pin(memory.address, memory.nbytes, pinned)
             else:
                 self._pin_all(memory.pieces, pinned)
             self._know([*self._by_address[1], memory])
@@ -96,6 +94,12 @@ class Pinning:
             return None
         return memories[place]
 
+    def _pin(self, address: int, nbytes: int, pinned: list[int]) -> None:
+        """Pin a piece and note it."""
+        self._touch(address, nbytes)
+        self._cuda.pin(address, nbytes)
+        pinned.append(address)
+
     def _pin_all(self, pieces: Sequence[tuple[int, int]], pinned: list[int]) -> None:
         """Pin pieces and note them; when this has ended, however it did, nobody pins any more.
 
@@ -110,9 +114,7 @@ class Pinning:
                 at_work.add(address)
             try:
                 self._cuda.join_thread()
-                self._touch(address, nbytes)
-                self._cuda.pin(address, nbytes)
-                pinned.append(address)
+                self._pin(address, nbytes, pinned)
             finally:
                 with state:
                     at_work.discard(address)
