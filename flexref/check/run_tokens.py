@@ -81,7 +81,7 @@ def check_tokens(
     """Check the `tokens` of some `rows` of a greedy run after their `prompts`, on weights that `read` gives by name.
 
     `how`: what the port rounds, and the seed that `rows` were drawn by, of which there is at least one. Raises
-    `WrongTokens`, which names the first wrong token of a row.
+    `WrongTokens`, which names the first wrong token of a row, and `FlexrefError` where nothing can be said.
     """
     rounding, seed = how
     count = others = 0
@@ -98,15 +98,22 @@ def check_tokens(
             chosen, needed, bound = given[step], int(best[place]), found.bound[place]
             below = found.logits[place, needed] - found.logits[place]
             permitted = bound + bound[needed]
-            share = float(below[chosen] / permitted[chosen]) if chosen != needed else 0.0
-            if not share <= 1:
+            if not np.isfinite(permitted).all():
+                raise FlexrefError(
+                    f"{file.path}: row {row}, new token {step}: what rounding permits is not finite in float32; "
+                    "nothing can be compared with it"
+                )
+            passes = below <= permitted
+            if not passes[chosen]:
                 raise WrongTokens(
                     f"row {row}, new token {step}: the run gave token {chosen}, whose logit is {below[chosen]:.3g} "
                     f"below that of token {needed}, and rounding permits {permitted[chosen]:.3g} (in float32, after "
                     "the row's own tokens before it): the run computed something else and is no result"
                 )
-            worst, others, count = max(worst, share), others + (chosen != needed), count + 1
-            possible += 1 + int(np.count_nonzero(np.delete(below <= permitted, needed)))
+            if below[chosen] > 0:  # what a tie is permitted may be 0 as well
+                worst = max(worst, float(below[chosen] / permitted[chosen]))
+            others, count = others + (chosen != needed), count + 1
+            possible += int(np.count_nonzero(passes))
     return TokensChecked(seed, tuple(rows), count, others, worst, possible / count)
 
 

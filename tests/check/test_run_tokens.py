@@ -14,11 +14,13 @@ from hypothesis import strategies as st
 
 from flexref.architecture.published import published
 from flexref.architecture.spec import ModelSpec
-from flexref.check.forced import forced_logits
+from flexref.check import run_tokens
+from flexref.check.forced import ForcedLogits, forced_logits
 from flexref.check.forced_walk import PortRounding
 from flexref.check.greedy import exact_logits
 from flexref.check.run_tokens import WrongTokens, check_tokens, rows_checked
 from flexref.engine.request import Request
+from flexref.errors import FlexrefError
 from flexref.loading import load
 from flexref.policy import Policy
 from flexref.storage.random_weights import random_file
@@ -98,6 +100,41 @@ def test_a_token_that_the_model_has_not_is_wrong(model: Callable[..., Path], tok
     tokens[0][2] = token
     with engine, pytest.raises(WrongTokens, match=f"^row 0, new token 2: the run gave token {token}, and the model"):
         check_tokens(file, engine.session.tensor, prompts, tokens, (0,), (PortRounding("float32"), 0))
+
+
+def check_one(monkeypatch: pytest.MonkeyPatch, logits: list[float], bound: list[float], token: int) -> Any:
+    """Check one token of a row whose logits and bounds would be these."""
+    found = ForcedLogits(*(np.array([values], np.float32) for values in (logits, bound)))
+    monkeypatch.setattr(run_tokens, "forced_logits", lambda *_: found)
+    file = random_file(replace(PLAIN, vocabulary=len(logits)))
+    return check_tokens(file, lambda name: np.zeros(0), [[0]], [[token]], (0,), (PortRounding("float32"), 0))
+
+
+@pytest.mark.parametrize("bound", [[np.inf, 1, 1], [1, 1, np.inf], [1, np.nan, 1], [3e38, 3e38, 3e38]])
+@pytest.mark.parametrize("token", [0, 1, 2])
+def test_where_anything_would_pass_nothing_is_said(
+    monkeypatch: pytest.MonkeyPatch, bound: list[float], token: int
+) -> None:
+    with np.errstate(over="ignore"), pytest.raises(FlexrefError, match=r"row 0, new token 0: .*not finite") as raised:
+        check_one(monkeypatch, [5, 1, 2], bound, token)
+    assert not isinstance(raised.value, WrongTokens)
+
+
+@pytest.mark.parametrize("token", [0, 2])
+def test_either_of_two_tokens_that_are_exactly_alike_is_right_where_nothing_is_permitted(
+    monkeypatch: pytest.MonkeyPatch, token: int
+) -> None:
+    found = check_one(monkeypatch, [5, 1, 5], [0, 0, 0], token)
+    assert (found.tokens, found.other_tokens) == (1, int(token != 0))
+    assert (found.worst_share, found.possible_tokens) == (0, 2)
+
+
+def test_a_distance_is_permitted_up_to_the_bounds_of_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert check_one(monkeypatch, [5, 1, 2], [1, 3, 2], 1).worst_share == 1
+    with pytest.raises(WrongTokens, match="token 1, whose logit is 4 below that of token 0, and rounding permits 3"):
+        check_one(monkeypatch, [5, 1, 2], [1, 2, 2], 1)
+    with pytest.raises(WrongTokens, match="and rounding permits 0 "):
+        check_one(monkeypatch, [5, 1, 2], [0, 0, 0], 1)
 
 
 class Deaf(NumpyBackend):
