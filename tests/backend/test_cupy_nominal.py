@@ -109,9 +109,14 @@ def test_more_of_any_figure_makes_nothing_slower_or_smaller(
 @given(machines())
 def test_bigger_work_never_takes_less(figures: dict[str, float]) -> None:
     for what, curve in shapes(machine_of(facts_of(figures))):
-        times = [took for _, took in curve.points]
+        parts = [[took for _, took in curve.points]]
         # A product of codes just beyond the fused ones is made by cuBLAS, which may be the faster.
-        if not what.startswith("products int"):
+        if what.startswith(tuple(f"products {stored} " for stored in nominal.CODES)):
+            parts = [
+                [took for tokens, took in curve.points if (tokens <= PORT_ROWS) == is_fused]
+                for is_fused in (True, False)
+            ]
+        for times in parts:
             assert times == sorted(times), what
 
 
@@ -121,7 +126,7 @@ def test_a_nominal_machine_is_a_whole_one(figures: dict[str, float]) -> None:
     assert Machine.from_mapping(json.loads(json.dumps(machine.to_mapping())), "m") == machine
     assert set(machine.copies) == set(COPIES)
     assert set(OPERATORS) <= set(machine.operators)
-    assert machine.products.keys() - plain_machine().products.keys() == {"int8"}  # which a plain machine expands
+    assert plain_machine().products.keys() | {"int8"} == machine.products.keys()  # which a plain machine expands
     assert plain_machine().expansions.keys() - machine.expansions.keys() == {machine.port.compute_dtype}
     assert plain_machine().decode_attention.keys() <= machine.decode_attention.keys()
     for link, other in (("host->device", "device->host"), ("device->host", "host->device")):
@@ -171,6 +176,9 @@ H200 = {**H100, "device_memory": 139, "device_memory_peak": 4800, "device_memory
 H200_MICROSECONDS = {"int4": {1: 65, 16: 81, 32: 94, 64: 132}, "int8": {1: 73, 32: 109, 64: 157}}
 """The H200 multiplies as the H100 does; README.md there has its products for few tokens."""
 
+FARTHER_OFF = {("int4", 32), ("int8", 64)}
+"""Products that a line through all the others misses by more than 6 percent."""
+
 
 @pytest.fixture(scope="module")
 def h100() -> Durations:
@@ -188,10 +196,11 @@ def test_products_of_the_h100_come_back_within_6_percent(h100: Durations, stored
 @pytest.mark.parametrize(
     ("stored", "tokens"), [(stored, tokens) for stored, times in H200_MICROSECONDS.items() for tokens in times]
 )
-def test_products_of_the_h200_with_few_tokens_come_back_within_10_percent(stored: str, tokens: int) -> None:
+def test_products_of_the_h200_with_few_tokens_come_back_within_6_percent_but_two(stored: str, tokens: int) -> None:
     h200 = Durations(machine_of(facts_of(H200)))
     took = sum(h200.linear(tokens, outputs, inputs, stored) for outputs, inputs in MATRICES)
-    assert took * 1e6 == pytest.approx(H200_MICROSECONDS[stored][tokens], rel=0.1)
+    rel = 0.1 if (stored, tokens) in FARTHER_OFF else 0.06
+    assert took * 1e6 == pytest.approx(H200_MICROSECONDS[stored][tokens], rel=rel)
 
 
 def test_4_bit_products_beyond_the_fused_ones_pay_for_the_expansion(h100: Durations) -> None:

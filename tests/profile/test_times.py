@@ -38,11 +38,10 @@ class FakeTicket:
         self._port, self._times = port, list(times)
 
     def wait(self) -> None:
-        if self._times:
-            self._port.now = max(self._port.now, self._times[-1][1])
+        self._port.now = max(self._port.now, self._times[-1][1])
 
     def done(self) -> bool:
-        return not self._times or self._port.now >= self._times[-1][1]
+        return self._port.now >= self._times[-1][1]
 
     def times(self) -> Sequence[tuple[float, float]]:
         return self._times
@@ -67,9 +66,7 @@ class FakePort(NumpyBackend):
     @staticmethod
     def step_s(lane: str, nbytes: int) -> float:
         """Of one step on a lane; a different line for each."""
-        return 1e-6 + nbytes * {"weights_in": 1e-9, "cache_out": 2e-9, "disk_in": 3e-11, "disk_out": 7e-11}.get(
-            lane, 1e-9
-        )
+        return 1e-6 + nbytes * {"weights_in": 1e-9, "cache_out": 2e-9, "disk_in": 3e-11, "disk_out": 7e-11}[lane]
 
     @staticmethod
     def linear_s(stored: str, elements: int, tokens: int) -> float:
