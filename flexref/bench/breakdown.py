@@ -17,10 +17,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any
 
-import numpy as np
-
 from flexref.architecture.stages import Stage, StageKind
 from flexref.backend.protocol import Backend, Buffer, Ticket
+from flexref.bench.rates import random_matrix, seconds_between
 from flexref.block.watch import Computed
 from flexref.json_types.values import Number, Whole
 from flexref.tiers.transfer import Done
@@ -121,8 +120,7 @@ class OperatorTimes:
         size = width * width * DTYPE_BYTES[dtype]
         memory.append(port.allocate("device", 2 * size))
         x, out = (port.view(memory[-1], part * size, (width, width), dtype) for part in range(2))
-        values = np.random.default_rng(0).standard_normal((width, width), np.float32)
-        port.upload((values / np.float32(width**0.5)).astype(dtype), out=x)
+        port.upload(random_matrix(width, dtype), out=x)
         linear = port.linear
         linear(x, x, None, out=out)
         port.mark().wait()
@@ -131,8 +129,7 @@ class OperatorTimes:
             linear(x, x, None, out=out)
         end = port.mark()
         later = not end.done()
-        end.wait()
-        self._busy_s = max(1e-6, (end.times()[0][0] - begin.times()[0][0]) / TRIED)
+        self._busy_s = max(1e-6, seconds_between(begin, end) / TRIED)
         self._busy = lambda: linear(x, x, None, out=out)
         if not later and self._busy_s >= BUSY_S:
             self._busy = None
@@ -187,8 +184,7 @@ class OperatorTimes:
             if not wait and not end.done():
                 left.append((key, begin, end))
                 continue
-            end.wait()
-            self._seconds[key] += end.times()[0][0] - begin.times()[0][0]
+            self._seconds[key] += seconds_between(begin, end)
         self._spans = left
 
 

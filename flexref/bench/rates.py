@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import numpy as np
 import numpy.typing as npt
 
-from flexref.backend.protocol import Backend, Buffer, Lane, Move, Span
+from flexref.backend.protocol import Backend, Buffer, Lane, Move, Span, Ticket
 from flexref.json_types.values import Number
 from flexref.units import DTYPE_BYTES
 
@@ -92,7 +92,7 @@ def _product_seconds(backend: Backend, width: int) -> float:
     try:
         x, w, out = (backend.view(memory, part * size, (width, width), dtype) for part in range(3))
         for matrix in (x, w):
-            backend.upload(_random_matrix(width, dtype), out=matrix)
+            backend.upload(random_matrix(width, dtype), out=matrix)
         best = _products(backend, (x, w, out), 1)
         count = PRODUCTS_AT_ONCE if best < LONG_ENOUGH_S else 1
         return min(best, *(_products(backend, (x, w, out), count) for _ in range(REPEATS)))
@@ -105,16 +105,20 @@ def _products(backend: Backend, matrices: Sequence[Any], count: int) -> float:
     begin = backend.mark()
     for _ in range(count):
         backend.linear(x, w, None, out=out)
-    end = backend.mark()
+    return max(seconds_between(begin, backend.mark()), 1e-9) / count
+
+
+def seconds_between(begin: Ticket, end: Ticket) -> float:
+    """Seconds from one mark to a later one, which is waited for."""
     end.wait()
-    return max(end.times()[0][0] - begin.times()[0][0], 1e-9) / count
+    return end.times()[0][0] - begin.times()[0][0]
 
 
 def _random_bytes() -> Bytes:
     return np.random.default_rng(0).integers(0, 256, 1 << 20, np.uint8)
 
 
-def _random_matrix(width: int, dtype: str) -> npt.NDArray[Any]:
+def random_matrix(width: int, dtype: str) -> npt.NDArray[Any]:
     """Normal numbers that make a product's about 1: zeros, or numbers that overflow, take another time."""
     values = np.random.default_rng(0).standard_normal((width, width), np.float32)
     return (values / np.float32(width**0.5)).astype(dtype)
