@@ -129,6 +129,11 @@ class Policy:
         return self.rows_per_group * self.groups_per_block
 
     @property
+    def cache_groups_of(self) -> int | None:
+        """Values of the cache that share a scale and a zero; None where it is stored as computed."""
+        return None if self.cache_scheme == "none" else self.cache_group_size
+
+    @property
     def shares_prefixes(self) -> bool:
         """Whether rows may share what they begin with: attention reads it on the device alone."""
         return self.share_prefixes and self.attention_on == "device"

@@ -78,7 +78,7 @@ class JobSettings:
             "backend": self.backend,
             **{f"option {name}": value for name, value in self._plain_options},
             "cache scheme": asked.cache_scheme,
-            "cache group size": None if asked.cache_scheme == "none" else asked.cache_group_size,
+            "cache group size": asked.cache_groups_of,
             "attention on": asked.attention_on,
             "row invariant": asked.row_invariant,
             "shard": self.shard.in_words,

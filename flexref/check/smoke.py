@@ -72,18 +72,16 @@ def check(
         path = Path(folder) / "model.h5"
         _write_model(path, scheme, dtype)
         file = open_weight_file(path)
-        schemes = tuple(dict.fromkeys(("none", policy.cache_scheme)))
-        policies = [few.changed(cache_scheme=scheme) for scheme in schemes]
+        policies = [few.changed(cache_scheme=cache) for cache in dict.fromkeys(("none", policy.cache_scheme))]
         runs = _generate(file, make_backend(), policies, disk_dir)
         how = arithmetic(runs[0].compute_dtype)
         tensors = {name: _dense_or_operand(file, name, how) for name in file.tensors}
 
-    def worst_share(of: tuple[_Run, str, int]) -> float:
-        run, cache_scheme, row = of
-        group_size = None if cache_scheme == "none" else few.cache_group_size
-        return _worst_share(run, row, tensors, ProbableTape.of(how, group_size))
+    def worst_share(of: tuple[_Run, Policy, int]) -> float:
+        run, under, row = of
+        return _worst_share(run, row, tensors, ProbableTape.of(how, under.cache_groups_of))
 
-    rows = [(run, scheme, row) for run, scheme in zip(runs, schemes, strict=True) for row in range(len(run.logits))]
+    rows = [(run, under, row) for run, under in zip(runs, policies, strict=True) for row in range(len(run.logits))]
     # Matrices are small: a core for each row is of use, and several for one product are not.
     with threadpool_limits(1, "blas"), ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         worst = max(pool.map(worst_share, rows))

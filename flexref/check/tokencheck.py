@@ -173,7 +173,7 @@ def _permitted(file: WeightFile, token_ids: Ids, pair: tuple[int, int], run: Tok
 
     Where numpy is the reference its logits are rounded too, so its bound is added.
     """
-    group_size = None if run.policy.cache_scheme == "none" else run.policy.cache_group_size
+    group_size = run.policy.cache_groups_of
     if not bounded(file.spec, len(token_ids), run.compute_dtype != "float32" or group_size is not None):
         return None
     ports = [run.compute_dtype] if group_size is None else [run.compute_dtype, "float32"]

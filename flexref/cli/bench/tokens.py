@@ -26,7 +26,6 @@ def check_runs(benchmark: "Benchmark", report: "Report") -> "tuple[TokensChecked
     if not rows:
         return None, 0.0
     policy, session = benchmark.policy, benchmark.engine.session
-    groups = None if policy.cache_scheme == "none" else policy.cache_group_size
-    rounding = PortRounding(session.backend.caps.compute_dtype, groups)
+    rounding = PortRounding(session.backend.caps.compute_dtype, policy.cache_groups_of)
     found = check_tokens(file, session.tensor, prompts, benchmark.tokens, rows, (rounding, arguments.seed))
     return found, time.perf_counter() - began
