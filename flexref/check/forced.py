@@ -13,7 +13,7 @@ import numpy as np
 
 from flexref.architecture.program import Residual, TensorKind, program_of
 from flexref.architecture.spec import POSITION_OFFSET
-from flexref.architecture.stages import head_tiles, tensor_name, token_tiles
+from flexref.architecture.stages import head_tiles, tensor_name
 from flexref.check.forced_walk import (
     READ_AHEAD,
     WORKERS,
@@ -25,6 +25,7 @@ from flexref.check.forced_walk import (
     Values,
     lengths,
 )
+from flexref.check.greedy import table_rows
 from flexref.check.probable import DEVIATIONS
 from flexref.check.tolerances import FLOAT32
 from flexref.errors import FlexrefError
@@ -76,12 +77,7 @@ def forced_logits(
 def _embedded(file: WeightFile, walk: NoisyWalk, read: Read, token_ids: Sequence[int]) -> Values:
     """The states (2, T, E) before the first layer."""
     steps, ids = program_of(file.spec).embed, np.asarray(token_ids, np.int64)
-    rows = np.empty((len(ids), file.spec.embed_width), np.float32)
-    for tile in token_tiles(file.spec, file.tile_rows):
-        first = tile.index * file.tile_rows
-        here = (ids >= first) & (ids < first + tile.shape[0])
-        if here.any():
-            rows[here] = read(tile.name)[ids[here] - first]
+    rows = table_rows(file, ids, read=read).astype(np.float32)
     places, _ = walk.tensors(tensor_name(steps.positions.role, TensorKind.TABLE))
     x = walk.given(rows)
     if steps.project is not None:

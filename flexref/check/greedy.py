@@ -1,8 +1,10 @@
 """Logits in float64 of a model of any size, and when rounding may choose another token; it knows no port."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from flexref.architecture.program import Role, TensorKind, program_of
 from flexref.architecture.spec import ModelSpec
@@ -113,15 +115,24 @@ def _dense(file: WeightFile, stage: Stage) -> Mapping[str, Numbers]:
     return {name: laws.dense(read_tensor(file.tensors[name])) for name in names}
 
 
-def table_rows(file: WeightFile, ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]", head: bool = False) -> Numbers:
-    """The rows `ids` (T,) of the token table, or of the head's table -> (T, W) in float64."""
+def table_rows(
+    file: WeightFile,
+    ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
+    head: bool = False,
+    read: Callable[[str], npt.NDArray[Any]] | None = None,
+) -> Numbers:
+    """The rows `ids` (T,) of the token table, or of the head's table -> (T, W) in float64.
+
+    `read` gives a tile by its name, where it is not to be read from the file.
+    """
     tiles = (head_tiles if head else token_tiles)(file.spec, file.tile_rows)
     rows = np.empty((len(ids), file.spec.embed_width))
     for tile in tiles:
         first = tile.index * file.tile_rows
         here = (ids >= first) & (ids < first + tile.shape[0])
         if here.any():
-            rows[here] = laws.dense(read_tensor(file.tensors[tile.name]))[ids[here] - first]
+            values = laws.dense(read_tensor(file.tensors[tile.name])) if read is None else read(tile.name)
+            rows[here] = values[ids[here] - first]
     return rows
 
 
