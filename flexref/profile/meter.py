@@ -207,8 +207,7 @@ class Meter:
         timed.values.append(between(start, self.backend.mark()) / timed.count)
 
     def _is_replayed(self, timed: Timed) -> bool:
-        replays = self.backend.caps.replays and not timed.point.blocking
-        return replays and timed.recording is None and timed.single_s < REPLAYED_S
+        return self.backend.caps.replays and not timed.point.blocking and timed.single_s < REPLAYED_S
 
     def _call(self, timed: Timed) -> None:
         """The calls of one window."""

@@ -95,10 +95,7 @@ def _curve(meter: Meter, memory: Memory, stored: str, width: int, may_skip: bool
         point = Point(tokens, f"{tokens} tokens", _calls(meter, matrices, bias, x[:tokens], out[:tokens]))
         timed.append(meter.timed(point, single_s))
     _sweep(meter, timed)
-    points = []
-    for each in reversed(timed):
-        points.append((float(each.point.size), meter.figure(name, each)))
-    return Curve(tuple(points))
+    return Curve(tuple((float(each.point.size), meter.figure(name, each)) for each in reversed(timed)))
 
 
 def _singles(

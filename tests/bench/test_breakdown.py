@@ -46,10 +46,7 @@ def test_time_is_counted_once_however_intervals_lie(intervals: Any, start: int, 
     assert covered_s(whole, apart) == len(seconds_in([whole]) & seconds_in(intervals))
 
 
-@given(
-    INTERVALS,
-    st.lists(st.tuples(st.integers(0, 30), st.integers(1, 5), st.sampled_from([0, 1, 8, 9])), min_size=1, max_size=8),
-)
+@given(INTERVALS, VISITS)
 def test_a_link_is_waited_for_where_it_works_and_no_visit_does(copies: Any, visits: Any) -> None:
     lanes = LaneTimes(9)
     for start, end in copies:
