@@ -125,12 +125,10 @@ def repeat_operands(box: BlackBox, tell: Telling, backend: str, path: str, first
     try:
         with OperandsFile(path) as file:
             if file.compute_dtype != port.caps.compute_dtype:
-                found.refused = (
+                raise OperandsError(
                     f"{path} was recorded on a port that computes in {file.compute_dtype}, {backend} computes in "
                     f"{port.caps.compute_dtype}: record it on one of that type"
                 )
-                _close(port, found)
-                return found
             for call in file.calls(tuple(SHAPES), first):
                 check_fits(call, f"{path}, call {call.number}")
                 tell(found)
