@@ -30,8 +30,8 @@ constexpr int SUMS = TURNED ? (TILES + 1) / 2 : EIGHTS / 2 * TILES;  // of four,
 constexpr int STEP = 16, CHUNK = BITS == 16 ? 128 : 256;  // inputs of one instruction, and at a time
 constexpr int RUN_BYTES = 16;
 // Bytes of a row of a chunk, and their runs: run n of row r lies in place n ^ (r % 8), so that eight rows fill all banks.
-constexpr int ROW_BYTES = CHUNK * BITS / 8, RUNS = ROW_BYTES / RUN_BYTES;
-constexpr int TOKEN_BYTES = CHUNK * 2, TOKEN_RUNS = TOKEN_BYTES / RUN_BYTES;
+constexpr int ROW_BYTES = CHUNK * BITS / 8;
+constexpr int TOKEN_BYTES = CHUNK * 2;
 constexpr int TOKEN_PITCH = TOKEN_BYTES + (BITS == 16 ? 16 : 32);  // no two lanes read different words of a bank
 constexpr int GROUPS = BITS == 16 ? 0 : CHUNK / GROUP, SCALES_BYTES = 2 * GROUPS;
 constexpr int CODES_AT = TOKENS * TOKEN_PITCH, SCALES_AT = CODES_AT + OUTPUTS * ROW_BYTES;
