@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from flexref.tiers.disk import WeightsOnDisk
 from flexref.tiers.faults import FaultLog
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Traffic
+from flexref.tiers.transfer import Traffic, host_bytes
 from flexref.tiers.weight_copies import WeightCopies
 from flexref.tiers.weight_reads import RunInPieces
 from flexref.tiers.weights import WeightStore
@@ -467,10 +468,21 @@ class TrustsTheSecondReading(WeightStore):
 
 
 class CopiesWhatHasNotCome(WeightStore):
+    """What is copied to the device is what a place held before: always, and not when a race happens to be lost."""
+
     def _load_through(self, places: Any) -> None:
         submit = self.mover.submit
+
+        def early(lane: Lane, copies: Any, after: Any) -> Any:
+            for copy in copies if lane is Lane.WEIGHTS_IN else ():
+                with suppress(StorageError, WeightFileError):
+                    for ticket in after:
+                        ticket.wait()
+                host_bytes(self.backend, copy.source)[:] ^= 0xFF
+            return submit(lane, copies, after)
+
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self.mover, "submit", lambda lane, copies, after: submit(lane, copies, ()))
+            patch.setattr(self.mover, "submit", early)
             super()._load_through(places)
 
 
