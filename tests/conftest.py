@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from flexref_numpy import NumpyBackend
 from hypothesis import HealthCheck, Phase, settings
+from hypothesis.internal.conjecture import providers
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from flexref.architecture.spec import ModelSpec
@@ -59,6 +60,10 @@ def pytest_configure(config: pytest.Config) -> None:
     if profile_name not in PROFILES:
         raise pytest.UsageError(f"{PROFILE_VARIABLE}={profile_name}: must be one of {', '.join(PROFILES)}")
     settings.load_profile(profile_name)
+    if settings.default.derandomize and hasattr(providers, "_get_local_constants"):
+        # Hypothesis also draws what stands in our modules that are loaded so far (since 6.131): which those are depends
+        # on the tests that this process has run before, and so would the examples of every test.
+        providers._get_local_constants = lambda: providers._local_constants
     for name in config.getoption("--require"):
         if name not in registry.installed():
             raise pytest.UsageError(f"--require {name}: not installed; installed: {', '.join(registry.installed())}")

@@ -111,6 +111,29 @@ def test_an_unknown_backend_or_profile_is_refused(
     assert told in done.stderr
 
 
+EXAMPLES = """
+{first}
+from hypothesis import given, strategies as st
+
+@given(st.lists(st.integers(0, 1 << 40), min_size=20))
+def test_examples(values):
+    print("values:", values)
+"""
+
+
+def test_examples_are_the_same_whatever_this_process_has_loaded(tmp_path: Path) -> None:
+    (tmp_path / "constants_kit.py").write_text(f"VALUES = {list(range(123456, 123556))}\n", encoding="utf-8")
+    found = []
+    for first in ("", "import constants_kit"):
+        folder = tmp_path / f"with {first}"
+        folder.mkdir()
+        done = pytest_on(folder, EXAMPLES.format(first=first), "-n0", modules=tmp_path)
+        assert done.returncode == 0
+        found.append([line for line in done.stdout.splitlines() if line.startswith("values: ")])
+    assert len(found[0]) >= 25
+    assert found[0] == found[1]
+
+
 WARNS_HIMSELF = """
 import warnings
 
