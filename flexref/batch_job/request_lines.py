@@ -197,4 +197,5 @@ def _plain_id(record: Mapping[str, Any]) -> str | int | None:
         or (isinstance(found, str) and len(found) <= LONGEST_ID)
     ):
         return found
-    raise WrongLine(f"`id` must be an integer or text of at most {LONGEST_ID} characters", INVALID_VALUE, "id")
+    words = f"`id` must be an integer of 64 bits or text of at most {LONGEST_ID} characters, found {shown(found)}"
+    raise WrongLine(words, INVALID_VALUE, "id")

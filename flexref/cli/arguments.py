@@ -43,6 +43,19 @@ class FilledText(StringParamType):
         """Raise a `FlexrefError` if no call can have this text."""
 
 
+class WrittenText(FilledText):
+    """Text that is written into files as it stands: other than the name of a file it must be UTF-8."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is; a usage error for bytes of the command line that are no UTF-8."""
+        text = super().convert(value, param, ctx)
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            self.fail(f"it is not UTF-8: {text!a}.", param, ctx)
+        return text
+
+
 class WeightFileName(FilledText):
     """A weight file, or the built-in model."""
 
@@ -84,6 +97,8 @@ class BackendName(FilledText):
 
 
 TEXT, WEIGHT_FILE, MODEL, MACHINE, BACKEND = FilledText(), WeightFileName(), ModelName(), MachineName(), BackendName()
+
+WRITTEN_TEXT = WrittenText()
 
 MOST_GIB = 1 << 20
 """More than any machine has is no budget."""

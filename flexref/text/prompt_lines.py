@@ -105,9 +105,9 @@ def _parsed(line: str, place: str, keys: Sequence[str]) -> PromptLine:
     return PromptLine(place, _prompt(record["prompt"], place), _record_id(record.get("id"), place), settings)
 
 
-def unknown_key(key: str, keys: Sequence[str]) -> str:
-    """What is wrong with a key, what is known, and what may have been meant."""
-    near = [ALIASES[key]] if key in ALIASES else get_close_matches(key, (*keys, *OPTIONS), n=1)
+def unknown_key(key: str, keys: Sequence[str], options: Sequence[str] = OPTIONS) -> str:
+    """What is wrong with a key, what is known, and what may have been meant: a known key, or one of `options`."""
+    near = [ALIASES[key]] if key in ALIASES else get_close_matches(key, (*keys, *options), n=1)
     meant = ""
     if near:
         option = f"the option --{near[0].replace('_', '-')}, which holds for every prompt"

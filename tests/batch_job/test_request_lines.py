@@ -159,6 +159,8 @@ def test_defaults_are_those_of_a_line_s_own_format_unless_the_job_says_otherwise
         Defaults(temperature=-1)
     with pytest.raises(BatchError, match="new tokens must be at least 1"):
         Defaults(max_tokens=0)
+    with pytest.raises(BatchError, match="UTF-8"):
+        Defaults(stops=("a\udcff",))
 
 
 def test_plain_lines_are_objects_with_settings_or_texts(model: ServedModel, reader: RequestReader) -> None:
@@ -232,10 +234,12 @@ BAD_LINES: Sequence[tuple[bytes, str, str | None, str]] = (
     (b'{"prompt": "a"} x', "invalid_line", None, "not JSON"),
     (b'{"prompt": NaN}', "invalid_line", None, "not JSON"),
     (b'{"prompt": 1e999}', "invalid_line", None, "not JSON"),
-    (b'{"prompt": "\\ud800"}', "invalid_line", None, "not JSON"),
+    (b'{"prompt": "\\ud800"}', "invalid_line", None, "half of a surrogate pair"),
+    (b'{"prompt": "a \\udc00 b"}', "invalid_line", None, "half of a surrogate pair"),
     (b'{"prompt": "a\xff"}', "invalid_line", None, "not UTF-8"),
-    (b'{"prompt": "a", "prompt": "b"}', "invalid_line", None, "stands twice"),
-    (b'{"prompt": "a:\\"", "\\u0070rompt": "b"}', "invalid_line", None, "stands twice"),
+    (b'{"prompt": "a", "prompt": "b"}', "invalid_line", None, "the key 'prompt' stands twice"),
+    (b'{"prompt": "a:\\"", "\\u0070rompt": "b"}', "invalid_line", None, "the key 'prompt' stands twice"),
+    (b'{"prompt": "a", "id": {"b": [{"c": 1, "d": 2, "c": 1}]}}', "invalid_line", None, "the key 'c' stands twice"),
     (b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}", "invalid_line", None, "nested more than 32"),
     (b'{"prompt": ' + b'{"a":' * 900 + b"1" + b"}" * 900 + b"}", "invalid_line", None, "nested more than 32"),
     (b'{"prompt": ' + b"9" * 5000 + b"}", "invalid_line", None, "not JSON"),
@@ -244,7 +248,10 @@ BAD_LINES: Sequence[tuple[bytes, str, str | None, str]] = (
     (b'{"prompt": "a", "max_tokens": 4}', "unknown_field", "max_tokens", "did you mean `max_new_tokens`"),
     (b'{"prompt": "a", "temperature": "x"}', "invalid_value", "temperature", "must be a number"),
     (b'{"prompt": "a", "top_p": 0}', "invalid_value", "top_p", "more than 0"),
-    (b'{"prompt": "a", "id": [1]}', "invalid_value", "id", "`id` must be"),
+    (b'{"prompt": "a", "id": [1]}', "invalid_value", "id", "found [1]"),
+    (b'{"prompt": "a", "id": 9223372036854775808}', "invalid_value", "id", "found 9223372036854775808"),
+    (b'{"prompt": null, "id": 3}', "missing_field", "prompt", "`prompt` is missing"),
+    (b'{"prompt": "a", "unheard_of": null}', "unknown_field", "unheard_of", "is not known"),
     (b'{"custom_id": "a"}', "missing_field", "method", "`method` is missing"),
     (b'{"url": "/v1/completions"}', "missing_field", "custom_id", "`custom_id` is missing"),
     (b'{"custom_id": ""}', "invalid_value", "custom_id", "text of 1 to 1024 characters"),
@@ -264,6 +271,19 @@ def test_a_line_that_is_no_request_is_refused_alone(
     error = refused(reader, Line(12, data))
     assert (error["code"], error["param"]) == (code, field)
     assert words in error["message"]
+
+
+def test_only_options_that_the_command_has_are_recommended(reader: RequestReader) -> None:
+    assert "--ignore-eos" in refused(reader, Line(1, b'{"prompt": "a", "ignore_eos": true}'))["message"]
+    assert "--logprobs" not in refused(reader, Line(1, b'{"prompt": "a", "logprobs": 2}'))["message"]
+
+
+def test_a_field_that_is_null_is_not_given_in_a_plain_line_either(reader: RequestReader) -> None:
+    """As rows of a table have them that do not say."""
+    bare = asked(reader, Line(1, b'{"prompt": "a", "top_p": 0.5}'))
+    names = ("id", "max_new_tokens", "temperature", "top_k", "seed", "stop")
+    full = asked(reader, Line(1, json.dumps({"prompt": "a", "top_p": 0.5, **dict.fromkeys(names)}).encode()))
+    assert (full.body, full.rows) == (bare.body, bare.rows)
 
 
 def test_a_line_that_is_too_long_or_has_another_s_id_is_refused(reader: RequestReader) -> None:

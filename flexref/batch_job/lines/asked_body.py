@@ -43,6 +43,9 @@ class AskedBody:
 REQUESTS_KEPT = 1 << 10
 """Of the latest different requests."""
 
+OPTIONS_OF_ALL = ("ignore_eos",)
+"""What a plain line cannot say for itself, but an option of the job says for all."""
+
 KEPT_STOPS = 1 << 10
 """Bounds the characters of the stops of a request that is kept."""
 
@@ -64,10 +67,12 @@ class BodyReader:
         settings = {}
         for name, value in record.items():
             if name in SETTINGS.members:
-                settings[name] = value
+                if value is not None:
+                    settings[name] = value
             elif name not in KNOWN_KEYS:
-                raise WrongLine(unknown_key(name, (*KNOWN_KEYS, *SETTINGS.members)), UNKNOWN_FIELD, name[:100])
-        if "prompt" not in record:
+                words = unknown_key(name, (*KNOWN_KEYS, *SETTINGS.members), OPTIONS_OF_ALL)
+                raise WrongLine(words, UNKNOWN_FIELD, name[:100])
+        if record.get("prompt") is None:
             raise WrongLine("`prompt` is missing", MISSING_FIELD, "prompt")
         if not settings:
             return AskedBody(False, record["prompt"], self._plain, self._model)

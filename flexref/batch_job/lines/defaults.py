@@ -39,6 +39,11 @@ class Defaults:
             request = self.request(plain=True)
         except FlexrefError as error:
             raise BatchError(str(error)) from error
+        for text in (*self.stops, self.model):
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise BatchError(f"stops and the model's name must be UTF-8, found {text!a}") from error
         if request.max_new_tokens < 1:
             raise BatchError(f"the number of new tokens must be at least 1, found {request.max_new_tokens}")
         if not is_integer(self.created) or self.created < 0:

@@ -4,13 +4,16 @@ Beyond JSON itself: no key twice in an object, nothing nested deeper than `LEVEL
 number beyond the range of floats.
 """
 
+import json
 import re
+from collections import Counter
 from typing import Any
 
 import msgspec
 import numpy as np
 
 from flexref.batch_job.lines.wrong_line import INVALID_LINE, WrongLine
+from flexref.json_types.values import shown
 
 LEVELS_MOST = 32
 """Levels of lists and objects in each other. Nothing that is served needs more than seven, and the decoder would stop
@@ -18,6 +21,9 @@ at a depth that depends on its caller."""
 
 TEXT = re.compile(rb'"[^"]*"(\s*:)?')
 """A text in JSON without escaped quotation marks, which is a key if a colon follows."""
+
+HALF_PAIR = re.compile(rb"\\u[dD][89abAB]\w\w(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]\w\w)\\u[dD][c-fC-F]\w\w")
+"""One half of a surrogate pair in JSON in which no backslash is escaped."""
 
 OPENING, CLOSING = np.frombuffer(b"[{", np.uint8), np.frombuffer(b"]}", np.uint8)
 
@@ -33,7 +39,9 @@ def object_in(data: bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise WrongLine(f"it is not UTF-8: {error.reason}", INVALID_LINE) from error
     except (msgspec.DecodeError, ValueError, RecursionError) as error:
-        raise WrongLine(f"it is not JSON: {' '.join(str(error).split())}", INVALID_LINE) from error
+        half = HALF_PAIR.search(data.replace(rb"\\", b""))
+        why = str(error) if half is None else f"{half[0].decode()} is half of a surrogate pair"
+        raise WrongLine(f"it is not JSON: {' '.join(why.split())}", INVALID_LINE) from error
     if not isinstance(found, dict):
         raise WrongLine("it must be a JSON object", INVALID_LINE)
     # Every key has a colon after it; only where texts have some, too, it takes a look at the keys themselves.
@@ -42,8 +50,19 @@ def object_in(data: bytes) -> dict[str, Any]:
         data.count(b":") != keys
         and sum(match[1] is not None for match in TEXT.finditer(_without_escapes(data))) != keys
     ):
-        raise WrongLine("a key stands twice in one of its JSON objects", INVALID_LINE)
+        raise WrongLine(f"the key {shown(_twice(data))} stands twice in one of its JSON objects", INVALID_LINE)
     return found
+
+
+def _twice(data: bytes) -> str:
+    """A key that stands twice in one of the objects of a line of JSON, one of which has such a key."""
+    found: list[str] = []
+
+    def look(pairs: list[tuple[str, Any]]) -> None:
+        found.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+
+    json.loads(data, object_pairs_hook=look)
+    return found[0]
 
 
 def _keys(value: dict[str, Any] | list[Any]) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from flexref.cli.arguments import TEXT, WEIGHT_FILE, Amount
+from flexref.cli.arguments import TEXT, WEIGHT_FILE, WRITTEN_TEXT, Amount
 from flexref.cli.completion import files, weight_files
 from flexref.cli.options import BUDGETS, TOKENS, Command, asked_of, option, options, together
 from flexref.cli.watching.watch_options import watch_options
@@ -54,7 +54,13 @@ OPTIONS = (
     click.option("--temperature", type=Amount(), help="Likewise; 0: greedy."),
     click.option("--top-k", default=0, show_default=True, help="Likewise; 0: all."),
     click.option("--top-p", default=1.0, show_default=True, help="Likewise."),
-    click.option("--stop", "stops", multiple=True, type=TEXT, help="Likewise: end a row before this text; repeatable."),
+    click.option(
+        "--stop",
+        "stops",
+        multiple=True,
+        type=WRITTEN_TEXT,
+        help="Likewise: end a row before this text; repeatable.",
+    ),
     click.option("--ignore-eos", is_flag=True, help="Likewise: go on after the end-of-sequence token."),
     click.option("--seed", default=0, show_default=True, help="Lines without one draw from this and their number."),
     click.option(
@@ -64,7 +70,9 @@ OPTIONS = (
         help="What answers have as `created`, in seconds since 1970; no clock is asked.",
     ),
     click.option(
-        "--model-name", help="What answers have as `model` where a line names none; default: its own, or its file's."
+        "--model-name",
+        type=WRITTEN_TEXT,
+        help="What answers have as `model` where a line names none; default: its own, or its file's.",
     ),
     click.option("--limits", type=click.Choice(["openai"]), help="Refuse an input beyond the limits of an API."),
     options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups"),
@@ -147,6 +155,8 @@ def files_of(given: Mapping[str, Any], shard: "ChosenShard", model: str) -> "Job
 
 def streams(given: Mapping[str, Any]) -> bool:
     """Whether the job reads standard input or writes standard output. A usage error for what then cannot be."""
+    if given["errors_file"] == STANDARD and given["output_file"] != STANDARD:
+        raise click.UsageError("--errors - needs -o -: failed lines go to standard output where all answers do")
     if STANDARD not in (given["input_file"], given["output_file"]):
         return False
     for name in ("shard", "dry_run", "as_json", "limits", "scheduler"):

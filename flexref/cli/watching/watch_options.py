@@ -36,7 +36,7 @@ class WatchOptions:
 
     log_json: str | None = None
     metrics_port: int | None = None
-    metrics_host: str = LOOPBACK
+    metrics_host: str | None = None
     max_disk_writes_gib: float | None = None
 
     @classmethod
@@ -45,7 +45,9 @@ class WatchOptions:
         return cls(**{name: given.pop(name) for name in cls.__slots__})
 
     def check(self, output: str) -> None:
-        """`WrongCall` if the answers, which go to `output`, and the log would both go to stdout."""
+        """`WrongCall` if the answers, which go to `output`, and the log would both go to stdout, or nothing listens."""
+        if self.metrics_host is not None and self.metrics_port is None:
+            raise WrongCall("--metrics-host belongs to --metrics-port, which is not given")
         if self.log_json == output == STDOUT:
             raise WrongCall("--log-json - and -o - exclude each other: both are stdout")
 
@@ -66,9 +68,7 @@ def watch_options(command: Command) -> Command:
             metavar="PORT",
             help="Serve figures to Prometheus while the job runs; 0: a port that is free, which is told.",
         ),
-        click.option(
-            "--metrics-host", type=TEXT, default=LOOPBACK, show_default=True, help="Where --metrics-port listens."
-        ),
+        click.option("--metrics-host", type=TEXT, help=f"Where --metrics-port listens; default: {LOOPBACK}."),
         click.option(
             "--max-disk-writes-gib",
             type=Amount(above=True),
@@ -127,9 +127,10 @@ def _metrics(options: WatchOptions, pace: "JobPace") -> Any:
     except ImportError as error:
         raise BatchError(f"--metrics-port needs prometheus-client: {install_hint('metrics')}") from error
     assert options.metrics_port is not None
-    metrics = Metrics(options.metrics_port, pace, options.metrics_host)
+    host = options.metrics_host or LOOPBACK
+    metrics = Metrics(options.metrics_port, pace, host)
     if options.metrics_port == 0:
-        tell(f"metrics are served on http://{options.metrics_host}:{metrics.port}/metrics")
+        tell(f"metrics are served on http://{host}:{metrics.port}/metrics")
     return metrics
 
 

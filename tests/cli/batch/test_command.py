@@ -166,6 +166,32 @@ def test_what_needs_files_is_refused_for_streams(requests: Path, flag: list[str]
     assert flag[0] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("source", "out"), [("requests.jsonl", "out.jsonl"), ("-", "out.jsonl")])
+def test_failed_lines_go_to_standard_output_only_where_all_do(
+    requests: Path, tmp_path: Path, source: str, out: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert batch(source, "-o", out, "--errors", "-") == 2
+    assert "--errors -" in capsys.readouterr().err
+    assert os.listdir(tmp_path) == ["requests.jsonl"]
+    assert batch("requests.jsonl", "-o", "-", "--errors", "-") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+@pytest.mark.parametrize("option", ["--stop", "--model-name"])
+@pytest.mark.parametrize("value", ["", os.fsdecode(b"a\xff")])
+def test_a_text_that_no_answer_can_have_is_a_wrong_call(requests: Path, option: str, value: str, capsys: Any) -> None:
+    assert batch(requests, "-o", requests.with_name("out.jsonl"), option, value) == 2
+    assert option in (said := capsys.readouterr().err)
+    assert "Traceback" not in said
+    assert os.listdir(requests.parent) == ["requests.jsonl"]
+
+
+def test_a_place_for_metrics_without_a_port_is_a_wrong_call(requests: Path, capsys: Any) -> None:
+    assert batch(requests, "-o", requests.with_name("out.jsonl"), "--metrics-host", "0.0.0.0") == 2
+    assert "--metrics-port" in capsys.readouterr().err
+
+
 def test_a_dry_run_says_what_is_wrong_and_what_the_job_takes(requests: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "out.jsonl"
     assert batch(requests, "-o", out, "--dry-run", "--json", "--price-per-hour", "2") == 0
