@@ -5,6 +5,7 @@ import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Generator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,26 @@ class CountingBackend(NumpyBackend):
         tier, nbytes = self._tiers.pop(id(buffer))
         self.live[tier] -= nbytes
         super().release(buffer)
+
+
+OpenFiles = Callable[[], set[tuple[str, str]]]
+
+
+@pytest.fixture(scope="session")
+def open_files() -> OpenFiles:
+    """What every descriptor of this process stands for now, but the one that lists them.
+
+    A test asks for no more than there was: what an earlier one left may be closed meanwhile.
+    """
+
+    def found() -> set[tuple[str, str]]:
+        files = set()
+        for number in os.listdir("/proc/self/fd"):
+            with suppress(FileNotFoundError):
+                files.add((number, os.readlink(f"/proc/self/fd/{number}")))
+        return files
+
+    return found
 
 
 PORTS: dict[str, Callable[[Capabilities], bool]] = {

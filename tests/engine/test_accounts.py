@@ -30,23 +30,28 @@ from flexref.units import Tier, slots_of
 
 SPEC = ModelSpec("small", 50, 48, 16, 16, 4, 2, 32)
 GIB = 1 << 30
-SLOW_S = 0.05
+SLOW_S = 1000.0
 """What an allocation, or giving it back, takes on the slow port: longer than all else in these jobs."""
 
 
 class SlowMemory(NumpyBackend):
-    """Takes its time to allocate and to release, as pinning does."""
+    """Takes its time to allocate and to release, as pinning does: on a clock that jumps while it is at it."""
 
     allocate_s = release_s = 0.0
     calls = 0
 
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        super().__init__()
+        self.slept_s, plain = 0.0, time.perf_counter
+        monkeypatch.setattr(time, "perf_counter", lambda: plain() + self.slept_s)
+
     def allocate(self, tier: str, nbytes: int) -> Any:
-        time.sleep(self.allocate_s)
+        self.slept_s += self.allocate_s
         self.calls += 1
         return super().allocate(tier, nbytes)
 
     def release(self, buffer: Any) -> None:
-        time.sleep(self.release_s)
+        self.slept_s += self.release_s
         super().release(buffer)
 
 
@@ -70,9 +75,9 @@ def path(tmp_path: Path) -> str:
 @pytest.mark.parametrize("job", JOBS)
 @pytest.mark.parametrize("slow", ["allocate_s", "release_s"])
 def test_the_seconds_of_taking_and_returning_memory_are_in_the_account(
-    path: str, job: Callable[..., Any], slow: str
+    path: str, job: Callable[..., Any], slow: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = SlowMemory()
+    port = SlowMemory(monkeypatch)
     with load(path, policy=Policy(cache=Shares(0, 1, 0), rows_per_group=1), backend=port) as engine:
         job(engine, [[1, 2, 3]])
         port.calls = 0

@@ -69,12 +69,12 @@ def test_closing_twice_closes_no_file_of_others(path: str) -> None:
     os.close(other)  # EBADF, if it was closed
 
 
-def test_a_policy_that_is_refused_opens_nothing(path: str) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+def test_a_policy_that_is_refused_opens_nothing(path: str, open_files: Any) -> None:
+    before = open_files()
     for _ in range(3):
         with pytest.raises(PolicyError, match="made for int4"):
             load(path, policy=Policy(weights_scheme="int4"))
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() <= before
 
 
 def test_a_tier_without_room_for_weights_is_left_as_it_was(path: str) -> None:

@@ -6,8 +6,8 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -48,15 +48,6 @@ def in_child(work: Callable[[], None]) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def open_files() -> dict[str, str]:
-    """What every descriptor of this process stands for; the one that lists them is none of them any more."""
-    found = {}
-    for number in os.listdir("/proc/self/fd"):
-        with suppress(FileNotFoundError):
-            found[number] = os.readlink(f"/proc/self/fd/{number}")
-    return found
-
-
 def test_a_used_engine_refuses_to_work_in_a_forked_child_and_goes_on_in_its_own_process(tmp_path: Path) -> None:
     with loaded(tmp_path) as engine:
         before = engine.generate([[1, 2, 3]], REQUEST)
@@ -74,7 +65,9 @@ def test_a_stream_that_was_under_way_ends_in_a_forked_child(tmp_path: Path) -> N
         assert len(list(stream)) == 5
 
 
-def test_an_engine_that_is_dropped_is_closed_and_leaves_neither_descriptors_nor_threads(tmp_path: Path) -> None:
+def test_an_engine_that_is_dropped_is_closed_and_leaves_neither_descriptors_nor_threads(
+    tmp_path: Path, open_files: Any
+) -> None:
     gc.collect()
     files, threads = open_files(), set(threading.enumerate())
     engine = loaded(tmp_path)
@@ -86,7 +79,7 @@ def test_an_engine_that_is_dropped_is_closed_and_leaves_neither_descriptors_nor_
         kept.clear()  # the last reference
     # What an earlier test left may have ended meanwhile.
     assert set(threading.enumerate()) <= threads
-    assert open_files().items() <= files.items()
+    assert open_files() <= files
 
 
 def test_an_engine_that_was_closed_is_dropped_without_a_word(tmp_path: Path) -> None:

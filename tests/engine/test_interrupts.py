@@ -235,7 +235,7 @@ def test_a_lane_that_hangs_makes_no_program_that_cannot_be_ended(
         except KeyboardInterrupt:
             over.set()
         thread.join()
-        assert FORCED <= presses[0] <= FORCED + 15
+        assert FORCED <= presses[0] <= FORCED + 60
         assert not port.released
         with pytest.raises(EngineError, match="cannot go on"):
             engine.generate(PROMPTS, REQUEST)
@@ -343,7 +343,9 @@ def test_an_engine_inside_another_s_callback_is_interrupted_too(path: str) -> No
         assert generate(outer) == generate(inner) == expected
 
 
-def test_an_interrupt_while_an_engine_is_made_leaves_nothing_open(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_while_an_engine_is_made_leaves_nothing_open(
+    path: str, open_files: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[NumpyBackend] = []
 
     class Pressed(NumpyBackend):
@@ -353,11 +355,11 @@ def test_an_interrupt_while_an_engine_is_made_leaves_nothing_open(path: str, mon
             signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(loading, "create", lambda name: Pressed())
-    before = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     for _ in range(3):
         with pytest.raises(KeyboardInterrupt):
             load(path, policy=POLICY)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert open_files() <= before
     for port in made:
         with pytest.raises(RuntimeError, match="is closed"):
             port.submit("disk_in", (), ())

@@ -32,13 +32,16 @@ def test_where_no_time_has_passed_nothing_was_taken(monkeypatch: pytest.MonkeyPa
 
 
 def test_another_program_is_seen() -> None:
-    code = "import time\nend = time.time() + 1.5\nwhile time.time() < end: pass"
-    with subprocess.Popen([sys.executable, "-c", code]) as other:
-        time.sleep(0.3)  # until it has begun
-        watch = Occupation()
-        time.sleep(0.8)
-        taken = watch.taken()
-        other.wait()
+    code = "print('begun', flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+        try:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"begun\n"
+            watch = Occupation()
+            time.sleep(0.8)
+            taken = watch.taken()
+        finally:
+            other.kill()
     assert 0.2 / (os.cpu_count() or 1) < taken.others <= 1.0
     assert 0.0 <= taken.stolen <= 1.0
 

@@ -1,6 +1,5 @@
 """Opening a weight file: names, extents and checks of what is read; damage of every kind is in test_damage.py."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,10 +69,10 @@ def test_a_file_without_a_tokenizer_says_so(kit, tiny_spec) -> None:
     assert found.tokenizer_json is None
 
 
-def test_opening_leaves_no_descriptor_open(tiny_file) -> None:
-    before = set(os.listdir("/proc/self/fd"))
+def test_opening_leaves_no_descriptor_open(tiny_file, open_files) -> None:
+    before = open_files()
     open_weight_file(tiny_file.path)
-    assert set(os.listdir("/proc/self/fd")) == before
+    assert open_files() <= before
 
 
 def test_resolve_finds_files_and_the_built_in_model(tiny_file, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,8 @@ from flexref.policy import Policy
 
 FACTS = JobFacts("small", "numpy", Policy(), "in.jsonl", "out.jsonl", 1000)
 
+PATIENCE_S = 60
+
 Said = queue.Queue[str]
 
 
@@ -47,11 +49,11 @@ def send() -> None:
 def test_it_prints_a_line_for_every_signal(on_signal: StateOnSignal, said: Said, pace: JobPace) -> None:
     for _ in range(3):
         send()
-        assert said.get(timeout=10).endswith("pass 1 ended 5 s ago")
-        assert said.get(timeout=10) == "also"
+        assert said.get(timeout=PATIENCE_S).endswith("pass 1 ended 5 s ago")
+        assert said.get(timeout=PATIENCE_S) == "also"
     pace.passed(JobState(2.0, 2.0, passes=2))
     send()
-    assert "pass 2" in said.get(timeout=10)
+    assert "pass 2" in said.get(timeout=PATIENCE_S)
 
 
 def test_it_prints_while_the_main_thread_is_in_a_call_that_lasts(on_signal: StateOnSignal, said: Said) -> None:
@@ -60,7 +62,7 @@ def test_it_prints_while_the_main_thread_is_in_a_call_that_lasts(on_signal: Stat
 
     def wait_for_line() -> None:
         send()
-        line = said.get(timeout=30)
+        line = said.get(timeout=PATIENCE_S)
         os.write(write_end, line[:1].encode())
 
     thread = threading.Thread(target=wait_for_line)
@@ -79,7 +81,7 @@ def test_a_signal_before_the_job_begins_ends_nothing(said: Said) -> None:
     watcher = StateOnSignal(JobPace(), said.put)
     try:
         send()
-        assert said.get(timeout=10) == "the job has not begun yet"
+        assert said.get(timeout=PATIENCE_S) == "the job has not begun yet"
     finally:
         watcher.close()
 
@@ -94,8 +96,8 @@ def test_what_was_there_before_is_there_afterwards(said: Said, pace: JobPace) ->
     try:
         watcher = StateOnSignal(pace, said.put, clock=lambda: 5.0)
         send()
-        said.get(timeout=10)
-        assert select.select([read_end], [], [], 10)[0]  # whoever waits there hears of it, too
+        said.get(timeout=PATIENCE_S)
+        assert select.select([read_end], [], [], PATIENCE_S)[0]  # whoever waits there hears of it, too
         assert os.read(read_end, 10) == bytes([signal.SIGUSR1])
         assert heard == []
         watcher.end(JobState(1.0), "done")

@@ -3,6 +3,7 @@
 import itertools
 import json
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -153,7 +154,7 @@ PLACED = ("generate", "eval", "compare-models", "check", "bench")
 SLOW = """
 import sys, time
 from flexref.cli.show import displays
-displays.FIRST_S = 0.2
+displays.FIRST_S = 0.1
 from flexref.cli.show.progress import progress
 with progress("tokens", 100, "tokens") as shown:
     for _ in range(10):
@@ -225,10 +226,13 @@ def test_a_reader_that_sleeps_keeps_no_work_from_ending() -> None:
 
 
 def test_work_that_holds_its_thread_for_long_is_not_silent() -> None:
-    code = SLOW.replace("displays.FIRST_S = 0.2", "displays.FIRST_S = 0.1").partition("    for _")[0]
-    code += "    sum(number * number for number in range(3 * 10**6))\n"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.startswith("tokens: 0 of 100, 0 s so far\n")
+    code = SLOW.partition("    for _")[0] + "    while True: pass\n"
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert re.fullmatch(r"tokens: 0 of 100, \d+ s so far\n", process.stderr.readline())
+        finally:
+            process.kill()
 
 
 def test_a_reader_that_leaves_ends_the_lines_and_not_the_work() -> None:
