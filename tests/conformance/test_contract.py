@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Iterator
 
 import pytest
+from flexref_numpy.backend import MINIMUM_SCRATCH_BYTES, NumpyBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,7 +13,14 @@ from flexref.backend.protocol import Backend
 from flexref.errors import BackendUnavailable
 from flexref.testing import CONTRACT, clause_name, clauses_for
 from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, prefixes, products, recordings, sampling
-from flexref.testing.contract import PARTS, RECORDINGS, STRUCTURE, Clause
+from flexref.testing.contract import PARTS, RECORDINGS, ROW_INVARIANCE, SHARED_PREFIXES, STRUCTURE, VALUES, Clause
+
+TILED = tuple(
+    clause
+    for clause in (*VALUES, *ROW_INVARIANCE, *SHARED_PREFIXES)
+    if inspect.getmodule(clause) in (attention, pointwise, prefixes, products)
+)
+"""Clauses on operators that the numpy port cuts into tiles, of which its scratch holds one."""
 
 
 def cases() -> Iterator[object]:
@@ -39,6 +47,21 @@ def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
 @given(data=st.data())
 def test_a_port_keeps_the_contract(backend: Backend, clause: Clause, data: st.DataObject) -> None:
     clause(backend, data)
+
+
+@pytest.fixture(scope="module")
+def small_scratch() -> Iterator[Backend]:
+    made = NumpyBackend(MINIMUM_SCRATCH_BYTES)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("clause", TILED, ids=clause_name)
+@given(data=st.data())
+def test_the_reference_port_keeps_the_contract_where_operators_need_many_tiles(
+    small_scratch: Backend, clause: Clause, data: st.DataObject
+) -> None:
+    clause(small_scratch, data)
 
 
 def test_the_reference_port_must_pass_every_clause_but_those_on_recordings() -> None:

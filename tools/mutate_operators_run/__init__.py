@@ -1,0 +1,1 @@
+"""The parts of tools/mutate_operators; run that."""

@@ -1,0 +1,132 @@
+"""The ports whose operators are mutated: where their files are, and how a process makes one; it runs nothing."""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from flexref.backend.protocol import Backend
+from flexref.backend.registry import create
+from flexref.errors import WrongCall
+from mutate_operators_run import cuda_mutants, python_mutants
+from mutate_operators_run.mutant import Mutant, mutants_of
+
+EMULATOR = Path(__file__).parents[2] / "tests" / "kernels"
+"""Where the emulated device is."""
+
+COMMON = "kernels/common.cuh"
+
+DEVICES: Mapping[str, tuple[int, Mapping[str, Any]]] = {
+    "at-once": (1 << 20, {"capability": (7, 5), "multiprocessors": 3}),
+    "late": (4096, {"capability": (9, 0), "multiprocessors": 40, "late": True}),
+}
+"""The emulated devices of `tests/kernels/test_port_on_emulator.py`: bytes of a piece of host memory, and the rest."""
+
+SMALL_SCRATCH = "small scratch"
+"""The numpy port as `tests/conformance` has it too: its tiles are so small that operators need several."""
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """A port by its name here; `patterns`: the files of its package that are mutated.
+
+    variants: ways to make it, of which each must keep the contract; the first one is tried first. loading_s: what
+    making it may take on a busy machine, its compiler included. traced: whether Python sees its functions being called.
+    """
+
+    name: str
+    package: str
+    patterns: tuple[str, ...] = ("*.py",)
+    variants: tuple[str, ...] = ("",)
+    loading_s: float = 20.0
+    traced: bool = True
+
+    @property
+    def emulated(self) -> bool:
+        """Whether it runs on the emulated device."""
+        return self.variants == tuple(DEVICES)
+
+    @property
+    def folder(self) -> Path:
+        """Its package; `WrongCall` if that is not installed."""
+        found = find_spec(self.package)
+        if found is None or found.origin is None:
+            raise WrongCall(f"no package {self.package} is installed, which has the operators of {self.name}")
+        return Path(found.origin).parent
+
+    def files(self) -> list[str]:
+        """What is mutated, as paths inside the package."""
+        paths = {path for pattern in self.patterns for path in self.folder.glob(pattern)}
+        return [str(path.relative_to(self.folder)) for path in sorted(paths) if path.name != "__init__.py"]
+
+    def mutants(self) -> Iterator[Mutant]:
+        """Every mutant, file by file."""
+        for file in self.files():
+            text = (self.folder / file).read_text(encoding="utf-8")
+            changes = python_mutants.changes if file.endswith(".py") else cuda_mutants.changes
+            for mutant in mutants_of(file, text, changes(text)):
+                if file != COMMON or _emulated(mutant.applied(text)) != _emulated(text):
+                    yield mutant
+
+
+PORTS: Mapping[str, Port] = {
+    port.name: port
+    for port in (
+        Port("numpy", "flexref_numpy", variants=("", SMALL_SCRATCH)),
+        Port("cupy-emulated", "flexref_cupy", ("kernels/*.cu", COMMON), tuple(DEVICES), loading_s=300.0),
+        Port("torch", "flexref_torch", loading_s=60.0),
+        Port("numba", "flexref_numba", loading_s=300.0, traced=False),
+    )
+}
+
+
+def made(port: str, variant: str) -> Backend:
+    """A new port, of the package that is first on the path."""
+    if not variant:
+        return create(port)
+    if variant == SMALL_SCRATCH:
+        from flexref_numpy.backend import MINIMUM_SCRATCH_BYTES, NumpyBackend
+
+        return NumpyBackend(MINIMUM_SCRATCH_BYTES)
+    _see_emulator()
+    from emulated_cuda import EmulatedCuda
+    from flexref_cupy import CupyBackend
+
+    piece_bytes, device = DEVICES[variant]
+    return CupyBackend(cuda=EmulatedCuda(**device), piece_bytes=piece_bytes)
+
+
+def compiled_before() -> Path:
+    """The folder of shared objects that the emulated device has made of unchanged kernels."""
+    _see_emulator()
+    from emulated_build import _folder
+
+    return Path(_folder())
+
+
+def keeps_compiled_in(folder: Path, known: Path) -> None:
+    """What the emulated device compiles from now on goes into `folder`; what `known` has is not compiled again."""
+    kept = folder / f"flexref-emulated-{os.getuid()}"
+    if not kept.exists():
+        kept.mkdir(mode=0o700, parents=True)
+        for path in known.glob("*.so"):
+            (kept / path.name).symlink_to(path)
+    os.environ["XDG_CACHE_HOME"] = str(folder)
+
+
+def _see_emulator() -> None:
+    if str(EMULATOR) not in sys.path:
+        sys.path.append(str(EMULATOR))
+
+
+@cache
+def _emulated(common: str) -> str:
+    """What the emulated device compiles of a text that all kernels share: it has parts of its own."""
+    _see_emulator()
+    from emulated_build import portable
+
+    return str(portable(f'{common}\n#line 1 "none"\n')[0])
