@@ -119,11 +119,11 @@ def table_rows(
     file: WeightFile,
     ids: "np.ndarray[tuple[int, ...], np.dtype[np.int64]]",
     head: bool = False,
-    read: Callable[[str], npt.NDArray[Any]] | None = None,
+    rows_of: Callable[[str, npt.NDArray[np.int64]], npt.NDArray[Any]] | None = None,
 ) -> Numbers:
     """The rows `ids` (T,) of the token table, or of the head's table -> (T, W) in float64.
 
-    `read` gives a tile by its name, where it is not to be read from the file.
+    `rows_of` gives rows of a tile by its name, where they are not to be read from the file.
     """
     tiles = (head_tiles if head else token_tiles)(file.spec, file.tile_rows)
     rows = np.empty((len(ids), file.spec.embed_width))
@@ -131,8 +131,11 @@ def table_rows(
         first = tile.index * file.tile_rows
         here = (ids >= first) & (ids < first + tile.shape[0])
         if here.any():
-            values = laws.dense(read_tensor(file.tensors[tile.name])) if read is None else read(tile.name)
-            rows[here] = values[ids[here] - first]
+            some = ids[here] - first
+            if rows_of is not None:
+                rows[here] = rows_of(tile.name, some)
+            else:
+                rows[here] = laws.dense(read_tensor(file.tensors[tile.name]))[some]
     return rows
 
 

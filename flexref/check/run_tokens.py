@@ -3,7 +3,7 @@
 What is checked is what was run: the rows' own tokens, the run's own weights, all layers. It knows no engine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from flexref.architecture.flops import prefill_flops
 from flexref.architecture.spec import ModelSpec
-from flexref.check.forced import forced_logits
-from flexref.check.forced_walk import PortRounding, Read
+from flexref.check.forced.logits import Drawing, ForcedRow, forced_logits, together
+from flexref.check.forced.products import Read, product_rate
 from flexref.errors import FlexrefError
 from flexref.json_types.containers import ListOf
 from flexref.json_types.values import Number, Whole
@@ -27,6 +27,9 @@ it takes no more than 1e14."""
 
 POSITIONS_MOST = 128
 """Of a row's tokens at most so many are compared, evenly drawn out: each takes a walk through the head's table."""
+
+BESIDE_PRODUCTS = 1.5
+"""Seconds of a whole check beside those of its products alone: measured 1.4, see bench/README."""
 
 Ids = Sequence[int]
 
@@ -70,31 +73,57 @@ def rows_checked(spec: ModelSpec, lengths: Sequence[int], wanted: int | None, se
     return tuple(sorted(chosen))
 
 
+@dataclass(frozen=True, slots=True)
+class CheckingWork:
+    """What checking some rows takes: `layers` walked, each for the rows of one run; `seconds`, predicted, on all cores.
+
+    The prediction is `flops` at the rate of this machine's products, and as much again as all else takes beside them.
+    """
+
+    layers: int
+    flops: float
+    seconds: float
+
+
+def work_of(spec: ModelSpec, rows: Sequence[ForcedRow]) -> CheckingWork:
+    """What `forced_logits` of the rows will take; measures the machine's products, some hundredths of a second."""
+    flops = sum(COMPUTATIONS * prefill_flops(spec, len(row.token_ids)) for row in rows)
+    return CheckingWork(len(together(rows)) * spec.layers, flops, BESIDE_PRODUCTS * flops / product_rate())
+
+
+def forced_rows(prompts: Sequence[Ids], tokens: Sequence[Ids], rows: Sequence[int], vocabulary: int) -> list[ForcedRow]:
+    """Some `rows` of a run, with the places of the tokens that are compared; `WrongTokens` for impossible ones."""
+    found = []
+    for row in rows:
+        prompt, given = list(prompts[row]), list(tokens[row])
+        _check_vocabulary(row, given, vocabulary)
+        some = _compared(len(given))
+        found.append(ForcedRow([*prompt, *given[: some[-1]]], [len(prompt) - 1 + step for step in some]))
+    return found
+
+
 def check_tokens(
     file: WeightFile,
     read: Read,
     prompts: Sequence[Ids],
     tokens: Sequence[Ids],
     rows: Sequence[int],
-    how: tuple[PortRounding, int],
+    how: Drawing,
+    on_layer: Callable[[], object] = lambda: None,
 ) -> TokensChecked:
     """Check the `tokens` of some `rows` of a greedy run after their `prompts`, on weights that `read` gives by name.
 
-    `how`: what the port rounds, and the seed that `rows` were drawn by, of which there is at least one. Raises
-    `WrongTokens`, which names the first wrong token of a row, and `FlexrefError` where nothing can be said.
+    `how`: what the port rounds, and the seed that `rows` were drawn by, of which there is at least one; `on_layer` is
+    called as often as `work_of` says. Raises `WrongTokens`, which names the first wrong token of a row, and
+    `FlexrefError` where nothing can be said.
     """
-    rounding, seed = how
     count = others = 0
     worst, possible = 0.0, 0
-    for row in rows:
-        prompt, given = list(prompts[row]), list(tokens[row])
-        _check_vocabulary(row, given, file.spec.vocabulary)
-        some = np.unique(np.linspace(0, len(given) - 1, min(len(given), POSITIONS_MOST)).round().astype(np.int64))
-        ids = [*prompt, *given[: int(some[-1])]]
-        places = [len(prompt) - 1 + int(step) for step in some]
-        found = forced_logits(file, read, ids, places, rounding, seed)
+    wanted = forced_rows(prompts, tokens, rows, file.spec.vocabulary)
+    for row, found in zip(rows, forced_logits(file, read, wanted, how, on_layer), strict=True):
+        given = list(tokens[row])
         best = found.logits.argmax(-1)
-        for place, step in enumerate(some.tolist()):
+        for place, step in enumerate(_compared(len(given))):
             chosen, needed, bound = given[step], int(best[place]), found.bound[place]
             below = found.logits[place, needed] - found.logits[place]
             permitted = bound + bound[needed]
@@ -114,7 +143,13 @@ def check_tokens(
                 worst = max(worst, float(below[chosen] / permitted[chosen]))
             others, count = others + (chosen != needed), count + 1
             possible += int(np.count_nonzero(passes))
-    return TokensChecked(seed, tuple(rows), count, others, worst, possible / count)
+    return TokensChecked(how.seed, tuple(rows), count, others, worst, possible / count)
+
+
+def _compared(count: int) -> list[int]:
+    """The steps whose tokens are compared, of so many."""
+    some = np.unique(np.linspace(0, count - 1, min(count, POSITIONS_MOST)).round().astype(np.int64))
+    return [int(step) for step in some]
 
 
 def _check_vocabulary(row: int, given: Ids, vocabulary: int) -> None:

@@ -29,10 +29,11 @@ from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.rehearsals import Rehearsals
 from flexref.engine.results import Stats
-from flexref.engine.tensors import read_tensor
+from flexref.engine.tensors import read_stored, read_tensor
 from flexref.engine.wall import Reading, Wall, WallPart
 from flexref.errors import CapacityError, PolicyError, in_gib
 from flexref.policy import WEIGHT_SCHEMES, Policy
+from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
 from flexref.tiers.faults import FaultLog
@@ -160,6 +161,11 @@ class Session:
         """One tensor of the model in float32, as `tensors.read_tensor` reads it, also while a job is under way."""
         self.gate.check_usable()
         return read_tensor(self.file, self._disk.source, name)
+
+    def stored(self, name: str) -> npt.NDArray[Any] | Quantized:
+        """One tensor of the model as its file holds it, by its exact name; else as `tensor`."""
+        self.gate.check_usable()
+        return read_stored(self.file.tensors[name], self._disk.source)
 
     def weights_for(self, policy: Policy) -> WeightStore:
         """The weights as the policy places them; loaded on the first use, and again when the shares change.

@@ -1,4 +1,4 @@
-"""Single tensors of a model in float32, for whoever looks into one: read, checked, dequantized; no job needs it."""
+"""Single tensors of a model, for whoever looks into one: read, checked, and dequantized if wanted; no job needs it."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -47,12 +47,18 @@ def _tiles(file: WeightFile) -> dict[str, list[StoredTensor]]:
     return found
 
 
-def _values(stored: StoredTensor, source: WeightSource) -> npt.NDArray[np.float32]:
+def read_stored(stored: StoredTensor, source: WeightSource) -> npt.NDArray[Any] | Quantized:
+    """A tensor as the file holds it: numbers of its type, or groups of codes; checked as `read_tensor` does."""
     arrays = [_read(part, source) for part in stored.parts]
     if stored.group_size is None or stored.bits is None:
-        return arrays[0].astype(np.float32)
+        return arrays[0]
     codes, scale, zero = arrays
-    return dequantize(Quantized(codes, scale, zero, stored.shape[-1], stored.group_size, stored.bits))
+    return Quantized(codes, scale, zero, stored.shape[-1], stored.group_size, stored.bits)
+
+
+def _values(stored: StoredTensor, source: WeightSource) -> npt.NDArray[np.float32]:
+    found = read_stored(stored, source)
+    return dequantize(found) if isinstance(found, Quantized) else found.astype(np.float32)
 
 
 def _read(part: Part, source: WeightSource) -> npt.NDArray[Any]:

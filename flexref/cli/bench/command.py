@@ -262,8 +262,7 @@ def _run(
                 shown.begin(f"run {number} of {runs_in_words(arguments.repeat)}")
 
             report = benchmark.run(trace=trace, on_run=begin)
-            shown.begin("checking the tokens of the runs")
-            tokens, took_s = check_runs(benchmark, report)
+            tokens, took_s = check_runs(benchmark, report, shown)
         compared = None if baseline is None or not report.runs else baseline.compare(report.to_json())
         check: dict[str, Any] = {"check_logits": passed.logits, "check_worst_share": passed.worst_share}
         check |= {"tokens_checked": None if tokens is None else asdict(tokens), "tokens_check_s": took_s}
