@@ -15,7 +15,7 @@ from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
 from flexref.units import DTYPE_BYTES
-from flexref_dry.recording import Counted, DryRecording, renew_rows, renew_segments
+from flexref_dry.recording import RECORDING_CALLS, Counted, DryRecording, renew_rows, renew_segments
 from flexref_dry.stand_ins import (
     DryArray,
     DryBuffer,
@@ -76,10 +76,15 @@ class DryBackend:
             self.timing.operator(timed)
 
     def record(self, operators: Callable[[], None]) -> DryRecording:
-        """See `RecordingBackend.record`."""
-        self._recording = recording = DryRecording()
+        """See `RecordingBackend.record`.
+
+        As on a device, operators are called once so that what they load is there, and once more to be kept: the host
+        works through the engine's Python both times.
+        """
         try:
-            operators()
+            for _ in range(RECORDING_CALLS):
+                self._recording = recording = DryRecording()
+                operators()
         finally:
             self._recording = None
         if self.timing is not None:

@@ -6,6 +6,9 @@ from typing import Any
 
 from flexref_dry.stand_ins import DryCaches, DrySegments, sizes_of
 
+RECORDING_CALLS = 2
+"""So often operators are called to be recorded; seconds of a recorded operator (`HostSeconds.record`) are for both."""
+
 Counted = tuple[str, int, tuple[Any, ...]]
 """An operator's name, its FLOPs, and what is timed: a method of `Durations` and its arguments."""
 

@@ -1,13 +1,15 @@
 """Makes the block of a simulated job, which generates or scores; it knows no clock."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 from flexref.block.admission import Waiting
 from flexref.block.compute import BlockComputation
 from flexref.block.counted_rows import kinds_of
 from flexref.block.generate_block import GenerateBlock
+from flexref.block.group import FedRows, Group
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rows import JobRows, Row, SharedPrefix, each_of
 from flexref.block.score_block import ScoreBlock
@@ -19,9 +21,11 @@ from flexref.tiers.weights import WeightStore
 
 @dataclass(eq=False)
 class TimedVisits(BlockComputation):
-    """`after_visit` is told when the operators of a visit were called, or those replayed that were recorded.
+    """`after_visit` is told of the host's own work: of every visit, and of each time that its operators are called.
 
-    Not of the visits of a pass that is run as a whole: they have nothing to do.
+    A visit that is called, or replayed, is one. To record its operators they are called several times, each of which
+    is one more but for the first. Of the visits of a pass that is run as a whole only those calls are: a replay of it
+    goes through none.
     """
 
     after_visit: Callable[[], None] = field(init=False, default=lambda: None)
@@ -32,6 +36,23 @@ class TimedVisits(BlockComputation):
         super().compute(visit)
         if fed and visit.group not in self._at_once:
             self.after_visit()
+
+    def _call(self, visit: Visit, group: Group, held: Sequence[Any], operators: Callable[[], None]) -> None:
+        calls = 0
+
+        def counted() -> None:
+            nonlocal calls
+            if calls and visit.group not in self._at_once:
+                self.after_visit()
+            calls += 1
+            operators()
+
+        super()._call(visit, group, held, counted)
+
+    def _whole_pass(self, visit: Visit, group: Group | FedRows, ids: Any) -> None:
+        for _ in self._stages:
+            self.after_visit()
+        super()._whole_pass(visit, group, ids)
 
 
 @dataclass(eq=False)

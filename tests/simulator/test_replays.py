@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.architecture.stages import stages as stages_of
 from flexref.backend.records import RecordLayout
 from flexref.block.rows import AlikeRows, RowLengths
 from flexref.machine.machine import HostSeconds, Machine
@@ -108,3 +109,33 @@ def test_of_a_job_whose_passes_are_replayed_the_hosts_calls_are_not_waited_for(s
     more_s = replayed.prefill_s + replayed.decode_s - called.prefill_s  # a pass may be recorded in the one before it
     assert 20 * slow.record < more_s < 10 * called.decode_s / 63
     assert replayed.link_bytes == called.link_bytes
+
+
+def host_visits(shares: Shares, groups: int, record_bytes: int) -> tuple[float, float, int]:
+    """(prefill, decode) in seconds of a host whose visits alone take time, a second each; and the stages of a pass."""
+    host = HostSeconds(1e-9, 1e-9, visit=1.0, choice=0.0, choice_row=0.0, replay=1e-9, record=1e-9)
+    machine = recording_machine().changed(host_s=host)
+    machine = machine.changed(port=replace(machine.port, recorded_bytes=record_bytes))
+    file, policy = random_file(SPEC), Policy(weights=shares, rows_per_group=1, groups_per_block=groups)
+    found = simulate(file, machine, policy, AlikeRows(RowLengths(8, 12), groups))
+    return found.prefill_s, found.decode_s, len(stages_of(SPEC, file.tile_rows))
+
+
+@given(st.integers(1, 3))
+def test_the_host_goes_through_a_whole_pass_twice_to_record_it_and_not_to_replay_it(groups: int) -> None:
+    """What lies on the device is recorded ahead, while the prefill is still under way, and so prolongs it."""
+    called_s, _, stages = host_visits(Shares(), groups, 0)
+    prefill_s, decode_s, _ = host_visits(Shares(), groups, 1 << 20)
+    assert called_s == pytest.approx(stages * groups, rel=1e-3)
+    assert prefill_s + decode_s == pytest.approx(3 * stages * groups, rel=1e-3)
+    assert decode_s < 1
+
+
+@given(st.integers(1, 3))
+def test_the_host_goes_through_a_visit_once_more_to_record_it(groups: int) -> None:
+    """Weights that come over the link, in slots that take turns: each visit is recorded for one slot and the other."""
+    _, called_s, stages = host_visits(Shares(0, 1, 0), groups, 0)
+    _, decode_s, _ = host_visits(Shares(0, 1, 0), groups, 1 << 20)
+    assert called_s == pytest.approx(11 * stages * groups, rel=1e-3)
+    turns = 1 + stages % 2  # of an odd number of stages each finds both slots
+    assert decode_s == pytest.approx((11 + turns) * stages * groups, rel=1e-3)
