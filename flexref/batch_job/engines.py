@@ -1,6 +1,7 @@
 """Opens the engines of a job, one after another, and says how it goes on after one that failed; it knows no file."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,14 +66,25 @@ class Engines:
     ) -> Iterator[LineAnswer]:
         """The answers that `engine` gives: of the lines, then of those that need a policy of their own.
 
-        Raises what `Serving.run` raises. After one of `ENGINE_FAILURES` `recover` says how to go on.
+        Raises what `Serving.run` raises. After one of `ENGINE_FAILURES` `recover` says how to go on; closed early, it
+        raises none of them, since nobody goes on.
         """
         while True:
-            for answer in serving.run(engine, on_begin=on_begin, on_pass=on_pass, may_refuse=not self.have_less):
-                self._refused = 0  # the engine is of use: earlier ones that failed do not count any more
-                yield answer
+            run = serving.run(engine, on_begin=on_begin, on_pass=on_pass, may_refuse=not self.have_less)
+            with closing(run):  # else what its lanes end with would be raised where nobody hears it
+                yield from self._heard(run)
             if not serving.has_set_aside:
                 return
+
+    def _heard(self, run: Generator[LineAnswer, None, None]) -> Iterator[LineAnswer]:
+        try:
+            for answer in run:
+                self._refused = 0  # the engine is of use: earlier ones that failed do not count any more
+                yield answer
+        except GeneratorExit:
+            with suppress(*ENGINE_FAILURES):
+                run.close()
+            raise
 
     def recover(self, serving: Serving, engine: Engine, error: EngineFailure) -> tuple[str, str]:
         """How the next engine goes on after one that failed: the kind of event that this is, and a line of words.

@@ -3,7 +3,7 @@
 A line may have several rows (prompts, choices). It is answered when the last of them has ended.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -121,7 +121,7 @@ class Serving:
         on_begin: OnJob = nobody,
         on_pass: OnJob = nobody,
         may_refuse: bool = True,
-    ) -> Iterator[LineAnswer]:
+    ) -> Generator[LineAnswer, None, None]:
         """Serve lines until none is left; answers come as they end, in any order within the engine's window.
 
         Only lines that do not fit under a policy that was chosen for others are left over (`has_set_aside`): `run` has

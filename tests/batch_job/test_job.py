@@ -1,7 +1,9 @@
 """A job goes on through engines that run out of memory, stops in order, and tells its watchers; it knows no format."""
 
 import errno
+import gc
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,9 +25,10 @@ from flexref.batch_job.stall import Stalled
 from flexref.batch_job.states import JobEvent, JobFacts, JobState
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Output
-from flexref.errors import CapacityError, FlexrefError, JobPaused, StorageError
+from flexref.errors import CapacityError, FlexrefError, JobPaused, SpillDamaged, StorageError
 from flexref.loading import advisor, load
 from flexref.policy import Policy, Shares
+from flexref.tiers.mover import Mover
 from flexref.tiers.spill_file import SpillFile
 
 SPEC = ModelSpec("ending", 50, 48, 16, 16, 2, 2, 32, eos_token_ids=(7, 11, 20, 30, 41))
@@ -235,6 +238,34 @@ def test_what_the_keeper_raises_ends_the_job_and_frees_the_engine(model_file: Ca
 ON_DISK = Policy(
     rows_per_group=2, groups_per_block=2, cache=Shares(0, 0, 1), activations=Shares(0, 0, 1), weights=Shares(0, 0, 1)
 )
+
+
+@pytest.mark.parametrize("error", [StorageError("cannot write in there"), SpillDamaged("records of row 1")])
+def test_what_a_lane_ends_with_when_the_keeper_has_failed_is_raised_and_nothing_goes_on(
+    model_file: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    settle, added, ended, unraisable = Mover.settle, list[int](), list[int](), list[Any]()
+
+    class Full(Kept):
+        def add(self, answer: LineAnswer) -> None:
+            added.append(answer.number)
+            raise StorageError("cannot write the journal")
+
+    def fails(mover: Mover) -> None:
+        settle(mover)
+        if added:
+            ended.append(len(added))
+            raise error
+
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    monkeypatch.setattr(Mover, "settle", fails)
+    file = model_file(SPEC)
+    with pytest.raises(StorageError) as found:
+        job(file, lines(6), Full(), Watching(), Policy(rows_per_group=2)).run()
+    gc.collect()
+    assert ended == [1]
+    assert not unraisable
+    assert str(found.value) == ("cannot write in there" if type(error) is StorageError else "cannot write the journal")
 
 
 @given(damaged=st.sets(st.integers(1, 60), min_size=1, max_size=3))
