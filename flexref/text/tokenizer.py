@@ -117,6 +117,10 @@ class Tokenizer:
         found = [_BYTES.get(character) for character in token]
         return token.encode("utf-8") if None in found else bytes(value for value in found if value is not None)
 
+    def has(self, token_id: int) -> bool:
+        """Whether it is the id of a token; a model may have rows for more."""
+        return self._rust.id_to_token(token_id) is not None
+
     def tokens_most(self, nbytes: int) -> int:
         """No text of so many bytes becomes more tokens, those that are put around it counted."""
         return nbytes * self._tokens_a_byte + self._tokens_around

@@ -114,6 +114,17 @@ def test_prompts_are_counted_once_and_choices_stand_in_their_order(model: Served
     assert (answer.prompt_tokens, answer.generated_tokens) == (4, 4)
 
 
+def test_a_token_that_the_tokenizer_does_not_have_is_named_by_its_id(model: ServedModel) -> None:
+    """OPT's head has seven more rows than its tokenizer has tokens, and a run may choose one of them."""
+    few = replace(model, vocabulary=8200)
+    tops = [TokenLogprob(8195, -0.5, ""), TokenLogprob(8196, -1.5, ""), TokenLogprob(8, -2.0, "&")]
+    tokens = [ChosenToken(tops[0], tops)]
+    asked_line = asked(few, line({"prompt": [5], "logprobs": 3}))
+    (choice,) = body_of(asked_line.answer([output([8195], "", logprobs=tokens)]))["choices"]
+    assert choice["logprobs"]["tokens"] == ["token_id:8195"]
+    assert list(choice["logprobs"]["top_logprobs"][0])[:2] == ["token_id:8195", "token_id:8196"]
+
+
 def test_a_model_without_a_tokenizer_answers_in_token_ids() -> None:
     bare = ServedModel(50, 20)
     tokens = [ChosenToken(TokenLogprob(8, -0.5, None), [TokenLogprob(8, -0.5, None), TokenLogprob(9, -1.5, None)])]

@@ -1,7 +1,7 @@
 """Log-probabilities of an answer's tokens, as completion objects and chat objects have them; it knows no model.
 
-A token that is no text by itself, a part of a character, is named by its bytes: `bytes:\\xe2\\x80`. A model without a
-tokenizer names tokens by their ids: `token_id:17`.
+A token that is no text by itself, a part of a character, is named by its bytes: `bytes:\\xe2\\x80`. One that the
+tokenizer does not have is named by its id, `token_id:17`, and so are all where a model has no tokenizer.
 """
 
 import codecs
@@ -97,8 +97,8 @@ def _by_name(tokens: Sequence[TokenLogprob], tokenizer: Tokenizer | None) -> dic
 
 
 def _bytes_of(token: TokenLogprob, tokenizer: Tokenizer | None) -> bytes | None:
-    """The bytes of a token's text; None without a tokenizer."""
-    if tokenizer is None:
+    """The bytes of a token's text; None without a tokenizer that has it."""
+    if tokenizer is None or not tokenizer.has(token.token_id):
         return None
     if tokenizer.byte_level:
         return tokenizer.token_bytes(token.token_id, skip_special=False)
