@@ -135,7 +135,7 @@ def scan(path: Path | str) -> Scan:
     path, whole, found = Path(path), xxh3_128(), _Found()
     if path.suffix.lower() in JSON_SUFFIXES:
         found.as_json = True
-    with opened_input(path) as file:
+    with _reading(path) as file:
         identity = _identity(file)
         for line, begin in numbered_lines(file, whole=whole):
             if len(found.hashes) % OFFSETS_EVERY == 0:
@@ -173,7 +173,7 @@ def read_lines(found: Scan, numbers: Iterable[int] | None = None) -> Iterator[Li
     if number is None:
         return
     duplicate_of = found.duplicates.of_rising()
-    with opened_input(found.path) as file:
+    with _reading(found.path) as file:
         if _identity(file) != found.identity:
             raise _changed(found.path)
         while number is not None:
@@ -275,8 +275,8 @@ def _duplicates(found: _Found) -> Duplicates:
 
 
 @contextmanager
-def opened_input(path: Path | str) -> Iterator[BufferedReader]:
-    """A regular file, to be read; what goes wrong with it is a `StorageError`."""
+def _reading(path: Path | str) -> Iterator[BufferedReader]:
+    """A regular file that is read, and nothing else is done meanwhile; what goes wrong with it is a `StorageError`."""
     try:
         with open_regular(path) as file:
             yield file

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from typing import BinaryIO
 
 from flexref.batch_job.answers import Line
 from flexref.batch_job.input_file import id_digest, looks_like_json, marked, numbered_lines
 from flexref.errors import StorageError
+from flexref.files import open_regular
 
 
 class InputStream:
@@ -45,6 +47,17 @@ def standard_input() -> InputStream:
     if sys.stdin is None:
         raise StorageError("standard input cannot be read: it is closed")
     return InputStream(sys.stdin.buffer, "standard input")
+
+
+@contextmanager
+def file_input(path: str) -> Iterator[InputStream]:
+    """The lines of a regular file, as long as the context lasts; only what goes wrong with the file is its fault."""
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        raise StorageError(f"cannot read {path}: {error.strerror or error}") from error
+    with file:
+        yield InputStream(file, path)
 
 
 def _lines(file: BinaryIO, name: str) -> Iterator[Line]:

@@ -16,8 +16,7 @@ import msgspec
 import numpy as np
 
 from flexref.batch_job.answers import Line
-from flexref.batch_job.input_file import opened_input
-from flexref.batch_job.input_stream import InputStream, each_marked
+from flexref.batch_job.input_stream import each_marked, file_input
 from flexref.batch_job.job import BatchJob
 from flexref.batch_job.job_files import JobFiles
 from flexref.batch_job.lines.defaults import Defaults
@@ -118,7 +117,7 @@ def _passing(
         source, lines, as_json = THE_CALLERS, _lines(requests), True
         if isinstance(requests, str | os.PathLike):
             source = os.fspath(requests)
-            read = InputStream(stack.enter_context(opened_input(source)), source)
+            read = stack.enter_context(file_input(source))
             lines, as_json = iter(read), read.as_json
         answered = _Answered()
         stream = PreparedStream(prepared, lines, StreamRecorder(answered), as_json=as_json)

@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 
 def run_stream_job(prepared: "Prepared", watch: "JobWatch", given: dict[str, Any]) -> None:
     """Run a job from or to a standard stream: nothing of it is durable."""
-    from flexref.batch_job.input_file import opened_input
-    from flexref.batch_job.input_stream import InputStream, standard_input
+    from flexref.batch_job.input_stream import file_input, standard_input
     from flexref.batch_job.prepared import PreparedStream
     from flexref.batch_job.stream_recorder import StreamRecorder
     from flexref.batch_job.watching.disk_bound import DiskWrites
@@ -35,7 +34,7 @@ def run_stream_job(prepared: "Prepared", watch: "JobWatch", given: dict[str, Any
         if given["input_file"] == STANDARD:
             source = standard_input()
         else:
-            source = InputStream(stack.enter_context(opened_input(given["input_file"])), given["input_file"])
+            source = stack.enter_context(file_input(given["input_file"]))
         new = {
             name: stack.enter_context(closing(WholeFile(Path(given[name]))))
             for name in ("output_file", "errors_file")

@@ -46,7 +46,7 @@ class JobWatch:
     def of(cls, given: dict[str, Any]) -> "JobWatch":
         """Takes its own out of a command's parameters; `WrongCall` for what cannot be."""
         options = WatchOptions.of(given)
-        options.check(given["output_file"])
+        options.check(given["output_file"], given["as_json"])
         return cls(options, given.pop("stall_s"))
 
     @property

@@ -44,12 +44,15 @@ class WatchOptions:
         """Takes its own out of `given`."""
         return cls(**{name: given.pop(name) for name in cls.__slots__})
 
-    def check(self, output: str) -> None:
-        """`WrongCall` if the answers, which go to `output`, and the log would both go to stdout, or nothing listens."""
+    def check(self, output: str, as_json: bool = False) -> None:
+        """`WrongCall` if the log would go to stdout beside the answers, which go to `output`, or beside a result as
+        JSON, or if nothing listens where it is told to."""
         if self.metrics_host is not None and self.metrics_port is None:
             raise WrongCall("--metrics-host belongs to --metrics-port, which is not given")
         if self.log_json == output == STDOUT:
             raise WrongCall("--log-json - and -o - exclude each other: both are stdout")
+        if self.log_json == STDOUT and as_json:
+            raise WrongCall("--log-json - and --json exclude each other: both are stdout")
 
 
 def watch_options(command: Command) -> Command:

@@ -13,7 +13,7 @@ import pytest
 
 import flexref
 from flexref.batch_job.journal.growing_file import GrowingFile
-from flexref.cli.main import COMMANDS, command_group, run
+from flexref.cli.main import COMMANDS, READER_GONE, command_group, run
 from flexref.engine.request import Request
 from flexref.sampling.settings import SamplingSettings
 
@@ -176,6 +176,21 @@ def test_failed_lines_go_to_standard_output_only_where_all_do(
     assert os.listdir(tmp_path) == ["requests.jsonl"]
     assert batch("requests.jsonl", "-o", "-", "--errors", "-") == 0
     assert len(capsys.readouterr().out.splitlines()) == 12
+
+
+def test_a_reader_that_has_seen_enough_is_no_error_of_the_input(requests: Path) -> None:
+    """It goes while the job runs, when the input is open, too."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "flexref", "batch", str(requests), "-o", "-", "--model", "demo", "-q"]
+    with open(writing, "wb") as gone:
+        ended = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, timeout=300, check=False)
+    assert (ended.returncode, ended.stderr) == (READER_GONE, b"")
+
+
+def test_a_log_and_a_result_are_not_mixed_on_standard_output(requests: Path, capsys: Any) -> None:
+    assert batch(requests, "-o", requests.with_name("out.jsonl"), "--log-json", "-", "--json") == 2
+    assert "both are stdout" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--stop", "--model-name"])
