@@ -193,8 +193,8 @@ def _constant_parts() -> str:
     return "\0".join((version, *texts))
 
 
-def _folder() -> Path:
-    """Where shared objects are kept: a folder of this user alone."""
+def kept_folder() -> Path:
+    """Where what compilers made is kept: a folder of this user alone."""
     base = os.environ.get("XDG_CACHE_HOME") or tempfile.gettempdir()
     folder = Path(base) / f"flexref-emulated-{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -206,7 +206,7 @@ def _folder() -> Path:
 def _build(name: str, text: str, flags: tuple[str, ...], libraries: tuple[str, ...] = ()) -> Path:
     """The shared object of a C++ text; several processes may make the same one at once."""
     parts = "\0".join((_constant_parts(), text, COMPILER, *COMMON_FLAGS, *flags))
-    target = _folder() / f"{name}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}.so"
+    target = kept_folder() / f"{name}-{hashlib.sha256(parts.encode()).hexdigest()[:24]}.so"
     if target.exists():
         return target
     with tempfile.TemporaryDirectory(dir=target.parent) as folder:

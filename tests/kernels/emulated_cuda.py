@@ -20,6 +20,7 @@ import ctypes
 import struct
 import threading
 import zlib
+from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class EmulatedCuda:
         self._memory_bytes = memory_bytes
         self._pages: dict[int, Pages] = {}
         self._pinned: dict[int, int] = {}
+        self._pinned_starts: list[int] = []
         self.pageable: Counter[int] = Counter()
         """Bytes of host memory that was not pinned, by the stream that copied them."""
         self._streams = Streams(late, LOCK)
@@ -144,10 +146,16 @@ class EmulatedCuda:
             if not nbytes or self._overlaps(address, nbytes):
                 raise CapacityError("host", "pinned memory", nbytes, 0, {}, "it is pinned already, or empty")
             self._pinned[address] = nbytes
+            insort(self._pinned_starts, address)
 
     def unpin(self, address: int) -> None:
         """See `Cuda.unpin`; it waits for the device."""
-        self._streams.when_idle(partial(self._pinned.pop, address))
+        self._streams.when_idle(partial(self._forget_pinned, address))
+
+    def _forget_pinned(self, address: int) -> None:
+        with LOCK:
+            del self._pinned[address]
+            del self._pinned_starts[bisect_left(self._pinned_starts, address)]
 
     def pinned(self) -> dict[int, int]:
         """Bytes of host memory that are pinned, by their address."""
@@ -156,10 +164,11 @@ class EmulatedCuda:
     def _overlaps(self, address: int, nbytes: int) -> list[bool]:
         """Of every registration that so many bytes touch, whether they lie in it."""
         end = address + nbytes
-        touched = [
-            (at, at + length) for at, length in tuple(self._pinned.items()) if at < end and address < at + length
-        ]
-        return [first <= address and end <= last for first, last in touched]
+        with LOCK:  # no two registrations overlap, so of those that start before it only the last can reach it
+            starts = self._pinned_starts
+            near = starts[max(0, bisect_left(starts, address) - 1) : bisect_left(starts, end)]
+            pinned = [(first, first + self._pinned[first]) for first in near]
+        return [first <= address and end <= last for first, last in pinned if address < last]
 
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """See `Cuda.copy`."""

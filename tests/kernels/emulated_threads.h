@@ -35,7 +35,8 @@ struct Call {
     Address row;
 
     bool same_place(const Call& other) const {
-        return what == other.what && kind == other.kind && line == other.line && !strcmp(file, other.file);
+        return what == other.what && kind == other.kind && line == other.line &&
+               (file == other.file || !strcmp(file, other.file));
     }
 };
 

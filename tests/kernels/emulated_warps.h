@@ -1,5 +1,7 @@
 // Collectives of a warp: all lanes bring something, the last to come answers for all; it knows no block.
 #pragma once
+#include <algorithm>
+
 #include "emulated_half.h"
 #include "emulated_threads.h"
 
@@ -97,11 +99,15 @@ void check_can_come(Thread* warp, int lane) {
 
 bool all_are_here(Thread* warp) {
     const Call& mine = now().call;
+    const int lanes = std::min(WARP, threads - thread_now / WARP * WARP);
     bool here = true;
     for (int lane = 0; lane < WARP; ++lane) {
         if (!takes_part(mine.mask, lane)) continue;
-        check_can_come(warp, lane);
-        here = here && mine.same_place(warp[lane].call) && mine.mask == warp[lane].call.mask;
+        const Call& other = warp[lane].call;
+        // What most lanes do is told first: this is run for every lane of every collective, and looks at all lanes.
+        if (lane < lanes && other.what == mine.what && other.mask == mine.mask && mine.same_place(other)) continue;
+        here = false;
+        if (lane >= lanes || other.what != RUNNING) check_can_come(warp, lane);
     }
     return here;
 }

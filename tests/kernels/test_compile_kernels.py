@@ -1,13 +1,19 @@
 """Every kernel of the CUDA port compiles for every architecture and keeps within its registers; it needs no device."""
 
+import hashlib
+import json
 import sys
+import tempfile
+from dataclasses import asdict, replace
 from importlib.machinery import SourceFileLoader
+from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from emulated_build import kept_folder
 from flexref_cupy import kernel_source
 from flexref_cupy.kernel_source import Source
 from flexref_cupy.variants import VARIANTS
@@ -59,21 +65,46 @@ def test_every_operator_with_kernels_has_variants() -> None:
     assert len(TOOL.sources()) == sum(map(len, VARIANTS.values()))
 
 
+def kept_figures(source: Source, architecture: str) -> tuple[Any, ...]:
+    """What `TOOL.compiled` says of every kernel: found once for a text, its options and a compiler, and then kept."""
+    parts = (SCRIPT.read_text("utf-8"), source.text, source.options, architecture, version("nvidia-cuda-nvrtc"))
+    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
+    path = kept_folder() / f"{source.operator}-{architecture}-{digest[:24]}.json"
+    if not path.exists():
+        found = TOOL.compiled(source, architecture).figures
+        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+            whole = Path(folder, path.name)
+            whole.write_text(json.dumps([asdict(figures) for figures in found]), encoding="utf-8")
+            whole.replace(path)
+    return tuple(TOOL.Figures(**figures) for figures in json.loads(path.read_text("utf-8")))
+
+
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", TOOL.ARCHITECTURES)
 @pytest.mark.parametrize("operator", sorted(VARIANTS))
 def test_kernels_compile_and_spill_no_registers(operator: str, architecture: str) -> None:
-    texts = TOOL.sources((operator,))
-    results = list(TOOL.all_compiled(texts, (architecture,)))
-    for result in results:
-        if isinstance(result, TOOL.CompilerError):
-            raise result
-        assert {figures.kernel for figures in result.figures} == set(result.source.signatures)
-        for figures in result.figures:
-            what = f"{TOOL.described(result.source, architecture)}: {figures}"
+    for source in TOOL.sources((operator,)):
+        found = kept_figures(source, architecture)
+        assert {figures.kernel for figures in found} == set(source.signatures)
+        for figures in found:
+            what = f"{TOOL.described(source, architecture)}: {figures}"
             assert figures.spilled_bytes == 0, what
             assert 0 < figures.registers < 256, what
-    assert [result.source for result in results] == list(texts)
+
+
+@needs_nvrtc
+def test_figures_are_kept_of_what_compiles_and_of_that_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    with pytest.raises(TOOL.CompilerError):
+        kept_figures(BROKEN, "sm_80")
+    (source, *_), compiled, calls = TOOL.sources(("expand",)), TOOL.compiled, []
+    monkeypatch.setattr(TOOL, "compiled", lambda *given: calls.append(given) or compiled(*given))
+    first, again = (kept_figures(source, "sm_80") for _ in range(2))
+    assert first == again == compiled(source, "sm_80").figures
+    other = replace(source, text=source.text + "// another text")
+    kept_figures(other, "sm_80")
+    kept_figures(source, "sm_75")
+    assert calls == [(source, "sm_80"), (other, "sm_80"), (source, "sm_75")]
 
 
 @needs_nvrtc
