@@ -84,7 +84,11 @@ class Policy:
     A block is `groups_per_block` groups of `rows_per_group` rows; a layer's weights are fetched once per block and
     pass. `row_invariant` asks for tokens and logits that depend on a row alone, to the bit, which may cost some speed;
     `Stats` says whether the port gave them. `weights_scheme` is the scheme for which the policy was made, None if it
-    holds for any. `attention_on` is where decode attention over a cache that is not on the device is computed.
+    holds for any. `attention_on` is where decode attention over a cache that is not on the device is computed; with
+    "host", `host_attention_share` of a group's rows of that kind are attended to there, those whose home is the host
+    first, and the others' caches cross the link. Which of them a row is belongs to its place, for as long as it has
+    one: where a row's attention runs is part of the row's policy, and on a port whose processors round differently its
+    tokens may depend on it, as they do on how its cache is stored.
     `read_ahead_gib` bounds the host memory in which weights from disk wait until they are loaded; there are places for
     two stages in any case.
     """
@@ -103,6 +107,12 @@ class Policy:
     attention_on: Annotated[str, OneOf(PLACES), "Where decode attention over a cache off the device is computed."] = (
         "device"
     )
+    host_attention_share: Annotated[
+        float,
+        Number(0, 1),
+        "With attention on the host: of the rows whose cache is off the device, so many are attended to there; the "
+        "others' caches cross the link.",
+    ] = 1.0
     weights_scheme: Annotated[
         str | None, OneOf(tuple(WEIGHT_SCHEMES)), "How weights are stored for which this was planned; null: any."
     ] = None
@@ -122,6 +132,11 @@ class Policy:
 
     def __post_init__(self) -> None:
         check_fields(self, PolicyError)
+        if self.attention_on != "host" and self.host_attention_share != 1:
+            raise PolicyError(
+                f"host_attention_share {self.host_attention_share:g} needs attention_on host (--attention-on host), "
+                f"found {self.attention_on}"
+            )
 
     @property
     def rows_per_block(self) -> int:
@@ -139,6 +154,18 @@ class Policy:
         return self.share_prefixes and self.attention_on == "device"
 
     @property
+    def shares_attention(self) -> float:
+        """The share of rows off the device for which attention runs on the host."""
+        return self.host_attention_share if self.attention_on == "host" else 0.0
+
+    @property
+    def attention_in_words(self) -> str:
+        """Where decode attention over caches off the device is computed."""
+        if self.attention_on == "device" or self.host_attention_share == 1:
+            return self.attention_on
+        return f"{self.attention_on} for {100 * self.host_attention_share:.6g} % of rows off the device"
+
+    @property
     def in_short(self) -> str:
         """What lies where in percent of device, host and disk, and how many rows are computed together, in a line."""
         kinds = {"weights": self.weights, "cache": self.cache, "activations": self.activations}
@@ -148,7 +175,7 @@ class Policy:
         )
         rows = f"{self.groups_per_block} x {self.rows_per_group} rows"
         company = "" if self.row_invariant else ", rows without bits of their own"
-        return f"{', '.join(shares)} % on device/host/disk, {rows}, attention on {self.attention_on}{company}"
+        return f"{', '.join(shares)} % on device/host/disk, {rows}, attention on {self.attention_in_words}{company}"
 
     def changed(self, **changes: Any) -> "Policy":
         """This policy with some fields replaced."""
@@ -218,9 +245,20 @@ def asked(options: Mapping[str, Any]) -> Asked:
     given = {field: value for field, value in named.items() if value is not None}
     if options.get("quantize_cache"):
         given["cache_scheme"] = "int4"
-    Policy().changed(**given)
+    percent = options.get("host_attention_percent")
+    if percent is not None:
+        given["host_attention_share"] = percent / 100
+    # A file that is yet to be read may say that attention runs on the host.
+    said = {"attention_on": "device" if options.get("policy") is None else "host", **given}
+    if percent is not None and said["attention_on"] != "host":
+        raise PolicyError(
+            f"{percent:g} % of attention on the host needs --attention-on host, found {said['attention_on']}"
+        )
+    Policy().changed(**said)
     budgets = {name: options.get(name) for name in BUDGETS}
     if options.get("policy") is not None:
+        if given.get("attention_on") == "device":  # for all rows, whatever the file says
+            given["host_attention_share"] = 1.0
         return Asked(Policy.read(options["policy"]).changed(**given), {}, budgets)
     if options.get("percent"):
         return Asked(Policy.from_percent(options["percent"], **given), {}, budgets)

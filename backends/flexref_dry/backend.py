@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.capabilities import Capabilities, Description
-from flexref.backend.protocol import LaneStep, Matrix, Move, Prefix, Ticket
+from flexref.backend.protocol import HostWork, LaneStep, Matrix, Move, Prefix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
@@ -179,11 +179,28 @@ class DryBackend:
         return DryArray(tuple(shape), dtype)
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
-        """Counts the moves; work on the host is not done. `RuntimeError` once the port is closed."""
+        """Counts the moves; work on the host is not done, but for operators, which are counted on the lane.
+
+        `RuntimeError` once the port is closed.
+        """
         if self._closed:
             raise RuntimeError(f"lane {lane} is closed")
         self.moved_bytes[lane] += sum(step.nbytes for step in steps if isinstance(step, Move))
-        return DryTicket.at_once(len(steps)) if self.timing is None else self.timing.submit(lane, steps, after)
+        called = [self._called(step.call) if isinstance(step, HostWork) and step.operators else () for step in steps]
+        return DryTicket.at_once(len(steps)) if self.timing is None else self.timing.submit(lane, steps, after, called)
+
+    def _called(self, call: Callable[[], None]) -> list[tuple[Any, ...]]:
+        """Count the operators that a lane calls; what of each is timed."""
+        outer, self._recording = self._recording, DryRecording()
+        try:
+            call()
+            found = list(self._recording)
+        finally:
+            self._recording = outer
+        for operator, flops, _ in found:
+            self.calls[operator] += 1
+            self.flops[operator] += flops
+        return [timed for _, _, timed in found]
 
     def mark(self) -> Ticket:
         """See `Backend.mark`."""

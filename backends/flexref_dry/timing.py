@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flexref.backend.parts import Parts
-from flexref.backend.protocol import LaneStep, Move, Ticket
+from flexref.backend.protocol import Lane, LaneStep, Move, Ticket
 from flexref.machine.durations import Durations
 from flexref.machine.machine import Machine
 from flexref_dry.clock import Clock, Task
@@ -126,19 +126,21 @@ class Timing:
         self.join(self._through())
         self.clock.spend(self.machine.host_s.choice + self.machine.host_s.choice_row * rows)
 
-    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> DryTicket:
-        """A task for every step."""
+    def submit(
+        self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket], called: Sequence[Sequence[tuple[Any, ...]]]
+    ) -> DryTicket:
+        """A task for every step. `called`: what of the operators that a step calls on the lane is timed."""
         self._settle()
         self.clock.spend(self.machine.host_s.submission)
         awaited = [task for ticket in after for task in cast(DryTicket, ticket).tasks]
         tasks = []
-        for step in steps:
-            resource, seconds = self._step(step)
+        for step, operators in zip(steps, called, strict=True):
+            resource, seconds = self._step(step, operators)
             tasks.append(self.clock.add(lane, resource, seconds, awaited))
             awaited = []
         return DryTicket(tuple(tasks), self, len(steps))
 
-    def _step(self, step: LaneStep) -> tuple[str, float]:
+    def _step(self, step: LaneStep, operators: Sequence[tuple[Any, ...]]) -> tuple[str, float]:
         """(resource, seconds alone on it) of one step."""
         durations = self._durations
         if isinstance(step, Move):
@@ -147,6 +149,8 @@ class Timing:
             if step.parts is None:
                 return link, durations.copy(link, step.nbytes)
             return link, self._parts_s(link, step.parts)
+        if step.operators:
+            return Lane.HOST_COMPUTE.value, sum(map(self._seconds_of, operators))
         seconds = durations.operator("token rows", step.gathered_bytes) if step.gathered_bytes else 0.0
         if not step.nbytes:
             return HOST, seconds

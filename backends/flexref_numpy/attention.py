@@ -40,7 +40,7 @@ class Segments:
 
     past: tuple[int, ...]
     new: tuple[int, ...]
-    _batches: dict[tuple[int, int], list[tuple[Batch, list[Heads]]]] = field(default_factory=dict, compare=False)
+    _batches: dict[tuple[int, int, int], list[tuple[Batch, list[Heads]]]] = field(default_factory=dict, compare=False)
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """(first token among the T, past, new) of every row."""
@@ -51,9 +51,10 @@ class Segments:
 
     def batches(self, scratch: Scratch, heads: int, width: int) -> list[tuple[Batch, list[Heads]]]:
         """What is attended to together, and where in the scratch: the same for every layer of a pass."""
-        found = self._batches.get((heads, width))
+        key = id(scratch), heads, width
+        found = self._batches.get(key)
         if found is None:
-            found = self._batches[heads, width] = [
+            found = self._batches[key] = [
                 (batch, [Heads(scratch, batch, some, width) for some in batch.some])
                 for batch in batches(self, Room(scratch.half, heads, width))
             ]

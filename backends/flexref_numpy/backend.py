@@ -51,6 +51,7 @@ class NumpyBackend(DirectCalls):
             shares_prefixes=True,
         )
         self._scratch = Scratch(scratch_bytes)
+        self._beside: Scratch | None = None
         self._rows_apart = True
         self._products = Products(blas_threads())
         self._linear = linear.RowsApart(self._scratch, self._products)
@@ -191,7 +192,14 @@ class NumpyBackend(DirectCalls):
 
     def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Numbers:
         """See `Backend.attend`."""
-        return attention.attend(self._scratch, rows, segments, q, scale, out)
+        scratch = self._scratch_of_lanes() if any(lane.is_here for lane in self._lanes.values()) else self._scratch
+        return attention.attend(scratch, rows, segments, q, scale, out)
+
+    def _scratch_of_lanes(self) -> Scratch:
+        """A lane that attends has a scratch of its own, as large as that of the operators beside which it does."""
+        if self._beside is None:
+            self._beside = Scratch(self.caps.scratch_bytes)
+        return self._beside
 
     def sample(
         self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]

@@ -10,13 +10,15 @@ class Capabilities:
 
     compute_dtype: type of activations and of an unquantized cache. computes: False for a port that only counts.
     overlaps_copies: whether lanes run while operators do. attends_on_host: whether `append` and `attend` also work on
-    host memory. scratch_bytes: device memory that operators use internally, whatever their shapes; 0: none.
-    fused_rows: for at most so many tokens `linear` reads codes directly; for more it is faster to `expand` first.
-    0: for any number, and where there is room matrices are kept expanded. one_memory: device memory is host memory,
-    and one processor works on both, so that nothing is faster on the host than on the device. row_invariant: a row's
-    results have bits of its own, whatever rows are beside it and in how many pieces its tokens come, unless
-    `Backend.keep_rows_apart` says that they need not. shares_prefixes: `cache_rows` takes `prefixes`. recorded_bytes:
-    how much of the scratch is for recordings, all together; 0: the port records nothing.
+    host memory, and then from the thread of one lane too, beside all that the caller's own thread calls meanwhile: they
+    take nothing from the workspace, and their bits are the same. scratch_bytes: device memory that operators use
+    internally, whatever their shapes; 0: none. fused_rows: for at most so many tokens `linear` reads codes directly;
+    for more it is faster to `expand` first. 0: for any number, and where there is room matrices are kept expanded.
+    one_memory: device memory is host memory, and one processor works on both, so that nothing is faster on the host
+    than on the device. row_invariant: a row's results have bits of its own, whatever rows are beside it and in how many
+    pieces its tokens come, unless `Backend.keep_rows_apart` says that they need not. shares_prefixes: `cache_rows`
+    takes `prefixes`. recorded_bytes: how much of the scratch is for recordings, all together; 0: the port records
+    nothing.
     """
 
     compute_dtype: str

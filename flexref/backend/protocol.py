@@ -28,6 +28,8 @@ class Lane(str, Enum):
     CACHE_IN = "cache_in"
     CACHE_OUT = "cache_out"
     DISK_OUT = "disk_out"
+    HOST_COMPUTE = "host_compute"
+    """It moves nothing: attention over caches that lie on the host runs on it."""
 
     __str__ = str.__str__
 
@@ -124,7 +126,8 @@ class HostWork:
     """A call that a lane makes on the host, in order with its moves: a disk read, for example.
 
     A port that only counts reads from it: `nbytes` of a `kind` of data over a `link`, and `gathered_bytes` of scattered
-    rows that the host copies.
+    rows that the host copies. `operators`: the call makes nothing but calls of `append` and `attend` of this port on
+    arrays of the host; a port that only counts makes it too, and counts them on the lane.
     """
 
     what: str
@@ -133,6 +136,7 @@ class HostWork:
     link: str = ""
     nbytes: int = 0
     gathered_bytes: int = 0
+    operators: bool = False
 
 
 LaneStep = Move | HostWork

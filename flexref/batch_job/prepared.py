@@ -79,7 +79,7 @@ class JobSettings:
             **{f"option {name}": value for name, value in self._plain_options},
             "cache scheme": asked.cache_scheme,
             "cache group size": asked.cache_groups_of,
-            "attention on": asked.attention_on,
+            "attention on": asked.attention_in_words,
             "row invariant": asked.row_invariant,
             "shard": self.shard.in_words,
             "answer format": ANSWER_FORMAT,

@@ -25,10 +25,8 @@ class Stalled:
     def text(self) -> str:
         """In one line."""
         work = self.work
-        return (
-            f"lane {work.lane} has made no progress for {self.idle_s:.0f} s: {work.what}, {in_gib(work.nbytes)} over "
-            f"{work.link}"
-        )
+        moved = f", {in_gib(work.nbytes)} over {work.link}" if work.link else ""
+        return f"lane {work.lane} has made no progress for {self.idle_s:.0f} s: {work.what}{moved}"
 
 
 class StallWatch:

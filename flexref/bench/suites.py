@@ -54,6 +54,9 @@ class Arguments:
     machine: Annotated[str | None, FILLED, "A machine's file or a known one, for which the policy is chosen."] = None
     quantize_cache: Annotated[bool, "Whether the cache is stored in 4-bit groups."] = False
     attention_on: Annotated[str | None, OneOf(PLACES), "Where decode attention is computed."] = None
+    host_attention_percent: Annotated[
+        float | None, Number(0, 100), "Of the rows off the device, so many are attended to on the host."
+    ] = None
     overlap: Annotated[bool | None, "Whether copies go on while the device computes."] = None
     row_invariant: Annotated[bool | None, "Whether a row's results have bits of their own."] = None
     share_prefixes: Annotated[bool | None, "Whether the beginnings that prompts share are read and kept once."] = None

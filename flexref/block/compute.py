@@ -13,7 +13,7 @@ import numpy as np
 
 from flexref.architecture.program import ModelProgram, program_of
 from flexref.architecture.stages import Stage, StageKind, token_tiles
-from flexref.backend.protocol import Array, Ticket
+from flexref.backend.protocol import Array, Lane, Ticket
 from flexref.block.group import FedRows, Group
 from flexref.block.memory_plan import BlockRoom
 from flexref.block.replays import FedLengths, Replays, key_of
@@ -26,8 +26,8 @@ from flexref.model.layers import decoder_layer
 from flexref.model.stages import EmbedInputs, embed_visit
 from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Visit
-from flexref.tiers.transfer import Crossing, view
-from flexref.units import DTYPE_BYTES, Kind, Tier
+from flexref.tiers.transfer import Crossing, HostOperators, view
+from flexref.units import DTYPE_BYTES, SLOTS_SERIAL, Kind, Tier
 
 
 @dataclass(eq=False)
@@ -243,7 +243,9 @@ class BlockComputation(BlockState):
         self._call(visit, group, self._handles(visit.group), partial(self._layer_operators, visit, group))
 
     def _layer_operators(self, visit: Visit, group: Group | FedRows) -> None:
-        """Rows whose cache is on the device (`near`) come first; attention for the others runs on the host (`away`)."""
+        """Rows whose cache is on the device (`near`) come first; attention for the others runs on the host (`away`),
+        beside that.
+        """
         stage, lengths = self._stages[visit.stage], self._lengths[visit.group]
         near, away = self._cache.handles(stage.index, visit.group, group.in_pass, self._data_slot(visit))
         far = partial(self._attend_far, away, lengths.away) if away is not None else None
@@ -262,9 +264,12 @@ class BlockComputation(BlockState):
                 self._decoding[number] = known.near
         return known
 
-    def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> None:
-        """Attention on the host: qkv (T, 3E) is copied there, attention runs beside the cache, and context (T, E) is
-        copied back."""
+    def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> Callable[[], None]:
+        """Attention on the host: qkv (T, 3E) is copied there, and attention runs beside the cache, on a lane. What this
+        gives lets the operators wait for it and copies context (T, E) back.
+
+        The lane goes visit by visit, and the operators wait for it in each: so one place on the host serves all visits.
+        """
         be, step = self.backend, self._program.attention
         dtype, tokens, width = be.caps.compute_dtype, qkv.shape[0], step.width
         item = DTYPE_BYTES[dtype]
@@ -276,9 +281,23 @@ class BlockComputation(BlockState):
         self.mover.carry(
             Crossing(Kind.ACTIVATIONS, "queries, keys, values", there.nbytes, "device->host"), qkv, host_qkv
         )
-        be.append(rows, segments, host_qkv[:, width : 2 * width], host_qkv[:, 2 * width :])
-        be.attend(rows, segments, host_qkv[:, :width], step.scale, host_context)
-        self.mover.carry(Crossing(Kind.ACTIVATIONS, "attention", back.nbytes, "host->device"), host_context, context)
+        queries, keys, values = (host_qkv[:, first : first + width] for first in (0, width, 2 * width))
+
+        def attend() -> None:
+            be.append(rows, segments, keys, values)
+            be.attend(rows, segments, queries, step.scale, host_context)
+
+        work = HostOperators("attention on the host", attend)
+        ticket = self.mover.submit(Lane.HOST_COMPUTE, [work], [be.mark()])
+        if self.shape.slots == SLOTS_SERIAL:  # one thing is done after another
+            ticket.wait()
+
+        def end() -> None:
+            be.wait(ticket)
+            crossing = Crossing(Kind.ACTIVATIONS, "attention", back.nbytes, "host->device")
+            self.mover.carry(crossing, host_context, context)
+
+        return end
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         """Compute one tile of the head for one group."""

@@ -70,22 +70,21 @@ class Group:
         """
         self._pass += 1
         fed = list(self._look_at_prefixes())
-        left, new = dict(self._room.new_tokens), dict[int, int]()
-        away_left = self._room.away_tokens
+        left, new = self._tokens_of_parts(), dict[int, int]()
+        away_left = self._room.in_place.away_tokens
         for number, row in enumerate(self.rows):
             if row.due_tokens == 1 and self._may_go_on(row):
                 new[number] = 1
-                left[home_of(row)] -= 1
-                if away_left is not None and _is_away(row):
-                    away_left -= 1
+                left[part_of(row)] -= 1
+                away_left -= _is_away(row)
         for number, row in enumerate(self.rows):
             if row.due_tokens > 1 and self._may_go_on(row):
-                room = left[home_of(row)]
-                if away_left is not None and _is_away(row):
+                room = left[part_of(row)]
+                if _is_away(row):
                     room = min(room, away_left)
                     away_left -= self._piece(row, room)
                 new[number] = self._piece(row, room)
-                left[home_of(row)] -= new[number]
+                left[part_of(row)] -= new[number]
         fed += [(self.rows[number], count) for number, count in sorted(new.items()) if count > 0]
         in_pass = [row.in_pass(count) for row, count in fed]
         order = self._in_order(in_pass)
@@ -97,6 +96,13 @@ class Group:
             for number, (row, of_row) in enumerate(zip(self.fed, self.in_pass, strict=True))
             if row.due_tokens == of_row.new and not of_row.place.shared
         ]
+
+    def _tokens_of_parts(self) -> dict[tuple[Tier, bool], int]:
+        """Tokens that a pass feeds of rows on each tier, of which attention runs on the host or not."""
+        room = self._room
+        within = room.in_place.new_tokens
+        apart = {(tier, False): room.new_tokens[tier] - within[tier] for tier in Tier}
+        return {**apart, **{(tier, True): within[tier] for tier in Tier}}
 
     def _look_at_prefixes(self) -> Iterator[tuple[Row, int]]:
         """(reader, tokens) of the prefixes that the next pass reads."""
@@ -205,12 +211,12 @@ class Group:
         return any(id(row) not in ready or len(row.tokens) + 1 < row.limit for row in self.rows)
 
 
-def home_of(row: Row) -> Tier:
-    """The tier of the row's cache, while it is in a block."""
+def part_of(row: Row) -> tuple[Tier, bool]:
+    """The tier of the row's cache, while it is in a block, and whether it is to be read in place on the host."""
     assert row.place is not None
-    return row.place.home
+    return row.place.home, row.place.in_place
 
 
 def _is_away(row: Row) -> bool:
-    """Whether attention for the row runs on the host, where that is so of rows off the device that hold tokens."""
-    return row.seen > 0 and home_of(row) is not Tier.DEVICE
+    """Whether attention for the row runs on the host: in place, of a cache that holds tokens."""
+    return row.seen > 0 and part_of(row)[1]

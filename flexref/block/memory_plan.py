@@ -110,10 +110,10 @@ def plan_block(
     rooms = BlockRooms.of(rows_under(rows, policy), policy)
     if expansion is Expansion.KEPT and rooms.single_pass:
         expansion = Expansion.PER_PASS
-    layers, far = (1, False) if rooms.scores else (spec.layers, policy.attention_on == "host")
+    layers = 1 if rooms.scores else spec.layers
     layout = record_layout(spec, policy, caps.compute_dtype)
     slots, kept = slots_of(policy.overlap), (rooms.prefix_tokens, spec.layers)
-    cache = CachePlan(layout, layers, rooms.groups, far, slots, rooms.scores, *kept)
+    cache = CachePlan(layout, layers, rooms.groups, slots, rooms.scores, *kept)
     # What the head makes of the scored tokens takes the place of the hidden states.
     tokens = [group.pass_tokens for group in rooms.groups]
     widest = [max(count * spec.width, rooms.scored(count) * spec.embed_width) for count in tokens]
@@ -127,7 +127,7 @@ def plan_block(
         slots_of(policy.overlap),
     )
     rows_most = max(group.rows for group in rooms.groups)
-    far_tokens = max(group.away_tokens or 0 for group in rooms.groups)
+    far_tokens = max(group.in_place.away_tokens for group in rooms.groups)
     scored_most = rooms.scored(max(tokens))
     logits_at_once = min(scored_most, SCORED_AT_ONCE) * min(file.tile_rows, spec.vocabulary)
     ends_most = scored_most or rows_most

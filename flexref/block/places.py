@@ -12,11 +12,16 @@ from flexref.units import Tier
 
 
 class TierPlaces:
-    """The free runs of records of one group on one tier, for at most `rows` rows."""
+    """The free runs of records of one group on one tier, for at most `rows` rows; attention for them runs in one place.
 
-    def __init__(self, home: Tier, tokens: int, rows: int, *, shared: bool = False) -> None:
-        self.home, self.rows_left, self._shared = home, rows, shared
-        self._free = [(0, tokens)] if tokens else []
+    They begin with record `first` of the tier's.
+    """
+
+    def __init__(
+        self, home: Tier, tokens: int, rows: int, *, first: int = 0, in_place: bool = False, shared: bool = False
+    ) -> None:
+        self.home, self.rows_left, self._shared, self.in_place = home, rows, shared, in_place
+        self._free = [(first, first + tokens)] if tokens else []
         """(first, end) of every free run, in order; no two of them touch."""
 
     @property
@@ -34,7 +39,7 @@ class TierPlaces:
         if first + tokens < end:
             insort(self._free, (first + tokens, end))
         self.rows_left -= 1
-        return RowPlace(self.home, first, tokens, self._shared)
+        return RowPlace(self.home, first, tokens, self._shared, self.in_place)
 
     def give_back(self, place: RowPlace) -> None:
         """Take back what `take` gave. `ValueError` if some of it is free."""
@@ -49,24 +54,25 @@ class TierPlaces:
 
 
 class GroupPlaces:
-    """The free places of one group: on the device first, then on the host, then on disk."""
+    """The free places of one group: on the device first, then on the host, then on disk.
+
+    On a tier those come first that are read in place, so that the longest rows of it have them.
+    """
 
     def __init__(self, room: GroupRoom) -> None:
         self.rows_left = room.rows
-        self._tiers = {
-            tier: TierPlaces(tier, room.tokens[tier], min(room.rows, room.new_tokens[tier])) for tier in Tier
-        }
+        self._parts = {(tier, in_place): _part(room, tier, in_place) for tier in Tier for in_place in (True, False)}
 
     @property
     def longest(self) -> int:
         """The most tokens that a row may have that enters now."""
-        return max(places.longest for places in self._tiers.values()) if self.rows_left else 0
+        return max(places.longest for places in self._parts.values()) if self.rows_left else 0
 
     def take(self, tokens: int) -> RowPlace | None:
         """A place for a row of so many tokens; None if there is none now."""
         if not self.rows_left:
             return None
-        for places in self._tiers.values():
+        for places in self._parts.values():
             place = places.take(tokens)
             if place is not None:
                 self.rows_left -= 1
@@ -75,14 +81,23 @@ class GroupPlaces:
 
     def give_back(self, place: RowPlace) -> None:
         """A row has left: take its place back."""
-        self._tiers[place.home].give_back(place)
+        self._parts[place.home, place.in_place].give_back(place)
         self.rows_left += 1
 
     def free_runs(self) -> Iterator[tuple[Tier, int, int]]:
         """(tier, first, end) of every free run of records."""
-        for tier, places in self._tiers.items():
+        for (tier, _), places in self._parts.items():
             for first, end in places._free:
                 yield tier, first, end
+
+
+def _part(room: GroupRoom, tier: Tier, in_place: bool) -> TierPlaces:
+    """The places of a group on a tier for rows of which attention runs on the host, or of the others."""
+    within, crossing = room.in_place, room.crossing_tokens(tier)
+    if in_place:
+        rows = min(room.rows, within.new_tokens[tier])
+        return TierPlaces(tier, within.tokens[tier], rows, first=crossing, in_place=True)
+    return TierPlaces(tier, crossing, min(room.rows, room.new_tokens[tier] - within.new_tokens[tier]))
 
 
 class PrefixPlaces:

@@ -15,8 +15,8 @@ from flexref.block.admission import longest_first
 from flexref.block.counted_rows import kinds_of
 from flexref.block.rows import JobRows, RowLengths, each_of
 from flexref.policy import Policy, Shares
-from flexref.tiers.cache_plan import GroupRoom
-from flexref.tiers.placement import place_in_order
+from flexref.tiers.cache_plan import GroupRoom, InPlace
+from flexref.tiers.placement import first_in_order, place_in_order
 from flexref.units import Tier
 
 DEVIATIONS = 2.0
@@ -56,22 +56,13 @@ class BlockRooms:
         longest, prefixes = max(row.capacity_tokens for row in kinds), _Prefixes.of(kinds)
         # Whether every prompt is read in one pass: then attention runs on the host for one token of a row at a time.
         whole = chunk is None and (count <= size or len({row.own_tokens for row in kinds}) == 1)
+        in_place = _in_place(groups, homes, 0.0 if share else policy.shares_attention)
         rooms = []
-        for group, tiers in zip(groups, homes, strict=True):
-            tokens, new_tokens = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0)
-            for row, tier in zip(group, tiers, strict=True):
-                tokens[tier] += row.capacity_tokens
-                new_tokens[tier] += row.own_tokens if chunk is None else min(chunk, row.own_tokens)
+        for group, tiers, within in zip(groups, homes, in_place, strict=True):
+            parts = _Parts.of(group, list(zip(tiers, within, strict=True)), chunk)
             if count > size:
-                widest = max(Tier, key=lambda tier: tokens[tier])
-                tokens[widest] = max(tokens[widest], longest)
-                if share:
-                    new_tokens[widest] = tokens[widest]
-            away = None
-            if policy.attention_on == "host" and not share:
-                away = new_tokens[Tier.HOST] + new_tokens[Tier.DISK]
-                away = min(away, len(group)) if whole else away
-            rooms.append(GroupRoom(len(group), tokens, new_tokens, prefixes.in_a_pass(len(group), chunk), away))
+                parts.widen(longest, all_at_once=bool(share))
+            rooms.append(parts.room(len(group), prefixes.in_a_pass(len(group), chunk), whole))
         single = max(row.new_tokens for row in kinds) == 1 and count <= size
         return cls(tuple(rooms), share, single and not prefixes.sizes, prefixes.in_all(size))
 
@@ -83,6 +74,61 @@ class BlockRooms:
     def scored(self, tokens: int) -> int:
         """How many of so many tokens are scored at most."""
         return ceil(tokens * self.scored_share)
+
+
+def _in_place(
+    groups: Sequence[Sequence[RowLengths]], homes: Sequence[Sequence[Tier]], share: float
+) -> list[list[bool]]:
+    """For every row of every group, whether attention for it runs on the host: those on the host first, then on disk.
+
+    Rows of a group lie in the order of tiers, so these are the first ones off the device.
+    """
+    off_device = [
+        [row.capacity_tokens for row, tier in zip(group, tiers, strict=True) if tier is not Tier.DEVICE]
+        for group, tiers in zip(groups, homes, strict=True)
+    ]
+    chosen = first_in_order(off_device, share)
+    return [
+        [tiers.count(Tier.DEVICE) <= number < tiers.count(Tier.DEVICE) + rows for number in range(len(tiers))]
+        for tiers, rows in zip(map(list, homes), chosen, strict=True)
+    ]
+
+
+Part = tuple[Tier, bool]
+"""A tier, and whether attention for rows there runs on the host."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Parts:
+    """Records of a group's rows, and tokens that a pass feeds of them, by tier and by where attention runs."""
+
+    tokens: dict[Part, int]
+    new_tokens: dict[Part, int]
+
+    @classmethod
+    def of(cls, group: Sequence[RowLengths], parts: Sequence[Part], chunk: int | None) -> "_Parts":
+        every = [(tier, in_place) for tier in Tier for in_place in (False, True)]
+        made = cls(dict.fromkeys(every, 0), dict.fromkeys(every, 0))
+        for row, part in zip(group, parts, strict=True):
+            made.tokens[part] += row.capacity_tokens
+            made.new_tokens[part] += row.own_tokens if chunk is None else min(chunk, row.own_tokens)
+        return made
+
+    def widen(self, longest: int, *, all_at_once: bool) -> None:
+        """Let the largest part have room for the longest row; a pass feeds all of it, if `all_at_once`."""
+        widest = max(self.tokens, key=lambda part: self.tokens[part])
+        self.tokens[widest] = max(self.tokens[widest], longest)
+        if all_at_once:
+            self.new_tokens[widest] = self.tokens[widest]
+
+    def room(self, rows: int, prefix_tokens: int, whole: bool) -> GroupRoom:
+        """The group's room. `whole`: every prompt is read in one pass, so that a row is away for a token at a time."""
+        kinds = self.tokens, self.new_tokens
+        tokens, new_tokens = ({tier: kind[tier, False] + kind[tier, True] for tier in Tier} for kind in kinds)
+        within, new_within = ({tier: kind[tier, True] for tier in Tier} for kind in kinds)
+        away = sum(new_within.values())
+        in_place = InPlace(within, new_within, min(away, rows) if whole else away)
+        return GroupRoom(rows, tokens, new_tokens, prefix_tokens, in_place)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from flexref.version import __version__
 PROCESS = 1
 """The number of the process in a trace: there is one."""
 
-ORDER = ("disk_in", "weights_in", "cache_in", COMPUTE, CROSSING, "cache_out", "disk_out")
+ORDER = ("disk_in", "weights_in", "cache_in", COMPUTE, CROSSING, "host_compute", "cache_out", "disk_out")
 """Threads from the top, in the order in which data passes them."""
 
 THREADS: Mapping[str, int] = MappingProxyType(

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.capabilities import Description
+from flexref.backend.host_operators import called_in_order
 from flexref.backend.protocol import Array, Backend, Buffer, Lane, LaneStep, Prefix, QuantizedMatrix, Ticket
 from flexref.backend.recording import DirectCalls
 from flexref.backend.records import RecordLayout
@@ -173,8 +174,8 @@ class PlacedBackend(DirectCalls):
         return Placed(self._port.empty(shape, dtype))
 
     def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
-        """See `Backend.submit`."""
-        return self._port.submit(lane, steps, after)
+        """See `Backend.submit`; operators on a lane are called in order with the others, so that each is looked at."""
+        return self._port.submit(lane, called_in_order(steps, after), after)
 
     def mark(self) -> Ticket:
         """See `Backend.mark`."""

@@ -67,7 +67,7 @@ def _need_no_more(context: click.Context) -> None:
 @option("--device-mem-gib")
 @option("--host-mem-gib", help="Budget of the host, checks not counted; default: what is free.")
 @options("--disk-dir", "--policy", "--percent", "--rows-per-group", "--groups")
-@options("--attention-on", "--quantize-cache", "--overlap", "--row-invariant")
+@options("--attention-on", "--host-attention-percent", "--quantize-cache", "--overlap", "--row-invariant")
 @click.option(
     "--record",
     "record_file",

@@ -92,6 +92,12 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "type": click.Choice(["device", "host"]),
             "help": "Where an offloaded cache is attended to.",
         },
+        "--host-attention-percent": {
+            "type": click.FloatRange(0, 100),
+            "metavar": "PERCENT",
+            "help": "With --attention-on host: so many of the rows with an offloaded cache are attended to there, and "
+            "the others' caches cross the link; default: all, 100.",
+        },
         "--quantize-cache": {"is_flag": True, "help": "Keep the KV cache in 4-bit groups."},
         "--overlap": {
             "names": ("--overlap/--no-overlap",),

@@ -55,14 +55,16 @@ def project(
 def attend(be: Backend, step: Attend, qkv: Array, cache: LayerCache) -> Array:
     """qkv (T, 3E) -> causal attention of every row over its own cache, (T, E). K and V are appended to it first.
 
-    The first `near_tokens` tokens belong to rows whose cache is on the device; `cache.far` computes the others.
+    The first `near_tokens` tokens belong to rows whose cache is on the device; `cache.far` computes the others
+    beside them.
     """
     width, near = step.width, cache.near_tokens
     q, k, v = qkv[:near, :width], qkv[:near, width : 2 * width], qkv[:near, 2 * width :]
     context: Array = be.empty((qkv.shape[0], width), be.caps.compute_dtype)
+    end = None if cache.far is None else cache.far(qkv[near:], context[near:])
     if near:
         be.append(cache.rows, cache.segments, k, v)
         be.attend(cache.rows, cache.segments, q, step.scale, context[:near])
-    if cache.far is not None:
-        cache.far(qkv[near:], context[near:])
+    if end is not None:
+        end()
     return context

@@ -20,7 +20,7 @@ class PassSums(NamedTuple):
     `read` were given and `generated` were not; `scored`: after so many the next one is scored. `waits_on_...`: tokens
     whose hidden states wait there between stages, `scored_on_...`: the scored ones of them. `past_on_...`: records in
     the caches whose home that is, before the pass, with shared prefixes on the device; `new_on_...`: those that it
-    adds. `away`: tokens for which attention runs on the host.
+    adds. `away`: tokens for which attention runs on the host; `past_away`: records that it reads in place.
     """
 
     rows: int
@@ -37,6 +37,7 @@ class PassSums(NamedTuple):
     new_on_host: int
     new_on_disk: int
     away: int
+    past_away: int
 
 
 @dataclass(frozen=True)
@@ -68,9 +69,9 @@ def walked(planned: PlannedBlock, waiting: Waiting) -> Walk:
     """Let all rows go through the block, each getting some token in every pass in which it does not read."""
     rows = BlockRows(planned.memory.cache, waiting, planned.prompt_chunk_tokens)
     homes = [group.home for group in planned.memory.activations.groups]
-    far, known, sums, changes = planned.memory.cache.far, (-1, -1), list[PassSums](), list[bool]()
+    known, sums, changes = (-1, -1), list[PassSums](), list[bool]()
     while rows.alive():
-        found = PassSums(*map(sum, zip(*map(_sums, rows.groups, homes, [far] * len(homes)), strict=True)))
+        found = PassSums(*map(sum, zip(*map(_sums, rows.groups, homes), strict=True)))
         sums.append(found)
         now = rows.admission.admitted, rows.admission.retired
         changes.append(now != known or sums[-2].read > 0)
@@ -79,19 +80,20 @@ def walked(planned: PlannedBlock, waiting: Waiting) -> Walk:
     return Walk(np.array(sums, np.int64).reshape(-1, len(PassSums._fields)), np.array(changes, np.bool_))
 
 
-def _sums(group: Group, home: Tier, far: bool) -> PassSums:
+def _sums(group: Group, home: Tier) -> PassSums:
     """What the next pass has of one group, whose hidden states wait on `home`."""
     if not group.fed:
         return PassSums(*[0] * len(PassSums._fields))
     past, new = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0)
-    away = 0
+    away = past_away = 0
     for row in group.in_pass:
         tier = row.place.home
         past[tier] += row.own_past
         past[Tier.DEVICE] += row.past - row.own_past
         new[tier] += row.new
-        if far and row.past and tier is not Tier.DEVICE:
+        if row.is_away:
             away += row.new
+            past_away += row.past
     fed, scored = group.fed_in_pass, sum(row.scored for row in group.fed)
     return PassSums(
         rows=fed.rows,
@@ -108,4 +110,5 @@ def _sums(group: Group, home: Tier, far: bool) -> PassSums:
         new_on_host=new[Tier.HOST],
         new_on_disk=new[Tier.DISK],
         away=away,
+        past_away=past_away,
     )

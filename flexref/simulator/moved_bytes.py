@@ -73,12 +73,12 @@ class MovedBytes:
     def _cache(self, sums: PassSums) -> Flows:
         """Records of rows whose home is not the device: the past ones come, the new ones go.
 
-        Of a row for which attention runs on the host only the first pass's cross to the host.
+        Of a row for which attention runs on the host only the first pass's cross, to the host.
         """
         cache = self.planned.memory.cache
         if cache.transient:
             return Counter()
-        past = 0 if cache.far else sums.past_on_host + sums.past_on_disk
+        past = sums.past_on_host + sums.past_on_disk - sums.past_away
         records = {
             TO_DEVICE: past,
             FROM_DISK: sums.past_on_disk,

@@ -78,7 +78,11 @@ VALUES: tuple[Clause, ...] = (
 OVERLAP: tuple[Clause, ...] = (lanes.lanes_do_not_hold_each_other_up,)
 """What a port whose lanes run beside its operators (`caps.overlaps_copies`) must pass too."""
 
-HOST_ATTENTION: tuple[Clause, ...] = (cache.append_works_on_host_memory, attention.attend_works_on_host_memory)
+HOST_ATTENTION: tuple[Clause, ...] = (
+    cache.append_works_on_host_memory,
+    attention.attend_works_on_host_memory,
+    attention.host_attention_runs_beside_operators,
+)
 """What a port that attends on the host (`caps.attends_on_host`), and computes, must pass too."""
 
 ROW_INVARIANCE: tuple[Clause, ...] = (

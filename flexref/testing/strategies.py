@@ -129,4 +129,7 @@ def policies(draw: st.DrawFn, /, cache_schemes: tuple[str, ...] = ("none", "int4
         "cache_group_size": draw(st.sampled_from((4, 16, 64))),
         "read_ahead_gib": draw(st.sampled_from((None, 0.0, 24 / MIB, 1.0))),
     }
-    return Policy(**{**drawn, **fixed})
+    whole = {**drawn, **fixed}
+    if whole["attention_on"] == "host":
+        whole.setdefault("host_attention_share", draw(st.sampled_from((1.0, 0.5, 0.3, 0.0))))
+    return Policy(**whole)

@@ -3,7 +3,7 @@ nothing.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from flexref.backend.parts import Parts
 from flexref.tiers.cache_plan import CachePlan, RowPass, RowPlace
@@ -15,7 +15,8 @@ class Stretch:
     """Neighbouring rows off the device with caches of one size, equal past and new: one copy of `rows` equal pieces.
 
     past: how many records they have of their own. place: the first one's. in_slot, leaving: where its records start in
-    a slot, and its new ones on their way to disk.
+    a slot, and its new ones on their way to disk. stride: from one row to the next in a slot: all records of a row
+    there, or the new ones alone; 0 for rows that are away, which have none there.
     """
 
     rows: int
@@ -24,16 +25,22 @@ class Stretch:
     new: int
     in_slot: int
     leaving: int
+    stride: int
 
-    def goes_on(self, other: "Stretch", compact: bool) -> bool:
-        """Whether `other`, a single row, is the next piece; if `compact`, slots hold new records alone."""
+    @property
+    def away(self) -> bool:
+        """Whether attention for the rows runs on the host."""
+        return not self.stride
+
+    def goes_on(self, other: "Stretch") -> bool:
+        """Whether `other`, a single row, is the next piece."""
         mine, its = self.place, other.place
         return (
-            (mine.home, mine.capacity_tokens, self.past, self.new)
-            == (its.home, its.capacity_tokens, other.past, other.new)
+            (mine.home, mine.in_place, mine.capacity_tokens, self.past, self.new)
+            == (its.home, its.in_place, its.capacity_tokens, other.past, other.new)
             and its.start == mine.start + self.rows * mine.capacity_tokens
             and other.leaving == self.leaving + (self.rows * self.new if its.home is Tier.DISK else 0)
-            and other.in_slot == self.in_slot + self.rows * (self.new if compact else mine.capacity_tokens)
+            and (other.in_slot, other.stride) == (self.in_slot + self.rows * self.stride, self.stride)
         )
 
 
@@ -83,29 +90,33 @@ class Arrangement:
 
 def arrange(plan: CachePlan, group: int, rows: Sequence[RowPass]) -> Arrangement:
     """How the rows of a group lie in one pass, in the order of the operators."""
-    room, far = plan.groups[group], plan.far
+    room = plan.groups[group]
+    crossing = {tier: room.crossing_tokens(tier) for tier in (Tier.HOST, Tier.DISK)}
     near: list[tuple[RowPlace, int | None, int]] = []
     away: list[RowPlace] = []
     stretches: list[Stretch] = []
-    new_before = leaving = 0
+    leaving, compact = 0, crossing[Tier.HOST] + crossing[Tier.DISK]
     for row in rows:
         place = row.place
         if place.home is Tier.DEVICE:
             near.append((place, None, place.capacity_tokens))
             continue
-        mirrored = place.start + (room.tokens[Tier.HOST] if place.home is Tier.DISK else 0)
-        if plan.is_away(row):
-            in_slot = mirrored
+        if row.is_away:
+            in_slot = stride = 0
             away.append(place)
+        elif place.in_place:
+            in_slot, stride = compact, row.new
+            compact += row.new
         else:
-            in_slot = new_before if far else mirrored
-            near.append((place, in_slot, row.new if far else place.capacity_tokens))
-            new_before += row.new
-        single = Stretch(1, place, row.own_past, row.new, in_slot, leaving)
+            in_slot = place.start + (crossing[Tier.HOST] if place.home is Tier.DISK else 0)
+            stride = place.capacity_tokens
+        if stride:
+            near.append((place, in_slot, stride))
+        single = Stretch(1, place, row.own_past, row.new, in_slot, leaving, stride)
         leaving += row.new if place.home is Tier.DISK else 0
         last = stretches[-1] if stretches else None
-        if last is not None and last.goes_on(single, far and not row.past):
-            stretches[-1] = Stretch(last.rows + 1, last.place, last.past, last.new, last.in_slot, last.leaving)
+        if last is not None and last.goes_on(single):
+            stretches[-1] = replace(last, rows=last.rows + 1)
         else:
             stretches.append(single)
     shared = tuple(row.prefix for row in rows[: len(near)])

@@ -81,12 +81,10 @@ class CacheStore:
         ]
 
     def load(self, layer: int, group: int, rows: Sequence[RowPass], slot: int) -> list[Copy]:
-        """host -> device: the past records of rows whose home is host or disk; none if attention runs on the host."""
-        if self.plan.far:
-            return []
+        """host -> device: the past records of rows whose home is host or disk; not of those that are away."""
         arranged, copies = self._arrangement(group, rows), list[Copy]()
         for home in (Tier.HOST, Tier.DISK):
-            moved = [stretch for stretch in arranged.off_device(home) if stretch.past]
+            moved = [stretch for stretch in arranged.off_device(home) if stretch.past and not stretch.away]
             if len(moved) > 1:
                 copies.append(self._in_parts(layer, group, arranged, moved, slot, inward=True))
             for each in moved if len(moved) == 1 else ():
@@ -98,7 +96,7 @@ class CacheStore:
         """device -> host: the new records of rows whose home is host or disk; not of those that are away."""
         arranged, copies = self._arrangement(group, rows), list[Copy]()
         for home in (Tier.HOST, Tier.DISK):
-            moved = [stretch for stretch in arranged.off_device(home) if not (stretch.past and self.plan.far)]
+            moved = [stretch for stretch in arranged.off_device(home) if not stretch.away]
             if len(moved) > 1:
                 copies.append(self._in_parts(layer, group, arranged, moved, slot, inward=False))
             for each in moved if len(moved) == 1 else ():
@@ -111,8 +109,7 @@ class CacheStore:
         copies = []
         for each in self._arrangement(group, rows).stretches:
             if each.place.home is Tier.DISK:
-                away = each.past and self.plan.far
-                source = self._staged(each, slot) if away else self._leaving(each, slot)
+                source = self._staged(each, slot) if each.away else self._leaving(each, slot)
                 copies.append(self._copy(layer, each, (source, self._home(layer, group, each)), each.past, each.new))
         return copies
 
@@ -164,7 +161,7 @@ class CacheStore:
         They do if all rows lie at home on the device before and after, or all in slots: see `may_stand_for`.
         """
         handles = self._handles.get(group, {})
-        if not handles or self.plan.far or not (known.near and found.near and known.may_stand_for(found)):
+        if not handles or not (known.near and found.near and known.may_stand_for(found)):
             return False
         (layer, slot), _ = next(iter(handles.items()))
         near = [self._near(layer, group, each, slot) for each in found.near]
@@ -182,8 +179,7 @@ class CacheStore:
         return self._at_home(layer, group, stretch.place)
 
     def _in_slot(self, stretch: Stretch, slot: int) -> Spot:
-        stride = stretch.new if self.plan.far else stretch.place.capacity_tokens
-        return self._spot(self._slots[CacheRoom.SLOTS][slot], stretch.in_slot, stride)
+        return self._spot(self._slots[CacheRoom.SLOTS][slot], stretch.in_slot, stretch.stride)
 
     def _staged(self, stretch: Stretch, slot: int) -> Spot:
         place = stretch.place
@@ -225,7 +221,7 @@ class CacheStore:
         first, tokens = (0, stretch.past) if inward else (stretch.past, stretch.new)
         capacity, leaves = stretch.place.capacity_tokens, stretch.place.home is Tier.DISK and not inward
         for row in range(stretch.rows):
-            here = stretch.in_slot + row * (stretch.new if self.plan.far else capacity) + first
+            here = stretch.in_slot + row * stretch.stride + first
             there = stretch.leaving + row * stretch.new if leaves else stretch.place.start + row * capacity + first
             ends = (there, here) if inward else (here, there)
             yield ends[0] * self._record, ends[1] * self._record, tokens * self._record

@@ -27,13 +27,15 @@ class CacheRoom(str, Enum):
 class RowPlace:
     """Where a row's cache lies: `capacity_tokens` records from number `start` on, among its group's on tier `home`.
 
-    Those of a `shared` prefix lie among all of the block's prefixes, on the device.
+    Those of a `shared` prefix lie among all of the block's prefixes, on the device. `in_place`: attention for the row
+    runs on the host, beside its records, once these hold tokens.
     """
 
     home: Tier
     start: int
     capacity_tokens: int
     shared: bool = False
+    in_place: bool = False
 
     @property
     def end(self) -> int:
@@ -58,21 +60,51 @@ class RowPass:
         """Past tokens whose records are its own."""
         return self.past if self.prefix is None else self.past - self.prefix.capacity_tokens
 
+    @property
+    def is_away(self) -> bool:
+        """Whether attention for the row runs on the host in this pass: its cache has tokens, and is read in place."""
+        return self.place.in_place and self.past > 0
+
+
+@dataclass(frozen=True, slots=True)
+class InPlace:
+    """What of a group's room is for rows of which attention runs on the host: by tier, the last of the records there.
+
+    tokens, new_tokens: as in `GroupRoom`, of which they are a part. away_tokens: how many a pass feeds of such rows
+    whose caches hold tokens already, at least one of each.
+    """
+
+    tokens: Mapping[Tier, int]
+    new_tokens: Mapping[Tier, int]
+    away_tokens: int
+
+
+NOTHING_IN_PLACE = InPlace(dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0), 0)
+"""Attention runs on the device, whatever lies where."""
+
 
 @dataclass(frozen=True, slots=True)
 class GroupRoom:
     """What the rows of one group, `rows` at most, may take.
 
     tokens: how many records their caches hold, by tier. new_tokens: how many tokens a pass feeds of rows there.
-    prefix_tokens: how many it feeds of prefixes that rows share. away_tokens: how many of rows for which attention runs
-    on the host, at least one of each; None where it runs on the device.
+    prefix_tokens: how many it feeds of prefixes that rows share. in_place: what of it is for rows of which attention
+    runs on the host.
     """
 
     rows: int
     tokens: Mapping[Tier, int]
     new_tokens: Mapping[Tier, int]
     prefix_tokens: int = 0
-    away_tokens: int | None = None
+    in_place: InPlace = NOTHING_IN_PLACE
+
+    def crossing_tokens(self, tier: Tier) -> int:
+        """How many records on a tier are of rows of which attention runs on the device: the first ones there."""
+        return self.tokens[tier] - self.in_place.tokens[tier]
+
+    def slot_tokens(self, tier: Tier) -> int:
+        """How many records of rows on a tier may be in a slot: all of those that cross, of others the new ones."""
+        return self.crossing_tokens(tier) + self.in_place.new_tokens[tier]
 
     @property
     def pass_tokens(self) -> int:
@@ -84,8 +116,9 @@ class GroupRoom:
 class CachePlan:
     """Homes and slots of a block's caches, whose rows come and go.
 
-    `far`: attention over caches that are off the device is computed on the host, once they hold tokens. Of such a cache
-    only what is new in a row's first pass crosses the link, from the device. `transient`: a cache is read only by the
+    Of a cache that is read in place, on the host, only what is new in a row's first pass crosses the link, from the
+    device: so a slot has room for all records of the other rows off the device, and after them for the new ones of
+    these. `transient`: a cache is read only by the
     visit that fills it; then there is room for one layer of the largest group, which all layers and groups use one
     after another. `prefix_tokens`: room for records of prefixes that rows share, in every layer of the model
     (`prefix_layers`), on the device.
@@ -94,7 +127,6 @@ class CachePlan:
     layout: RecordLayout
     layers: int
     groups: tuple[GroupRoom, ...]
-    far: bool
     slots: int
     transient: bool = False
     prefix_tokens: int = 0
@@ -118,17 +150,13 @@ class CachePlan:
         nbytes = group.tokens[tier] * self.layout.record_bytes
         return aligned(nbytes, ALIGNMENT_BYTES) if tier is Tier.DISK else nbytes
 
-    def is_away(self, row: RowPass) -> bool:
-        """Whether attention for the row runs on the host: if so planned, off the device, once its cache has tokens."""
-        return self.far and row.past > 0 and row.place.home is not Tier.DEVICE
-
     def in_order(self, rows: Sequence[RowPass]) -> list[int]:
-        """Which row comes when in a pass: prefixes first, those that `is_away` last, others as they lie, by tier."""
+        """Which row comes when in a pass: prefixes first, those that are away last, others as they lie, by tier."""
         tiers = list(Tier)
 
         def key(number: int) -> tuple[bool, bool, int, int]:
             row, place = rows[number], rows[number].place
-            return self.is_away(row), not place.shared, tiers.index(place.home), place.start
+            return row.is_away, not place.shared, tiers.index(place.home), place.start
 
         return sorted(range(len(rows)), key=key)
 
@@ -148,9 +176,7 @@ class CachePlan:
     @property
     def slot_bytes(self) -> int:
         """Device bytes of one slot: the caches of one group's rows whose home is another tier."""
-        if self.far:
-            return self._largest(lambda group: group.new_tokens[Tier.HOST] + group.new_tokens[Tier.DISK])
-        return self._largest(lambda group: group.tokens[Tier.HOST] + group.tokens[Tier.DISK])
+        return self._largest(lambda group: sum(map(group.slot_tokens, (Tier.HOST, Tier.DISK))))
 
     @property
     def staging_in_bytes(self) -> int:

@@ -12,7 +12,18 @@ from flexref.backend.protocol import Array, Backend, HostWork, Lane, LaneStep, M
 from flexref.errors import FlexrefError, LaneFailed, SpillDamaged, described, is_refused_resource
 from flexref.tiers.open_work import WorkBoard
 from flexref.tiers.reads_ahead import ReadsAhead
-from flexref.tiers.transfer import Bytes, Copy, Crossing, FileOfPieces, Gather, Region, Traffic, Transfer, host_bytes
+from flexref.tiers.transfer import (
+    Bytes,
+    Copy,
+    Crossing,
+    FileOfPieces,
+    Gather,
+    HostOperators,
+    Region,
+    Traffic,
+    Transfer,
+    host_bytes,
+)
 from flexref.units import Tier
 
 LOG = logging.getLogger(__name__)
@@ -136,6 +147,8 @@ class Mover:
         if isinstance(copy, Gather):
             call = partial(self._on_board, lane, copy, copy.call)
             return HostWork(copy.what, call, copy.kind.value, copy.link, copy.nbytes, copy.gathered_bytes)
+        if isinstance(copy, HostOperators):
+            return HostWork(copy.what, partial(self._on_board, lane, copy, copy.call), operators=True)
         if Tier.DISK in (copy.source.tier, copy.target.tier):
             move = self._read if copy.source.tier is Tier.DISK else self._write
             call = partial(self._on_board, lane, copy, partial(move, lane, copy))

@@ -95,6 +95,12 @@ def place_in_order(groups: Sequence[Sequence[int]], shares: Shares) -> list[list
     return placed
 
 
+def first_in_order(groups: Sequence[Sequence[int]], share: float) -> list[int]:
+    """How many items of every group (its size given), the first ones, have that share of all: as `place_in_order`."""
+    shares = Shares.of(share, 1 - share)
+    return [tiers.count(Tier.DEVICE) for tiers in place_in_order(groups, shares)]
+
+
 def place_items(sizes: Iterable[int], shares: Shares) -> list[Tier]:
     """The tier of every item (a row's cache, a group's activations), each where most is owed; nowhere for share 0."""
     owed = dict.fromkeys(Tier, 0.0)

@@ -127,7 +127,25 @@ class Crossing:
     link: str
 
 
-Transfer = Copy | Gather
+@dataclass(frozen=True, slots=True)
+class HostOperators:
+    """Operators that a lane calls on what lies on the host; nothing crosses a link."""
+
+    what: str
+    call: Callable[[], None]
+
+    @property
+    def link(self) -> str:
+        """None."""
+        return ""
+
+    @property
+    def nbytes(self) -> int:
+        """It moves nothing."""
+        return 0
+
+
+Transfer = Copy | Gather | HostOperators
 """What a lane can be asked to do."""
 
 
@@ -208,7 +226,9 @@ class Traffic:
     on_done: Callable[[Done], None] | None = None
 
     def started(self, copy: "Transfer | Crossing") -> None:
-        """Count a copy."""
+        """Count a copy; operators move nothing."""
+        if isinstance(copy, HostOperators):
+            return
         flow = self.flows.setdefault((copy.link, copy.kind.value), Flow())
         flow.nbytes += copy.nbytes
         flow.copies += 1
@@ -216,12 +236,13 @@ class Traffic:
     def finished(
         self, lane: str, copy: "Transfer | Crossing", span_s: tuple[float, float], purpose: object = None
     ) -> None:
-        """Add the seconds of a copy, from `span_s`: its start and end."""
+        """Add the seconds of a copy, or of operators, from `span_s`: its start and end."""
         start_s, end_s = span_s
-        flow = self.flows[copy.link, copy.kind.value]
-        flow.seconds += end_s - start_s
-        flow.timed_bytes += copy.nbytes
-        flow.timed_copies += 1
+        if not isinstance(copy, HostOperators):
+            flow = self.flows[copy.link, copy.kind.value]
+            flow.seconds += end_s - start_s
+            flow.timed_bytes += copy.nbytes
+            flow.timed_copies += 1
         self.worked(str(lane), end_s - start_s)
         if self.on_done is not None:
             self.on_done(Done(str(lane), copy.what, copy.link, copy.nbytes, start_s, end_s, purpose))

@@ -191,8 +191,15 @@ def test_every_row_of_a_job_fits_some_group_alone_and_all_go_through(
 def one_of_each(rooms: BlockRooms, policy: Policy) -> None:
     """Whole prompts are read at once: attention runs on the host for one token of every row, if it ever does."""
     for room in rooms.groups:
-        off_device = room.new_tokens[Tier.HOST] + room.new_tokens[Tier.DISK]
-        assert room.away_tokens == (None if policy.attention_on == "device" else min(room.rows, off_device))
+        within = room.in_place
+        off_device = within.new_tokens[Tier.HOST] + within.new_tokens[Tier.DISK]
+        assert within.away_tokens == min(room.rows, off_device)
+        assert not within.tokens[Tier.DEVICE]
+        for part, whole in ((within.tokens, room.tokens), (within.new_tokens, room.new_tokens)):
+            for tier in (Tier.HOST, Tier.DISK):
+                assert part[tier] <= whole[tier]
+                assert policy.shares_attention < 1 or part[tier] == whole[tier]
+                assert policy.shares_attention > 0 or not part[tier]
 
 
 @given(LENGTHS, st.integers(1, 30), own.policies())

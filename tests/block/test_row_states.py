@@ -155,7 +155,7 @@ def test_skipped_passes_leave_rows_as_passes_do(prompts: list[tuple[int, ...]], 
 
     def block() -> BlockRows:
         room = GroupRoom(places, on_device(ROOMY), on_device(ROOMY))
-        plan = CachePlan(RecordLayout(1, 1, "float32"), 1, (room,), far=False, slots=1)
+        plan = CachePlan(RecordLayout(1, 1, "float32"), 1, (room,), slots=1)
         rows = [Row(number, *each) for number, each in enumerate(zip(prompts, limits[: len(prompts)], strict=True))]
         waiting = Waiting(rows, window=2)
         waiting.refill()

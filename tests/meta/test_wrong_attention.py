@@ -1,11 +1,13 @@
 """Ports that are wrong on purpose in their cache or attention, each with one bug: the contract must reject each."""
 
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
 from flexref_numpy.attention import CacheRows, Segments
+from flexref_numpy.scratch import Scratch
 from flexref_numpy.sections import Sections
 
 from flexref.backend.protocol import CHUNK_TOKENS
@@ -102,6 +104,19 @@ class AppendsOnDeviceOnly(TellsTiersApart):
     def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
         if not isinstance(k, HostArray):
             super().append(rows, segments, k, v)
+
+
+class RoundsOtherwiseOnALane(NumpyBackend):
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        result = super().attend(rows, segments, q, scale, out)
+        if threading.current_thread() is not threading.main_thread():
+            np.nextafter(result, np.float32(1), out=result)
+        return result
+
+
+class HasOneScratchForLanesToo(NumpyBackend):
+    def _scratch_of_lanes(self) -> Scratch:
+        return self._scratch
 
 
 class AttendsOnDeviceOnly(TellsTiersApart):
@@ -311,6 +326,8 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (ZeroBeforeScale, cache.append_quantizes_by_the_law),
     (SharesScalesBetweenTokens, cache.appends_do_not_depend_on_other_rows),
     (AppendsOnDeviceOnly, cache.append_works_on_host_memory),
+    (RoundsOtherwiseOnALane, attention.host_attention_runs_beside_operators),
+    (HasOneScratchForLanesToo, attention.host_attention_runs_beside_operators),
     (AttendsOnDeviceOnly, attention.attend_works_on_host_memory),
     (SeesOneTokenAhead, attention.attend_is_causal_attention),
     (SeesOneTokenAhead, attention.later_tokens_have_no_effect),

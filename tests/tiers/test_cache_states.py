@@ -25,7 +25,7 @@ from flexref.schedule.hazards import requirements
 from flexref.schedule.zigzag import Computation, Hop, Kind, Movement, Operation, Shape, Visit
 from flexref.tiers.arrangement import Stretch, arrange
 from flexref.tiers.cache import CacheStore
-from flexref.tiers.cache_plan import CachePlan, GroupRoom, RowPass, RowPlace
+from flexref.tiers.cache_plan import CachePlan, GroupRoom, InPlace, RowPass, RowPlace
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.spill_file import SpillFile
@@ -56,7 +56,14 @@ def rooms(draw: st.DrawFn, transient: bool) -> GroupRoom:
     here = (Tier.DEVICE,) if transient else draw(st.lists(st.sampled_from(Tier), min_size=1, unique=True))
     tokens = {tier: draw(st.integers(1, 12)) if tier in here else 0 for tier in Tier}
     new = tokens if transient else {tier: draw(st.integers(1, most)) if most else 0 for tier, most in tokens.items()}
-    return GroupRoom(draw(st.integers(1, 4)), tokens, new)
+    within, new_within = dict.fromkeys(Tier, 0), dict.fromkeys(Tier, 0)
+    for tier in (Tier.HOST, Tier.DISK):
+        if new[tier] and draw(st.booleans()):
+            new_within[tier] = draw(st.integers(1, new[tier]))
+            least = 1 if new_within[tier] < new[tier] else tokens[tier]
+            within[tier] = draw(st.integers(min(least, tokens[tier]), tokens[tier]))
+    in_place = InPlace(within, new_within, sum(new_within.values()))
+    return GroupRoom(draw(st.integers(1, 4)), tokens, new, in_place=in_place)
 
 
 @st.composite
@@ -67,8 +74,8 @@ def plans(draw: st.DrawFn) -> CachePlan:
     )
     transient = draw(st.integers(0, 4)) == 0
     made = tuple(draw(st.lists(rooms(transient), min_size=1, max_size=3)))
-    layers, far = (1, False) if transient else (draw(st.integers(1, 3)), draw(st.booleans()))
-    return CachePlan(layout, layers, made, far, draw(st.integers(1, 2)), transient)
+    layers = 1 if transient else draw(st.integers(1, 3))
+    return CachePlan(layout, layers, made, draw(st.integers(1, 2)), transient)
 
 
 @dataclass
@@ -146,11 +153,13 @@ class CacheStates(RuleBasedStateMachine):
             place = places.take(tokens)
             assert place is not None
             past[place] = 0
-        left, found = dict(self.plan.groups[group].new_tokens), []
+        room, found = self.plan.groups[group], []
+        left = {(tier, True): new for tier, new in room.in_place.new_tokens.items()}
+        left |= {(tier, False): new - left[tier, True] for tier, new in room.new_tokens.items()}
         for place, seen in past.items():
-            most = min(place.capacity_tokens - seen, left[place.home])
+            most = min(place.capacity_tokens - seen, left[place.home, place.in_place])
             new = most if self.plan.transient else data.draw(st.just(min(1, most)) | st.integers(0, most))
-            left[place.home] -= new
+            left[place.home, place.in_place] -= new
             if new:
                 found.append(RowPass(place, seen, new))
         return tuple(found[number] for number in self.plan.in_order(found))
@@ -245,8 +254,8 @@ class CacheStates(RuleBasedStateMachine):
         """Of so many tokens the records cross the operation's link, if each row's go no further than they must."""
         homes = (Tier.DISK,) if operation.hop in (Hop.FETCH, Hop.SPILL) else (Tier.HOST, Tier.DISK)
         inward = operation.hop in (Hop.FETCH, Hop.LOAD)
-        away = self.plan.far and operation.hop in (Hop.LOAD, Hop.STORE)
-        rows = tuple(row for row in rows if row.place.home in homes and not (away and row.past))
+        away = operation.hop in (Hop.LOAD, Hop.STORE)
+        rows = tuple(row for row in rows if row.place.home in homes and not (away and row.place.in_place and row.past))
         return sum(row.past if inward else row.new for row in rows)
 
     def choose(self, visit: Visit, data: st.DataObject) -> None:
@@ -362,7 +371,7 @@ def test_a_cache_store_does_what_its_model_does(states: type[CacheStates]) -> No
 def test_a_row_in_a_slot_follows_one_at_home_on_the_device_or_the_other_way_round(homes: tuple[Tier, Tier]) -> None:
     """In a slot all layers lie at one place, and at home each at its own: no handle of the one stands for the other."""
     port, room = Renewing(1 << 16), {Tier.DEVICE: 4, Tier.HOST: 8, Tier.DISK: 0}
-    plan = CachePlan(RecordLayout(1, 2, "float32"), 3, (GroupRoom(2, room, room),), False, 2)
+    plan = CachePlan(RecordLayout(1, 2, "float32"), 3, (GroupRoom(2, room, room),), 2)
     store = CacheStore(plan, port)
     store.allocate({tier: Arena(tier, None, partial(port.allocate, tier.value), port.release) for tier in Tier})
     for home in homes:
@@ -386,7 +395,7 @@ class ForgetsNothing(CacheStore):
 
 class JoinsRowsThatAreNoNeighbours(CacheStore):
     def _arrangement(self, group: int, rows: Any) -> Any:
-        def goes_on(one: Stretch, other: Stretch, compact: bool) -> bool:
+        def goes_on(one: Stretch, other: Stretch) -> bool:
             return one.place.home is other.place.home and one.new == other.new
 
         with pytest.MonkeyPatch.context() as patch:
@@ -437,6 +446,26 @@ class ShowsMoreThanTheNewRecords(CacheStore):
         return super()._near(layer, group, (place, in_slot, tokens), slot)
 
 
+class PutsFirstPassesOverRowsThatCross(CacheStore):
+    """New records of rows that will be read in place take the beginning of a slot."""
+
+    def _arrangement(self, group: int, rows: Any) -> Any:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(GroupRoom, "crossing_tokens", lambda room, tier: 0)
+            return super()._arrangement(group, rows)
+
+
+class LoadsNothingBesideRowsInPlace(CacheStore):
+    def load(self, layer: int, group: int, rows: Any, slot: int) -> Any:
+        return [] if any(row.place.in_place for row in rows) else super().load(layer, group, rows, slot)
+
+
+class LoadsWhatIsReadInPlaceToo(CacheStore):
+    def load(self, layer: int, group: int, rows: Any, slot: int) -> Any:
+        there = [replace(row, place=replace(row.place, in_place=False)) for row in rows]
+        return super().load(layer, group, there, slot)
+
+
 class GivesBackAllButStaging(CacheStore):
     def release(self) -> None:
         self._taken = [taken for taken in self._taken if not taken[1].endswith("out")]
@@ -453,6 +482,9 @@ WRONG = (
     LoadsWhatIsNotThereYet,
     KeepsStretchesOfTheLastPass,
     ShowsMoreThanTheNewRecords,
+    PutsFirstPassesOverRowsThatCross,
+    LoadsNothingBesideRowsInPlace,
+    LoadsWhatIsReadInPlaceToo,
     GivesBackAllButStaging,
 )
 

@@ -76,9 +76,8 @@ OPTIONS = (
     ),
     click.option("--limits", type=click.Choice(["openai"]), help="Refuse an input beyond the limits of an API."),
     options("--backend", *BUDGETS, "--policy", "--percent", "--machine", "--rows-per-group", "--groups"),
-    options(
-        "--attention-on", "--quantize-cache", "--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib"
-    ),
+    options("--attention-on", "--host-attention-percent", "--quantize-cache"),
+    options("--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib"),
     option("--graphs"),
     click.option("--shard", metavar="I/N|auto", help=SHARD_HELP),
     click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help=CHUNK_HELP),

@@ -68,7 +68,8 @@ class Runs(click.IntRange):
 @option("--gen-len", help="New tokens for every row; default: 32.")
 @option("--rows", help="Rows of the job; default: 8.")
 @option("--lengths", names=("lengths",))
-@options("--rows-per-group", "--groups", "--percent", "--policy", "--machine", "--quantize-cache", "--attention-on")
+@options("--rows-per-group", "--groups", "--percent", "--policy", "--machine", "--quantize-cache")
+@options("--attention-on", "--host-attention-percent")
 @options("--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib", "--graphs", *BUDGETS)
 @option("--backend", default=None, show_default=None, help="The port to run on; default: numpy.")
 @click.option(

@@ -6,7 +6,7 @@ from itertools import pairwise
 import numpy as np
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import Backend
+from flexref.backend.protocol import Backend, HostWork, Lane
 from flexref.backend.records import RecordLayout
 from flexref.check import laws
 from flexref.check.tolerances import PRECISIONS, Values, assert_within
@@ -16,6 +16,9 @@ from flexref.testing.strategies import layouts, ragged
 
 POISON = 3e38
 """What a key that no query may see is set to: its products overflow, and its share of anything must be none at all."""
+
+BESIDE = 8
+"""Calls on a lane, and beside them on the caller's thread: enough for each to begin while the other is at work."""
 
 VALUE_KINDS = ("normal", "offset", "tiny", "constant", "zero")
 
@@ -91,6 +94,37 @@ def attend_is_causal_attention(backend: Backend, data: st.DataObject) -> None:
 def attend_works_on_host_memory(backend: Backend, data: st.DataObject) -> None:
     """Caches, queries and results in host memory: the same law."""
     _attends(backend, data, "host")
+
+
+def host_attention_runs_beside_operators(backend: Backend, data: st.DataObject) -> None:
+    """Caches on the host are appended and attended to on a lane, beside operators: all bits are those of one by one."""
+    with Bench(backend) as bench:
+        far, near = _Pass(bench, data, "host"), _Pass(bench, data)
+        expected = [np.concatenate(this.run()) for this in (far, near)]
+        there, here = far.cache(), near.cache()
+        for this, cache in ((far, there), (near, here)):
+            cache.fill(this.k, this.v, this.past)
+        k, v, q = (there.place(np.concatenate(part)) for part in (far.fresh(far.k), far.fresh(far.v), far.q))
+        out = there.place(guard_values((sum(far.new), there.width), bench.dtype))
+        rows, segments = there.rows(), backend.segments(far.past, far.new)
+        times = data.draw(st.integers(1, BESIDE))
+
+        def attend() -> None:
+            for _ in range(times):
+                backend.append(rows, segments, k.array, v.array)
+                backend.attend(rows, segments, q.array, far.scale, out.array)
+
+        work = HostWork("host attention of a test", attend, operators=True)
+        ticket = backend.submit(Lane.HOST_COMPUTE, [work], [backend.mark()])
+        found = []
+        for _ in range(times):
+            here.append(near.fresh(near.k), near.fresh(near.v), near.past)
+            found.append(np.concatenate(here.attend(near.q, near.past, near.scale)))
+        backend.wait(ticket)
+        for result in found:
+            assert_same_bits(result, expected[1], "attend on the device, beside a lane that attends on the host")
+        ticket.wait()
+        assert_same_bits(out.read(), expected[0], "attend on the host, on a lane beside operators")
 
 
 def a_prefill_is_a_shorter_one_and_decodes(backend: Backend, data: st.DataObject) -> None:
