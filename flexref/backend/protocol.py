@@ -28,8 +28,7 @@ class Lane(str, Enum):
     CACHE_IN = "cache_in"
     CACHE_OUT = "cache_out"
     DISK_OUT = "disk_out"
-    HOST_COMPUTE = "host_compute"
-    """It moves nothing: attention over caches that lie on the host runs on it."""
+    HOST_COMPUTE = "host_compute"  # it moves nothing: attention over caches on the host runs there
 
     __str__ = str.__str__
 
@@ -126,8 +125,8 @@ class HostWork:
     """A call that a lane makes on the host, in order with its moves: a disk read, for example.
 
     A port that only counts reads from it: `nbytes` of a `kind` of data over a `link`, and `gathered_bytes` of scattered
-    rows that the host copies. `operators`: the call makes nothing but calls of `append` and `attend` of this port on
-    arrays of the host; a port that only counts makes it too, and counts them on the lane.
+    rows that the host copies. `operators`: it calls `append` and `attend` of this port alone, on arrays of the
+    host; a port that only counts makes the call too, and counts them on the lane.
     """
 
     what: str

@@ -13,21 +13,21 @@ import numpy as np
 
 from flexref.architecture.program import ModelProgram, program_of
 from flexref.architecture.stages import Stage, StageKind, token_tiles
-from flexref.backend.protocol import Array, Lane, Ticket
+from flexref.backend.protocol import Array, Ticket
 from flexref.block.group import FedRows, Group
 from flexref.block.memory_plan import BlockRoom
 from flexref.block.replays import FedLengths, Replays, key_of
 from flexref.block.rows import Fed
 from flexref.block.state import BlockState
 from flexref.block.watch import Computed, TimedVisit
-from flexref.block.workspace import FED_IDS, StageOperands
+from flexref.block.workspace import FED_IDS, HostAttention, StageOperands
 from flexref.model.cache import LayerCache
 from flexref.model.layers import decoder_layer
 from flexref.model.stages import EmbedInputs, embed_visit
 from flexref.model.weights import StageWeights
 from flexref.schedule.zigzag import Visit
-from flexref.tiers.transfer import Crossing, HostOperators, view
-from flexref.units import DTYPE_BYTES, SLOTS_SERIAL, Kind, Tier
+from flexref.tiers.transfer import view
+from flexref.units import SLOTS_SERIAL, Kind, Tier
 
 
 @dataclass(eq=False)
@@ -45,6 +45,7 @@ class BlockComputation(BlockState):
     _program: ModelProgram = field(init=False)
     _tables: list[tuple[int, Array]] = field(init=False)
     _operands: StageOperands | None = field(init=False, default=None)
+    _on_host: HostAttention | None = field(init=False, default=None)
     _lengths: dict[int, FedLengths] = field(init=False, default_factory=dict)
     _decoding: dict[int, Any] = field(init=False, default_factory=dict)
     """The handle of lengths of each group's last pass of decode."""
@@ -248,10 +249,19 @@ class BlockComputation(BlockState):
         """
         stage, lengths = self._stages[visit.stage], self._lengths[visit.group]
         near, away = self._cache.handles(stage.index, visit.group, group.in_pass, self._data_slot(visit))
-        far = partial(self._attend_far, away, lengths.away) if away is not None else None
+        far = partial(self._attends_on_host.begin, away, lengths.away) if away is not None else None
         cache = LayerCache(near, lengths.near, lengths.near_tokens, far)
         weights = self._stage_weights(visit, group.tokens)
         decoder_layer(self.backend, self._program.layer, weights, self._x(visit, group), cache)
+
+    @property
+    def _attends_on_host(self) -> HostAttention:
+        """Attention for rows that are away."""
+        if self._on_host is None:
+            one_by_one = self.shape.slots == SLOTS_SERIAL
+            region = self._regions[BlockRoom.ATTENTION_ON_HOST]
+            self._on_host = HostAttention(self.mover, self._program.attention, region, one_by_one)
+        return self._on_host
 
     def _lengths_of(self, number: int, group: Group | FedRows) -> FedLengths:
         """The lengths of the group's rows in a pass: the handle of its last pass of decode, renewed, or a new one."""
@@ -263,41 +273,6 @@ class BlockComputation(BlockState):
             if known.decodes:
                 self._decoding[number] = known.near
         return known
-
-    def _attend_far(self, rows: Any, segments: Any, qkv: Array, context: Array) -> Callable[[], None]:
-        """Attention on the host: qkv (T, 3E) is copied there, and attention runs beside the cache, on a lane. What this
-        gives lets the operators wait for it and copies context (T, E) back.
-
-        The lane goes visit by visit, and the operators wait for it in each: so one place on the host serves all visits.
-        """
-        be, step = self.backend, self._program.attention
-        dtype, tokens, width = be.caps.compute_dtype, qkv.shape[0], step.width
-        item = DTYPE_BYTES[dtype]
-        region = self._regions[BlockRoom.ATTENTION_ON_HOST]
-        there = region.part(0, tokens * step.inputs * item)
-        back = region.part(there.nbytes, tokens * width * item)
-        host_qkv: Any = view(be, there, (tokens, step.inputs), dtype)
-        host_context: Any = view(be, back, (tokens, width), dtype)
-        self.mover.carry(
-            Crossing(Kind.ACTIVATIONS, "queries, keys, values", there.nbytes, "device->host"), qkv, host_qkv
-        )
-        queries, keys, values = (host_qkv[:, first : first + width] for first in (0, width, 2 * width))
-
-        def attend() -> None:
-            be.append(rows, segments, keys, values)
-            be.attend(rows, segments, queries, step.scale, host_context)
-
-        work = HostOperators("attention on the host", attend)
-        ticket = self.mover.submit(Lane.HOST_COMPUTE, [work], [be.mark()])
-        if self.shape.slots == SLOTS_SERIAL:  # one thing is done after another
-            ticket.wait()
-
-        def end() -> None:
-            be.wait(ticket)
-            crossing = Crossing(Kind.ACTIVATIONS, "attention", back.nbytes, "host->device")
-            self.mover.carry(crossing, host_context, context)
-
-        return end
 
     def _head(self, visit: Visit, stage: Stage, group: Group) -> None:
         """Compute one tile of the head for one group."""

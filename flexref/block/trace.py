@@ -110,8 +110,8 @@ class Trace:
                 self._file.add({"name": f"bytes held on {tier.value}", **at, "args": dict(holders)})
 
     def on_done(self, done: Done) -> None:
-        """A finished copy; an arrow leads from it to the visit that uses it."""
-        details = {"link": done.link, "bytes": done.nbytes}
+        """A finished copy; an arrow leads from it to the visit that uses it. Operators on a lane go over no link."""
+        details = {"link": done.link, "bytes": done.nbytes} if done.link else {}
         start_s = self._slice(done.lane, done.what, (done.start_s, done.end_s), details)
         movement = done.purpose
         if isinstance(movement, Movement) and movement.hop in INWARD:

@@ -1,9 +1,9 @@
-"""What visits need: operands as they are stored or expanded, and results in the workspace; it knows no policy.
+"""What visits need: operands, stored or expanded, results in the workspace, attention on the host; it knows no policy.
 
 The visits themselves run on the port that only counts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from flexref.architecture.program import program_of
+from flexref.architecture.program import Attend, program_of
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, StageKind, stages
 from flexref.backend.capabilities import Capabilities
-from flexref.backend.protocol import Backend, Matrix
+from flexref.backend.protocol import Array, Backend, Lane, Matrix
 from flexref.backend.records import RecordLayout
 from flexref.backend.registry import create
 from flexref.model.cache import LayerCache
@@ -23,10 +23,13 @@ from flexref.model.layers import decoder_layer
 from flexref.model.stages import EmbedInputs, embed_visit, final_hidden
 from flexref.model.weights import StageWeights, by_role
 from flexref.storage.weightfile import StoredTensor, WeightFile
-from flexref.tiers.transfer import Region, view
+from flexref.tiers.mover import Mover
+from flexref.tiers.transfer import Crossing, HostOperators, Region, view
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
-from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, aligned
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES, LINK_OF, Kind, Tier, aligned
+
+TO_DEVICE, TO_HOST = LINK_OF[Tier.HOST, Tier.DEVICE], LINK_OF[Tier.DEVICE, Tier.HOST]
 
 EMBED_IDS, FED_IDS = 2, 3
 """Integers for every token that the embedding is given, its id and its position; and for one of every row in a pass."""
@@ -188,3 +191,42 @@ class StageOperands:
                 expanded[tensor.name] = self._backend.expand(stored[tensor.name], out)  # type: ignore[arg-type]
                 offset += aligned(tensor.elements * DTYPE_BYTES[dtype], ALIGNMENT_BYTES)
         return expanded
+
+
+class HostAttention:
+    """Attention for the rows of a visit that are away: beside their caches, on a lane of its own.
+
+    Visits go one after another on that lane, and operators wait for it in each: so one place on the host serves all.
+    """
+
+    def __init__(self, mover: Mover, step: Attend, region: Region, one_by_one: bool) -> None:
+        """`region` has room on the host for what comes and goes. `one_by_one`: nothing else goes on meanwhile."""
+        self._mover, self._step, self._region, self._one_by_one = mover, step, region, one_by_one
+
+    def begin(self, rows: Any, segments: Any, qkv: Array, context: Array) -> Callable[[], None]:
+        """qkv (T, 3E) is copied to the host, and attention to the caches of `rows` begins there, for context (T, E).
+
+        What this gives is called before context is read: operators wait for the lane, and the result is copied back.
+        """
+        be, mover, step = self._mover.backend, self._mover, self._step
+        dtype, (tokens, inputs), width = be.caps.compute_dtype, qkv.shape, step.width
+        there = self._region.part(0, tokens * inputs * DTYPE_BYTES[dtype])
+        back = self._region.part(there.nbytes, tokens * width * DTYPE_BYTES[dtype])
+        host_qkv: Any = view(be, there, (tokens, inputs), dtype)
+        host_context: Any = view(be, back, (tokens, width), dtype)
+        mover.carry(Crossing(Kind.ACTIVATIONS, "queries, keys, values", there.nbytes, TO_HOST), qkv, host_qkv)
+        queries, keys, values = (host_qkv[:, first : first + width] for first in (0, width, 2 * width))
+
+        def attend() -> None:
+            be.append(rows, segments, keys, values)
+            be.attend(rows, segments, queries, step.scale, host_context)
+
+        ticket = mover.submit(Lane.HOST_COMPUTE, [HostOperators("attention on the host", attend)], [be.mark()])
+        if self._one_by_one:
+            ticket.wait()
+
+        def end() -> None:
+            be.wait(ticket)
+            mover.carry(Crossing(Kind.ACTIVATIONS, "attention", back.nbytes, TO_DEVICE), host_context, context)
+
+        return end
