@@ -1,5 +1,9 @@
-"""Finds ports by their entry points and makes backends by name; it knows no port."""
+"""Finds ports by their entry points and makes backends by name; it knows no port.
 
+A name may name one of a port's devices, too, after a colon, in the port's own words: `torch:cpu`, `cupy:1`.
+"""
+
+import inspect
 import threading
 from collections.abc import Mapping
 from importlib import import_module
@@ -15,6 +19,9 @@ if TYPE_CHECKING:
 GROUP = "flexref.backends"
 """The entry-point group in which a port's package registers the class, or function, that makes its backend."""
 
+PRELOADS = "flexref.preloads"
+"""The group in which it may register, under the port's name, a module that takes long to load and opens no device."""
+
 
 def installed() -> tuple[str, ...]:
     """Names of the installed ports, sorted; whether their devices are here too, only `create` finds out."""
@@ -22,15 +29,22 @@ def installed() -> tuple[str, ...]:
 
 
 def create(name: str, **options: Any) -> "Backend":
-    """The backend that the port `name` makes from `options`.
+    """The backend that the port `name` makes from `options`; a device in the name is the option `device`.
 
-    Raises `UnknownBackend` (listing the installed ones) if no package registers `name`, and `BackendUnavailable` if
-    the port's library cannot be imported or its constructor finds no device. Every other error is a bug of the port
-    and is passed on as it is, so that nobody mistakes a broken port for an absent one.
+    Raises `UnknownBackend` (listing the installed ones) if no package registers `name`, or if it names a device of a
+    port that takes none, and `BackendUnavailable` if the port's library cannot be imported or its constructor finds no
+    device. Every other error is a bug of the port and is passed on as it is, so that nobody mistakes a broken port for
+    an absent one.
     """
     entry = _entry(name)
+    port, device = _parted(name)
     try:
-        backend: Backend = entry.load()(**options)
+        make = entry.load()
+        if device:
+            if not _takes_device(make):
+                raise UnknownBackend(f"backend {port!r} takes no device, found {name!r}; use {port!r}")
+            options["device"] = int(device) if device.isdecimal() else device
+        backend: Backend = make(**options)
     except ImportError as error:
         if _is_own_fault(entry, error):
             raise
@@ -44,8 +58,10 @@ def start_device(name: str) -> None:
     """Let the port `name` start its device on a thread, beside what the caller does until it makes the port.
 
     That is `begin()` in the module `starting` of the port's package; a port without one, or that is not there, has
-    nothing to start. Raises `UnknownBackend`.
+    nothing to start, nor has it if the name says which device. Raises `UnknownBackend`.
     """
+    if _parted(name)[1]:
+        return check_registered(name)
     starting = f"{_entry(name).module.partition('.')[0]}.starting"
     try:
         found = find_spec(starting)
@@ -53,6 +69,11 @@ def start_device(name: str) -> None:
         return  # `create` says so
     if found is not None:
         threading.Thread(target=import_module(starting).begin, name=f"flexref starts {name}", daemon=True).start()
+
+
+def preloaded(name: str) -> tuple[str, ...]:
+    """Modules that whoever makes the port `name` in many processes may load before it forks them."""
+    return tuple(entry.value for entry in entry_points(group=PRELOADS) if entry.name == _parted(name)[0])
 
 
 def check_registered(name: str) -> None:
@@ -74,10 +95,24 @@ def maker(name: str) -> Any:
 
 
 def _entry(name: str) -> EntryPoint:
-    registered = _registered()
-    if name not in registered:
+    registered, port = _registered(), _parted(name)[0]
+    if port not in registered:
         raise UnknownBackend(f"unknown backend {name!r}; installed: {', '.join(registered) or 'none'}")
-    return registered[name]
+    return registered[port]
+
+
+def _parted(name: str) -> tuple[str, str]:
+    """(port, device or nothing)."""
+    port, _, device = name.partition(":")
+    return (port, device) if device else (name, "")
+
+
+def _takes_device(make: Any) -> bool:
+    """Whether a port's maker has an argument of that name."""
+    try:
+        return "device" in inspect.signature(make).parameters
+    except ValueError:  # it is written in C and says nothing of its arguments
+        return False
 
 
 def _registered() -> Mapping[str, EntryPoint]:

@@ -45,6 +45,36 @@ def test_options_reach_the_port(install: Install) -> None:
     assert registry.create("mirror", threads=2) == {"threads": 2}
 
 
+@pytest.mark.parametrize(("device", "option"), [("1", 1), ("cuda:1", "cuda:1"), ("a b", "a b")])
+def test_a_name_may_name_a_device_which_is_the_ports_option(device: str, option: object, install: Install) -> None:
+    install(many="def make(device=None, **options): return {'device': device, **options}")
+    assert registry.create(f"many:{device}", threads=2) == {"device": option, "threads": 2}
+    assert registry.create("many") == {"device": None}
+    registry.check_registered(f"many:{device}")
+    registry.start_device(f"many:{device}")
+
+
+@pytest.mark.parametrize("source", ["def make(): return {}", "make = dict"])
+def test_a_device_of_a_port_that_takes_none_is_refused(source: str, install: Install) -> None:
+    install(single=source)
+    with pytest.raises(UnknownBackend, match=r"^backend 'single' takes no device, found 'single:1'; use 'single'$"):
+        registry.create("single:1")
+
+
+def test_a_name_that_ends_before_its_device_is_unknown(install: Install) -> None:
+    install(many="def make(device=None): return device")
+    for call in (registry.create, registry.check_registered, registry.start_device, registry.maker):
+        with pytest.raises(UnknownBackend, match=r"^unknown backend 'many:'; installed: many$"):
+            call("many:")
+
+
+def test_what_a_port_names_to_be_loaded_before_processes_fork_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [EntryPoint("slow", "library", registry.PRELOADS), EntryPoint("other", "another", registry.PRELOADS)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == registry.PRELOADS else [])
+    assert registry.preloaded("slow") == registry.preloaded("slow:1") == ("library",)
+    assert registry.preloaded("numpy") == ()
+
+
 def test_an_unknown_name_is_answered_with_the_installed_ones(install: Install) -> None:
     install(zeta="make = dict", alpha="make = dict")
     assert registry.installed() == ("alpha", "zeta")

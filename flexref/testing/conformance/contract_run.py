@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flexref.backend.capabilities import Capabilities
-from flexref.backend.registry import check_registered
+from flexref.backend.registry import check_registered, preloaded
 from flexref.check.findings import finite_or_none
 from flexref.errors import BackendUnavailable, StorageError
 from flexref.testing.conformance.blame import FailedCall
@@ -16,7 +16,7 @@ from flexref.testing.conformance.calls import calls_of
 from flexref.testing.conformance.cases import Case, write_case
 from flexref.testing.conformance.clause_run import ClauseTrial, PortSurface, facts, repeat_clause, try_clause
 from flexref.testing.conformance.draws import CaseError, DrawnValues
-from flexref.testing.conformance.processes import ProcessEnd, run_apart
+from flexref.testing.conformance.processes import ProcessEnd, preload, run_apart
 from flexref.testing.conformance.rates import measure_rates
 from flexref.testing.conformance.results import (
     FAILED,
@@ -127,6 +127,7 @@ def _timed(asked: Conformance, found: Sequence[ClauseResult]) -> tuple[PortRates
 def ask_port(backend: str) -> PortSurface:
     """What the port says of itself, in a process of its own."""
     check_registered(backend)
+    preload(preloaded(backend))
     end = run_apart(facts, (backend,), MAKING_S)
     if end.result is None:
         raise ConformanceError(f"backend {backend} cannot be made: {end.how}")

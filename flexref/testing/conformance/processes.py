@@ -1,7 +1,7 @@
 """Runs a piece of work in a process of its own, so that its crash, its exit or its hanging is told; it knows no port.
 
-Processes are forked by a server that has loaded what all of them need but no port: they begin at once, and none
-inherits a device or a thread that another has opened.
+Processes are forked by a server that has loaded what all of them need, and what a port's package names for it, but no
+port: they begin at once, and none inherits a device or a thread that another has opened.
 """
 
 import faulthandler
@@ -10,7 +10,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -51,13 +51,17 @@ class ProcessEnd:
     seconds: float = 0.0
 
 
+def preload(modules: Iterable[str]) -> None:
+    """Let the server load these too, if it has not begun yet: what opens no device, and takes long to load."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOADED, *modules])
+
+
 def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float) -> ProcessEnd:
     """Run `work` in a process, killed after `limit_s`. What it raises is a bug of ours, and is raised here.
 
     `kind` of the end is `done`, `crashed` (a signal), `exited` or `hung`.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
     receiver, sender = context.Pipe(duplex=False)
     began = time.monotonic()
     with TemporaryDirectory(prefix="flexref-conformance-") as folder:
