@@ -100,8 +100,12 @@ def check_layout(width: int, group_size: int, scale_dtype: npt.DTypeLike, what: 
         raise QuantizationError(f"{what}: scales are float16 or float32, found {np.dtype(scale_dtype)}")
 
 
-def _parts(width: int, group_size: int) -> list[tuple[int, int, int]]:
-    """The runs of equal groups of a row, as (first group, groups, values in each): the full ones, then a short one."""
+def group_runs(width: int, group_size: int) -> list[tuple[int, int, int]]:
+    """The runs of equal groups of a row, as (first group, groups, values in each): the full ones, then a short one.
+
+    The codes of a run begin `first group * group_bytes(group_size, bits)` bytes after the row's first one, and every
+    group of it has `group_bytes(values, bits)`.
+    """
     full, tail = divmod(width, group_size)
     runs = [(0, full, group_size), (full, 1, tail)]
     return [run for run in runs if run[1] and run[2]]
@@ -189,7 +193,7 @@ def quantize(
     aside, packed = np.empty(min(block, len(flat)) * width, np.float32), np.empty(codes[:block].size, np.uint8)
     for first in range(0, len(flat), block):
         span = slice(first, first + block)
-        for run in _parts(width, group_size):
+        for run in group_runs(width, group_size):
             source = _values_of(flat[span], run, group_size)
             target = _codes_of(codes[span], run, group_size, bits)
             # Axis 0 runs over the values of a group, so that every step works on whole rows of groups at once.
@@ -211,7 +215,7 @@ def packed(found: Array, group_size: int, bits: int) -> Bytes:
     """Codes (O, I) of any type as bytes (O, packed_width)."""
     rows, width = found.shape
     codes = np.empty((rows, packed_width(width, group_size, bits)), np.uint8)
-    for run in _parts(width, group_size):
+    for run in group_runs(width, group_size):
         target = _codes_of(codes, run, group_size, bits)
         turned = np.empty((target.shape[-1], *target.shape[:-1]), np.uint8)
         _pack(_values_of(found, run, group_size).transpose(2, 0, 1), turned, bits)
@@ -254,7 +258,7 @@ def dequantize(quantized: Quantized, out: Array | None = None, dtype: npt.DTypeL
     for first in range(0, len(rows), block):
         span = slice(first, first + block)
         target = rows[span] if aside is None else aside[: len(rows[span])]
-        for run in _parts(width, quantized.group_size):
+        for run in group_runs(width, quantized.group_size):
             groups = (span, slice(run[0], run[0] + run[1]))
             part = _codes_of(codes[span], run, quantized.group_size, quantized.bits)
             found = _values_of(target, run, quantized.group_size)
@@ -286,5 +290,5 @@ def error_bound(quantized: Quantized) -> npt.NDArray[np.float64]:
     scale_rounding, zero_rounding = _half_spacing(quantized.scale), _half_spacing(quantized.zero)
     bound = np.maximum(np.maximum(scale / 2, top * scale_rounding), zero_rounding)
     bound += FLOAT32_ROUNDOFF * (zero + 4 * (top + 1) * (scale + scale_rounding)) + 2.0**-140
-    sizes = [size for _, groups, size in _parts(quantized.width, quantized.group_size) for _ in range(groups)]
+    sizes = [size for _, groups, size in group_runs(quantized.width, quantized.group_size) for _ in range(groups)]
     return np.repeat(bound, sizes, axis=-1)

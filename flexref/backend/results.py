@@ -1,0 +1,44 @@
+"""Results of a port's operators in the workspace that it is given, counted by `Workspace`; it knows no memory."""
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+from flexref.backend.workspace import Workspace
+from flexref.units import DTYPE_BYTES
+
+
+class CountedResults:
+    """The part of `Backend` that is about results, for a port whose workspace is one of its own buffers.
+
+    The port has `view` and `_fresh`.
+    """
+
+    _counted: Workspace | None = None
+    _results: Any = None
+
+    def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
+        """See `Backend.view`."""
+        raise NotImplementedError
+
+    def _fresh(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """An uninitialized array on the device, of memory that goes with it."""
+        raise NotImplementedError
+
+    def workspace(self, buffer: Any) -> None:
+        """See `Backend.workspace`."""
+        self._results, self._counted = buffer, None if buffer is None else Workspace(buffer.nbytes)
+
+    def frame(self) -> AbstractContextManager[None]:
+        """See `Backend.frame`."""
+        return nullcontext() if self._counted is None else self._counted.frame()
+
+    def workspace_peak_bytes(self) -> int:
+        """See `Backend.workspace_peak_bytes`."""
+        return 0 if self._counted is None else self._counted.peak_bytes
+
+    def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """See `Backend.empty`."""
+        if self._counted is None:
+            return self._fresh(shape, dtype)
+        return self.view(self._results, self._counted.take(math.prod(shape) * DTYPE_BYTES[dtype]), shape, dtype)
