@@ -12,6 +12,7 @@ from flexref.backend import registry
 ROOT = Path(__file__).parents[2]
 PYPROJECT = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
 PORTS = sorted(path for path in (ROOT / "backends").iterdir() if any(path.glob("*.py")))
+PACKAGES = frozenset(port.name for port in PORTS)
 
 
 @pytest.mark.parametrize("top", [ROOT / "flexref", *PORTS], ids=lambda path: path.name)
@@ -39,8 +40,16 @@ def test_every_readme_of_a_package_is_shipped_with_it(top: Path) -> None:
 
 
 def test_every_port_is_registered_under_its_folders_name() -> None:
-    registered = {entry.name: entry.module for entry in entry_points(group=registry.GROUP)}
-    assert {port.name.removeprefix("flexref_"): port.name for port in PORTS}.items() <= registered.items()
+    """In what an install ships: one that was made before a port came knows nothing of it."""
+    table = PYPROJECT.partition(f'[project.entry-points."{registry.GROUP}"]')[2].partition("\n[")[0]
+    registered = dict(re.findall(r'^(\w+) = "(\w+):\w+"$', table, re.MULTILINE))
+    assert {port.name.removeprefix("flexref_"): port.name for port in PORTS} == registered
+
+
+def test_what_is_registered_here_is_what_an_install_ships() -> None:
+    ours = {entry.name: entry.module for entry in entry_points(group=registry.GROUP) if entry.module in PACKAGES}
+    assert all(f'{name} = "{module}:' in PYPROJECT for name, module in ours.items())
+    assert {"numpy", "dry"} <= ours.keys()
 
 
 def test_the_console_command_is_the_main_function() -> None:

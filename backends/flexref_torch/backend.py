@@ -1,0 +1,101 @@
+"""The port to PyTorch: which device it takes, what it promises, and its lanes; it knows no model."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from flexref.backend.capabilities import Capabilities, Description
+from flexref.backend.device_streams import streams_of
+from flexref.backend.lane_threads import HostStream, LaneThread, StreamTicket
+from flexref.backend.protocol import LANES, Lane, LaneStep, Ticket
+from flexref.backend.recording import DirectCalls
+from flexref.errors import BackendUnavailable
+from flexref.units import MIB
+from flexref_torch.attention import CacheOperators
+from flexref_torch.memory import DeviceMemory
+from flexref_torch.operators import RowOperators
+
+PIECE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23, "mps": 1 << 22}
+"""What a temporary array of an operator may have: it stays near the processor's caches, or fills a device."""
+
+PIECE_BYTES = 32
+"""Of each of these elements: eight arrays of float32 at once are more than any operator has."""
+
+LIBRARY_BYTES = 32 * MIB
+"""What PyTorch gives cuBLAS to work in on Hopper; less on others."""
+
+
+class TorchBackend(DeviceMemory, RowOperators, CacheOperators, DirectCalls):
+    """CUDA, ROCm, Apple's GPUs or the processor, whichever PyTorch finds."""
+
+    name = "torch"
+
+    def __init__(self, device: str | int | None = None) -> None:
+        """`device` as PyTorch names it, `cuda:1` for example; without it CUDA (or ROCm), else Apple's, else the
+        processor. Raises `BackendUnavailable`."""
+        self._device = device_of(device)
+        kind = self._device.type
+        self._most = PIECE_ELEMENTS[kind]
+        self.caps = Capabilities(
+            compute_dtype="float32" if kind == "cpu" else "float16",
+            computes=True,
+            overlaps_copies=kind != "mps",
+            attends_on_host=kind == "cpu",
+            scratch_bytes=PIECE_BYTES * self._most + LIBRARY_BYTES * (kind == "cuda"),
+            fused_rows=0,
+            one_memory=kind == "cpu",
+            shares_prefixes=True,
+        )
+        self._stream, beside = streams(self._device)
+        self._lanes = {lane: LaneThread(lane, beside(), self._move) for lane in LANES}
+
+    def describe(self) -> Description:
+        found = []
+        if self._device.type == "cuda":
+            seen = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+            found = [f"{each.name}, {each.total_memory} bytes" for each in seen]
+        elif self._device.type == "mps":
+            found = [f"Apple GPU, {torch.mps.recommended_max_memory()} bytes"]
+        versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
+        return Description(tuple(found), {name: str(version) for name, version in versions.items() if version})
+
+    def keep_rows_apart(self, on: bool) -> None:
+        """No row has bits of its own here: how a product sums depends on how many rows it has."""
+
+    def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        return self._lanes[lane].submit(steps, after)
+
+    def mark(self) -> Ticket:
+        return StreamTicket(self._stream.mark())
+
+    def wait(self, ticket: Any) -> None:
+        """The call returns when all steps of the ticket are on their stream, or raises what one of them raised."""
+        self._stream.follow(ticket.event())
+
+    def close(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+        self._stream.join()
+
+
+def device_of(asked: str | int | None) -> torch.device:
+    """The device of that name, or the best one here; `BackendUnavailable` if it is not here."""
+    counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
+    here = {kind: count for kind, count in counts.items() if count}
+    try:
+        device = torch.device(next(iter(here)) if asked is None else asked)
+    except RuntimeError:
+        device = None
+    if device is None or (device.index or 0) >= here.get(device.type, 0):
+        raise BackendUnavailable(f"device {asked!r} is not here; PyTorch {torch.__version__} has {here}")
+    return device if device.type != "cuda" else torch.device("cuda", device.index or 0)
+
+
+def streams(device: torch.device) -> tuple[Any, Callable[[], Any]]:
+    """(the stream of the operators, which is the current one where they are called, what makes a lane's)."""
+    if device.type == "cpu":
+        return HostStream(), HostStream
+    if device.type == "mps":
+        return streams_of(torch.mps, tuple)
+    return streams_of(torch.cuda, lambda: (torch.cuda.current_stream(device),), lambda: torch.cuda.Stream(device))

@@ -1,0 +1,100 @@
+"""Buffers of bytes on a device and on its host, and copies between them; it knows no lane and no operator."""
+
+import math
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import psutil
+import torch
+
+from flexref.backend.copies import copies_of
+from flexref.backend.host_pages import make_present, mapped
+from flexref.backend.protocol import Move
+from flexref.backend.results import CountedResults
+from flexref.errors import CapacityError
+from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES
+
+STAGED_BYTES = 1 << 16
+"""CUDA has taken so much of pageable memory when an asynchronous copy returns."""
+
+Array: TypeAlias = torch.Tensor
+
+
+class DeviceMemory(CountedResults):
+    """The part of the port that is about memory: a buffer is an array of bytes, pinned on the host of a CUDA device."""
+
+    _device: torch.device
+    _stream: Any
+
+    def free_bytes(self, tier: str) -> int:
+        available = int(psutil.virtual_memory().available)
+        if self._device.type != "cuda":
+            return available // 2
+        kept = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return available if tier == "host" else int(torch.cuda.mem_get_info(self._device)[0]) + kept
+
+    def allocate(self, tier: str, nbytes: int) -> Array:
+        """Raises `CapacityError` if a device has no room, or the system cannot pin so much."""
+        if tier == "device" and self._device.type != "cpu":
+            try:
+                return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
+            except torch.OutOfMemoryError:
+                free = self.free_bytes("device")
+            raise CapacityError("device", "a buffer", nbytes, free, {})
+        if self._device.type != "cuda":
+            whole = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
+            return torch.from_numpy(whole[-whole.ctypes.data % ALIGNMENT_BYTES :][:nbytes])
+        memory = mapped(max(1, nbytes))[:nbytes]
+        make_present(memory.ctypes.data, nbytes)
+        if int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, nbytes, 0)):
+            raise CapacityError("host", "a pinned buffer", nbytes, self.free_bytes("host"), {})
+        return torch.from_numpy(memory)
+
+    def release(self, buffer: Array) -> None:
+        """The memory goes with the last view of it; pinned memory is the system's again."""
+        if self._device.type == "cuda" and not buffer.is_cuda:
+            status = int(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
+            if status:
+                raise RuntimeError(f"pinned memory could not be given back: CUDA's error {status}")
+
+    def view(self, buffer: Array, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
+        end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
+        if offset < 0 or end > buffer.nbytes:
+            raise IndexError(f"bytes {offset} to {end} of a buffer of {buffer.nbytes}")
+        return buffer[offset:end].view(getattr(torch, dtype)).view(shape)
+
+    def _fresh(self, shape: tuple[int, ...], dtype: str) -> Array:
+        return torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)
+
+    def host_memory(self, buffer: Array) -> npt.NDArray[np.uint8]:
+        return buffer.numpy()  # type: ignore[no-any-return]
+
+    def upload(self, values: npt.NDArray[Any], out: Array | None = None) -> Array:
+        out = self.empty(values.shape, str(values.dtype)) if out is None else out
+        given = torch.from_numpy(np.require(values, requirements=("C", "W")))
+        return out.copy_(given, non_blocking=given.nbytes <= STAGED_BYTES and torch.version.cuda is not None)
+
+    def download(self, x: Array) -> npt.NDArray[Any]:
+        return np.ascontiguousarray(x.to("cpu", copy=True).numpy())
+
+    def assign(self, target: Array, source: Array) -> None:
+        """Slices of host memory go through a copy of PyTorch's own, which no operator may outrun: these wait."""
+        across = target.device != source.device
+        waits = not (target.is_contiguous() and source.is_contiguous()) if across else target.device.type == "cpu"
+        if waits:
+            self._stream.join()
+        target.copy_(source, non_blocking=not waits)
+
+    def _move(self, move: Move, stream: Any) -> None:
+        """Give a move to a lane's stream; between two places of the host it is made here, in the lane's thread."""
+        source, target = (span.buffer for span in (move.source, move.target))
+        on_host = source.device.type == target.device.type == "cpu"  # type: ignore[attr-defined]
+        if on_host:
+            stream.join()
+        for there, here, nbytes in copies_of(move):
+            given, goal = source[there : there + nbytes], target[here : here + nbytes]  # type: ignore[index]
+            if on_host:  # numpy's copy: PyTorch's would start threads for each lane
+                np.copyto(goal.numpy(), given.numpy())
+            else:
+                goal.copy_(given, non_blocking=True)

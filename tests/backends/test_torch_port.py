@@ -1,0 +1,164 @@
+"""The port to PyTorch beside its contract: devices, the user's settings, pieces, and the memory that it takes."""
+
+import builtins
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import flexref_torch
+import numpy as np
+import pytest
+
+from flexref.backend.protocol import QuantizedMatrix
+from flexref.backend.records import RecordLayout
+from flexref.errors import BackendUnavailable
+from flexref.storage.quant import quantize
+from flexref.testing.clauses import attention, cache, pointwise, prefixes, products, sampling
+from flexref.testing.contract import Clause, clause_name, violation
+
+torch = pytest.importorskip("torch")
+
+FEW, MORE = 300, 3000
+"""Elements of a piece, so that the contract's small operands are cut into many; `MORE` where these are longer."""
+
+
+@pytest.fixture(scope="module")
+def port() -> Any:
+    made: Any = flexref_torch.TorchBackend("cpu")
+    yield made
+    made.close()
+
+
+def test_importing_the_port_loads_no_pytorch() -> None:
+    code = "import sys, flexref_torch; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout == "False\n"
+
+
+def test_without_pytorch_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    really_import = builtins.__import__
+
+    def without(name: str, *rest: Any, **named: Any) -> Any:
+        if name.partition(".")[0] == "torch":
+            raise ModuleNotFoundError(f"No module named {name!r}", name="torch")
+        return really_import(name, *rest, **named)
+
+    for name in [name for name in sys.modules if name.startswith("flexref_torch.")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(BackendUnavailable, match=r"^PyTorch is not installed; .*'\.\[torch\]'"):
+        flexref_torch.TorchBackend()
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "mps:1", "meta", "cpu:1"])
+def test_a_device_that_is_not_here_is_named_beside_those_that_are(device: str) -> None:
+    with pytest.raises(BackendUnavailable, match=rf"device '{device}' is not here; PyTorch .* has {{.*'cpu': 1}}$"):
+        flexref_torch.TorchBackend(device)
+
+
+def test_a_users_settings_are_as_before_after_each_product(port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags, seen = torch.backends.cuda.matmul, []
+    really = torch.Tensor.__matmul__
+
+    def spy(x: Any, y: Any) -> Any:
+        seen.append((torch.get_float32_matmul_precision(), flags.allow_fp16_reduced_precision_reduction))
+        return really(x, y)
+
+    def settings() -> tuple[Any, ...]:
+        return (
+            torch.get_float32_matmul_precision(),
+            flags.allow_fp16_reduced_precision_reduction,
+            flags.allow_fp16_reduced_precision_reduction_split_k,
+            torch.backends.mkldnn.matmul.fp32_precision,
+        )
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", spy)
+    before = settings()
+    x = port.upload(np.ones((2, 3), np.float32))
+    try:
+        for precision, reduction in (("medium", (True, True)), ("high", (False, True)), ("highest", (False, False))):
+            torch.set_float32_matmul_precision(precision)
+            flags.allow_fp16_reduced_precision_reduction = reduction
+            asked = settings()
+            port.linear(x, x, None)
+            assert settings() == asked
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        flags.allow_fp16_reduced_precision_reduction = before[1:3]
+    assert seen == [("highest", False)] * 3
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        products.gather_takes_the_named_rows,
+        products.add_rows_adds_the_named_rows,
+        products.linear_is_the_product,
+        products.linear_adds_to_its_result,
+        products.expand_is_the_matrix,
+        products.linear_of_expanded_weights_has_the_same_bits,
+        pointwise.layer_norm_is_the_norm,
+        pointwise.activations_are_their_functions,
+        cache.append_writes_the_records,
+        cache.append_quantizes_by_the_law,
+        attention.attend_is_causal_attention,
+        attention.later_tokens_have_no_effect,
+        prefixes.a_shared_prefix_is_as_good_as_a_copy,
+        sampling.sampling_inverts_the_distribution,
+        sampling.greedy_takes_the_lowest_of_the_best,
+    ],
+    ids=clause_name,
+)
+def test_an_operator_in_many_pieces_keeps_its_law(clause: Clause, port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = clause is prefixes.a_shared_prefix_is_as_good_as_a_copy
+    monkeypatch.setattr(port, "_most", MORE if long else FEW)
+    error = violation(port, clause, 6 if long else 20)
+    assert error is None, error
+
+
+def taken_bytes(call: Callable[[], Any]) -> int:
+    """The most memory of PyTorch's allocator that a call held beyond what it began with."""
+    profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
+    with profile:
+        call()
+    changes = [event.nbytes() for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return int(max(np.cumsum([0, *changes])))
+
+
+def test_no_operator_takes_more_memory_than_it_says(port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At shapes of which every one is many pieces. That a product takes anything at all shows that it is counted."""
+    most = 1 << 14
+    monkeypatch.setattr(port, "_most", most)
+    draw = np.random.default_rng(0)
+
+    def array(*shape: int) -> Any:
+        return port.upload(draw.standard_normal(shape).astype(np.float32))
+
+    x, w, b, table = array(200, 500), array(300, 500), array(300), array(400, 500)
+    packed = quantize(draw.standard_normal((300, 500)), 64, np.float16, "weights of a test")
+    parts = (port.upload(part) for part in (packed.codes, packed.scale, packed.zero))
+    codes = QuantizedMatrix(*parts, width=500, group_size=64)
+    ids, out, full = port.upload(draw.integers(0, 400, 200).astype(np.int32)), array(200, 300), array(300, 500)
+    logits = array(40, 5000)
+    taken = {
+        "linear": taken_bytes(lambda: port.linear(x, w, b, out=out, add=True)),
+        "linear of codes": taken_bytes(lambda: port.linear(x, codes, b, out=out, add=True)),
+        "expand": taken_bytes(lambda: port.expand(codes, full)),
+        "gather": taken_bytes(lambda: port.gather(table, ids, 3, x)),
+        "add_rows": taken_bytes(lambda: port.add_rows(x, table, ids)),
+        "layer_norm": taken_bytes(lambda: port.layer_norm(x, x[0], x[1], 1e-5, out=x)),
+        "gelu": taken_bytes(lambda: port.activate(x, "gelu_tanh")),
+        "quick_gelu": taken_bytes(lambda: port.activate(x, "quick_gelu")),
+        "sample": taken_bytes(lambda: port.sample(logits, 1.0, 0, 0.9, np.full(40, 0.5))),
+        "greedy": taken_bytes(lambda: port.sample(logits, 0.0, 0, 1.0, np.full(40, 0.5))),
+    }
+    for scheme in ("none", "int4"):
+        layout = RecordLayout(10, 50, "float32", scheme, 16)
+        rows = port.cache_rows([port.upload(np.zeros(300 * layout.record_bytes, np.uint8))], layout)
+        segments = port.segments([80], [200])
+        taken[f"append {scheme}"] = taken_bytes(lambda rows=rows, segments=segments: port.append(rows, segments, x, x))
+        taken[f"attend {scheme}"] = taken_bytes(
+            lambda rows=rows, segments=segments: port.attend(rows, segments, x, 0.1, full[:200])
+        )
+    bound = port.caps.scratch_bytes * most // (1 << 18)
+    assert {what: nbytes for what, nbytes in taken.items() if not most <= nbytes <= bound} == {}
