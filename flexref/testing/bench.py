@@ -30,6 +30,7 @@ class Bench:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
         self._buffers: list[Buffer] = []
+        self._rows_apart = True
 
     def __enter__(self) -> "Bench":
         return self
@@ -38,6 +39,8 @@ class Bench:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.backend.workspace(None)
+        if not self._rows_apart:
+            self.backend.keep_rows_apart(True)
         for buffer in self._buffers:
             self.backend.release(buffer)
 
@@ -56,6 +59,11 @@ class Bench:
         buffer = self.backend.allocate(tier, nbytes)
         self._buffers.append(buffer)
         return buffer
+
+    def keep_rows_apart(self, on: bool) -> None:
+        """Ask for rows with bits of their own, or not, until the end; after it they are asked for."""
+        self._rows_apart = on
+        self.backend.keep_rows_apart(on)
 
     def workspace(self, nbytes: int = WORKSPACE_BYTES) -> Buffer:
         """Let the port's results come from counted memory; the buffer that they come from."""

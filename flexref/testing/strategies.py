@@ -54,7 +54,7 @@ def arrays(
 def layouts(draw: st.DrawFn, dtype: str, schemes: tuple[str, ...] = ("none", "int4")) -> RecordLayout:
     """Cache layouts of small models: head widths that fill their last group, or do not."""
     heads = draw(st.integers(1, 4))
-    head_width = draw(st.sampled_from((1, 4, 8, 12, 16, 17, 33)))
+    head_width = draw(st.sampled_from((1, 4, 8, 12, 16, 17, 33, 64)))
     group_size = draw(st.sampled_from((4, 7, 16, 64)))
     return RecordLayout(heads, head_width, dtype, draw(st.sampled_from(schemes)), group_size)
 

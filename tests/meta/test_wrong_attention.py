@@ -198,6 +198,11 @@ class SoftmaxWithoutMaximum(ChangedAttention):
         return np.exp(np.where(visible, scores * np.float32(64), -np.inf)) ** np.float32(1 / 64), values
 
 
+class SoftmaxOverflows(ChangedAttention):
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        return np.exp(np.where(visible, scores, -np.inf)), values
+
+
 class DecodesWithoutItself(ChangedAttention):
     def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
         if scores.shape[1] == 1 and scores.shape[2] > 1:
@@ -249,6 +254,15 @@ class MultipliesStaleRecordsByZero(NumpyBackend):
                 stale = expanded(records, rows.layout, 1, past + new + 1)[-1].reshape(-1)
                 out[first : first + new] += stale * np.float32(0)
         return out
+
+
+class ForgetsTheBeginningUnlessApart(ChangedAttention):
+    """Wrong only for rows that need no bits of their own."""
+
+    def change(self, scores: Any, visible: Any, values: Any, row: int) -> tuple[Any, Any]:
+        if not self._rows_apart:
+            visible = visible & (np.arange(scores.shape[2]) >= min(1, scores.shape[2] - 1))
+        return super().change(scores, visible, values, row)
 
 
 class AddsToItsResult(NumpyBackend):
@@ -333,7 +347,9 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (SeesOneTokenAhead, attention.later_tokens_have_no_effect),
     (ForgetsThePast, attention.attend_is_causal_attention),
     (ForgetsThePast, attention.a_prefill_is_a_shorter_one_and_decodes),
+    (SoftmaxOverflows, attention.attend_is_causal_attention),
     (SoftmaxWithoutMaximum, attention.attend_is_causal_attention),
+    (ForgetsTheBeginningUnlessApart, attention.attend_is_causal_attention),
     (LongRowsAreCut, attention.attend_is_causal_attention),
     (AddsToItsResult, attention.attend_is_causal_attention),
     (ScratchTooSmall, attention.attend_is_causal_attention),

@@ -214,6 +214,23 @@ class ActivatesACopy(NumpyBackend):
         return super().activate(x.copy(), activation)
 
 
+class ForgetsTheBiasUnlessApart(NumpyBackend):
+    """Wrong only for rows that need no bits of their own."""
+
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Any:
+        return super().linear(x, w, b if self._rows_apart else None, out=out, add=add)
+
+
+class ForgetsTheLastOfManyInputs(NumpyBackend):
+    """A kernel for weights as models have them, wide ones in large groups, whose loop ends too early."""
+
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Any:
+        if isinstance(w, QuantizedMatrix) and w.group_size % 32 == 0 and w.width % 256 == 0:
+            x = x.copy()
+            x[:, -1] = 0
+        return super().linear(x, w, b, out=out, add=add)
+
+
 class LinearTurnsOddNumbersOfRows(NumpyBackend):
     """Adds up from the last input to the first where the number of tokens is odd."""
 
@@ -250,6 +267,9 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (LinearWritesWholeVectors, products.linear_is_the_product),
     (LinearIgnoresAdd, products.linear_adds_to_its_result),
     (LinearAddsWithoutBias, products.linear_adds_to_its_result),
+    (ForgetsTheBiasUnlessApart, products.linear_is_the_product),
+    (ForgetsTheBiasUnlessApart, products.linear_adds_to_its_result),
+    (ForgetsTheLastOfManyInputs, products.linear_is_the_product),
     (ExpandsToHalf, products.expand_is_the_matrix),
     (ExpandsToHalf, products.linear_of_expanded_weights_has_the_same_bits),
     (FusesWhereItExpands, products.linear_of_expanded_weights_has_the_same_bits),

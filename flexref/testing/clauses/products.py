@@ -22,6 +22,9 @@ tokens = st.one_of(st.integers(1, 9), st.sampled_from((1, 3, 16, 65, 130)))
 
 widths = st.sampled_from((1, 3, 8, 16, 31, 64, 65, 130, 260))
 groups = st.sampled_from((4, 7, 16, 64))
+usual_inputs, usual_groups = st.sampled_from((256, 512)), st.sampled_from((32, 64, 128))
+"""As models have them: a port may have kernels for these alone."""
+
 margins = st.sampled_from((0, 0, 3, 8))
 
 
@@ -113,10 +116,14 @@ class _Product:
     """One drawn product: its operands on the port, and its value with bound."""
 
     def __init__(self, bench: Bench, data: st.DataObject, forms: tuple[str, ...] = FORMS) -> None:
-        count, inputs, outputs = data.draw(tokens), data.draw(widths), data.draw(widths)
+        usual = data.draw(st.sampled_from((False, False, True)))
+        count, outputs = data.draw(tokens), data.draw(widths)
+        inputs, self.group_size = (
+            data.draw(usual_inputs if usual else widths),
+            data.draw(usual_groups if usual else groups),
+        )
         self.bench, self.shape = bench, (count, outputs)
         self.form = data.draw(st.sampled_from(forms))
-        self.group_size = data.draw(groups)
         self.weights = data.draw(arrays((outputs, inputs), kinds=("normal", "offset", "tiny")))
         self.w, self.operand = bench.matrix(self.weights, self.form, self.group_size)
         self.values = data.draw(arrays((count, inputs), bench.dtype, ("normal", "tiny", "zero")))
@@ -138,10 +145,14 @@ class _Product:
 
 
 def linear_is_the_product(backend: Backend, data: st.DataObject) -> None:
-    """x w^T + b within the bound of an inner product, weights in every form, `x` and `out` slices of wider arrays."""
+    """x w^T + b within the bound of an inner product, weights in every form, `x` and `out` slices of wider arrays.
+
+    Whether rows have bits of their own or not.
+    """
     with Bench(backend) as bench:
         if data.draw(st.booleans()):
             bench.workspace()
+        bench.keep_rows_apart(data.draw(st.booleans()))
         product = _Product(bench, data)
         fresh = backend.linear(product.x, product.w, product.b)
         product.check(fresh)
@@ -153,8 +164,9 @@ def linear_is_the_product(backend: Backend, data: st.DataObject) -> None:
 
 
 def linear_adds_to_its_result(backend: Backend, data: st.DataObject) -> None:
-    """With `add`, x w^T + b is added to what `out` holds, `out` a slice of a wider array or not."""
+    """With `add`, x w^T + b is added to what `out` holds, a slice of a wider array or not, rows kept apart or not."""
     with Bench(backend) as bench:
+        bench.keep_rows_apart(data.draw(st.booleans()))
         product = _Product(bench, data)
         base = data.draw(arrays(product.shape, bench.dtype, MODERATE))
         out = bench.guarded(base, data.draw(margins), data.draw(margins))
@@ -185,6 +197,7 @@ def linear_of_expanded_weights_has_the_same_bits(backend: Backend, data: st.Data
     So one expansion of a layer may serve all groups of a block, and the result does not depend on whether it did.
     """
     with Bench(backend) as bench:
+        bench.keep_rows_apart(data.draw(st.booleans()))
         inputs, outputs = data.draw(widths), data.draw(st.sampled_from((1, 5, 64, 100, 200)))
         count = backend.caps.fused_rows + data.draw(tokens)
         form = data.draw(st.sampled_from(FORMS))
