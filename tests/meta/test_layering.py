@@ -116,6 +116,9 @@ PORT = Rule(
 )
 """A port knows operators, bytes, clocks and the law of quantization: no model, no schedule, and no other port."""
 
+OTHER_PORTS = {"flexref_numba": {"flexref_numpy"}}
+"""But for these: one that computes in the host's memory takes from another what is not its point."""
+
 
 PARTS = frozenset(f"flexref.{part.replace('/', '.')}" for part in RULES)
 
@@ -174,7 +177,8 @@ def importers(root: Path) -> Iterator[tuple[Path, Importer]]:
             is_package = names[-1] == "__init__"
             module = ".".join(names[:-1] if is_package else names)
             if top.name == "backends":
-                yield path, Importer(module, is_package, names[0], PORT)
+                seen = PORT.modules | OTHER_PORTS.get(names[0], set())
+                yield path, Importer(module, is_package, names[0], Rule(seen, PORT.libraries))
             else:
                 part = "/".join(names[1:3]) if "/".join(names[1:3]) in RULES else names[1]
                 yield path, Importer(module, is_package, f"flexref.{part.replace('/', '.')}", RULES.get(part))
@@ -255,6 +259,7 @@ def plant(root: Path, where: str, source: str) -> list[str]:
         ("flexref/backend/a.py", "if TYPE_CHECKING:\n    from flexref.model import x", "must not see flexref.model"),
         ("flexref/backend/a.py", "importlib.import_module('flexref.engine')", "must not see flexref.engine"),
         ("backends/flexref_dry/a.py", "from flexref_numpy.backend import x", "must not see flexref_numpy"),
+        ("backends/flexref_numba/a.py", "from flexref_dry.backend import x", "must not see flexref_dry"),
         (
             "backends/flexref_dry/a.py",
             "from flexref.architecture.spec import ModelSpec",

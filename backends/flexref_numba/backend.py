@@ -1,0 +1,58 @@
+"""The numba port: memory, lanes and sampling of the reference port, and operators that numba has compiled."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import llvmlite
+import numba
+import numpy as np
+import numpy.typing as npt
+from flexref_numpy import NumpyBackend
+
+from flexref.backend.capabilities import Description
+from flexref.backend.compiling import CompileTime
+from flexref.backend.protocol import Prefix
+from flexref.backend.records import RecordLayout
+from flexref_numba.host_attention import HostAttention, HostRows, HostSegments
+
+Numbers = npt.NDArray[Any]
+
+
+class NumbaBackend(NumpyBackend):
+    """The host's processor: float32, records and codes read where they lie."""
+
+    name = "numba"
+
+    def __init__(self, threads: int | None = None) -> None:
+        """`threads`: as many as numpy's BLAS has, if not given. Results do not depend on it."""
+        super().__init__()
+        self.compiling = CompileTime()
+        self._attention = HostAttention(threads, self.compiling)
+
+    def describe(self) -> Description:
+        """See `Backend.describe`: it runs on the host's processor, beside which it has no device."""
+        versions = {"numba": numba.__version__, "llvmlite": llvmlite.__version__, "numpy": np.__version__}
+        return Description((), versions)
+
+    def close(self) -> None:
+        """End the threads."""
+        super().close()
+        self._attention.close()
+
+    def cache_rows(
+        self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
+    ) -> HostRows:
+        """See `Backend.cache_rows`."""
+        return self._attention.cache_rows(records, layout, prefixes)
+
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> HostSegments:
+        """See `Backend.segments`."""
+        return self._attention.segments(past, new)
+
+    def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
+        """See `Backend.append`."""
+        self._attention.append(rows, segments, k, v)
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Numbers:
+        """See `Backend.attend`."""
+        return self._attention.attend(rows, segments, q, scale, out)
