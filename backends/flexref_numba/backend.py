@@ -11,9 +11,8 @@ from flexref_numpy import NumpyBackend
 
 from flexref.backend.capabilities import Description
 from flexref.backend.compiling import CompileTime
-from flexref.backend.protocol import Prefix
 from flexref.backend.records import RecordLayout
-from flexref_numba.host_attention import HostAttention, HostRows, HostSegments
+from flexref_numba.host_attention import HostAttention
 
 Numbers = npt.NDArray[Any]
 
@@ -39,13 +38,11 @@ class NumbaBackend(NumpyBackend):
         super().close()
         self._attention.close()
 
-    def cache_rows(
-        self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
-    ) -> HostRows:
+    def cache_rows(self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Any] | None = None) -> Any:
         """See `Backend.cache_rows`."""
         return self._attention.cache_rows(records, layout, prefixes)
 
-    def segments(self, past: Sequence[int], new: Sequence[int]) -> HostSegments:
+    def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
         """See `Backend.segments`."""
         return self._attention.segments(past, new)
 
