@@ -10,7 +10,7 @@ from numba.extending import intrinsic
 from flexref_numba.kernels.tiles import Form, scalar
 from flexref_numba.kernels.vectors import ADDRESS, BYTE, FLOAT, HALF, LANES, VECTOR, WORDS, Builder
 
-KINDS = {"float32": (FLOAT, 4), "float16": (HALF, 2), "int64": (ADDRESS, 8), "int32": (ir.IntType(32), 4)}
+STORED_TYPES = {"float32": (FLOAT, 4), "float16": (HALF, 2), "int64": (ADDRESS, 8), "int32": (ir.IntType(32), 4)}
 
 
 def inner(function: Callable[..., Any]) -> Any:
@@ -53,7 +53,7 @@ def peek(kind: str) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             b = Builder(builder)
             if kind.startswith("int"):
-                stored, align = KINDS[kind]
+                stored, align = STORED_TYPES[kind]
                 return builder.sext(b.read(args[0], stored, align), ADDRESS)
             return scalar(b, args[0], kind)
 
@@ -68,7 +68,7 @@ def poke(kind: str) -> Any:
     @intrinsic
     def write(_: Any, address: Any, value: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            stored, align = KINDS[kind]
+            stored, align = STORED_TYPES[kind]
             value = builder.fptrunc(args[1], stored) if kind == "float16" else args[1]
             Builder(builder).write(args[0], value, align)
             return context.get_dummy_value()
