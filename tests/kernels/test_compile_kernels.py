@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from importlib.machinery import SourceFileLoader
 from importlib.metadata import version
@@ -20,6 +21,9 @@ from flexref_cupy.variants import VARIANTS
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "compile_kernels"
 BROKEN = Source("broken", 'extern "C" __global__ void broken(float* out) {\n    out[0] = nothing_such;\n}', (), {})
+AT_ONCE = 12
+"""Variants that one test compiles: few enough for a busy machine."""
+
 CROWDED = Source(
     "crowded",
     """extern "C" __global__ void __launch_bounds__(1024) crowded(float* x) {
@@ -79,11 +83,18 @@ def kept_figures(source: Source, architecture: str) -> tuple[Any, ...]:
     return tuple(TOOL.Figures(**figures) for figures in json.loads(path.read_text("utf-8")))
 
 
+def in_parts() -> Iterator[Any]:
+    """Operators, each with its variants from a number on, `AT_ONCE` at most."""
+    for operator, variants in sorted(VARIANTS.items()):
+        for first in range(0, len(variants), AT_ONCE):
+            yield pytest.param(operator, first, id=f"{operator}-{first}")
+
+
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", TOOL.ARCHITECTURES)
-@pytest.mark.parametrize("operator", sorted(VARIANTS))
-def test_kernels_compile_and_spill_no_registers(operator: str, architecture: str) -> None:
-    for source in TOOL.sources((operator,)):
+@pytest.mark.parametrize(("operator", "first"), list(in_parts()))
+def test_kernels_compile_and_spill_no_registers(operator: str, first: int, architecture: str) -> None:
+    for source in TOOL.sources((operator,))[first : first + AT_ONCE]:
         found = kept_figures(source, architecture)
         assert {figures.kernel for figures in found} == set(source.signatures)
         for figures in found:

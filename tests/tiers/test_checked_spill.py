@@ -21,6 +21,7 @@ from flexref.engine.results import Output
 from flexref.errors import SpillDamaged, StorageError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
+from flexref.tiers import spill_file
 from flexref.tiers.checked_spill import STRETCH_BYTES, CheckedSpill, SpilledRuns
 from flexref.tiers.spill_file import SpillFile
 from flexref.units import Tier
@@ -119,7 +120,9 @@ class SpillStates(RuleBasedStateMachine):
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> type[SpillStates]:
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[SpillStates]:
+    """Without a wait for the disk at every step: how bytes come there is a matter of test_spill_file.py."""
+    monkeypatch.setattr(spill_file, "_bypasses_page_cache", lambda file: False)
     SpillStates.folder = str(tmp_path)
     return SpillStates
 
