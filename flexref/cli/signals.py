@@ -1,4 +1,4 @@
-"""Signals that end the process: each ends a command in order, the third one at once; it knows no command.
+"""Signals to the process: three end a command in order, a third one at once; SIGUSR1 ends none. It knows no command.
 
 While an engine works SIGINT is held back (`engine.interrupts`); SIGTERM and SIGHUP go the way that SIGINT would go.
 """
@@ -6,10 +6,14 @@ While an engine works SIGINT is held back (`engine.interrupts`); SIGTERM and SIG
 import os
 import signal
 import sys
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+NOTHING_YET = b"flexref: no job is under way of which there is something to tell\n"
+"""What SIGUSR1 is answered before a batch job takes it, and after: by default it would end the process."""
 
 AT_ONCE = 3
 """The first ends the command, the second its tidying, the third the process as it stands."""
@@ -32,6 +36,9 @@ class Signals:
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._interrupt if number == signal.SIGINT else self._pass_on)
+        if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
+            signal.signal(signal.SIGUSR1, _say_nothing_yet)
+            signal.siginterrupt(signal.SIGUSR1, False)  # calls of the system that it meets go on
         sys.unraisablehook = self._hide
 
     def release(self) -> None:
@@ -67,3 +74,8 @@ class Signals:
         """Python tells of what was raised where nothing can be raised: of an interrupt that is no news."""
         if not isinstance(unraisable.exc_value, KeyboardInterrupt):
             sys.__unraisablehook__(unraisable)
+
+
+def _say_nothing_yet(number: int, frame: FrameType | None) -> None:
+    with suppress(OSError):  # written past Python's stream, which may be in use where the signal comes
+        os.write(2, NOTHING_YET)

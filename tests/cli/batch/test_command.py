@@ -188,6 +188,18 @@ def test_a_reader_that_has_seen_enough_is_no_error_of_the_input(requests: Path) 
     assert (ended.returncode, ended.stderr) == (READER_GONE, b"")
 
 
+def test_to_ask_a_job_that_has_not_begun_does_not_end_it(requests: Path) -> None:
+    """Its input may take minutes to look over, and a monitor asks whenever it likes."""
+    command = [sys.executable, "-m", "flexref", "batch", "-", "-o", "-", "--model", "demo"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as job:
+        assert job.stderr is not None
+        assert b"not kept" in job.stderr.readline()  # next it waits for its input
+        job.send_signal(signal.SIGUSR1)
+        assert b"no job is under way" in job.stderr.readline()
+        out, _ = job.communicate(requests.read_bytes(), timeout=300)
+    assert (job.returncode, len(out.splitlines())) == (0, 12)
+
+
 def test_a_log_and_a_result_are_not_mixed_on_standard_output(requests: Path, capsys: Any) -> None:
     assert batch(requests, "-o", requests.with_name("out.jsonl"), "--log-json", "-", "--json") == 2
     assert "both are stdout" in capsys.readouterr().err
