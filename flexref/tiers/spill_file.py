@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from flexref.errors import StorageError, in_gib
 from flexref.tiers.disk import READERS
-from flexref.tiers.file_reads import ended, fill, forget_pages
+from flexref.tiers.file_reads import ended, fill, forget_pages, moved
 from flexref.units import ALIGNMENT_BYTES, SPILL_BOUNCE_BYTES, aligned
 
 Bytes = npt.NDArray[np.uint8]
@@ -150,19 +150,25 @@ class SpillFile:
         with suppress(OSError):  # the descriptor is closed all the same, and what it held is of no use any more
             self._handle.close()
 
+    @property
+    def _unit(self) -> int:
+        """Places in the file at which a call may begin are its multiples, from an aligned one on."""
+        return ALIGNMENT_BYTES if self.direct else 1
+
     def _fill(self, offset: int, into: Bytes) -> None:
-        fill(self._handle.fileno(), into, offset, f"the {self.name}")
+        fill(self._handle.fileno(), into, offset, f"the {self.name}", self._unit)
 
     def _put(self, offset: int, source: Bytes) -> None:
-        done = 0
-        while done < source.nbytes:
+        def write(done: int) -> int:
             try:
-                count = os.pwritev(self._handle.fileno(), [source[done:].data], offset + done)
+                return os.pwritev(self._handle.fileno(), [source[done:].data], offset + done)
             except OSError as error:
                 raise StorageError(f"cannot write in {self._directory}: {error.strerror}") from error
-            if not count:
-                raise StorageError(f"cannot write in {self._directory}: nothing more can be written")
-            done += count
+
+        def none(done: int) -> StorageError:
+            return StorageError(f"cannot write in {self._directory}: nothing more can be written")
+
+        moved(source.nbytes, self._unit, write, none)
 
     @contextmanager
     def _bounce(self) -> Iterator[Bytes]:

@@ -1,5 +1,6 @@
 """A spill file beside an array: whatever is written, aligned or not, several at a time, is what is read."""
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.errors import StorageError
-from flexref.tiers import spill_file
+from flexref.tiers import file_reads, spill_file
 from flexref.tiers.spill_file import SpillFile
 
 PAGE = 4096
@@ -68,6 +69,56 @@ def test_what_is_written_is_read(folder: Path, direct: bool, data: st.DataObject
         with closing(SpillFile(folder, PAGES * PAGE)) as file:
             assert direct or not file.direct
             _is_like_an_array(file, data)
+
+
+@settings(max_examples=30)
+@given(direct=st.booleans(), data=st.data())
+def test_what_a_call_leaves_over_the_next_one_moves_from_a_place_where_it_may_begin(
+    folder: Path, direct: bool, data: st.DataObject
+) -> None:
+    """Calls move less than they could; of a page that was moved in part nothing counts where calls are direct."""
+    write, read, draw = os.pwritev, os.preadv, np.random.default_rng(data.draw(st.integers(0, 99)))
+
+    def some(nbytes: int) -> int:
+        return nbytes if draw.random() < 0.5 else int(draw.integers(max(1, nbytes - 2 * PAGE), nbytes + 1))
+
+    def may_begin(offset: int) -> None:
+        if file.direct and offset % PAGE:
+            raise OSError(errno.EINVAL, "Invalid argument")
+
+    def short_write(handle: int, buffers: Any, offset: int) -> int:
+        may_begin(offset)
+        count = some(len(buffers[0]))
+        whole = count // PAGE * PAGE if file.direct else count
+        assert not whole or write(handle, [buffers[0][:whole]], offset) == whole
+        return count
+
+    def short_read(handle: int, buffers: Any, offset: int) -> int:
+        may_begin(offset)
+        assert read(handle, buffers, offset) == len(buffers[0])
+        count = some(len(buffers[0]))
+        np.frombuffer(buffers[0], np.uint8)[count:] = 99
+        return count
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not direct:
+            patch.setattr(spill_file, "_bypasses_page_cache", lambda file: False)
+        patch.setattr(file_reads, "CALLS_IN_VAIN", 99)
+        with closing(SpillFile(folder, PAGES * PAGE)) as file:
+            patch.setattr(os, "pwritev", short_write)
+            patch.setattr(os, "preadv", short_read)
+            _is_like_an_array(file, data)
+
+
+def test_a_disk_that_moves_nothing_any_more_is_an_error(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(SpillFile(folder, PAGES * PAGE)) as file:
+        monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+        with pytest.raises(StorageError, match="nothing more can be written"):
+            file.write(0, _memory(PAGE, 0))
+        if file.direct:
+            monkeypatch.setattr(os, "preadv", lambda *_: 100)
+            with pytest.raises(StorageError, match=r"at byte 4096: 4 calls gave less than 4096 bytes"):
+                file.read(PAGE, _memory(PAGE, 0))
 
 
 def test_neighbours_that_share_a_page_lose_nothing_to_each_other(folder: Path) -> None:
