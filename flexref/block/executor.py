@@ -15,7 +15,7 @@ from flexref.backend.protocol import Lane, Ticket
 from flexref.schedule.hazards import requirements
 from flexref.schedule.zigzag import Hop, Movement, Operation, Shape, Visit, beats
 from flexref.tiers.mover import COMPUTE, Mover
-from flexref.tiers.transfer import Transfer
+from flexref.tiers.transfer import Traffic, Transfer
 from flexref.units import Kind
 
 LANE_OF = {
@@ -118,13 +118,42 @@ def _is_open(owed: Owed) -> bool:
     return False
 
 
+class ReadsOfVisits:
+    """What is read from disk for visits that have not come yet; at the end, what was read for some that never did."""
+
+    def __init__(self, traffic: Traffic) -> None:
+        self.reached: Visit | None = None
+        """The last visit that was computed."""
+        self._traffic, self._before_bytes = traffic, traffic.unread_bytes
+        self._begun: list[tuple[Visit, int]] = []
+
+    def begun(self, visit: Visit, transfers: Sequence[Transfer]) -> None:
+        """Reads for a visit are under way."""
+        self._begun.append((visit, sum(transfer.nbytes for transfer in transfers)))
+
+    def forget(self, pass_number: int) -> None:
+        """A pass begins: what was read for those before it has been used."""
+        self._begun = [(visit, nbytes) for visit, nbytes in self._begun if visit.pass_number >= pass_number]
+
+    def close(self) -> None:
+        """No visit comes any more, and no lane is at work."""
+        reached = (-1, 0, 0) if self.reached is None else _order(self.reached)
+        left = sum(nbytes for visit, nbytes in self._begun if _order(visit) > reached)
+        unread = self._traffic.unread_bytes - self._before_bytes
+        self._traffic.in_vain_bytes += max(0, left - unread)
+
+
+def _order(visit: Visit) -> tuple[int, int, int]:
+    return visit.pass_number, visit.stage, visit.group
+
+
 def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[Visit, None, None]:
     """Run a block; yields every visit once its operators have been called, which may be before they have ended.
 
     Without `overlap`, every movement ends before the next operation starts. At the end, and after an error, it waits
     until no lane is at work. Raises the first failure of any lane and, after every beat, what `Mover.check` raises.
     """
-    backend, ledger = mover.backend, Ledger(shape)
+    backend, ledger, reads = mover.backend, Ledger(shape), ReadsOfVisits(mover.traffic)
 
     def start(movement: Movement) -> None:
         transfers, awaited = work.transfers(movement), ledger.awaited(movement)
@@ -134,6 +163,8 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
         lane = LANE_OF[movement.hop, movement.kind]
         ticket = mover.submit(lane, transfers, [owed.ticket for owed in awaited], movement)
         ledger.owes(movement, lane, ticket)
+        if lane is Lane.DISK_IN:
+            reads.begun(movement.visit, transfers)
         if not overlap:
             ticket.wait()
 
@@ -145,6 +176,7 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
                     break
                 mover.harvest()
                 ledger.forget(computation.visit.pass_number - 1)
+                reads.forget(computation.visit.pass_number)
             for movement in beat.ahead:
                 start(movement)
             if computation is not None:
@@ -152,6 +184,7 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
                     backend.wait(owed.ticket)
                 begin_s = time.perf_counter()
                 work.compute(computation.visit)
+                reads.reached = computation.visit
                 if backend.caps.one_memory:  # the host's processor computes: operators end before their calls return
                     mover.traffic.worked(COMPUTE, time.perf_counter() - begin_s)
                 if shape.kinds:  # else no lane waits for it
@@ -163,6 +196,7 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
                 yield computation.visit
     finally:
         mover.settle()
+        reads.close()
 
 
 def _starts_pass(visit: Visit) -> bool:

@@ -104,6 +104,8 @@ class Account:
         for (link, kind), flow in sorted(flows.items()):
             stats.link_bytes[link][kind] = flow.nbytes
             stats.link_s[link][kind] = flow.seconds
+        for link, kinds in stats.prefill_link_bytes.items():  # what was begun in it and never read belongs to none
+            kinds.update({kind: min(nbytes, stats.link_bytes[link].get(kind, 0)) for kind, nbytes in kinds.items()})
         stats.peak_bytes = {tier.value: arena.peak_bytes for tier, arena in self.arenas.items()}
         largest = max(self._memory, key=lambda memory: sum(totals(memory.needs()).values()))
         held = {

@@ -217,7 +217,7 @@ class Session:
             stats.kept_host_bytes = self.arenas[Tier.HOST].kept_bytes
             stats.budget_bytes = {tier.value: budget for tier, budget in self.budgets.items()}
             stats.direct_disk_reads, stats.load_s = self._disk.source.direct, self._load_s
-            stats.direct_spills = self._disk.spills_direct
+            stats.direct_spills, stats.read_in_vain_bytes = self._disk.spills_direct, self._traffic.in_vain_bytes
             account.close(self._traffic.restart())
             if trace is not None:
                 stats.lane_busy = trace.busy_shares()

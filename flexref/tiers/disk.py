@@ -218,6 +218,12 @@ class RangeAhead:
         """Chunks that have been asked for and have not come."""
         return sum(not read.done() for read in self._reads)
 
+    @property
+    def came_bytes(self) -> int:
+        """Bytes of the chunks that have come."""
+        came = [read.done() and not read.cancelled() and read.exception() is None for read in self._reads]
+        return sum(self._chunk(number).nbytes for number, has_come in enumerate(came) if has_come)
+
     def arriving(self) -> Iterator[npt.NDArray[np.uint8]]:
         """Every chunk in order, once it is there; `StorageError` in place of one that is not."""
         for number in range(self._chunks):

@@ -59,6 +59,7 @@ class ReadsAhead:
         self._expected: deque[_Expected] = deque()
         self._lock = threading.Lock()
         self._in_vain = False
+        self._unread: list[tuple[Copy, int]] = []
 
     def expect(self, copies: Sequence[Transfer], after: Sequence[Ticket]) -> None:
         """The lane is about to be given `copies`, which start when `after` is done."""
@@ -75,15 +76,19 @@ class ReadsAhead:
         if expected is None:
             yield True
             return
+        wanted = not self._in_vain
         try:
-            if not self._in_vain:
+            if wanted:
                 self._begin(expected)
                 if expected.asked is not None:
                     expected.asked.onward = lambda: self._fill(expected)
                 self._fill(expected)
-            yield not self._in_vain
+            yield wanted
         finally:
-            _end(expected)
+            if wanted:
+                _end(expected)
+            else:
+                self._leave(expected)
 
     @property
     def are_expected(self) -> bool:
@@ -99,8 +104,21 @@ class ReadsAhead:
         with self._lock:
             left, self._expected = self._expected, deque()
         for expected in left:
-            _end(expected)
+            self._leave(expected)
         self._in_vain = False
+
+    def take_unread(self) -> list[tuple[Copy, int]]:
+        """The copies since the last call that were not read after all, and how many bytes of each had come by then."""
+        with self._lock:
+            found, self._unread = self._unread, []
+        return found
+
+    def _leave(self, expected: _Expected) -> None:
+        """It is not read: nobody writes to its memory any more."""
+        _end(expected)
+        came = 0 if expected.asked is None else expected.asked.came_bytes
+        with self._lock:
+            self._unread.append((expected.copy, came))
 
     def _taken(self, copy: Copy) -> _Expected | None:
         """What was expected of a copy. Those before it never had their turn: what they waited for has failed."""
@@ -111,7 +129,7 @@ class ReadsAhead:
             while (expected := self._expected.popleft()).copy is not copy:
                 passed.append(expected)
         for each in passed:
-            _end(each)
+            self._leave(each)
         return expected
 
     def _fill(self, now: _Expected) -> None:

@@ -218,12 +218,15 @@ class Traffic:
     """All copies so far by (link, kind), and a listener for each finished one.
 
     `lane_s`: seconds in which each lane was at work, and the operators' (`mover.COMPUTE`) of a port on the host's own
-    processor. Those of other ports end later than their calls, and are timed for a trace alone.
+    processor. Those of other ports end later than their calls, and are timed for a trace alone. `unread_bytes` were
+    counted and taken back; `in_vain_bytes` were read from disk for visits that never came.
     """
 
     flows: dict[tuple[str, str], Flow] = field(default_factory=dict)
     lane_s: dict[str, float] = field(default_factory=dict)
     on_done: Callable[[Done], None] | None = None
+    unread_bytes: int = 0
+    in_vain_bytes: int = 0
 
     def started(self, copy: "Transfer | Crossing") -> None:
         """Count a copy; operators move nothing."""
@@ -247,6 +250,15 @@ class Traffic:
         if self.on_done is not None:
             self.on_done(Done(str(lane), copy.what, copy.link, copy.nbytes, start_s, end_s, purpose))
 
+    def unread(self, copy: Copy, came_bytes: int) -> None:
+        """A copy that was counted is not made after all: only so many of its bytes have been read."""
+        left = copy.nbytes - came_bytes
+        self.unread_bytes += left
+        flow = self.flows.get((copy.link, copy.kind.value))
+        if flow is not None:  # else it belongs to an account that is closed
+            flow.nbytes -= left
+            flow.copies -= 1
+
     def worked(self, lane: str, seconds: float) -> None:
         """A lane, or the operators, was at work for so long."""
         self.lane_s[lane] = self.lane_s.get(lane, 0.0) + seconds
@@ -254,6 +266,7 @@ class Traffic:
     def restart(self, on_done: Callable[[Done], None] | None = None) -> dict[tuple[str, str], Flow]:
         """Begin a new account, of which `on_done` hears; the one until now."""
         flows, self.flows, self.lane_s, self.on_done = self.flows, {}, {}, on_done
+        self.unread_bytes = self.in_vain_bytes = 0
         return flows
 
     def link_bytes(self) -> dict[str, dict[str, int]]:

@@ -1,7 +1,9 @@
 """How far a block reads ahead from disk: as its policy says, or as the host has room; its tokens stay the same."""
 
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
@@ -19,6 +21,7 @@ from flexref.engine.request import Request, RowRequest
 from flexref.loading import load
 from flexref.policy import Policy, Shares
 from flexref.storage.weightfile import open_weight_file
+from flexref.tiers import disk, file_reads
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import GIB, Tier
 
@@ -67,6 +70,43 @@ def test_the_host_budget_holds_and_bits_stay_however_far_is_read_ahead(path: str
     else:
         assert settled.read_ahead_gib == asked
         assert slots == max(2, min(fetched, int(asked * GIB) // weights.staging_slot_bytes))
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_bytes_from_disk_are_those_that_were_read_however_early_the_job_ends(path: str, data: st.DataObject) -> None:
+    """Rows end by a token; what is on its way for the next pass then is not counted, but for what had come."""
+    host, overlap = data.draw(st.sampled_from([0.0, 0.4])), data.draw(st.booleans())
+    ahead = data.draw(st.sampled_from([0.0, 0.1]))
+    policy = Policy(weights=Shares(0.0, host, 1 - host), rows_per_group=3, overlap=overlap, read_ahead_gib=ahead)
+    steps, pause_s = data.draw(st.integers(0, 5)), data.draw(st.sampled_from([0.0, 0.002]))
+    read, nbytes = file_reads.preadv, list[int]()
+
+    def counted(file: int, into: Any, offset: int, name: str) -> int:
+        time.sleep(pause_s)
+        nbytes.append(read(file, into, offset, name))
+        return nbytes[-1]
+
+    file, rows = open_weight_file(path), [ROWS[data.draw(st.integers(0, 2))]]
+    with load(file, policy=policy) as engine:
+        tokens = engine.generate(rows, Request(6, ignore_eos=True)).outputs[0].token_ids
+    ending = replace(file, spec=replace(file.spec, eos_token_ids=(tokens[steps],)))
+    with pytest.MonkeyPatch.context() as patch, load(ending, policy=policy) as engine:
+        engine.session.weights_for(policy)
+        for module in (file_reads, disk):
+            patch.setattr(module, "preadv", counted)
+        stats = engine.generate(rows, Request(6), policy=policy).stats
+    assert stats.generated_tokens <= steps + 1
+    moved = sum(stats.link_bytes["disk->host"].values())
+    assert moved == sum(nbytes)
+    store = WeightsPlan.under(file, policy)
+    a_pass = sum(run.nbytes for stage in store.stages for run in stage.homes[Tier.DISK].runs)
+    used = stats.link_bytes["disk->host"]["weights"] - stats.read_in_vain_bytes
+    rows_read = used - stats.generated_tokens * a_pass
+    assert 0 <= rows_read < a_pass, "besides whole passes only rows of the table are used"
+    assert overlap or not stats.read_in_vain_bytes
+    for link, kinds in stats.prefill_link_bytes.items():
+        assert all(count <= stats.link_bytes[link][kind] for kind, count in kinds.items())
 
 
 def test_a_job_that_reads_further_ahead_loads_no_weights_anew(path: str) -> None:

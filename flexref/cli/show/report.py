@@ -48,6 +48,8 @@ def print_stats(console: Console, stats: "Stats") -> None:
         console.print("disk reads went through the page cache: the file system refused direct reads")
     if not stats.direct_spills:
         console.print("what was spilled went through the page cache: the file system refused direct reads and writes")
+    if stats.read_in_vain_bytes:
+        console.print(f"{in_gib(stats.read_in_vain_bytes)} were read from disk ahead of passes that did not come")
     if stats.lane_busy:
         busy = ", ".join(f"{lane} {share:.0%}" for lane, share in stats.lane_busy.items())
         console.print(f"busy share of each lane: {busy}")
