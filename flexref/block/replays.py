@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from flexref.backend.protocol import Backend
 from flexref.block.watch import OnNotice
-from flexref.errors import CapacityError
+from flexref.errors import CapacityError, in_gib
 from flexref.tiers.cache_plan import RowPass
 
 KEPT_PASSES, TURNS = 16, 2
@@ -57,6 +57,7 @@ class Replays:
         self._known: dict[Key, _Known] = {}
         self._held_bytes = 0
         self._pass = -1
+        self._told_large = False
 
     def begin_pass(self, number: int) -> None:
         """The pass begins: what has not come for long is given back."""
@@ -92,17 +93,26 @@ class Replays:
         """Record them, if there is room beside what else is recorded."""
         try:
             recording = self._backend.record(operators)
-        except CapacityError:
+        except CapacityError as error:
             known.too_large = True
+            self._tell_large(str(error))
             return
         room = self._backend.caps.recorded_bytes - recording.nbytes
         self._make_room(room)
         known.too_large = self._held_bytes > room
         if known.too_large:
             self._backend.forget(recording)
+            room = self._backend.caps.recorded_bytes
+            self._tell_large(f"a recording takes {in_gib(recording.nbytes)}, {in_gib(room)} are for all of them")
         else:
             known.recording = recording
             self._held_bytes += recording.nbytes
+
+    def _tell_large(self, why: str) -> None:
+        """Some operators are not recorded, as a person should know once: the job is slower for it."""
+        if self._tell is not None and not self._told_large:
+            self._told_large = True
+            self._tell(f"operators that find no room among the recorded ones are called one by one: {why}")
 
     def _make_room(self, left_bytes: int) -> None:
         """Give back what has not come for a while, the least recent first, until no more than that is held."""

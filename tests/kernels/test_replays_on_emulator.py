@@ -212,17 +212,20 @@ class Counting:
     def __init__(self, room: int) -> None:
         self.caps = replace(port(late=False).caps, recorded_bytes=room)
         self.alive: set[int] = set()
+        self.refused = 0
 
     def record(self, operators: Any) -> Any:
         return Taken(operators)
 
     def replay(self, recording: Any) -> None:
         self.alive.add(id(recording))
+        recording.replayed = True
         assert len(self.alive) * recording.nbytes <= self.caps.recorded_bytes
         recording.operators()
 
     def forget(self, recording: Any) -> None:
         self.alive.discard(id(recording))
+        self.refused += not recording.replayed
 
 
 class Taken:
@@ -230,6 +233,7 @@ class Taken:
 
     def __init__(self, operators: Any) -> None:
         self.operators = operators
+        self.replayed = False
 
 
 @given(st.lists(st.lists(st.integers(0, 6), max_size=8), max_size=30), st.integers(1, 50))
@@ -237,7 +241,8 @@ def test_each_call_runs_once_whatever_comes_and_recordings_stay_within_their_roo
     passes: list[list[int]], room: int
 ) -> None:
     backend: Any = Counting(room)
-    replays, ran, used = Replays(backend, True), list[int](), dict[int, int]()
+    told: list[str] = []
+    replays, ran, used = Replays(backend, True, told.append), list[int](), dict[int, int]()
     for number, keys in enumerate(passes):
         replays.begin_pass(number)
         for key in keys:
@@ -246,5 +251,6 @@ def test_each_call_runs_once_whatever_comes_and_recordings_stay_within_their_roo
         lately = sum(last >= number - KEPT_PASSES for last in used.values())
         assert len(backend.alive) <= min(lately, room // Taken.nbytes)
     assert ran == [key for keys in passes for key in keys]
+    assert len(told) == min(1, backend.refused), "what finds no room is said once"
     replays.release()
     assert not backend.alive
