@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 
 from flexref.block import executor
@@ -18,6 +18,7 @@ from flexref.engine.account import Account, add_bytes
 from flexref.engine.block_log import logged
 from flexref.engine.events import Notice
 from flexref.engine.logprobs import LogprobRecorder
+from flexref.engine.reading_ahead import ReadingLess
 from flexref.engine.request import RowRequest
 from flexref.engine.results import RowResult, Stats, StreamedToken
 from flexref.engine.served import Served, notice_of_cut_rows, serve
@@ -96,6 +97,7 @@ class GenerationJob:
             self._share_nothing()
             if policy is None and self.lengths:  # it was chosen for rows that share
                 self.policy = session.settled(self.lengths)
+        self._reading_ahead = ReadingLess(session, self.policy, self.lengths)
         self.stats = Stats(session.backend.name, self.policy, rows=len(self.lengths))
 
     def _rows(self, requests: Iterable[RowRequest], *, alone: bool) -> Iterator[Row | None]:
@@ -215,13 +217,10 @@ class GenerationJob:
 
         What a caller asks for who has all rows at hand is not changed.
         """
-        if self._all_at_once or not self.policy.read_ahead_gib:
-            return None
-        with suppress(CapacityError):
-            self.policy = self.session.reading_ahead(self.policy.changed(read_ahead_gib=None), lengths)
-            self.stats.policy = self.policy
-            return self.session.planned(self.policy, lengths)
-        return None
+        found = None if self._all_at_once else self._reading_ahead.planned(self.policy, lengths)
+        if found is not None:
+            self.policy = self.stats.policy = found[0]
+        return None if found is None else found[1]
 
     def _without_sharing(self, lengths: Sequence[RowLengths]) -> PlannedBlock | None:
         """The block for rows that share nothing from now on, if that is what they need to fit; else None."""

@@ -17,6 +17,7 @@ from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
+from flexref.engine.events import Notice
 from flexref.engine.request import Request, RowRequest
 from flexref.loading import load
 from flexref.policy import Policy, Shares
@@ -135,7 +136,8 @@ def test_rows_that_come_later_are_served_with_the_memory_that_was_read_ahead_int
     short, long = RowRequest([1, 2], Request(2, ignore_eos=True)), RowRequest([1] * 200, Request(8, ignore_eos=True))
     with load(path, policy=policy) as rich:
         wanted = next(rich.run([long]))
-    with load(path, policy=policy, host_mem_gib=least / GIB) as engine:
+    said: list[object] = []
+    with load(path, policy=policy, host_mem_gib=least / GIB, on_event=said.append) as engine:
         assert engine.generate([[1, 2]], Request(2)).stats.policy.read_ahead_gib, "what is left is read ahead into"
         results = {result.number: result for result in engine.run(iter([*[short] * 99, long, short]), policy=policy)}
         found, held = results[99], engine.session.arenas[Tier.HOST]
@@ -144,3 +146,9 @@ def test_rows_that_come_later_are_served_with_the_memory_that_was_read_ahead_int
         assert all(result.output for result in results.values())
         assert held.peak_bytes <= least
         assert engine.generate([[1, 2]], Request(2)).stats.policy.read_ahead_gib
+        assert not [event for event in said if isinstance(event, Notice)], "nobody had asked for more"
+        asked = policy.changed(read_ahead_gib=3 * weights.staging_slot_bytes / GIB)
+        results = {result.number: result for result in engine.run(iter([*[short] * 99, long, short]), policy=asked)}
+        assert results[99].output == wanted.output
+        (notice,) = [event for event in said if isinstance(event, Notice)]
+        assert "read ahead from disk" in notice.text
