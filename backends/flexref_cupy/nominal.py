@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from flexref.machine.curves import Curve, Surface
-from flexref.machine.machine import WEIGHT_FILE, HostSeconds, Machine, Port, attention_key
+from flexref.machine.machine import HOST_ATTENTION, WEIGHT_FILE, HostSeconds, Machine, Port, attention_key
 from flexref.machine.nominal_facts import NominalFacts
 from flexref.units import STORED_BYTES
 
@@ -85,6 +85,13 @@ a T4's 64 kB at 7.8 of 12.3 GB/s say 3.0e-6."""
 
 DISK_S = 1e-4
 """Of one request to an NVMe disk; assumed."""
+
+LINK_TAKES = 0.75
+"""What a byte over the link takes from the host's memory, for attention there: 16 threads of an H200's host read 91
+GB/s, and 52 beside a link that moved 52."""
+
+LEAST_LEFT = 0.1
+"""The share of its memory rate that is left to the host in any case; assumed."""
 
 ONE_CORE_COPY = 0.05
 """Of the host's memory rate: rows that one thread gathers (10 GB/s by one thread of the H100's host, 56 by 16)."""
@@ -167,7 +174,7 @@ def machine_of(facts: NominalFacts) -> Machine:
             "float16",
             True,
             True,
-            False,
+            True,
             SCRATCH_BYTES + RECORDED_BYTES,
             FUSED_ROWS,
             recorded_bytes=RECORDED_BYTES,
@@ -177,6 +184,7 @@ def machine_of(facts: NominalFacts) -> Machine:
         beside={
             "host->device": {"device->host": max(1.0, facts["link_in"] / facts["link_in_beside_out"])},
             "device->host": {"host->device": max(1.0, facts["link_out"] / facts["link_out_beside_in"])},
+            **_host_beside_links(facts),
         },
         products={stored: _products(rates, stored) for stored in STORED_BYTES},
         expansions={stored: _curve(partial(rates.expand, stored), ELEMENTS) for stored in _EXPANDED},
@@ -187,6 +195,7 @@ def machine_of(facts: NominalFacts) -> Machine:
         sources={
             "about": facts.about,
             "efficiencies": "measured on an H100 relative to what it sustains (flexref_cupy/nominal.py)",
+            "port": "as it is with numba (flexref[numba]), without which it does not attend on the host",
             **{name: f"{figure.value:g} {figure.unit}: {figure.source}" for name, figure in facts.figures.items()},
         },
         warnings=(f"assumed, not measured: {', '.join(assumed)}",) if assumed else (),
@@ -223,14 +232,32 @@ def _copies(facts: NominalFacts) -> dict[str, Curve]:
 
 
 def _decode_attention(facts: NominalFacts, rates: _Rates) -> dict[str, Curve]:
-    """Over bytes of records. On the host a 4-bit number is taken to cost as much as a float16 one."""
+    """Over bytes of records."""
     curves = {}
     for scheme, share in DECODE_ATTENTION.items():
-        on_host = facts["host_attention"] * (1 if scheme == "none" else STORED_BYTES["int4"] / 2)
+        on_host = _host_attention(facts, scheme)
         for width in HEAD_WIDTHS:
             curves[attention_key("device", scheme, width)] = Curve.of_rate(rates.memory * share, KERNEL_S, COPY_SIZES)
             curves[attention_key("host", scheme, width)] = Curve.of_rate(on_host, HOST_ROWS_S, COPY_SIZES)
     return curves
+
+
+def _host_attention(facts: NominalFacts, scheme: str) -> float:
+    """Bytes of records per second: as fast as cores and memory are. A 4-bit number costs cores as much as a float16 one
+    (6.7 and 7.0 billion a second on one core)."""
+    by_cores = facts["host_attention"] * (1 if scheme == "none" else STORED_BYTES["int4"] / 2)
+    return min(by_cores, facts["host_memory_rate"])
+
+
+def _host_beside_links(facts: NominalFacts) -> dict[str, dict[str, float]]:
+    """How many times as long attention on the host takes while a link takes its part of the memory's rate."""
+    memory, found = facts["host_memory_rate"], dict[str, dict[str, float]]()
+    for scheme, name in HOST_ATTENTION.items():
+        alone = _host_attention(facts, scheme)
+        for link, figure in (("host->device", "link_in"), ("device->host", "link_out")):
+            left = max(memory * LEAST_LEFT, memory - LINK_TAKES * facts[figure])
+            found.setdefault(name, {})[link] = max(1.0, alone / left)
+    return found
 
 
 def _prefill_attention(facts: NominalFacts, rates: _Rates) -> dict[str, Curve]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flexref.backend.parts import Parts
-from flexref.backend.protocol import Lane, LaneStep, Move, Ticket
+from flexref.backend.protocol import LaneStep, Move, Ticket
 from flexref.machine.durations import Durations
-from flexref.machine.machine import Machine
+from flexref.machine.machine import HOST_ATTENTION, RESOURCES, Machine
 from flexref_dry.clock import Clock, Task
 
 COMPUTE = "compute"
@@ -63,7 +63,7 @@ class Timing:
 
     def __init__(self, machine: Machine) -> None:
         self.machine = machine
-        self.clock = Clock(machine.beside)
+        self.clock = Clock({one: {other: machine.slowdown(one, other) for other in RESOURCES} for one in RESOURCES})
         self._durations = Durations(machine)
         self._known: dict[tuple[Any, ...], float] = {}
         self._known_parts: dict[tuple[str, Parts], float] = {}
@@ -150,7 +150,7 @@ class Timing:
                 return link, durations.copy(link, step.nbytes)
             return link, self._parts_s(link, step.parts)
         if step.operators:
-            return Lane.HOST_COMPUTE.value, sum(map(self._seconds_of, operators))
+            return host_resource(operators), sum(map(self._seconds_of, operators))
         seconds = durations.operator("token rows", step.gathered_bytes) if step.gathered_bytes else 0.0
         if not step.nbytes:
             return HOST, seconds
@@ -207,3 +207,9 @@ class Timing:
             for task in (*self._awaited, *([] if self._last is None else [self._last])):
                 if math.isnan(task.end_s) or task.end_s > self.clock.now_s:
                     self.clock.join(task)
+
+
+def host_resource(operators: Sequence[tuple[Any, ...]]) -> str:
+    """The resource of `append` and `attend` on the host, by the one scheme of the caches that they are called for."""
+    (scheme,) = {timed[1][1] if timed[0] == "attend_sums" else timed[2] for timed in operators}
+    return HOST_ATTENTION[scheme]

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any
 
 from flexref.errors import PolicyError
@@ -14,6 +15,7 @@ from flexref.json_types.objects import object_of
 from flexref.json_types.values import Number, OneOf, Whole, shown
 from flexref.machine.curves import CURVE, SECONDS_MOST, SURFACE, Curve, Surface
 from flexref.machine.quality import Quality
+from flexref.policy import CACHE_SCHEMES
 from flexref.units import DTYPE_BYTES, LINKS, TIERS
 
 FORMAT = "flexref machine 1"
@@ -26,8 +28,19 @@ COPIES = (*LINKS, WEIGHT_FILE)
 WIDTH_DIGITS = 6
 """Bounds the digits of a head width in the name of an attention curve."""
 
-RESOURCES = (*LINKS, "compute")
-"""What works at the same time: the links, and the device's operators."""
+COMPUTE = "compute"
+"""The device's operators."""
+
+HOST_ATTENTION: Mapping[str, str] = MappingProxyType({scheme: f"host_attention {scheme}" for scheme in CACHE_SCHEMES})
+"""Attention on the host beside them, by the scheme of the cache: it may be limited by memory with one and by its own
+arithmetic with another."""
+
+RESOURCES = (*LINKS, COMPUTE, *HOST_ATTENTION.values())
+"""What works at the same time."""
+
+ONE_PROCESSOR = 2.0
+"""How many times as long operators and attention on the host take beside each other where one processor does both, and
+nobody has measured it: as if they took turns."""
 
 COUNT = Whole(0, (1 << 62) - 1, said="a whole number of at least 0")
 
@@ -146,8 +159,11 @@ class Machine:
         return replace(self, copies={**self.copies, link: Curve(points)})
 
     def slowdown(self, resource: str, other: str) -> float:
-        """How many times as long `resource` takes for its work while `other` works; 1 where nothing is said."""
-        return self.beside.get(resource, {}).get(other, 1.0)
+        """How many times as long `resource` takes for its work while `other` works; 1 where nothing is said, or
+        `ONE_PROCESSOR`."""
+        both = {resource, other}
+        turns = self.port.one_memory and COMPUTE in both and not both.isdisjoint(HOST_ATTENTION.values())
+        return self.beside.get(resource, {}).get(other, ONE_PROCESSOR if turns else 1.0)
 
     def to_mapping(self) -> dict[str, Any]:
         """The machine as what `json.dumps` takes."""

@@ -98,7 +98,7 @@ FIGURES: Mapping[str, FigureKind] = {
     "disk_read": _gb_per_s("Large reads, several at a time, past the page cache."),
     "disk_write": _gb_per_s("Large writes, several at a time, past the page cache."),
     "host_memory_rate": _gb_per_s("The host's memory, by the cores that the machine has."),
-    "host_attention": _gb_per_s("Float16 records that attention on the host gets through in decode."),
+    "host_attention": _gb_per_s("Float16 records that attention on the host gets through in decode, as its cores go."),
     "host_matrix": _teraflops("Float32 products, for attention on the host in a prefill."),
     "operator_call": FigureKind("What Python and driver take for one operator.", "us", 1e-6),
 }

@@ -24,6 +24,9 @@ NARROWER = 4
 """A port that computes on the host is measured with a quarter of the width: it runs smaller models, and its seconds
 depend more on rows than on bytes."""
 
+HOST_PIECE_BYTES = 48 << 20
+"""Records of one call beside other work: enough for every thread, and few enough for some calls in that time."""
+
 HANDLES_MOST = 64
 """Bounds how many caches take turns."""
 
@@ -103,10 +106,11 @@ def _measure(meter: Meter, where: tuple[str, str, int], found: Attention, append
     place, scheme, head_width = where
     key = attention_key(*where)
     meter.tell(f"attention on {place} over a cache of scheme {scheme}, heads of width {head_width}")
-    width = meter.sizes.attention_width // (1 if meter.asynchronous else NARROWER)
-    layout = RecordLayout(max(1, width // head_width), head_width, backend_dtype(meter.backend), scheme, GROUP_SIZE)
     with meter.memory() as memory:
-        cache = _filled(meter, memory, place, layout)
+        sizes = meter.sizes
+        new = max(rows * tokens for rows, tokens in (*sizes.prefill, *sizes.appends))
+        records = max(new, *(rows * tokens for rows, tokens in sizes.decode))
+        cache = _filled(meter, memory, place, _layout(meter, scheme, head_width), (records, new))
         for kind in meter.pace.parts(("decode", "prefill", "append") if appends else ("decode", "prefill")):
             if kind == "decode":
                 name = f"decode attention, {key}"
@@ -119,18 +123,35 @@ def _measure(meter: Meter, where: tuple[str, str, int], found: Attention, append
                 found.appends[name] = meter.curve(name, _appends(cache), len(meter.sizes.appends))
 
 
-def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout) -> Cache:
-    """A cache as large as the largest point needs, and larger than a processor's caches; at most half of the room."""
-    sizes, backend = meter.sizes, meter.backend
-    width, record = layout.heads * layout.head_width, layout.record_bytes
-    shapes = (*sizes.decode, *sizes.prefill, *sizes.appends)
-    wanted = max(*(rows * tokens for rows, tokens in shapes), meter.rotated_bytes // record)
+def host_attends(meter: Meter, memory: Memory, scheme: str) -> list[Call]:
+    """Calls of `attend` on the host with one new token for every row, over caches of `HOST_PIECE_BYTES` at most."""
+    layout = _layout(meter, scheme, meter.sizes.host_head_widths[-1])
+    most = HOST_PIECE_BYTES // layout.record_bytes
+    shapes = sorted(meter.sizes.decode, key=lambda shape: shape[0] * shape[1])
+    shapes = shapes[: max(1, sum(rows * context <= most for rows, context in shapes))]
+    cache = _filled(meter, memory, "host", layout, (shapes[-1][0] * shapes[-1][1], shapes[-1][0]))
+    rows, context = list(_within(cache, shapes, rows_only=True))[-1]
+    calls = cache.attends(rows, context - 1, 1)
+    meter.settled(calls[0])  # what the first has to compile is none of its time on a lane
+    return calls
+
+
+def _layout(meter: Meter, scheme: str, head_width: int) -> RecordLayout:
+    """Records with heads of that width, as many as there are in a width that is right for the port."""
+    width = meter.sizes.attention_width // (1 if meter.asynchronous else NARROWER)
+    return RecordLayout(max(1, width // head_width), head_width, backend_dtype(meter.backend), scheme, GROUP_SIZE)
+
+
+def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout, needed: tuple[int, int]) -> Cache:
+    """A cache for the records that are `needed`, and larger than a processor's caches; at most half of the room. The
+    second of `needed`: how many tokens are new at once."""
+    backend, width, record = meter.backend, layout.heads * layout.head_width, layout.record_bytes
+    wanted = max(needed[0], meter.rotated_bytes // record)
     tokens = max(FIRST_TOKENS, min(wanted, memory.room_bytes(place) // 2 // record))
     pool = memory.buffer(place, tokens * record)
     item = 4 if layout.dtype == "float32" else 2
     room = memory.room_bytes(place) // (5 * width * item)
-    fresh = min(room, max(rows * new for rows, new in (*sizes.prefill, *sizes.appends)))
-    fresh = max(FIRST_TOKENS, fresh)
+    fresh = max(FIRST_TOKENS, min(room, needed[1]))
     qkv = memory.array((fresh, 3 * width), layout.dtype, tier=place)
     out = memory.array((fresh, width), layout.dtype, tier=place)
     cache = Cache(meter, place, layout, pool, tokens, qkv, out)

@@ -1,20 +1,21 @@
-"""Times pairs of links, and of a link and products, at work together: which slows which; it knows no model."""
+"""Times pairs of links, products and attention on the host at work together: which slows which; it knows no model."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import combinations, cycle, islice, product
 from statistics import median
 
-from flexref.backend.protocol import Ticket
-from flexref.machine.machine import RESOURCES, WEIGHT_FILE
-from flexref.profile.links import Files, Link, links_of
+from flexref.backend.protocol import HostWork, Lane, LaneStep, Ticket
+from flexref.machine.machine import COMPUTE, HOST_ATTENTION, WEIGHT_FILE
+from flexref.profile.attention import SCHEMES, host_attends
+from flexref.profile.links import Files, links_of
 from flexref.profile.meter import Meter
 from flexref.profile.operands import Memory
+from flexref.profile.points import Call
 from flexref.profile.record import LEAST_REPEATS, LEAST_S
 from flexref.units import LINKS
-
-COMPUTE = RESOURCES[-1]
 
 COPY_BYTES = 4 << 20
 """Bytes of one copy: long enough that its start costs little."""
@@ -33,15 +34,20 @@ PIECES_MOST = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Worker:
-    """A resource: the bytes of one piece of its work, its seconds alone, and the most pieces in one measurement.
+class OnLane:
+    """Work of a resource on a lane: `steps(count)` makes so many pieces of it."""
 
-    `link` is None for products.
-    """
+    lane: Lane
+    steps: Callable[[int], Sequence[LaneStep]]
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """A resource: its work on a lane, None for products; the seconds of one piece alone, and the most pieces in one
+    measurement."""
 
     name: str
-    link: Link | None
-    piece_bytes: int
+    work: OnLane | None
     piece_s: float
     most: int
 
@@ -52,12 +58,13 @@ Interval = tuple[float, float]
 def slowdowns(meter: Meter, found: Files | None) -> dict[str, dict[str, float]]:
     """Measure how many times as long each resource takes while another works: {resource: {other: factor}}.
 
-    Factors of about 1 are left out, and those of a disk without files to measure it with.
+    Factors of about 1 are left out, and those of a disk without files to measure it with. Attention on the host is
+    measured where the port can do it.
     """
     beside: dict[str, dict[str, float]] = {}
     with meter.memory() as memory:
         workers = _workers(meter, memory, found)
-        for one, other in meter.pace.parts(list(combinations(workers, 2))):
+        for one, other in meter.pace.parts(list(_pairs(workers))):
             if not meter.pace.left_s:
                 meter.record.cut(f"{one} beside {other}")
                 beside.setdefault(one, {})[other] = beside.setdefault(other, {})[one] = TAKING_TURNS
@@ -69,6 +76,14 @@ def slowdowns(meter: Meter, found: Files | None) -> dict[str, dict[str, float]]:
     return beside
 
 
+def _pairs(workers: Mapping[str, Worker]) -> Iterator[tuple[str, str]]:
+    """The pairs to measure. Attention on the host works beside the device and its links; of the disk's, which are far
+    slower than the host's memory, nothing is told, and one job's cache has one scheme."""
+    on_host = [name for name in HOST_ATTENTION.values() if name in workers]
+    yield from combinations((name for name in workers if name not in on_host), 2)
+    yield from product((COMPUTE, *LINKS[:2]), on_host)
+
+
 def _workers(meter: Meter, memory: Memory, found: Files | None) -> Mapping[str, Worker]:
     """All resources, each timed alone. Reads from disk are reads of the weight file, which bypass the page cache."""
     sizes = meter.sizes
@@ -76,19 +91,42 @@ def _workers(meter: Meter, memory: Memory, found: Files | None) -> Mapping[str, 
     links = links_of(memory, found, min(max(16 * copy_bytes, *sizes.reads), memory.room_bytes() // 2))
     if found is not None:
         links[LINKS[2]] = links[WEIGHT_FILE]
-    workers = {COMPUTE: Worker(COMPUTE, None, 0, meter.product_s, PIECES_MOST)}
+    workers = {COMPUTE: Worker(COMPUTE, None, meter.product_s, PIECES_MOST)}
     for name in LINKS:
         if name not in links:
             continue
-        on_disk = "disk" in name
+        link, on_disk = links[name], "disk" in name
         piece = sizes.beside_piece_bytes if on_disk else copy_bytes
         most = max(1, sizes.beside_disk_bytes // piece) if on_disk else PIECES_MOST
-        trial = Worker(name, links[name], piece, LEAST_S, most)
-        count = min(most, max(1, int(sizes.beside_s / max(_alone(meter, memory, trial, 1), LEAST_S))))
-        repeats = LEAST_REPEATS if on_disk else sizes.repeats
-        alone = median(_alone(meter, memory, trial, count) / count for _ in range(repeats))
-        workers[name] = Worker(name, links[name], piece, max(alone, LEAST_S), most)
+        work = OnLane(link.lane, partial(link.steps, piece))
+        workers[name] = _timed(meter, memory, Worker(name, work, LEAST_S, most))
+    if meter.backend.caps.attends_on_host:
+        for scheme in SCHEMES:
+            name, steps = HOST_ATTENTION[scheme], _host_steps(host_attends(meter, memory, scheme))
+            workers[name] = _timed(meter, memory, Worker(name, OnLane(Lane.HOST_COMPUTE, steps), LEAST_S, PIECES_MOST))
     return workers
+
+
+def _host_steps(calls: Sequence[Call]) -> Callable[[int], Sequence[LaneStep]]:
+    """Steps of a lane that make these calls in turn."""
+    turns = cycle([_step(call) for call in calls])
+    return lambda count: list(islice(turns, count))
+
+
+def _step(call: Call) -> LaneStep:
+    def attend() -> None:
+        call()
+
+    return HostWork("measuring", attend, operators=True)
+
+
+def _timed(meter: Meter, memory: Memory, trial: Worker) -> Worker:
+    """The resource with the seconds of a piece, as long as no other works."""
+    sizes, on_disk = meter.sizes, "disk" in trial.name
+    count = min(trial.most, max(1, int(sizes.beside_s / max(_alone(meter, memory, trial, 1), LEAST_S))))
+    repeats = LEAST_REPEATS if on_disk else sizes.repeats
+    alone = median(_alone(meter, memory, trial, count) / count for _ in range(repeats))
+    return replace(trial, piece_s=max(alone, LEAST_S))
 
 
 def _alone(meter: Meter, memory: Memory, worker: Worker, count: int) -> float:
@@ -120,13 +158,12 @@ def _pair(meter: Meter, memory: Memory, one: Worker, other: Worker) -> list[tupl
 
 def _start(meter: Meter, memory: Memory, worker: Worker, count: int) -> tuple[Ticket, Ticket]:
     """Start `count` pieces. Returns the tickets of the first and the last; for products, marks before and after."""
-    if worker.link is None:
+    if worker.work is None:
         begin = meter.backend.mark()
         for _ in range(count):
             meter.product()
         return begin, meter.backend.mark()
-    steps = worker.link.steps(worker.piece_bytes, count)
-    tickets = [memory.submit(worker.link.lane, [step]) for step in steps]
+    tickets = [memory.submit(worker.work.lane, [step]) for step in worker.work.steps(count)]
     return tickets[0], tickets[-1]
 
 

@@ -155,7 +155,7 @@ def test_what_a_plan_knows_of_the_port_is_what_the_port_says() -> None:
     assert nominal.FUSED_ROWS == PORT_ROWS
     assert nominal.HOST_RESERVE == PORT_RESERVE
     port = machine_of(facts_of(H100)).port
-    assert (port.name, port.compute_dtype, port.attends_on_host) == ("cupy", "float16", False)
+    assert (port.name, port.compute_dtype, port.attends_on_host) == ("cupy", "float16", True)
     assert port.asynchronous
     assert port.overlaps_copies
 

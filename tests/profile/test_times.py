@@ -14,7 +14,7 @@ from flexref_numpy import NumpyBackend
 
 from flexref.backend.protocol import HostWork, LaneStep, QuantizedMatrix
 from flexref.block.compute import BlockComputation
-from flexref.machine.machine import WEIGHT_FILE, Machine, attention_key
+from flexref.machine.machine import HOST_ATTENTION, RESOURCES, WEIGHT_FILE, Machine, attention_key
 from flexref.profile.host import REPLAYED, host_seconds
 from flexref.profile.links import copy_curves, files
 from flexref.profile.measure import measure_machine
@@ -59,6 +59,8 @@ class FakePort(NumpyBackend):
         self.now = self.device_end = 0.0
         self.lane_end: dict[str, float] = {}
         self.disk_bytes: Counter[str] = Counter()
+        self.on_lane: float | None = None
+        """Seconds of the operators that a lane is calling."""
 
     def clock(self) -> float:
         return self.now
@@ -79,7 +81,13 @@ class FakePort(NumpyBackend):
         """Of operators whose time follows from bytes: another rate for every name."""
         return 2e-6 + nbytes * 1e-10 * (1 + len(operator))
 
+    host_beside_link = 1.5
+    """How many times as long operators on a lane take while weights come to the device."""
+
     def _run(self, seconds: float) -> None:
+        if self.on_lane is not None:
+            self.on_lane += seconds
+            return
         self.now += self.call_s
         self.device_end = max(self.device_end, self.now) + seconds
         if not self.asynchronous:
@@ -89,12 +97,22 @@ class FakePort(NumpyBackend):
         begin = max([self.now, self.lane_end.get(lane, 0.0), *(ticket.times()[-1][1] for ticket in after)])
         times = []
         for step in steps:
-            times.append((begin, begin + self.step_s(lane, step.nbytes)))
-            begin = times[-1][1]
+            operators = isinstance(step, HostWork) and step.operators
+            end = self._called(step, begin) if operators else begin + self.step_s(lane, step.nbytes)
+            times.append((begin, end))
+            begin = end
             if isinstance(step, HostWork):
                 self.disk_bytes[lane] += step.nbytes
         self.lane_end[lane] = begin
         return FakeTicket(self, times)
+
+    def _called(self, step: Any, begin: float) -> float:
+        """When operators that a lane calls from `begin` on have ended."""
+        self.on_lane = 0.0
+        step.call()
+        alone, self.on_lane = self.on_lane, None
+        beside = max(0.0, self.lane_end.get("weights_in", 0.0) - begin)
+        return begin + min(alone * self.host_beside_link, alone + beside * (1 - 1 / self.host_beside_link))
 
     def mark(self) -> Any:
         at = max(self.now, self.device_end)
@@ -292,6 +310,16 @@ def test_the_hosts_own_work_is_told_apart_by_visits_and_choices(
         assert found.choice_row == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_attention_on_the_host_is_slowed_as_much_as_the_port_slows_it(asynchronous: bool) -> None:
+    port = FakePort(asynchronous)
+    with Meter(port, replace(TINY, beside_s=0.02), None, port.clock) as meter:
+        found = slowdowns(meter, None)
+    slowed = {LINKS[0]: pytest.approx(port.host_beside_link, rel=1e-6)}
+    assert {name: found.get(name) for name in HOST_ATTENTION.values()} == dict.fromkeys(HOST_ATTENTION.values(), slowed)
+    assert not any(name in told for told in found.values() for name in HOST_ATTENTION.values())
+
+
 @pytest.mark.parametrize(
     ("sizes", "most"), [(Sizes.full(), 1024 * MIB), (Sizes.quick(), 128 * MIB)], ids=["full", "quick"]
 )
@@ -359,7 +387,7 @@ def test_a_bound_on_its_seconds_is_kept_and_what_was_not_measured_has_a_safe_bou
         for elements, curve in surface.curves:
             for tokens, seconds in curve.points:
                 assert machine.products[stored].seconds(elements, tokens) >= seconds * (1 - 1e-6), (stored, tokens)
-    pairs = combinations((*LINKS, "compute"), 2)
+    pairs = combinations(RESOURCES, 2)
     assert all(machine.slowdown(one, other) >= unbounded.slowdown(one, other) for one, other in pairs)
 
 
