@@ -14,11 +14,12 @@ from flexref.block.rows import JobRows, RowLengths
 from flexref.block.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.machine.machine import Machine
-from flexref.planner.fitting import Situation, fitted
+from flexref.planner.fitting import fitted
 from flexref.planner.plan_request import PlanRequest
 from flexref.planner.predicted import predicted
 from flexref.planner.program.lp import Solution, solve
 from flexref.planner.program.task import Limits
+from flexref.planner.situation import Situation
 from flexref.policy import Policy
 from flexref.simulator.extended import generated_tokens
 from flexref.simulator.prediction import Prediction
@@ -52,7 +53,10 @@ class Candidate:
     def label(self) -> str:
         """Its schemes and place in words."""
         weights, cache = (SCHEME_NAMES.get(scheme, scheme) for scheme in (self.weights_scheme, self.cache_scheme))
-        return f"{weights} weights, {cache} cache, attention on {self.attention_on}"
+        place = self.attention_on if self.policy is None else self.policy.attention_in_words
+        if self.policy is not None and self.policy.attention_on != self.attention_on:
+            place = f"{self.attention_on} for no row"
+        return f"{weights} weights, {cache} cache, attention on {place}"
 
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name, fit for `json.dumps`."""
@@ -202,7 +206,8 @@ def questions(model: str, machine: Machine, wanted: PlanRequest) -> Iterator[Sea
                 row_invariant=wanted.row_invariant,
                 share_prefixes=wanted.share_prefixes,
             )
-            situation = Situation(file, machine, rows, base, steady=wanted.steady)
+            asked = "device" not in wanted.attention_on
+            situation = Situation(file, machine, rows, base, steady=wanted.steady, asked_on_host=asked)
             keep = {"rows_per_group": wanted.rows_per_group, "groups_per_block": wanted.groups}
             limits = situation.limits(keep, wanted.max_latency_s, wanted.max_disk_write_bytes)
             yield SearchProblem(situation, limits, scheme)

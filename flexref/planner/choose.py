@@ -11,9 +11,10 @@ from flexref.block.rows import RowLengths
 from flexref.block.workspace import Expansion
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import Machine
-from flexref.planner.fitting import Situation, fitted, solutions_of
+from flexref.planner.fitting import fitted, solutions_of
 from flexref.planner.predicted import predicted
 from flexref.planner.program.lp import Solution
+from flexref.planner.situation import Situation
 from flexref.policy import Policy, Shares
 from flexref.simulator.simulate import simulate
 from flexref.storage.weightfile import WeightFile
@@ -48,12 +49,14 @@ class Choice:
         """
         decodes = not any(row.scored_tokens for row in self.rows)
         places = ["device", "host"] if self.machine.port.attends_on_host and decodes else ["device"]
-        if "attention_on" in self.keep:
-            places = [self.keep["attention_on"]]
+        share = self.keep.get("host_attention_share")
+        if share is not None or "attention_on" in self.keep:
+            places = [self.keep.get("attention_on", "host")]
         held = {tier.value: NO_BUDGET_BYTES if budget is None else budget for tier, budget in self.budgets.items()}
         machine = self.machine.changed(capacity_bytes=held)
         bases = [Policy(**{**self.keep, "attention_on": place}) for place in places]
-        with_disk = [Situation(self.file, machine, self.rows, base) for base in bases]
+        asked = self.keep.get("attention_on") == "host"
+        with_disk = [Situation(self.file, machine, self.rows, base, False, share, asked) for base in bases]
         return [each for situation in with_disk for each in (situation, situation.without_disk())]
 
 

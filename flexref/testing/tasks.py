@@ -4,11 +4,11 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import Stage, stages, token_tiles
-from flexref.machine.machine import RESOURCES, Machine
+from flexref.machine.machine import COMPUTE, HOST_ATTENTION, RESOURCES, Machine
 from flexref.machine.plain import plain_machine
 from flexref.planner.program.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import SHARES, Share
+from flexref.planner.program.linear import IN_PLACE, SHARES, Share
 from flexref.planner.program.task import Task
 from flexref.policy import Shares
 from flexref.units import KINDS, LINKS, STORED_BYTES
@@ -58,12 +58,19 @@ def plain_task(
     return Task(**values)  # type: ignore[arg-type]
 
 
-def nine_shares(
-    weights: Shares = EVERYTHING, cache: Shares = EVERYTHING, activations: Shares = EVERYTHING
+def all_shares(
+    weights: Shares = EVERYTHING,
+    cache: Shares = EVERYTHING,
+    activations: Shares = EVERYTHING,
+    host_attention_share: float = 0.0,
 ) -> dict[Share, float]:
-    """The shares of three kinds as the planner's variables; what is not given is all on the device."""
+    """The shares of three kinds as the planner's variables; what is not given is all on the device.
+
+    `host_attention_share`: of the cache off the device, what attention on the host reads in place.
+    """
     kinds = dict(zip(KINDS, (weights, cache, activations), strict=True))
-    return {(kind, tier): getattr(kinds[kind], tier) for kind, tier in SHARES}
+    in_place = host_attention_share * (cache.host + cache.disk)
+    return {**{(kind, tier): getattr(kinds[kind], tier) for kind, tier in SHARES}, IN_PLACE: in_place}
 
 
 def block_costs(
@@ -110,6 +117,7 @@ def tasks(draw: st.DrawFn) -> Task:
         prompt_tokens_most=longest,
         new_tokens=draw(st.integers(1, 40)),
         attention_on=draw(st.sampled_from(("device", "host"))),
+        host_attention_share=draw(st.none() | st.none() | st.floats(0, 1)),
         overlap=draw(st.booleans()),
     )
 
@@ -132,5 +140,6 @@ def machines(draw: st.DrawFn) -> Machine:
         asynchronous=draw(st.booleans()),
     )
     factors = st.sampled_from((1.0, 1.0, 1.3, 2.0))
-    beside = {one: {other: draw(factors) for other in RESOURCES if other != one} for one in (*LINKS[:2], "compute")}
+    slowed = (*LINKS[:2], COMPUTE, *HOST_ATTENTION.values())
+    beside = {one: {other: draw(factors) for other in RESOURCES if other != one} for one in slowed}
     return machine.changed(beside=beside)

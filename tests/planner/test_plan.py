@@ -20,10 +20,11 @@ from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
 from flexref.planner.candidates import questions
 from flexref.planner.choose import Choice, choose_policy
-from flexref.planner.fitting import Situation, fitted, rounded, solutions_of
+from flexref.planner.fitting import fitted, solutions_of
 from flexref.planner.pareto import pareto
 from flexref.planner.plan import plan
 from flexref.planner.plan_request import PlanRequest
+from flexref.planner.situation import Situation, rounded
 from flexref.policy import WEIGHT_SCHEMES, Policy, Shares
 from flexref.simulator.simulate import simulate
 from flexref.testing import strategies as own

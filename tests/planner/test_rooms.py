@@ -10,7 +10,7 @@ from flexref.block.counted_rows import CountedRows
 from flexref.block.rooms import BlockRooms
 from flexref.block.rows import RowLengths
 from flexref.machine.plain import plain_machine
-from flexref.planner.fitting import Situation
+from flexref.planner.situation import Situation
 from flexref.policy import Policy
 from flexref.storage.random_weights import random_file
 from flexref.units import Tier

@@ -5,7 +5,7 @@ import pytest
 from flexref.architecture.published import size_named
 from flexref.block.rows import RowLengths
 from flexref.machine.plain import plain_machine
-from flexref.planner.fitting import Situation
+from flexref.planner.situation import Situation
 from flexref.policy import Policy
 from flexref.storage.random_weights import random_file
 

@@ -18,45 +18,61 @@ from flexref.units import DTYPE_BYTES, LOGITS_BYTES
 ATTEND_CALLS = 2
 """Operators of attention: append, attend. Every other step is one."""
 
-FAR_CALLS = 4
-"""Operators that attention on the host adds to them: two crossings, append, attend."""
+
+FAR_CALLS = 2
+"""Operators that attention on the host adds to them: two crossings."""
 
 
 def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, far: bool) -> Linear:
     """All operators of a phase: every stage once per group and pass, expansions once per stage and pass.
 
-    With `far`, the rows whose cache is off the device are attended to on the host while the device waits.
+    With `far` those rows' attention is left out whose cache is read in place on the host.
     """
+    seconds = _beside_attention(machine, task, blocks, phase) + Linear.fixed(
+        near_attention(machine, task, blocks, phase)
+    )
+    return seconds + Linear.in_place(-near_attention(machine, task, blocks, phase)) if far else seconds
+
+
+def _beside_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Linear:
+    """Everything but the attention of rows that decode, or of whole prompts that are all that the phase reads."""
     durations, rows, port = Durations(machine), blocks.sizes, machine.port
     times = phase.passes * blocks.groups
     visits = {expanded: blocks.spread(_visits(durations, task, phase, rows, expanded)) for expanded in (False, True)}
     once = blocks.spread(phase.passes * _expansions(durations, task, phase, rows, port.fused_rows))
     each = np.where(blocks.expanded, visits[True], visits[False])
-    seconds = Linear.fixed(times * each + np.where(blocks.expanded, once, 0.0))
-    near = task.spec.layers * times * blocks.spread(_attention(durations, task, phase, rows, "device"))
+    seconds = times * each + np.where(blocks.expanded, once, 0.0)
     if phase.prompts:
-        seconds = seconds + Linear.fixed(
-            task.spec.layers * times * blocks.spread(_prompt_attention(durations, task, phase, rows))
-        )
-    if not far:
-        return seconds + Linear.fixed(near)
-    return seconds + Linear.of(near, "cache", "device") + far_attention(machine, task, blocks, phase)
+        seconds = seconds + prompt_attention(machine, task, blocks, phase)
+    return Linear.fixed(seconds)
+
+
+def prompt_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Numbers:
+    """Append and attend in all layers and passes for the prompts that are read while other rows decode."""
+    each = blocks.spread(_prompt_attention(Durations(machine), task, phase, blocks.sizes))
+    return task.spec.layers * (phase.passes * blocks.groups) * each
+
+
+def near_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Numbers:
+    """Append and attend on the device of all rows in all layers and passes."""
+    each = blocks.spread(_attention(Durations(machine), task, phase, blocks.sizes, "device"))
+    return task.spec.layers * phase.passes * blocks.groups * each
 
 
 def far_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Linear:
-    """Append and attend on the host, for as much of the cache as is off the device."""
+    """Append and attend on the host, for as much of the cache as is read in place."""
     each = blocks.spread(_attention(Durations(machine), task, phase, blocks.sizes, "host"))
-    return Linear.of(task.spec.layers * phase.passes * blocks.groups * each, "cache", "host", "disk")
+    return Linear.in_place(task.spec.layers * phase.passes * blocks.groups * each)
 
 
 def operator_calls(task: Task, far: bool) -> Linear:
-    """Operators that a group's pass calls."""
+    """Operators that a group's pass calls; what attention on the host calls itself, it calls on its lane."""
     program, tiles = program_of(task.spec), task.stage_kinds.count(StageKind.HEAD)
     layer = sum(ATTEND_CALLS if isinstance(step, Attend) else 1 for step in program.layer_steps())
     embed = tiles + 2 + (program.embed.project is not None)
     head = 2 + (program.head.norm is not None) + tiles + 1
     calls = Linear.fixed(layer * program.layers + embed + head)
-    return calls + Linear.of(FAR_CALLS * program.layers, "cache", "host", "disk") if far else calls
+    return calls + Linear.in_place(FAR_CALLS * program.layers) if far else calls
 
 
 def _visits(durations: Durations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> Numbers:

@@ -74,18 +74,20 @@ def weight_bytes(task: Task) -> dict[tuple[str, str], Linear]:
 def cache_bytes(task: Task, blocks: Blocks) -> dict[tuple[str, str], Linear]:
     """Homes of all rows' records in all layers; slots and staging for one group's of a layer.
 
-    With attention on the host a slot holds a prompt's alone. Where tokens are scored all layers and groups take turns
-    in the same place on the device.
+    Of a cache that attention on the host reads in place a slot holds a prompt's alone. Where tokens are scored all
+    layers and groups take turns in the same place on the device.
     """
     capacity, prompt = row_capacity(task, blocks), row_prompt(task, blocks)
     if task.scoring is not None:  # nothing reads a cache but the visit that fills it
         return {("device", "KV cache"): Linear.fixed(blocks.rows_most * capacity * task.record_bytes)}
     home = task.spec.layers * blocks.rows * capacity * task.record_bytes
     one, several = blocks.rows_most * task.record_bytes, slots_of(task.overlap)
-    slot_tokens = prompt if task.attention_on == "host" else capacity
+    slot = Linear.of(several * one * capacity, "cache", "host", "disk")
+    if task.attention_on == "host":
+        slot = slot + Linear.in_place(-several * one * (capacity - prompt))
     return {
         **{(tier, "KV cache"): Linear.of(home, "cache", tier) for tier in TIERS},
-        ("device", "KV cache slots"): Linear.of(several * one * slot_tokens, "cache", "host", "disk"),
+        ("device", "KV cache slots"): slot,
         ("host", "KV cache staging in"): Linear.of(several * one * capacity, "cache", "disk"),
         ("host", "KV cache staging out"): Linear.of(several * one * prompt, "cache", "disk"),
         ("host", "KV cache bounce"): Linear.of(SPILL_BOUNCE_BYTES, "cache", "disk"),
@@ -145,7 +147,7 @@ def own_bytes(task: Task, blocks: Blocks, item: int, scratch_bytes: int) -> dict
     if task.attention_on == "host":
         step = program_of(task.spec).attention
         row = (step.inputs + step.width) * item
-        far["host", "attention on host"] = Linear.of(blocks.rows_most * row, "cache", "host", "disk")
+        far["host", "attention on host"] = Linear.in_place(blocks.rows_most * row)
     return {
         **{(tier, "logits"): Linear.fixed(nbytes) for tier, nbytes in last.items()},
         ("device", "workspace"): Linear.fixed(workspace),

@@ -1,4 +1,4 @@
-"""Numbers that are linear in the nine shares, each for many candidates at once; it knows no machine and no model."""
+"""Numbers that are linear in the shares, each for many candidates at once; it knows no machine and no model."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -10,10 +10,16 @@ from flexref.machine.arrays import Numbers, numbers
 from flexref.units import KINDS, TIERS
 
 SHARES = tuple((kind, tier) for kind in KINDS for tier in TIERS)
-"""The nine variables in their order."""
+"""How much of each kind is on each tier, nine variables in their order."""
+
+IN_PLACE = ("cache", "in place")
+"""The tenth variable: how much of the cache attention on the host reads where it lies, a part of what is off the
+device; the rest of that crosses the link."""
+
+VARIABLES = (*SHARES, IN_PLACE)
 
 Share = tuple[str, str]
-"""(kind of data, tier)."""
+"""(kind of data, tier), or `IN_PLACE`."""
 
 Places = npt.NDArray[np.int64] | npt.NDArray[np.bool_]
 """Some of the candidates: their places, or a mask."""
@@ -35,6 +41,11 @@ class Linear:
     def of(cls, value: object, kind: str, *tiers: str) -> "Linear":
         """`value` for as much of `kind` as is on `tiers`."""
         return cls(by_share={(kind, tier): numbers(value) for tier in tiers})
+
+    @classmethod
+    def in_place(cls, value: object) -> "Linear":
+        """`value` for as much of the cache as attention on the host reads in place."""
+        return cls(by_share={IN_PLACE: numbers(value)})
 
     def __add__(self, other: "Linear") -> "Linear":
         by_share = dict(self.by_share)
@@ -63,10 +74,10 @@ class Linear:
         return Linear(some(self.constant), {share: some(value) for share, value in self.by_share.items()})
 
     def vector(self) -> tuple[float, Numbers]:
-        """(constant, coefficients (9,) in the order of `SHARES`) of a single candidate."""
-        row = np.zeros(len(SHARES))
+        """(constant, coefficients (10,) in the order of `VARIABLES`) of a single candidate."""
+        row = np.zeros(len(VARIABLES))
         for share, value in self.by_share.items():
-            row[SHARES.index(share)] = value.item()
+            row[VARIABLES.index(share)] = value.item()
         return self.constant.item(), row
 
 

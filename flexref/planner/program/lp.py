@@ -12,7 +12,7 @@ import numpy as np
 from flexref.errors import how_many
 from flexref.machine.machine import COPIES, Machine
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import Linear, total
+from flexref.planner.program.linear import IN_PLACE, Linear, Share, total
 from flexref.planner.program.program import Optimum, Program
 from flexref.planner.program.refusals import refusal
 from flexref.planner.program.table import DISK_WRITES, LATENCY, PHASES, Duals, Table, tabulated
@@ -36,10 +36,11 @@ class Solution:
     """The best shares for a pair of rows per group and groups, and what keeps them from being better.
 
     Seconds and tokens per second are those of a full block, but for `job_s`, the whole job's, and tokens per second
-    where rows come and go. `terms_s`: by phase, then by resource ("compute", the links, and "host" on an asynchronous
-    port), the seconds for which it is busy, slowed down by the others. `held_bytes`: peak bytes by tier, as the linear
-    program counts them. `binding`: names of the constraints whose duals are not zero, such as "device memory",
-    "host->device in decode", "latency", "disk writes".
+    where rows come and go. `host_attention_share`: of the cache off the device, what attention on the host reads in
+    place. `terms_s`: by phase, then by resource ("compute", the links, "host" on an asynchronous port and
+    "host_attention" where it may be), the seconds for which it is busy, slowed down by the others. `held_bytes`: peak
+    bytes by tier, as the linear program counts them. `binding`: names of the constraints whose duals are not zero, such
+    as "device memory", "host->device in decode", "latency", "disk writes".
     `gain_per_gib` (by tier) and `gain_per_gb_per_s` (by link, and "weight file"): tokens per second gained by one more
     GiB or GB/s, by the duals, so exact only for small changes.
     """
@@ -49,6 +50,7 @@ class Solution:
     weights: Shares
     cache: Shares
     activations: Shares
+    host_attention_share: float
     prefill_s: float
     decode_s: float
     block_s: float
@@ -138,6 +140,7 @@ def solution(question: LinearProblem, costs: Costs, place: int, optimum: Optimum
         weights=weights,
         cache=cache,
         activations=activations,
+        host_attention_share=_host_share(shares),
         prefill_s=optimum.prefill_s,
         decode_s=optimum.decode_s,
         block_s=optimum.block_s,
@@ -149,6 +152,12 @@ def solution(question: LinearProblem, costs: Costs, place: int, optimum: Optimum
         gain_per_gib={tier: gain if f"{tier} memory" in binding else 0.0 for tier, gain in gains.items()},
         gain_per_gb_per_s={curve: saved * per_saved for curve, saved in _saved_s(costs, place, optimum).items()},
     )
+
+
+def _host_share(shares: Mapping[Share, float]) -> float:
+    """Of the cache off the device, what is read in place; 0 where there is none."""
+    off_device = sum(shares[IN_PLACE[0], tier] for tier in ("host", "disk"))
+    return min(1.0, shares[IN_PLACE] / off_device) if off_device else 0.0
 
 
 def _phase_rows(costs: Costs, duals: Duals) -> list[tuple[str, tuple[str, ...], Linear, float]]:

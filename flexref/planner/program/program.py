@@ -10,7 +10,7 @@ import numpy as np
 from flexref.errors import PolicyError
 from flexref.machine.arrays import Numbers
 from flexref.planner.program.blocks import ANYWHERE, ON_HOST
-from flexref.planner.program.linear import SHARES, Linear, Share
+from flexref.planner.program.linear import IN_PLACE, SHARES, VARIABLES, Linear, Share
 from flexref.planner.program.table import LATENCY, PHASES, Duals, Table
 from flexref.units import KINDS
 
@@ -20,9 +20,9 @@ OPTIMAL, INFEASIBLE = 0, 2
 OBJECTIVE = 1e3
 """What a unit of time costs: so much that the cost of a tie is above the solver's tolerance of 1e-7."""
 
-TIE = {"device": 0.0, "host": 1e-4, "disk": 2e-4}
-"""Cost of a share by its tier, so that of equal placements the nearest is chosen: all together less than 1e-6 of a
-program's optimum."""
+TIE = {"device": 0.0, "host": 1e-4, "disk": 2e-4, "in place": 5e-5}
+"""Cost of a share by its tier, and of what is read in place, so that of equal placements the nearest is chosen: all
+together less than 1e-6 of a program's optimum."""
 
 NEGLIGIBLE_SHARE = 1e-9
 """Shares below it come from the solver's arithmetic."""
@@ -65,17 +65,29 @@ class Program:
     def __init__(self, table: Table, place: int) -> None:
         self.table = table.taken(np.array([place]))
         self._allowed = int(self.table.waiting[0])
+        # Nine variables where nothing may be read in place.
+        self._variables = VARIABLES if self.table.in_place[1] else SHARES
 
     @cached_property
     def _times(self) -> tuple[Numbers, Numbers]:
-        """(constants (R,), coefficients (R, 9)) of the rows in units of time."""
-        return _stacked([row.full_s for row in self.table.rows])
+        """(constants (R,), coefficients (R, V)) of the rows in units of time."""
+        return self._stacked([row.full_s for row in self.table.rows])
 
     @cached_property
     def _rest_times(self) -> tuple[Numbers, Numbers] | None:
         """The same of the last block; None if it is a full one."""
         terms = [row.rest_s for row in self.table.rows if row.rest_s is not None]
-        return _stacked(terms) if terms else None
+        return self._stacked(terms) if terms else None
+
+    def _vector(self, term: Linear) -> tuple[float, Numbers]:
+        """(constant, coefficients (V,)) of one term."""
+        constant, row = term.vector()
+        return constant, row[: len(self._variables)]
+
+    def _stacked(self, terms: Sequence[Linear]) -> tuple[Numbers, Numbers]:
+        """(constants (R,), coefficients (R, V)) of terms."""
+        vectors = [self._vector(term) for term in terms]
+        return np.array([vector[0] for vector in vectors]), np.array([vector[1] for vector in vectors])
 
     @cached_property
     def _blocks(self) -> tuple[float, float]:
@@ -94,7 +106,7 @@ class Program:
         """(name, constant, coefficients, scale) of what must not exceed 0, latency left out."""
         found = []
         for name, over in self.table.over.items():
-            constant, row = over.vector()
+            constant, row = self._vector(over)
             found.append((name, constant, row, max(1.0, float(row.max()))))
         return found
 
@@ -102,7 +114,7 @@ class Program:
         """The shares that take least; None if no shares keep all bounds. Those named in `without` do not count."""
         matrix, right, names = self._rows(without)
         full, blocks = self._blocks
-        ties, seconds = [TIE[tier] for _, tier in SHARES], [OBJECTIVE * full / blocks] * len(PHASES)
+        ties, seconds = [TIE[tier] for _, tier in self._variables], [OBJECTIVE * full / blocks] * len(PHASES)
         cost = np.concatenate([ties, seconds])
         if self._rest_times is not None:
             matrix, right = self._with_rest(matrix, right, *self._rest_times)
@@ -110,7 +122,8 @@ class Program:
         result = self._solved(cost, matrix, right)
         if result.status == INFEASIBLE:
             return None
-        return self._at(_cleaned(result.x), self._duals(-result.ineqlin.marginals / OBJECTIVE, names))
+        marginals = -result.ineqlin.marginals[: len(right)]
+        return self._at(self._cleaned(result.x), self._duals(marginals / OBJECTIVE, names))
 
     def _with_rest(
         self, matrix: Numbers, right: Numbers, constants: Numbers, coefficients: Numbers
@@ -131,7 +144,7 @@ class Program:
     def least(self, what: Linear, *, without: Sequence[str] = ()) -> float | None:
         """The least value of something linear in the shares that can be had within the bounds."""
         matrix, right, _ = self._rows(without)
-        constant, row = what.taken(np.array([0])).vector()
+        constant, row = self._vector(what.taken(np.array([0])))
         scale = max(1.0, float(row.max()))
         result = self._solved(np.concatenate([row / scale, np.zeros(len(PHASES))]), matrix, right)
         return None if result.status == INFEASIBLE else constant + float(result.fun) * scale
@@ -148,10 +161,10 @@ class Program:
         result = self._solved(cost, np.hstack([matrix, elastic]), right)
         if result.status == INFEASIBLE:
             raise PolicyError(f"the shares of a placement have no solution: {result.message}")
-        shares = _cleaned(result.x)
+        shares = self._cleaned(result.x)
         over = result.x[matrix.shape[1] :] * units
         excess = {name: float(value) for name, value in zip(names, over, strict=True)}
-        return Shortage(shares, excess, self._excess_duals(-result.ineqlin.marginals, names))
+        return Shortage(shares, excess, self._excess_duals(-result.ineqlin.marginals[: len(right)], names))
 
     def scale(self, name: str) -> float:
         """What the row of a bound is divided by."""
@@ -160,7 +173,7 @@ class Program:
         return next(scale for known, _, _, scale in self._bounds if known == name)
 
     def _rows(self, without: Sequence[str]) -> tuple[Numbers, Numbers, list[str]]:
-        """(matrix (M, 11), right side (M,), names of the bounds): the rows of both phases, then the bounds."""
+        """(matrix (M, V + 2), right side (M,), names of the bounds): the rows of both phases, then the bounds."""
         constants, coefficients = self._times
         unit = self._unit_s
         matrix, right = [np.hstack([coefficients / unit, self._phases])], [-constants / unit]
@@ -172,12 +185,14 @@ class Program:
                 right.append(np.array([-constant / scale]))
         if self.table.latency_s is not None and LATENCY not in without:
             names.append(LATENCY)
-            matrix.append(np.concatenate([np.zeros(len(SHARES)), np.ones(len(PHASES))])[None])
+            matrix.append(np.concatenate([np.zeros(len(self._variables)), np.ones(len(PHASES))])[None])
             right.append(np.array([self.table.latency_s / unit]))
         return np.vstack(matrix), np.concatenate(right), names
 
     def _solved(self, cost: Numbers, matrix: Numbers, right: Numbers) -> Any:
         """What HiGHS says; shares lie in [0, 1], those of a kind sum to one, everything else is at least 0.
+
+        The last rows are those of what is read in place, if anything may be: a part of what is off the device.
 
         `PolicyError` if it says neither that it has found the optimum nor that there is none.
         """
@@ -187,7 +202,14 @@ class Program:
         for place, (kind, _) in enumerate(SHARES):
             sums[KINDS.index(kind), place] = 1
         most = np.full(len(cost), np.inf)
-        most[: len(SHARES)] = 1.0
+        most[: len(self._variables)] = 1.0
+        if IN_PLACE in self._variables:
+            rows = np.zeros((2, len(cost)))
+            for row, (share, sign) in zip(rows, zip(self.table.in_place, (1.0, -1.0), strict=True), strict=True):
+                row[VARIABLES.index(IN_PLACE)] = -sign
+                for tier in ("host", "disk"):
+                    row[SHARES.index((IN_PLACE[0], tier))] = sign * share
+            matrix, right = np.vstack([matrix, rows]), np.concatenate([right, np.zeros(len(rows))])
         for level, tier in ((ON_HOST, "host"), (ANYWHERE, "disk")):
             if self._allowed < level:
                 most[SHARES.index(("activations", tier))] = 0.0
@@ -232,7 +254,7 @@ class Program:
 
     def _at(self, shares: Mapping[Share, float], duals: Duals) -> Optimum:
         """Seconds at these shares."""
-        point = np.array([shares[share] for share in SHARES])
+        point = np.array([shares[share] for share in self._variables])
         prefill_s, decode_s = self._phase_seconds(*self._times, point)
         job_s = self._blocks[0] * (prefill_s + decode_s)
         if self._rest_times is not None:
@@ -245,19 +267,16 @@ class Program:
         prefill, decode = (float(rows[self._phases[:, phase] < 0].max()) for phase in range(len(PHASES)))
         return prefill, decode
 
-
-def _stacked(terms: Sequence[Linear]) -> tuple[Numbers, Numbers]:
-    """(constants (R,), coefficients (R, 9)) of a single candidate's terms."""
-    vectors = [term.vector() for term in terms]
-    return np.array([vector[0] for vector in vectors]), np.array([vector[1] for vector in vectors])
-
-
-def _cleaned(values: Numbers) -> dict[Share, float]:
-    """Shares without what the solver's arithmetic left of nothing; those of a kind sum to one."""
-    shares: dict[Share, float] = {}
-    for number, kind in enumerate(KINDS):
-        some = np.clip(values[3 * number : 3 * number + 3], 0.0, 1.0)
-        some[some < NEGLIGIBLE_SHARE] = 0.0
-        for place, share in enumerate(some / some.sum()):
-            shares[kind, SHARES[3 * number + place][1]] = float(share)
-    return shares
+    def _cleaned(self, values: Numbers) -> dict[Share, float]:
+        """Shares without what the solver's arithmetic left of nothing; those of a kind sum to one."""
+        shares: dict[Share, float] = {}
+        for number, kind in enumerate(KINDS):
+            some = np.clip(values[3 * number : 3 * number + 3], 0.0, 1.0)
+            some[some < NEGLIGIBLE_SHARE] = 0.0
+            for place, share in enumerate(some / some.sum()):
+                shares[kind, SHARES[3 * number + place][1]] = float(share)
+        away, (least, most) = sum(shares[IN_PLACE[0], tier] for tier in ("host", "disk")), self.table.in_place
+        found = float(values[len(SHARES)]) if IN_PLACE in self._variables else 0.0
+        found = 0.0 if found < NEGLIGIBLE_SHARE else found
+        shares[IN_PLACE] = min(max(found, least * away), most * away)
+        return shares

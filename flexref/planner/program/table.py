@@ -15,7 +15,7 @@ from flexref.machine.arrays import Numbers, numbers
 from flexref.machine.machine import Machine
 from flexref.planner.program.blocks import ANYWHERE, ON_DEVICE, ON_HOST, Blocks
 from flexref.planner.program.cost import Costs
-from flexref.planner.program.linear import Linear, Places, total
+from flexref.planner.program.linear import IN_PLACE, Linear, Places, total
 from flexref.planner.program.task import Limits, Task
 from flexref.units import KINDS, TIERS
 
@@ -54,7 +54,7 @@ class Table:
 
     `over`: by name ("device memory", "disk writes"), bytes above the bound; a placement must keep them at most 0.
     `pairs`: (N,) the number of each candidate's pair. Its job takes `full_blocks` blocks and, maybe, a partial one;
-    `blocks` counts that one as the share of rows it has. The job generates `tokens`.
+    `blocks` counts that one as the share of rows it has. The job generates `tokens`. `in_place`: see `Task.in_place`.
     """
 
     rows: tuple[ProgramRow, ...]
@@ -66,6 +66,7 @@ class Table:
     full_blocks: Numbers
     blocks: Numbers
     tokens: Numbers
+    in_place: tuple[float, float]
 
     def taken(self, places: Places) -> "Table":
         """A table of the candidates at `places` alone."""
@@ -112,6 +113,9 @@ class Table:
         value = np.broadcast_to(sum_of.constant, self.waiting.shape)
         for kind in KINDS:
             costs = [sum_of.by_share.get((kind, tier), numbers(0.0)) for tier in TIERS]
+            if kind == IN_PLACE[0] and IN_PLACE in sum_of.by_share:
+                more = np.minimum(*(share * sum_of.by_share[IN_PLACE] for share in self.in_place))
+                costs = [costs[0], *(cost + more for cost in costs[1:])]
             if kind == "activations":
                 allowed = (ON_DEVICE, ON_HOST, ANYWHERE)
                 costs = [
@@ -173,6 +177,7 @@ def tabulated(
         full_blocks=full_blocks[pairs],
         blocks=(full_blocks + rest / held)[pairs],
         tokens=(held if limits.rows is None else np.full_like(held, limits.rows))[pairs] * task.row_tokens,
+        in_place=task.in_place,
     )
     return table, full
 

@@ -96,7 +96,8 @@ class Task:
 
     `record_bytes` is one token of one layer in the cache. Times follow from `prompt_tokens`, the mean over the rows,
     memory from `prompt_tokens_most`, or where rows differ from `rooms`; every row gets `new_tokens`, or with `turnover`
-    at most as many. `attention_on` is where decode attention over caches off the device is computed.
+    at most as many. `attention_on` is where decode attention over caches off the device is computed; on the host it is
+    for `host_attention_share` of these rows, None: as many as is best.
 
     `workspace_bytes_fixed` and `workspace_bytes_per_token` (of a group's prefill) are device bytes beside the stores;
     `expanded_bytes` those that a stage's expanded matrices take where several groups share them, 0 if there are none.
@@ -124,6 +125,15 @@ class Task:
     scoring: Scoring | None = None
     turnover: Turnover | None = None
     rooms: Rooms | None = None
+    host_attention_share: float | None = None
+
+    @property
+    def in_place(self) -> tuple[float, float]:
+        """The least and the most of the cache off the device that attention on the host may read in place, a share."""
+        if self.attention_on == "device" or self.scoring is not None:
+            return 0.0, 0.0
+        share = self.host_attention_share
+        return (0.0, 1.0) if share is None else (share, share)
 
     @property
     def row_tokens(self) -> float:

@@ -19,14 +19,14 @@ from flexref.engine.request import Request
 from flexref.loading import load
 from flexref.machine.machine import Machine
 from flexref.machine.plain import plain_machine
-from flexref.planner.fitting import Situation
 from flexref.planner.program.linear import total
 from flexref.planner.program.task import Task
+from flexref.planner.situation import Situation
 from flexref.policy import Policy, Shares
 from flexref.simulator.simulate import simulate
 from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import WeightFile
-from flexref.testing.tasks import block_costs, moved_bytes, nine_shares
+from flexref.testing.tasks import all_shares, block_costs, moved_bytes
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, Tier, slots_of
 
@@ -64,6 +64,11 @@ def task_of(file: WeightFile, machine: Machine, row: RowLengths, policy: Policy)
     )
 
 
+def in_place(policy: Policy) -> float:
+    """Of the cache off the device, what attention on the host reads in place."""
+    return policy.shares_attention
+
+
 @given(
     policy=st.builds(
         Policy,
@@ -94,7 +99,9 @@ def test_bytes_per_link_are_those_that_the_engine_moves(
         stats = engine.generate(prompts, Request(new, ignore_eos=True)).stats
         task = task_of(engine.file, MACHINE, RowLengths(prompt, new), policy)
     found = block_costs(task, MACHINE, rows, groups, policy.activations)
-    counted = Counter(moved_bytes(found, nine_shares(policy.weights, policy.cache, policy.activations)))
+    counted = Counter(
+        moved_bytes(found, all_shares(policy.weights, policy.cache, policy.activations, in_place(policy)))
+    )
     table_rows = rows * groups * spec.embed_width * 2 * (prompt + new - 1)
     if policy.weights != DEVICE:
         counted["host->device", "weights"] += table_rows  # type: ignore[assignment]
@@ -122,7 +129,9 @@ def test_peak_bytes_are_what_the_engine_plans_or_a_little_more(
     real = totals(iter([*engine_needs(caps), *plan.needs(), *block.needs()]))
     found = block_costs(task_of(file, MACHINE, row, policy), MACHINE, rows, groups, activations)
     for tier in Tier:
-        held = found.value(total(found.held[tier.value].values()), nine_shares(weights, cache, activations), 0)
+        held = found.value(
+            total(found.held[tier.value].values()), all_shares(weights, cache, activations, in_place(policy)), 0
+        )
         assert real[tier] <= held + 2**17  # a few alignments
         assert held <= 1.1 * real[tier] + 2**17
 
@@ -158,7 +167,7 @@ def test_seconds_are_nearly_those_of_the_simulator(
         policy = Policy(weights, cache, activations, 6, 4, overlap, attention_on=attention_on)
         real = simulate(file, machine, policy, [row] * 24, budgets_without_kept(file, machine, policy, [row] * 24))
         found = block_costs(task_of(file, machine, row, policy), machine, 6, 4, activations)
-        shares = nine_shares(weights, cache, activations)
+        shares = all_shares(weights, cache, activations, in_place(policy))
         told = [max(found.value(term, shares, 0) for _, term in found.rows(phase)) for phase in ("prefill", "decode")]
         assert told[0] == pytest.approx(real.prefill_s, rel=0.1)
         # With attention on the host a lane's submission in every visit is among what does not hide.
@@ -181,7 +190,7 @@ def test_seconds_of_rows_that_come_and_go_are_those_of_the_simulator(scheme: str
         full, thin, _ = (float(each[0]) for each in task.turned_over(len(rows), np.array([24.0])))
         assert thin == 0
         found = block_costs(task, machine, 6, 4, shares[2])
-        told_s = full * max(found.value(term, nine_shares(*shares), 0) for _, term in found.rows("decode"))
+        told_s = full * max(found.value(term, all_shares(*shares), 0) for _, term in found.rows("decode"))
         assert least <= told_s / (real.prefill_s + real.decode_s) <= 1.02
 
 
@@ -207,7 +216,10 @@ def test_a_job_that_scores_is_counted_as_the_simulator_runs_it(overlap: bool, as
         assert task.scoring is not None
         assert task.stage_kinds.count(StageKind.HEAD) > 1
         real = simulate(file, machine, policy, job, dict.fromkeys(Tier))
-        found, shares = block_costs(task, machine, rows, groups, activations), nine_shares(weights, cache, activations)
+        found, shares = (
+            block_costs(task, machine, rows, groups, activations),
+            all_shares(weights, cache, activations, in_place(policy)),
+        )
         moved = {key: size for key, size in moved_bytes(found, shares).items() if size and key[1] != "weights"}
         told = {(link, kind): size for link, kinds in real.link_bytes.items() for kind, size in kinds.items()}
         assert moved == pytest.approx({key: size for key, size in told.items() if key[1] != "weights"})
