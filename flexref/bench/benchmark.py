@@ -15,6 +15,7 @@ from flexref.backend.registry import create
 from flexref.bench.breakdown import Breakdown
 from flexref.bench.disk_rates import spill_rates, weight_extents, weights_rate
 from flexref.bench.floor import floors, whole_floors
+from flexref.bench.host_rate import host_memory_rate
 from flexref.bench.rates import Rates, measure
 from flexref.bench.repeats import enough, runs_in_words
 from flexref.bench.report import Report, steps_of
@@ -205,7 +206,7 @@ class Benchmark:
         except KeyboardInterrupt:
             whole = engine.session.wall.since()
             cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
-        rates = self._with_disk(rates, runs)
+        rates = self._with_more(rates, runs)
         file, dtype = self.file, engine.backend.caps.compute_dtype
         least = floors if self.workload.row is not None else whole_floors
         both = least(file, self.workload, runs[-1], rates, dtype) if runs else None
@@ -260,8 +261,8 @@ class Benchmark:
         with self.engine.session.wall.part(WallPart.COMPILE):
             compile_time(self.engine.backend).settle()
 
-    def _with_disk(self, rates: Rates, runs: list[Stats]) -> Rates:
-        """The rates with those of the disk, as far as runs have used it."""
+    def _with_more(self, rates: Rates, runs: list[Stats]) -> Rates:
+        """The rates with those of the disk, and of the host's memory, as far as runs have used them."""
         links = runs[-1].link_bytes if runs else {}
         if any(links.get("host->disk", {}).values()):  # what comes back was written before
             found = spill_rates(self.engine.backend, self.engine.session.disk_dir)
@@ -270,4 +271,6 @@ class Benchmark:
             plan = WeightsPlan.under(self.file, self.policy)
             rate = weights_rate(self.engine.backend, self.file.path, weight_extents(self.file, plan))
             rates = replace(rates, from_disk_bytes_per_s=rate)
+        if runs and self.policy.shares_attention:
+            rates = replace(rates, host_memory_bytes_per_s=host_memory_rate(self.engine.backend))
         return rates

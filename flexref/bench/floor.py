@@ -9,7 +9,9 @@ from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind, stages
 from flexref.bench.rates import Rates
 from flexref.bench.workload import Workload
+from flexref.block.counted_rows import rows_under
 from flexref.block.memory_plan import record_layout
+from flexref.block.rooms import BlockRooms
 from flexref.engine.results import Stats
 from flexref.json_types.values import Number, OneOf
 from flexref.policy import Policy
@@ -26,6 +28,7 @@ RATES: Mapping[str, str] = MappingProxyType(
         "host->disk": "to_spill_bytes_per_s",
         "products": "product_flops_per_s",
         "device memory": "device_memory_bytes_per_s",
+        "host memory": "host_memory_bytes_per_s",
     }
 )
 """The field of `Rates` that each term of a floor is computed from."""
@@ -82,16 +85,18 @@ def floors(
     that are alike, so that all prompts of a block are read in its first pass.
 
     Bytes over links are those that the placement moved. Device memory is read once per pass and block for the weights
-    as they are stored, and once per decode pass for the cache records that are attended to there.
+    as they are stored, and once per decode pass for the cache records that are attended to there; host memory for those
+    that attention on the host reads in place.
     """
     assert workload.row is not None
     rounds = workload.rounds(stats.policy.rows_per_block)
     passes = (rounds, rounds * (workload.row.new_tokens - 1))
-    cache = cache_bytes_attended(file.spec, stats, workload, compute_dtype)
-    device_bytes = (passes[0] * weight_bytes_read(file), passes[1] * weight_bytes_read(file) + cache)
+    there, in_place = cache_bytes_attended(file.spec, stats.policy, workload, compute_dtype)
+    weights = weight_bytes_read(file)
+    memory = ((passes[0] * weights, 0.0), (passes[1] * weights + there, in_place))
     links = (prefill_link_bytes(file, stats, rounds), decode_link_bytes(stats))
-    phases = zip(links, workload.flops(file.spec), device_bytes, strict=True)
-    prefill, decode = (_phase(moved, flops, nbytes, rates) for moved, flops, nbytes in phases)
+    phases = zip(links, workload.flops(file.spec), memory, strict=True)
+    prefill, decode = (_phase(moved, flops, read, rates) for moved, flops, read in phases)
     return prefill, decode
 
 
@@ -103,9 +108,9 @@ def whole_floors(
     Weights are read from device memory once per pass: there are at least as many as a block that is always full takes.
     """
     passes = workload.least_passes(stats.policy.rows_per_block)
-    cache = cache_bytes_attended(file.spec, stats, workload, compute_dtype)
-    device_bytes = passes * weight_bytes_read(file) + cache
-    return (_phase(stats.link_bytes, sum(workload.flops(file.spec)), device_bytes, rates),)
+    there, in_place = cache_bytes_attended(file.spec, stats.policy, workload, compute_dtype)
+    memory = passes * weight_bytes_read(file) + there, in_place
+    return (_phase(stats.link_bytes, sum(workload.flops(file.spec)), memory, rates),)
 
 
 def prefill_link_bytes(file: WeightFile, stats: Stats, passes: int) -> dict[str, dict[str, int]]:
@@ -144,24 +149,33 @@ def cache_bytes_read(spec: ModelSpec, policy: Policy, workload: Workload, comput
     return spec.layers * workload.past_tokens() * record_layout(spec, policy, compute_dtype).record_bytes
 
 
-def cache_bytes_attended(spec: ModelSpec, stats: Stats, workload: Workload, compute_dtype: str) -> float:
-    """The part of `cache_bytes_read` that is attended to on the device."""
-    nbytes = cache_bytes_read(spec, stats.policy, workload, compute_dtype)
-    if stats.policy.attention_on == "host":
-        nbytes *= stats.placement["cache"]["real"]["device"]
-    return nbytes
+def cache_bytes_attended(
+    spec: ModelSpec, policy: Policy, workload: Workload, compute_dtype: str
+) -> tuple[float, float]:
+    """The parts of `cache_bytes_read` that are attended to on the device, and on the host: by whole rows, as the block
+    divides them."""
+    groups = BlockRooms.of(rows_under(workload.rows, policy), policy).groups
+    held = sum(sum(group.tokens.values()) for group in groups)
+    in_place = sum(sum(group.in_place.tokens.values()) for group in groups) / max(held, 1)
+    nbytes = cache_bytes_read(spec, policy, workload, compute_dtype)
+    return nbytes * (1 - in_place), nbytes * in_place
 
 
-def _phase(link_bytes: Mapping[str, Mapping[str, int]], flops: int, device_bytes: float, rates: Rates) -> PhaseFloor:
-    """What each link, the products and device memory need; what has no measured rate was not used."""
+def _phase(
+    link_bytes: Mapping[str, Mapping[str, int]], flops: int, memory_bytes: tuple[float, float], rates: Rates
+) -> PhaseFloor:
+    """What each link, the products and memory (of the device, of the host) need; what has no measured rate was not
+    used."""
     sums = {link: sum(kinds.values()) for link, kinds in link_bytes.items()}
     weights_read = link_bytes.get("disk->host", {}).get("weights", 0)
+    device_bytes, host_bytes = memory_bytes
     moved = {
         "host->device": sums.get("host->device", 0),
         "device->host": sums.get("device->host", 0),
         "weight file": weights_read,
         "disk->host": sums.get("disk->host", 0) - weights_read,
         "host->disk": sums.get("host->disk", 0),
+        "host memory": host_bytes,
     }
     of_links = {term: nbytes for term, nbytes in moved.items() if nbytes and getattr(rates, RATES[term]) is not None}
     amounts = {**of_links, "products": flops, "device memory": device_bytes}

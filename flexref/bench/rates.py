@@ -33,8 +33,8 @@ PRODUCTS_AT_ONCE = 8
 class Rates:
     """Bytes per second of the links, of device memory (read and written), FLOPs per second of products.
 
-    `from_disk` is that of the weight file, the other two are those of a spill file (see `disk_rates`); None until a job
-    has used them.
+    `from_disk` is that of the weight file, the other two are those of a spill file (see `disk_rates`), `host_memory` is
+    for attention on the host (see `host_rate`); None until a job has used them.
     """
 
     to_device_bytes_per_s: Annotated[float, Number(0), "Of copies from the host."]
@@ -44,6 +44,9 @@ class Rates:
     from_disk_bytes_per_s: Annotated[float | None, Number(0), "Of the weight file; null: not read while it ran."] = None
     from_spill_bytes_per_s: Annotated[float | None, Number(0), "From a spill file; null: there was none."] = None
     to_spill_bytes_per_s: Annotated[float | None, Number(0), "To a spill file; null: there was none."] = None
+    host_memory_bytes_per_s: Annotated[
+        float | None, Number(0), "Of the host's memory, read by its cores; null: no attention ran on the host."
+    ] = None
 
 
 def measure(backend: Backend) -> Rates:

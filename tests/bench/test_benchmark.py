@@ -75,16 +75,16 @@ def test_a_port_compiles_for_the_timed_block_while_weights_are_loaded() -> None:
 
 def test_the_suites_are_the_named_cases_and_each_says_what_it_shows() -> None:
     suites = read_suites()
-    cases = {f"case-{letter}" for letter in "abcde"}
+    cases = {f"case-{letter}" for letter in "abcde"} | {"case-d-host"}
     assert set(suites) == {"tiny", "on-device", "on-disk", "predictions", "predictions-numpy", *cases}
     assert all(suite.about for suite in suites.values())
 
 
-@pytest.mark.parametrize("name", [f"case-{letter}" for letter in "abcde"])
+@pytest.mark.parametrize("name", [*(f"case-{letter}" for letter in "abcde"), "case-d-host"])
 def test_every_case_fits_a_device_of_16_gib_and_a_host_of_117(name: str) -> None:
     """Planned on the port that only counts, with the types and about the scratch of a GPU's."""
     for values in read_suites()[name].runs:
-        arguments = replace(Arguments.from_mapping(values, name), host_mem_gib=117.0)
+        arguments = replace(Arguments.from_mapping(values, name), host_mem_gib=117.0, link_gb_per_s=None)
         assert arguments.device_mem_gib == 16
         assert arguments.prompt_len == 512
         with Benchmark(arguments, lambda: DryBackend("float16", 256 << 20)) as benchmark:

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.bench import disk_rates
-from flexref.bench.floor import RATES, PhaseFloor, beaten_floors, floors
+from flexref.bench import disk_rates, host_rate
+from flexref.bench.floor import RATES, PhaseFloor, beaten_floors, cache_bytes_read, floors, weight_bytes_read
 from flexref.bench.rates import Rates
 from flexref.bench.workload import Workload
 from flexref.check.models import write_model
@@ -28,7 +28,7 @@ SECONDS = st.floats(1e-6, 1e6)
 def test_a_run_is_slower_than_every_term_or_names_the_rates_that_were_wrong(
     terms: dict[str, float], seconds: float
 ) -> None:
-    measured = Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0)
+    measured = Rates(1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0)
     floor = PhaseFloor(terms)
     beaten = beaten_floors("decode", floor, seconds, measured)
     assert bool(beaten) == (seconds < floor.seconds)
@@ -100,3 +100,41 @@ def test_every_window_holds_enough_and_goes_on_where_the_last_one_ended(
     for window in some:
         held = sum(nbytes for _, nbytes in window)
         assert least <= held < least + window[-1][1]
+
+
+@pytest.mark.parametrize(("share", "in_place"), [(0.0, 0.0), (0.5, 0.5), (0.75, 0.75), (1.0, 1.0)])
+def test_of_a_divided_cache_the_device_reads_what_crosses_and_the_host_the_rest(
+    tmp_path: Path, share: float, in_place: float
+) -> None:
+    path = tmp_path / "model.h5"
+    write_model(path, ModelSpec("mine", 90, 40, 64, 64, 3, 2, 128))
+    policy = Policy(cache=Shares(0, 1, 0), rows_per_group=4, attention_on="host", host_attention_share=share)
+    with load(path, policy=policy) as engine:
+        stats = engine.generate([[5, 6, 7]] * 4, Request(3, ignore_eos=True)).stats
+        file = engine.file
+    rates = Rates(1.0, 1.0, 1.0, 1.0, host_memory_bytes_per_s=1.0)
+    work = Workload.alike(4, 3, 3)
+    prefill, decode = floors(file, work, stats, rates, "float32")
+    cache = cache_bytes_read(file.spec, policy, work, "float32")
+    assert decode.terms_s["device memory"] == pytest.approx(2 * weight_bytes_read(file) + cache * (1 - in_place))
+    assert decode.terms_s.get("host memory", 0.0) == pytest.approx(cache * in_place)
+    assert "host memory" not in prefill.terms_s
+    crossed = stats.link_bytes["host->device"].get("cache", 0)
+    assert crossed == pytest.approx(cache * (1 - in_place))
+
+
+def test_the_hosts_memory_is_timed_in_memory_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_rate, "HOST_BYTES", 1 << 16)
+    held: list[Any] = []
+
+    class Counting(NumpyBackend):
+        def allocate(self, tier: str, nbytes: int) -> Any:
+            held.append(super().allocate(tier, nbytes))
+            return held[-1]
+
+        def release(self, buffer: Any) -> None:
+            held.remove(buffer)
+            super().release(buffer)
+
+    assert host_rate.host_memory_rate(Counting()) > 0
+    assert not held

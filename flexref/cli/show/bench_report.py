@@ -169,16 +169,18 @@ def _interval(interval: "MeanInterval", repeat: int | str) -> str:
 
 def _print_machine(console: Console, report: "Report") -> None:
     rates, here = report.rates, report.machine
-    disk = ""
+    more = ""
     if rates.from_disk_bytes_per_s is not None:
-        disk = f", the weight file {_per_s(rates.from_disk_bytes_per_s)}"
+        more = f", the weight file {_per_s(rates.from_disk_bytes_per_s)}"
     if rates.from_spill_bytes_per_s is not None and rates.to_spill_bytes_per_s is not None:
-        disk += f", a spill file {_per_s(rates.from_spill_bytes_per_s)} in, {_per_s(rates.to_spill_bytes_per_s)} out"
+        more += f", a spill file {_per_s(rates.from_spill_bytes_per_s)} in, {_per_s(rates.to_spill_bytes_per_s)} out"
+    if rates.host_memory_bytes_per_s is not None:
+        more += f", the host's memory {_per_s(rates.host_memory_bytes_per_s)}"
     slowed = "" if here["link_gb_per_s"] is None else f"; LINKS SLOWED to {here['link_gb_per_s']:g} GB/s"
     lines = (
         f"measured: to the device {_per_s(rates.to_device_bytes_per_s)}, from it "
         f"{_per_s(rates.from_device_bytes_per_s)}, its memory {_per_s(rates.device_memory_bytes_per_s)}, products "
-        f"{rates.product_flops_per_s / 1e12:.3g} TFLOP/s{disk}",
+        f"{rates.product_flops_per_s / 1e12:.3g} TFLOP/s{more}",
         f"machine: {', '.join(here['gpu']) or 'no GPU in use'}; {here['cpu']}, {here['cpu_cores']} cores, "
         f"{in_gib(here['memory_bytes'])}{slowed}",
         "versions: " + ", ".join(f"{name} {version}" for name, version in report.versions.items()),
