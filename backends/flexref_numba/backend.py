@@ -1,6 +1,7 @@
 """The numba port: memory, lanes and sampling of the reference port, and operators that numba has compiled."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import llvmlite
@@ -11,10 +12,16 @@ from flexref_numpy import NumpyBackend
 
 from flexref.backend.capabilities import Description
 from flexref.backend.compiling import CompileTime
+from flexref.backend.protocol import Matrix
 from flexref.backend.records import RecordLayout
 from flexref_numba.host_attention import HostAttention
+from flexref_numba.products import Products
 
 Numbers = npt.NDArray[Any]
+
+
+FUSED_ROWS = 256
+"""Up to so many rows a product expands a matrix as it goes: what that costs beside it is little from few rows on."""
 
 
 class NumbaBackend(NumpyBackend):
@@ -25,8 +32,10 @@ class NumbaBackend(NumpyBackend):
     def __init__(self, threads: int | None = None) -> None:
         """`threads`: as many as numpy's BLAS has, if not given. Results do not depend on it."""
         super().__init__()
+        self.caps = replace(self.caps, fused_rows=FUSED_ROWS)
         self.compiling = CompileTime()
         self._attention = HostAttention(threads, self.compiling)
+        self._of_matrices = Products(self._attention.functions, self._attention.threads)
 
     def describe(self) -> Description:
         """See `Backend.describe`: it runs on the host's processor, beside which it has no device."""
@@ -37,6 +46,16 @@ class NumbaBackend(NumpyBackend):
         """End the threads."""
         super().close()
         self._attention.close()
+
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Numbers:
+        """See `Backend.linear`."""
+        if out is None:
+            out = self.empty((x.shape[0], w.shape[0]), "float32")
+        return self._of_matrices.linear(x, w, b, out, add=add)
+
+    def expand(self, w: Matrix, out: Any) -> Numbers:
+        """See `Backend.expand`."""
+        return self._of_matrices.expand(w, out)
 
     def cache_rows(self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Any] | None = None) -> Any:
         """See `Backend.cache_rows`."""

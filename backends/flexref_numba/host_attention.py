@@ -24,7 +24,7 @@ from flexref.storage.quant import quantize
 from flexref_numba.compiled import Functions
 from flexref_numba.kernels.append import make_append_codes, make_append_numbers
 from flexref_numba.kernels.attend import MOST_QUERIES, UNIT_WORDS, make_attend, scratch_bytes, stored_form
-from flexref_numba.threads import Threads, ranges, wanted_threads
+from flexref_numba.threads import WORTH_A_THREAD, Threads, address_of, ranges, wanted_threads
 
 Numbers = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -37,17 +37,8 @@ UNIT_FLOATS = 1 << 14
 UNITS_PER_THREAD = 4
 """With fewer units than that heads are divided further."""
 
-WORTH_A_THREAD = 1 << 18
-"""Multiplications that take longer than handing them to a thread does."""
 
-
-def address_of(x: Numbers) -> int:
-    """Where an array's first number lies."""
-    address: int = x.__array_interface__["data"][0]
-    return address
-
-
-@dataclass(frozen=True, slots=False)
+@dataclass(frozen=True)
 class HostRows:
     """The caches of B rows, each uint8 (capacity * record_bytes,), and what each begins with elsewhere."""
 
@@ -72,7 +63,7 @@ class HostRows:
         return np.array(own, np.int64) + np.array(shared, np.int64)
 
 
-@dataclass(frozen=True, slots=False)
+@dataclass(frozen=True)
 class HostSegments:
     """Per row: tokens already in its cache, and new tokens among the T of this pass."""
 
@@ -130,7 +121,7 @@ class HostAttention:
         """`threads`: as many as numpy's BLAS has, if not given. `compiling` is told the time that calls wait for
         functions to be compiled, the first time on a machine, or to be read."""
         self.threads = Threads(wanted_threads() if threads is None else threads)
-        self._functions = Functions(CompileTime() if compiling is None else compiling)
+        self.functions = Functions(CompileTime() if compiling is None else compiling)
 
     def close(self) -> None:
         """End the threads; no call may be running."""
@@ -159,10 +150,10 @@ class HostAttention:
         given = k.dtype.name
         common = address_of(targets), layout.value_offset, address_of(k), k.strides[0], address_of(v), v.strides[0]
         if not layout.quantized:
-            call = self._functions.get(make_append_numbers, given, layout.dtype)
+            call = self.functions.get(make_append_numbers, given, layout.dtype)
             self._shared(len(k), 2 * k.size, call, *common, k.shape[1])
             return
-        call = self._functions.get(make_append_codes, given)
+        call = self.functions.get(make_append_codes, given)
         shape = layout.heads, layout.head_width, layout.group_size, layout.pairs_offset
         if any(self._shared(len(k), 16 * k.size, call, *common, *shape)):
             for part in (k, v):  # the law says what is the matter
@@ -175,7 +166,7 @@ class HostAttention:
         if q.dtype != out.dtype or q.dtype not in (np.float16, np.float32):
             raise ValueError(f"queries and results are both float16 or both float32, found {q.dtype} and {out.dtype}")
         width, count = layout.head_width, self.threads.count
-        call = self._functions.get(make_attend, *stored_form(layout))
+        call = self.functions.get(make_attend, *stored_form(layout))
         units, parts, needed = segments.units(layout.heads, width, count)
         table = rows.table
         distances = (

@@ -10,6 +10,15 @@ import numpy as np
 import numpy.typing as npt
 from flexref_numpy.products import blas_threads
 
+WORTH_A_THREAD = 1 << 18
+"""Multiplications that take longer than handing them to a thread does."""
+
+
+def address_of(x: npt.NDArray[Any]) -> int:
+    """Where an array's first number lies."""
+    address: int = x.__array_interface__["data"][0]
+    return address
+
 
 def wanted_threads() -> int:
     """As many as numpy's BLAS uses, as OMP_NUM_THREADS and the like or `threadpoolctl` say, on the processors that this

@@ -8,6 +8,7 @@ operands only, not on how many are computed at once. Addresses are int64, as num
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import llvmlite.binding as llvm
@@ -23,6 +24,7 @@ Value = Any
 """A value of LLVM's."""
 
 
+@cache
 def wide_registers() -> bool:
     """Whether the processor has registers of sixteen float32, thirty-two of them (AVX-512)."""
     return bool(llvm.get_host_cpu_features().get("avx512f", False))
@@ -138,20 +140,19 @@ class Builder:
 
     def folded(self, vectors: Sequence[Value], combine: Callable[[Value, Value], Value]) -> list[Value]:
         """`sums`, with another operation. The trees of several vectors share instructions, so far as lanes are free."""
-        width, count = LANES, len(vectors)
-        held = [(vector, 1) for vector in vectors]  # (a vector, how many of the sought values it has parts of)
-        while width > 1:
+        width, held = LANES, [(vector, [number]) for number, vector in enumerate(vectors)]
+        while width > 1:  # each vector holds parts of as many sought values as there are pieces of `width` lanes
             half, folded = width // 2, []
             for place in range(0, len(held), 2):
-                (a, of_a), *others = held[place : place + 2]
-                b, of_b = others[0] if others else (a, 0)
-                parts = [member * width for member in range(of_a)] + [
-                    a.type.count + member * width for member in range(of_b)
-                ]
-                low = [start + lane for start in parts for lane in range(half)]
-                high = [start + half + lane for start in parts for lane in range(half)]
+                (a, of_a), (b, of_b) = held[place], held[min(place + 1, len(held) - 1)]
+                starts = range(0, 2 * LANES, width)
+                low = [start + lane for start in starts for lane in range(half)]
+                high = [start + half + lane for start in starts for lane in range(half)]
                 folded.append((combine(self.shuffle(a, b, low), self.shuffle(a, b, high)), of_a + of_b))
             width, held = half, folded
-        found = [self.llvm.extract_element(vector, WORD(lane)) for vector, of in held for lane in range(of)]
-        assert len(found) == count
-        return found
+        found = {
+            number: self.llvm.extract_element(vector, WORD(lane))
+            for vector, members in held
+            for lane, number in enumerate(members)
+        }
+        return [found[number] for number in range(len(vectors))]

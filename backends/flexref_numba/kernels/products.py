@@ -1,0 +1,155 @@
+"""Products x w^T as functions of numba's: straight from how w is stored, or expanded block by block for many rows of x.
+
+Both give the same bits (see `tiles`), and so do tiles of any shape: which is used is a matter of speed alone.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from flexref_numba.kernels.numbers import expand_row, inner
+from flexref_numba.kernels.tiles import FLOATS, Form, product_tile
+from flexref_numba.kernels.vectors import LANES, wide_registers
+
+FEW_TOKENS = 16
+"""Up to so many rows of x a matrix is read as it is stored; for more its rows are expanded first."""
+
+BLOCK_FLOATS = 1 << 16
+"""Bounds rows of w that are expanded at once, and rows of x that meet them, so that both stay in a core's cache."""
+
+DIRECT_GROUPS = (64,)
+"""Lengths of groups that are multiplied as they are stored."""
+
+
+class Tiles(NamedTuple):
+    """Rows of x in the tallest product, and rows of w in it, in one of two rows and in one of a single row.
+
+    Sums stay in registers: a processor without AVX-512 has a quarter of the room.
+    """
+
+    rows: int
+    outputs: int
+    of_two: int
+    of_one: int
+
+
+def tiles_of(form: Form) -> Tiles:
+    """What the processor has registers for."""
+    if not wide_registers():
+        return Tiles(2, 2, 2, 4)
+    return Tiles(4, 4, 4, 4) if form.coded else Tiles(4, 6 if form == FLOATS else 4, 6, 8)
+
+
+def direct_form(form: Form, inputs: int) -> bool:
+    """Whether a matrix of that form is multiplied as it is stored."""
+    return not form.coded or (form.group in DIRECT_GROUPS and inputs % form.group == 0)
+
+
+def block_outputs(inputs: int) -> int:
+    """Rows of w that are expanded at once."""
+    step = tiles_of(FLOATS).outputs
+    return max(1, BLOCK_FLOATS // max(1, inputs) // step) * step
+
+
+def scratch_bytes(inputs: int) -> int:
+    """What a product needs on each thread."""
+    return 4 * inputs * block_outputs(inputs)
+
+
+def _block(form: Form) -> Any:
+    """A function of numba's: a product with some rows of w; for a row of w all rows of x before the next one."""
+    shape = tiles_of(form)
+    tall, outputs, of_two, of_one = shape
+    largest, two = product_tile(form, tall, outputs), product_tile(form, 2, of_two)
+    single, one = product_tile(form, 1, of_one), product_tile(form, 1, 1)
+
+    @inner
+    def block(x, x_pitch, tokens, w, w_pitch, scale, zero, pair_pitch, step, inputs, count, out, out_pitch, bias, add):
+        token = 0
+        while token < tokens:
+            rows, at_once, last = tall, outputs, token + (tokens - token) // tall * tall
+            if last == token:
+                rows, at_once, last = (2, of_two, token + 2) if token + 2 <= tokens else (1, of_one, token + 1)
+            o = 0
+            while o < count:
+                b, s, z, at = w + o * w_pitch, scale + o * pair_pitch, zero + o * pair_pitch, 4 * o
+                beside = bias + at if bias else 0
+                if o + at_once <= count:
+                    for t in range(token, last, rows):
+                        p, q = x + t * x_pitch, out + t * out_pitch + at
+                        if rows == tall:
+                            largest(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
+                        elif rows == 2:
+                            two(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
+                        else:
+                            single(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
+                    o += at_once
+                else:
+                    for t in range(token, last):
+                        p, q = x + t * x_pitch, out + t * out_pitch + at
+                        one(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
+                    o += 1
+            token = last
+
+    return block
+
+
+def make_product(form: Form, direct: bool) -> Callable[..., Any]:
+    """out (T, O) (+)= x (T, I) w (O, I)^T + bias, of rows `first` to `last` of w, which have groups of `group`."""
+    expanded, as_floats = expand_row(form), _block(FLOATS)
+    stored = _block(form) if direct else as_floats
+    most = FEW_TOKENS if direct else 0
+    if form == FLOATS:
+        most = 1 << 60
+
+    def product(
+        x, x_pitch, tokens, w, w_pitch, scale, zero, pair_pitch, step, group, inputs, first, last, out, out_pitch,
+        bias, add, block, scratch,
+    ) -> None:  # fmt: skip
+        expands, held_pitch = tokens > most, 4 * inputs
+        if tokens <= FEW_TOKENS and not expands:
+            block = max(1, last - first)  # a row of w is read once in any case
+        some = max(LANES, BLOCK_FLOATS // max(1, inputs) // LANES * LANES)
+        for o in range(first, last, block):
+            count = min(block, last - o)
+            b, s, z = w + o * w_pitch, scale + o * pair_pitch, zero + o * pair_pitch
+            if expands:
+                for row in range(count):
+                    pair = row * pair_pitch
+                    expanded(b + row * w_pitch, s + pair, z + pair, step, inputs, group, scratch + row * held_pitch)
+            beside = bias + 4 * o if bias else 0
+            for token in range(0, tokens, some):
+                p, q, n = x + token * x_pitch, out + token * out_pitch + 4 * o, min(some, tokens - token)
+                if expands:
+                    as_floats(p, x_pitch, n, scratch, held_pitch, 0, 0, 0, 0, inputs, count, q, out_pitch, beside, add)
+                else:
+                    stored(
+                        p,
+                        x_pitch,
+                        n,
+                        b,
+                        w_pitch,
+                        s,
+                        z,
+                        pair_pitch,
+                        step,
+                        inputs,
+                        count,
+                        q,
+                        out_pitch,
+                        beside,
+                        add,
+                    )
+
+    return product
+
+
+def make_expand(form: Form) -> Callable[..., Any]:
+    """Rows `first` to `last` of w (O, I) as float32 in `out`."""
+    expanded = expand_row(form)
+
+    def expand(w, w_pitch, scale, zero, pair_pitch, pair_step, group, inputs, first, last, out, out_pitch) -> None:
+        for row in range(first, last):
+            pair = row * pair_pitch
+            expanded(w + row * w_pitch, scale + pair, zero + pair, pair_step, inputs, group, out + row * out_pitch)
+
+    return expand

@@ -1,0 +1,83 @@
+"""`linear` and `expand` on the host's processor: matrices as they are stored, on some threads; it knows no model."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.protocol import Matrix, QuantizedMatrix
+from flexref_numba.compiled import Functions
+from flexref_numba.kernels.products import block_outputs, direct_form, make_expand, make_product, scratch_bytes
+from flexref_numba.kernels.tiles import Form
+from flexref_numba.threads import WORTH_A_THREAD, Threads, address_of, ranges
+
+Numbers = npt.NDArray[Any]
+
+
+class Stored(NamedTuple):
+    """A matrix (O, I) in memory: its form, and addresses and distances in bytes as `make_product` takes them."""
+
+    form: Form
+    direct: bool
+    values: tuple[int, ...]
+    """w, w_pitch, scale, zero, pair_pitch, pair_step, group."""
+    shape: tuple[int, int]
+
+    @classmethod
+    def of(cls, w: Matrix) -> "Stored":
+        """Where a matrix of any type lies."""
+        outputs, inputs = w.shape
+        if not isinstance(w, QuantizedMatrix):
+            assert isinstance(w, np.ndarray)
+            values = address_of(w), w.strides[0], 0, 0, 0, 0, 0
+            return cls(Form(w.dtype.name), True, values, (outputs, inputs))
+        codes, scale, zero = w.codes, w.scale, w.zero
+        assert isinstance(codes, np.ndarray)
+        assert isinstance(scale, np.ndarray)
+        assert isinstance(zero, np.ndarray)
+        assert scale.strides == zero.strides, "scales and zeros lie alike"
+        form = Form(f"codes{w.bits}", min(w.group_size, inputs), scale.dtype.name)
+        direct, group = direct_form(form, inputs), form.group
+        if not direct:
+            form = form._replace(group=0)
+        pitches = scale.strides[0], scale.itemsize, group
+        values = (address_of(codes), codes.strides[0], address_of(scale), address_of(zero), *pitches)
+        return cls(form, direct, values, (outputs, inputs))
+
+
+class Products:
+    """Products whose rows have bits that depend on nothing but the row and the matrix."""
+
+    def __init__(self, functions: Functions, threads: Threads) -> None:
+        self._functions, self._threads = functions, threads
+
+    def linear(self, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, *, add: bool) -> Numbers:
+        """See `Backend.linear`."""
+        stored = Stored.of(w)
+        (outputs, inputs), tokens = stored.shape, len(x)
+        call = self._functions.get(make_product, stored.form, stored.direct)
+        left = address_of(x), x.strides[0], tokens, *stored.values, inputs
+        beside = None if b is None else np.ascontiguousarray(b, np.float32)
+        bias = 0 if beside is None else address_of(beside)
+        right = address_of(out), out.strides[0], bias, int(add), block_outputs(inputs)
+        needed = scratch_bytes(inputs)
+
+        def some(first: int, last: int) -> None:
+            call(*left, first, last, *right, self._threads.scratch(needed))
+
+        self._threads.run(self._parts(outputs, outputs * inputs * max(1, tokens)), some)
+        return out
+
+    def expand(self, w: Matrix, out: Numbers) -> Numbers:
+        """See `Backend.expand`."""
+        stored = Stored.of(w)
+        outputs, inputs = stored.shape
+        call = self._functions.get(make_expand, stored.form._replace(group=0))
+        place = address_of(out), out.strides[0]
+        parts = self._parts(outputs, outputs * inputs)
+        self._threads.run(parts, lambda first, last: call(*stored.values, inputs, first, last, *place))
+        return out
+
+    def _parts(self, outputs: int, multiplications: int) -> list[tuple[int, int]]:
+        """Rows of w for each thread that is worth it."""
+        return ranges(outputs, min(self._threads.count, max(1, multiplications // WORTH_A_THREAD)))
