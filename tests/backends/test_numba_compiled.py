@@ -1,0 +1,101 @@
+"""Functions that numba compiles: kept, found again, made anew where they are damaged; they name what they depend on."""
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flexref.backend.compiling import CompileTime
+from flexref.machine.kept_bytes import SUFFIX
+
+compiled = pytest.importorskip("flexref_numba.compiled", reason="numba is not installed")
+
+
+def make_sum(addend: int) -> Callable[..., Any]:
+    def total(x) -> int:  # type: ignore[no-untyped-def]
+        return x + addend
+
+    return total
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own, and functions that this process has not read yet."""
+    monkeypatch.setenv("FLEXREF_CACHE_DIR", str(tmp_path))
+    compiled.compiled.cache_clear()
+    return tmp_path / compiled.KEPT_FOLDER
+
+
+@pytest.fixture
+def compiles(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The functions that were compiled, and not read."""
+    made: list[str] = []
+    save = compiled.Kept.save_overload
+
+    def noted(kept: Any, sig: Any, data: Any) -> None:
+        made.append(str(sig))
+        save(kept, sig, data)
+
+    monkeypatch.setattr(compiled.Kept, "save_overload", noted)
+    return made
+
+
+def test_a_function_is_compiled_once_and_then_read_and_its_port_is_told_the_time(
+    folder: Path, compiles: list[str]
+) -> None:
+    for number in range(2):
+        compiling = CompileTime()
+        functions = compiled.Functions(compiling)
+        assert functions.get(make_sum, 3)(4) == 7
+        waited = compiling.seconds
+        assert waited > 0
+        assert functions.get(make_sum, 3)(5) == 8
+        assert compiling.seconds == waited
+        assert (len(compiles), len(list(folder.glob(f"*{SUFFIX}")))) == (1, 1), number
+        compiled.compiled.cache_clear()
+
+
+def test_variants_are_functions_of_their_own(folder: Path, compiles: list[str]) -> None:
+    functions = compiled.Functions(CompileTime())
+    assert [functions.get(make_sum, addend)(1) for addend in (1, 2)] == [2, 3]
+    assert len(list(folder.glob(f"*{SUFFIX}"))) == len(compiles) == 2
+
+
+def test_what_is_damaged_is_compiled_anew(folder: Path, compiles: list[str]) -> None:
+    compiled.Functions(CompileTime()).get(make_sum, 3)
+    (kept,) = folder.glob(f"*{SUFFIX}")
+    kept.write_bytes(kept.read_bytes()[:-1] + b"\0\0")
+    compiled.compiled.cache_clear()
+    assert compiled.Functions(CompileTime()).get(make_sum, 3)(4) == 7
+    assert len(compiles) == 2
+
+
+def test_without_a_folder_that_can_be_written_functions_are_compiled_each_time(
+    folder: Path, compiles: list[str]
+) -> None:
+    folder.parent.joinpath(compiled.KEPT_FOLDER).write_text("no folder", encoding="utf-8")
+    assert compiled.Functions(CompileTime()).get(make_sum, 3)(4) == 7
+    assert len(compiles) == 1
+
+
+def test_several_threads_ask_at_once(folder: Path, compiles: list[str]) -> None:
+    functions, found = compiled.Functions(CompileTime()), list[int]()
+    threads = [threading.Thread(target=lambda: found.append(functions.get(make_sum, 5)(1))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found, len(compiles)) == ([6] * 4, 1)
+
+
+def test_a_kept_function_is_named_by_the_sources_the_versions_and_the_processor(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {compiled.function_key(make_sum, (3,)), compiled.function_key(make_sum, (4,))}
+    monkeypatch.setattr(compiled, "_sources", lambda: "others")
+    keys.add(compiled.function_key(make_sum, (3,)))
+    monkeypatch.setattr(compiled.numba, "__version__", "0.0")
+    keys.add(compiled.function_key(make_sum, (3,)))
+    assert len(keys) == 4
