@@ -36,8 +36,10 @@ make_venv() {
         # The build's own environment reads its constraints from variables, of one name in old pips and another in new.
         PIP_CONSTRAINT="tools/constraints.txt${PIP_CONSTRAINT:+ $PIP_CONSTRAINT}" \
             PIP_BUILD_CONSTRAINT="tools/constraints.txt${PIP_BUILD_CONSTRAINT:+ $PIP_BUILD_CONSTRAINT}" \
-            "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input \
+            "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-input --no-compile \
             --editable ".${extras:+[$extras]}" || return 1
+        # pip would compile 18,000 files one after another; some packages have a few that no Python of today compiles.
+        "$venv/bin/python" -m compileall -qq -j 0 "$venv/lib" || true
         # What was installed for other versions is void; and whoever has extras has what goes without them.
         {
             grep -sF "$wanted [" "$venv/installed" || true
