@@ -38,7 +38,6 @@ class Signals:
                 signal.signal(number, self._interrupt if number == signal.SIGINT else self._pass_on)
         if signal.getsignal(signal.SIGUSR1) is signal.SIG_DFL:
             signal.signal(signal.SIGUSR1, _say_nothing_yet)
-            signal.siginterrupt(signal.SIGUSR1, False)  # calls of the system that it meets go on
         sys.unraisablehook = self._hide
 
     def release(self) -> None:

@@ -161,6 +161,8 @@ def test_defaults_are_those_of_a_line_s_own_format_unless_the_job_says_otherwise
         Defaults(max_tokens=0)
     with pytest.raises(BatchError, match="UTF-8"):
         Defaults(stops=("a\udcff",))
+    with pytest.raises(BatchError, match="not empty"):
+        Defaults(stops=("a", ""))
 
 
 def test_plain_lines_are_objects_with_settings_or_texts(model: ServedModel, reader: RequestReader) -> None:

@@ -44,6 +44,8 @@ class Defaults:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise BatchError(f"stops and the model's name must be UTF-8, found {text!a}") from error
+        if "" in self.stops:
+            raise BatchError("a stop must be a text that is not empty, found ''")
         if request.max_new_tokens < 1:
             raise BatchError(f"the number of new tokens must be at least 1, found {request.max_new_tokens}")
         if not is_integer(self.created) or self.created < 0:
