@@ -8,8 +8,8 @@ import click
 from flexref.cli.arguments import BACKEND, TEXT
 from flexref.cli.completion import files
 from flexref.cli.completion import ports as installed_ports
-from flexref.cli.options import asked_of, computing_port, option, options, prompts_of, was_given
-from flexref.cli.porting import MISSING, has_hypothesis, need_hypothesis
+from flexref.cli.options import asked_of, computing_port, option, options, prompts_of
+from flexref.cli.porting import MISSING, has_hypothesis, need_hypothesis, what_was_given
 from flexref.cli.show.progress import progress
 from flexref.errors import FlexrefError
 
@@ -40,11 +40,10 @@ def _explain(context: click.Context, _: click.Parameter, clause: str | None) -> 
 
 def _need_no_more(context: click.Context) -> None:
     """`UsageError` for an option beside -k that is for a model, or takes the contract away."""
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        if name not in WITH_CLAUSES and was_given(context, name):
-            given = parameter.secondary_opts if context.params[name] is False else parameter.opts
-            raise click.UsageError(f"-k checks clauses alone: it does not go with {(given or parameter.opts)[0]}")
+    more = what_was_given(context, WITH_CLAUSES)
+    if more is not None:
+        given = more.secondary_opts if context.params[str(more.name)] is False else more.opts
+        raise click.UsageError(f"-k checks clauses alone: it does not go with {(given or more.opts)[0]}")
     if context.params["contract"] is False:
         raise click.UsageError("-k checks clauses alone: it does not go with --no-contract")
 

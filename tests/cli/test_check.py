@@ -364,6 +364,11 @@ def test_an_option_that_clauses_alone_have_no_use_for_is_named(capsys: pytest.Ca
     assert "Error: -k checks clauses alone: it does not go with --max-new-tokens\n" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("logging", [["-q"], ["-v"], ["--log-level", "error"]])
+def test_what_all_commands_take_goes_with_clauses_alone(logging: list[str]) -> None:
+    assert check("--backend", "dry", "-k", "gather_takes", "--examples", "3", *logging) == 0
+
+
 def test_clauses_that_do_not_apply_say_nothing_of_bounds(capsys: pytest.CaptureFixture[str]) -> None:
     assert check("--backend", "dry", "-k", "gather_takes", "--examples", "3", "--json") == 0
     assert json.loads(capsys.readouterr().out)["within_bounds"] is None

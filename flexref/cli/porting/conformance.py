@@ -8,8 +8,8 @@ import click
 
 from flexref.cli.arguments import TEXT, Amount
 from flexref.cli.completion import files, folders
-from flexref.cli.options import option, was_given
-from flexref.cli.porting import need_hypothesis
+from flexref.cli.options import option
+from flexref.cli.porting import need_hypothesis, what_was_given
 from flexref.errors import FlexrefError, WrongCall, how_many
 
 if TYPE_CHECKING:
@@ -136,11 +136,9 @@ def _show(result: "ConformanceResult", as_json: bool) -> None:
 
 def _need_no_more(alone: str, flag: str) -> None:
     """`UsageError` for an option beside one that tries no clause."""
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        name = str(parameter.name)
-        if name not in (alone, *WITH_THEM) and was_given(context, name):
-            raise click.UsageError(f"{flag} repeats what was saved: it does not go with {parameter.opts[0]}")
+    more = what_was_given(click.get_current_context(), (alone, *WITH_THEM))
+    if more is not None:
+        raise click.UsageError(f"{flag} repeats what was saved: it does not go with {more.opts[0]}")
 
 
 def _asked(given: dict[str, Any]) -> "Conformance":

@@ -27,6 +27,9 @@ PRELOADED = ["flexref.testing.conformance.clause_run"]
 END_S = 10.0
 """A process that has told its result ends within this time, or hangs."""
 
+CRASH = "Fatal Python error"
+"""How faulthandler begins, which names the innermost place first."""
+
 LAST_LINE = 200
 """Letters of the last line of a dead process that are told."""
 
@@ -139,11 +142,12 @@ def _death(code: int, answered: bool, in_time: bool, limit_s: float) -> tuple[st
 
 
 def _last_line(log: str) -> str:
-    """What a dead process said where it died: the innermost place of a crash, else its last line."""
+    """What a dead process said where it died: the innermost place of a crash, else its last line, as of a traceback."""
     try:
         lines = Path(log).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:  # it died before it began
         return ""
-    places = [line.strip() for line in lines if line.startswith('  File "')]
+    crash = next((number for number, line in enumerate(lines) if line.startswith(CRASH)), len(lines))
+    places = [line.strip() for line in lines[crash:] if line.startswith('  File "')]
     said = places[0] if places else next((line.strip() for line in reversed(lines) if line.strip()), "")
     return f": {said[:LAST_LINE]}" if said else ""

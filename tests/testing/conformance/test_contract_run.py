@@ -72,6 +72,11 @@ class Leaves(NumpyBackend):
         raise SystemExit(7)
 
 
+class Interrupts(NumpyBackend):
+    def layer_norm(self, x, w, b, epsilon, out=None):
+        raise KeyboardInterrupt("of its own")
+
+
 class Prints(NumpyBackend):
     def layer_norm(self, x, w, b, epsilon, out=None):
         print("noise")
@@ -85,6 +90,7 @@ class Prints(NumpyBackend):
         ("Aborts", "crashed", "the process died of SIGABRT", LIMIT_S),
         ("Hangs", "hung", "it did not end within 4 s", 4.0),
         ("Leaves", "exited", "the process left with exit code 7", LIMIT_S),
+        ("Interrupts", "exited", "the process left with exit code 1: KeyboardInterrupt: of its own", LIMIT_S),
     ],
 )
 def test_a_port_that_dies_is_a_finding_with_its_input(
