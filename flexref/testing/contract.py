@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from flexref.backend.capabilities import Capabilities
 from flexref.backend.protocol import Backend
-from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, prefixes, products, recordings, sampling
+from flexref.testing.clauses import (
+    attention,
+    cache,
+    lanes,
+    memory,
+    moves,
+    pointwise,
+    prefixes,
+    products,
+    recordings,
+    sampling,
+)
 
 Clause = Callable[[Backend, st.DataObject], None]
 
@@ -43,7 +54,8 @@ VALUES: tuple[Clause, ...] = (
     memory.assign_copies_between_tiers,
     memory.live_results_never_overlap,
     lanes.times_are_those_of_the_host,
-    lanes.moves_copy_exactly_their_bytes,
+    moves.moves_copy_exactly_their_bytes,
+    moves.moves_copy_exactly_their_parts,
     lanes.a_lane_keeps_its_order,
     lanes.a_lane_waits_for_other_lanes,
     lanes.failures_reach_all_who_wait,
@@ -71,6 +83,7 @@ VALUES: tuple[Clause, ...] = (
     sampling.greedy_takes_the_lowest_of_the_best,
     sampling.logits_that_are_not_finite_are_refused,
     sampling.sampling_inverts_the_distribution,
+    sampling.equal_logits_have_equal_shares,
     sampling.samples_do_not_depend_on_other_rows,
 )
 """What a port that computes (`caps.computes`) must pass too."""

@@ -19,7 +19,7 @@ from flexref.backend.device_streams import DeviceClock, DeviceEvent, DeviceStrea
 from flexref.backend.lane_threads import LaneThread, StreamTicket
 from flexref.backend.parts import Parts
 from flexref.backend.protocol import LANES, LaneStep, Move, Span, Ticket
-from flexref.testing.clauses import lanes
+from flexref.testing.clauses import lanes, moves
 from flexref.testing.clauses.closing import a_closed_port_is_done_and_takes_no_work
 from flexref.testing.contract import CONTRACT, Clause, clause_name, violation
 
@@ -138,7 +138,7 @@ class QueuedPort(NumpyBackend):
         super().close()
 
 
-ABOUT_LANES = tuple(clause for clause in CONTRACT if clause.__module__ == lanes.__name__)
+ABOUT_LANES = tuple(clause for clause in CONTRACT if clause.__module__ in (lanes.__name__, moves.__name__))
 
 
 def broken(clauses: Sequence[Clause], examples: int) -> dict[str, str]:
@@ -150,7 +150,7 @@ def broken(clauses: Sequence[Clause], examples: int) -> dict[str, str]:
 
 
 def test_lanes_over_streams_keep_the_contract() -> None:
-    assert len(ABOUT_LANES) == 9
+    assert len(ABOUT_LANES) == 10
     assert broken(ABOUT_LANES, 15) == {}
     a_closed_port_is_done_and_takes_no_work(QueuedPort)
 
@@ -163,7 +163,7 @@ def nothing(self: Any, *arguments: Any) -> None: ...
     [
         (DeviceStream, "follow", nothing, lanes.a_lane_waits_for_other_lanes),
         (DeviceStream, "join", nothing, lanes.a_lane_keeps_its_order),
-        (DeviceEvent, "wait", nothing, lanes.moves_copy_exactly_their_bytes),
+        (DeviceEvent, "wait", nothing, moves.moves_copy_exactly_their_bytes),
         (DeviceClock, "anchor", lambda clock: (clock.event(), 0.0), lanes.times_are_those_of_the_host),
     ],
 )

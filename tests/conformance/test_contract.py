@@ -12,7 +12,18 @@ from flexref.backend import registry
 from flexref.backend.protocol import Backend
 from flexref.errors import BackendUnavailable
 from flexref.testing import CONTRACT, clause_name, clauses_for
-from flexref.testing.clauses import attention, cache, lanes, memory, pointwise, prefixes, products, recordings, sampling
+from flexref.testing.clauses import (
+    attention,
+    cache,
+    lanes,
+    memory,
+    moves,
+    pointwise,
+    prefixes,
+    products,
+    recordings,
+    sampling,
+)
 from flexref.testing.contract import PARTS, RECORDINGS, ROW_INVARIANCE, SHARED_PREFIXES, STRUCTURE, VALUES, Clause
 
 TILED = tuple(
@@ -80,7 +91,7 @@ def test_the_contract_holds_every_clause_once() -> None:
     assert len(set(CONTRACT)) == len(CONTRACT) == sum(len(clauses) for clauses in PARTS.values())
     written = {
         function
-        for module in (attention, cache, lanes, memory, pointwise, prefixes, products, recordings, sampling)
+        for module in (attention, cache, lanes, memory, moves, pointwise, prefixes, products, recordings, sampling)
         for name, function in inspect.getmembers(module, inspect.isfunction)
         if function.__module__ == module.__name__
         and list(inspect.signature(function).parameters) == ["backend", "data"]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
 from hypothesis.errors import Flaky
 
 from flexref.backend.capabilities import Description
+from flexref.backend.parts import Parts
 from flexref.backend.protocol import LANES, HostWork, LaneStep, Move, Span, Ticket
 from flexref.backend.workspace import Workspace
 from flexref.errors import CapacityError, FlexrefError
 from flexref.testing import violation
-from flexref.testing.clauses import lanes, memory
+from flexref.testing.clauses import lanes, memory, moves
 from flexref.testing.contract import CONTRACT, Clause
 
 
@@ -188,6 +190,20 @@ class MovesWholeWords(NumpyBackend):
         return Move(step.what, source, target)
 
 
+class MovesPartsAsOnePiece(NumpyBackend):
+    """Copies from the first byte of the first part to the last of the last one, as if nothing lay between them."""
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        return super().submit(lane, [self.joined(step) for step in steps], after)
+
+    def joined(self, step: LaneStep) -> LaneStep:
+        if isinstance(step, HostWork) or step.parts is None or not step.parts.each:
+            return step
+        (there, here, _), (_, last, nbytes) = step.parts.each[0], step.parts.each[-1]
+        room = min(last + nbytes - here, step.source.nbytes - there)
+        return replace(step, parts=Parts(((there, here, room),), room))
+
+
 class EverySubmissionAtOnce(NumpyBackend):
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
         return Lane(lane).submit(steps, after)
@@ -268,8 +284,9 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (OneTimePerSubmission, lanes.tickets_are_waited_for),
     (TimesBackwards, lanes.times_are_in_order),
     (TimesOfTheWallClock, lanes.times_are_those_of_the_host),
-    (MovesWholeWords, lanes.moves_copy_exactly_their_bytes),
-    (MovesFromTheStart, lanes.moves_copy_exactly_their_bytes),
+    (MovesWholeWords, moves.moves_copy_exactly_their_bytes),
+    (MovesPartsAsOnePiece, moves.moves_copy_exactly_their_parts),
+    (MovesFromTheStart, moves.moves_copy_exactly_their_bytes),
     (EverySubmissionAtOnce, lanes.a_lane_keeps_its_order),
     (HostWorkAtSubmission, lanes.a_lane_keeps_its_order),
     (CopiesIgnoreAfter, lanes.a_lane_waits_for_other_lanes),
@@ -291,5 +308,5 @@ def test_a_wrong_port_is_rejected(port: type[NumpyBackend], clause: Clause, monk
 
 
 def test_every_clause_on_memory_and_lanes_rejects_a_port() -> None:
-    here = {clause for clause in CONTRACT if clause.__module__ in (memory.__name__, lanes.__name__)}
+    here = {clause for clause in CONTRACT if clause.__module__ in (memory.__name__, lanes.__name__, moves.__name__)}
     assert {clause for _, clause in WRONG} == here

@@ -52,6 +52,13 @@ class TemperatureIsSquared(NumpyBackend):
         return super().sample(logits, temperature**2, top_k, top_p, uniforms)
 
 
+class TakesTheTokenAtItsBorder(NumpyBackend):
+    """As `searchsorted` from the other side would: the token whose share ends where the uniform number is."""
+
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        return super().sample(logits, temperature, top_k, top_p, np.nextafter(uniforms, 0))
+
+
 class OneUniformForAllRows(NumpyBackend):
     def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
         return super().sample(logits, temperature, top_k, top_p, np.full_like(uniforms, uniforms[0]))
@@ -64,6 +71,7 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (DropsTheTokenThatReachesTopP, sampling.sampling_inverts_the_distribution),
     (KeepsOneTokenTooMany, sampling.sampling_inverts_the_distribution),
     (TemperatureIsSquared, sampling.sampling_inverts_the_distribution),
+    (TakesTheTokenAtItsBorder, sampling.equal_logits_have_equal_shares),
     (OneUniformForAllRows, sampling.samples_do_not_depend_on_other_rows),
 )
 

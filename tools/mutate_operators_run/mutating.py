@@ -13,7 +13,7 @@ from typing import Any
 from flexref.errors import FlexrefError
 from flexref.testing.conformance.processes import ProcessEnd, run_apart
 from mutate_operators_run.mutant import Mutant
-from mutate_operators_run.ports import COMMON, Port
+from mutate_operators_run.ports import COMMON, Port, keep_compiled
 from mutate_operators_run.trial import CLOSING, MAKING, Kill, Reached, Step, try_mutant, try_unchanged
 
 FIRST_EXAMPLES = (5, 25)
@@ -76,6 +76,8 @@ class Mutating:
         found = Outcome(self._port.name, mutant.key, mutant.place, mutant.owner, mutant.kind, SURVIVED)
         seconds = 0.0
         with TemporaryDirectory(prefix="flexref-mutant-") as folder:
+            if self._port.emulated:
+                keep_compiled(Path(folder))
             for examples in (*(few for few in FIRST_EXAMPLES if few < self._examples), self._examples):
                 steps = self._steps(mutant, examples)
                 if not steps:

@@ -1,6 +1,5 @@
 """The ports whose operators are mutated: where their files are, and how a process makes one; it runs nothing."""
 
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -100,22 +99,16 @@ def made(port: str, variant: str) -> Backend:
     return CupyBackend(cuda=EmulatedCuda(**device), piece_bytes=piece_bytes)
 
 
-def compiled_before() -> Path:
-    """The folder of shared objects that the emulated device has made of unchanged kernels."""
+def keep_compiled(folder: Path) -> None:
+    """What the emulated device has compiled of unchanged kernels is there in a mutant's folder, too."""
     _see_emulator()
-    from emulated_build import _folder
+    from emulated_build import kept_folder
 
-    return Path(_folder())
-
-
-def keeps_compiled_in(folder: Path, known: Path) -> None:
-    """What the emulated device compiles from now on goes into `folder`; what `known` has is not compiled again."""
-    kept = folder / f"flexref-emulated-{os.getuid()}"
-    if not kept.exists():
-        kept.mkdir(mode=0o700, parents=True)
-        for path in known.glob("*.so"):
-            (kept / path.name).symlink_to(path)
-    os.environ["XDG_CACHE_HOME"] = str(folder)
+    known: Path = kept_folder()
+    kept = folder / "cache" / known.name
+    kept.mkdir(mode=0o700, parents=True)
+    for path in known.glob("*.so"):
+        (kept / path.name).symlink_to(path)
 
 
 def _see_emulator() -> None:

@@ -22,7 +22,7 @@ from flexref.testing.conformance.processes import Telling
 from flexref.testing.contract import clause_name, clauses_for, violation
 from flexref.testing.verdicts import CLAUSES, LONGEST_ERROR, kept_nowhere, names_holding, violation_line
 from mutate_operators_run.mutant import Mutant
-from mutate_operators_run.ports import PORTS, compiled_before, keeps_compiled_in, made
+from mutate_operators_run.ports import PORTS, Port, made
 
 MOST_BYTES = 16 << 30
 """Of addresses: what a mutant may ask for, so that one that asks for all memory there is takes it from nobody."""
@@ -60,17 +60,15 @@ class Reached:
     places: frozenset[str]
 
 
-def try_mutant(
-    box: BlackBox, tell: Telling, port: str, mutant: Mutant | None, steps: Sequence[Step], folder: str
-) -> None:
+def try_mutant(box: BlackBox, tell: Telling, port: str, mutant: Mutant, steps: Sequence[Step], folder: str) -> None:
     """Tell a `Kill`, or None if every step passes; the process ends then, whatever its threads do.
 
     On the way what is under way is told as text. The mutated package is made in `folder`.
     """
     resource.setrlimit(resource.RLIMIT_AS, (MOST_BYTES, MOST_BYTES))
+    _mutate(PORTS[port], mutant, Path(folder))
     tell(MAKING)
     try:
-        _load(port, mutant, Path(folder))
         with kept_nowhere():
             kill = _killed(port, steps, tell)
     except Exception as error:  # whatever a mutant raises kills it
@@ -79,27 +77,22 @@ def try_mutant(
     os._exit(0)
 
 
-def _load(port: str, mutant: Mutant | None, folder: Path) -> None:
-    """See to it that the port's package is one with the mutant."""
-    source = PORTS[port]
-    if source.emulated:
-        known = compiled_before()
-        if mutant is not None:
-            keeps_compiled_in(folder / "cache", known)
-    if mutant is None:
-        return
-    loaded = [name for name in sys.modules if name.partition(".")[0] == source.package]
+def _mutate(port: Port, mutant: Mutant, folder: Path) -> None:
+    """See to it that the port's package will be one with the mutant."""
+    loaded = [name for name in sys.modules if name.partition(".")[0] == port.package]
     if loaded:
         raise RuntimeError(f"{loaded[0]} is loaded before it was mutated")
-    package = folder / "packages" / source.package
+    package = folder / "packages" / port.package
     if not package.exists():
         # What numba keeps does not know that a function was changed which others have within them.
-        shutil.copytree(source.folder, package, ignore=shutil.ignore_patterns("*.nbi", "*.nbc"))
+        shutil.copytree(port.folder, package, ignore=shutil.ignore_patterns("*.nbi", "*.nbc"))
         path = package / mutant.file
         path.write_text(mutant.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
         for stale in package.glob(f"__pycache__/{path.stem}.*"):
             stale.unlink()
     sys.path.insert(0, str(package.parent))
+    if port.emulated:
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
 
 
 def _killed(port: str, steps: Sequence[Step], tell: Telling) -> Kill | None:
@@ -137,6 +130,7 @@ def try_unchanged(
     seeing = nullcontext() if PORTS[port].emulated else watch  # of kernels the device itself counts the launches
     with kept_nowhere(), seeing:
         backend = made(port, variant)
+        by_all = watch.places  # what made the port serves every clause
         launches = getattr(getattr(backend, "cuda", None), "launches", Counter[Any]())
         names = (*map(clause_name, clauses_for(backend.caps)), CLOSING)
         for name in names_holding(words, names) if words else names:
@@ -147,7 +141,7 @@ def try_unchanged(
             if error is not None:
                 raise RuntimeError(f"{port} as it is does not pass {name}: {violation_line(error)}")
             kernels = {f"kernels/{operator}.cu" for operator, _ in launches}
-            found[name] = Reached(time.process_time() - began, frozenset(watch.places | kernels))
+            found[name] = Reached(time.process_time() - began, frozenset(by_all | watch.places | kernels))
         backend.close()
     return found
 

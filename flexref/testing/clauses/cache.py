@@ -1,6 +1,7 @@
 """Rows of a KV cache on any port, filled and read, and the clauses on `append`; a clause is `clause(backend, data)`."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ margins = st.sampled_from((0, 0, 16, 33))
 
 
 class CacheBench:
-    """The caches of some rows on one tier of a port, all of their memory `stale` bytes, each longer than it must be.
+    """The caches of some rows on one tier of a port, all of their memory `stale` bytes.
+
+    Every other one is longer than it must be, the first one too.
 
     `prefixes`: per row None, or the number of a row whose array holds its first tokens, and how many.
     """
@@ -36,10 +39,11 @@ class CacheBench:
     ) -> None:
         self.bench, self.layout, self.tier, self._prefixes = bench, layout, tier, prefixes
         self.shared = [0 if prefix is None else prefix[1] for prefix in prefixes or [None] * len(tokens)]
-        spare = 2
+        lengths = [
+            count - shared + spare for count, shared, spare in zip(tokens, self.shared, cycle((2, 0)), strict=False)
+        ]
         self.records = [
-            Guarded(bench, np.full((count - shared + spare) * layout.record_bytes, stale, np.uint8), tier=tier)
-            for count, shared in zip(tokens, self.shared, strict=True)
+            Guarded(bench, np.full(length * layout.record_bytes, stale, np.uint8), tier=tier) for length in lengths
         ]
 
     @property

@@ -6,7 +6,7 @@ import time
 import numpy as np
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import LANES, Backend, LaneStep, Span, Ticket
+from flexref.backend.protocol import LANES, Backend, LaneStep, Ticket
 from flexref.check.tolerances import Values, assert_within, exact, linear_bound
 from flexref.errors import StorageError, described
 from flexref.testing.bench import Bench, assert_raises, assert_same_bits, move, whole
@@ -101,43 +101,6 @@ def times_are_those_of_the_host(backend: Backend, data: st.DataObject) -> None:
         assert woke - slept >= LATE_S - CLOCK_SLACK_S, (
             f"a step has the length {woke - slept:.3g} s, needed {LATE_S} s, for so long it slept"
         )
-
-
-def moves_copy_exactly_their_bytes(backend: Backend, data: st.DataObject) -> None:
-    """A move copies the bytes of its source span, piece by piece, to its target span and no others, on either tier."""
-    with Bench(backend) as bench:
-        size = 600
-        content = [_bytes(data, size) for _ in range(4)]
-        host = [bench.buffer("host", size) for _ in range(2)]
-        device = [bench.buffer("device", size) for _ in range(2)]
-        for buffer, values in zip(host, content[:2], strict=True):
-            bench.host_bytes(buffer)[:] = values
-        for buffer, values in zip(device, content[2:], strict=True):
-            backend.upload(values, out=backend.view(buffer, 0, (size,), "uint8"))
-        backend.mark().wait()
-        spots = [*host, *device]
-        steps: list[LaneStep] = []
-        for _ in range(data.draw(st.integers(1, 6))):
-            source, target = data.draw(st.permutations(range(4)))[:2]
-            count = data.draw(st.integers(1, 5))
-            nbytes = data.draw(st.integers(1, size // count))
-            widest = max(nbytes, (size - nbytes) // max(1, count - 1))
-            strides = [data.draw(st.integers(nbytes, widest)) for _ in range(2)]
-            starts = [data.draw(st.integers(0, size - nbytes - (count - 1) * stride)) for stride in strides]
-            spans = [
-                Span(spots[place], start, nbytes, count, stride)
-                for place, start, stride in zip((source, target), starts, strides, strict=True)
-            ]
-            steps.append(move(*spans))
-            for piece in range(count):
-                first, goal = (start + piece * stride for start, stride in zip(starts, strides, strict=True))
-                content[target][goal : goal + nbytes] = content[source][first : first + nbytes]
-        ticket = backend.submit(data.draw(lanes), steps, ())
-        backend.wait(ticket)
-        ticket.wait()
-        found = [*(bench.host_bytes(buffer).copy() for buffer in host), *(bench.bytes_of(buffer) for buffer in device)]
-        for actual, expected in zip(found, content, strict=True):
-            assert_same_bits(actual, expected, "a buffer after moves")
 
 
 def a_lane_keeps_its_order(backend: Backend, data: st.DataObject) -> None:
