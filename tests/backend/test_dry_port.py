@@ -9,11 +9,15 @@ from flexref_numpy import NumpyBackend
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.backend.protocol import Move, QuantizedMatrix, Span
+from flexref.backend.protocol import HostWork, Lane, Move, QuantizedMatrix, Span
 from flexref.backend.records import RecordLayout
 from flexref.errors import CapacityError
+from flexref.machine.durations import Durations
+from flexref.machine.machine import HOST_ATTENTION
+from flexref.machine.plain import plain_machine
 from flexref.storage.quant import packed_width
 from flexref.testing.strategies import ragged
+from flexref.units import LINKS
 
 CALLS = ("open", "close", "empty", "linear", "norm")
 
@@ -135,3 +139,39 @@ def test_a_workspace_too_small_is_refused_as_on_every_port() -> None:
     backend.workspace(backend.allocate("device", 1024))
     with pytest.raises(CapacityError, match="workspace memory is too small"):
         backend.empty((1025,), "uint8")
+
+
+@given(scheme=st.sampled_from(("none", "int4")), factor=st.floats(1.0, 3.0), rows=st.integers(1, 9))
+def test_operators_on_a_lane_take_its_time_and_as_much_longer_as_the_machine_says_beside_a_link(
+    scheme: str, factor: float, rows: int
+) -> None:
+    """On the lane, not in line: the operators are free meanwhile. While a long copy works they take `factor` times as
+    long, by the scheme of the caches."""
+    other = {"none": "int4", "int4": "none"}[scheme]
+    beside = {HOST_ATTENTION[scheme]: {LINKS[0]: factor}, HOST_ATTENTION[other]: {LINKS[0]: 5.0}}
+    machine = plain_machine().changed(beside=beside)
+    layout, tokens, took = RecordLayout(4, 64, "float32", scheme, 64), 200, []
+    for copied in (False, True):
+        port = DryBackend(machine=machine)
+        pool = port.allocate("host", rows * tokens * layout.record_bytes)
+        size = tokens * layout.record_bytes
+        records = [port.view(pool, row * size, (size,), "uint8") for row in range(rows)]
+        caches, segments = port.cache_rows(records, layout), port.segments([tokens - 1] * rows, [1] * rows)
+        qkv = port.view(port.allocate("host", rows * 4 * 256 * 4), 0, (rows, 4 * 256), "float32")
+
+        def attend(port: Any = port, caches: Any = caches, segments: Any = segments, qkv: Any = qkv) -> None:
+            port.append(caches, segments, qkv[:, 256:512], qkv[:, 512:768])
+            port.attend(caches, segments, qkv[:, :256], 1.0, qkv[:, 768:])
+
+        if copied:
+            ends = (port.allocate(tier, 1 << 34) for tier in ("host", "device"))
+            port.submit(Lane.WEIGHTS_IN, [Move("copying", *(Span(end, 0, 1 << 34) for end in ends))], ())
+        ticket = port.submit(Lane.HOST_COMPUTE, [HostWork("attention", attend, operators=True)], ())
+        mark = port.mark()
+        ((start, end),) = ticket.times()
+        took.append(end - start)
+        assert mark.times()[0][0] < end
+        assert (port.calls["append"], port.calls["attend"]) == (1, 1)
+    durations, nbytes = Durations(machine), layout.record_bytes * rows
+    alone = durations.append("host", scheme, nbytes) + durations.attend_records(("host", scheme, 64), nbytes * tokens)
+    assert took == [pytest.approx(alone), pytest.approx(factor * alone)]

@@ -15,7 +15,7 @@ from flexref.machine.machine import HOST_ATTENTION, ONE_PROCESSOR, Machine
 from flexref.machine.plain import COPY_SIZES, plain_machine
 from flexref.planner.choose import Choice, choose_policy
 from flexref.planner.program.cost import HOST_ATTENTION as ATTENTION
-from flexref.planner.program.lp import Solution, solve
+from flexref.planner.program.lp import LinearProblem, Solution, best_variant, solve
 from flexref.planner.program.task import Limits, Task
 from flexref.planner.situation import Situation
 from flexref.policy import Policy, Shares
@@ -55,7 +55,7 @@ def test_the_share_that_is_chosen_is_at_least_as_good_as_any_that_is_given(machi
 
 @given(machines(), tasks())
 def test_a_host_that_attends_at_a_snails_pace_is_left_alone(machine: Machine, task: Task) -> None:
-    """Then the block takes what it takes with attention on the device."""
+    """Then the block takes what it takes with attention on the device, and duals bound it as closely."""
     task = replace(task, new_tokens=max(2, task.new_tokens))
     curves = {
         key: curve.scaled(1e6) if key.startswith("host") else curve for key, curve in machine.decode_attention.items()
@@ -69,6 +69,9 @@ def test_a_host_that_attends_at_a_snails_pace_is_left_alone(machine: Machine, ta
     away = solved(slow, task, None)
     assert away.block_s == pytest.approx(near.block_s, rel=1e-4)
     assert away.host_attention_share <= 1e-3
+    free = replace(task, attention_on="host", host_attention_share=None)
+    table, _, place, optimum = best_variant(LinearProblem(slow, free, LIMITS, 3, 2))
+    assert table.least_s(optimum.duals)[place] == pytest.approx(optimum.job_s, rel=1e-5)
 
 
 def seconds(machine: Machine, task: Task, share: float) -> dict[tuple[str, ...], float]:
