@@ -25,7 +25,7 @@ from numba.core.serialize import dumps
 from flexref.backend.compiling import CompileTime
 from flexref.machine.kept_bytes import KeptBytes
 from flexref.machine.names import kept_folder
-from flexref_numba.kernels.numbers import argument_kinds
+from flexref_numba.kernels.numbers import argument_kinds, name_apart
 
 KEPT_FOLDER = "numba"
 """Where functions are kept, below the user's folder."""
@@ -91,6 +91,7 @@ class Functions:
 def compiled(folder: Path, make: Make, *variant: Any) -> Callable[..., Any]:
     """The function, as kept in `folder`, or else compiled now and then kept. Called without numba's own dispatch."""
     function = make(*variant)
+    name_apart(function)
     gives = types.int64 if function.__annotations__.get("return") is int else types.void
     dispatcher = numba.njit(nogil=True, error_model="numpy")(function)
     dispatcher._cache = Kept(function_key(make, variant), _functions_in(folder))

@@ -1,14 +1,20 @@
 """Functions that numba compiles: kept, found again, made anew where they are damaged; they name what they depend on."""
 
+import importlib
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from flexref.backend.compiling import CompileTime
+from flexref.backend.protocol import QuantizedMatrix
 from flexref.machine.kept_bytes import SUFFIX
+from flexref.storage.quant import dequantize, quantize
 
 compiled = pytest.importorskip("flexref_numba.compiled", reason="numba is not installed")
 
@@ -99,3 +105,31 @@ def test_a_kept_function_is_named_by_the_sources_the_versions_and_the_processor(
     monkeypatch.setattr(compiled.numba, "__version__", "0.0")
     keys.add(compiled.function_key(make_sum, (3,)))
     assert len(keys) == 4
+
+
+COMPILE = """
+from flexref.backend.compiling import CompileTime
+from flexref_numba.compiled import Functions
+from flexref_numba.kernels.products import make_product
+from flexref_numba.kernels.tiles import Form
+
+Functions(CompileTime()).get(make_product, Form("codes{bits}", 64, "float16"), True)
+"""
+
+
+def test_functions_of_one_name_that_other_processes_kept_do_not_take_each_others_place(
+    folder: Path, compiles: list[str]
+) -> None:
+    for bits in (4, 8):
+        subprocess.run([sys.executable, "-c", COMPILE.replace("{bits}", str(bits))], check=True)
+    products = importlib.import_module("flexref_numba.products")
+    threads = importlib.import_module("flexref_numba.threads").Threads(1)
+    port = products.Products(compiled.Functions(CompileTime()), threads)
+    x, w = (np.random.default_rng(rows).standard_normal((rows, 64), np.float32) for rows in (3, 37))
+    for bits in (4, 8):
+        coded = quantize(w, 64, np.float16, "w", bits)
+        matrix = QuantizedMatrix(coded.codes, coded.scale, coded.zero, 64, 64, bits)
+        found = port.linear(x, matrix, None, np.empty((3, 37), np.float32), add=False)
+        np.testing.assert_allclose(found, x @ dequantize(coded).T, atol=1e-4)
+    threads.close()
+    assert compiles == []

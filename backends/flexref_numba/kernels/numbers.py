@@ -1,5 +1,6 @@
 """Single numbers and rows of them at addresses, as functions of numba's; it knows no operator."""
 
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ def inner(function: Callable[..., Any]) -> Any:
 
     Unlike one with `numba.njit` it is compiled with its callers alone, and not for itself too.
     """
+    name_apart(function)
     kinds = argument_kinds(function)
     gives = types.int64 if function.__annotations__.get("return") is int else types.void
 
@@ -30,6 +32,15 @@ def inner(function: Callable[..., Any]) -> Any:
         return gives(types.StarArgTuple(kinds)), build
 
     return call
+
+
+def name_apart(function: Callable[..., Any]) -> None:
+    """Give `function` a name that no other one has, in any process.
+
+    Variants have one name, and numba tells them apart by a number that counts anew in each process: of two that were
+    kept by two processes LLVM would take the first one loaded for both.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{uuid.uuid4().hex}"
 
 
 def argument_kinds(function: Callable[..., Any]) -> tuple[Any, ...]:
