@@ -15,13 +15,14 @@ from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import DTYPE_BYTES
-from flexref_cupy import memory, pointwise, sampling
+from flexref_cupy import memory, on_host, pointwise, sampling
 from flexref_cupy.attention import Attention
 from flexref_cupy.cuda import Cuda
 from flexref_cupy.device import SCRATCH_BYTES, Device, check_runs
 from flexref_cupy.events import DeviceTicket, Events
 from flexref_cupy.lanes import Lane, wait_on_device
 from flexref_cupy.memory import Buffer, Copying, Tensor
+from flexref_cupy.on_host import HostRows, OnHost
 from flexref_cupy.pinning import PIECE_BYTES, Pinning
 from flexref_cupy.products import FUSED_ROWS, Products
 from flexref_cupy.recording import RECORDED_BYTES, Graphs, Recording
@@ -44,21 +45,24 @@ class CupyBackend:
         fused_rows: int = FUSED_ROWS,
         cuda: Cuda | None = None,
         piece_bytes: int = PIECE_BYTES,
+        attends_on_host: bool | None = None,
     ) -> None:
         """`fused_rows` as in `Capabilities`; `cuda` takes the place of CuPy's calls. Host memory is pinned in pieces of
-        `piece_bytes`. Raises `BackendUnavailable`.
+        `piece_bytes`. `attends_on_host`: if not said, it does if numba is installed. Raises `BackendUnavailable`.
         """
+        attends = on_host.is_possible() if attends_on_host is None else attends_on_host
         self.cuda = Cuda(device) if cuda is None else cuda
         self.caps = Capabilities(
             compute_dtype=COMPUTE_DTYPE,
             computes=True,
             overlaps_copies=True,
-            attends_on_host=False,
+            attends_on_host=attends,
             scratch_bytes=SCRATCH_BYTES + RECORDED_BYTES,
             fused_rows=fused_rows,
             row_invariant=True,
             shares_prefixes=True,
             recorded_bytes=RECORDED_BYTES,
+            lacks_on_host="" if attends else on_host.INSTALL,
         )
         self._pinning = Pinning(self.cuda, piece_bytes)
         copying = Copying(self.cuda, self._pinning)
@@ -70,7 +74,7 @@ class CupyBackend:
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None
         self._products, self._attention = Products(self.device, fused_rows), Attention(self.device)
-        self._graphs = Graphs(self.device)
+        self._graphs, self._on_host = Graphs(self.device), OnHost(self._pinning, self.compiling)
         self.keep_rows_apart(True)
 
     def describe(self) -> Description:
@@ -195,6 +199,7 @@ class CupyBackend:
         for lane in self._lanes.values():
             lane.close()
         self._graphs.close()
+        self._on_host.close()
         self.device.close()
         self._events.close()
         self.cuda.close()
@@ -236,7 +241,9 @@ class CupyBackend:
     def cache_rows(
         self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
     ) -> Any:
-        """See `Backend.cache_rows`."""
+        """See `Backend.cache_rows`; of records on the host the operators run there."""
+        if self.caps.attends_on_host and records and self._on_host.holds(records[0]):
+            return self._on_host.cache_rows(records, layout, prefixes)
         return self._attention.cache_rows(records, layout, prefixes)
 
     def segments(self, past: Sequence[int], new: Sequence[int]) -> Any:
@@ -245,12 +252,26 @@ class CupyBackend:
 
     def append(self, rows: Any, segments: Any, k: Any, v: Any) -> None:
         """See `Backend.append`."""
+        if isinstance(rows, HostRows):
+            self._arrive_on_host()
+            self._on_host.append(rows, segments.on_host, k, v)
+            return
         self._attention.append(rows, segments, k, v)
 
     def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Tensor:
         """See `Backend.attend`."""
+        if isinstance(rows, HostRows):
+            self._arrive_on_host()
+            self._on_host.attend(rows, segments.on_host, q, scale, out)
+            return out  # type: ignore[no-any-return]
         self._attention.attend(rows, segments, q, scale, out)
         return out  # type: ignore[no-any-return]
+
+    def _arrive_on_host(self) -> None:
+        """The host has what operators made that were called before; a lane's own thread has waited for all it reads."""
+        check_runs(self.cuda, "attention on the host")
+        if not any(lane.is_here for lane in self._lanes.values()):
+            self.cuda.await_stream(self.cuda.compute_stream)
 
     def sample(
         self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]

@@ -91,6 +91,11 @@ class Lane:
         self._jobs.put((steps, after, ticket))
         return ticket
 
+    @property
+    def is_here(self) -> bool:
+        """Whether the thread that asks is the lane's."""
+        return threading.current_thread() is self._thread
+
     def close(self) -> None:
         """Finish what is queued, and end the thread and the stream; closing again does nothing."""
         if self._closed:

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref_cupy.device import Device
+from flexref_cupy.on_host import HostLengths
 
 Numbers = npt.NDArray[np.int64]
 
@@ -61,6 +62,7 @@ class Segments:
         "items",
         "most_keys",
         "most_splits",
+        "on_host",
         "padded_count",
         "prefill_count",
         "prefill_tiles",
@@ -74,6 +76,8 @@ class Segments:
     def __init__(self, device: Device, past: Sequence[int], new: Sequence[int], apart: bool) -> None:
         """`apart`: every row has bits of its own, the same in whatever pieces its tokens come."""
         self.apart, self._device = apart, device
+        self.on_host = HostLengths(past, new)
+        """The same, for caches that lie on the host."""
         self.fixed = False
         """Whether launches depended on more of it than its counts: then other lengths need another handle."""
         self.recordings = 0
@@ -99,6 +103,7 @@ class Segments:
         """Hold other lengths from now on, at the same place and for the same launches; False if that cannot be."""
         if self.fixed or not self._single or len(past) != self._rows or new.count(1) != len(new):
             return False
+        self.on_host = HostLengths(past, new)
         before, held = np.array(past, np.int64), self._table[1 : 4 * self._rows : 4]
         if self.apart and np.array_equal(before // SEGMENT_KEYS, held // SEGMENT_KEYS):
             held[:] = before  # as a rule no row comes to another segment

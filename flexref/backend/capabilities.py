@@ -18,7 +18,7 @@ class Capabilities:
     than on the device. row_invariant: a row's results have bits of its own, whatever rows are beside it and in how many
     pieces its tokens come, unless `Backend.keep_rows_apart` says that they need not. shares_prefixes: `cache_rows`
     takes `prefixes`. recorded_bytes: how much of the scratch is for recordings, all together; 0: the port records
-    nothing.
+    nothing. lacks_on_host: what a port that does not attend on the host would need for it, and how to get it, in words.
     """
 
     compute_dtype: str
@@ -31,6 +31,7 @@ class Capabilities:
     row_invariant: bool = False
     shares_prefixes: bool = False
     recorded_bytes: int = 0
+    lacks_on_host: str = ""
 
     @property
     def replays(self) -> bool:

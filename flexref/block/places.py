@@ -85,9 +85,12 @@ class GroupPlaces:
         self.rows_left += 1
 
     def free_runs(self) -> Iterator[tuple[Tier, int, int]]:
-        """(tier, first, end) of every free run of records."""
-        for (tier, _), places in self._parts.items():
-            for first, end in places._free:
+        """(tier, first, end) of every free run of records, be it in one part of the tier or in both."""
+        for tier in Tier:
+            crossing, in_place = ([*self._parts[tier, part]._free] for part in (False, True))
+            if crossing and in_place and crossing[-1][1] == in_place[0][0]:
+                in_place[0] = crossing.pop()[0], in_place[0][1]
+            for first, end in (*crossing, *in_place):
                 yield tier, first, end
 
 

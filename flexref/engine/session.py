@@ -297,4 +297,5 @@ def check_policy(policy: Any, file: WeightFile, backend: Backend) -> None:
     if policy.weights_scheme is not None and WEIGHT_SCHEMES[policy.weights_scheme] != file.layout:
         raise PolicyError(f"the policy was made for {policy.weights_scheme} weights, {file.path} holds {file.stored}")
     if policy.attention_on == "host" and not backend.caps.attends_on_host:
-        raise PolicyError(f"backend {backend.name} cannot compute attention on the host")
+        lacks = backend.caps.lacks_on_host
+        raise PolicyError(f"backend {backend.name} cannot compute attention on the host{lacks and f': {lacks}'}")

@@ -275,11 +275,11 @@ class BlockStates(RuleBasedStateMachine):
                 edges = [0, *(edge for span in spans for edge in span), room.tokens[tier]]
                 assert all(end == start for end, start in zip(edges[::2], edges[1::2], strict=True)), "lost, or twice"
                 runs = [span[1:] for span in free if span[0] is tier]
-                cut = room.crossing_tokens(tier)  # rows after it are read in place: no row lies on both sides
-                assert all(end < start or end == cut for (_, end), (start, _) in pairwise(runs)), "runs that touch"
-                assert all(
-                    row.place.in_place == (row.place.start >= cut) for row in group.rows if row.place.home is tier
-                )
+                assert all(end < start for (_, end), (start, _) in pairwise(runs)), "runs that touch are one"
+                cut = room.crossing_tokens(tier)
+                here = [place for place in homes if place.home is tier]
+                assert all(place.end <= cut or place.start >= cut for place in here)
+                assert all(place.in_place == (place.start >= cut) for place in here)
                 new = sum(row.new for row in group.in_pass if row.place.home is tier)
                 assert new <= room.new_tokens[tier]
             assert [row.lengths.capacity_tokens for row in group.rows] == [place.capacity_tokens for place in homes]

@@ -10,15 +10,19 @@ import pytest
 from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend
-from hypothesis import given
+from flexref_cupy.on_host import INSTALL, is_possible
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
+from flexref.check.checked import CheckedBackend
+from flexref.check.findings import Findings
 from flexref.check.models import write_model
 from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
+from flexref.errors import PolicyError
 from flexref.loading import load
-from flexref.policy import Policy
+from flexref.policy import Policy, Shares
 from flexref.testing import strategies as own
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
@@ -75,6 +79,43 @@ def test_tokens_and_logits_are_those_of_direct_calls_with_everything_at_home(
     assert found.keys() == expected.keys()
     for key, logits in expected.items():
         np.testing.assert_array_equal(found[key], logits, err_msg=f"row and pass {key}")
+
+
+ON_HOST = own.policies(attention_on="host", cache=Shares(0.3, 0.5, 0.2))
+
+
+@pytest.mark.skipif(not is_possible(), reason="numba is not installed")
+@settings(max_examples=8)  # three runs each
+@given(jobs(), STORED, ON_HOST)
+def test_with_attention_on_the_host_bits_depend_on_the_places_of_rows_alone(
+    job: tuple[ModelSpec, list[list[int]]], stored: tuple[str, str], policy: Policy
+) -> None:
+    """Not on what goes on beside it: lanes that work late, one thing after another, operators looked at one by one."""
+    spec, rows = job
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.h5"
+        write_model(path, spec, scheme=stored[0], dtype=stored[1])
+        expected = run(path, rows, policy.changed(overlap=True), late=True)
+        found = run(path, rows, policy.changed(overlap=False), late=False)
+        findings = Findings()
+        with load(path, policy=policy, backend=CheckedBackend(CupyBackend(cuda=EmulatedCuda()), findings)) as engine:
+            checked = engine.generate(rows, Request(3, ignore_eos=True), on_visit=findings.on_visit).outputs
+    worst = findings.worst
+    assert worst is not None
+    assert worst.within, str(worst)
+    assert found[0] == expected[0] == [output.token_ids for output in checked]
+    assert found[1].keys() == expected[1].keys()
+    for key, logits in expected[1].items():
+        np.testing.assert_array_equal(found[1][key], logits, err_msg=f"row and pass {key}")
+
+
+def test_without_numba_attention_on_the_host_is_refused_and_says_what_to_install(model_file: Any) -> None:
+    port = CupyBackend(cuda=EmulatedCuda(), attends_on_host=False)
+    policy = Policy(cache=Shares(0, 1, 0), attention_on="host")
+    with pytest.raises(PolicyError) as refused:
+        load(model_file(LONG), policy=policy, backend=port)
+    port.close()
+    assert str(refused.value) == f"backend cupy cannot compute attention on the host: {INSTALL}"
 
 
 LONG = ModelSpec("long", 300, 400, 8, 8, 1, 1, 8)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
 from flexref_numpy.attention import CacheRows, Segments
-from flexref_numpy.scratch import Scratch
 from flexref_numpy.sections import Sections
 from hypothesis.errors import Flaky
 
@@ -121,11 +120,6 @@ class RoundsOtherwiseOnALane(NumpyBackend):
         if threading.current_thread() is not threading.main_thread():
             np.nextafter(result, np.float32(1), out=result)
         return result
-
-
-class HasOneScratchForLanesToo(NumpyBackend):
-    def _scratch_of_lanes(self) -> Scratch:
-        return self._scratch
 
 
 class AttendsOnDeviceOnly(TellsTiersApart):
@@ -351,7 +345,6 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (SharesScalesBetweenTokens, cache.appends_do_not_depend_on_other_rows),
     (AppendsOnDeviceOnly, cache.append_works_on_host_memory),
     (RoundsOtherwiseOnALane, attention.host_attention_runs_beside_operators),
-    (HasOneScratchForLanesToo, attention.host_attention_runs_beside_operators),
     (AttendsOnDeviceOnly, attention.attend_works_on_host_memory),
     (SeesOneTokenAhead, attention.attend_is_causal_attention),
     (SeesOneTokenAhead, attention.later_tokens_have_no_effect),

@@ -17,7 +17,7 @@ from flexref.testing.strategies import layouts, ragged
 POISON = 3e38
 """What a key that no query may see is set to: its products overflow, and its share of anything must be none at all."""
 
-BESIDE = 8
+BESIDE = 3
 """Calls on a lane, and beside them on the caller's thread: enough for each to begin while the other is at work."""
 
 STEEP = 60.0
@@ -107,7 +107,7 @@ def attend_works_on_host_memory(backend: Backend, data: st.DataObject) -> None:
 def host_attention_runs_beside_operators(backend: Backend, data: st.DataObject) -> None:
     """Caches on the host are appended and attended to on a lane, beside operators: all bits are those of one by one."""
     with Bench(backend) as bench:
-        far, near = _Pass(bench, data, "host"), _Pass(bench, data)
+        far, near = _Pass(bench, data, "host", long=False), _Pass(bench, data, long=False)
         expected = [np.concatenate(this.run()) for this in (far, near)]
         there, here = far.cache(), near.cache()
         for this, cache in ((far, there), (near, here)):
