@@ -116,8 +116,9 @@ PORT = Rule(
 )
 """A port knows operators, bytes, clocks and the law of quantization: no model, no schedule, and no other port."""
 
-OTHER_PORTS = {"flexref_numba": {"flexref_numpy"}}
-"""But for these: one that computes in the host's memory takes from another what is not its point."""
+OTHER_PORTS = {"flexref_numba": {"flexref_numpy"}, "flexref_cupy": {"flexref_numba.host_attention"}}
+"""But for these: one that computes in the host's memory takes from another what is not its point, and one that attends
+on the host takes that of another, which knows no port."""
 
 
 PARTS = frozenset(f"flexref.{part.replace('/', '.')}" for part in RULES)
