@@ -280,8 +280,7 @@ class Session:
     def _arena(self, tier: Tier) -> Arena:
         if tier is Tier.DISK:
             return Arena(tier, self.budgets[tier], self._disk.allocate, self._releasing(self._disk.release))
-        name, release = tier.value, self._releasing(self.backend.release)
-        caps = self.backend.caps
+        name, caps, release = tier.value, self.backend.caps, self._releasing(self.backend.release)
         keeps = tier is Tier.HOST and caps.computes and not caps.one_memory  # pinned for a device, which takes a while
         return Arena(tier, self.budgets[tier], lambda nbytes: self.backend.allocate(name, nbytes), release, keeps=keeps)
 
