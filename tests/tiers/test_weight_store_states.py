@@ -205,6 +205,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         self.store = store
         self.staged: dict[int, int] = {}
         self.in_slot: dict[int, int] = {}
+        self.fetched: set[int] = set()
 
     def opened(self, name: str, tries: str) -> WeightCopies:
         """A file, whose disk keeps its damage, maybe with a mirror or with more than one try."""
@@ -291,7 +292,20 @@ class WeightStoreStates(RuleBasedStateMachine):
             assert not self.damaged(runs), "damage was not found"
             assert not self.fails
             self.staged[slot] = stage
+            if runs:
+                self.fetched.add(stage)
         self.disk.reads_left = -1
+
+    @precondition(lambda self: self.store is not None and self.fetched)
+    @rule(data=st.data(), change=st.integers(1, 255))
+    def fetch_what_was_damaged_since_it_was_fetched(self, data: st.DataObject, change: int) -> None:
+        """What was sound once is checked again."""
+        stage = data.draw(st.sampled_from(sorted(self.fetched)))
+        tensors = [tensor for run in self.plan.stages[stage].homes[Tier.DISK].runs for tensor in run.tensors]
+        part = data.draw(st.sampled_from([part for tensor in tensors for part in tensor.parts]))
+        self.disk.damage[part.extent.offset + data.draw(st.integers(0, part.extent.nbytes - 1))] = change
+        _, slot, staged = self.choose(data)
+        self.fetch(_chosen(stage, slot, staged), -1)
 
     @precondition(lambda self: self.store is not None)
     @rule(data=st.data())
@@ -401,6 +415,13 @@ class WeightStoreStates(RuleBasedStateMachine):
             if table is not None:
                 found[place] = table[row].tobytes()
             assert found[place] == whole[row * size : (row + 1) * size], f"token {token}"
+
+    @precondition(lambda self: self.store is not None and self.plan.gathered)
+    @rule(data=st.data(), change=st.integers(1, 255))
+    def gather_what_was_damaged_since_it_was_loaded(self, data: st.DataObject, change: int) -> None:
+        part = data.draw(st.sampled_from([tensor.parts[0] for tensor, _ in self.plan.gathered]))
+        self.disk.damage[part.extent.offset + data.draw(st.integers(0, part.extent.nbytes - 1))] = change
+        self.token_rows(data, -1)
 
     def damaged_tokens(self, names: list[str]) -> list[int]:
         """One token whose row is damaged on the disk, if there is any."""
