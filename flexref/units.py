@@ -88,6 +88,11 @@ def aligned(nbytes: int, alignment: int = ALIGNMENT_BYTES) -> int:
     return -(-nbytes // alignment) * alignment
 
 
+def page_bytes(offset: int, nbytes: int) -> int:
+    """Bytes of all the pages of a file in which some of `nbytes` from `offset` on lie."""
+    return aligned(offset + nbytes, ALIGNMENT_BYTES) - offset // ALIGNMENT_BYTES * ALIGNMENT_BYTES if nbytes else 0
+
+
 def is_integer(value: object) -> TypeGuard[int]:
     """Whether `value` is a whole number; True and False are none."""
     return isinstance(value, int) and not isinstance(value, bool)

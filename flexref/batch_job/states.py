@@ -75,6 +75,9 @@ class JobState:
     link_bytes: Annotated[Mapping[str, Mapping[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."] = (
         field(default_factory=dict)
     )
+    spilled_bytes: Annotated[
+        int, COUNT, "What the disk has written of what was spilled: whole pages, where it is written directly."
+    ] = 0
     link_s: Annotated[
         Mapping[str, Mapping[str, float]], SECONDS_BY_LINK, "Seconds of the copies that have ended, likewise."
     ] = field(default_factory=dict)

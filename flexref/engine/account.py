@@ -104,6 +104,7 @@ class Account:
         for (link, kind), flow in sorted(flows.items()):
             stats.link_bytes[link][kind] = flow.nbytes
             stats.link_s[link][kind] = flow.seconds
+        stats.spilled_bytes = sum(flow.written_bytes for flow in flows.values())
         for link, kinds in stats.prefill_link_bytes.items():  # what was begun in it and never read belongs to none
             kinds.update({kind: min(nbytes, stats.link_bytes[link].get(kind, 0)) for kind, nbytes in kinds.items()})
         stats.peak_bytes = {tier.value: arena.peak_bytes for tier, arena in self.arenas.items()}

@@ -137,6 +137,9 @@ class Stats:
     link_bytes: Annotated[dict[str, dict[str, int]], BYTES_BY_LINK, "Bytes moved, by link and kind of data."] = field(
         default_factory=dict
     )
+    spilled_bytes: Annotated[
+        int, Whole(0), "What the disk has written of what was spilled: whole pages, where it is written directly."
+    ] = 0
     read_in_vain_bytes: Annotated[
         int, Whole(0), "What of link_bytes was read from disk ahead, for passes that then did not come."
     ] = 0

@@ -152,6 +152,7 @@ class SearchProblem:
             decode_s=solution.decode_s * blocks,
             peak_bytes={tier.value: nbytes for tier, nbytes in held.items()},
             link_bytes={},
+            disk_write_bytes=0,
             link_s={},
             lane_busy={},
             simulated=False,

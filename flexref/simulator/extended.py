@@ -52,6 +52,7 @@ def extended(shorter: Prediction, longer: Prediction, kinds: Counter[RowLengths]
         prefill_s=max(0.0, number(shorter.prefill_s, longer.prefill_s)),
         decode_s=number(shorter.decode_s, longer.decode_s),
         link_bytes=table(shorter.link_bytes, longer.link_bytes, whole),
+        disk_write_bytes=whole(shorter.disk_write_bytes, longer.disk_write_bytes),
         link_s=table(shorter.link_s, longer.link_s, number),
         lane_busy={lane: min(1.0, spent_s / whole_s) for lane, spent_s in table(less_busy, more_busy, number).items()},
     )

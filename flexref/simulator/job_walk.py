@@ -1,6 +1,8 @@
 """Walks the rows of a job through their block without running it: what every pass feeds and finds, in numbers."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -11,6 +13,7 @@ from flexref.block.admission import Waiting
 from flexref.block.block_rows import BlockRows
 from flexref.block.group import Group
 from flexref.block.planned_block import PlannedBlock
+from flexref.simulator.spilled_pages import SpilledPages
 from flexref.units import Tier
 
 
@@ -21,6 +24,7 @@ class PassSums(NamedTuple):
     whose hidden states wait there between stages, `scored_on_...`: the scored ones of them. `past_on_...`: records in
     the caches whose home that is, before the pass, with shared prefixes on the device; `new_on_...`: those that it
     adds. `away`: tokens for which attention runs on the host; `past_away`: records that it reads in place.
+    `spilled_bytes`: what the disk writes.
     """
 
     rows: int
@@ -38,6 +42,7 @@ class PassSums(NamedTuple):
     new_on_disk: int
     away: int
     past_away: int
+    spilled_bytes: int
 
 
 @dataclass(frozen=True)
@@ -65,13 +70,19 @@ class Walk:
         return [range(first, end) for first, end in pairwise(firsts)]
 
 
-def walked(planned: PlannedBlock, waiting: Waiting) -> Walk:
-    """Let all rows go through the block, each getting some token in every pass in which it does not read."""
+def walked(planned: PlannedBlock, waiting: Waiting, compute_dtype: str) -> Walk:
+    """Let all rows go through the block, each getting some token in every pass in which it does not read.
+
+    Hidden states are of `compute_dtype`.
+    """
     rows = BlockRows(planned.memory.cache, waiting, planned.prompt_chunk_tokens)
     homes = [group.home for group in planned.memory.activations.groups]
+    spills = SpilledPages(planned, compute_dtype)
     known, sums, changes = (-1, -1), list[PassSums](), list[bool]()
     while rows.alive():
-        found = PassSums(*map(sum, zip(*map(_sums, rows.groups, homes), strict=True)))
+        numbered = enumerate(zip(rows.groups, homes, strict=True))
+        each = [_sums(group, home, partial(spills.of, number, group)) for number, (group, home) in numbered]
+        found = PassSums(*map(sum, zip(*each, strict=True)))
         sums.append(found)
         now = rows.admission.admitted, rows.admission.retired
         changes.append(now != known or sums[-2].read > 0)
@@ -80,7 +91,7 @@ def walked(planned: PlannedBlock, waiting: Waiting) -> Walk:
     return Walk(np.array(sums, np.int64).reshape(-1, len(PassSums._fields)), np.array(changes, np.bool_))
 
 
-def _sums(group: Group, home: Tier) -> PassSums:
+def _sums(group: Group, home: Tier, spilled_bytes: Callable[[], int]) -> PassSums:
     """What the next pass has of one group, whose hidden states wait on `home`."""
     if not group.fed:
         return PassSums(*[0] * len(PassSums._fields))
@@ -111,4 +122,5 @@ def _sums(group: Group, home: Tier) -> PassSums:
         new_on_disk=new[Tier.DISK],
         away=away,
         past_away=past_away,
+        spilled_bytes=spilled_bytes(),
     )

@@ -30,6 +30,7 @@ class Prediction:
     link_s: Annotated[
         Mapping[str, Mapping[str, float]], SECONDS_BY_LINK, "Seconds of copies, by link and kind of data."
     ]
+    disk_write_bytes: Annotated[int, "Bytes that the disk writes of cache and activations: whole pages."]
     lane_busy: Annotated[Mapping[str, float], "The share of prefill and decode in which a lane is busy, by lane."]
     simulated: Annotated[bool, "Whether it was simulated; else seconds are an estimate, without links and lanes."] = (
         True
@@ -51,11 +52,6 @@ class Prediction:
         """Seconds from when a row enters the block to when it has ended, on average over rows."""
         return (self.prefill_s + self.decode_s) * self.occupancy * self.places / self.rows
 
-    @property
-    def disk_write_bytes(self) -> int:
-        """Bytes of cache and activations that are spilled."""
-        return sum(self.link_bytes.get("host->disk", {}).values())
-
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name, fit for `json.dumps`."""
-        return {**asdict(self), "tokens_per_s": self.tokens_per_s, "disk_write_bytes": self.disk_write_bytes}
+        return {**asdict(self), "tokens_per_s": self.tokens_per_s}

@@ -133,7 +133,7 @@ class Simulation:
         session, window = self._session, WINDOWS * self.policy.rows_per_block
         policy = session.reading_ahead(self.policy, rows)
         planned, weights = session.planned(policy, rows), session.weights_for(policy)
-        walk = walked(planned, waiting_rows(rows, window))
+        walk = walked(planned, waiting_rows(rows, window), self.backend.caps.compute_dtype)
         traced = 0 if trace is None else max(row.new_tokens for row in kinds_of(rows))
         beginning = RECORDED_FROM if self.backend.caps.replays else ENDS
         passes = simulated_passes(walk, traced, beginning)
@@ -238,6 +238,7 @@ def _predicted(simulation: Simulation, rows: JobRows, trace: Trace | None = None
         decode_s=job.decode.seconds,
         peak_bytes=simulation.peak_bytes(),
         link_bytes=_by_link(job.moved),
+        disk_write_bytes=int(job.walk.column("spilled_bytes").sum()),
         link_s=_by_link(whole.flow_s),
         lane_busy={str(lane): seconds / whole.seconds for lane, seconds in sorted(whole.busy_s.items())},
     )

@@ -112,6 +112,11 @@ class CheckedSpill:
         """Its size."""
         return self.file.nbytes
 
+    @property
+    def direct(self) -> bool:
+        """Whether it is written past the page cache, in whole pages."""
+        return self.file.direct
+
     def write(self, offset: int, source: Bytes) -> None:
         """Write all of `source` at `offset`, as one run."""
         end = offset + source.nbytes

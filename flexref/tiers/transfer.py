@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flexref.backend.parts import Parts
 from flexref.backend.protocol import Backend, Buffer
-from flexref.units import LINK_OF, Kind, Tier
+from flexref.units import LINK_OF, Kind, Tier, page_bytes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -33,8 +33,11 @@ class WritableFile(DiskFile, Protocol):
 class FileOfPieces(WritableFile, Protocol):
     """A file of which several pieces may be read or written at a time: (offset, memory) of each.
 
-    `done` is called when one has been, in their order.
+    `done` is called when one has been, in their order. `direct`: it is written in whole pages.
     """
+
+    @property
+    def direct(self) -> bool: ...
 
     def read_pieces(self, pieces: Sequence[tuple[int, Bytes]], done: Callable[[], None]) -> None: ...
 
@@ -99,6 +102,15 @@ class Copy:
     def nbytes(self) -> int:
         """How much it moves."""
         return self.source.nbytes * self.pieces.count if self.parts is None else self.parts.nbytes
+
+    @property
+    def written_bytes(self) -> int:
+        """How much a disk writes for it: whole pages, if the file is direct; 0 for a copy to memory."""
+        target, pieces = self.target, self.pieces
+        if isinstance(target.place, FileOfPieces) and target.place.direct:
+            at, stride = target.offset, pieces.target_stride
+            return sum(page_bytes(at + number * stride, target.nbytes) for number in range(pieces.count))
+        return self.nbytes if target.tier is Tier.DISK else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +191,7 @@ def host_bytes(backend: Backend, region: Region) -> npt.NDArray[np.uint8]:
 class Flow:
     """What went over one link for one kind: bytes, copies, and the seconds that the copies took.
 
-    `timed_bytes` and `timed_copies` are of the copies whose seconds are known, those that have ended.
+    `timed_bytes` and `timed_copies` are of the copies that have ended; for `written_bytes` see `Copy`.
     """
 
     nbytes: int = 0
@@ -187,6 +199,7 @@ class Flow:
     seconds: float = 0.0
     timed_bytes: int = 0
     timed_copies: int = 0
+    written_bytes: int = 0
 
     def add(self, more: "Flow") -> None:
         """Add what went over it at another time."""
@@ -195,6 +208,7 @@ class Flow:
         self.seconds += more.seconds
         self.timed_bytes += more.timed_bytes
         self.timed_copies += more.timed_copies
+        self.written_bytes += more.written_bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +249,8 @@ class Traffic:
         flow = self.flows.setdefault((copy.link, copy.kind.value), Flow())
         flow.nbytes += copy.nbytes
         flow.copies += 1
+        if isinstance(copy, Copy):
+            flow.written_bytes += copy.written_bytes
 
     def finished(
         self, lane: str, copy: "Transfer | Crossing", span_s: tuple[float, float], purpose: object = None
@@ -268,13 +284,6 @@ class Traffic:
         flows, self.flows, self.lane_s, self.on_done = self.flows, {}, {}, on_done
         self.unread_bytes = self.in_vain_bytes = 0
         return flows
-
-    def link_bytes(self) -> dict[str, dict[str, int]]:
-        """Bytes per link and kind."""
-        table: dict[str, dict[str, int]] = {link: {} for link in LINK_OF.values()}
-        for (link, kind), flow in sorted(self.flows.items()):
-            table[link][kind] = flow.nbytes
-        return table
 
     def since(self, earlier: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
         """Bytes per link and kind beyond those of an earlier `snapshot`."""

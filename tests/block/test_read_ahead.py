@@ -85,8 +85,9 @@ def test_bytes_from_disk_are_those_that_were_read_however_early_the_job_ends(pat
 
     def counted(file: int, into: Any, offset: int, name: str) -> int:
         time.sleep(pause_s)
-        nbytes.append(read(file, into, offset, name))
-        return nbytes[-1]
+        count = read(file, into, offset, name)
+        nbytes.append(count)  # by several threads
+        return count
 
     file, rows = open_weight_file(path), [ROWS[data.draw(st.integers(0, 2))]]
     with load(file, policy=policy) as engine:

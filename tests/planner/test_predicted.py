@@ -40,6 +40,7 @@ def told(rows: JobRows) -> Prediction:
         peak_bytes={"device": 7},
         link_bytes={"host->device": {"weights": 10 * new}, "device->host": {}},
         link_s={"host->device": {"weights": 0.01 * new}, "device->host": {}},
+        disk_write_bytes=4096 * new,
         lane_busy={"compute": (1 + 0.05 * new) / (6 + 0.1 * new)},
     )
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,6 +59,22 @@ def without_zeros(table: dict[str, dict[str, int]]) -> dict[str, dict[str, int]]
     return {link: {kind: nbytes for kind, nbytes in kinds.items() if nbytes} for link, kinds in table.items()}
 
 
+@contextmanager
+def written_bytes() -> Iterator[list[int]]:
+    """How much each call wrote that writes to a spill file, meanwhile."""
+    found: list[int] = []
+    write = os.pwritev
+
+    def counted(*arguments: Any) -> int:
+        count = write(*arguments)
+        found.append(count)
+        return count
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "pwritev", counted)
+        yield found
+
+
 @given(
     spec=own.specs(),
     stored=st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16")]),
@@ -82,7 +100,7 @@ def test_bytes_over_links_and_peaks_are_those_of_a_real_run(
         )
         for row, (prompt, new) in enumerate(rows)
     ]
-    with load(path, policy=policy, scratch_bytes=SCRATCH_BYTES) as engine:
+    with load(path, policy=policy, scratch_bytes=SCRATCH_BYTES) as engine, written_bytes() as written:
         stats = engine.generate(asked, Request(ignore_eos=True)).stats
         file, alike = engine.file, rows_are_alike(engine, policy)
     assume(alike)
@@ -90,6 +108,8 @@ def test_bytes_over_links_and_peaks_are_those_of_a_real_run(
     found = simulate(file, like_numpy(), policy, lengths, NO_BUDGETS)
     assert found.peak_bytes == stats.peak_bytes
     assert found.link_bytes == without_zeros(stats.link_bytes)
+    assert stats.spilled_bytes == sum(written), "what the disk writes is counted, whole pages too"
+    assert found.disk_write_bytes == stats.spilled_bytes or not stats.direct_spills
     assert (found.blocks, found.rows, found.generated_tokens) == (stats.blocks, stats.rows, stats.generated_tokens)
     assert (found.passes, found.occupancy) == (stats.occupancy.passes, pytest.approx(stats.occupancy.mean))
 
@@ -109,7 +129,10 @@ def test_bytes_and_peaks_of_a_job_that_scores_are_those_of_a_real_run(
         ScoredRow(tuple((3 * token + row) % spec.vocabulary for token in range(length)), first)
         for row, (length, first) in enumerate(rows)
     ]
-    with load(model_file(spec, *stored), policy=policy, scratch_bytes=SCRATCH_BYTES) as engine:
+    with (
+        load(model_file(spec, *stored), policy=policy, scratch_bytes=SCRATCH_BYTES) as engine,
+        written_bytes() as written,
+    ):
         stats, file = engine.score(scored).stats, engine.file
         alike = rows_are_alike(engine, policy)
     assume(alike)
@@ -117,6 +140,8 @@ def test_bytes_and_peaks_of_a_job_that_scores_are_those_of_a_real_run(
     found = simulate(file, like_numpy(), policy, lengths, NO_BUDGETS)
     assert found.peak_bytes == stats.peak_bytes
     assert found.link_bytes == without_zeros(stats.link_bytes)
+    assert stats.spilled_bytes == sum(written)
+    assert found.disk_write_bytes == stats.spilled_bytes or not stats.direct_spills
     assert (found.blocks, found.rows, found.generated_tokens) == (stats.blocks, stats.rows, stats.generated_tokens)
     assert found.prefill_s > 0
     assert found.decode_s == 0

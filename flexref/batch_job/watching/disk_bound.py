@@ -10,19 +10,22 @@ from flexref.units import GIB
 SPILLS = "host->disk"
 
 
-def spilled_bytes(link_bytes: Mapping[str, Mapping[str, int]]) -> int:
-    """Bytes of cache and activations that went to disk, of a job's state, its account or a prediction."""
-    return sum(link_bytes.get(SPILLS, {}).values())
+def _spilled(state: Mapping[str, Any]) -> int:
+    """What the disk wrote of what was spilled, by a state's values; those of an older version have what was moved."""
+    moved = sum(state["link_bytes"].get(SPILLS, {}).values())
+    return int(state.get("spilled_bytes", moved))
 
 
 def spilled_before(notes: Iterable[tuple[str, Mapping[str, Any]]]) -> int:
-    """The same of all runs of a job, from the notes of its journal (kind, values): the last state of each run."""
+    """What the disk wrote of what was spilled in all runs of a job, from the notes of its journal (kind, values): the
+    last state of each run.
+    """
     whole = last = 0
     for kind, values in notes:
         if kind == "run":
             whole, last = whole + last, 0
         elif kind == "state":
-            last = spilled_bytes(values["link_bytes"])
+            last = _spilled(values)
     return whole + last
 
 
@@ -40,7 +43,7 @@ class DiskWrites:
 
     def at(self, state: JobState) -> int:
         """Bytes in all, with those of earlier runs, when `state` is the latest."""
-        return self._before_bytes + spilled_bytes(state.link_bytes) + self._recorded_bytes()
+        return self._before_bytes + state.spilled_bytes + self._recorded_bytes()
 
 
 class DiskWriteBound(Watcher):
@@ -60,7 +63,7 @@ class DiskWriteBound(Watcher):
 
 
 def predicted_pause(most_gib: float, predicted_bytes: int, before_bytes: int = 0) -> str | None:
-    """For a job that is predicted to write so much (`spilled_bytes` of its `link_bytes`): where the bound would pause
+    """For a job that is predicted to write so much: where the bound would pause
     it, in words; None if it would not.
     """
     total, most = before_bytes + predicted_bytes, most_gib * GIB

@@ -88,6 +88,7 @@ class JobStateReader:
             live_rows=0 if standing is None else standing.live_rows,
             places=0 if standing is None else standing.places,
             link_bytes=tables.nbytes,
+            spilled_bytes=tables.written_bytes,
             link_s=tables.seconds,
             timed_bytes=tables.timed_bytes,
             timed_copies=tables.timed_copies,
@@ -116,17 +117,19 @@ class JobStateReader:
 class _Tables:
     """What flows say, by link and kind."""
 
-    __slots__ = ("nbytes", "seconds", "timed_bytes", "timed_copies")
+    __slots__ = ("nbytes", "seconds", "timed_bytes", "timed_copies", "written_bytes")
 
     def __init__(self) -> None:
         self.nbytes: dict[str, dict[str, int]] = {}
         self.seconds: dict[str, dict[str, float]] = {}
         self.timed_bytes: dict[str, dict[str, int]] = {}
         self.timed_copies: dict[str, dict[str, int]] = {}
+        self.written_bytes = 0
 
     def add(self, flows: Mapping[tuple[str, str], Flow]) -> None:
         """Add those of some copies."""
         for (link, kind), flow in flows.items():
+            self.written_bytes += flow.written_bytes
             _add_to(self.nbytes, link, kind, flow.nbytes)
             _add_to(self.seconds, link, kind, flow.seconds)
             _add_to(self.timed_bytes, link, kind, flow.timed_bytes)

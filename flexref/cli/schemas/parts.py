@@ -10,7 +10,7 @@ from flexref.simulator.prediction import Prediction
 
 POLICY = object_of(Policy)
 
-PREDICTION = object_of(Prediction, "tokens_per_s", "disk_write_bytes")
+PREDICTION = object_of(Prediction, "tokens_per_s")
 
 NAMES = ListOf(Text())
 

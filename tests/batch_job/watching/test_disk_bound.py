@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.batch_job.states import JobState
-from flexref.batch_job.watching.disk_bound import DiskWriteBound, DiskWrites, predicted_pause, spilled_bytes
+from flexref.batch_job.watching.disk_bound import DiskWriteBound, DiskWrites, predicted_pause, spilled_before
 from flexref.errors import JobPaused
 from flexref.units import GIB
 
@@ -23,7 +23,8 @@ def test_a_job_pauses_after_the_first_pass_that_reaches_the_bound(runs: list[lis
         bound = DiskWriteBound(most / 100, writes)
         for spill, record in passes:
             spilled, recorded = spilled + spill * unit, recorded + record * unit
-            state = JobState(1.0, link_bytes={"host->disk": {"cache": spilled}, "disk->host": {"cache": 9 * GIB}})
+            moved = {"host->disk": {"cache": spilled // 2}, "disk->host": {"cache": 9 * GIB}}
+            state = JobState(1.0, link_bytes=moved, spilled_bytes=spilled)
             written = before + spilled + recorded
             assert writes.at(state) == written
             if written < most / 100 * GIB:
@@ -34,9 +35,15 @@ def test_a_job_pauses_after_the_first_pass_that_reaches_the_bound(runs: list[lis
         before += spilled + recorded
 
 
+def test_what_earlier_runs_spilled_is_the_last_state_of_each_also_of_those_that_did_not_count_pages() -> None:
+    moved = {"host->disk": {"cache": 3 * GIB, "activations": GIB}, "disk->host": {"weights": GIB}}
+    old = ("state", {"link_bytes": moved})
+    states = [("state", {"link_bytes": moved, "spilled_bytes": spilled * GIB}) for spilled in (5, 7)]
+    assert spilled_before([("run", {}), old, ("run", {}), *states, ("run", {})]) == (4 + 7) * GIB
+
+
 def test_a_prediction_says_where_the_bound_would_pause_the_job() -> None:
-    nbytes = spilled_bytes({"host->disk": {"cache": 3 * GIB, "activations": GIB}, "disk->host": {"weights": GIB}})
-    assert nbytes == 4 * GIB
+    nbytes = 4 * GIB
     assert predicted_pause(6, nbytes, GIB) is None
     assert predicted_pause(3, nbytes, GIB) == (
         "it will write about 4.00 GiB to disk: --max-disk-writes-gib 3 will pause it when 50% of what is left is done"
