@@ -92,7 +92,7 @@ class WeightStore:
 
         Raises `WeightFileError` with the dataset's name if a checksum differs, and goes on differing (`WeightSource`).
         """
-        if self._staging:
+        if self._staging and not self.plan.loading_bytes:
             self._load_through(
                 [place for slot in self._staging for place in _places(slot, CHUNK_BYTES)][:LOADING_PLACES]
             )

@@ -14,6 +14,11 @@ LOADING_PLACES = 4
 """Places that weights pass through while they are loaded: one is filled by the disk, others are checked, or copied to
 the device, or asked for."""
 
+LOADING_PIECES = 1024
+"""Pieces of what has its home on the device that staging slots are used for: each takes the host half a millisecond,
+however small it is. Tiny slots, where the disk is the home of some biases alone, would make loading many times as long.
+"""
+
 STAGING = "weight staging"
 """What host memory is held for through which weights come from disk."""
 
@@ -145,8 +150,12 @@ class WeightsPlan:
 
     @property
     def loading_bytes(self) -> int:
-        """Host bytes that loading needs for a while, for what passes through the host; a staging slot does as well."""
-        if self.staging_slot_bytes:
+        """Host bytes that loading needs for a while, for what passes through the host.
+
+        Staging slots do as well, if they are not so small that it would take more than `LOADING_PIECES` pieces.
+        """
+        slot = self.staging_slot_bytes
+        if slot and (slot >= CHUNK_BYTES or self.bytes_at_home(Tier.DEVICE) <= LOADING_PIECES * slot):
             return 0
         most = max((run.nbytes for plan in self.stages for tier in Tier for run in plan.homes[tier].runs), default=0)
         return LOADING_PLACES * min(CHUNK_BYTES, aligned(most, ALIGNMENT_BYTES))

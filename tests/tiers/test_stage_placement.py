@@ -1,11 +1,15 @@
 """Which unit of which stage lies where: totals follow the shares, stages stream alike, and some come first."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexref.architecture.published import published
 from flexref.policy import Shares
+from flexref.storage.random_weights import random_file
 from flexref.testing.strategies import shares
+from flexref.tiers.disk import CHUNK_BYTES
 from flexref.tiers.placement import place_stages, real_shares
+from flexref.tiers.weights_plan import LOADING_PIECES, LOADING_PLACES, WeightsPlan
 from flexref.units import Tier
 
 STAGES = st.lists(st.lists(st.integers(1, 1000), min_size=1, max_size=6), min_size=1, max_size=12)
@@ -45,3 +49,17 @@ def test_a_tier_without_a_share_gets_nothing(stages: list[list[int]], wanted: Sh
     _, tiers = flat(stages, place_stages(stages, wanted, {0}))
     for tier in Tier:
         assert getattr(wanted, tier.value) > 0 or tier not in tiers
+
+
+@settings(max_examples=20)
+@given(name=st.sampled_from(["opt-125m", "opt-1.3b", "opt-6.7b"]), disk=st.floats(0, 1), rest=st.floats(0, 1))
+def test_what_passes_through_the_host_when_it_is_loaded_is_not_cut_small(name: str, disk: float, rest: float) -> None:
+    """However small the staging slots are: there are at most so many pieces, or they are as large as a disk reads."""
+    disk **= 9  # mostly small: then staging slots are, too
+    plan = WeightsPlan.of(random_file(published(name)), Shares((1 - disk) * rest, (1 - disk) * (1 - rest), disk), 2)
+    runs = [run.nbytes for stage in plan.stages for run in stage.homes[Tier.DEVICE].runs]
+    slot = plan.staging_slot_bytes
+    assert not (plan.loading_bytes and slot >= CHUNK_BYTES), "then slots do as well"
+    place = plan.loading_bytes // LOADING_PLACES or min(CHUNK_BYTES, slot)
+    pieces = sum(-(-nbytes // place) for nbytes in runs) - len(runs)
+    assert pieces <= max(LOADING_PIECES, sum(runs) // CHUNK_BYTES)

@@ -102,7 +102,9 @@ class WeightStoreStates(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(plan_module, "CHUNK_BYTES", PAGE)  # so that a run is loaded in many pieces
+        # So that a run is loaded in many pieces, and some slots are too small for it.
+        self.patch.setattr(plan_module, "CHUNK_BYTES", 2 * PAGE)
+        self.patch.setattr(plan_module, "LOADING_PIECES", 2)
         self.patch.setattr(weights_module, "CHUNK_BYTES", PAGE)
         self.patch.setattr(table_module, "PIECE_BYTES", 64)
         self.port = NumpyBackend(1 << 16)
