@@ -92,8 +92,8 @@ def install_hint(extra: str) -> str:
 
 
 def described(error: BaseException) -> str:
-    """An error in one line: its type, and what it says if it says anything."""
-    said = " ".join(str(error).split())
+    """An error in one line: its type, and what it says if it says anything; what is no UTF-8 is escaped."""
+    said = " ".join(str(error).split()).encode("utf-8", "backslashreplace").decode("utf-8")
     return f"{type(error).__name__}: {said}" if said else f"{type(error).__name__} without a message"
 
 

@@ -176,8 +176,11 @@ class CheckedRows(PlacedBackend):
         Notes a fault where shape or type are wrong, or where the port returned another array than it wrote. Raises
         `PortFailure` where the shape is wrong and there is no place to read.
         """
-        if tuple(result.shape) != shape:
-            complaint = f"gives the shape {tuple(result.shape)}, needed {shape}"
+        given = getattr(result, "shape", None)
+        if given is None or tuple(given) != shape:
+            complaint = f"gives {type(result).__name__}, needed an array of the shape {shape}"
+            if given is not None:
+                complaint = f"gives the shape {tuple(given)}, needed {shape}"
             if place is None:
                 raise call.stop(complaint)
             call.fault(complaint)
@@ -187,7 +190,7 @@ class CheckedRows(PlacedBackend):
                 call.fault(f"gives {found.dtype}, needed {self.caps.compute_dtype}")
             return found
         found = self._read(place)
-        if result is not place.array and tuple(result.shape) == shape and place.host is None:
+        if result is not place.array and given is not None and tuple(given) == shape and place.host is None:
             call.same(np.array(self._port.download(result)), found, "returns another array than its result")
         return found
 

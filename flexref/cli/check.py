@@ -61,7 +61,7 @@ def _need_no_more(context: click.Context) -> None:
 @click.option(
     "--examples", default=50, show_default=True, type=click.IntRange(1, 1_000_000), help="Tries of every clause."
 )
-@click.option("-k", "words", multiple=True, metavar="WORD", help=MATCHING_HELP)
+@click.option("-k", "words", multiple=True, type=TEXT, metavar="WORD", help=MATCHING_HELP)
 @click.option("--explain", metavar="CLAUSE", is_eager=True, expose_value=False, callback=_explain, help=EXPLAIN_HELP)
 @option("--device-mem-gib")
 @option("--host-mem-gib", help="Budget of the host, checks not counted; default: what is free.")

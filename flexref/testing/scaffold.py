@@ -47,7 +47,7 @@ def check_name(name: str) -> None:
     if not NAME.fullmatch(name) or keyword.iskeyword(name) or len(name) > LONGEST_NAME:
         raise WrongCall(
             f"{name!r:.80} is no name for a port: needed an identifier of small letters, digits and _ that begins with "
-            f"a letter and does not end with _, at most {LONGEST_NAME} of them"
+            f"a letter and does not end with _, at most {LONGEST_NAME} of them, and no word of Python's own"
         )
     if name in installed():
         raise WrongCall(f"a port called {name} is installed already; installed: {', '.join(installed())}")

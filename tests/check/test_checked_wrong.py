@@ -101,6 +101,35 @@ def test_a_wrong_port_is_named_by_its_operator(
     assert wrong == {operator.split(maxsplit=1)[0]}, "no other operator is blamed"
 
 
+class GivesNothing(NumpyBackend):
+    """Operators that work in place, and forget to return."""
+
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
+        super().layer_norm(x, w, b, epsilon, out)
+
+
+class SaysWhatNobodyCanWrite(NumpyBackend):
+    """Raises with half of a surrogate pair, as of a device's name that is no UTF-8."""
+
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
+        raise ValueError("device \udcff")
+
+
+@pytest.mark.parametrize(
+    ("port", "said"),
+    [
+        (GivesNothing, "gives NoneType, needed an array of the shape"),
+        (SaysWhatNobodyCanWrite, "raised ValueError: device \\udcff, needed a result"),
+    ],
+)
+def test_a_port_that_gives_no_array_is_named_and_no_bug_of_ours(model: Any, port: Any, said: str) -> None:
+    report = checked(model(SPEC), port, HOME)
+    assert report.fault is not None
+    assert report.fault.startswith("layer_norm")
+    assert said in report.fault
+    report.fault.encode("utf-8")
+
+
 class ForgetsCopies(NumpyBackend):
     """One lane says that it has copied, and has not; memory starts as zeros."""
 

@@ -98,12 +98,18 @@ def test_a_wrong_list_of_known_failures_is_told(
     assert said in capsys.readouterr().err
 
 
+def test_cases_that_cannot_be_saved_are_told_as_such(wrong: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert conformance("--backend", "wrong", "--cases", "/proc/cases", *CLAUSES) == 1
+    assert "flexref: cannot save cases in /proc/cases: No such file or directory\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "give --backend"),
         (["--backend", "nummpy"], "unknown backend"),
         (["--backend", "numpy", "--clause", "linaer"], "near: "),
+        (["--backend", "numpy", "--clause", ""], "'--clause': it is empty"),
         (["--backend", "numpy", "--operator", "linaer"], "no method of the protocol is called 'linaer'"),
         (["--backend", "numpy", "--replay", "a.npz", "--examples", "3"], "does not go with --examples"),
     ],

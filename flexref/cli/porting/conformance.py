@@ -25,7 +25,14 @@ WITH_THEM = ("backend", "limit_s", "as_json")
 
 @click.command("conformance")
 @option("--backend", default=None, show_default=None, metavar="NAME", help="The port to try.")
-@click.option("--clause", "words", multiple=True, metavar="WORD", help="Clauses with such names alone; once or more.")
+@click.option(
+    "--clause",
+    "words",
+    multiple=True,
+    type=TEXT,
+    metavar="WORD",
+    help="Clauses with such names alone; once or more.",
+)
 @click.option("--operator", "methods", multiple=True, metavar="METHOD", help="Clauses about it alone; once or more.")
 @click.option(
     "--examples", default=100, show_default=True, type=click.IntRange(1, 1_000_000), help="Tries of every clause."

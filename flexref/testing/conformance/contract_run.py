@@ -163,7 +163,10 @@ def judged(about: ClauseResult, end: ProcessEnd, asked: Conformance) -> ClauseRe
     result = _ended(about, end, status, cases, error, None if failed is None else failed.method)
     if drawn is None or asked.cases is None or about.part == CLOSING:
         return result
-    Path(asked.cases).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(asked.cases).mkdir(parents=True, exist_ok=True)
+    except OSError as refused:
+        raise StorageError(f"cannot save cases in {asked.cases}: {refused.strerror or refused}") from refused
     path = str(Path(asked.cases) / f"{about.clause}.npz")
     write_case(path, Case(about.clause, drawn, asked.backend, error), failed)
     return replace(result, case_file=path)
