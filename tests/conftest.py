@@ -86,7 +86,12 @@ class QuickIsTiny(Sizes):
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
     """Machines that are measured for policies are kept for this session, apart from the user's own, and not well."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FLEXREF_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
+        cache, session = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
+        # What numba compiles takes longer than what is tested of it: all processes of a session keep it in one place.
+        numba = (session.parent if "PYTEST_XDIST_WORKER" in os.environ else session) / "numba"
+        numba.mkdir(exist_ok=True)
+        (cache / "numba").symlink_to(numba)
+        patch.setenv("FLEXREF_CACHE_DIR", str(cache))
         patch.setattr("flexref.profile.measure.Sizes", QuickIsTiny)
         yield
 

@@ -33,6 +33,18 @@ KEPT_FOLDER = "numba"
 MOST_KEPT_BYTES = 64 << 20
 """Bounds what is kept: a function has some 100 KB."""
 
+
+def digest_of_sources() -> str:
+    """A digest of this package's files."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+SOURCES = digest_of_sources()
+"""As they are when they are imported: an installation may be exchanged while a process runs."""
+
 Make = Callable[..., Callable[..., Any]]
 """Makes the function of a variant, which its arguments name. The function takes and gives int64, but for arguments that
 it annotates as float."""
@@ -106,17 +118,8 @@ def function_key(make: Make, variant: tuple[Any, ...]) -> str:
     from numba.core.registry import cpu_target  # noqa: PLC0415  it starts LLVM
 
     magic = cpu_target.target_context.codegen().magic_tuple()
-    told = (_sources(), numba.__version__, llvmlite.__version__, platform.python_version(), magic, make.__qualname__)
+    told = (SOURCES, numba.__version__, llvmlite.__version__, platform.python_version(), magic, make.__qualname__)
     return hashlib.sha256(repr((*told, variant)).encode()).hexdigest()
-
-
-@cache
-def _sources() -> str:
-    """A digest of this package's files."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
 
 
 @cache

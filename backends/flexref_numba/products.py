@@ -39,7 +39,7 @@ class Stored(NamedTuple):
         form = Form(f"codes{w.bits}", min(w.group_size, inputs), scale.dtype.name)
         direct, group = direct_form(form, inputs), form.group
         if not direct:
-            form = form._replace(group=0)
+            form = Form(form.kind)
         pitches = scale.strides[0], scale.itemsize, group
         values = (address_of(codes), codes.strides[0], address_of(scale), address_of(zero), *pitches)
         return cls(form, direct, values, (outputs, inputs))
@@ -72,7 +72,7 @@ class Products:
         """See `Backend.expand`."""
         stored = Stored.of(w)
         outputs, inputs = stored.shape
-        call = self._functions.get(make_expand, stored.form._replace(group=0))
+        call = self._functions.get(make_expand, Form(stored.form.kind))
         place = address_of(out), out.strides[0]
         parts = self._parts(outputs, outputs * inputs)
         self._threads.run(parts, lambda first, last: call(*stored.values, inputs, first, last, *place))

@@ -100,7 +100,7 @@ def test_a_kept_function_is_named_by_the_sources_the_versions_and_the_processor(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     keys = {compiled.function_key(make_sum, (3,)), compiled.function_key(make_sum, (4,))}
-    monkeypatch.setattr(compiled, "_sources", lambda: "others")
+    monkeypatch.setattr(compiled, "SOURCES", "others")
     keys.add(compiled.function_key(make_sum, (3,)))
     monkeypatch.setattr(compiled.numba, "__version__", "0.0")
     keys.add(compiled.function_key(make_sum, (3,)))

@@ -169,7 +169,8 @@ def _expanded_numbers(form: Form) -> Any:
 def expand_row(form: Form) -> Any:
     """A function of numba's: (values, scale, zero, pair_step, inputs, group, out): a row as float32 in `out`.
 
-    Groups may have any length, and the last one of a row may be short.
+    Groups may have any length, and the last one of a row may be short. Where the form names no type of scale and zero,
+    `pair_step` does: what lies two bytes apart is float16.
     """
     if not form.coded:
         numbers = _expanded_numbers(form)
@@ -179,14 +180,18 @@ def expand_row(form: Form) -> Any:
             numbers(values, inputs, out)
 
         return widened
-    pair, write, sixteen, four = peek(form.pair), poke("float32"), _expand_sixteen(form.kind), form.kind == "codes4"
+    halves, floats, write, sixteen = peek("float16"), peek("float32"), poke("float32"), _expand_sixteen(form.kind)
+    four, named = form.kind == "codes4", bool(form.pair)
 
     @inner
     def expanded(values, scale, zero, pair_step, inputs, group, out):
         first = 0
         while first < inputs:
             size = min(group, inputs - first)
-            step, least = pair(scale), pair(zero)
+            if named or pair_step == 2:
+                step, least = halves(scale), halves(zero)
+            else:
+                step, least = floats(scale), floats(zero)
             nbytes = (size + 1) // 2 if four else size
             high, done = out + 4 * nbytes, 0
             while done + LANES <= (size - nbytes if four else size):

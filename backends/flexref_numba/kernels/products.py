@@ -41,7 +41,7 @@ def tiles_of(form: Form) -> Tiles:
 
 def direct_form(form: Form, inputs: int) -> bool:
     """Whether a matrix of that form is multiplied as it is stored."""
-    return not form.coded or (form.group in DIRECT_GROUPS and inputs % form.group == 0)
+    return not form.coded or (form.group in DIRECT_GROUPS and form.pair == "float16" and inputs % form.group == 0)
 
 
 def block_outputs(inputs: int) -> int:

@@ -26,7 +26,8 @@ from flexref_numba.kernels.vectors import (
 class Form(NamedTuple):
     """How the numbers of a row are stored: of `kind` float32, float16, codes4 or codes8.
 
-    Codes come in groups of `group`, which divides a row, and each group has scale and zero of type `pair`.
+    Codes come in groups of `group`, which divides a row, and each group has scale and zero of type `pair`: float16, but
+    for rows that are only expanded. There 0 and no type stand for any.
     """
 
     kind: str
