@@ -46,12 +46,16 @@ PAIR_BYTES = {"float16": 2, "float32": 4}
 
 
 class Row(NamedTuple):
-    """Where a row lies: its numbers or codes; scale and zero of its first group, and how far apart groups' are."""
+    """Where a row lies: its numbers or codes; scale and zero of its first group, and how far apart groups' are.
+
+    ahead: how far from here the row lies that is read next, in bytes; None: nobody knows.
+    """
 
     values: Value
     scale: Value
     zero: Value
     pair_step: Value
+    ahead: Value | None = None
 
 
 def scalar(b: Builder, address: Value, kind: str) -> Value:
@@ -74,6 +78,8 @@ class GroupReader:
             self._table = b.fma(steps, self._scale, self._zero)
         self._codes = b.add(row.values, b.times(group, form.group // (2 if form.kind == "codes4" else 1)))
         self._held: dict[int, Value] = {}
+        if row.ahead is not None:  # rows of codes are short: the processor would notice late that another one begins
+            b.fetch_ahead(b.add(self._codes, row.ahead))
 
     def values(self, place: int) -> Value:
         """Values `place` * 16 and on."""
@@ -152,10 +158,10 @@ def product_tile(form: Form, rows: int, outputs: int) -> Any:
 def _append_tile(b: Builder, form: Form, shape: tuple[int, int], args: Any) -> None:
     x, x_pitch, w, w_pitch, scale, zero, pair_pitch, pair_step, inputs, out, out_pitch, bias, add = args
     rows, outputs = shape
-    of_w = []
+    of_w, ahead = [], b.times(w_pitch, outputs)
     for o in range(outputs):
         pair = b.times(pair_pitch, o)
-        of_w.append(Row(b.add(w, b.times(w_pitch, o)), b.add(scale, pair), b.add(zero, pair), pair_step))
+        of_w.append(Row(b.add(w, b.times(w_pitch, o)), b.add(scale, pair), b.add(zero, pair), pair_step, ahead))
     found = add_products(b, form, [b.add(x, b.times(x_pitch, t)) for t in range(rows)], of_w, inputs)
     adds, biased = (b.llvm.icmp_signed("!=", value, ADDRESS(0)) for value in (add, bias))
     targets = [b.add(out, b.times(out_pitch, t), 4 * o) for t in range(rows) for o in range(outputs)]

@@ -20,6 +20,8 @@ LANES = 16
 FLOAT, HALF, BYTE, WORD, ADDRESS = ir.FloatType(), ir.HalfType(), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 VECTOR, WORDS, HALVES, BYTES = (ir.VectorType(kind, LANES) for kind in (FLOAT, WORD, HALF, BYTE))
 
+PREFETCH = ir.FunctionType(ir.VoidType(), [BYTE.as_pointer(), WORD, WORD, WORD])
+
 Value = Any
 """A value of LLVM's."""
 
@@ -72,6 +74,12 @@ class Builder:
     def write(self, address: Value, value: Value, align: int) -> None:
         """Let `value` lie at an address."""
         self.llvm.store(value, self.llvm.inttoptr(address, value.type.as_pointer()), align=align)
+
+    def fetch_ahead(self, address: Value) -> None:
+        """Let the processor begin to read what lies at an address, if there is memory; nothing is known of it yet."""
+        pointer = self.llvm.inttoptr(address, BYTE.as_pointer())
+        function = self.llvm.module.declare_intrinsic("llvm.prefetch", [pointer.type], PREFETCH)
+        self.llvm.call(function, [pointer, WORD(0), WORD(3), WORD(1)])
 
     def variable(self, kind: Any, value: Value) -> Any:
         """Where a value is kept that changes: `get` and `set` it. LLVM keeps it in a register."""
