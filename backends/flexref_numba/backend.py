@@ -24,6 +24,10 @@ FUSED_ROWS = 256
 """Up to so many rows a product expands a matrix as it goes: what that costs beside it is little from few rows on."""
 
 
+THREAD_SCRATCH_BYTES = 1 << 20
+"""What each thread uses of its own at most: six rows of a matrix with some 43,000 columns."""
+
+
 class NumbaBackend(NumpyBackend):
     """The host's processor: float32, records and codes read where they lie."""
 
@@ -32,9 +36,10 @@ class NumbaBackend(NumpyBackend):
     def __init__(self, threads: int | None = None) -> None:
         """`threads`: as many as numpy's BLAS has, if not given. Results do not depend on it."""
         super().__init__()
-        self.caps = replace(self.caps, fused_rows=FUSED_ROWS)
         self.compiling = CompileTime()
         self._attention = HostAttention(threads, self.compiling)
+        scratch_bytes = self.caps.scratch_bytes + THREAD_SCRATCH_BYTES * self._attention.threads.count
+        self.caps = replace(self.caps, fused_rows=FUSED_ROWS, scratch_bytes=scratch_bytes)
         self._of_matrices = Products(self._attention.functions, self._attention.threads)
 
     def describe(self) -> Description:

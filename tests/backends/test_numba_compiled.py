@@ -133,3 +133,10 @@ def test_functions_of_one_name_that_other_processes_kept_do_not_take_each_others
         np.testing.assert_allclose(found, x @ dequantize(coded).T, atol=1e-4)
     threads.close()
     assert compiles == []
+
+
+def test_without_numba_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['numba'] = None; import flexref_numba"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "ImportError: numba cannot be imported" in done.stderr
+    assert "pip install '.[numba]' in the checkout of flexref" in done.stderr
