@@ -130,7 +130,8 @@ class CacheOperators:
                 later = torch.ones((new, new), dtype=torch.bool, device=q.device).triu_(1)
                 scores[:, :, total - new :].masked_fill_(later, -torch.inf)
             weights = torch.softmax(scores, -1)
-            found = torch.zeros_like(q)
+            found = None
             for tile in tiles:
-                found += torch.bmm(weights[:, :, tile], row.held(1, tile, heads).transpose(0, 1))
+                part = torch.bmm(weights[:, :, tile], row.held(1, tile, heads).transpose(0, 1))
+                found = part if found is None else found.add_(part)
         return found

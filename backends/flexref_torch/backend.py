@@ -32,8 +32,8 @@ class TorchBackend(DeviceMemory, RowOperators, CacheOperators, DirectCalls):
     name = "torch"
 
     def __init__(self, device: str | int | None = None) -> None:
-        """`device` as PyTorch names it, `cuda:1` for example; without it CUDA (or ROCm), else Apple's, else the
-        processor. Raises `BackendUnavailable`."""
+        """`device` as PyTorch names it, `cuda:1` for example, or a number; without a name CUDA (or ROCm), else Apple's,
+        else the processor. Raises `BackendUnavailable`."""
         self._device = device_of(device)
         kind = self._device.type
         self._most = PIECE_ELEMENTS[kind]
@@ -83,8 +83,9 @@ def device_of(asked: str | int | None) -> torch.device:
     """The device of that name, or the best one here; `BackendUnavailable` if it is not here."""
     counts = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available()), "cpu": 1}
     here = {kind: count for kind, count in counts.items() if count}
+    best = next(iter(here))
     try:
-        device = torch.device(next(iter(here)) if asked is None else asked)
+        device = torch.device(best if asked is None else f"{best}:{asked}" if isinstance(asked, int) else asked)
     except RuntimeError:
         device = None
     if device is None or (device.index or 0) >= here.get(device.type, 0):

@@ -39,9 +39,8 @@ class DeviceMemory(CountedResults):
         if tier == "device" and self._device.type != "cpu":
             try:
                 return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
-            except torch.OutOfMemoryError:
-                free = self.free_bytes("device")
-            raise CapacityError("device", "a buffer", nbytes, free, {})
+            except torch.OutOfMemoryError as error:
+                raise CapacityError("device", "a buffer", nbytes, self.free_bytes("device"), {}) from error
         if self._device.type != "cuda":
             whole = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
             return torch.from_numpy(whole[-whole.ctypes.data % ALIGNMENT_BYTES :][:nbytes])

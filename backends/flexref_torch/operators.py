@@ -132,7 +132,7 @@ class RowOperators:
     ) -> npt.NDArray[np.int64]:
         """The device puts tokens in order, the host walks along them."""
         chosen = np.empty(len(logits), np.int64)
-        for rows in pieces(logits.shape, self._most):
+        for rows in pieces(logits.shape, self._most // 2):  # ids in order are int64
             part = logits[rows]
             if not torch.isfinite(part).all():
                 raise FlexrefError("logits are not finite: the model computed an infinity, or what is no number")

@@ -4,6 +4,7 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flexref_torch
@@ -110,9 +111,32 @@ def test_a_users_settings_are_as_before_after_each_product(port: Any, monkeypatc
     ids=clause_name,
 )
 def test_an_operator_in_many_pieces_keeps_its_law(clause: Clause, port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    long = clause is prefixes.a_shared_prefix_is_as_good_as_a_copy
+    long = clause.__module__ in (attention.__name__, prefixes.__name__)
     monkeypatch.setattr(port, "_most", MORE if long else FEW)
     error = violation(port, clause, 6 if long else 20)
+    assert error is None, error
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        products.linear_is_the_product,
+        products.linear_adds_to_its_result,
+        products.expand_is_the_matrix,
+        products.linear_of_expanded_weights_has_the_same_bits,
+        products.add_rows_adds_the_named_rows,
+        pointwise.layer_norm_is_the_norm,
+        pointwise.activations_are_their_functions,
+        cache.append_quantizes_by_the_law,
+        attention.attend_is_causal_attention,
+        attention.attention_does_not_depend_on_other_rows,
+        sampling.sampling_inverts_the_distribution,
+    ],
+    ids=clause_name,
+)
+def test_float16_as_on_a_gpu_keeps_its_law(clause: Clause, port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(port, "caps", replace(port.caps, compute_dtype="float16"))
+    error = violation(port, clause, 10)
     assert error is None, error
 
 
