@@ -60,8 +60,8 @@ class Mover:
         self._open: list[tuple[Lane, Sequence[Transfer], Ticket, object]] = []
         self._crossings: deque[tuple[Crossing, Ticket, Ticket]] = deque()
         self._unsure: set[Lane] = set()
-        self._unread: dict[int, int] = {}
-        """Of copies that were not read after all, by their identity: bytes that had come."""
+        self._unread: dict[int, tuple[Copy, int]] = {}
+        """Copies that were not read after all, by their identity, and bytes of each that had come."""
 
     def submit(self, lane: Lane, copies: Sequence[Transfer], after: Sequence[Ticket], purpose: object = None) -> Ticket:
         """Run `copies` one after another on `lane` when `after` is done; a trace is told of their `purpose`."""
@@ -101,7 +101,7 @@ class Mover:
     def harvest(self) -> None:
         """Take the times of what is done; raises the failure of what failed."""
         started, self._open = self._open, []
-        self._unread.update((id(copy), came) for copy, came in self._ahead.take_unread())
+        self._unread.update((id(entry[0]), entry) for entry in self._ahead.take_unread())
         failure: Exception | None = None
         for entry in started:
             lane, copies, ticket, purpose = entry
@@ -116,23 +116,25 @@ class Mover:
                 continue
             read = self._read_of(copies)
             for copy, span_s in zip(copies, ticket.times(), strict=True):
-                if copy in read:
+                if id(copy) in read:
                     self.traffic.finished(lane, copy, span_s, purpose)
+        if not self._open:  # those that are left are of submissions whose tickets were lost
+            self._read_of([copy for copy, _ in self._unread.values()])
         while self._crossings and self._crossings[0][2].done():  # operators end in the order of their calls
             crossing, begin, end = self._crossings.popleft()
             self.traffic.finished(CROSSING, crossing, (begin.times()[0][0], end.times()[0][0]))
         if failure is not None:
             raise failure
 
-    def _read_of(self, copies: Sequence[Transfer]) -> list[Transfer]:
-        """Those of the copies that were made; of the others only what had come counts."""
-        made: list[Transfer] = []
+    def _read_of(self, copies: Sequence[Transfer]) -> set[int]:
+        """The identities of those of the copies that were made; of the others only what had come counts."""
+        made = set[int]()
         for copy in copies:
-            came = self._unread.pop(id(copy), None)
-            if came is not None and isinstance(copy, Copy):
-                self.traffic.unread(copy, came)
+            unread = self._unread.pop(id(copy), None)
+            if unread is None:
+                made.add(id(copy))
             else:
-                made.append(copy)
+                self.traffic.unread(*unread)
         return made
 
     def settle(self) -> None:

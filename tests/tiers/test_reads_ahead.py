@@ -219,7 +219,7 @@ def test_nor_are_those_of_a_submission_whose_ticket_was_lost(
 
     monkeypatch.setattr(port, "submit", lose)
     with pytest.raises(KeyboardInterrupt):
-        mover.submit(Lane.DISK_IN, [_read(file, 0, _host(port, PAGE)) for file in (first, vain)], ())
+        mover.submit(Lane.DISK_IN, [_read(first, 0, _host(port, PAGE)), _read(vain, 0, _host(port, PAGES * PAGE))], ())
     assert first.begun.wait(30)
     settled = threading.Thread(target=mover.settle)
     settled.start()
@@ -227,3 +227,5 @@ def test_nor_are_those_of_a_submission_whose_ticket_was_lost(
     first.let.set()
     settled.join(30)
     assert not vain.begun.is_set()
+    assert len(asked) < 1 + PAGES
+    assert mover.traffic.flows["disk->host", "weights"].nbytes == len(asked) * PAGE, "only what came is counted"
