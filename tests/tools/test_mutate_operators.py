@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -71,6 +72,14 @@ def test_a_mutant_knows_its_function_and_what_is_equal_is_counted() -> None:
     ] == [*range(4)]
 
 
+@pytest.mark.parametrize("name", PORTS)
+def test_every_file_of_a_port_is_mutated_kernels_too(name: str) -> None:
+    port = PORTS[name]
+    paths = port.folder.rglob("*.cu" if port.emulated else "*.py")
+    wanted = {str(path.relative_to(port.folder)) for path in paths if path.name != "__init__.py"}
+    assert wanted <= set(port.files())
+
+
 @pytest.mark.parametrize("name", ["numpy", "cupy-emulated"])
 def test_every_mutant_of_a_port_is_one_change_with_a_name_of_its_own_that_python_can_read(name: str) -> None:
     port = PORTS[name]
@@ -127,6 +136,23 @@ def test_results_are_read_again_the_last_ones_of_a_mutant_without_a_line_that_wa
     assert read_outcomes(path) == [again, second]
 
 
+@pytest.mark.parametrize(
+    ("outcome", "examples", "words", "holds"),
+    [
+        ("killed", 5, "", True),
+        ("survived", 100, "", True),
+        ("survived", 25, "", False),
+        ("survived", 100, "norms", False),
+    ],
+)
+def test_that_a_mutant_lived_holds_for_no_more_than_it_was_tried_by(
+    outcome: str, examples: int, words: str, holds: bool
+) -> None:
+    found = Outcome("numpy", "x", "a.py:1", "f", "constant", outcome, examples=examples, words=words)
+    assert found.holds_for(100, ()) is holds
+    assert found.holds_for(25, ["norms"])
+
+
 NORM = "operators.py: if b is not None:: 'is not' -> 'is'", "operators.py: out += b: 'out += b' -> 'pass'"
 """Mutants of the norm: one that fails where there is no bias, one that forgets it."""
 
@@ -165,6 +191,15 @@ def test_a_clause_kills_what_it_asks_for_and_no_other_mutant_and_a_crash_and_a_h
     hung = by_shapes.outcome(planted("__import__('time').sleep(1000)"))
     assert hung.outcome == "killed"
     assert "hung" in hung.said
+
+
+def test_what_a_mutant_lets_a_port_keep_is_kept_in_a_folder_that_goes_away() -> None:
+    by_shapes = Mutating(PORTS["numpy"], 5, ["norms_and_activations_have"])
+    found = by_shapes.outcome(
+        planted("from flexref.machine.names import kept_folder; raise OSError(kept_folder('what'))")
+    )
+    assert found.outcome == "killed"
+    assert re.search(r"flexref-mutant-\w+/cache/what", found.said)
 
 
 def test_a_mutant_of_a_function_that_no_clause_runs_lives_at_once() -> None:

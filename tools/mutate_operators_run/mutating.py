@@ -28,7 +28,10 @@ KILLED, SURVIVED, EQUIVALENT = "killed", "survived", "equivalent"
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a mutant. `clause` and `examples`: what killed it; `said`: how, or why it is equivalent."""
+    """What became of a mutant. `clause`: what killed it; `said`: how, or why it is equivalent.
+
+    `examples`: so many of each clause killed it, or it lived through; `words`: those of the names of these clauses.
+    """
 
     port: str
     key: str
@@ -40,6 +43,11 @@ class Outcome:
     examples: int = 0
     said: str = ""
     seconds: float = 0.0
+    words: str = ""
+
+    def holds_for(self, examples: int, words: Sequence[str]) -> bool:
+        """Whether so many examples of the clauses that `words` choose need not be tried once more."""
+        return self.outcome != SURVIVED or (examples <= self.examples and self.words in ("", " ".join(words)))
 
     def to_json(self) -> dict[str, Any]:
         """All of it."""
@@ -73,7 +81,9 @@ class Mutating:
 
     def outcome(self, mutant: Mutant) -> Outcome:
         """What becomes of one mutant."""
-        found = Outcome(self._port.name, mutant.key, mutant.place, mutant.owner, mutant.kind, SURVIVED)
+        words = " ".join(self._words)
+        found = Outcome(self._port.name, mutant.key, mutant.place, mutant.owner, mutant.kind, SURVIVED, words=words)
+        found = replace(found, examples=self._examples)
         seconds = 0.0
         with TemporaryDirectory(prefix="flexref-mutant-") as folder:
             if self._port.emulated:

@@ -78,7 +78,7 @@ PORTS: Mapping[str, Port] = {
         Port("numpy", "flexref_numpy", variants=("", SMALL_SCRATCH)),
         Port("cupy-emulated", "flexref_cupy", ("kernels/*.cu", COMMON), tuple(DEVICES), loading_s=300.0),
         Port("torch", "flexref_torch", loading_s=60.0),
-        Port("numba", "flexref_numba", loading_s=300.0, traced=False),
+        Port("numba", "flexref_numba", ("*.py", "kernels/*.py"), loading_s=300.0, traced=False),
     )
 }
 

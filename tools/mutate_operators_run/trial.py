@@ -16,6 +16,7 @@ from typing import Any
 
 from flexref.backend.protocol import Backend
 from flexref.errors import described
+from flexref.machine.names import CACHE_VARIABLE
 from flexref.testing.clauses.closing import a_closed_port_is_done_and_takes_no_work
 from flexref.testing.conformance.black_box import BlackBox
 from flexref.testing.conformance.processes import Telling
@@ -88,11 +89,11 @@ def _mutate(port: Port, mutant: Mutant, folder: Path) -> None:
         shutil.copytree(port.folder, package, ignore=shutil.ignore_patterns("*.nbi", "*.nbc"))
         path = package / mutant.file
         path.write_text(mutant.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
-        for stale in package.glob(f"__pycache__/{path.stem}.*"):
+        for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
             stale.unlink()
     sys.path.insert(0, str(package.parent))
-    if port.emulated:
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    # What a mutant's kernels were compiled to is of no use to anybody else.
+    os.environ.update(dict.fromkeys(("XDG_CACHE_HOME", CACHE_VARIABLE), str(folder / "cache")))
 
 
 def _killed(port: str, steps: Sequence[Step], tell: Telling) -> Kill | None:
