@@ -67,7 +67,7 @@ def test_tokens_and_logits_are_bit_identical_for_every_placement(
     spec, rows, request = job
     path = model_file(spec, *stored)
     if computing_port != "numpy":  # elsewhere attention on the host is another place of computing
-        policy = policy.changed(attention_on="device")
+        policy = policy.changed(attention_on="device", host_attention_share=1.0)
     at_home = HOME.changed(
         rows_per_group=policy.rows_per_group,
         groups_per_block=1 if two else 3,

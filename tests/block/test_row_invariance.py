@@ -29,7 +29,7 @@ def generated(
             logits.setdefault(row, []).append(of_row.copy())
 
     if backend != "numpy":  # elsewhere attention on the host is another place of computing, or there is none
-        policy = policy.changed(attention_on="device")
+        policy = policy.changed(attention_on="device", host_attention_share=1.0)
     with load(path, policy=policy, backend=backend) as engine:
         outputs = engine.generate(prompts, request, on_logits=keep).outputs
     return [output.token_ids for output in outputs], logits
