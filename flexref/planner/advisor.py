@@ -10,7 +10,7 @@ from flexref.backend.protocol import Backend
 from flexref.block.rows import RowLengths
 from flexref.engine.events import Notice
 from flexref.engine.results import Generation, Stats
-from flexref.engine.session import Session
+from flexref.engine.session import Session, check_policy
 from flexref.engine.wall import WallPart
 from flexref.errors import CapacityError, PolicyError
 from flexref.planner.plain_choice import PlainChoice
@@ -64,6 +64,7 @@ class Advisor:
             LOG.info("policy: %s; it was given", self.policy.in_short)
             return self.policy
         session.gate.check()
+        check_policy(Policy(**self.keep), session.file, session.backend)  # before anything is measured for it
         if self.plainly:
             choice = PlainChoice(session.file, session.backend.caps, session.budgets, rows, self.keep)
             plain = choice.policy()

@@ -61,8 +61,21 @@ class Choice:
 
 
 def choose_policy(choice: Choice) -> Policy:
-    """The policy that takes the least time; `CapacityError` says by how much the most frugal one does not fit."""
-    found = [answer for situation in choice.situations for answer in _answers(choice, situation)]
+    """The policy that takes the least time; `CapacityError` says by how much the most frugal one does not fit.
+
+    `PolicyError` says what the machine lacks without which nothing can be planned.
+    """
+    port, name = choice.machine.port, choice.machine.name
+    if choice.keep.get("attention_on") == "host" and not port.attends_on_host:
+        raise PolicyError(f"machine {name!r} was measured without attention on the host, which is asked for")
+    found, lacks = list[tuple[Policy, Solution]](), list[PolicyError]()
+    for situation in choice.situations:
+        try:
+            found += _answers(choice, situation)
+        except PolicyError as error:
+            lacks.append(error)
+    if lacks and not found:
+        raise lacks[0]
     if not found:
         return _most_frugal(choice)
     found.sort(key=lambda answer: _job_s(choice, *answer))
@@ -80,11 +93,14 @@ def choose_policy(choice: Choice) -> Policy:
 
 
 def _answers(choice: Choice, situation: Situation) -> list[tuple[Policy, Solution]]:
-    """Policies that fit, each with the solution that it was rounded from; empty if none fits."""
+    """Policies that fit, each with the solution that it was rounded from; empty if none fits.
+
+    `PolicyError` for what the machine lacks.
+    """
     limits = situation.limits(choice.keep, None, None)
     try:
         solutions, _ = solutions_of(situation, limits)
-    except (CapacityError, PolicyError):
+    except CapacityError:
         return []  # what is missing is said by `_most_frugal`, to the byte
     answers = (fitted(situation, solution, limits) for solution in solutions)
     return [answer for answer in answers if answer is not None]

@@ -51,10 +51,12 @@ class Given:
             )
 
     def measured(self, backend: Backend, disk_dir: Path, tell: Callable[[str], None] | None) -> "Machine":
-        """The machine. Raises what `check` raises."""
+        """The machine, with what the port that is used can do. Raises what `check` raises."""
         self.check(backend)
-        port = replace(self.machine.port, one_memory=backend.caps.one_memory)  # older files do not say
-        return self.machine.changed(port=port)
+        port, caps = self.machine.port, backend.caps
+        attends = port.attends_on_host and caps.attends_on_host  # nominal figures are those of a port that can
+        used = replace(port, one_memory=caps.one_memory, attends_on_host=attends)  # older files do not say the first
+        return self.machine.changed(port=used)
 
     def kept(self, backend: Backend, disk_dir: Path) -> "Machine | None":
         """The machine. Raises what `check` raises."""

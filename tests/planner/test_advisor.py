@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from flexref_numpy import NumpyBackend
 
+from flexref.block.rows import RowLengths
 from flexref.engine.events import Notice
 from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
@@ -88,3 +90,51 @@ def test_a_prediction_that_cannot_be_made_is_told_and_costs_no_outputs(
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         "what the job was to take on plain cannot be predicted: machine 'plain' has no operator 'gather'"
     ]
+
+
+SMALL = {"device_mem_gib": 20 * MIB / (1 << 30)}
+"""Too little for all of a job: a machine is asked for."""
+
+ROWS, SHAPE = [RowLengths(400, 8)] * 40, {"rows_per_group": 2, "groups_per_block": 8}
+
+
+class Lacking(NumpyBackend):
+    """A port that would need more to attend on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.caps = replace(self.caps, attends_on_host=False, lacks_on_host="it needs more")
+
+
+def test_attention_on_the_host_is_not_chosen_for_a_port_that_lacks_it_whatever_its_machine_says(
+    measured: list[str],
+) -> None:
+    """A machine of nominal figures is that of a port with all that it can have."""
+    machine = plain_machine(link_per_s=1e6).changed(port=port_of(NumpyBackend(), False))
+    found = []
+    for port in (NumpyBackend(), Lacking()):
+        with load("demo", machine=machine, keep=SHAPE, backend=port, **SMALL) as engine:
+            found.append(engine.session.settled(ROWS).attention_on)
+    assert found == ["host", "device"]
+    with (
+        load("demo", keep={"attention_on": "host"}, backend=Lacking(), **SMALL) as engine,
+        pytest.raises(PolicyError, match="cannot compute attention on the host: it needs more"),
+    ):
+        engine.session.settled(ROWS)
+    assert measured == [], "what is refused in any case needs no machine"
+
+
+def test_what_a_machine_lacks_is_said_and_not_taken_for_a_lack_of_memory(measured: list[str]) -> None:
+    """Else all would be left on disk."""
+    port = NumpyBackend()
+    machine = plain_machine().changed(port=replace(port_of(port, False), attends_on_host=False))
+    asked: list[tuple[Machine, dict[str, str], str]] = [
+        (machine, {"attention_on": "host"}, "'plain' was measured without attention on the host"),
+        (machine.changed(operators={}), {}, "machine 'plain' has no operator"),
+    ]
+    for lacking, keep, said in asked:
+        with (
+            load("demo", machine=lacking, keep={**SHAPE, **keep}, **SMALL) as engine,
+            pytest.raises(PolicyError, match=said),
+        ):
+            engine.session.settled(ROWS)
