@@ -90,14 +90,16 @@ def sampling_inverts_the_distribution(backend: Backend, data: st.DataObject) -> 
 
 
 def equal_logits_have_equal_shares(backend: Backend, data: st.DataObject) -> None:
-    """Of n equal logits, n a power of two, `top_p` keeps as many as reach it, and of j tokens the one at j uniform is
-    taken: of such shares none is rounded, so a uniform number or a `top_p` that meets a border is on its right side.
+    """Of n equal logits `top_p` keeps as many as reach it, and of j tokens the one at j uniform is taken.
+
+    All counts are powers of two, so that however a port sums and divides shares none is rounded, and a uniform number
+    or a `top_p` that meets a border is on its right side.
     """
     with Bench(backend) as bench:
-        vocabulary, kept = (2 ** data.draw(st.integers(0, 7)) for _ in range(2))
+        vocabulary, kept, tokens = (2 ** data.draw(st.integers(0, 7)) for _ in range(3))
         kept = min(kept, vocabulary)
+        tokens = min(tokens, kept)
         top_k = data.draw(st.sampled_from((0, 1000))) if kept == vocabulary else kept
-        tokens = data.draw(st.integers(1, kept))
         sixteenths = data.draw(st.lists(st.integers(0, 15), min_size=1, max_size=4))
         value, temperature = data.draw(st.sampled_from((0.0, -3.0, 40.0))), data.draw(temperatures)
         logits = bench.array(np.full((len(sixteenths), vocabulary), value, bench.dtype))
