@@ -51,6 +51,11 @@ class Cache:
         """Width E of queries, keys and values each."""
         return self.layout.heads * self.layout.head_width
 
+    @property
+    def blocks(self) -> bool:
+        """Whether calls end before they return: those of the host's cores do, and no port records them."""
+        return self.place == "host"
+
     def handles(self, rows: int, tokens: int) -> list[Any]:
         """Handles of caches of `rows` rows of `tokens` tokens each, on different parts of the pool, as many as fit."""
         backend, size = self.meter.backend, tokens * self.layout.record_bytes
@@ -181,7 +186,7 @@ def _decodes(cache: Cache) -> Generator[Point, None, None]:
     """Points with one new token for every row; their size is the bytes of the records that are read."""
     for rows, context in _within(cache, cache.meter.sizes.decode, rows_only=True):
         nbytes = rows * context * cache.layout.record_bytes
-        yield Point(nbytes, f"{rows} rows of {context} tokens", cache.attends(rows, context - 1, 1))
+        yield Point(nbytes, f"{rows} rows of {context} tokens", cache.attends(rows, context - 1, 1), cache.blocks)
 
 
 def _prefills(cache: Cache) -> Generator[Point, None, None]:
@@ -191,14 +196,14 @@ def _prefills(cache: Cache) -> Generator[Point, None, None]:
     """
     for rows, prompt in _within(cache, cache.meter.sizes.prefill):
         flops = 4 * cache.width * rows * (prompt * (prompt + 1) // 2)
-        yield Point(flops, f"{rows} rows of {prompt} tokens", cache.attends(rows, 0, prompt))
+        yield Point(flops, f"{rows} rows of {prompt} tokens", cache.attends(rows, 0, prompt), cache.blocks)
 
 
 def _appends(cache: Cache) -> Generator[Point, None, None]:
     """Points of appends; their size is the bytes of the new records."""
     for rows, new in _within(cache, cache.meter.sizes.appends):
         nbytes = rows * new * cache.layout.record_bytes
-        yield Point(nbytes, f"{rows} rows of {new} tokens", cache.appends(rows, new))
+        yield Point(nbytes, f"{rows} rows of {new} tokens", cache.appends(rows, new), cache.blocks)
 
 
 def _within(cache: Cache, shapes: Sequence[tuple[int, int]], rows_only: bool = False) -> Iterator[tuple[int, int]]:
