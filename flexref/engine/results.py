@@ -101,9 +101,11 @@ class Stats:
 
     backend: Annotated[str, "The port that it ran on."]
     policy: Annotated[Policy, "The policy that it ran by."]
-    row_invariant: Annotated[bool, "Whether a row's results had bits of their own, whatever rows were beside it."] = (
-        False
-    )
+    row_invariant: Annotated[
+        bool,
+        "Whether a row's results had bits of their own, whatever rows were beside it; but with attention on the host, "
+        "where a row was attended to is part of it, which the others may decide.",
+    ] = False
     rows: Annotated[int, Whole(0), "Rows in all."] = 0
     blocks: Annotated[int, Whole(0), "Blocks, one after the other."] = 0
     rows_admitted: Annotated[int, Whole(0), "Rows that entered a block."] = 0
