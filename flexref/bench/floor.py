@@ -9,13 +9,17 @@ from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import StageKind, stages
 from flexref.bench.rates import Rates
 from flexref.bench.workload import Workload
+from flexref.block.admission import WINDOWS
+from flexref.block.block_rows import BlockRows
 from flexref.block.counted_rows import rows_under
 from flexref.block.memory_plan import record_layout
 from flexref.block.rooms import BlockRooms
 from flexref.engine.results import Stats
 from flexref.json_types.values import Number, OneOf
 from flexref.policy import Policy
+from flexref.simulator.simulated_block import waiting_rows
 from flexref.storage.weightfile import WeightFile
+from flexref.tiers.cache_plan import CachePlan
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier
 
@@ -152,13 +156,21 @@ def cache_bytes_read(spec: ModelSpec, policy: Policy, workload: Workload, comput
 def cache_bytes_attended(
     spec: ModelSpec, policy: Policy, workload: Workload, compute_dtype: str
 ) -> tuple[float, float]:
-    """The parts of `cache_bytes_read` that are attended to on the device, and on the host: by whole rows, as the block
-    divides them."""
-    groups = BlockRooms.of(rows_under(workload.rows, policy), policy).groups
-    held = sum(sum(group.tokens.values()) for group in groups)
-    in_place = sum(sum(group.in_place.tokens.values()) for group in groups) / max(held, 1)
-    nbytes = cache_bytes_read(spec, policy, workload, compute_dtype)
-    return nbytes * (1 - in_place), nbytes * in_place
+    """The parts of `cache_bytes_read` that are attended to on the device, and on the host: by whole rows, as they go
+    through the block."""
+    whole, in_place = cache_bytes_read(spec, policy, workload, compute_dtype), 0
+    if policy.shares_attention:
+        layout = record_layout(spec, policy, compute_dtype)
+        groups = BlockRooms.of(rows_under(workload.rows, policy), policy).groups
+        waiting = waiting_rows(workload.rows, WINDOWS * policy.rows_per_block)
+        rows = BlockRows(CachePlan(layout, spec.layers, groups, 1), waiting, policy.prompt_chunk_tokens)
+        while rows.alive():
+            for group in rows.groups:
+                decoding = (of for row, of in zip(group.fed, group.in_pass, strict=True) if not row.is_reading)
+                in_place += sum(of_row.past for of_row in decoding if of_row.is_away)
+            rows.skip_pass()
+        in_place *= spec.layers * layout.record_bytes
+    return whole - in_place, in_place
 
 
 def _phase(

@@ -123,6 +123,26 @@ def test_of_a_divided_cache_the_device_reads_what_crosses_and_the_host_the_rest(
     assert crossed == pytest.approx(cache * (1 - in_place))
 
 
+@pytest.mark.parametrize(("cache", "rows"), [((0, 1, 0), 5), ((0.5, 0.5, 0), 5), ((0, 0.5, 0.5), 6), ((0, 1, 0), 8)])
+def test_rows_of_a_block_that_is_not_full_lie_where_the_block_puts_them(
+    tmp_path: Path, cache: tuple[float, float, float], rows: int
+) -> None:
+    path = tmp_path / "model.h5"
+    write_model(path, ModelSpec("mine", 90, 40, 64, 64, 3, 2, 128))
+    policy = Policy(cache=Shares(*cache), rows_per_group=4, attention_on="host", host_attention_share=0.5)
+    with load(path, policy=policy) as engine:
+        stats, file = engine.generate([[5, 6, 7]] * rows, Request(3, ignore_eos=True)).stats, engine.file
+    rates = Rates(1.0, 1.0, 1.0, 1.0, from_spill_bytes_per_s=1.0, host_memory_bytes_per_s=1.0)
+    work = Workload.alike(rows, 3, 3)
+    _, decode = floors(file, work, stats, rates, "float32")
+    away = stats.link_bytes["device->host"]["activations"] / (4 * 3 * 64) / 3  # tokens that were attended to there
+    in_place = away / 2 * (3 + 4) * 2 * 64 * 4 * 3  # a row's two find 3 and 4 records in each of three layers
+    assert decode.terms_s["host memory"] == pytest.approx(in_place)
+    whole = cache_bytes_read(file.spec, policy, work, "float32")
+    passes = 2 * work.rounds(policy.rows_per_block)
+    assert decode.terms_s["device memory"] == pytest.approx(passes * weight_bytes_read(file) + whole - in_place)
+
+
 def test_the_hosts_memory_is_timed_in_memory_that_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_rate, "HOST_BYTES", 1 << 16)
     held: list[Any] = []
