@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,10 @@ class Threads:
         if self._pool is None or len(parts) == 1:
             return [call(*part) for part in parts]
         futures: list[Future[Any]] = [self._pool.submit(call, *part) for part in parts[1:]]
-        first = call(*parts[0])
+        try:
+            first = call(*parts[0])
+        finally:
+            wait(futures)  # whatever ends this, no other part may still write into the caller's memory
         return [first, *(future.result() for future in futures)]
 
 
