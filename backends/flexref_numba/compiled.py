@@ -23,9 +23,11 @@ from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
 from flexref.backend.compiling import CompileTime
+from flexref.errors import BackendUnavailable
 from flexref.machine.kept_bytes import KeptBytes
 from flexref.machine.names import kept_folder
 from flexref_numba.kernels.numbers import argument_kinds, name_apart
+from flexref_numba.kernels.vectors import reads_halves
 
 KEPT_FOLDER = "numba"
 """Where functions are kept, below the user's folder."""
@@ -85,6 +87,9 @@ class Functions:
     """Compiled functions for one port, and the time that it waited for them; any thread may ask."""
 
     def __init__(self, compiling: CompileTime) -> None:
+        """Raises `BackendUnavailable` for a processor that cannot read float16."""
+        if not reads_halves():
+            raise BackendUnavailable("numba compiles for a processor that cannot read float16 (x86 without F16C)")
         self._compiling, self._found = compiling, dict[tuple[Any, ...], Callable[..., Any]]()
         self._one = threading.Lock()
 

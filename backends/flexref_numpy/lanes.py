@@ -69,7 +69,7 @@ def bytes_of(buffer: object, offset: int, nbytes: int) -> npt.NDArray[np.uint8]:
 
 
 class Lane:
-    """One thread that runs submissions in order; it starts with its first one."""
+    """One thread that runs submissions in order; it starts with its first one. Any thread may submit."""
 
     def __init__(self, name: str) -> None:
         self._jobs: queue.SimpleQueue[tuple[Sequence[LaneStep], Sequence[Ticket], LaneTicket] | None] = (
@@ -78,16 +78,18 @@ class Lane:
         self.name = name
         self._thread = threading.Thread(target=self._run, name=f"flexref lane {name}", daemon=True)
         self._started = self._closed = False
+        self._one = threading.Lock()
 
     def submit(self, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> LaneTicket:
         """Queue the steps; they start when `after` is done. `RuntimeError` once the lane is closed."""
-        if self._closed:
-            raise RuntimeError(f"lane {self.name} is closed")
-        if not self._started:
-            self._thread.start()
-            self._started = True
         ticket = LaneTicket()
-        self._jobs.put((steps, after, ticket))
+        with self._one:
+            if self._closed:
+                raise RuntimeError(f"lane {self.name} is closed")
+            if not self._started:
+                self._thread.start()
+                self._started = True
+            self._jobs.put((steps, after, ticket))
         return ticket
 
     @property
@@ -97,7 +99,8 @@ class Lane:
 
     def close(self) -> None:
         """Finish what is queued and end the thread; closing again does nothing."""
-        self._closed = True
+        with self._one:
+            self._closed = True
         if self._started:
             self._jobs.put(None)
             self._thread.join()

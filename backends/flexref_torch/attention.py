@@ -122,7 +122,7 @@ class CacheOperators:
         """q (H, S, D), scaled, of the last S of `total` tokens -> causal attention (H, S, D) in float32."""
         new = q.shape[1]
         tiles = list(pieces((total, q.shape[0] * q.shape[2]), self._most))
-        with exact_products():
+        with exact_products:
             parts = [torch.bmm(q, row.held(0, tile, heads).permute(1, 2, 0)) for tile in tiles]
             scores = parts.pop() if len(parts) == 1 else torch.cat(parts, -1)
             del parts

@@ -1,7 +1,8 @@
 """Buffers of bytes on a device and on its host, and copies between them; it knows no lane and no operator."""
 
 import math
-from typing import Any, TypeAlias
+from contextlib import suppress
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +15,7 @@ from flexref.backend.protocol import Move
 from flexref.backend.results import CountedResults
 from flexref.errors import CapacityError
 from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES
-
-STAGED_BYTES = 1 << 16
-"""CUDA has taken so much of pageable memory when an asynchronous copy returns."""
-
-Array: TypeAlias = torch.Tensor
+from flexref_torch.operators import Array
 
 
 class DeviceMemory(CountedResults):
@@ -47,15 +44,16 @@ class DeviceMemory(CountedResults):
         memory = mapped(max(1, nbytes))[:nbytes]
         make_present(memory.ctypes.data, nbytes)
         if int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, nbytes, 0)):
+            with suppress(RuntimeError):  # CUDA keeps the failure, and PyTorch would blame the next kernel for it
+                torch.ones(1, device=self._device)
             raise CapacityError("host", "a pinned buffer", nbytes, self.free_bytes("host"), {})
         return torch.from_numpy(memory)
 
     def release(self, buffer: Array) -> None:
         """The memory goes with the last view of it; pinned memory is the system's again."""
-        if self._device.type == "cuda" and not buffer.is_cuda:
-            status = int(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))
-            if status:
-                raise RuntimeError(f"pinned memory could not be given back: CUDA's error {status}")
+        pinned = self._device.type == "cuda" and not buffer.is_cuda
+        if pinned and (status := int(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))):
+            raise RuntimeError(f"pinned memory could not be given back: CUDA's error {status}")
 
     def view(self, buffer: Array, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
         end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
@@ -71,8 +69,8 @@ class DeviceMemory(CountedResults):
 
     def upload(self, values: npt.NDArray[Any], out: Array | None = None) -> Array:
         out = self.empty(values.shape, str(values.dtype)) if out is None else out
-        given = torch.from_numpy(np.require(values, requirements=("C", "W")))
-        return out.copy_(given, non_blocking=given.nbytes <= STAGED_BYTES and torch.version.cuda is not None)
+        given = torch.from_numpy(np.array(values, order="C"))  # not pinned, so CUDA has read it when the copy returns
+        return out.copy_(given, non_blocking=torch.version.cuda is not None)
 
     def download(self, x: Array) -> npt.NDArray[Any]:
         return np.ascontiguousarray(x.to("cpu", copy=True).numpy())

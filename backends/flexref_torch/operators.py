@@ -1,7 +1,6 @@
 """Operators on rows by PyTorch's functions, in pieces of a bounded size; it knows no device, cache or workspace."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -11,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from flexref.backend.choosing import places_chosen
+from flexref.backend.process_settings import WhileInside, put_back
 from flexref.backend.protocol import QuantizedMatrix
 from flexref.errors import FlexrefError
 from flexref.storage.quant import group_bytes, group_runs
@@ -33,20 +33,22 @@ ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
 )
 
 
-@contextmanager
-def exact_products() -> Iterator[None]:
+@WhileInside
+def exact_products() -> Callable[[], None]:
     """Products sum in float32 and read all bits of their operands, whatever is set for the process; then as before."""
-    flags, precision = torch.backends.cuda.matmul, torch.get_float32_matmul_precision()
+    flags, others = torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
     half = flags.allow_fp16_reduced_precision_reduction, flags.allow_fp16_reduced_precision_reduction_split_k
     flags.allow_fp16_reduced_precision_reduction = False
-    if precision != "highest":
-        torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
+    rounding = [(each, each.fp32_precision) for each in (flags, others) if each.fp32_precision not in ("none", "ieee")]
+    for each, _ in rounding:
+        each.fp32_precision = "ieee"
+
+    def undo() -> None:
         flags.allow_fp16_reduced_precision_reduction = half
-        if precision != "highest":
-            torch.set_float32_matmul_precision(precision)
+        for each, before in rounding:
+            put_back(each, "fp32_precision", before, "none")
+
+    return undo
 
 
 def pieces(shape: Sequence[int], most: int, least: int = 1) -> Iterator[slice]:
@@ -102,7 +104,7 @@ class RowOperators:
         for columns in pieces(w.shape, self._most, TILE_ROWS):
             tile = dense(w, columns, x.dtype)
             for rows in pieces((len(x), len(tile)), self._most):
-                with exact_products():
+                with exact_products:
                     y = x[rows] @ tile.T
                 if b is not None:
                     y += b[columns]

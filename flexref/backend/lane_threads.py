@@ -148,7 +148,7 @@ class StreamTicket(Generic[Event]):
 
 
 class LaneThread(Generic[Event]):
-    """One thread that gives submissions to its stream in order; it starts with its first one."""
+    """One thread that gives submissions to its stream in order; it starts with its first one. Any thread may submit."""
 
     def __init__(self, name: str, stream: Stream[Event], move: Callable[[Move, Stream[Event]], None]) -> None:
         """`move` gives a move to a stream, and may return before it is done; what the host alone does in it comes after
@@ -159,22 +159,24 @@ class LaneThread(Generic[Event]):
             queue.SimpleQueue()
         )
         self._thread: threading.Thread | None = None
-        self._closed = False
+        self._closed, self._one = False, threading.Lock()
 
     def submit(self, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> StreamTicket[Event]:
         """See `Backend.submit`: `RuntimeError` once the lane is closed."""
-        if self._closed:
-            raise RuntimeError(f"lane {self.name} is closed")
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name=f"flexref lane {self.name}", daemon=True)
-            self._thread.start()
         ticket = StreamTicket[Event]()
-        self._jobs.put((steps, after, ticket))
+        with self._one:
+            if self._closed:
+                raise RuntimeError(f"lane {self.name} is closed")
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name=f"flexref lane {self.name}", daemon=True)
+                self._thread.start()
+            self._jobs.put((steps, after, ticket))
         return ticket
 
     def close(self) -> None:
         """Finish what was submitted and end the thread; closing again does nothing."""
-        self._closed = True
+        with self._one:
+            self._closed = True
         if self._thread is not None:
             self._jobs.put(None)
             self._thread.join()

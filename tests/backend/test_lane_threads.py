@@ -4,21 +4,23 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
+from flexref_numpy.lanes import Lane
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.backend import device_streams
 from flexref.backend.copies import copies_of
 from flexref.backend.device_streams import DeviceClock, DeviceEvent, DeviceStream, streams_of
-from flexref.backend.lane_threads import LaneThread, StreamTicket
+from flexref.backend.lane_threads import HostStream, LaneThread, StreamTicket
 from flexref.backend.parts import Parts
-from flexref.backend.protocol import LANES, LaneStep, Move, Span, Ticket
+from flexref.backend.protocol import LANES, HostWork, LaneStep, Move, Span, Ticket
 from flexref.testing.clauses import lanes, moves
 from flexref.testing.clauses.closing import a_closed_port_is_done_and_takes_no_work
 from flexref.testing.contract import CONTRACT, Clause, clause_name, violation
@@ -239,3 +241,25 @@ def test_a_span_outside_its_buffer_is_refused(span: Span) -> None:
     for move in (Move("a move", span, whole), Move("a move", whole, span)):
         with pytest.raises(IndexError, match="of a buffer of 8"):
             copies_of(move)
+
+
+@pytest.mark.parametrize("make", [lambda: LaneThread("a lane", HostStream(), print), lambda: Lane("a lane")])
+def test_a_lane_to_which_threads_submit_at_once_has_one_thread(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A thread that starts is as late as it may be: meanwhile the other ones submit."""
+    start = threading.Thread.start
+
+    def late(thread: threading.Thread) -> None:
+        if "lane" in thread.name:
+            time.sleep(0.05)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", late)
+    lane, here = make(), set[int]()
+    work = [HostWork("a call", lambda: here.add(threading.get_ident()))]
+    with ThreadPoolExecutor(3) as pool:
+        for ticket in list(pool.map(lambda _: lane.submit(work, ()), range(3))):
+            ticket.wait()
+    assert len(here) == 1
+    lane.close()

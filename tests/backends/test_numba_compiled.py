@@ -1,9 +1,12 @@
 """Functions that numba compiles: kept, found again, made anew where they are damaged; they name what they depend on."""
 
 import importlib
+import os
+import platform
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,3 +143,44 @@ def test_without_numba_the_extra_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: numba cannot be imported" in done.stderr
     assert "pip install '.[numba]' in the checkout of flexref" in done.stderr
+
+
+def test_an_operator_that_fails_leaves_no_thread_that_writes() -> None:
+    ended, threads = [], importlib.import_module("flexref_numba.threads").Threads(3)
+
+    def part(number: int) -> None:
+        if number == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.1)
+        ended.append(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        threads.run([(0,), (1,), (2,)], part)
+    assert sorted(ended) == [1, 2]
+    threads.close()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="these are settings of numba for x86")
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"NUMBA_ENABLE_AVX": "0"}, "['False', 'True']"),
+        ({"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}, "x86 without F16C"),
+    ],
+)
+def test_functions_are_for_the_processor_that_numba_compiles_for(settings: dict[str, str], said: str) -> None:
+    code = """if True:
+        from flexref.backend.compiling import CompileTime
+        from flexref.errors import BackendUnavailable
+        from flexref_numba.compiled import Functions
+        from flexref_numba.kernels.vectors import reads_halves, wide_registers
+        try:
+            Functions(CompileTime())
+            print([str(wide_registers()), str(reads_halves())])
+        except BackendUnavailable as error:
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **settings}
+    )
+    assert said in done.stdout

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import flexref_torch
+import numpy as np
 import pytest
 
 from flexref.errors import BackendUnavailable, CapacityError
@@ -87,8 +88,11 @@ def test_host_memory_is_pinned_while_it_is_there(nbytes: int, runtime: Runtime) 
 def test_memory_that_cannot_be_had_is_a_lack_of_capacity(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     port: Any = flexref_torch.TorchBackend()
     runtime.status = 2
+    kernels = []
+    monkeypatch.setattr(torch, "ones", lambda *shape, device: kernels.append(device))
     with pytest.raises(CapacityError, match="host memory is too small"):
         port.allocate("host", 5000)
+    assert list(map(str, kernels)) == ["cuda:0"]  # a kernel takes CUDA's note of the failure, which the next would find
 
     def full(*shape: Any, **named: Any) -> Any:
         raise torch.OutOfMemoryError(f"no room on {named['device']}")
@@ -109,3 +113,11 @@ def test_apples_gpu_has_one_stream_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     assert port.describe().devices == ("Apple GPU, 64 bytes",)
     assert {id(lane._stream) for lane in port._lanes.values()} == {id(port._stream)}
     assert port.caps.scratch_bytes == 128 * MIB
+
+
+def test_what_is_uploaded_is_not_pinned_so_that_it_may_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    port: Any = flexref_torch.TorchBackend("cpu")
+    values, given = port.host_memory(port.allocate("host", 8)), []
+    monkeypatch.setattr(torch, "from_numpy", lambda array: given.append(array) or torch.tensor(array))
+    port.upload(values)
+    assert not np.shares_memory(values, given[0])

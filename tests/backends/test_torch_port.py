@@ -3,6 +3,7 @@
 import builtins
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -19,6 +20,7 @@ from flexref.testing.clauses import attention, cache, pointwise, prefixes, produ
 from flexref.testing.contract import Clause, clause_name, violation
 
 torch = pytest.importorskip("torch")
+exact_products = pytest.importorskip("flexref_torch.operators").exact_products
 
 FEW, MORE = 300, 3000
 """Elements of a piece, so that the contract's small operands are cut into many; `MORE` where these are longer."""
@@ -62,7 +64,8 @@ def test_a_users_settings_are_as_before_after_each_product(port: Any, monkeypatc
     really = torch.Tensor.__matmul__
 
     def spy(x: Any, y: Any) -> Any:
-        seen.append((torch.get_float32_matmul_precision(), flags.allow_fp16_reduced_precision_reduction))
+        exact = flags.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision
+        seen.append((set(exact) <= {"none", "ieee"}, flags.allow_fp16_reduced_precision_reduction))
         return really(x, y)
 
     def settings() -> tuple[Any, ...]:
@@ -86,7 +89,41 @@ def test_a_users_settings_are_as_before_after_each_product(port: Any, monkeypatc
     finally:
         torch.set_float32_matmul_precision(before[0])
         flags.allow_fp16_reduced_precision_reduction = before[1:3]
-    assert seen == [("highest", False)] * 3
+    assert seen == [(True, False)] * 3
+
+
+@pytest.mark.parametrize("setting", ["cuda.matmul", "mkldnn.matmul", "mkldnn", ""])
+def test_a_product_reads_all_bits_however_pytorch_was_told_not_to(setting: str) -> None:
+    """In a process of its own: PyTorch does not forget that both of its ways of setting it were used."""
+    code = """if True:
+        import flexref_torch, numpy as np, operator, torch
+        flags = operator.attrgetter("SETTING")(torch) if "SETTING" != "backends" else torch.backends
+        general, flags.fp32_precision = torch.backends, "tf32" if "cuda" in "SETTING" else "bf16"
+        def settings():
+            each = torch.backends, torch.backends.mkldnn, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+            return [one.fp32_precision for one in each]
+        before, port = settings(), flexref_torch.TorchBackend("cpu")
+        draw = np.random.default_rng(0)
+        x, w = (draw.standard_normal((64, 256)).astype(np.float32) for _ in range(2))
+        found = port.download(port.linear(port.upload(x), port.upload(w), None))
+        print(bool(np.abs(found - x.astype(np.float64) @ w.T.astype(np.float64)).max() < 1e-4), settings() == before)
+        flags.fp32_precision = "none"
+        print(set(settings()) == {"none"})
+    """.replace("SETTING", f"backends.{setting}".rstrip("."))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.split() == ["True"] * 3, done.stderr
+
+
+def test_a_thread_that_is_done_leaves_anothers_product_exact() -> None:
+    flags = torch.backends.cuda.matmul
+    before = flags.allow_fp16_reduced_precision_reduction
+    with exact_products:
+        thread = threading.Thread(target=exact_products.__enter__)
+        thread.start()
+        thread.join()
+        exact_products.__exit__()
+        assert not flags.allow_fp16_reduced_precision_reduction
+    assert flags.allow_fp16_reduced_precision_reduction == before
 
 
 @pytest.mark.parametrize(

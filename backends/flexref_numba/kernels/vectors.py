@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -27,9 +26,24 @@ Value = Any
 
 
 @cache
+def processor() -> tuple[str, frozenset[str]]:
+    """The kind of processor that numba compiles for and what it can, in LLVM's words: NUMBA_ENABLE_AVX=0 and the like
+    let it have less than the one that is here."""
+    from numba.core.registry import cpu_target  # noqa: PLC0415  it starts LLVM
+
+    kind, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return kind, frozenset(features.split(","))
+
+
 def wide_registers() -> bool:
     """Whether the processor has registers of sixteen float32, thirty-two of them (AVX-512)."""
-    return bool(llvm.get_host_cpu_features().get("avx512f", False))
+    return "+avx512f" in processor()[1]
+
+
+def reads_halves() -> bool:
+    """Whether the processor has instructions for float16; without them LLVM would end the process."""
+    kind, features = processor()
+    return not kind.startswith("x86") or "+f16c" in features
 
 
 class Builder:
