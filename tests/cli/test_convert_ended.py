@@ -40,6 +40,7 @@ def test_a_conversion_that_is_ended_leaves_the_older_file_and_no_other(
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not writes_into(process, tmp_path) and process.poll() is None:
         time.sleep(0.002)
+    assert process.poll() is None, "it was to be ended while it wrote"
     for _ in range(times):
         process.send_signal(sent)
         time.sleep(0.005)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,10 @@ import pytest
 from flexref_numpy import NumpyBackend
 
 from flexref.errors import StorageError
+from flexref.tiers import transfer
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
-from flexref.tiers.transfer import Gather, Traffic
+from flexref.tiers.transfer import Copy, Gather, Region, Traffic
 from flexref.units import Kind, Tier
 
 LATE_S = 0.05
@@ -100,3 +102,27 @@ def test_a_peak_starts_again_from_what_is_held() -> None:
     assert arena.peak_bytes == arena.held_bytes == 4096
     arena.give_back("kept", kept)
     assert arena.peak_bytes == 4096
+
+
+class Asked(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        raise AssertionError("a look at all members of a file takes a tenth of a millisecond, for every copy")
+
+
+class Untold(metaclass=Asked):
+    """In the place of a protocol."""
+
+
+@pytest.mark.parametrize(
+    ("tier", "direct", "written"), [("device", False, 0), ("disk", False, 9), ("disk", True, 8192)]
+)
+def test_counting_a_copy_asks_a_file_for_no_more_than_whether_it_is_direct(
+    port: NumpyBackend, monkeypatch: pytest.MonkeyPatch, tier: str, direct: bool, written: int
+) -> None:
+    monkeypatch.setattr(transfer, "FileOfPieces", Untold)
+    place: Any = port.allocate("device", 8192) if tier == "device" else SimpleNamespace(direct=direct)
+    source, target = Region(Tier.HOST, port.allocate("host", 9), 0, 9), Region(Tier(tier), place, 4090, 9)
+    traffic = Traffic()
+    traffic.started(Copy(Kind.CACHE, "records", source, target))
+    (flow,) = traffic.flows.values()
+    assert (flow.nbytes, flow.written_bytes) == (9, written)
