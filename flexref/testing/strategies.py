@@ -50,21 +50,22 @@ def arrays(
     return numbers(shape, dtype, draw(st.sampled_from(kinds)), draw(seeds))
 
 
-USUAL_WIDTH = (64, 64)
-"""The head width of most published models, more often than others: a port may have kernels for it alone."""
+USUAL_WIDTH, USUAL_GROUPS = 64, (32, 64)
+"""Heads and groups of most published models, more often than others: a port may have kernels for them alone."""
 
 
 @st.composite
 def layouts(draw: st.DrawFn, dtype: str, schemes: tuple[str, ...] = ("none", "int4")) -> RecordLayout:
     """Cache layouts of small models: head widths that fill their last group, or do not."""
     heads = draw(st.integers(1, 4))
-    head_width = draw(st.sampled_from((1, 4, 8, 12, 16, 17, 33, *USUAL_WIDTH)))
-    group_size = draw(st.sampled_from((4, 7, 16, 32, 64)))
+    usual = draw(st.sampled_from((False, False, True)))
+    head_width = USUAL_WIDTH if usual else draw(st.sampled_from((1, 4, 8, 12, 16, 17, 33, USUAL_WIDTH)))
+    group_size = draw(st.sampled_from(USUAL_GROUPS if usual else (4, 7, 16, 32, 64)))
     return RecordLayout(heads, head_width, dtype, draw(st.sampled_from(schemes)), group_size)
 
 
-LONG_PAST, LONG_NEW = (0, 15, 64, 129, 200), (1, 17, 64, 70)
-"""Beyond, and at the edges of, the tiles of keys and of queries that kernels work on at a time."""
+LONG_PAST, LONG_NEW = (0, 15, 64, 129, 300), (1, 17, 64, 70)
+"""Beyond, and at the edges of, the tiles of keys and of queries of kernels, and the parts that they add up."""
 
 
 @st.composite

@@ -22,8 +22,11 @@ tokens = st.one_of(st.integers(1, 9), st.sampled_from((1, 3, 16, 65, 130)))
 
 widths = st.sampled_from((1, 3, 8, 16, 31, 64, 65, 130, 260))
 groups = st.sampled_from((4, 7, 16, 64))
-usual_inputs, usual_groups = st.sampled_from((256, 512)), st.sampled_from((32, 64, 128))
-"""As models have them: a port may have kernels for these alone."""
+usual_inputs, usual_groups = st.sampled_from((256, 512, 1536)), st.sampled_from((32, 64, 128))
+"""As models have them: a port may have kernels for these alone, which read the longest ones piece by piece."""
+
+FEW_TOKENS, FEW_OUTPUTS, MANY_INPUTS = 9, 65, 1024
+"""With more inputs there are so few tokens and outputs at most: such products stay cheap."""
 
 margins = st.sampled_from((0, 0, 3, 8))
 
@@ -122,6 +125,8 @@ class _Product:
             data.draw(usual_inputs if usual else widths),
             data.draw(usual_groups if usual else groups),
         )
+        if inputs > MANY_INPUTS:
+            count, outputs = min(count, FEW_TOKENS), min(outputs, FEW_OUTPUTS)
         self.bench, self.shape = bench, (count, outputs)
         self.form = data.draw(st.sampled_from(forms))
         self.weights = data.draw(arrays((outputs, inputs), kinds=("normal", "offset", "tiny")))
