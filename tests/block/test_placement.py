@@ -58,7 +58,7 @@ def jobs(draw: st.DrawFn) -> tuple[ModelSpec, list[list[int]], Request]:
 @given(job=jobs(), stored=STORED, policy=own.policies(), two=st.booleans())
 def test_tokens_and_logits_are_bit_identical_for_every_placement(
     model_file: Any,
-    computing_port: str,
+    invariant_port: str,
     job: tuple[ModelSpec, list[list[int]], Request],
     stored: tuple[str, str],
     policy: Policy,
@@ -66,7 +66,7 @@ def test_tokens_and_logits_are_bit_identical_for_every_placement(
 ) -> None:
     spec, rows, request = job
     path = model_file(spec, *stored)
-    if computing_port != "numpy":  # elsewhere attention on the host is another place of computing
+    if invariant_port != "numpy":  # elsewhere attention on the host is another place of computing
         policy = policy.changed(attention_on="device", host_attention_share=1.0)
     at_home = HOME.changed(
         rows_per_group=policy.rows_per_group,
@@ -75,7 +75,7 @@ def test_tokens_and_logits_are_bit_identical_for_every_placement(
         cache_scheme=policy.cache_scheme,
         cache_group_size=policy.cache_group_size,
     )
-    expected, found = (run(path, rows, each, request, backend=computing_port) for each in (at_home, policy))
+    expected, found = (run(path, rows, each, request, backend=invariant_port) for each in (at_home, policy))
     assert found.token_ids == expected.token_ids
     assert found.logits.keys() == expected.logits.keys()
     for key, logits in expected.logits.items():

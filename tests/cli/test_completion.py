@@ -68,8 +68,8 @@ def test_names_are_offered_where_an_option_takes_one(tmp_path: Path, monkeypatch
 
 
 def test_other_shells_are_offered_the_same() -> None:
-    assert asked("zsh_complete", "flexref generate --backend nu").stdout.split() == ["plain", "numpy", "_"]
-    fish = {"_FLEXREF_COMPLETE": "fish_complete", "COMP_WORDS": "flexref generate --backend nu", "COMP_CWORD": "nu"}
+    assert asked("zsh_complete", "flexref generate --backend nump").stdout.split() == ["plain", "numpy", "_"]
+    fish = {"_FLEXREF_COMPLETE": "fish_complete", "COMP_WORDS": "flexref generate --backend nump", "COMP_CWORD": "nump"}
     done = subprocess.run(PROGRAM, env={**os.environ, **fish}, capture_output=True, text=True, check=True)
     assert done.stdout == "plain,numpy\n"
 
@@ -90,7 +90,7 @@ def test_bash_completes_with_its_script(tmp_path: Path) -> None:
     program.chmod(0o755)
     script = """
 source <(_FLEXREF_COMPLETE=bash_source flexref)
-COMP_WORDS=(flexref generate --backend nu) COMP_CWORD=3
+COMP_WORDS=(flexref generate --backend nump) COMP_CWORD=3
 _flexref_completion flexref
 echo "${COMPREPLY[@]}"
 """

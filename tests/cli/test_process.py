@@ -71,7 +71,6 @@ def test_signals_end_a_command_with_their_code_and_no_traceback(number: int, pre
         "generate --model demo --prompt King --max-new-tokens 2",
         "eval --model demo --text TEXT --percent 100 0 100 0 100 0",
         "compare-models demo demo --text TEXT",
-        "info",
         "models",
         "schema plan",
         "inspect demo",

@@ -82,10 +82,17 @@ def port(ports: dict[int, CupyBackend]) -> CupyBackend:
     return ports[3]
 
 
+class AlwaysApart(CupyBackend):
+    """Keeps rows apart whatever a clause says, so that all that it calls is seen with rows apart."""
+
+    def keep_rows_apart(self, on: bool) -> None:
+        super().keep_rows_apart(True)
+
+
 @pytest.fixture(scope="module", params=[(8, 0), IN_ORDER_CAPABILITY], ids=["expanding", "in-order"])
 def apart(request: pytest.FixtureRequest) -> Iterator[CupyBackend]:
     """A port that gives every row its own bits, as every one does until it is told otherwise."""
-    made = CupyBackend(cuda=WatchedCuda(3, request.param))
+    made = AlwaysApart(cuda=WatchedCuda(3, request.param))
     yield made
     made.close()
 

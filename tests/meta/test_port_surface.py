@@ -19,6 +19,7 @@ FIELDS = frozenset({"name", "caps"})
 OWN = {
     "cupy": frozenset({"compiling", "cuda", "device"}),
     "dry": frozenset({"calls", "flops", "moved_bytes", "timing"}),
+    "numba": frozenset({"compiling"}),
 }
 """Data that a port has for whoever made it: the device that tests stand in for, and what the dry port is there to tell
 (`timing` is that of `TimedBackend`, `compiling` that of `CompilingBackend`). No method is among it."""

@@ -153,8 +153,12 @@ def test_logits_are_bit_identical_wherever_random_weights_lie(
     spec: ModelSpec, stored: tuple[str, str], policy: Policy, shares: tuple[float, float]
 ) -> None:
     file = random_file(spec, scheme=stored[0], dtype=stored[1])
-    placed = policy.changed(weights=Shares(*shares, 0.0), rows_per_group=2, groups_per_block=2)
-    home = placed.changed(weights=Shares(), cache=Shares(), activations=Shares(), attention_on="device")
+    placed = policy.changed(
+        weights=Shares(*shares, 0.0), rows_per_group=2, groups_per_block=2, host_attention_share=1.0
+    )
+    home = placed.changed(
+        weights=Shares(), cache=Shares(), activations=Shares(), attention_on="device", host_attention_share=1.0
+    )
     assert np.array_equal(
         logits_of(file, placed, backend=Poisoned(1 << 16)), logits_of(file, home, backend=NumpyBackend(1 << 16))
     )

@@ -51,6 +51,11 @@ class LeaseStates(RuleBasedStateMachine):
             yield
         self.ended = True
 
+    @precondition(lambda self: self.ended)
+    @rule()
+    def nothing_follows(self) -> None:
+        """A job that has ended takes no more steps; a machine must have one."""
+
     @precondition(going_on)
     @rule()
     def a_worker_comes(self) -> None:

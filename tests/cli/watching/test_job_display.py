@@ -179,7 +179,7 @@ def test_options_make_their_watchers_and_give_up_what_they_hold(
     with watchers_of(options, print, DiskWrites()) as watchers:
         list(job(watchers))
         with pytest.raises(JobPaused):
-            watchers[-1].passed(replace(STATE, link_bytes={"host->disk": {"cache": 2 << 30}}))
+            watchers[-1].passed(replace(STATE, spilled_bytes=2 << 30))
     said = capsys.readouterr().err
     assert said.startswith("metrics are served on http://127.0.0.1:")
     port = int(re.findall(r":(\d+)/metrics", said)[0])
