@@ -66,10 +66,24 @@ class WatchedCuda(EmulatedCuda):
         super().multiply_apart(shape, x, w, out, add)
 
 
+class AlwaysApart(CupyBackend):
+    """Keeps rows apart whatever a clause says, so that all that it calls is seen with rows apart."""
+
+    def keep_rows_apart(self, on: bool) -> None:
+        super().keep_rows_apart(True)
+
+
+class NeverApart(CupyBackend):
+    """Keeps no rows apart, whatever a clause says or leaves."""
+
+    def keep_rows_apart(self, on: bool) -> None:
+        super().keep_rows_apart(False)
+
+
 @pytest.fixture(scope="module")
 def ports() -> Iterator[dict[int, CupyBackend]]:
     capabilities = zip(MULTIPROCESSORS, ((7, 5), (8, 0), (7, 5)), strict=True)
-    made = {count: CupyBackend(cuda=WatchedCuda(count, capability)) for count, capability in capabilities}
+    made = {count: NeverApart(cuda=WatchedCuda(count, capability)) for count, capability in capabilities}
     for each in made.values():
         each.keep_rows_apart(False)
     yield made
@@ -80,13 +94,6 @@ def ports() -> Iterator[dict[int, CupyBackend]]:
 @pytest.fixture(scope="module")
 def port(ports: dict[int, CupyBackend]) -> CupyBackend:
     return ports[3]
-
-
-class AlwaysApart(CupyBackend):
-    """Keeps rows apart whatever a clause says, so that all that it calls is seen with rows apart."""
-
-    def keep_rows_apart(self, on: bool) -> None:
-        super().keep_rows_apart(True)
 
 
 @pytest.fixture(scope="module", params=[(8, 0), IN_ORDER_CAPABILITY], ids=["expanding", "in-order"])
