@@ -233,6 +233,7 @@ def test_what_would_help_is_an_option_of_the_command_and_helps(
             "give --price-per-hour, or --watts and --price-per-kwh",
         ),
         (("--machine", "t4-gcp", "--device-mem-gib", "0.001"), 1, "device"),
+        (("--machine", "h100", "--attention-on", "host"), 1, "cannot compute attention on the host"),
         (("--machine", "t4-gcp", "--max-latency-s", "1e-9"), 1, "allowed are 1e-09 s"),
         (("--machine", "t4-gcp", "--max-latency-s", "nan"), 2, "nan is not a finite number"),
         (("--machine", "t4-gcp", "--disk-gib", "inf"), 2, "inf is not a finite number"),
