@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ACTIVATIONS, ModelSpec
 from flexref.backend.records import RecordLayout
 from flexref.policy import Policy, Shares
-from flexref.units import MIB
+from flexref.units import MIB, TIERS
 
 Values = npt.NDArray[Any]
 
@@ -117,6 +117,12 @@ def shares(draw: st.DrawFn) -> Shares:
     device, host = draw(st.one_of(st.sampled_from(corners), st.tuples(st.floats(0, 1), st.floats(0, 1))))
     total = device + host
     return Shares.of(device, host) if total <= 1 else Shares.of(device / total, 1 - device / total)
+
+
+def one_home(shares: Shares) -> Shares:
+    """All of it on the tier that has most: rows of one home are computed in the order in which they entered."""
+    home = max(TIERS, key=lambda tier: getattr(shares, tier))
+    return Shares(**{tier: float(tier == home) for tier in TIERS})
 
 
 @st.composite
