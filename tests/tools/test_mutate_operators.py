@@ -6,7 +6,6 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
-from mutate_operators_run import cuda_mutants, mutating, python_mutants  # noqa: E402
+from mutate_operators_run import cuda_mutants, hanging, python_mutants  # noqa: E402
 from mutate_operators_run.equivalent import equivalent, stale  # noqa: E402
 from mutate_operators_run.mutant import Change, Mutant, mutants_of  # noqa: E402
 from mutate_operators_run.mutating import Mutating, Outcome, chosen, kept, read_outcomes  # noqa: E402
@@ -186,8 +185,7 @@ def test_a_clause_kills_what_it_asks_for_and_no_other_mutant_and_a_crash_and_a_h
     died = by_shapes.outcome(planted("__import__('os').abort()"))
     assert (died.outcome, died.clause) == ("killed", "norms_and_activations_have_their_shapes")
     assert "SIGABRT" in died.said
-    monkeypatch.setattr(mutating, "SLOWER", 0.0)
-    by_shapes._port = replace(PORTS["numpy"], loading_s=1.0)
+    monkeypatch.setattr(hanging, "SLEEPS", 2)
     hung = by_shapes.outcome(planted("__import__('time').sleep(1000)"))
     assert hung.outcome == "killed"
     assert "hung" in hung.said

@@ -1,6 +1,7 @@
 """Tries the contract on mutants, few examples first, and keeps what became of each in a file of JSON lines."""
 
 import json
+import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -12,6 +13,7 @@ from typing import Any
 
 from flexref.errors import FlexrefError
 from flexref.testing.conformance.processes import ProcessEnd, run_apart
+from mutate_operators_run.hanging import Hanging
 from mutate_operators_run.mutant import Mutant
 from mutate_operators_run.ports import COMMON, Port, keep_compiled
 from mutate_operators_run.trial import CLOSING, MAKING, Kill, Reached, Step, try_mutant, try_unchanged
@@ -21,7 +23,7 @@ FIRST_EXAMPLES = (5, 25)
 
 UNCHANGED_EXAMPLES = 25
 SLOWER = 10.0
-"""A mutant hangs that takes so many times what the port takes as it is, in seconds of the processor."""
+"""A mutant hangs that takes so many times what the port takes as it is, and its making, in seconds of the processor."""
 
 KILLED, SURVIVED, EQUIVALENT = "killed", "survived", "equivalent"
 
@@ -93,7 +95,8 @@ class Mutating:
                 if not steps:
                     return replace(found, said=f"no clause runs it within {UNCHANGED_EXAMPLES} examples")
                 limit_s = self._port.loading_s + SLOWER * self._seconds(steps)
-                end = run_apart(try_mutant, (self._port.name, mutant, steps, folder), limit_s)
+                arguments = self._port.name, mutant, steps, folder
+                end = run_apart(try_mutant, arguments, math.inf, Hanging(limit_s))
                 seconds += end.seconds
                 kill = _kill_of(end, examples)
                 if kill is not None:

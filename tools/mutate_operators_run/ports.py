@@ -34,7 +34,7 @@ class Port:
     """A port by its name here; `patterns`: the files of its package that are mutated.
 
     variants: ways to make it, of which each must keep the contract; the first one is tried first. loading_s: what
-    making it may take on a busy machine, its compiler included. traced: whether Python sees its functions being called.
+    making it may take of the processor, its compiler included. traced: whether Python sees its functions being called.
     """
 
     name: str

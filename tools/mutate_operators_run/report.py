@@ -17,7 +17,7 @@ def tell(outcome: Outcome, number: int, total: int) -> None:
 
 
 def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
-    """Counts; `killed_share` is of those that are not equivalent."""
+    """Counts; `killed_share` is of those that are not equivalent, `hung` are of the killed."""
     found = Counter(outcome.outcome for outcome in outcomes)
     killed = [outcome for outcome in outcomes if outcome.outcome == KILLED]
     examples = Counter(outcome.examples for outcome in killed)
@@ -25,6 +25,7 @@ def figures(outcomes: Sequence[Outcome]) -> dict[str, Any]:
     return {
         "mutants": len(outcomes),
         **{outcome: found[outcome] for outcome in (KILLED, SURVIVED, EQUIVALENT)},
+        "hung": sum(outcome.said.startswith("hung: ") for outcome in killed),
         "killed_share": round(found[KILLED] / different, 4) if different else None,
         "killed_by_clause": dict(Counter(outcome.clause for outcome in killed).most_common()),
         "killed_by_examples": {str(count): examples[count] for count in sorted(examples)},
@@ -42,6 +43,7 @@ def show(outcomes: Sequence[Outcome], seconds: float) -> None:
         said = ", ".join(f"{name} {count}" for name, count in all_in_all[f"killed_by_{what}"].items())
         click.echo(f"killed by {what}: {said}")
     click.echo(
-        f"{all_in_all['mutants']} mutants in {seconds:.0f} s: {all_in_all[KILLED]} killed, {all_in_all[SURVIVED]} "
-        f"survived, {all_in_all[EQUIVALENT]} are equivalent; killed of those that are not: {all_in_all['killed_share']}"
+        f"{all_in_all['mutants']} mutants in {seconds:.0f} s: {all_in_all[KILLED]} killed, of them {all_in_all['hung']} "
+        f"hung, {all_in_all[SURVIVED]} survived, {all_in_all[EQUIVALENT]} are equivalent; killed of those that are not: "
+        f"{all_in_all['killed_share']}"
     )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -27,6 +28,9 @@ PRELOADED = ["flexref.testing.conformance.clause_run"]
 END_S = 10.0
 """A process that has told its result ends within this time, or hangs."""
 
+LOOK_S = 1.0
+"""A process that says nothing is looked at so often."""
+
 CRASH = "Fatal Python error"
 """How faulthandler begins, which names the innermost place first."""
 
@@ -37,6 +41,9 @@ Telling = Callable[[Any], None]
 
 Work = Callable[..., Any]
 """`work(box, tell, *arguments)`: what it returns is the result, `tell` sends something on the way."""
+
+Hangs = Callable[[int], str | None]
+"""How the group of processes of this number hangs, None as long as it does not; asked every LOOK_S of silence."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +66,8 @@ def preload(modules: Iterable[str]) -> None:
     multiprocessing.get_context("forkserver").set_forkserver_preload([*PRELOADED, *modules])
 
 
-def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float) -> ProcessEnd:
-    """Run `work` in a process, killed after `limit_s`. What it raises is a bug of ours, and is raised here.
+def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float, hangs: Hangs = lambda group: None) -> ProcessEnd:
+    """Run `work` in a process, killed after `limit_s` or once it `hangs`. What it raises is a bug of ours, raised here.
 
     `kind` of the end is `done`, `crashed` (a signal), `exited` or `hung`.
     """
@@ -73,8 +80,8 @@ def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float) -> Process
         process.start()
         sender.close()
         try:
-            answer, told, in_time = _answer(receiver, process.sentinel, began + limit_s)
-            process.join(END_S if answer is not None or in_time else 0)
+            answer, told, late = _answer(receiver, process, limit_s, hangs)
+            process.join(0 if late else END_S)
             ended = not process.is_alive()
         finally:
             with suppress(ProcessLookupError):  # it has no group yet, or nobody is left of it
@@ -88,7 +95,7 @@ def run_apart(work: Work, arguments: tuple[Any, ...], limit_s: float) -> Process
             raise RuntimeError(f"the conformance run itself failed: {answer[1]}")
         if answer is not None and ended:
             return ProcessEnd(answer[1], told=told, notes=notes, seconds=seconds)
-        kind, how = _death(process.exitcode or 0, answer is not None, in_time, limit_s)
+        kind, how = _death(process.exitcode or 0, answer is not None, late)
         return ProcessEnd(None, f"{how}{_last_line(log)}", kind, told, notes, seconds)
 
 
@@ -112,30 +119,39 @@ def _begin(sender: Connection, log: str, box: str, work: Work, arguments: tuple[
     sender.close()
 
 
-def _answer(receiver: Connection, sentinel: int, until: float) -> tuple[tuple[bool, Any] | None, Any, bool]:
-    """(the answer, what was told before it, whether the process ended or answered in time).
+def _answer(
+    receiver: Connection, process: BaseProcess, limit_s: float, hangs: Hangs
+) -> tuple[tuple[bool, Any] | None, Any, str | None]:
+    """(the answer, what was told before it, how the process hangs; None if it ended or answered in time).
 
-    sentinel: ready when it has ended: processes that it has started may still hold the other end of `receiver`.
+    Its sentinel is waited for too: processes that it has started may still hold the other end of `receiver`.
     """
-    told = None
-    while ready := wait([receiver, sentinel], max(0.0, until - time.monotonic())):
-        if receiver not in ready:
-            return None, told, True
-        try:
-            kind, content = receiver.recv()
-        except (EOFError, OSError):  # it has ended, perhaps in the middle of what it told
-            return None, told, True
-        if kind is not None:
-            return (kind, content), told, True
-        told = content
-    return None, told, False
+    told, until = None, time.monotonic() + limit_s
+    while (left := until - time.monotonic()) > 0:
+        ready = wait([receiver, process.sentinel], min(left, LOOK_S))
+        if not ready:
+            how = hangs(process.pid or 0)
+            if how is not None:
+                return None, told, how
+        elif receiver not in ready:
+            return None, told, None
+        else:
+            try:
+                kind, content = receiver.recv()
+            except (EOFError, OSError):  # it has ended, perhaps in the middle of what it told
+                return None, told, None
+            if kind is not None:
+                return (kind, content), told, None
+            told = content
+    return None, told, f"it did not end within {limit_s:g} s"
 
 
-def _death(code: int, answered: bool, in_time: bool, limit_s: float) -> tuple[str, str]:
+def _death(code: int, answered: bool, late: str | None) -> tuple[str, str]:
+    """(kind, how) of a process that gave no result, or did not end after it had."""
     if answered:
         return "hung", f"the process did not end within {END_S:g} s after `close`"
-    if not in_time:
-        return "hung", f"it did not end within {limit_s:g} s"
+    if late is not None:
+        return "hung", late
     if code < 0:
         return "crashed", f"the process died of {signal.Signals(-code).name}"
     return "exited", f"the process left with exit code {code}"
