@@ -43,7 +43,7 @@ def show(outcomes: Sequence[Outcome], seconds: float) -> None:
         said = ", ".join(f"{name} {count}" for name, count in all_in_all[f"killed_by_{what}"].items())
         click.echo(f"killed by {what}: {said}")
     click.echo(
-        f"{all_in_all['mutants']} mutants in {seconds:.0f} s: {all_in_all[KILLED]} killed, of them {all_in_all['hung']} "
-        f"hung, {all_in_all[SURVIVED]} survived, {all_in_all[EQUIVALENT]} are equivalent; killed of those that are not: "
-        f"{all_in_all['killed_share']}"
+        f"{all_in_all['mutants']} mutants in {seconds:.0f} s: {all_in_all[KILLED]} killed ({all_in_all['hung']} hung), "
+        f"{all_in_all[SURVIVED]} survived, {all_in_all[EQUIVALENT]} are equivalent; "
+        f"killed of those that are not: {all_in_all['killed_share']}"
     )
