@@ -30,6 +30,9 @@ from flexref.planner.program.linear import Linear, Share, total
 from flexref.planner.program.task import Task
 from flexref.units import LINKS
 
+LOADS = "host->device"
+"""The link over which weights come to the device."""
+
 HOST = "host"
 """The host's own work as a resource: on an asynchronous port operators run later than they are called."""
 
@@ -48,11 +51,11 @@ class Costs:
     machine: Machine
     task: Task
     blocks: Blocks
-    known_operators: Mapping[str, Linear] | None = None
+    known_operators: Mapping[str, tuple[Linear, Linear]] | None = None
 
     @cached_property
-    def operators(self) -> Mapping[str, Linear]:
-        """Seconds of all operators by phase."""
+    def operators(self) -> Mapping[str, tuple[Linear, Linear]]:
+        """Seconds of (the layers', all) operators by phase."""
         if self.known_operators is not None:
             return self.known_operators
         every = (self.machine, self.task, self.blocks)
@@ -91,13 +94,17 @@ class Costs:
         """(resources, seconds), each a lower bound on the phase: one per resource or, without overlap, their sum.
 
         FlexGen, 4.3: T = max(...) over links and compute. On an asynchronous port the host's own work overlaps with the
-        device in any case, so it is a bound of its own. Attention on the host is part of a visit, which waits for it:
-        see `_visits_rows`.
+        device in any case, so it is a bound of its own. Where layers take longer than loading them, and the head does
+        not, both count: see `_with_other_loads`. Attention on the host is part of a visit, which waits for it: see
+        `_visits_rows`.
         """
         terms = self.seconds[phase]
         if self.overlapped:
-            alone = [((resource,), term) for resource, term in terms.items() if resource != HOST_ATTENTION]
-            return alone + (self._visits_rows(phase) if HOST_ATTENTION in terms else [])
+            rows: list[tuple[tuple[str, ...], Linear]] = [
+                *(((resource,), term) for resource, term in terms.items() if resource != HOST_ATTENTION),
+                (("compute", LOADS), self._with_other_loads(phase, self._layers(phase))),
+            ]
+            return rows + (self._visits_rows(phase) if HOST_ATTENTION in terms else [])
         units = [("compute", *({HOST_ATTENTION} & terms.keys())), *([(HOST,)] if HOST in terms else [])]
         return [((*LINKS, *unit), total(terms[resource] for resource in (*LINKS, *unit))) for unit in units]
 
@@ -110,15 +117,12 @@ class Costs:
         down f times: of each of them 1 - 1/f is lost. So T >= S + H + (1 - 1/f) (L - S), which is exact where the link
         never rests.
         """
-        (which,) = (each for each in phases(self.task) if each.name == phase)
-        alone, every = self._alone(which), (self.machine, self.task, self.blocks, which)
-        near = near_attention(*every)
-        beside = Linear.fixed(near) + Linear.in_place(-near)
-        if which.prompts:
-            beside = beside + Linear.fixed(prompt_attention(*every))
+        alone, beside = self._alone(self._phase(phase)), self._beside(phase)
         serial = self._slowed_by("compute", alone, LINKS) + beside.times(-1)
+        layers = self._layers(phase) + beside.times(-1) + alone[HOST_ATTENTION]
         rows: list[tuple[tuple[str, ...], Linear]] = [
             (("compute", HOST_ATTENTION), serial + alone[HOST_ATTENTION]),
+            (("compute", HOST_ATTENTION, LOADS), self._with_other_loads(phase, layers)),
         ]
         for link in LINKS:
             lost = 1 - 1 / self._slowdown(HOST_ATTENTION, link)
@@ -126,6 +130,43 @@ class Costs:
                 later = alone[HOST_ATTENTION] + alone[link].times(lost) + serial.times(1 - lost)
                 rows.append((("compute", HOST_ATTENTION, link), later))
         return rows
+
+    def _with_other_loads(self, phase: str, layers: Linear) -> Linear:
+        """A bound on a phase whose layers follow each other for so long, and load their weights one stage ahead.
+
+        A stage's weights have two places in turn: they are loaded once the stage before the last has ended. So what
+        layers leave of a link's time is lost to the embedding and the head, whose weights are loaded after them, and
+        the first layer's after those: of N layers N - 1 are computed before.
+        """
+        count = self.task.spec.layers
+        loads = [flow for flow in self.flows if (flow.phase, flow.share, flow.link) == (phase, "weights", LOADS)]
+        took = [(flow.of_layers, flow.seconds(self.machine, self.blocks)) for flow in loads]
+        first = total(seconds.times(of_layers / count) for of_layers, seconds in took)
+        return layers.times(1 - 1 / count) + first + total(seconds.times(1 - of_layers) for of_layers, seconds in took)
+
+    def _layers(self, phase: str) -> Linear:
+        """Seconds of a phase's layers alone, one visit after the other; attention on the host is left out."""
+        host, which, spec = self.machine.host_s, self._phase(phase), self.task.spec
+        mine = [flow for flow in self.flows if flow.phase == phase and flow.of_layers]
+        crossings = total(flow.seconds(self.machine, self.blocks) for flow in mine if flow.crossing)
+        operators = self.operators[phase][0] + crossings
+        if self.machine.port.asynchronous:
+            return operators
+        visits = which.passes * spec.layers * self.blocks.groups
+        handed = Linear.in_place(visits * host.submission) if attends_far(self.task, which) else Linear()
+        submissions = total(flow.submissions().times(flow.of_layers) for flow in mine).times(host.submission)
+        return operators + submissions + Linear.fixed(visits * host.visit) + handed
+
+    def _beside(self, phase: str) -> Linear:
+        """Of a phase's operators, those that run while the host attends: attention on the device."""
+        every = (self.machine, self.task, self.blocks, self._phase(phase))
+        near = near_attention(*every)
+        beside = Linear.fixed(near) + Linear.in_place(-near)
+        return beside + Linear.fixed(prompt_attention(*every)) if every[3].prompts else beside
+
+    def _phase(self, name: str) -> Phase:
+        (found,) = (phase for phase in phases(self.task) if phase.name == name)
+        return found
 
     def _alone(self, phase: Phase) -> dict[str, Linear]:
         machine, task, blocks, host = self.machine, self.task, self.blocks, self.machine.host_s
@@ -138,7 +179,7 @@ class Costs:
         choice = blocks.groups * choices * (host.choice + host.choice_row * blocks.rows / blocks.groups)
         own = total(flow.submissions() for flow in mine).times(host.submission) + Linear.fixed(visits * host.visit)
         handed = Linear.in_place(phase.passes * task.spec.layers * blocks.groups * host.submission) if far else Linear()
-        compute = self.operators[phase.name] + Linear.fixed(choice)
+        compute = self.operators[phase.name][1] + Linear.fixed(choice)
         if self.overlapped:
             # Without overlap the sum already has them, as seconds of the links.
             compute = compute + total(seconds for flow, seconds in took if flow.crossing) + self._waited(took)

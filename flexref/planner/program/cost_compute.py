@@ -23,28 +23,31 @@ FAR_CALLS = 2
 """Operators that attention on the host adds to them: two crossings."""
 
 
-def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, far: bool) -> Linear:
-    """All operators of a phase: every stage once per group and pass, expansions once per stage and pass.
+def device_seconds(machine: Machine, task: Task, blocks: Blocks, phase: Phase, far: bool) -> tuple[Linear, Linear]:
+    """(the layers', all) operators of a phase: every stage once per group and pass, expansions once per stage and pass.
 
     With `far` those rows' attention is left out whose cache is read in place on the host.
     """
-    seconds = _beside_attention(machine, task, blocks, phase) + Linear.fixed(
-        near_attention(machine, task, blocks, phase)
-    )
-    return seconds + Linear.in_place(-near_attention(machine, task, blocks, phase)) if far else seconds
+    attention = near_attention(machine, task, blocks, phase)
+    term = Linear.fixed(attention) + (Linear.in_place(-attention) if far else Linear())
+    layers, every = _beside_attention(machine, task, blocks, phase)
+    return layers + term, every + term
 
 
-def _beside_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Linear:
-    """Everything but the attention of rows that decode, or of whole prompts that are all that the phase reads."""
+def _beside_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> tuple[Linear, Linear]:
+    """(the layers', all), less the attention of rows that decode, or of prompts where the phase reads nothing else."""
     durations, rows, port = Durations(machine), blocks.sizes, machine.port
-    times = phase.passes * blocks.groups
-    visits = {expanded: blocks.spread(_visits(durations, task, phase, rows, expanded)) for expanded in (False, True)}
-    once = blocks.spread(phase.passes * _expansions(durations, task, phase, rows, port.fused_rows))
-    each = np.where(blocks.expanded, visits[True], visits[False])
-    seconds = times * each + np.where(blocks.expanded, once, 0.0)
-    if phase.prompts:
-        seconds = seconds + prompt_attention(machine, task, blocks, phase)
-    return Linear.fixed(seconds)
+    visits = {expanded: _visits(durations, task, phase, rows, expanded) for expanded in (False, True)}
+    once = _expansions(durations, task, phase, rows, port.fused_rows)
+    prompts = prompt_attention(machine, task, blocks, phase) if phase.prompts else numbers(0.0)
+
+    def taken(which: int) -> Linear:
+        each = np.where(blocks.expanded, blocks.spread(visits[True][which]), blocks.spread(visits[False][which]))
+        all_at_once = blocks.spread(phase.passes * once[which])
+        seconds = phase.passes * blocks.groups * each + np.where(blocks.expanded, all_at_once, 0.0)
+        return Linear.fixed(seconds + prompts)
+
+    return taken(0), taken(1)
 
 
 def prompt_attention(machine: Machine, task: Task, blocks: Blocks, phase: Phase) -> Numbers:
@@ -75,8 +78,8 @@ def operator_calls(task: Task, far: bool) -> Linear:
     return calls + Linear.in_place(FAR_CALLS * program.layers) if far else calls
 
 
-def _visits(durations: Durations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> Numbers:
-    """A group's visits of all stages, attention left out."""
+def _visits(durations: Durations, task: Task, phase: Phase, rows: Numbers, expanded: bool) -> tuple[Numbers, Numbers]:
+    """A group's visits of (the layers, all stages), attention left out."""
     port, spec = durations.machine.port, task.spec
     tokens, ends = rows * phase.new_tokens, _ends(task, rows)
     layer, head = (_layer(durations, task, tokens, task.stored), _tiles(durations, task, ends, task.dense))
@@ -84,7 +87,8 @@ def _visits(durations: Durations, task: Task, phase: Phase, rows: Numbers, expan
         # A stage with few tokens has its matrices read as they are stored.
         layer = np.where(tokens > port.fused_rows, _layer(durations, task, tokens, port.compute_dtype), layer)
         head = np.where(ends > port.fused_rows, _tiles(durations, task, ends, port.compute_dtype), head)
-    return spec.layers * layer + _embed(durations, task, tokens) + _hidden(durations, task, ends) + head
+    layers = spec.layers * layer
+    return layers, layers + _embed(durations, task, tokens) + _hidden(durations, task, ends) + head
 
 
 def _ends(task: Task, rows: Numbers) -> Numbers:
@@ -176,8 +180,10 @@ def logits_pieces(task: Task, ends: Numbers) -> Numbers:
     return np.ones_like(ends) if task.scoring is None else np.maximum(1.0, np.ceil(ends / task.scoring.at_once))
 
 
-def _expansions(durations: Durations, task: Task, phase: Phase, rows: Numbers, fused_rows: int) -> Numbers:
-    """Every stage's matrices expanded once, where they are stored in another form than products compute in."""
+def _expansions(
+    durations: Durations, task: Task, phase: Phase, rows: Numbers, fused_rows: int
+) -> tuple[Numbers, Numbers]:
+    """Matrices of (the layers, all stages) expanded once, where they are stored otherwise than products compute."""
     dtype, spec = durations.machine.port.compute_dtype, task.spec
     layer = head = numbers(0.0)
     if task.stored != dtype:
@@ -191,4 +197,4 @@ def _expansions(durations: Durations, task: Task, phase: Phase, rows: Numbers, f
         tiles = sum(durations.expand(numbers([outputs * spec.embed_width]), task.dense) for outputs in _tile_rows(task))
         head = numbers(tiles)
     layers = np.where(rows * phase.new_tokens > fused_rows, spec.layers * layer, 0.0)
-    return layers + np.where(_ends(task, rows) > fused_rows, head, 0.0)
+    return layers, layers + np.where(_ends(task, rows) > fused_rows, head, 0.0)

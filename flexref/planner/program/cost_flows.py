@@ -24,7 +24,8 @@ class PlannedFlow:
 
     `kind` is what the engine counts them as; `curve` names their curve among a machine's `copies`. A `crossing` is
     called in line with the operators, which wait for it; all others are submitted to a lane. `in_place`: what the part
-    of the cache that attention on the host reads in place adds to that part: -1 where it does not move.
+    of the cache that attention on the host reads in place adds to that part: -1 where it does not move. `of_layers`:
+    how much of these copies belongs to visits of layers; the others belong to the embedding and the head.
     """
 
     phase: str
@@ -38,6 +39,7 @@ class PlannedFlow:
     nbytes: Numbers
     crossing: bool = False
     in_place: int = 0
+    of_layers: float = 1.0
 
     def _for_each(self, value: Numbers) -> Linear:
         """`value` for the part that moves."""
@@ -85,12 +87,13 @@ def weight_flows(task: Task, phase: Phase) -> list[PlannedFlow]:
     A stage's bytes are taken to move at the rate of one copy of that size.
     """
     found = []
-    for nbytes, count in sorted(Counter(task.stage_bytes).items()):
+    in_layers = [kind is StageKind.LAYER for kind in task.stage_kinds]
+    sizes = Counter(zip(task.stage_bytes, in_layers, strict=True))
+    for (nbytes, in_layer), count in sorted(sizes.items()):
         of = numbers(phase.passes * count), numbers(nbytes)
-        found += [
-            PlannedFlow(phase.name, "weights in", "weights", "host->device", "host->device", "weights", AWAY, *of),
-            PlannedFlow(phase.name, "weights read", "weights", "disk->host", WEIGHT_FILE, "weights", ("disk",), *of),
-        ]
+        loaded = PlannedFlow(phase.name, "weights in", "weights", "host->device", "host->device", "weights", AWAY, *of)
+        read = PlannedFlow(phase.name, "weights read", "weights", "disk->host", WEIGHT_FILE, "weights", ("disk",), *of)
+        found += [replace(flow, of_layers=float(in_layer)) for flow in (loaded, read)]
     return found
 
 
@@ -126,12 +129,14 @@ def activation_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: st
     """
     times = numbers(phase.passes * (task.spec.layers + 1)) * blocks.groups
     nbytes = blocks.sizes * phase.new_tokens * task.spec.width * DTYPE_BYTES[compute_dtype]
-    return [
+    moved = [
         _plain(phase, "activations in", "activations", "host->device", AWAY, times, nbytes),
         _plain(phase, "activations out", "activations", "device->host", AWAY, times, nbytes),
         _plain(phase, "activations read", "activations", "disk->host", ("disk",), times, nbytes),
         _plain(phase, "activations spilled", "activations", "host->disk", ("disk",), times, nbytes),
     ]
+    layers = task.spec.layers / (task.spec.layers + 1)  # the embedding stores and does not load, the head loads
+    return [replace(flow, of_layers=layers) for flow in moved]
 
 
 def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[PlannedFlow]:
@@ -144,7 +149,7 @@ def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, com
     link = "device->host"
     times = blocks.groups * phase.passes * tiles * blocks.spread(pieces)
     logits = ends / pieces * spec.vocabulary / tiles * LOGITS_BYTES
-    return [
+    moved = [
         _plain(phase, "scored tokens in", "activations", "host->device", AWAY, back, nbytes),
         _plain(phase, "scored tokens out", "activations", link, AWAY, out, nbytes),
         _plain(phase, "scored tokens read", "activations", "disk->host", ("disk",), back, nbytes),
@@ -153,6 +158,7 @@ def scored_flows(task: Task, scoring: Scoring, blocks: Blocks, phase: Phase, com
             phase.name, "logits", "activations", link, link, "activations", TIERS, times, logits, crossing=True
         ),
     ]
+    return [replace(flow, of_layers=0.0) for flow in moved]
 
 
 def crossing_flows(task: Task, blocks: Blocks, phase: Phase, compute_dtype: str) -> list[PlannedFlow]:

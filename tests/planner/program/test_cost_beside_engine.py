@@ -64,11 +64,6 @@ def task_of(file: WeightFile, machine: Machine, row: RowLengths, policy: Policy)
     )
 
 
-def in_place(policy: Policy) -> float:
-    """Of the cache off the device, what attention on the host reads in place."""
-    return policy.shares_attention
-
-
 @given(
     policy=st.builds(
         Policy,
@@ -100,7 +95,7 @@ def test_bytes_per_link_are_those_that_the_engine_moves(
         task = task_of(engine.file, MACHINE, RowLengths(prompt, new), policy)
     found = block_costs(task, MACHINE, rows, groups, policy.activations)
     counted = Counter(
-        moved_bytes(found, all_shares(policy.weights, policy.cache, policy.activations, in_place(policy)))
+        moved_bytes(found, all_shares(policy.weights, policy.cache, policy.activations, policy.shares_attention))
     )
     table_rows = rows * groups * spec.embed_width * 2 * (prompt + new - 1)
     if policy.weights != DEVICE:
@@ -130,7 +125,7 @@ def test_peak_bytes_are_what_the_engine_plans_or_a_little_more(
     found = block_costs(task_of(file, MACHINE, row, policy), MACHINE, rows, groups, activations)
     for tier in Tier:
         held = found.value(
-            total(found.held[tier.value].values()), all_shares(weights, cache, activations, in_place(policy)), 0
+            total(found.held[tier.value].values()), all_shares(weights, cache, activations, policy.shares_attention), 0
         )
         assert real[tier] <= held + 2**17  # a few alignments
         assert held <= 1.1 * real[tier] + 2**17
@@ -167,11 +162,27 @@ def test_seconds_are_nearly_those_of_the_simulator(
         policy = Policy(weights, cache, activations, 6, 4, overlap, attention_on=attention_on)
         real = simulate(file, machine, policy, [row] * 24, budgets_without_kept(file, machine, policy, [row] * 24))
         found = block_costs(task_of(file, machine, row, policy), machine, 6, 4, activations)
-        shares = all_shares(weights, cache, activations, in_place(policy))
+        shares = all_shares(weights, cache, activations, policy.shares_attention)
         told = [max(found.value(term, shares, 0) for _, term in found.rows(phase)) for phase in ("prefill", "decode")]
         assert told[0] == pytest.approx(real.prefill_s, rel=0.1)
-        # With attention on the host a lane's submission in every visit is among what does not hide.
-        assert told[1] == pytest.approx(real.decode_s, rel=0.1 if attention_on == "device" else 0.12)
+        assert told[1] == pytest.approx(real.decode_s, rel=0.06 if overlap else 0.1)
+
+
+@pytest.mark.parametrize("asynchronous", [True, False])
+@pytest.mark.parametrize(("rows", "link_per_s"), [(6, 1e9), (32, 2e9), (6, 4e9), (16, 4e9), (16, 8e9)])
+def test_a_link_that_waits_for_layers_does_not_load_the_head_meanwhile(
+    rows: int, link_per_s: float, asynchronous: bool
+) -> None:
+    """Half of what is loaded is the head's, which takes little time: neither link nor operators are the limit of all
+    stages. Then the seconds are a bound, at most 12.5 % below the simulator's; each alone would be up to 23 %."""
+    file, row = random_file(SIMULATED, scheme="int4"), RowLengths(40, 20)
+    machine = plain_machine(asynchronous=asynchronous, link_per_s=link_per_s)
+    policy, job = Policy(HOST_SHARES, DEVICE, DEVICE, rows, 4), [row] * (4 * rows)
+    real = simulate(file, machine, policy, job, budgets_without_kept(file, machine, policy, job))
+    found = block_costs(task_of(file, machine, row, policy), machine, rows, 4)
+    shares = all_shares(HOST_SHARES, DEVICE, DEVICE)
+    told_s = max(found.value(term, shares, 0) for _, term in found.rows("decode"))
+    assert 0.875 <= told_s / real.decode_s <= 1.005
 
 
 @pytest.mark.parametrize("overlap", [True, False])
@@ -218,7 +229,7 @@ def test_a_job_that_scores_is_counted_as_the_simulator_runs_it(overlap: bool, as
         real = simulate(file, machine, policy, job, dict.fromkeys(Tier))
         found, shares = (
             block_costs(task, machine, rows, groups, activations),
-            all_shares(weights, cache, activations, in_place(policy)),
+            all_shares(weights, cache, activations, policy.shares_attention),
         )
         moved = {key: size for key, size in moved_bytes(found, shares).items() if size and key[1] != "weights"}
         told = {(link, kind): size for link, kinds in real.link_bytes.items() for kind, size in kinds.items()}
