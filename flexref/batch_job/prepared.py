@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.batch_job.answers import Line, LineAnswer
 from flexref.batch_job.engines import Engines
@@ -25,10 +26,12 @@ from flexref.batch_job.shard import WHOLE, Shard
 from flexref.batch_job.states import JobFacts, Watcher
 from flexref.batch_job.stream_recorder import StreamRecorder
 from flexref.engine.events import OnEvent, no_listener
+from flexref.engine.own_bits import attends_elsewhere
+from flexref.errors import PolicyError
 from flexref.loading import advisor
 from flexref.machine.machine import Machine
 from flexref.planner.advisor import Advisor
-from flexref.policy import Asked, Policy
+from flexref.policy import Asked, Policy, Shares
 from flexref.storage.names import resolve
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.tokenizer import Tokenizer
@@ -68,6 +71,21 @@ class JobSettings:
         Attention is computed in one place: on some ports another one has other bits.
         """
         return {"attention_on": "device", **self.asked.keep}
+
+    def check_own_bits(self, backend: Backend) -> None:
+        """`PolicyError` if answers may depend on which rows are beside each other although the port could do without.
+
+        A run that goes on after another has other rows beside each other: its bytes would not be those of one run.
+        Whoever asks for no bits of their own has accepted that.
+        """
+        asked, unknown = self.asked.policy, Policy(cache=Shares(0, 1))
+        policy = unknown.changed(**self.keep) if asked is None else asked
+        if policy.row_invariant and backend.caps.row_invariant and attends_elsewhere(policy, backend.caps):
+            raise PolicyError(
+                f"{backend.name} rounds otherwise where attention runs on the host, and for which lines it does may "
+                "change when the job goes on after an interruption, and so may their answers: compute it on the device "
+                "(--attention-on device), or accept that (--no-row-invariant)"
+            )
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -125,9 +143,10 @@ class Prepared:
 
     @cached_property
     def port(self) -> "PortFacts":
-        """What is known of the port that computes."""
+        """What is known of the port that computes. Raises what opening it raises, and `check_own_bits`."""
         disk_dir = self.settings.asked.budgets.get("disk_dir") or tempfile.gettempdir()
         with closing(create(self.settings.backend, **self.settings.options)) as port:
+            self.settings.check_own_bits(port)
             self.settling.machines.check(port)
             return PortFacts(arithmetic_facts(port), self.settling.machines.kept(port, Path(disk_dir)))
 

@@ -103,8 +103,8 @@ class Stats:
     policy: Annotated[Policy, "The policy that it ran by."]
     row_invariant: Annotated[
         bool,
-        "Whether a row's results had bits of their own, whatever rows were beside it; but with attention on the host, "
-        "where a row was attended to is part of it, which the others may decide.",
+        "Whether a row's results had bits of their own, whatever rows were beside it: not where attention ran on a "
+        "host that rounds otherwise than the device, since the other rows may decide for which rows it did.",
     ] = False
     rows: Annotated[int, Whole(0), "Rows in all."] = 0
     blocks: Annotated[int, Whole(0), "Blocks, one after the other."] = 0

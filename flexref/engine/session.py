@@ -27,6 +27,7 @@ from flexref.engine.disk import Disk, RealDisk
 from flexref.engine.events import Notice, OnEvent, WeightsLoaded, logged, no_listener
 from flexref.engine.gate import Gate
 from flexref.engine.interrupts import Interrupts
+from flexref.engine.own_bits import no_own_bits
 from flexref.engine.rehearsals import Rehearsals
 from flexref.engine.results import Stats
 from flexref.engine.tensors import read_stored, read_tensor
@@ -46,9 +47,6 @@ from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier
 
 LOG = logging.getLogger(__name__)
-
-TOGETHER = "computes rows together: with other rows beside it a row's tokens may differ where two are nearly as likely"
-"""What a port does that was asked for rows with bits of their own, and has none."""
 
 
 class Settle(Protocol):
@@ -202,7 +200,7 @@ class Session:
         its first block.
         """
         begun = self.wall.begin_job(asked)
-        stats.row_invariant = self._keep_rows_apart(stats.policy.row_invariant)
+        stats.row_invariant = self._keep_rows_apart(stats.policy)
         for arena in self.arenas.values():
             arena.restart_peak()
         self.standing = Standing(stats)
@@ -223,13 +221,14 @@ class Session:
                 stats.lane_busy = trace.busy_shares()
             stats.count_whole(self.wall.since(begun))
 
-    def _keep_rows_apart(self, on: bool) -> bool:
+    def _keep_rows_apart(self, policy: Policy) -> bool:
         """Tell the port whether rows need bits of their own, and whether they get them; one notice if they do not."""
-        self.backend.keep_rows_apart(on)
+        self.backend.keep_rows_apart(policy.row_invariant)
         caps = self.backend.caps
-        if on and caps.computes and not caps.row_invariant:
-            self.on_event(Notice(f"{self.backend.name} {TOGETHER}"))
-        return on and caps.row_invariant
+        reason = no_own_bits(policy, caps)
+        if policy.row_invariant and caps.computes and reason is not None:
+            self.on_event(Notice(f"{self.backend.name} {reason}"))
+        return policy.row_invariant and reason is None
 
     def _weights_for(self, policy: Policy) -> WeightStore:
         plan = WeightsPlan.under(self.file, policy)

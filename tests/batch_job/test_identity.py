@@ -16,10 +16,12 @@ from recorder_kit import IDENTITY, Job
 
 from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
+from flexref.batch_job import prepared
+from flexref.batch_job.cluster.engine_server import EngineOpening
 from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
 from flexref.batch_job.lines.defaults import Defaults
 from flexref.batch_job.prepared import JobSettings, Prepared
-from flexref.errors import StorageError, WeightFileError
+from flexref.errors import PolicyError, StorageError, WeightFileError
 from flexref.policy import Asked, Policy, Shares
 from flexref.storage.random_weights import random_file
 from flexref.storage.weightfile import open_weight_file
@@ -110,6 +112,40 @@ def test_no_policy_of_a_job_computes_attention_elsewhere_than_another() -> None:
     assert Prepared(JobSettings("demo")).settling.keep == {"attention_on": "device"}
     on_host = JobSettings("demo", asked=Asked(None, {"attention_on": "host", "overlap": True}, {}))
     assert Prepared(on_host).settling.keep == {"attention_on": "host", "overlap": True}
+
+
+ON_HOST = {"attention_on": "host"}
+
+
+@pytest.mark.parametrize("one_memory", [True, False])
+@pytest.mark.parametrize(
+    ("asked", "refused"),
+    [
+        (Asked(None, ON_HOST, {}), True),
+        (Asked(Policy(cache=Shares(0, 1), attention_on="host"), {}, {}), True),
+        (Asked(Policy(cache=Shares(1, 0), attention_on="host"), {}, {}), False),
+        (Asked(None, {**ON_HOST, "row_invariant": False}, {}), False),
+        (Asked(None, {**ON_HOST, "host_attention_share": 0.0}, {}), False),
+        (Asked(None, {}, {}), False),
+    ],
+)
+def test_a_job_whose_bytes_an_interruption_may_change_is_refused_unless_that_is_accepted(
+    monkeypatch: pytest.MonkeyPatch, asked: Asked, refused: bool, one_memory: bool
+) -> None:
+    """Before a file is written, and by every worker. Where one processor does both there is nothing to refuse."""
+    port = NumpyBackend()
+    port.caps = replace(port.caps, one_memory=one_memory)
+    monkeypatch.setattr(prepared, "create", lambda *_, **__: port)
+    settings = JobSettings("demo", backend=port, asked=asked)  # type: ignore[arg-type]
+    opening = EngineOpening(settings, as_json=False)
+    if refused and not one_memory:
+        with pytest.raises(PolicyError, match=r"^numpy rounds otherwise .* accept that \(--no-row-invariant\)$"):
+            _ = Prepared(settings).port
+        with pytest.raises(PolicyError, match=r"^numpy rounds otherwise"):
+            opening()
+    else:
+        assert Prepared(settings).port.arithmetic["backend"] == "numpy"
+        opening().close()
 
 
 def test_what_else_is_loaded_is_no_other_arithmetic() -> None:

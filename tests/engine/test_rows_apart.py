@@ -11,7 +11,7 @@ from flexref_numpy import NumpyBackend, linear
 import flexref
 from flexref.engine.events import Event, Notice
 from flexref.engine.scoring import ScoredRow
-from flexref.policy import Policy
+from flexref.policy import Policy, Shares
 from flexref.testing.strategies import numbers
 
 APART, TOGETHER = Policy(), Policy(row_invariant=False)
@@ -78,6 +78,44 @@ def test_who_asks_a_port_for_what_it_has_not_is_told_once_in_every_job() -> None
             told = [event.text for event in heard if isinstance(event, Notice)]
             assert len(told) == notices
             assert all("numpy computes rows together" in text for text in told)
+
+
+class ApartBackend(NumpyBackend):
+    """A port whose host is not its device's memory."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.caps = replace(self.caps, one_memory=False)
+
+
+ON_DEVICE, ON_HOST = Shares(1, 0, 0), Shares(0, 1, 0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "elsewhere"),
+    [
+        (Policy(cache=ON_HOST, attention_on="host"), True),
+        (Policy(cache=Shares(0.5, 0.5), attention_on="host", host_attention_share=0.5), True),
+        (Policy(cache=ON_HOST, attention_on="host", host_attention_share=0.0), False),
+        (Policy(cache=ON_DEVICE, attention_on="host"), False),
+        (Policy(cache=ON_HOST), False),
+    ],
+)
+def test_rows_have_no_bits_of_their_own_where_a_host_that_rounds_otherwise_attends_to_some(
+    policy: Policy, elsewhere: bool
+) -> None:
+    for port, own in ((ApartBackend(), not elsewhere), (NumpyBackend(), True)):
+        heard = list[Event]()
+        with flexref.load("demo", backend=port, on_event=heard.append) as engine:
+            assert engine.generate(["The king"], max_new_tokens=2, policy=policy).stats.row_invariant == own
+            told = [event.text for event in heard if isinstance(event, Notice)]
+            assert [text.startswith("numpy rounds otherwise where attention runs on the host") for text in told] == (
+                [] if own else [True]
+            )
+            heard.clear()
+            together = policy.changed(row_invariant=False)
+            assert not engine.generate(["The king"], max_new_tokens=2, policy=together).stats.row_invariant
+            assert not [event for event in heard if isinstance(event, Notice)]
 
 
 def test_a_port_that_has_it_says_nothing() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from threadpoolctl import threadpool_limits
 
+from flexref.backend.protocol import Backend
 from flexref.batch_job.answers import Line, LineAnswer
 from flexref.batch_job.engines import ENGINE_FAILURES
 from flexref.batch_job.identity import Identity, arithmetic_facts, model_facts
@@ -47,6 +48,7 @@ class EngineOpening:
         return server
 
     def _check(self, server: "EngineServer") -> None:
+        self.settings.check_own_bits(server.backend)
         if self.expected is None:
             return
         theirs, own = (Identity({}, model, {}, arithmetic) for model, arithmetic in (self.expected, server.facts))
@@ -67,6 +69,11 @@ class EngineServer:
     def facts(self) -> tuple[Facts, Facts]:
         """What tells its model and its arithmetic from others (`identity`)."""
         return model_facts(self._engine.file), arithmetic_facts(self._engine.backend)
+
+    @property
+    def backend(self) -> Backend:
+        """The port of its engine."""
+        return self._engine.backend
 
     def answers(self, lines: Sequence[Line], on_pass: Callable[[], None]) -> Iterator[LineAnswer]:
         """The answers of lines as they end. Raises what the engine raises: it is of no use then, and must be closed."""
