@@ -108,14 +108,21 @@ class Lane:
         self._cuda.destroy_stream(self._stream)
 
     def _queue(self, moves: Sequence[Move], after: Sequence[Ticket]) -> DeviceTicket:
-        """Queue moves on the device, after `after`, which it knows."""
+        """Queue moves on the device, after `after`, which it knows.
+
+        What fails is over: memory may be given back then that the moves before it were writing to.
+        """
         for earlier in after:
             wait_on_device(self._cuda, self._stream, earlier)
         start, end = self._events.take(), self._events.take()
-        self._cuda.record(start, self._stream)
-        for move in moves:
-            self._copying.move(move, self._stream)
-        self._cuda.record(end, self._stream)
+        try:
+            self._cuda.record(start, self._stream)
+            for move in moves:
+                self._copying.move(move, self._stream)
+            self._cuda.record(end, self._stream)
+        except BaseException:
+            self._cuda.await_stream(self._stream)
+            raise
         return DeviceTicket(self._events, start, end, [move.nbytes for move in moves])
 
     def _run(self) -> None:

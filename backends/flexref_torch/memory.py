@@ -41,8 +41,13 @@ class DeviceMemory(CountedResults):
         if self._device.type != "cuda":
             whole = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
             return torch.from_numpy(whole[-whole.ctypes.data % ALIGNMENT_BYTES :][:nbytes])
-        memory = mapped(max(1, nbytes))[:nbytes]
-        make_present(memory.ctypes.data, nbytes)
+        if not nbytes:  # CUDA pins no memory of no bytes
+            return torch.empty(0, dtype=torch.uint8)
+        try:
+            memory = mapped(nbytes)
+            make_present(memory.ctypes.data, nbytes)
+        except (OSError, OverflowError) as error:
+            raise CapacityError("host", "a pinned buffer", nbytes, self.free_bytes("host"), {}) from error
         if int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, nbytes, 0)):
             with suppress(RuntimeError):  # CUDA keeps the failure, and PyTorch would blame the next kernel for it
                 torch.ones(1, device=self._device)
@@ -51,7 +56,7 @@ class DeviceMemory(CountedResults):
 
     def release(self, buffer: Array) -> None:
         """The memory goes with the last view of it; pinned memory is the system's again."""
-        pinned = self._device.type == "cuda" and not buffer.is_cuda
+        pinned = self._device.type == "cuda" and not buffer.is_cuda and buffer.nbytes
         if pinned and (status := int(torch.cuda.cudart().cudaHostUnregister(buffer.data_ptr()))):
             raise RuntimeError(f"pinned memory could not be given back: CUDA's error {status}")
 

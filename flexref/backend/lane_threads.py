@@ -120,6 +120,10 @@ class StreamTicket(Generic[Event]):
                 self._last = stream.mark()
         except BaseException as error:  # whatever it is belongs to the thread that waits for the ticket
             self._error = error
+            try:
+                stream.join()  # what failed is over: memory may be given back that earlier steps were writing to
+            except BaseException as later:
+                self._error = later  # it tells of the first one as its context
         self._given.set()
 
     def event(self) -> Event:

@@ -176,6 +176,42 @@ def test_a_stream_that_is_wrong_is_rejected(
     assert clause_name(clause) in broken([clause], 50)
 
 
+@given(st.integers(1, 3), st.integers(0, 2))
+def test_a_submission_that_fails_is_over_and_so_are_its_earlier_copies(copies: int, later: int) -> None:
+    """Whoever hears of the failure gives memory back that these copies would still write to."""
+    device, copied = LateDevice(), list[str]()
+    stream = streams_of(device, lambda: (device.default,), deque)[1]()
+
+    def give(move: Move, _: DeviceStream) -> None:
+        if move.what == "wrong":
+            raise IndexError("bytes beyond a buffer")
+        device.copy(lambda: copied.append(move.what))
+
+    lane = LaneThread("a lane", stream, give)
+    span = Span(np.zeros(1, np.uint8), 0, 1)
+    named = [*map(str, range(copies)), "wrong", *["not begun"] * later]
+    ticket = lane.submit([Move(what, span, span) for what in named], ())
+    with pytest.raises(IndexError, match="beyond a buffer"):
+        ticket.wait()
+    assert copied == named[:copies]
+    lane.close()
+
+
+def test_a_stream_that_cannot_be_joined_after_a_failure_is_heard_of_too() -> None:
+    class Lost(HostStream):
+        def join(self) -> None:
+            raise RuntimeError("the device is lost")
+
+    def give(move: Move, stream: Any) -> None:
+        raise IndexError("bytes beyond a buffer")
+
+    span, ticket = Span(np.zeros(1, np.uint8), 0, 1), StreamTicket[Any]()
+    ticket.give(Lost(), [Move("a move", span, span)], (), give)
+    with pytest.raises(RuntimeError, match="the device is lost") as caught:
+        ticket.wait()
+    assert isinstance(caught.value.__context__, IndexError)
+
+
 def test_a_clock_is_compared_anew_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     device = LateDevice()
     clock = DeviceClock(device, lambda: (deque(),))

@@ -24,6 +24,8 @@ class Runtime:
         self.status = 0
 
     def cudaHostRegister(self, address: int, nbytes: int, flags: int) -> int:
+        if not nbytes:
+            return 1
         if not self.status:
             self.pinned[address] = nbytes
         return self.status
@@ -69,6 +71,31 @@ def test_each_lane_has_a_stream_of_its_own_and_so_has_the_clock(runtime: Runtime
     assert set(Counter(map(id, places)).values()) == {1}
     again = [lane._stream._where()[0] for lane in port._lanes.values()]
     assert all(one is other for one, other in zip(again, places, strict=False))
+
+
+def test_a_buffer_of_no_bytes_is_not_pinned(runtime: Runtime) -> None:
+    """CUDA refuses to."""
+    port: Any = flexref_torch.TorchBackend("cuda:1")
+    buffer = port.allocate("host", 0)
+    assert (buffer.nbytes, port.host_memory(buffer).size, runtime.pinned) == (0, 0, {})
+    port.release(buffer)
+    port.release(port.allocate("host", 0))
+
+
+@pytest.mark.parametrize("step", ["mapped", "make_present"])
+@pytest.mark.parametrize("error", [OSError(12, "Cannot allocate memory"), OverflowError("too large")])
+def test_what_the_system_refuses_of_host_memory_is_a_lack_of_capacity(
+    step: str, error: Exception, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(f"flexref_torch.memory.{step}", refuse)
+    port: Any = flexref_torch.TorchBackend()
+    with pytest.raises(CapacityError, match="host memory is too small") as caught:
+        port.allocate("host", 5000)
+    assert caught.value.__cause__ is error
+    assert runtime.pinned == {}
 
 
 @pytest.mark.parametrize("nbytes", [1, ALIGNMENT_BYTES, 3 * MIB + 1])
