@@ -234,6 +234,25 @@ def test_the_command_writes_both_files_and_says_how_many_lines_they_have(
     assert call(*outputs, "-o", merged, "--errors", errors, "--force") == 0
 
 
+@pytest.mark.parametrize("streamed", ["-o", "--errors"])
+def test_a_file_is_not_called_as_standard_output_is(
+    streamed: str, job: Sharded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is merged is whole or not there, which a stream cannot be."""
+    monkeypatch.chdir(job.folder)
+    outputs = [str(path) for path in job.run_all()]
+    asked = {"-o": "merged.out", "--errors": "merged.err", streamed: "-"}
+    assert call(*outputs, *(word for pair in asked.items() for word in pair)) == 1
+    assert capsys.readouterr().err.splitlines() == [
+        "flexref: cannot write -: this goes to a file, not to standard output; ./- is a file of that name"
+    ]
+    assert job.nothing_was_written()
+    assert not (job.folder / "-").exists()
+    asked[streamed] = "./-"
+    assert call(*outputs, *(word for pair in asked.items() for word in pair)) == 0
+    assert (job.folder / "-").is_file()
+
+
 def test_merge_is_a_word_of_batch_and_a_file_of_that_name_is_reached_by_its_path(
     job: Sharded, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

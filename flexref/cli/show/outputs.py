@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 Identity = tuple[int, int]
 """Of a file, by which all its names are one: device and inode."""
 
+STANDARD = "-"
+"""Standard output, to commands that write to it; a job's answers and its log have that name too."""
+
 
 def check_outputs(outputs: Mapping[str, str | None], inputs: Iterable[str | None], *, force: bool) -> None:
     """`check_writable` of every output that is asked for, and `check_replaced`."""
@@ -59,7 +62,12 @@ def check_replaced(outputs: Mapping[str, str | None], inputs: Iterable[str | Non
 
 
 def check_writable(path: str | Path) -> None:
-    """`StorageError` before time is spent on what could not be written; the file itself is not touched."""
+    """`StorageError` before time is spent on what could not be written; the file itself is not touched.
+
+    Nor is a file that would be called as standard output is: whoever asks for that name means no file.
+    """
+    if os.fspath(path) == STANDARD:
+        raise StorageError("cannot write -: this goes to a file, not to standard output; ./- is a file of that name")
     target = Path(os.path.realpath(path) if os.path.islink(path) else path)
     folder = target.absolute().parent
     if not os.fspath(path):
