@@ -11,6 +11,7 @@ from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from flexref.backend.presence import Presence
 from flexref.errors import BackendUnavailable, UnknownBackend
 
 if TYPE_CHECKING:
@@ -52,6 +53,21 @@ def create(name: str, **options: Any) -> "Backend":
     except BackendUnavailable as error:
         raise BackendUnavailable(f"backend {name!r} is not available: {_one_line(error)}") from error
     return backend
+
+
+def presence(name: str) -> Presence | None:
+    """What the port `name` says of itself without loading its library; None if it has no way to say so.
+
+    That is `presence()` in the module `presence` of the port's package. Raises `UnknownBackend`.
+    """
+    asked = f"{_entry(name).module.partition('.')[0]}.presence"
+    try:
+        if find_spec(asked) is None:
+            return None
+    except ImportError:
+        return None  # `create` says so
+    found: Presence = import_module(asked).presence()
+    return found
 
 
 def start_device(name: str) -> None:

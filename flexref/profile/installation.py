@@ -13,7 +13,7 @@ import psutil
 from threadpoolctl import threadpool_info
 
 from flexref.backend.capabilities import Capabilities, Description
-from flexref.backend.registry import create, home, installed
+from flexref.backend.registry import create, home, installed, presence
 from flexref.errors import BackendUnavailable
 from flexref.machine.names import cache_folder, kept_names
 from flexref.profile.environment import machine
@@ -27,13 +27,17 @@ NO_DEVICE = Description((), {})
 
 @dataclass(frozen=True, slots=True)
 class FoundPort:
-    """One installed port: where it comes from, and what it is here; `problem` in place of that if it cannot be made."""
+    """One installed port: where it comes from, and what it is here; `problem` in place of that if it cannot be made.
+
+    Of one that was not `tried`, which would load its library, only the versions of that are known.
+    """
 
     name: str
     home: str
     caps: Capabilities | None = None
     description: Description | None = None
     problem: str | None = None
+    tried: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Every figure by its name, fit for `json.dumps`."""
@@ -41,6 +45,7 @@ class FoundPort:
         return {
             "name": self.name,
             "home": self.home,
+            "tried": self.tried,
             "available": self.problem is None,
             "problem": self.problem,
             "devices": [] if found is None else list(found.devices),
@@ -52,6 +57,18 @@ class FoundPort:
 def found_ports() -> list[FoundPort]:
     """Every installed port, by name. Each is made and closed again; one that fails is listed with what it said."""
     return [_found(name) for name in installed()]
+
+
+def seen_ports() -> list[FoundPort]:
+    """Every installed port, by name; one that says by itself whether its library is installed is not made."""
+    return [_seen(name) for name in installed()]
+
+
+def _seen(name: str) -> FoundPort:
+    seen = presence(name)
+    if seen is None:
+        return _found(name)
+    return FoundPort(name, home(name), None, Description((), seen.versions), seen.problem, tried=False)
 
 
 def _found(name: str) -> FoundPort:

@@ -139,7 +139,7 @@ def test_functions_of_one_name_that_other_processes_kept_do_not_take_each_others
 
 
 def test_without_numba_the_extra_is_named() -> None:
-    code = "import sys; sys.modules['numba'] = None; import flexref_numba"
+    code = "import sys; sys.modules['numba'] = None; from flexref_numba import NumbaBackend"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: numba cannot be imported" in done.stderr
     assert "pip install '.[numba]' in the checkout of flexref" in done.stderr

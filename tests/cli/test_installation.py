@@ -1,8 +1,12 @@
 """`flexref info`, `models` and `backends`: what only an error showed before, in text and in JSON."""
 
 import json
+import subprocess
+import sys
 from dataclasses import asdict
+from importlib import metadata
 from importlib.metadata import EntryPoint
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from flexref_numpy import NumpyBackend
 import flexref
 from flexref.architecture.published import SIZES
 from flexref.architecture.stages import parameters
-from flexref.backend import registry
+from flexref.backend import presence, registry
 from flexref.block.memory_plan import record_layout
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.errors import BackendUnavailable
@@ -120,6 +124,42 @@ def test_info_tells_versions_processor_ports_and_folders(
     text = " ".join(shown(capsys, "info").split())
     for expected in (flexref.__version__, np.__version__, "1 measured machine (", str(tmp_path), "numpy: can be used"):
         assert expected in text
+
+
+def test_info_loads_no_library_that_takes_long_and_says_whether_it_is_there() -> None:
+    """In a process of its own, where nobody else has loaded one."""
+    script = """
+import sys
+from flexref.cli.main import COMMANDS, command_group, run
+code = run(command_group(COMMANDS), ["info", "--json"])
+assert not {"torch", "numba", "llvmlite"} & sys.modules.keys()
+sys.exit(code)
+"""
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    ports = {port["name"]: port for port in json.loads(done.stdout)["backends"]}
+    for name in {"numba", "torch"} & ports.keys():
+        port, there = ports[name], find_spec(name) is not None
+        assert (port["tried"], port["available"], port["capabilities"]) == (False, there, None)
+        assert port["versions"] == ({name: metadata.version(name)} if there else {})
+    assert ports["numpy"]["tried"]
+    assert ports["numpy"]["capabilities"] == asdict(NumpyBackend().caps)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_info_says_what_is_known_of_a_port_that_it_does_not_try(
+    there: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries = [EntryPoint("torch", "flexref_torch:TorchBackend", registry.GROUP)]
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries if group == registry.GROUP else [])
+    monkeypatch.setattr(presence, "find_spec", lambda name: object() if there else None)
+    monkeypatch.setattr(presence, "version", lambda name: "9.8.7")
+    text = " ".join(shown(capsys, "info").split())
+    if there:
+        assert "backends torch: is installed (flexref backends tries it): torch 9.8.7 folders" in text
+    else:
+        assert "backends torch: cannot be used: PyTorch is not installed; pip install '.[torch]' in the" in text
+    (port,) = as_json(capsys, "info")["backends"]
+    assert (port["tried"], port["available"]) == (False, there)
 
 
 def test_info_can_be_told_where_nothing_is_installed(

@@ -10,10 +10,13 @@ from flexref.cli.options import option
 @click.command("info")
 @option("--json")
 def command(as_json: bool) -> None:
-    """Show versions, processor, memory, devices, ports and folders: what a report of a fault should say."""
-    from flexref.profile.installation import found_ports, installation
+    """Show versions, processor, memory, devices, ports and folders: what a report of a fault should say.
 
-    report = {**installation(), "backends": [port.to_json() for port in found_ports()]}
+    Of a port whose library takes long to load it is only told whether that is installed; `flexref backends` tries it.
+    """
+    from flexref.profile.installation import installation, seen_ports
+
+    report = {**installation(), "backends": [port.to_json() for port in seen_ports()]}
     if as_json:
         click.echo(json.dumps(report))
         return

@@ -61,7 +61,8 @@ def _lines(report: Mapping[str, Any]) -> Iterator[str]:
         yield "backends   none is installed"
     for number, port in enumerate(report["backends"]):
         about = "; ".join(_about(port))
-        said = about if port["problem"] is not None else f"can be used{about and f': {about}'}"
+        is_here = "can be used" if port["tried"] else "is installed (flexref backends tries it)"
+        said = about if port["problem"] is not None else f"{is_here}{about and f': {about}'}"
         yield f"{'' if number else 'backends':9}  {port['name']}: {said}"
     kept = how_many(report["machines_kept"], "measured machine")
     yield f"folders    {report['machines_folder']}: {kept} (FLEXREF_CACHE_DIR names another)"
