@@ -36,7 +36,7 @@ from flexref.storage.names import resolve
 from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.tokenizer import Tokenizer
 
-ANSWER_FORMAT = 2
+ANSWER_FORMAT = 3
 """Of the lines of OUT and ERR: another one makes another job of the same input."""
 
 NOTHING_ASKED = Asked(None, {}, {})

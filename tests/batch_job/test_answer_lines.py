@@ -219,6 +219,80 @@ def test_a_text_that_a_stop_has_cut_holds_all_offsets_and_special_tokens_take_no
     assert known.top_logprobs == [{token: -0.25 - place} for place, token in enumerate(known.tokens)]
 
 
+def other_tokenizer(decoder: dict[str, Any], words: Sequence[str], special: Sequence[str] = ()) -> Tokenizer:
+    """One that is not byte-level: words, bytes and special tokens, in this order."""
+    known = [*words, *(f"<0x{value:02X}>" for value in range(256)), *special]
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    added = [{"id": known.index(token), "content": token, **flags} for token in special]
+    model = {"type": "WordLevel", "vocab": {word: place for place, word in enumerate(known)}, "unk_token": words[0]}
+    document = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None}
+    return Tokenizer.from_json(
+        json.dumps(
+            {**document, "pre_tokenizer": None, "post_processor": None, "decoder": decoder, "model": model}
+        ).encode()
+    )
+
+
+METASPACE = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+LLAMA = {
+    "type": "Sequence",
+    "decoders": [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+        {"type": "Strip", "content": " ", "start": 1, "stop": 0},
+    ],
+}
+WORD_PIECE = {"type": "WordPiece", "prefix": "##", "cleanup": False}
+SUFFIX = {"type": "BPEDecoder", "suffix": "</w>"}
+
+
+@pytest.mark.parametrize(
+    ("decoder", "tokens", "text", "offsets"),
+    [
+        (METASPACE, ["▁The", "▁king", "s", "</s>", "▁said"], "The kings said", [0, 3, 8, 9, 9]),
+        (
+            LLAMA,
+            ["▁The", "▁", "<0xE6>", "<0x9D>", "<0xB1>", "<0xC3>", "<0xA9>", "s"],
+            "The 東és",
+            [0, 3, 4, 4, 4, 5, 5, 6],
+        ),
+        (WORD_PIECE, ["The", "king", "##s", "said"], "The kings said", [0, 3, 8, 9]),
+        (SUFFIX, ["The</w>", "king", "s</w>", "said</w>"], "The kings said", [0, 3, 8, 9]),
+    ],
+)
+def test_tokens_that_are_not_byte_level_begin_where_the_text_before_them_ends(
+    decoder: dict[str, Any], tokens: list[str], text: str, offsets: list[int]
+) -> None:
+    """A space before a word is there only where the word is not the first one."""
+    words = list(dict.fromkeys(token for token in tokens if token[0] != "<"))
+    other = other_tokenizer(decoder, words, ["</s>"])
+    known = [*words, *(f"<0x{value:02X}>" for value in range(256)), "</s>"]
+    ids = [known.index(token) for token in tokens]
+    assert other.decode(ids) == text
+    assert completion_logprobs(chosen(other, ids), 0, text, other).text_offset == offsets
+    cut = text[:5]
+    assert completion_logprobs(chosen(other, ids), 0, cut, other).text_offset == [min(place, 5) for place in offsets]
+
+
+@given(
+    decoder=st.sampled_from([METASPACE, LLAMA, WORD_PIECE, SUFFIX]),
+    ids=st.lists(
+        st.integers(0, 5) | st.sampled_from([6 + byte for byte in "é東".encode()]) | st.just(262), max_size=12
+    ),
+)
+def test_whatever_the_tokenizer_offsets_rise_and_divide_the_text(decoder: dict[str, Any], ids: list[int]) -> None:
+    other = other_tokenizer(decoder, ["▁The", "king", "##s", "a</w>", "▁", "b"], ["</s>"])
+    text = other.decode(ids)
+    offsets = completion_logprobs(chosen(other, ids), 0, text, other).text_offset
+    assert offsets == sorted(offsets)
+    for number, begin in enumerate(offsets):
+        assert 0 <= begin <= len(text)
+        before = other.decode(ids[:number])
+        if text.startswith(before):
+            assert begin == len(before)
+
+
 def test_what_the_engine_refuses_is_the_line_s_error(model: ServedModel) -> None:
     answer = asked(model, line({"prompt": [5]})).refused(PromptError("it does not fit"))
     error = json.loads(answer.data)["error"]

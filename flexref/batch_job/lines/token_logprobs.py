@@ -4,11 +4,11 @@ A token that is no text by itself, a part of a character, is named by its bytes:
 tokenizer does not have is named by its id, `token_id:17`, and so are all where a model has no tokenizer.
 """
 
-import codecs
 from collections.abc import Sequence
 
 import msgspec
 
+from flexref.batch_job.lines.text_offsets import text_offsets
 from flexref.engine.results import ChosenToken, TokenLogprob
 from flexref.text.tokenizer import Tokenizer
 
@@ -50,13 +50,9 @@ def completion_logprobs(
     tokens: Sequence[ChosenToken], top: int, text: str, tokenizer: Tokenizer | None
 ) -> CompletionLogprobs:
     """Of the tokens of `text`, each with the `top` most probable ones and itself."""
-    names, offsets, tops = [], [], []
-    place = _TextPlace(len(text))
-    for token in tokens:
-        data = _bytes_of(token.chosen, tokenizer)
-        names.append(_name(token.chosen, data))
-        offsets.append(place.after(_shown_bytes(token.chosen, tokenizer)))
-        tops.append(_by_name([*token.top[:top], token.chosen], tokenizer))
+    names = [_name(token.chosen, _bytes_of(token.chosen, tokenizer)) for token in tokens]
+    offsets = text_offsets([token.chosen.token_id for token in tokens], text, tokenizer)
+    tops = [_by_name([*token.top[:top], token.chosen], tokenizer) for token in tokens]
     return CompletionLogprobs(offsets, [token.chosen.logprob for token in tokens], names, tops)
 
 
@@ -67,20 +63,6 @@ def chat_logprobs(tokens: Sequence[ChosenToken], top: int, tokenizer: Tokenizer 
         tops = [TopToken(*_described(each, tokenizer)) for each in token.top[:top]]
         content.append(ContentToken(*_described(token.chosen, tokenizer), tops))
     return ChatLogprobs(content)
-
-
-class _TextPlace:
-    """Where tokens begin in a text, in characters: those that the bytes before them complete."""
-
-    def __init__(self, most: int) -> None:
-        self._most, self._begun = most, 0
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def after(self, data: bytes) -> int:
-        """Where the next token begins, whose bytes are `data`; never after the end of a text that a stop has cut."""
-        begun = self._begun
-        self._begun += len(self._decoder.decode(data))
-        return min(begun, self._most)
 
 
 def _described(token: TokenLogprob, tokenizer: Tokenizer | None) -> tuple[str, float, list[int] | None]:
@@ -103,15 +85,6 @@ def _bytes_of(token: TokenLogprob, tokenizer: Tokenizer | None) -> bytes | None:
     if tokenizer.byte_level:
         return tokenizer.token_bytes(token.token_id, skip_special=False)
     return (token.text or "").encode("utf-8")
-
-
-def _shown_bytes(token: TokenLogprob, tokenizer: Tokenizer | None) -> bytes:
-    """What a token adds to its text: nothing, if it is a special one."""
-    if tokenizer is None:
-        return b""
-    if tokenizer.byte_level:
-        return tokenizer.token_bytes(token.token_id)
-    return tokenizer.decode([token.token_id]).encode("utf-8")
 
 
 def _name(token: TokenLogprob, data: bytes | None) -> str:
