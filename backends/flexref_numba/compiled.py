@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 import numba
@@ -27,6 +27,7 @@ from flexref.errors import BackendUnavailable
 from flexref.machine.kept_bytes import KeptBytes
 from flexref.machine.names import kept_folder
 from flexref_numba.kernels.numbers import argument_kinds, name_apart
+from flexref_numba.kernels.sharing import make_shared
 from flexref_numba.kernels.vectors import reads_halves
 
 KEPT_FOLDER = "numba"
@@ -83,6 +84,15 @@ class Kept(_Cache):  # type: ignore[misc]
         """Nothing is waiting."""
 
 
+class Compiled(NamedTuple):
+    """A compiled function: as Python calls it, without its lock, and where it lies, for others of numba's to call."""
+
+    call: Callable[..., Any]
+    address: int
+    result: Any
+    """What numba has made: memory that lasts as long as this does."""
+
+
 class Functions:
     """Compiled functions for one port, and the time that it waited for them; any thread may ask."""
 
@@ -90,10 +100,10 @@ class Functions:
         """Raises `BackendUnavailable` for a processor that cannot read float16."""
         if not reads_halves():
             raise BackendUnavailable("numba compiles for a processor that cannot read float16 (x86 without F16C)")
-        self._compiling, self._found = compiling, dict[tuple[Any, ...], Callable[..., Any]]()
+        self._compiling, self._found = compiling, dict[tuple[Any, ...], Compiled]()
         self._one = threading.Lock()
 
-    def get(self, make: Make, *variant: Any) -> Callable[..., Any]:
+    def get(self, make: Make, *variant: Any) -> Compiled:
         """The function that `make` makes of `variant`, compiled."""
         found = self._found.get((make, *variant))
         if found is None:
@@ -103,9 +113,13 @@ class Functions:
                 self._compiling.seconds += time.perf_counter() - start
         return found
 
+    def shared(self, make: Make, *variant: Any) -> Compiled:
+        """The same for some threads to share, see `sharing.make_shared`."""
+        return self.get(make_shared, make, *variant)
+
 
 @cache
-def compiled(folder: Path, make: Make, *variant: Any) -> Callable[..., Any]:
+def compiled(folder: Path, make: Make, *variant: Any) -> Compiled:
     """The function, as kept in `folder`, or else compiled now and then kept. Called without numba's own dispatch."""
     function = make(*variant)
     name_apart(function)
@@ -114,8 +128,8 @@ def compiled(folder: Path, make: Make, *variant: Any) -> Callable[..., Any]:
     dispatcher._cache = Kept(function_key(make, variant), _functions_in(folder))
     dispatcher.compile(gives(*argument_kinds(function)))
     (result,) = dispatcher.overloads.values()
-    entry: Callable[..., Any] = result.entry_point
-    return entry
+    address = result.library.get_pointer_to_function(result.fndesc.llvm_cfunc_wrapper_name)
+    return Compiled(result.entry_point, address, result)
 
 
 def function_key(make: Make, variant: tuple[Any, ...]) -> str:
@@ -123,8 +137,9 @@ def function_key(make: Make, variant: tuple[Any, ...]) -> str:
     from numba.core.registry import cpu_target  # noqa: PLC0415  it starts LLVM
 
     magic = cpu_target.target_context.codegen().magic_tuple()
-    told = (SOURCES, numba.__version__, llvmlite.__version__, platform.python_version(), magic, make.__qualname__)
-    return hashlib.sha256(repr((*told, variant)).encode()).hexdigest()
+    told = (SOURCES, numba.__version__, llvmlite.__version__, platform.python_version(), magic)
+    names = [part.__qualname__ if callable(part) else part for part in (make, *variant)]
+    return hashlib.sha256(repr((*told, names)).encode()).hexdigest()
 
 
 @cache

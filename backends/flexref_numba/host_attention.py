@@ -12,7 +12,6 @@ its work is done.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,10 +20,10 @@ import numpy.typing as npt
 from flexref.backend.compiling import CompileTime
 from flexref.backend.records import RecordLayout
 from flexref.storage.quant import quantize
-from flexref_numba.compiled import Functions
+from flexref_numba.compiled import Compiled, Functions
 from flexref_numba.kernels.append import make_append_codes, make_append_numbers
 from flexref_numba.kernels.attend import MOST_QUERIES, UNIT_WORDS, make_attend, scratch_bytes, stored_form
-from flexref_numba.threads import WORTH_A_THREAD, Threads, address_of, ranges, wanted_threads
+from flexref_numba.threads import Threads, address_of, ranges, wanted_threads, worth
 
 Numbers = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -69,7 +68,7 @@ class HostSegments:
 
     past: tuple[int, ...]
     new: tuple[int, ...]
-    _units: dict[tuple[int, int, int], tuple[Integers, list[tuple[int, int]], int]] = field(
+    _units: dict[tuple[int, int, int], tuple[Integers, int, int]] = field(
         default_factory=dict, compare=False, repr=False
     )
 
@@ -85,15 +84,15 @@ class HostSegments:
         """Tokens in each cache after the pass."""
         return np.array(self.past, np.int64) + np.array(self.new, np.int64)
 
-    def units(self, heads: int, width: int, threads: int) -> tuple[Integers, list[tuple[int, int]], int]:
-        """Units of attention (N, UNIT_WORDS), those of each thread as (first, last), and scratch that any needs."""
+    def units(self, heads: int, width: int, threads: int) -> tuple[Integers, int, int]:
+        """Units of attention (N, UNIT_WORDS), how many threads they are worth, and scratch that any needs."""
         found = self._units.get((heads, width, threads))
         if found is None:
             found = self._units[heads, width, threads] = _units(self, heads, width, threads)
         return found
 
 
-def _units(segments: HostSegments, heads: int, width: int, threads: int) -> tuple[Integers, list[tuple[int, int]], int]:
+def _units(segments: HostSegments, heads: int, width: int, threads: int) -> tuple[Integers, int, int]:
     blocks, first = [], 0
     for row, (past, new) in enumerate(zip(segments.past, segments.new, strict=True)):
         for start in range(0, new, MOST_QUERIES):
@@ -107,11 +106,8 @@ def _units(segments: HostSegments, heads: int, width: int, threads: int) -> tupl
             units.append((row, token, past, queries, first_head, last_head))
             needed = max(needed, scratch_bytes(queries, last_head - first_head, width))
     table = np.array(units, np.int64).reshape(-1, UNIT_WORDS)
-    costs = np.cumsum(2 * width * table[:, 3] * (table[:, 5] - table[:, 4]) * (table[:, 2] + table[:, 3]))
-    whole = int(costs[-1]) if units else 0
-    parts = max(1, min(threads, whole // WORTH_A_THREAD))
-    edges = [0, *np.searchsorted(costs, whole * np.arange(1, parts) / parts).tolist(), len(units)]
-    return table, [(start, end) for start, end in pairwise(edges) if start < end], needed
+    work = 2 * width * table[:, 3] * (table[:, 5] - table[:, 4]) * (table[:, 2] + table[:, 3])
+    return table, worth(int(work.sum()), threads), needed
 
 
 class HostAttention:
@@ -120,8 +116,8 @@ class HostAttention:
     def __init__(self, threads: int | None = None, compiling: CompileTime | None = None) -> None:
         """`threads`: as many as numpy's BLAS has, if not given. `compiling` is told the time that calls wait for
         functions to be compiled, the first time on a machine, or to be read."""
-        self.threads = Threads(wanted_threads() if threads is None else threads)
         self.functions = Functions(CompileTime() if compiling is None else compiling)
+        self.threads = Threads(wanted_threads() if threads is None else threads, self.functions)
 
     def close(self) -> None:
         """End the threads; no call may be running."""
@@ -150,12 +146,12 @@ class HostAttention:
         given = k.dtype.name
         common = address_of(targets), layout.value_offset, address_of(k), k.strides[0], address_of(v), v.strides[0]
         if not layout.quantized:
-            call = self.functions.get(make_append_numbers, given, layout.dtype)
+            call = self.functions.shared(make_append_numbers, given, layout.dtype)
             self._shared(len(k), 2 * k.size, call, *common, k.shape[1])
             return
-        call = self.functions.get(make_append_codes, given)
+        call = self.functions.shared(make_append_codes, given)
         shape = layout.heads, layout.head_width, layout.group_size, layout.pairs_offset
-        if any(self._shared(len(k), 16 * k.size, call, *common, *shape)):
+        if self._shared(len(k), 16 * k.size, call, *common, *shape):
             for part in (k, v):  # the law says what is the matter
                 quantize(part.reshape(len(part), *shape[:2]), layout.group_size, np.float16, "a cache record")
             raise AssertionError("a cache record cannot be quantized, though the law can")
@@ -166,7 +162,7 @@ class HostAttention:
         if q.dtype != out.dtype or q.dtype not in (np.float16, np.float32):
             raise ValueError(f"queries and results are both float16 or both float32, found {q.dtype} and {out.dtype}")
         width, count = layout.head_width, self.threads.count
-        call = self.functions.get(make_attend, *stored_form(layout))
+        call = self.functions.shared(make_attend, *stored_form(layout))
         units, parts, needed = segments.units(layout.heads, width, count)
         table = rows.table
         distances = (
@@ -186,16 +182,10 @@ class HostAttention:
             out.strides[0],
             float(scale),
         )
-
-        def some(first: int, last: int) -> None:
-            scratch = self.threads.scratch(needed)
-            call(address_of(units), first, last, address_of(table), *distances, *operands, scratch)
-
-        if parts:
-            self.threads.run(parts, some)
+        places = address_of(units), address_of(table)
+        self.threads.share(call, (*places, *distances, *operands), len(units), parts, needed)
         return out
 
-    def _shared(self, tokens: int, work: int, call: Any, *operands: int) -> list[Any]:
+    def _shared(self, tokens: int, work: int, call: Compiled, *operands: int) -> int:
         """`call` for all of the tokens, of which every thread that is worth it takes some."""
-        count = min(self.threads.count, max(1, work // WORTH_A_THREAD))
-        return self.threads.run(ranges(tokens, count), lambda *part: call(*part, *operands))
+        return self.threads.share(call, operands, tokens, worth(work, self.threads.count))

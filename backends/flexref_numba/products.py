@@ -9,7 +9,7 @@ from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_numba.compiled import Functions
 from flexref_numba.kernels.products import block_outputs, direct_form, make_expand, make_product, scratch_bytes
 from flexref_numba.kernels.tiles import Form
-from flexref_numba.threads import WORTH_A_THREAD, Threads, address_of, ranges
+from flexref_numba.threads import Threads, address_of, worth
 
 Numbers = npt.NDArray[Any]
 
@@ -55,29 +55,23 @@ class Products:
         """See `Backend.linear`."""
         stored = Stored.of(w)
         (outputs, inputs), tokens = stored.shape, len(x)
-        call = self._functions.get(make_product, stored.form, stored.direct)
-        left = address_of(x), x.strides[0], tokens, *stored.values, inputs
+        call = self._functions.shared(make_product, stored.form, stored.direct)
         beside = None if b is None else np.ascontiguousarray(b, np.float32)
         bias = 0 if beside is None else address_of(beside)
-        right = address_of(out), out.strides[0], bias, int(add), block_outputs(inputs)
-        needed = scratch_bytes(inputs)
-
-        def some(first: int, last: int) -> None:
-            call(*left, first, last, *right, self._threads.scratch(needed))
-
-        self._threads.run(self._parts(outputs, outputs * inputs * max(1, tokens)), some)
+        target = address_of(out), out.strides[0], bias, int(add), block_outputs(inputs)
+        operands = address_of(x), x.strides[0], tokens, *stored.values, inputs, *target
+        threads = self._worth(outputs * inputs * max(1, tokens))
+        self._threads.share(call, operands, outputs, threads, scratch_bytes(inputs))
         return out
 
     def expand(self, w: Matrix, out: Numbers) -> Numbers:
         """See `Backend.expand`."""
         stored = Stored.of(w)
         outputs, inputs = stored.shape
-        call = self._functions.get(make_expand, Form(stored.form.kind))
-        place = address_of(out), out.strides[0]
-        parts = self._parts(outputs, outputs * inputs)
-        self._threads.run(parts, lambda first, last: call(*stored.values, inputs, first, last, *place))
+        call = self._functions.shared(make_expand, Form(stored.form.kind))
+        operands = *stored.values, inputs, address_of(out), out.strides[0]
+        self._threads.share(call, operands, outputs, self._worth(outputs * inputs))
         return out
 
-    def _parts(self, outputs: int, multiplications: int) -> list[tuple[int, int]]:
-        """Rows of w for each thread that is worth it."""
-        return ranges(outputs, min(self._threads.count, max(1, multiplications // WORTH_A_THREAD)))
+    def _worth(self, multiplications: int) -> int:
+        return worth(multiplications, self._threads.count)

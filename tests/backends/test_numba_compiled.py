@@ -6,7 +6,6 @@ import platform
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -57,10 +56,10 @@ def test_a_function_is_compiled_once_and_then_read_and_its_port_is_told_the_time
     for number in range(2):
         compiling = CompileTime()
         functions = compiled.Functions(compiling)
-        assert functions.get(make_sum, 3)(4) == 7
+        assert functions.get(make_sum, 3).call(4) == 7
         waited = compiling.seconds
         assert waited > 0
-        assert functions.get(make_sum, 3)(5) == 8
+        assert functions.get(make_sum, 3).call(5) == 8
         assert compiling.seconds == waited
         assert (len(compiles), len(list(folder.glob(f"*{SUFFIX}")))) == (1, 1), number
         compiled.compiled.cache_clear()
@@ -68,7 +67,7 @@ def test_a_function_is_compiled_once_and_then_read_and_its_port_is_told_the_time
 
 def test_variants_are_functions_of_their_own(folder: Path, compiles: list[str]) -> None:
     functions = compiled.Functions(CompileTime())
-    assert [functions.get(make_sum, addend)(1) for addend in (1, 2)] == [2, 3]
+    assert [functions.get(make_sum, addend).call(1) for addend in (1, 2)] == [2, 3]
     assert len(list(folder.glob(f"*{SUFFIX}"))) == len(compiles) == 2
 
 
@@ -77,7 +76,7 @@ def test_what_is_damaged_is_compiled_anew(folder: Path, compiles: list[str]) -> 
     (kept,) = folder.glob(f"*{SUFFIX}")
     kept.write_bytes(kept.read_bytes()[:-1] + b"\0\0")
     compiled.compiled.cache_clear()
-    assert compiled.Functions(CompileTime()).get(make_sum, 3)(4) == 7
+    assert compiled.Functions(CompileTime()).get(make_sum, 3).call(4) == 7
     assert len(compiles) == 2
 
 
@@ -85,13 +84,13 @@ def test_without_a_folder_that_can_be_written_functions_are_compiled_each_time(
     folder: Path, compiles: list[str]
 ) -> None:
     folder.parent.joinpath(compiled.KEPT_FOLDER).write_text("no folder", encoding="utf-8")
-    assert compiled.Functions(CompileTime()).get(make_sum, 3)(4) == 7
+    assert compiled.Functions(CompileTime()).get(make_sum, 3).call(4) == 7
     assert len(compiles) == 1
 
 
 def test_several_threads_ask_at_once(folder: Path, compiles: list[str]) -> None:
     functions, found = compiled.Functions(CompileTime()), list[int]()
-    threads = [threading.Thread(target=lambda: found.append(functions.get(make_sum, 5)(1))) for _ in range(4)]
+    threads = [threading.Thread(target=lambda: found.append(functions.get(make_sum, 5).call(1))) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -114,9 +113,12 @@ COMPILE = """
 from flexref.backend.compiling import CompileTime
 from flexref_numba.compiled import Functions
 from flexref_numba.kernels.products import make_product
+from flexref_numba.kernels.sharing import make_share
 from flexref_numba.kernels.tiles import Form
 
-Functions(CompileTime()).get(make_product, Form("codes{bits}", 64, "float16"), True)
+functions = Functions(CompileTime())
+functions.shared(make_product, Form("codes{bits}", 64, "float16"), True)
+functions.get(make_share)
 """
 
 
@@ -126,8 +128,9 @@ def test_functions_of_one_name_that_other_processes_kept_do_not_take_each_others
     for bits in (4, 8):
         subprocess.run([sys.executable, "-c", COMPILE.replace("{bits}", str(bits))], check=True)
     products = importlib.import_module("flexref_numba.products")
-    threads = importlib.import_module("flexref_numba.threads").Threads(1)
-    port = products.Products(compiled.Functions(CompileTime()), threads)
+    functions = compiled.Functions(CompileTime())
+    threads = importlib.import_module("flexref_numba.threads").Threads(1, functions)
+    port = products.Products(functions, threads)
     x, w = (np.random.default_rng(rows).standard_normal((rows, 64), np.float32) for rows in (3, 37))
     for bits in (4, 8):
         coded = quantize(w, 64, np.float16, "w", bits)
@@ -143,21 +146,6 @@ def test_without_numba_the_extra_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ImportError: numba cannot be imported" in done.stderr
     assert "pip install '.[numba]' in the checkout of flexref" in done.stderr
-
-
-def test_an_operator_that_fails_leaves_no_thread_that_writes() -> None:
-    ended, threads = [], importlib.import_module("flexref_numba.threads").Threads(3)
-
-    def part(number: int) -> None:
-        if number == 0:
-            raise KeyboardInterrupt
-        time.sleep(0.1)
-        ended.append(number)
-
-    with pytest.raises(KeyboardInterrupt):
-        threads.run([(0,), (1,), (2,)], part)
-    assert sorted(ended) == [1, 2]
-    threads.close()
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these are settings of numba for x86")
