@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
 from flexref.backend.recording import DirectCalls
 from flexref.backend.records import RecordLayout
-from flexref.backend.workspace import Workspace
+from flexref.backend.results import CountedResults
 from flexref.units import ALIGNMENT_BYTES
 from flexref_numpy import attention, linear, operators, sampling
 from flexref_numpy.lanes import Lane, LaneTicket, bytes_of
@@ -30,7 +29,7 @@ MINIMUM_SCRATCH_BYTES = 1 << 16
 """Below it a tile would be less than one row of the matrices of the smallest models."""
 
 
-class NumpyBackend(DirectCalls):
+class NumpyBackend(CountedResults, DirectCalls):
     """The reference port. `device` is ordinary memory with a budget, so that offloading runs without a GPU."""
 
     name = "numpy"
@@ -56,8 +55,6 @@ class NumpyBackend(DirectCalls):
         self._products = Products(blas_threads())
         self._linear = linear.RowsApart(self._scratch, self._products)
         self._lanes: dict[str, Lane] = {lane: Lane(lane) for lane in LANES}
-        self._workspace: Workspace | None = None
-        self._results = np.empty(0, np.uint8)
 
     def describe(self) -> Description:
         """See `Backend.describe`: it runs on the host's processor, beside which it has no device."""
@@ -105,25 +102,8 @@ class NumpyBackend(DirectCalls):
         """See `Backend.assign`."""
         np.copyto(target, source)
 
-    def workspace(self, buffer: Any) -> None:
-        """See `Backend.workspace`."""
-        self._workspace = None if buffer is None else Workspace(buffer.nbytes)
-        self._results = np.empty(0, np.uint8) if buffer is None else buffer
-
-    def frame(self) -> AbstractContextManager[None]:
-        """See `Backend.frame`."""
-        return nullcontext() if self._workspace is None else self._workspace.frame()
-
-    def workspace_peak_bytes(self) -> int:
-        """See `Backend.workspace_peak_bytes`; without a workspace nothing is counted."""
-        return 0 if self._workspace is None else self._workspace.peak_bytes
-
-    def empty(self, shape: tuple[int, ...], dtype: str) -> Numbers:
-        """See `Backend.empty`."""
-        if self._workspace is None:
-            return np.empty(shape, dtype)
-        nbytes = math.prod(shape) * np.dtype(dtype).itemsize
-        return self.view(self._results, self._workspace.take(nbytes), shape, dtype)
+    def _fresh(self, shape: tuple[int, ...], dtype: str) -> Numbers:
+        return np.empty(shape, dtype)
 
     def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
         """See `Backend.submit`."""

@@ -14,7 +14,7 @@ class CountedResults:
     The port has `view` and `_fresh`.
     """
 
-    _counted: Workspace | None = None
+    _workspace: Workspace | None = None
     _results: Any = None
 
     def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
@@ -27,18 +27,18 @@ class CountedResults:
 
     def workspace(self, buffer: Any) -> None:
         """See `Backend.workspace`."""
-        self._results, self._counted = buffer, None if buffer is None else Workspace(buffer.nbytes)
+        self._results, self._workspace = buffer, None if buffer is None else Workspace(buffer.nbytes)
 
     def frame(self) -> AbstractContextManager[None]:
         """See `Backend.frame`."""
-        return nullcontext() if self._counted is None else self._counted.frame()
+        return nullcontext() if self._workspace is None else self._workspace.frame()
 
     def workspace_peak_bytes(self) -> int:
         """See `Backend.workspace_peak_bytes`."""
-        return 0 if self._counted is None else self._counted.peak_bytes
+        return 0 if self._workspace is None else self._workspace.peak_bytes
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Any:
         """See `Backend.empty`."""
-        if self._counted is None:
+        if self._workspace is None:
             return self._fresh(shape, dtype)
-        return self.view(self._results, self._counted.take(math.prod(shape) * DTYPE_BYTES[dtype]), shape, dtype)
+        return self.view(self._results, self._workspace.take(math.prod(shape) * DTYPE_BYTES[dtype]), shape, dtype)
