@@ -18,6 +18,7 @@ void run_thread() {
     if (!now().copies.empty())
         fail(nullptr, "returns while %zu copies of copy_beside are under way", now().copies.size());
     now().call.what = RETURNED;
+    leave_gathering();
     for (;;) leave();
 }
 
@@ -75,6 +76,7 @@ void run_block() {
     for (Shared& part : memory.shared)
         if (part.memory.nbytes()) memset(const_cast<unsigned char*>(part.memory.start), POISON, part.memory.nbytes());
     memory.barrier = ++memory.clock;
+    for (Gathering& gathering : gatherings) gathering = {};
     for (int thread = 0; thread < threads; ++thread) {
         prepare(all[thread].context, all[thread].stack, STACK_BYTES, run_thread);
         all[thread].call = Call{};

@@ -48,6 +48,7 @@ void mark_filling(Shared& part, Address target, unsigned nbytes, int thread_or_n
 EXPORT int emulated_barrier(int kind, int predicate, const char* file, int line) {
     now().call = call_at(AT_BARRIER, ~0u, file, line);
     now().call.kind = kind, now().call.value = predicate != 0;
+    leave_gathering();
     leave();
     return static_cast<int>(now().answer);
 }

@@ -56,7 +56,14 @@ struct Thread {
     std::vector<Copy> copies;
 };
 
+// Lanes of a warp that wait for the others of their mask, which run; none are known while `here` is 0.
+struct Gathering {
+    unsigned here;
+    int lane;  // one of them: its call is that of all
+};
+
 Thread all[MOST_THREADS];
+Gathering gatherings[MOST_THREADS / WARP];
 Context scheduler;
 int thread_now, threads;
 Memory memory;
@@ -84,6 +91,9 @@ namespace {
 Thread& now() { return all[thread_now]; }
 
 void leave() { change(now().context, scheduler); }
+
+// Whoever goes where no other lane looks, to a barrier or its end, lets the next to come look at all again.
+void leave_gathering() { gatherings[thread_now / WARP].here = 0; }
 
 __attribute__((format(printf, 1, 2))) void say(const char* form, ...) {
     Index block = emulated_place.block;

@@ -97,19 +97,41 @@ void check_can_come(Thread* warp, int lane) {
          mine.line, thread, NAMES[other.what], other.file, other.line);
 }
 
-bool all_are_here(Thread* warp) {
+// Lanes of the mask that are where the thread that runs is. `others_run`: whether all the others of the mask run.
+unsigned lanes_here(Thread* warp, bool& others_run) {
     const Call& mine = now().call;
     const int lanes = std::min(WARP, threads - thread_now / WARP * WARP);
-    bool here = true;
+    unsigned here = 0;
+    others_run = true;
     for (int lane = 0; lane < WARP; ++lane) {
         if (!takes_part(mine.mask, lane)) continue;
         const Call& other = warp[lane].call;
-        // What most lanes do is told first: this is run for every lane of every collective, and looks at all lanes.
-        if (lane < lanes && other.what == mine.what && other.mask == mine.mask && mine.same_place(other)) continue;
-        here = false;
-        if (lane >= lanes || other.what != RUNNING) check_can_come(warp, lane);
+        if (lane < lanes && other.what == mine.what && other.mask == mine.mask && mine.same_place(other)) {
+            here |= 1u << lane;
+            continue;
+        }
+        if (lane >= lanes || other.what != RUNNING) {
+            others_run = false;
+            check_can_come(warp, lane);
+        }
     }
     return here;
+}
+
+// Whether the thread that runs is the last of its mask to come. Nobody is looked at where it comes to a gathering that
+// nothing but such arrivals has changed since all lanes were looked at.
+bool all_are_here(Thread* warp) {
+    const Call& mine = now().call;
+    Gathering& gathering = gatherings[thread_now / WARP];
+    const Call& first = warp[gathering.lane].call;
+    unsigned here = gathering.here | 1u << thread_now % WARP;
+    bool others_run = true;
+    if (!gathering.here || first.mask != mine.mask || !first.same_place(mine)) {
+        here = lanes_here(warp, others_run);
+        gathering.lane = thread_now % WARP;
+    }
+    gathering.here = here != mine.mask && others_run ? here : 0;
+    return here == mine.mask;
 }
 
 // Waits until every lane of the call's mask is here; this lane's answer.
