@@ -250,7 +250,9 @@ def test_what_cannot_be_planned_is_said_in_one_line(
     error = capsys.readouterr().err
     assert complaint in error
     assert "Traceback" not in error
-    assert code == 2 or len(error.splitlines()) == 1
+    on_a_slow_machine = "planning 125m on "  # begins a line that says how long it takes already
+    said = [line for line in error.splitlines() if not line.startswith(on_a_slow_machine)]
+    assert code == 2 or len(said) == 1
 
 
 @pytest.mark.parametrize(
