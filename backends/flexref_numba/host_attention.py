@@ -23,7 +23,7 @@ from flexref.storage.quant import quantize
 from flexref_numba.compiled import Compiled, Functions
 from flexref_numba.kernels.append import make_append_codes, make_append_numbers
 from flexref_numba.kernels.attend import MOST_QUERIES, UNIT_WORDS, make_attend, scratch_bytes, stored_form
-from flexref_numba.threads import Threads, address_of, ranges, wanted_threads, worth
+from flexref_numba.threads import Threads, address_of, kind_of, ranges, wanted_threads, worth
 
 Numbers = npt.NDArray[Any]
 Integers = npt.NDArray[np.int64]
@@ -143,7 +143,7 @@ class HostAttention:
         layout, (owners, places) = rows.layout, segments.tokens
         own, shared = rows.table[owners, 0], rows.table[owners, 2]
         targets = own + (places - shared) * layout.record_bytes
-        given = k.dtype.name
+        given = kind_of(k)
         common = address_of(targets), layout.value_offset, address_of(k), k.strides[0], address_of(v), v.strides[0]
         if not layout.quantized:
             call = self.functions.shared(make_append_numbers, given, layout.dtype)

@@ -9,9 +9,12 @@ from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_numba.compiled import Functions
 from flexref_numba.kernels.products import block_outputs, direct_form, make_expand, make_product, scratch_bytes
 from flexref_numba.kernels.tiles import Form
-from flexref_numba.threads import Threads, address_of, worth
+from flexref_numba.threads import Threads, address_of, kind_of, worth
 
 Numbers = npt.NDArray[Any]
+
+STEP_OUTPUTS = 24
+"""Threads take rows of a matrix in multiples of it, which are whole tiles of any kind."""
 
 
 class Stored(NamedTuple):
@@ -30,13 +33,13 @@ class Stored(NamedTuple):
         if not isinstance(w, QuantizedMatrix):
             assert isinstance(w, np.ndarray)
             values = address_of(w), w.strides[0], 0, 0, 0, 0, 0
-            return cls(Form(w.dtype.name), True, values, (outputs, inputs))
+            return cls(Form(kind_of(w)), True, values, (outputs, inputs))
         codes, scale, zero = w.codes, w.scale, w.zero
         assert isinstance(codes, np.ndarray)
         assert isinstance(scale, np.ndarray)
         assert isinstance(zero, np.ndarray)
         assert scale.strides == zero.strides, "scales and zeros lie alike"
-        form = Form(f"codes{w.bits}", min(w.group_size, inputs), scale.dtype.name)
+        form = Form(f"codes{w.bits}", min(w.group_size, inputs), kind_of(scale))
         direct, group = direct_form(form, inputs), form.group
         if not direct:
             form = Form(form.kind)
@@ -61,7 +64,7 @@ class Products:
         target = address_of(out), out.strides[0], bias, int(add), block_outputs(inputs)
         operands = address_of(x), x.strides[0], tokens, *stored.values, inputs, *target
         threads = self._worth(outputs * inputs * max(1, tokens))
-        self._threads.share(call, operands, outputs, threads, scratch_bytes(inputs))
+        self._threads.share(call, operands, outputs, threads, scratch_bytes(inputs), STEP_OUTPUTS)
         return out
 
     def expand(self, w: Matrix, out: Numbers) -> Numbers:

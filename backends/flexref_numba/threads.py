@@ -21,10 +21,19 @@ PARTS_PER_THREAD = 4
 """Into so many parts what is alike is divided for each thread, so that one that begins late has less to do."""
 
 
+KINDS = {"e": "float16", "f": "float32"}
+"""Names of types by numpy's letters for them."""
+
+
 def address_of(x: npt.NDArray[Any]) -> int:
     """Where an array's first number lies."""
     address: int = x.__array_interface__["data"][0]
     return address
+
+
+def kind_of(x: npt.NDArray[Any]) -> str:
+    """The name of an array's type; numpy's own `dtype.name` takes as long as a small operator."""
+    return KINDS.get(x.dtype.char) or x.dtype.name
 
 
 def wanted_threads() -> int:
@@ -79,11 +88,18 @@ class Threads:
         self._helpers.clear()
 
     def share(
-        self, function: Compiled, operands: Sequence[int | float], units: int, threads: int, scratch_bytes: int = 0
+        self,
+        function: Compiled,
+        operands: Sequence[int | float],
+        units: int,
+        threads: int,
+        scratch_bytes: int = 0,
+        step: int = 1,
     ) -> int:
         """Call a shared function for all `units`, by at most so many `threads`; gives the sum of what it gave.
 
-        `scratch_bytes`: what each thread needs. Raises `RuntimeError` if the system has no thread for it.
+        `scratch_bytes`: what each thread needs. `step`: units are divided at multiples of it only. Raises
+        `RuntimeError` if the system has no thread for it.
         """
         with self._turn:
             if self._board[sharing.CLOSED]:
@@ -95,10 +111,12 @@ class Threads:
             pitch = -(-scratch_bytes // 64) * 64
             if self._scratch.size < (helpers + 1) * pitch + 64:
                 self._scratch = np.empty((helpers + 1) * pitch + 64, np.uint8)
+                board[sharing.SCRATCH] = -(-address_of(self._scratch) // 64) * 64
             board[sharing.FUNCTION], board[sharing.OPERANDS] = function.address, address_of(given)
             board[sharing.UNITS] = units
-            board[sharing.AT_ONCE] = max(1, units // (PARTS_PER_THREAD * (helpers + 1))) if helpers > 0 else units
-            board[sharing.SCRATCH], board[sharing.SCRATCH_BYTES] = -(-address_of(self._scratch) // 64) * 64, pitch
+            at_once = units // (PARTS_PER_THREAD * (helpers + 1)) if helpers > 0 else units
+            board[sharing.AT_ONCE] = max(1, -(-at_once // step)) * step
+            board[sharing.SCRATCH_BYTES] = pitch
             board[sharing.NEXT], board[sharing.LEFT], board[sharing.TOTAL] = 0, max(0, helpers) + 1, 0
             self._functions.get(sharing.make_share).call(self._address, max(0, helpers))
             return int(board[sharing.TOTAL])

@@ -70,6 +70,26 @@ def test_every_unit_is_called_once_by_a_thread_with_scratch_of_its_own(
     assert some._board[3 * 8] == 0  # nobody is counted as working
 
 
+def make_lengths() -> Callable[..., Any]:
+    """Leaves at its first unit how many it was called for."""
+    from flexref_numba.kernels.sharing import take_and_add
+
+    def lengths(address, first, last, scratch) -> None:  # type: ignore[no-untyped-def]
+        take_and_add(address + 8 * first, last - first)
+
+    return lengths
+
+
+@given(units=st.integers(0, 300), wanted=st.integers(1, 4), step=st.integers(1, 30))
+def test_units_are_divided_at_multiples_of_a_step(
+    some: Any, functions: Any, units: int, wanted: int, step: int
+) -> None:
+    found = np.zeros(units + 1, np.int64)
+    some.share(functions.shared(make_lengths), (threads.address_of(found),), units, wanted, step=step)
+    assert found.sum() == units
+    assert (np.flatnonzero(found) % step == 0).all()
+
+
 def test_more_threads_than_parts_or_than_there_are_change_nothing(functions: Any) -> None:
     alone = threads.Threads(1, functions)
     marks, _ = shared(alone, functions, 7, 9)

@@ -144,7 +144,7 @@ def _expand_sixteen(kind: str) -> Any:
     return expanded
 
 
-def _expanded_numbers(form: Form) -> Any:
+def expanded_numbers(form: Form) -> Any:
     """A function of numba's: (values, count, out): float16 or float32 as float32."""
 
     @intrinsic
@@ -152,13 +152,20 @@ def _expanded_numbers(form: Form) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             b, (values, count, out) = Builder(builder), args
             nbytes, read = (4, b.read_floats) if form.kind == "float32" else (2, b.read_halves)
-            whole = b.over(count, LANES)
-            with b.loop(ADDRESS(0), whole) as step:
-                found = read(b.add(values, b.times(step, nbytes * LANES)))
-                b.write(b.add(out, b.times(step, 4 * LANES)), found, 4)
-            with b.loop(b.times(whole, LANES), count) as place:
-                found = scalar(b, b.add(values, b.times(place, nbytes)), form.kind)
+
+            def sixteen(place: Any) -> None:
+                found = read(b.add(values, b.times(place, nbytes)))
                 b.write(b.add(out, b.times(place, 4)), found, 4)
+
+            whole = b.times(b.over(count, LANES), LANES)
+            with b.loop(ADDRESS(0), b.over(count, LANES)) as step:
+                sixteen(b.times(step, LANES))
+            with builder.if_else(builder.icmp_signed("<", count, ADDRESS(LANES))) as (few, many):
+                with few, b.loop(ADDRESS(0), count) as place:
+                    found = scalar(b, b.add(values, b.times(place, nbytes)), form.kind)
+                    b.write(b.add(out, b.times(place, 4)), found, 4)
+                with many, builder.if_then(builder.icmp_signed("<", whole, count)):
+                    sixteen(b.add(count, -LANES))  # some of them once more
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 3), build
@@ -173,7 +180,7 @@ def expand_row(form: Form) -> Any:
     `pair_step` does: what lies two bytes apart is float16.
     """
     if not form.coded:
-        numbers = _expanded_numbers(form)
+        numbers = expanded_numbers(form)
 
         @inner
         def widened(values, scale, zero, pair_step, inputs, group, out):

@@ -4,10 +4,11 @@ Both give the same bits (see `tiles`), and so do tiles of any shape: which is us
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
-from flexref_numba.kernels.numbers import expand_row, inner
-from flexref_numba.kernels.tiles import FLOATS, Form, product_tile
+from flexref_numba.kernels.numbers import expand_row, expanded_numbers, inner
+from flexref_numba.kernels.tiles import FLOATS, HALVES, Form, product_tile
 from flexref_numba.kernels.vectors import LANES, wide_registers
 
 FEW_TOKENS = 16
@@ -32,6 +33,7 @@ class Tiles(NamedTuple):
     of_one: int
 
 
+@cache
 def tiles_of(form: Form) -> Tiles:
     """What the processor has registers for."""
     if not wide_registers():
@@ -39,11 +41,13 @@ def tiles_of(form: Form) -> Tiles:
     return Tiles(4, 4, 4, 4) if form.coded else Tiles(4, 6 if form == FLOATS else 4, 6, 8)
 
 
+@cache
 def direct_form(form: Form, inputs: int) -> bool:
     """Whether a matrix of that form is multiplied as it is stored."""
     return not form.coded or (form.group in DIRECT_GROUPS and form.pair == "float16" and inputs % form.group == 0)
 
 
+@cache
 def block_outputs(inputs: int) -> int:
     """Rows of w that are expanded at once."""
     step = tiles_of(FLOATS).outputs
@@ -56,38 +60,48 @@ def scratch_bytes(inputs: int) -> int:
 
 
 def _block(form: Form) -> Any:
-    """A function of numba's: a product with some rows of w; for a row of w all rows of x before the next one."""
-    shape = tiles_of(form)
-    tall, outputs, of_two, of_one = shape
-    largest, two = product_tile(form, tall, outputs), product_tile(form, 2, of_two)
-    single, one = product_tile(form, 1, of_one), product_tile(form, 1, 1)
+    """A function of numba's: a product with some rows of w; for a row of w all rows of x before the next one.
+
+    held: float32 for scales and zeros of as many rows of w as are in a tile, group after group; numbers need none. In
+    memory a half takes four instructions of each group, a float32 none of its own.
+    """
+    tall, outputs, of_two, of_one = shape = tiles_of(form)
+    in_tiles, coded, wide, most = form._replace(pair="float32"), form.coded, expanded_numbers(HALVES), max(shape[1:])
+    largest, two = product_tile(in_tiles, tall, outputs), product_tile(in_tiles, 2, of_two)
+    single, one = product_tile(in_tiles, 1, of_one), product_tile(in_tiles, 1, 1)
 
     @inner
-    def block(x, x_pitch, tokens, w, w_pitch, scale, zero, pair_pitch, step, inputs, count, out, out_pitch, bias, add):
-        token = 0
+    def block(
+        x, x_pitch, tokens, w, w_pitch, scale, zero, pair_pitch, groups, inputs, count, out, out_pitch, bias, add, held
+    ):  # fmt: skip
+        pitch, token = 4 * groups, 0
+        s, z = held, held + pitch * most
         while token < tokens:
             rows, at_once, last = tall, outputs, token + (tokens - token) // tall * tall
             if last == token:
                 rows, at_once, last = (2, of_two, token + 2) if token + 2 <= tokens else (1, of_one, token + 1)
             o = 0
             while o < count:
-                b, s, z, at = w + o * w_pitch, scale + o * pair_pitch, zero + o * pair_pitch, 4 * o
-                beside = bias + at if bias else 0
-                if o + at_once <= count:
+                b, at = w + o * w_pitch, 4 * o
+                beside, some = bias + at if bias else 0, at_once if o + at_once <= count else 1
+                runs, length = (1, some * groups) if pair_pitch == 2 * groups else (some, groups)
+                for run in range(runs if coded else 0):
+                    wide(scale + (o + run) * pair_pitch, length, s + run * pitch)
+                    wide(zero + (o + run) * pair_pitch, length, z + run * pitch)
+                if some == at_once:
                     for t in range(token, last, rows):
                         p, q = x + t * x_pitch, out + t * out_pitch + at
                         if rows == tall:
-                            largest(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
+                            largest(p, x_pitch, b, w_pitch, s, z, pitch, 4, inputs, q, out_pitch, beside, add)
                         elif rows == 2:
-                            two(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
+                            two(p, x_pitch, b, w_pitch, s, z, pitch, 4, inputs, q, out_pitch, beside, add)
                         else:
-                            single(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
-                    o += at_once
+                            single(p, x_pitch, b, w_pitch, s, z, pitch, 4, inputs, q, out_pitch, beside, add)
                 else:
                     for t in range(token, last):
                         p, q = x + t * x_pitch, out + t * out_pitch + at
-                        one(p, x_pitch, b, w_pitch, s, z, pair_pitch, step, inputs, q, out_pitch, beside, add)
-                    o += 1
+                        one(p, x_pitch, b, w_pitch, s, z, pitch, 4, inputs, q, out_pitch, beside, add)
+                o += some
             token = last
 
     return block
@@ -105,7 +119,7 @@ def make_product(form: Form, direct: bool) -> Callable[..., Any]:
         x, x_pitch, tokens, w, w_pitch, scale, zero, pair_pitch, step, group, inputs, first, last, out, out_pitch,
         bias, add, block, scratch,
     ) -> None:  # fmt: skip
-        expands, held_pitch = tokens > most, 4 * inputs
+        expands, held_pitch, groups = tokens > most, 4 * inputs, inputs // group if group else 0
         if tokens <= FEW_TOKENS and not expands:
             block = max(1, last - first)  # a row of w is read once in any case
         some = max(LANES, BLOCK_FLOATS // max(1, inputs) // LANES * LANES)
@@ -120,25 +134,14 @@ def make_product(form: Form, direct: bool) -> Callable[..., Any]:
             for token in range(0, tokens, some):
                 p, q, n = x + token * x_pitch, out + token * out_pitch + 4 * o, min(some, tokens - token)
                 if expands:
-                    as_floats(p, x_pitch, n, scratch, held_pitch, 0, 0, 0, 0, inputs, count, q, out_pitch, beside, add)
+                    as_floats(
+                        p, x_pitch, n, scratch, held_pitch, 0, 0, 0, 0, inputs, count, q, out_pitch, beside, add, 0
+                    )
                 else:
                     stored(
-                        p,
-                        x_pitch,
-                        n,
-                        b,
-                        w_pitch,
-                        s,
-                        z,
-                        pair_pitch,
-                        step,
-                        inputs,
-                        count,
-                        q,
-                        out_pitch,
-                        beside,
-                        add,
-                    )
+                        p, x_pitch, n, b, w_pitch, s, z, pair_pitch, groups, inputs, count, q, out_pitch, beside, add,
+                        scratch,
+                    )  # fmt: skip
 
     return product
 
