@@ -2,7 +2,7 @@
 
 Each has one signature and releases Python's lock. numba's own cache lies beside the source, or in a folder of its own,
 and two processes that write it at once may mix up its index; here each function is one file, named by all that it
-depends on: this package's sources, the versions, the processor.
+depends on: this package's sources and those of what its kernels take from the protocol, the versions, the processor.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from flexref.backend import protocol, records
 from flexref.backend.compiling import CompileTime
 from flexref.errors import BackendUnavailable
 from flexref.machine.kept_bytes import KeptBytes
@@ -38,9 +39,10 @@ MOST_KEPT_BYTES = 64 << 20
 
 
 def digest_of_sources() -> str:
-    """A digest of this package's files."""
+    """A digest of this package's files, and of those with constants and layouts that kernels hold compiled."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    taken = [Path(str(module.__file__)) for module in (protocol, records)]
+    for path in (*sorted(Path(__file__).parent.rglob("*.py")), *taken):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -97,7 +99,10 @@ class Functions:
     """Compiled functions for one port, and the time that it waited for them; any thread may ask."""
 
     def __init__(self, compiling: CompileTime) -> None:
-        """Raises `BackendUnavailable` for a processor that cannot read float16."""
+        """Raises `BackendUnavailable` where numba is told to compile nothing, or for a processor that cannot read
+        float16."""
+        if numba.config.DISABLE_JIT:
+            raise BackendUnavailable("numba compiles nothing while NUMBA_DISABLE_JIT is set: unset it")
         if not reads_halves():
             raise BackendUnavailable("numba compiles for a processor that cannot read float16 (x86 without F16C)")
         self._compiling, self._found = compiling, dict[tuple[Any, ...], Compiled]()
@@ -137,7 +142,7 @@ def function_key(make: Make, variant: tuple[Any, ...]) -> str:
     from numba.core.registry import cpu_target  # noqa: PLC0415  it starts LLVM
 
     magic = cpu_target.target_context.codegen().magic_tuple()
-    told = (SOURCES, numba.__version__, llvmlite.__version__, platform.python_version(), magic)
+    told = (SOURCES, protocol.CHUNK_TOKENS, numba.__version__, llvmlite.__version__, platform.python_version(), magic)
     names = [part.__qualname__ if callable(part) else part for part in (make, *variant)]
     return hashlib.sha256(repr((*told, names)).encode()).hexdigest()
 

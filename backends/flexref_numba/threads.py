@@ -21,7 +21,7 @@ PARTS_PER_THREAD = 4
 """Into so many parts what is alike is divided for each thread, so that one that begins late has less to do."""
 
 
-KINDS = {"e": "float16", "f": "float32"}
+NAMES_OF_TYPES = {"e": "float16", "f": "float32"}
 """Names of types by numpy's letters for them."""
 
 
@@ -33,7 +33,7 @@ def address_of(x: npt.NDArray[Any]) -> int:
 
 def kind_of(x: npt.NDArray[Any]) -> str:
     """The name of an array's type; numpy's own `dtype.name` takes as long as a small operator."""
-    return KINDS.get(x.dtype.char) or x.dtype.name
+    return NAMES_OF_TYPES.get(x.dtype.char) or x.dtype.name
 
 
 def wanted_threads() -> int:

@@ -148,6 +148,29 @@ def test_without_numba_the_extra_is_named() -> None:
     assert "pip install '.[numba]' in the checkout of flexref" in done.stderr
 
 
+def test_kept_functions_are_named_by_what_they_take_from_the_protocol(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = {compiled.function_key(make_sum, (3,))}
+    monkeypatch.setattr("flexref.backend.protocol.CHUNK_TOKENS", 128)
+    keys.add(compiled.function_key(make_sum, (3,)))
+    digests = {compiled.digest_of_sources()}
+    for module in ("protocol", "records"):
+        changed = tmp_path / f"{module}.py"
+        changed.write_text("# of another version", encoding="utf-8")
+        monkeypatch.setattr(f"flexref.backend.{module}.__file__", str(changed))
+        digests.add(compiled.digest_of_sources())
+    assert (len(keys), len(digests)) == (2, 3)
+
+
+def test_that_numba_may_compile_nothing_is_said_in_a_line() -> None:
+    code = "from flexref.backend.registry import create; create('numba')"
+    environment = {**os.environ, "NUMBA_DISABLE_JIT": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, env=environment)
+    assert done.stderr.splitlines()[-1].endswith("numba compiles nothing while NUMBA_DISABLE_JIT is set: unset it")
+    assert "BackendUnavailable" in done.stderr.splitlines()[-1]
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="these are settings of numba for x86")
 @pytest.mark.parametrize(
     ("settings", "said"),

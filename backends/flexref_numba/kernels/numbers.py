@@ -9,7 +9,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from flexref_numba.kernels.tiles import Form, scalar
-from flexref_numba.kernels.vectors import ADDRESS, BYTE, FLOAT, HALF, LANES, VECTOR, WORDS, Builder
+from flexref_numba.kernels.vectors import ADDRESS, BYTE, FLOAT, HALF, HALVES, LANES, VECTOR, WORDS, Builder
 
 STORED_TYPES = {"float32": (FLOAT, 4), "float16": (HALF, 2), "int64": (ADDRESS, 8), "int32": (ir.IntType(32), 4)}
 
@@ -144,33 +144,40 @@ def _expand_sixteen(kind: str) -> Any:
     return expanded
 
 
-def expanded_numbers(form: Form) -> Any:
-    """A function of numba's: (values, count, out): float16 or float32 as float32."""
+def moved(given: str, kept: str) -> Any:
+    """A function of numba's: (values, count, out): numbers of one type as those of another, rounded to the nearest."""
 
     @intrinsic
-    def expanded(_: Any, values: Any, count: Any, out: Any) -> Any:
+    def move(_: Any, values: Any, count: Any, out: Any) -> Any:
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            b, (values, count, out) = Builder(builder), args
-            nbytes, read = (4, b.read_floats) if form.kind == "float32" else (2, b.read_halves)
-
-            def sixteen(place: Any) -> None:
-                found = read(b.add(values, b.times(place, nbytes)))
-                b.write(b.add(out, b.times(place, 4)), found, 4)
-
-            whole = b.times(b.over(count, LANES), LANES)
-            with b.loop(ADDRESS(0), b.over(count, LANES)) as step:
-                sixteen(b.times(step, LANES))
-            with builder.if_else(builder.icmp_signed("<", count, ADDRESS(LANES))) as (few, many):
-                with few, b.loop(ADDRESS(0), count) as place:
-                    found = scalar(b, b.add(values, b.times(place, nbytes)), form.kind)
-                    b.write(b.add(out, b.times(place, 4)), found, 4)
-                with many, builder.if_then(builder.icmp_signed("<", whole, count)):
-                    sixteen(b.add(count, -LANES))  # some of them once more
+            _append_moves(Builder(builder), given, kept, args)
             return context.get_dummy_value()
 
         return types.void(*[types.int64] * 3), build
 
-    return expanded
+    return move
+
+
+def _append_moves(b: Builder, given: str, kept: str, args: Any) -> None:
+    values, count, out = args
+    given_bytes, kept_bytes = (2 if kind == "float16" else 4 for kind in (given, kept))
+    read = b.read_halves if given == "float16" else b.read_floats
+
+    def some(place: Any, lanes: int) -> None:
+        at = b.add(values, b.times(place, given_bytes))
+        found = read(at) if lanes > 1 else scalar(b, at, given)
+        if kept == "float16":
+            found = b.llvm.fptrunc(found, HALVES if lanes > 1 else HALF)
+        b.write(b.add(out, b.times(place, kept_bytes)), found, kept_bytes)
+
+    whole = b.over(count, LANES)
+    with b.loop(ADDRESS(0), whole) as step:
+        some(b.times(step, LANES), LANES)
+    with b.llvm.if_else(b.llvm.icmp_signed("<", count, ADDRESS(LANES))) as (few, many):
+        with few, b.loop(ADDRESS(0), count) as place:
+            some(place, 1)
+        with many, b.llvm.if_then(b.llvm.icmp_signed("<", b.times(whole, LANES), count)):
+            some(b.add(count, -LANES), LANES)  # of these the first ones once more
 
 
 def expand_row(form: Form) -> Any:
@@ -180,7 +187,7 @@ def expand_row(form: Form) -> Any:
     `pair_step` does: what lies two bytes apart is float16.
     """
     if not form.coded:
-        numbers = expanded_numbers(form)
+        numbers = moved(form.kind, "float32")
 
         @inner
         def widened(values, scale, zero, pair_step, inputs, group, out):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
-from flexref_numba.kernels.numbers import expand_row, expanded_numbers, inner
-from flexref_numba.kernels.tiles import FLOATS, HALVES, Form, product_tile
+from flexref_numba.kernels.numbers import expand_row, inner, moved
+from flexref_numba.kernels.tiles import FLOATS, Form, product_tile
 from flexref_numba.kernels.vectors import LANES, wide_registers
 
 FEW_TOKENS = 16
@@ -66,7 +66,7 @@ def _block(form: Form) -> Any:
     memory a half takes four instructions of each group, a float32 none of its own.
     """
     tall, outputs, of_two, of_one = shape = tiles_of(form)
-    in_tiles, coded, wide, most = form._replace(pair="float32"), form.coded, expanded_numbers(HALVES), max(shape[1:])
+    in_tiles, coded, wide, most = form._replace(pair="float32"), form.coded, moved("float16", "float32"), max(shape[1:])
     largest, two = product_tile(in_tiles, tall, outputs), product_tile(in_tiles, 2, of_two)
     single, one = product_tile(in_tiles, 1, of_one), product_tile(in_tiles, 1, 1)
 

@@ -81,15 +81,12 @@ def _append_step(b: Builder, keys: int, args: Any) -> None:
         hidden = b.llvm.icmp_signed(">=", lanes, seen)
         found.append(b.llvm.select(hidden, constant(-math.inf), b.read_floats(place)))
 
-    def greater(x: Value, y: Value) -> Value:
-        return b.llvm.select(b.llvm.fcmp_ordered(">", x, y), x, y)
-
     most = found[0]
     for vector in found[1:]:
-        most = greater(most, vector)
-    (of_chunk,) = b.folded([most], greater)
+        most = b.greater(most, vector)
+    (of_chunk,) = b.folded([most], b.greater)
     before = b.read(state, FLOAT, 4)
-    greatest = greater(of_chunk, before)
+    greatest = b.greater(of_chunk, before)
     scaled = exponential(b, b.splat(b.llvm.fsub(before, greatest)))
     factor = b.llvm.extract_element(scaled, WORD(0))
     total = b.zeros()

@@ -137,6 +137,14 @@ class Builder:
         """a * b + c, rounded once."""
         return self.call("fma", a, b, c)
 
+    def greater(self, a: Value, b: Value) -> Value:
+        """The greater of each two numbers: `a` where it is greater, else `b`."""
+        return self.llvm.select(self.llvm.fcmp_ordered(">", a, b), a, b)
+
+    def lesser(self, a: Value, b: Value) -> Value:
+        """The lesser of each two numbers: `a` where it is less, else `b`."""
+        return self.llvm.select(self.llvm.fcmp_ordered("<", a, b), a, b)
+
     def read_floats(self, address: Value) -> Value:
         """Sixteen float32."""
         return self.read(address, VECTOR, 4)
