@@ -8,6 +8,8 @@ import sys
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -42,7 +44,13 @@ def _weight(low: float, high: float, size: float) -> float:
     return math.log1p((size - low) / low) / math.log1p((high - low) / low)
 
 
-@dataclass(frozen=True, slots=True)
+def _between(low: tuple[float, float], high: tuple[float, float], size: float) -> float:
+    """Seconds for `size` between two points (size, seconds): a power of the size."""
+    weight = _weight(low[0], high[0], size)
+    return low[1] ** (1 - weight) * high[1] ** weight  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
 class Curve:
     """Seconds over size: `points` (size, seconds) in rising order of size.
 
@@ -78,13 +86,17 @@ class Curve:
         if size >= last[0]:
             return last[1] * size / last[0]
         above = bisect_right(self.points, (size, math.inf))
-        (low, low_s), (high, high_s) = self.points[above - 1], self.points[above]
-        weight = _weight(low, high, size)
-        return low_s ** (1 - weight) * high_s**weight  # type: ignore[no-any-return]
+        return _between(self.points[above - 1], self.points[above], size)
+
+    @cached_property
+    def _logarithms(self) -> tuple[Numbers, Numbers]:
+        """Of all sizes, and of their seconds: a plan asks for arrays of sizes over and over."""
+        log_sizes, log_seconds = np.log(self.points).T
+        return log_sizes, log_seconds
 
     def _seconds_of_all(self, sizes: Numbers) -> Numbers:
         (first, _), (last, last_s) = self.points[0], self.points[-1]
-        log_sizes, log_seconds = np.log(self.points).T
+        log_sizes, log_seconds = self._logarithms
         between = np.exp(np.interp(np.log(np.maximum(sizes, first)), log_sizes, log_seconds))
         return np.where(sizes <= 0, 0.0, np.where(sizes >= last, last_s * sizes / last, between))
 
@@ -138,21 +150,31 @@ class Surface:
             return self._seconds_of_all(breadth, size)
         if breadth <= 0 or size <= 0:
             return 0.0
-        return Curve(tuple((at, curve.seconds(size)) for at, curve in self.curves)).seconds(breadth)
+        first, last = self.curves[0], self.curves[-1]
+        if breadth <= first[0]:
+            return first[1].seconds(size)
+        if breadth >= last[0]:
+            return last[1].seconds(size) * breadth / last[0]
+        above = self._curves_up_to(breadth)
+        (low, before), (high, beyond) = self.curves[above - 1], self.curves[above]
+        return _between((low, before.seconds(size)), (high, beyond.seconds(size)), breadth)
+
+    def _curves_up_to(self, breadth: float) -> int:
+        return bisect_right(self.curves, breadth, key=itemgetter(0))
 
     def _seconds_of_all(self, breadth: float, sizes: Numbers) -> Numbers:
-        breadths = [at for at, _ in self.curves]
         if breadth <= 0:
             return np.zeros_like(sizes)
-        above = int(np.searchsorted(breadths, breadth, side="right"))
+        above = self._curves_up_to(breadth)
         if above == 0:
             return self.curves[0][1].seconds(sizes)
-        last = self.curves[above - 1][1].seconds(sizes)
-        if above == len(breadths):
-            return last * (breadth / breadths[-1])
-        low, high = breadths[above - 1 : above + 1]
+        low, before = self.curves[above - 1]
+        last = before.seconds(sizes)
+        if above == len(self.curves):
+            return last * (breadth / low)
+        high, beyond = self.curves[above]
         weight = np.log(breadth / low) / np.log(high / low)
-        after = self.curves[above][1].seconds(sizes)
+        after = beyond.seconds(sizes)
         return np.where(sizes > 0, last ** (1 - weight) * after**weight, 0.0)
 
     def scaled(self, factor: float) -> "Surface":

@@ -38,6 +38,12 @@ class Run:
         start = min(extent.offset for extent in extents)
         return cls(tuple(tensors), start, max(extent.offset + extent.nbytes for extent in extents) - start)
 
+    def joined(self, other: "Run") -> "Run":
+        """This one and another as one."""
+        start = min(self.file_offset, other.file_offset)
+        end = max(run.file_offset + run.nbytes for run in (self, other))
+        return Run((*self.tensors, *other.tensors), start, end - start)
+
 
 def runs_of(tensors: Iterable[StoredTensor]) -> list[Run]:
     """Tensors in file order as the fewest runs: two are of one run if nothing but an alignment gap is between them."""
@@ -47,7 +53,7 @@ def runs_of(tensors: Iterable[StoredTensor]) -> list[Run]:
         if runs:
             end = runs[-1].file_offset + runs[-1].nbytes
             if 0 <= single.file_offset - end < ALIGNMENT_BYTES:
-                runs[-1] = Run.of([*runs[-1].tensors, tensor])
+                runs[-1] = runs[-1].joined(single)
                 continue
         runs.append(single)
     return runs

@@ -83,7 +83,9 @@ class Linear:
 
 def total(terms: Iterable[Linear]) -> Linear:
     """The sum; 0 of nothing."""
-    result = Linear()
+    constant, by_share = numbers(0.0), dict[Share, Numbers]()
     for term in terms:
-        result = result + term
-    return result
+        constant = constant + term.constant
+        for share, value in term.by_share.items():
+            by_share[share] = by_share[share] + value if share in by_share else value
+    return Linear(constant, by_share)
