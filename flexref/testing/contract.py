@@ -79,6 +79,7 @@ VALUES: tuple[Clause, ...] = (
     attention.later_tokens_have_no_effect,
     attention.stale_records_have_no_effect,
     attention.attention_does_not_depend_on_other_rows,
+    attention.rows_in_one_buffer_are_as_good_as_rows_apart,
     attention.attention_repeats_its_bits,
     sampling.greedy_takes_the_lowest_of_the_best,
     sampling.logits_that_are_not_finite_are_refused,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -11,7 +12,7 @@ from flexref.backend.records import RecordLayout
 from flexref.check import laws
 from flexref.check.tolerances import PRECISIONS, Values, assert_within
 from flexref.testing.bench import Bench, assert_same_bits, guard_values
-from flexref.testing.clauses.cache import CacheBench, drawn_tokens, margins
+from flexref.testing.clauses.cache import STALE, CacheBench, drawn_tokens, margins
 from flexref.testing.strategies import layouts, ragged
 
 POISON = 3e38
@@ -88,6 +89,30 @@ def _attends(backend: Backend, data: st.DataObject, tier: str) -> None:
         this.check(cache, np.split(out.read(), np.cumsum(this.new)[:-1]), "attend")
         out.assert_untouched_around("attend")
         assert_same_bits(q.read(), np.concatenate(this.q), "q after attend")
+
+
+class _InOneBuffer(CacheBench):
+    """Caches at equal distances in one buffer, in an order that is drawn; some are longer than they must be."""
+
+    def __init__(self, bench: Bench, data: st.DataObject, layout: RecordLayout, tokens: Sequence[int]) -> None:
+        super().__init__(bench, layout, tokens)
+        self._size = (max(tokens) + data.draw(st.integers(0, 2))) * layout.record_bytes
+        in_order = data.draw(st.sampled_from((True, True, False)))
+        self._order = range(len(tokens)) if in_order else data.draw(st.permutations(range(len(tokens))))
+        self._whole = bench.buffer("device", len(tokens) * self._size)
+        stale = np.full(self._whole.nbytes, STALE, np.uint8)
+        bench.backend.upload(stale, out=bench.backend.view(self._whole, 0, stale.shape, "uint8"))
+
+    def rows(self, which: slice = slice(None)) -> Any:
+        """The port's handle of some rows."""
+        size, view = (self._size,), self.bench.backend.view
+        places = [view(self._whole, place * self._size, size, "uint8") for place in self._order[which]]
+        return self.bench.backend.cache_rows(places, self.layout)
+
+    def contents(self) -> list[Values]:
+        """The bytes of every row's memory."""
+        whole = self.bench.bytes_of(self._whole)
+        return [whole[place * self._size :][: self._size] for place in self._order]
 
 
 def attend_is_causal_attention(backend: Backend, data: st.DataObject) -> None:
@@ -216,6 +241,32 @@ def attention_does_not_depend_on_other_rows(backend: Backend, data: st.DataObjec
             which = slice(row, row + 1)
             (alone,) = cache.attend(this.q[which], this.past[which], this.scale, which)
             assert_same_bits(alone, together[row], f"row {row} alone")
+
+
+def rows_in_one_buffer_are_as_good_as_rows_apart(backend: Backend, data: st.DataObject) -> None:
+    """Rows at equal distances, of equal lengths or not, in order or not: the bits of rows in buffers of their own.
+
+    So lie the rows of a group in an engine, and a port may take them together: results and records are the same.
+    """
+    with Bench(backend) as bench:
+        layout = data.draw(layouts(bench.dtype))
+        past, new = data.draw(ragged())
+        if data.draw(st.sampled_from((True, True, False))):
+            past, new = (counts[:1] * len(counts) for counts in (past, new))
+        total = [a + b for a, b in zip(past, new, strict=True)]
+        k, v, q = (drawn_tokens(data, layout, counts, bench.dtype) for counts in (total, total, new))
+        together, found = _InOneBuffer(bench, data, layout, total), []
+        apart = CacheBench(bench, layout, total)
+        for cache in (apart, together):
+            cache.fill(k, v, past)
+            fresh_k, fresh_v = ([part[n:] for part, n in zip(each, past, strict=True)] for each in (k, v))
+            cache.append(fresh_k, fresh_v, past)
+            found.append(cache.attend(q, past, float(layout.head_width**-0.5)))
+        for row, (needed, actual, content) in enumerate(zip(*found, together.contents(), strict=True)):
+            assert_same_bits(actual, needed, f"row {row} in one buffer with others, and in its own")
+            own = np.full(content.shape, STALE, np.uint8)
+            own[: total[row] * layout.record_bytes] = apart.records[row].read()[: total[row] * layout.record_bytes]
+            assert_same_bits(content, own, f"records of row {row} in one buffer with others, and in its own")
 
 
 def attention_repeats_its_bits(backend: Backend, data: st.DataObject) -> None:
