@@ -2,16 +2,8 @@
 
 from typing import Any
 
-from flexref.errors import BackendUnavailable, install_hint
+from flexref.backend.registry import loaded_when_asked
 
 
 def __getattr__(name: str) -> Any:
-    if name != "TorchBackend":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    try:
-        from flexref_torch.backend import TorchBackend  # noqa: PLC0415
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-        raise BackendUnavailable(f"PyTorch is not installed; {install_hint('torch')}") from error
-    return TorchBackend
+    return loaded_when_asked(name, "flexref_torch.backend.TorchBackend", "torch", "PyTorch")

@@ -2,29 +2,36 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from functools import reduce
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+from torch.nn.functional import scaled_dot_product_attention
 
+from flexref.backend.pieces import EvenRun, HostSegments, Place, Segments, even_runs, pieces
+from flexref.backend.process_settings import WhileInside
 from flexref.backend.protocol import Prefix
-from flexref.backend.records import RecordLayout
+from flexref.backend.records import SECTION_BYTES, RecordLayout
 from flexref.storage.quant import LEVELS, group_bytes, group_runs
-from flexref_torch.operators import Array, exact_products, pieces, unpack
+from flexref_torch.operators import Array, RowOperators, exact_products, unpack
 
-Spans = Sequence[tuple[int, int, int]]
-"""(first new token, token after the last, tokens in the cache before) of every row."""
+FUSED, FUSED_WIDTH = SDPBackend.EFFICIENT_ATTENTION, 8
+"""The one kernel of PyTorch's for float16 whose sums, in float32, are the same whatever other rows there are; it takes
+heads that are a multiple of so many values wide."""
+
+fused_kernel = WhileInside.of(lambda: sdpa_kernel(FUSED))
+"""Attention is computed by `FUSED`, whatever kernels the process is set to; then as before."""
 
 
 def section(records: Array, layout: RecordLayout, which: int) -> tuple[Array, Array | None]:
     """K (`which` 0) or V (1): values (T, H, D) and None, or codes (T, H, packed) and pairs (T, H, G, 2)."""
-    start = which * layout.value_offset
-    codes = records[:, start : start + layout.codes_bytes]
+    codes, pairs = (records[:, place] for place in layout.places(which))
     if not layout.quantized:
         return codes.view(getattr(torch, layout.dtype)).unflatten(-1, (layout.heads, layout.head_width)), None
-    start += layout.pairs_offset
-    pairs = records[:, start : start + layout.pairs_bytes].view(torch.float16)
-    return codes.unflatten(-1, (layout.heads, layout.packed_width)), pairs.unflatten(-1, (layout.heads, -1, 2))
+    pairs = pairs.view(torch.float16).unflatten(-1, (layout.heads, -1, 2))
+    return codes.unflatten(-1, (layout.heads, layout.packed_width)), pairs
 
 
 def quantize(values: Array, codes: Array, pairs: Array, group_size: int) -> None:
@@ -50,28 +57,42 @@ class Row:
     own: Array
     prefix: Array
     shared: int
+    place: Place
+    """Where its own ones begin, if there are no others."""
+
+    def parts(self, which: int, first: int, last: int) -> Sequence[tuple[Array, Array | None]]:
+        """K (`which` 0) or V (1) of some tokens, those in the prefix first, as `section` gives them."""
+        middle = min(max(first, self.shared), last)
+        parts = self.prefix[first:middle], self.own[max(0, middle - self.shared) : max(0, last - self.shared)]
+        return [section(records, self.layout, which) for records in parts if len(records)]
 
     def held(self, which: int, tokens: slice, heads: slice) -> Array:
         """K (`which` 0) or V (1) of some tokens and heads in float32, (T, H, D)."""
-        layout, first, last = self.layout, tokens.start, tokens.stop
-        shape = (last - first, heads.stop - heads.start, layout.head_width)
-        found = torch.empty(shape, dtype=torch.float32, device=self.own.device)
-        middle = min(max(first, self.shared), last)
-        parts = self.prefix[first:middle], self.own[max(0, middle - self.shared) : max(0, last - self.shared)]
-        for place, records in zip((slice(middle - first), slice(middle - first, None)), parts, strict=True):
-            if len(records):
-                codes, pairs = (part if part is None else part[:, heads] for part in section(records, layout, which))
-                if pairs is None:
-                    found[place] = codes
-                else:
-                    unpack(codes, pairs[..., 0], pairs[..., 1], found[place], layout.group_size, 4)
+        shape = (tokens.stop - tokens.start, heads.stop - heads.start, self.layout.head_width)
+        found = rest = torch.empty(shape, dtype=torch.float32, device=self.own.device)
+        for codes, pairs in self.parts(which, tokens.start, tokens.stop):
+            place, rest = rest[: len(codes)], rest[len(codes) :]
+            if pairs is None:
+                place.copy_(codes[:, heads])
+            else:
+                unpack(codes[:, heads], pairs[:, heads, :, 0], pairs[:, heads, :, 1], place, self.layout.group_size, 4)
         return found
 
 
-class CacheOperators:
-    """The part of the port that is about the cache. `_most` as in `RowOperators`."""
+def apart(array: Array, count: int, gap: int) -> Array:
+    """Arrays of one shape and type, (count, ...): `array` first, each next one `gap` bytes further in its memory."""
+    return array.as_strided((count, *array.shape), (gap // array.itemsize, *array.stride()), array.storage_offset())
 
-    _most: int
+
+def joined(parts: Sequence[Array], axis: int) -> Array:
+    """They as one array: itself, if it is one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), axis)
+
+
+class CacheOperators(RowOperators, HostSegments):
+    """The part of the port that is about the cache. `_fuses`: `FUSED` is there."""
+
+    _fuses: bool
 
     def cache_rows(
         self, records: Sequence[Array], layout: RecordLayout, prefixes: Sequence[Prefix | None] | None = None
@@ -79,19 +100,17 @@ class CacheOperators:
         def cut(content: Any) -> Array:
             return content[: len(content) // layout.record_bytes * layout.record_bytes].view(-1, layout.record_bytes)
 
-        named = zip(records, prefixes or [None] * len(records), strict=True)
-        cuts = [(own, *(prefix or (own, 0))) for own, prefix in named]
-        return [Row(layout, cut(own), cut(prefix), shared) for own, prefix, shared in cuts]
+        found = []
+        for own, prefix in zip(map(cut, records), prefixes or [None] * len(records), strict=True):
+            place = None if prefix else (own.untyped_storage().data_ptr(), own.storage_offset())
+            found.append(Row(layout, own, cut(prefix[0]) if prefix else own, prefix[1] if prefix else 0, place))
+        return found
 
-    def segments(self, past: Sequence[int], new: Sequence[int]) -> Spans:
-        return [(end - count, end, before) for end, count, before in zip(accumulate(new), new, past, strict=True)]
-
-    def append(self, rows: Sequence[Row], segments: Spans, k: Array, v: Array) -> None:
+    def append(self, rows: Sequence[Row], segments: Segments, k: Array, v: Array) -> None:
         """Records of all new tokens are made together, and go to their rows in one copy each."""
         layout = rows[0].layout
         for tokens in pieces(k.shape, self._most):
-            shape = (tokens.stop - tokens.start, layout.record_bytes)
-            made = torch.zeros(shape, dtype=torch.uint8, device=k.device)
+            made = torch.zeros((tokens.stop - tokens.start, layout.record_bytes), dtype=torch.uint8, device=k.device)
             for which, values in enumerate((k[tokens], v[tokens])):
                 codes, pairs = section(made, layout, which)
                 by_head = values.unflatten(-1, (layout.heads, layout.head_width))
@@ -99,39 +118,55 @@ class CacheOperators:
                     codes.copy_(by_head)
                 else:
                     quantize(by_head.float(), codes, pairs, layout.group_size)
-            for row, (first, last, past) in zip(rows, segments, strict=True):
-                here, end = max(first, tokens.start), min(last, tokens.stop)
+            together = len(k) if len(made) == len(k) else 0  # else a row's new tokens may be in several pieces
+            for run in even_runs(segments, [row.place for row in rows], together):
+                here, end = max(run.first, tokens.start), min(run.last, tokens.stop)
                 if here < end:
-                    place = past - row.shared + here - first
-                    row.own[place : place + end - here] = made[here - tokens.start : end - tokens.start]
+                    fresh = made[here - tokens.start : end - tokens.start].unflatten(0, (run.count, -1))
+                    start = run.past - rows[run.row].shared + here - run.first
+                    apart(rows[run.row].own[start : start + fresh.shape[1]], run.count, run.gap).copy_(fresh)
 
-    def attend(self, rows: Sequence[Row], segments: Spans, q: Array, scale: float, out: Array) -> Array:
-        """Row by row, so that no bit of a row depends on another one."""
-        by_head = rows[0].layout.heads, rows[0].layout.head_width
+    def attend(self, rows: Sequence[Row], segments: Segments, q: Array, scale: float, out: Array) -> Array:
+        """Row by row, or by a kernel that does so, so that no bit of a row depends on another one."""
+        layout, most = rows[0].layout, 2 * self._most  # of queries, and of results, if they are in float16
+        by_head = layout.heads, layout.head_width
         queries, results = q.unflatten(-1, by_head), out.unflatten(-1, by_head)
-        for row, (first, last, past) in zip(rows, segments, strict=True):
-            total = past + last - first
+        fuses = self._fuses and not layout.quantized and layout.head_width % FUSED_WIDTH == 0
+        tokens = most // q.shape[1] if fuses else 0
+        for run in even_runs(segments, [row.place for row in rows], tokens, SECTION_BYTES):
+            row, total = rows[run.row], run.past + run.new
+            if fuses and (not row.shared or total * q.shape[1] <= most):  # what is shared is copied
+                for part in run.cut(tokens):
+                    self._attend_fused(row, part, queries, scale, results)
+                continue
             for heads in pieces((by_head[0], total), self._most):
-                for some in pieces((last - first, total * (heads.stop - heads.start)), self._most):
-                    place = slice(first + some.start, first + some.stop)
+                for some in pieces((run.new, total * (heads.stop - heads.start)), self._most):
+                    place = slice(run.first + some.start, run.first + some.stop)
                     asked = (queries[place, heads].float() * scale).transpose(0, 1)
-                    results[place, heads] = self._attended(row, heads, asked, past + some.stop).transpose(0, 1)
+                    results[place, heads] = self._attended(row, heads, asked, run.past + some.stop).transpose(0, 1)
         return out
+
+    def _attend_fused(self, row: Row, run: EvenRun, queries: Array, scale: float, results: Array) -> None:
+        """A run of rows that begins with `row`, in one call."""
+        total, tokens = run.past + run.new, slice(run.first, run.last)
+        held = (joined([codes for codes, _ in row.parts(which, 0, total)], 0) for which in (0, 1))
+        k, v = (apart(each, run.count, run.gap).transpose(1, 2) for each in held)
+        asked = queries[tokens].clone(memory_format=torch.contiguous_format)  # aligned, as the kernel needs it
+        asked = asked.unflatten(0, (run.count, run.new)).transpose(1, 2)
+        causal = causal_lower_right(run.new, total) if run.new > 1 else None
+        with fused_kernel:
+            found = scaled_dot_product_attention(asked, k, v, causal, scale=scale)
+        results[tokens] = found.transpose(1, 2).flatten(0, 1)
 
     def _attended(self, row: Row, heads: slice, q: Array, total: int) -> Array:
         """q (H, S, D), scaled, of the last S of `total` tokens -> causal attention (H, S, D) in float32."""
         new = q.shape[1]
         tiles = list(pieces((total, q.shape[0] * q.shape[2]), self._most))
         with exact_products:
-            parts = [torch.bmm(q, row.held(0, tile, heads).permute(1, 2, 0)) for tile in tiles]
-            scores = parts.pop() if len(parts) == 1 else torch.cat(parts, -1)
-            del parts
+            scores = joined([torch.bmm(q, row.held(0, tile, heads).permute(1, 2, 0)) for tile in tiles], -1)
             if new > 1:
                 later = torch.ones((new, new), dtype=torch.bool, device=q.device).triu_(1)
                 scores[:, :, total - new :].masked_fill_(later, -torch.inf)
             weights = torch.softmax(scores, -1)
-            found = None
-            for tile in tiles:
-                part = torch.bmm(weights[:, :, tile], row.held(1, tile, heads).transpose(0, 1))
-                found = part if found is None else found.add_(part)
-        return found
+            sums = (torch.bmm(weights[:, :, tile], row.held(1, tile, heads).transpose(0, 1)) for tile in tiles)
+            return reduce(torch.Tensor.add_, sums)

@@ -1,23 +1,22 @@
 """The port to PyTorch: which device it takes, what it promises, and its lanes; it knows no model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.device_streams import streams_of
-from flexref.backend.lane_threads import HostStream, LaneThread, StreamTicket
-from flexref.backend.protocol import LANES, Lane, LaneStep, Ticket
+from flexref.backend.lane_threads import HostStream
 from flexref.backend.recording import DirectCalls
 from flexref.errors import BackendUnavailable
 from flexref.units import MIB
 from flexref_torch.attention import CacheOperators
 from flexref_torch.memory import DeviceMemory
-from flexref_torch.operators import RowOperators
 
-PIECE_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 23, "mps": 1 << 22}
-"""What a temporary array of an operator may have: it stays near the processor's caches, or fills a device."""
+PIECES = {"cpu": (1 << 18, 1), "cuda": (1 << 23, 8), "mps": (1 << 22, 8)}
+"""What a temporary array of an operator may have: it stays near the processor's caches, or fills a device; and how many
+times as many elements a tile of a matrix, in float16: calling many products of a few rows takes longer than they do."""
 
 PIECE_BYTES = 32
 """Of each of these elements: eight arrays of float32 at once are more than any operator has."""
@@ -26,7 +25,7 @@ LIBRARY_BYTES = 32 * MIB
 """What PyTorch gives cuBLAS to work in on Hopper; less on others."""
 
 
-class TorchBackend(DeviceMemory, RowOperators, CacheOperators, DirectCalls):
+class TorchBackend(DeviceMemory, CacheOperators, DirectCalls):
     """CUDA, ROCm, Apple's GPUs or the processor, whichever PyTorch finds."""
 
     name = "torch"
@@ -36,7 +35,7 @@ class TorchBackend(DeviceMemory, RowOperators, CacheOperators, DirectCalls):
         else the processor. Raises `BackendUnavailable`."""
         self._device = device_of(device)
         kind = self._device.type
-        self._most = PIECE_ELEMENTS[kind]
+        (self._most, self._tile), self._fuses = PIECES[kind], kind == "cuda"
         self.caps = Capabilities(
             compute_dtype="float32" if kind == "cpu" else "float16",
             computes=True,
@@ -47,36 +46,19 @@ class TorchBackend(DeviceMemory, RowOperators, CacheOperators, DirectCalls):
             one_memory=kind == "cpu",
             shares_prefixes=True,
         )
-        self._stream, beside = streams(self._device)
-        self._lanes = {lane: LaneThread(lane, beside(), self._move) for lane in LANES}
+        self._begin_lanes(*streams(self._device))
 
     def describe(self) -> Description:
-        found = []
-        if self._device.type == "cuda":
-            seen = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
-            found = [f"{each.name}, {each.total_memory} bytes" for each in seen]
-        elif self._device.type == "mps":
+        numbers = range(torch.cuda.device_count() if self._device.type == "cuda" else 0)
+        seen = [torch.cuda.get_device_properties(number) for number in numbers]
+        found = [f"{each.name}, {each.total_memory} bytes" for each in seen]
+        if self._device.type == "mps":
             found = [f"Apple GPU, {torch.mps.recommended_max_memory()} bytes"]
         versions = {"torch": torch.__version__, "cuda": torch.version.cuda, "hip": torch.version.hip}
         return Description(tuple(found), {name: str(version) for name, version in versions.items() if version})
 
     def keep_rows_apart(self, on: bool) -> None:
         """No row has bits of its own here: how a product sums depends on how many rows it has."""
-
-    def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
-        return self._lanes[lane].submit(steps, after)
-
-    def mark(self) -> Ticket:
-        return StreamTicket(self._stream.mark())
-
-    def wait(self, ticket: Any) -> None:
-        """The call returns when all steps of the ticket are on their stream, or raises what one of them raised."""
-        self._stream.follow(ticket.event())
-
-    def close(self) -> None:
-        for lane in self._lanes.values():
-            lane.close()
-        self._stream.join()
 
 
 def device_of(asked: str | int | None) -> torch.device:

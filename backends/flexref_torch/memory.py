@@ -1,4 +1,4 @@
-"""Buffers of bytes on a device and on its host, and copies between them; it knows no lane and no operator."""
+"""Buffers of bytes on a device and on its host, and copies between them; it knows no operator."""
 
 import math
 from contextlib import suppress
@@ -9,20 +9,18 @@ import numpy.typing as npt
 import psutil
 import torch
 
-from flexref.backend.copies import copies_of
-from flexref.backend.host_pages import make_present, mapped
-from flexref.backend.protocol import Move
+from flexref.backend.host_pages import aligned_bytes, present
+from flexref.backend.lane_threads import StreamLanes
 from flexref.backend.results import CountedResults
 from flexref.errors import CapacityError
-from flexref.units import ALIGNMENT_BYTES, DTYPE_BYTES
+from flexref.units import DTYPE_BYTES
 from flexref_torch.operators import Array
 
 
-class DeviceMemory(CountedResults):
+class DeviceMemory(CountedResults, StreamLanes):
     """The part of the port that is about memory: a buffer is an array of bytes, pinned on the host of a CUDA device."""
 
     _device: torch.device
-    _stream: Any
 
     def free_bytes(self, tier: str) -> int:
         available = int(psutil.virtual_memory().available)
@@ -38,16 +36,9 @@ class DeviceMemory(CountedResults):
                 return torch.empty(nbytes, dtype=torch.uint8, device=self._device)
             except torch.OutOfMemoryError as error:
                 raise CapacityError("device", "a buffer", nbytes, self.free_bytes("device"), {}) from error
-        if self._device.type != "cuda":
-            whole = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
-            return torch.from_numpy(whole[-whole.ctypes.data % ALIGNMENT_BYTES :][:nbytes])
-        if not nbytes:  # CUDA pins no memory of no bytes
-            return torch.empty(0, dtype=torch.uint8)
-        try:
-            memory = mapped(nbytes)
-            make_present(memory.ctypes.data, nbytes)
-        except (OSError, OverflowError) as error:
-            raise CapacityError("host", "a pinned buffer", nbytes, self.free_bytes("host"), {}) from error
+        if self._device.type != "cuda" or not nbytes:  # CUDA pins no memory of no bytes
+            return torch.from_numpy(aligned_bytes(nbytes))
+        memory = present(nbytes, lambda: self.free_bytes("host"))
         if int(torch.cuda.cudart().cudaHostRegister(memory.ctypes.data, nbytes, 0)):
             with suppress(RuntimeError):  # CUDA keeps the failure, and PyTorch would blame the next kernel for it
                 torch.ones(1, device=self._device)
@@ -88,15 +79,8 @@ class DeviceMemory(CountedResults):
             self._stream.join()
         target.copy_(source, non_blocking=not waits)
 
-    def _move(self, move: Move, stream: Any) -> None:
-        """Give a move to a lane's stream; between two places of the host it is made here, in the lane's thread."""
-        source, target = (span.buffer for span in (move.source, move.target))
-        on_host = source.device.type == target.device.type == "cpu"  # type: ignore[attr-defined]
-        if on_host:
-            stream.join()
-        for there, here, nbytes in copies_of(move):
-            given, goal = source[there : there + nbytes], target[here : here + nbytes]  # type: ignore[index]
-            if on_host:  # numpy's copy: PyTorch's would start threads for each lane
-                np.copyto(goal.numpy(), given.numpy())
-            else:
-                goal.copy_(given, non_blocking=True)
+    def _is_on_host(self, buffer: Array) -> bool:
+        return str(buffer.device) == "cpu"
+
+    def _copy(self, target: Array, source: Array) -> None:
+        target.copy_(source, non_blocking=True)

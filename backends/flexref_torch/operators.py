@@ -1,6 +1,6 @@
 """Operators on rows by PyTorch's functions, in pieces of a bounded size; it knows no device, cache or workspace."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, TypeAlias
 
@@ -9,10 +9,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional
 
-from flexref.backend.choosing import places_chosen
+from flexref.backend.choosing import RankedSampling
+from flexref.backend.pieces import pieces
 from flexref.backend.process_settings import WhileInside, put_back
 from flexref.backend.protocol import QuantizedMatrix
-from flexref.errors import FlexrefError
 from flexref.storage.quant import group_bytes, group_runs
 
 Array: TypeAlias = torch.Tensor
@@ -51,12 +51,6 @@ def exact_products() -> Callable[[], None]:
     return undo
 
 
-def pieces(shape: Sequence[int], most: int, least: int = 1) -> Iterator[slice]:
-    """Cut rows, shape (rows, width), into slices of as many multiples of `least` rows as `most` elements hold."""
-    step = max(least, most // max(1, shape[1]) // least * least)
-    return (slice(first, min(first + step, shape[0])) for first in range(0, shape[0], step))
-
-
 def unpack(codes: Array, scale: Array, zero: Array, out: Array, group_size: int, bits: int) -> None:
     """codes (..., packed), scale and zero (..., G) -> out (..., I) in float32, as `storage.quant` says."""
     for first, groups, size in group_runs(out.shape[-1], group_size):
@@ -69,20 +63,27 @@ def unpack(codes: Array, scale: Array, zero: Array, out: Array, group_size: int,
         found += zero[..., first : first + groups, None]
 
 
-def dense(w: Array | QuantizedMatrix, rows: slice, dtype: torch.dtype) -> Array:
-    """Some rows of a matrix in `dtype`."""
+def dense(w: Array | QuantizedMatrix, rows: slice, dtype: torch.dtype, most: int) -> Array:
+    """Some rows of a matrix in `dtype`; codes are expanded in pieces of `most` elements, since that is in float32."""
     if isinstance(w, torch.Tensor):
         return w[rows].to(dtype)
-    codes: Any = w.codes[rows]
-    found = torch.empty((len(codes), w.width), dtype=torch.float32, device=codes.device)
-    unpack(codes, w.scale[rows], w.zero[rows], found, w.group_size, w.bits)
-    return found.to(dtype)
+    codes, scale, zero = (part[rows] for part in (w.codes, w.scale, w.zero))
+    whole = torch.empty((len(codes), w.width), dtype=dtype, device=codes.device)
+    for some in pieces(whole.shape, most):
+        found = (part := whole[some]).float()  # `part` itself, where that is its type
+        unpack(codes[some], scale[some], zero[some], found, w.group_size, w.bits)
+        part.copy_(found)
+    return whole
 
 
-class RowOperators:
-    """The part of the port that is about rows. `_most`: elements of a temporary array, of which a call has a few."""
+class RowOperators(RankedSampling):
+    """The part of the port that is about rows. `_most`: elements of a temporary array, of which a call has a few.
+
+    `_tile`: so many times as many has the part of a matrix that is multiplied at once.
+    """
 
     _most: int
+    _tile: int
     empty: Callable[[tuple[int, ...], str], Array]
 
     def gather(self, table: Array, ids: Array, first: int, out: Array) -> Array:
@@ -101,19 +102,19 @@ class RowOperators:
     def linear(self, x: Array, w: Any, b: Array | None, *, out: Array | None = None, add: bool = False) -> Array:
         """Tiles depend on I alone, so that codes and what they expand to are multiplied alike."""
         out = self.empty((len(x), w.shape[0]), str(x.dtype).removeprefix("torch.")) if out is None else out
-        for columns in pieces(w.shape, self._most, TILE_ROWS):
-            tile = dense(w, columns, x.dtype)
-            for rows in pieces((len(x), len(tile)), self._most):
-                with exact_products:
-                    y = x[rows] @ tile.T
-                if b is not None:
-                    y += b[columns]
-                out[rows, columns] = out[rows, columns] + y if add else y
+        with exact_products:
+            for columns in pieces(w.shape, self._most * self._tile, TILE_ROWS):
+                tile = dense(w, columns, x.dtype, self._most).T
+                for rows in pieces((len(x), tile.shape[1]), self._most):
+                    y = x[rows] @ tile
+                    if b is not None:
+                        y += b[columns]
+                    out[rows, columns] = out[rows, columns] + y if add else y
         return out
 
     def expand(self, w: Any, out: Array) -> Array:
         for rows in pieces(w.shape, self._most, TILE_ROWS):
-            out[rows] = dense(w, rows, out.dtype)
+            out[rows] = dense(w, rows, out.dtype, self._most)
         return out
 
     def layer_norm(self, x: Array, w: Array | None, b: Array | None, epsilon: float, out: Array | None = None) -> Array:
@@ -129,19 +130,13 @@ class RowOperators:
             x[rows] = ACTIVATIONS[activation](x[rows].float().contiguous())
         return x
 
-    def sample(
-        self, logits: Array, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]
-    ) -> npt.NDArray[np.int64]:
-        """The device puts tokens in order, the host walks along them."""
-        chosen = np.empty(len(logits), np.int64)
-        for rows in pieces(logits.shape, self._most // 2):  # ids in order are int64
-            part = logits[rows]
-            if not torch.isfinite(part).all():
-                raise FlexrefError("logits are not finite: the model computed an infinity, or what is no number")
-            if temperature == 0:
-                chosen[rows] = part.argmax(-1).cpu().numpy()
-                continue
-            ranked, ids = (each.cpu().numpy() for each in part.sort(dim=-1, descending=True, stable=True))
-            places = places_chosen(ranked[:, : top_k or None], temperature, top_p, uniforms[rows])
-            chosen[rows] = np.take_along_axis(ids, places[:, None], -1)[:, 0]
-        return chosen
+    def _sampled(self, logits: Array) -> Iterator[slice]:
+        return pieces(logits.shape, self._most // 2)  # ids in order are int64
+
+    def _ranked(self, logits: Array, best: bool) -> tuple[Any, npt.NDArray[np.int64]] | None:
+        if not torch.isfinite(logits).all():
+            return None
+        if best:
+            return logits, logits.argmax(-1, keepdim=True).cpu().numpy()
+        ranked, ids = logits.sort(dim=-1, descending=True, stable=True)
+        return ranked.cpu().numpy(), ids.cpu().numpy()

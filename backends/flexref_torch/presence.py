@@ -1,8 +1,7 @@
 """Whether PyTorch is installed, which takes seconds to load; which devices it has it says itself alone."""
 
+from functools import partial
+
 from flexref.backend.presence import Presence
 
-
-def presence() -> Presence:
-    """What is known of the port without loading PyTorch."""
-    return Presence.of("torch", "PyTorch", "torch")
+presence = partial(Presence.of, "torch", "PyTorch", "torch")

@@ -4,12 +4,16 @@ import ctypes
 import errno
 import mmap
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from flexref.errors import CapacityError
+from flexref.units import ALIGNMENT_BYTES
 
 HUGE_BYTES = 2 << 20
 """A huge page: a 512th of the pages is to be found, cleared and registered."""
@@ -33,6 +37,22 @@ def mapped(nbytes: int) -> npt.NDArray[np.uint8]:
         with suppress(OSError):  # a system that was built without huge pages has small ones, as for everything else
             pages.madvise(mmap.MADV_HUGEPAGE, start, whole)
     return memory[start : start + nbytes]
+
+
+def aligned_bytes(nbytes: int) -> npt.NDArray[np.uint8]:
+    """Ordinary memory that begins where buffers of a port begin."""
+    whole = np.empty(nbytes + ALIGNMENT_BYTES, np.uint8)
+    return whole[-whole.ctypes.data % ALIGNMENT_BYTES :][:nbytes]
+
+
+def present(nbytes: int, free_bytes: Callable[[], int]) -> npt.NDArray[np.uint8]:
+    """What `mapped` gives with all of its pages there, to be pinned; `CapacityError` if the system refuses that."""
+    try:
+        memory = mapped(nbytes)
+        make_present(memory.ctypes.data, nbytes)
+    except (OSError, OverflowError) as error:
+        raise CapacityError("host", "a pinned buffer", nbytes, free_bytes(), {}) from error
+    return memory
 
 
 def make_present(address: int, nbytes: int) -> None:

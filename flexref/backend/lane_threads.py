@@ -11,7 +11,11 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Generic, Protocol, TypeVar
 
-from flexref.backend.protocol import HostWork, LaneStep, Move, Ticket
+import numpy as np
+import numpy.typing as npt
+
+from flexref.backend.copies import copies_of
+from flexref.backend.protocol import LANES, HostWork, Lane, LaneStep, Move, Ticket
 
 
 class StreamEvent(Protocol):
@@ -190,3 +194,56 @@ class LaneThread(Generic[Event]):
         for steps, after, ticket in iter(self._jobs.get, None):
             ticket.give(self._stream, steps, after, self._move)
             del steps, after, ticket  # a lane that waits for work holds no buffer that its last work copied
+
+
+class StreamLanes:
+    """The part of `Backend` that is about lanes, for a port with a stream for its operators and one for each lane.
+
+    The port calls `_begin_lanes` before anything else. Its buffers have slices, and `host_memory` of those on the host.
+    """
+
+    host_memory: Callable[[Any], npt.NDArray[np.uint8]]
+
+    def _begin_lanes(self, operators: Any, beside: Callable[[], Any]) -> None:
+        """`operators`: the stream that operators are on; `beside` makes a lane's."""
+        self._stream = operators
+        self._lane_threads = {lane: LaneThread(lane, beside(), self._move) for lane in LANES}
+
+    def _is_on_host(self, buffer: Any) -> bool:
+        """Where it is; a port with one memory has all of them on the host."""
+        return True
+
+    def _copy(self, target: Any, source: Any) -> None:
+        """Give a copy of bytes between the device and the host, or on the device, to the stream that is active."""
+        raise NotImplementedError
+
+    def _move(self, move: Move, stream: Any) -> None:
+        """Between two places of the host it is made here, in the lane's thread, after all that the lane was given."""
+        source, target = move.source.buffer, move.target.buffer
+        on_host = self._is_on_host(source) and self._is_on_host(target)
+        if on_host:
+            stream.join()
+        for there, here, nbytes in copies_of(move):
+            given, goal = source[there : there + nbytes], target[here : here + nbytes]  # type: ignore[index]
+            if on_host:
+                np.copyto(self.host_memory(goal), self.host_memory(given))
+            else:
+                self._copy(goal, given)
+
+    def submit(self, lane: Lane, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
+        """See `Backend.submit`."""
+        return self._lane_threads[lane].submit(steps, after)
+
+    def mark(self) -> Ticket:
+        """See `Backend.mark`."""
+        return StreamTicket(self._stream.mark())
+
+    def wait(self, ticket: Any) -> None:
+        """See `Backend.wait`: returns when all steps of the ticket are on their stream, or raises what one raised."""
+        self._stream.follow(ticket.event())
+
+    def close(self) -> None:
+        """See `Backend.close`."""
+        for lane in self._lane_threads.values():
+            lane.close()
+        self._stream.join()

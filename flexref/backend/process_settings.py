@@ -2,15 +2,28 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 
 class WhileInside:
     """`with` it, any thread, several at once: the first one in changes settings, and the last one out undoes that."""
 
-    def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
+    def __init__(self, change: Callable[[], Callable[[], object]]) -> None:
         """`change` gives what undoes it."""
         self._change, self._one, self._within = change, threading.Lock(), 0
+
+    @classmethod
+    def of(cls, make: Callable[[], AbstractContextManager[object]]) -> "WhileInside":
+        """Settings that a library changes by a context manager of its own, which `make` makes."""
+
+        def change() -> Callable[[], object]:
+            context = make()
+            context.__enter__()
+            return partial(context.__exit__, None, None, None)
+
+        return cls(change)
 
     def __enter__(self) -> None:
         with self._one:

@@ -69,3 +69,9 @@ class RecordLayout:
     def record_bytes(self) -> int:
         """Bytes of one token's record."""
         return 2 * self.value_offset
+
+    def places(self, which: int) -> tuple[slice, slice]:
+        """Where in a record the codes of K (`which` 0) or V (1) are, and their pairs; these are none if unquantized."""
+        codes = which * self.value_offset
+        pairs = codes + self.pairs_offset
+        return slice(codes, codes + self.codes_bytes), slice(pairs, pairs + self.pairs_bytes)

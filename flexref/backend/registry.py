@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from flexref.backend.presence import Presence
-from flexref.errors import BackendUnavailable, UnknownBackend
+from flexref.errors import BackendUnavailable, UnknownBackend, install_hint
 
 if TYPE_CHECKING:
     from flexref.backend.protocol import Backend
@@ -108,6 +108,23 @@ def maker(name: str) -> Any:
     Raises `UnknownBackend`, and what importing the port raises: a port's package needs no library of its device.
     """
     return _entry(name).load()
+
+
+def loaded_when_asked(asked: str, maker: str, library: str, title: str) -> Any:
+    """`__getattr__` of a port's package that loads `maker`, `module.Class`, when it is asked for its class.
+
+    `library`: the module that it needs, and the extra that installs it, called `title`; without it raises
+    `BackendUnavailable`.
+    """
+    module, _, name = maker.rpartition(".")
+    if asked != name:
+        raise AttributeError(f"module {module.partition('.')[0]!r} has no attribute {asked!r}")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name != library:
+            raise
+        raise BackendUnavailable(f"{title} is not installed; {install_hint(library)}") from error
 
 
 def _entry(name: str) -> EntryPoint:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from flexref.backend import device_streams
 from flexref.backend.copies import copies_of
 from flexref.backend.device_streams import DeviceClock, DeviceEvent, DeviceStream, streams_of
-from flexref.backend.lane_threads import HostStream, LaneThread, StreamTicket
+from flexref.backend.lane_threads import HostStream, LaneThread, StreamLanes, StreamTicket
 from flexref.backend.parts import Parts
-from flexref.backend.protocol import LANES, HostWork, LaneStep, Move, Span, Ticket
+from flexref.backend.protocol import HostWork, Move, Span
 from flexref.testing.clauses import lanes, moves
 from flexref.testing.clauses.closing import a_closed_port_is_done_and_takes_no_work
 from flexref.testing.contract import CONTRACT, Clause, clause_name, violation
@@ -88,21 +88,20 @@ class LateEvent:
         return (end.at - self.at) * 1e3
 
 
-class QueuedPort(NumpyBackend):
+class QueuedPort(StreamLanes, NumpyBackend):
     """numpy's operators, which wait for what their stream waits for, and lanes that give copies to a late device."""
 
     def __init__(self) -> None:
         super().__init__()
         device = LateDevice()
         self._late, self._on_device = device, set[int]()
-        self._queue, beside = streams_of(device, lambda: (device.default,), deque)
-        self._threads = {lane: LaneThread(lane, beside(), self._move) for lane in LANES}
+        self._begin_lanes(*streams_of(device, lambda: (device.default,), deque))
         for name in OPERATORS:
             setattr(self, name, self._after_its_stream(getattr(self, name)))
 
     def _after_its_stream(self, operator: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **named: Any) -> Any:
-            self._queue.join()
+            self._stream.join()
             return operator(*arguments, **named)
 
         return call
@@ -113,31 +112,15 @@ class QueuedPort(NumpyBackend):
             self._on_device.add(buffer.ctypes.data)
         return buffer
 
-    def _move(self, move: Move, stream: DeviceStream) -> None:
-        source, target = (np.asarray(span.buffer) for span in (move.source, move.target))
-        on_host = not {source.ctypes.data, target.ctypes.data} & self._on_device
-        if on_host:
-            stream.join()
-        for there, here, nbytes in copies_of(move):
-            given, goal = source[there : there + nbytes], target[here : here + nbytes]
-            if on_host:
-                np.copyto(goal, given)
-            else:
-                self._late.copy(lambda given=given, goal=goal: np.copyto(goal, given))  # type: ignore[misc]
+    def _is_on_host(self, buffer: Any) -> bool:
+        return np.asarray(buffer).ctypes.data not in self._on_device
 
-    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> Ticket:
-        return self._threads[lane].submit(steps, after)  # type: ignore[index]
-
-    def mark(self) -> Ticket:
-        return StreamTicket(self._queue.mark())
-
-    def wait(self, ticket: Any) -> None:
-        self._queue.follow(ticket.event())
+    def _copy(self, target: Any, source: Any) -> None:
+        self._late.copy(lambda: np.copyto(target, source))
 
     def close(self) -> None:
-        for lane in self._threads.values():
-            lane.close()
         super().close()
+        NumpyBackend.close(self)
 
 
 ABOUT_LANES = tuple(clause for clause in CONTRACT if clause.__module__ in (lanes.__name__, moves.__name__))

@@ -1,6 +1,7 @@
 """Settings of a process while threads are in a context: changed by the first, undone by the last."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 from hypothesis import given
@@ -33,6 +34,22 @@ def test_what_is_changed_stays_so_until_nobody_is_inside(steps: list[str]) -> No
             context.__exit__(None, None, None)
             inside -= 1
         assert value == ("ours" if inside else "user's")
+
+
+def test_a_librarys_own_context_is_entered_once_and_left_by_the_last() -> None:
+    seen = []
+
+    @contextmanager
+    def chosen() -> Iterator[None]:
+        seen.append("in")
+        yield
+        seen.append("out")
+
+    context = WhileInside.of(chosen)
+    for _ in range(2):
+        with context, context:
+            seen.append("here")
+    assert seen == ["in", "here", "out"] * 2
 
 
 class Inherits:

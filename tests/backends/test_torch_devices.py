@@ -66,10 +66,10 @@ def test_cuda_is_taken_where_it_is_and_promises_what_it_can(runtime: Runtime) ->
 
 def test_each_lane_has_a_stream_of_its_own_and_so_has_the_clock(runtime: Runtime) -> None:
     port: Any = flexref_torch.TorchBackend()
-    places = [lane._stream._where()[0] for lane in port._lanes.values()]
+    places = [lane._stream._where()[0] for lane in port._lane_threads.values()]
     places.append(port._stream._clock._where()[0])
     assert set(Counter(map(id, places)).values()) == {1}
-    again = [lane._stream._where()[0] for lane in port._lanes.values()]
+    again = [lane._stream._where()[0] for lane in port._lane_threads.values()]
     assert all(one is other for one, other in zip(again, places, strict=False))
 
 
@@ -90,7 +90,7 @@ def test_what_the_system_refuses_of_host_memory_is_a_lack_of_capacity(
     def refuse(*_: Any) -> Any:
         raise error
 
-    monkeypatch.setattr(f"flexref_torch.memory.{step}", refuse)
+    monkeypatch.setattr(f"flexref.backend.host_pages.{step}", refuse)
     port: Any = flexref_torch.TorchBackend()
     with pytest.raises(CapacityError, match="host memory is too small") as caught:
         port.allocate("host", 5000)
@@ -138,7 +138,7 @@ def test_apples_gpu_has_one_stream_for_all(monkeypatch: pytest.MonkeyPatch) -> N
     port: Any = flexref_torch.TorchBackend()
     assert (port._device.type, port.caps.compute_dtype, port.caps.overlaps_copies) == ("mps", "float16", False)
     assert port.describe().devices == ("Apple GPU, 64 bytes",)
-    assert {id(lane._stream) for lane in port._lanes.values()} == {id(port._stream)}
+    assert {id(lane._stream) for lane in port._lane_threads.values()} == {id(port._stream)}
     assert port.caps.scratch_bytes == 128 * MIB
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import flexref_torch
 import numpy as np
 import pytest
+from hypothesis import strategies as st
 
 from flexref.backend.protocol import QuantizedMatrix
 from flexref.backend.records import RecordLayout
@@ -21,6 +22,8 @@ from flexref.testing.contract import Clause, clause_name, violation
 
 torch = pytest.importorskip("torch")
 exact_products = pytest.importorskip("flexref_torch.operators").exact_products
+port_attention = pytest.importorskip("flexref_torch.attention")
+PIECES = pytest.importorskip("flexref_torch.backend").PIECES
 
 FEW, MORE = 300, 3000
 """Elements of a piece, so that the contract's small operands are cut into many; `MORE` where these are longer."""
@@ -177,6 +180,78 @@ def test_float16_as_on_a_gpu_keeps_its_law(clause: Clause, port: Any, monkeypatc
     assert error is None, error
 
 
+@pytest.fixture
+def like_cuda(port: Any, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The port as it is on CUDA, with the processor's kernel in the place of CUDA's; rows of every call of it."""
+    calls, really = list[int](), port_attention.scaled_dot_product_attention
+
+    def counted(q: Any, *rest: Any, **named: Any) -> Any:
+        calls.append(len(q))
+        return really(q, *rest, **named)
+
+    monkeypatch.setattr(port, "caps", replace(port.caps, compute_dtype="float16"))
+    monkeypatch.setattr(port, "_tile", PIECES["cuda"][1])
+    monkeypatch.setattr(port, "_fuses", True)
+    monkeypatch.setattr(port_attention, "FUSED", torch.nn.attention.SDPBackend.FLASH_ATTENTION)
+    monkeypatch.setattr(port_attention, "scaled_dot_product_attention", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("clause", "together"),
+    [
+        (attention.attend_is_causal_attention, 1),
+        (attention.later_tokens_have_no_effect, 1),
+        (attention.stale_records_have_no_effect, 1),
+        (attention.rows_in_one_buffer_are_as_good_as_rows_apart, 4),
+        (prefixes.a_shared_prefix_is_as_good_as_a_copy, 1),
+    ],
+    ids=lambda part: part if isinstance(part, int) else clause_name(part),
+)
+def test_the_fused_kernel_is_given_what_it_needs(
+    clause: Clause, together: int, port: Any, like_cuda: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layouts = st.builds(RecordLayout, st.integers(1, 3), st.sampled_from((8, 16)), st.just("float16"))
+    monkeypatch.setattr(sys.modules[clause.__module__], "layouts", lambda *_: layouts)
+    monkeypatch.setattr(port, "_most", 20 * MORE)
+    error = violation(port, clause, 12)
+    assert error is None, error
+    assert max(like_cuda) == together
+
+
+@pytest.mark.parametrize("width", [12, 16])
+def test_rows_that_lie_evenly_are_one_call_where_the_kernel_takes_their_heads(
+    width: int, port: Any, like_cuda: list[int]
+) -> None:
+    layout = RecordLayout(2, width, "float16")
+    cache = port.allocate("device", 3 * 5 * layout.record_bytes)
+    rows = port.cache_rows([each for each in cache.view(3, -1)], layout)
+    x = torch.ones((3, 2 * width), dtype=torch.float16)
+    for past in range(2):
+        segments = port.segments([past] * 3, [1] * 3)
+        port.append(rows, segments, x, x)
+        assert bool((port.attend(rows, segments, x, 1.0, torch.zeros_like(x)) == 1).all())
+    assert like_cuda == ([] if width % 8 else [3, 3])
+
+
+@pytest.mark.parametrize(
+    "clause",
+    [
+        products.linear_is_the_product,
+        products.linear_of_expanded_weights_has_the_same_bits,
+        products.expand_is_the_matrix,
+        cache.append_quantizes_by_the_law,
+    ],
+    ids=clause_name,
+)
+def test_tiles_of_many_pieces_keep_the_law(
+    clause: Clause, port: Any, like_cuda: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(port, "_most", FEW)
+    error = violation(port, clause, 12)
+    assert error is None, error
+
+
 def taken_bytes(call: Callable[[], Any]) -> int:
     """The most memory of PyTorch's allocator that a call held beyond what it began with."""
     profile = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True)
@@ -186,14 +261,19 @@ def taken_bytes(call: Callable[[], Any]) -> int:
     return int(max(np.cumsum([0, *changes])))
 
 
-def test_no_operator_takes_more_memory_than_it_says(port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_no_operator_takes_more_memory_than_it_says(
+    dtype: str, port: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
     """At shapes of which every one is many pieces. That a product takes anything at all shows that it is counted."""
     most = 1 << 14
+    if dtype == "float16":
+        request.getfixturevalue("like_cuda")
     monkeypatch.setattr(port, "_most", most)
     draw = np.random.default_rng(0)
 
     def array(*shape: int) -> Any:
-        return port.upload(draw.standard_normal(shape).astype(np.float32))
+        return port.upload(draw.standard_normal(shape).astype(dtype))
 
     x, w, b, table = array(200, 500), array(300, 500), array(300), array(400, 500)
     packed = quantize(draw.standard_normal((300, 500)), 64, np.float16, "weights of a test")
@@ -214,7 +294,7 @@ def test_no_operator_takes_more_memory_than_it_says(port: Any, monkeypatch: pyte
         "greedy": taken_bytes(lambda: port.sample(logits, 0.0, 0, 1.0, np.full(40, 0.5))),
     }
     for scheme in ("none", "int4"):
-        layout = RecordLayout(10, 50, "float32", scheme, 16)
+        layout = RecordLayout(10, 50, dtype, scheme, 16)
         rows = port.cache_rows([port.upload(np.zeros(300 * layout.record_bytes, np.uint8))], layout)
         segments = port.segments([80], [200])
         taken[f"append {scheme}"] = taken_bytes(lambda rows=rows, segments=segments: port.append(rows, segments, x, x))
