@@ -10,7 +10,7 @@ from numba.core import types
 
 from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.backend.records import RecordLayout
-from flexref_numba.kernels.numbers import expand_row, inner, peek, poke
+from flexref_numba.kernels.numbers import expand_row, inner, moved, peek, poke
 from flexref_numba.kernels.softmax import softmax_step, weighted_tile
 from flexref_numba.kernels.tiles import FLOATS, Form, product_tile
 from flexref_numba.kernels.vectors import LANES
@@ -28,6 +28,9 @@ MOST_QUERIES = 64
 DIRECT_GROUPS = (64,)
 """Lengths of groups that are multiplied as they are stored."""
 
+PAIR_BYTES = 8
+"""What scale and zero of a group take that are widened to float32 before a tile: see `products`."""
+
 UNIT_WORDS = 6
 """int64 of a unit of attention: row, first token among those of the pass, tokens before it, queries, and the first and
 last of the heads."""
@@ -37,8 +40,13 @@ ROW_WORDS = 3
 
 
 def scratch_bytes(queries: int, heads: int, width: int) -> int:
-    """What a unit of attention needs: queries, sums, state and weights of each, and a chunk of keys or values."""
-    return 4 * queries * heads * (2 * width + LANES + CHUNK_TOKENS) + 4 * CHUNK_TOKENS * max(width, LANES)
+    """What a unit of attention needs: queries, sums, state and weights of each, and a chunk of keys or values, or one
+    number and scales and zeros of a few keys."""
+    chunk, pairs = (
+        4 * CHUNK_TOKENS * max(width, LANES),
+        4 * LANES + SINGLE_KEYS * PAIR_BYTES * heads * max(1, width // 64),
+    )
+    return 4 * queries * heads * (2 * width + LANES + CHUNK_TOKENS) + max(chunk, pairs)
 
 
 def stored_form(layout: RecordLayout) -> tuple[Form, bool]:
@@ -64,19 +72,20 @@ def _scores(form: Form, tall: bool) -> Any:
     multiply = many if tall else single
 
     @inner
-    def scores(q, count, width, k, pairs, pitch, keys, out):
-        q_pitch, zeros, query = 4 * width, pairs + 2, 0
+    def scores(q, count, width, k, pairs, pitch, pair_pitch, keys, out):
+        q_pitch, zeros, query, step = 4 * width, pairs + PAIR_BYTES // 2, 0, PAIR_BYTES
         while query < count:
             height = tile if query + tile <= count else 1
             x, y, key = q + query * q_pitch, out + query * row_bytes, 0
             while height == tile and key + at_once <= keys:
-                at, z = key * pitch, y + 4 * key
-                multiply(x, q_pitch, k + at, pitch, pairs + at, zeros + at, pitch, 4, width, z, row_bytes, 0, 0)
+                at, pair, z = k + key * pitch, key * pair_pitch, y + 4 * key
+                s, t = pairs + pair, zeros + pair
+                multiply(x, q_pitch, at, pitch, s, t, pair_pitch, step, width, z, row_bytes, 0, 0)
                 key += at_once
             while key < keys:
-                at, z = key * pitch, y + 4 * key
+                at, pair, z = k + key * pitch, key * pair_pitch, y + 4 * key
                 for _ in range(height):
-                    one(x, 0, k + at, 0, pairs + at, zeros + at, 0, 4, width, z, 0, 0, 0)
+                    one(x, 0, at, 0, pairs + pair, zeros + pair, 0, step, width, z, 0, 0, 0)
                     x, z = x + q_pitch, z + row_bytes
                 x -= height * q_pitch
                 key += 1
@@ -96,27 +105,28 @@ def _weighted(form: Form, tall: bool) -> Any:
     value_bytes = 2 if form.kind == "float16" else 4
 
     @inner
-    def weighted(weights, count, width, v, pairs, pitch, keys, factors, factor_pitch, sums):
+    def weighted(weights, count, width, v, pairs, pitch, pair_pitch, keys, factors, factor_pitch, sums):
         sums_pitch, done = 4 * width, width // step
         for block in range(done):
-            at, scale, query = v + block * step_bytes, pairs + 4 * block, 0
+            at, s, query = v + block * step_bytes, pairs + PAIR_BYTES * block, 0
+            z = s + PAIR_BYTES // 2
             while query < count:
                 p, f, y = weights + query * row_bytes, factors + query * factor_pitch, sums + query * sums_pitch
                 y += 4 * step * block
                 if query + tile <= count:
-                    many(p, row_bytes, keys, at, pitch, scale, scale + 2, f, factor_pitch, y, sums_pitch)
+                    many(p, row_bytes, keys, at, pitch, s, z, pair_pitch, f, factor_pitch, y, sums_pitch)
                     query += tile
                 else:
-                    single(p, row_bytes, keys, at, pitch, scale, scale + 2, f, factor_pitch, y, sums_pitch)
+                    single(p, row_bytes, keys, at, pitch, s, z, pair_pitch, f, factor_pitch, y, sums_pitch)
                     query += 1
         for query in range(count if done * step < width else 0):
             p, f, y = weights + query * row_bytes, factors + query * factor_pitch, sums + query * sums_pitch
             place = done * step
             while place + LANES <= width:
-                vector(p, 0, keys, v + value_bytes * place, pitch, 0, 0, f, 0, y + 4 * place, 0)
+                vector(p, 0, keys, v + value_bytes * place, pitch, 0, 0, 0, f, 0, y + 4 * place, 0)
                 place += LANES
             while place < width:
-                column(p, 0, keys, v + value_bytes * place, pitch, 0, 0, f, 0, y + 4 * place, 0)
+                column(p, 0, keys, v + value_bytes * place, pitch, 0, 0, 0, f, 0, y + 4 * place, 0)
                 place += 1
 
     return weighted
@@ -174,11 +184,11 @@ def _chunk_expanded(form: Form) -> Any:
             x, y, s = queries + 4 * place * width, sums + 4 * place * width, states + state_bytes * place
             of_head, of_pairs = k + head * head_bytes, pairs + head * pair_bytes
             expand(of_head, of_pairs, record_bytes, keys, width, group, held)
-            scores(x, count - blind, width, held, 0, 4 * width, keys, weights)
+            scores(x, count - blind, width, held, 0, 4 * width, 0, keys, weights)
             for query in range(count - blind):
                 step(weights + row_bytes * query, min(keys, seen + query), s + state_bytes * query)
             expand(of_head + value_offset, of_pairs + value_offset, record_bytes, keys, width, group, held)
-            weighted(weights, count - blind, width, held, 0, 4 * width, keys, s + 8, state_bytes, y)
+            weighted(weights, count - blind, width, held, 0, 4 * width, 0, keys, s + 8, state_bytes, y)
 
     return chunk
 
@@ -188,7 +198,8 @@ def _chunk_in_place(form: Form) -> Any:
 
     A few keys at a time for all heads, so that records are read from one end to the other.
     """
-    scores, weighted, one = _scores(form, False), _weighted(form, False), poke("float32")
+    in_tiles, coded, wide = form._replace(pair="float32"), form.coded, moved("float16", "float32")
+    scores, weighted, one = _scores(in_tiles, False), _weighted(in_tiles, False), poke("float32")
     step, state_bytes, row_bytes = softmax_step(CHUNK_TOKENS), 4 * LANES, 4 * CHUNK_TOKENS
 
     @inner
@@ -197,30 +208,34 @@ def _chunk_in_place(form: Form) -> Any:
         value_offset, record_bytes, keys, seen,
     ):  # fmt: skip
         seeing, unscaled = count - blind, weights + row_bytes * heads * count
+        widened, halves = unscaled + 4 * LANES, heads * (pair_bytes // 2)  # of a record
+        head_pitch, pitch = 2 * pair_bytes, 4 * halves
         one(unscaled, types.float32(1))
         for key in range(0, keys, SINGLE_KEYS):
             far, some = key * record_bytes, min(SINGLE_KEYS, keys - key)
+            for record in range(some if coded else 0):
+                wide(pairs + far + record * record_bytes, halves, widened + record * pitch)
             for head in range(heads):
                 place = head * count + blind
                 x, out = queries + 4 * place * width, weights + row_bytes * place + 4 * key
-                at, pair = k + far + head * head_bytes, pairs + far + head * pair_bytes
-                scores(x, seeing, width, at, pair, record_bytes, some, out)
+                at, pair = k + far + head * head_bytes, widened + head * head_pitch
+                scores(x, seeing, width, at, pair, record_bytes, pitch, some, out)
         for head in range(heads):
             for query in range(seeing):
                 place = head * count + blind + query
                 step(weights + row_bytes * place, min(keys, seen + query), states + state_bytes * place)
         for key in range(0, keys, SINGLE_KEYS):
             far, some = key * record_bytes + value_offset, min(SINGLE_KEYS, keys - key)
+            for record in range(some if coded else 0):
+                wide(pairs + far + record * record_bytes, halves, widened + record * pitch)
             for head in range(heads):
                 place = head * count + blind
                 y, p = sums + 4 * place * width, weights + row_bytes * place + 4 * key
-                at, pair = k + far + head * head_bytes, pairs + far + head * pair_bytes
+                at, pair = k + far + head * head_bytes, widened + head * head_pitch
+                factor, factor_pitch = unscaled, 0
                 if key == 0:
-                    weighted(
-                        p, seeing, width, at, pair, record_bytes, some, states + state_bytes * place + 8, state_bytes, y
-                    )
-                else:
-                    weighted(p, seeing, width, at, pair, record_bytes, some, unscaled, 0, y)
+                    factor, factor_pitch = states + state_bytes * place + 8, state_bytes
+                weighted(p, seeing, width, at, pair, record_bytes, pitch, some, factor, factor_pitch, y)
 
     return chunk
 

@@ -103,27 +103,28 @@ def _append_step(b: Builder, keys: int, args: Any) -> None:
 def weighted_tile(form: Form, queries: int, vectors: int) -> Any:
     """A function of numba's: sums of weighted values of `queries` queries and 16 * `vectors` columns, or of one column.
 
-    (weights, weights_pitch, count, values, pitch, scale, zero, factors, factors_pitch, sums, sums_pitch): the sums are
-    multiplied by a query's factor, then the values of `count` keys are added, key after key. With `vectors` 0 the
-    address of values, of sums is that of a column; codes are one group.
+    (weights, weights_pitch, count, values, pitch, scale, zero, pair_pitch, factors, factors_pitch, sums, sums_pitch):
+    the sums are multiplied by a query's factor, then the values of `count` keys are added, key after key. With
+    `vectors` 0 the address of values, of sums is that of a column; codes are one group.
     """
 
     @intrinsic
     def tile(
         _: Any, weights: Any, weights_pitch: Any, count: Any, values: Any, pitch: Any, scale: Any, zero: Any,
-        factors: Any, factors_pitch: Any, sums: Any, sums_pitch: Any,
+        pair_pitch: Any, factors: Any, factors_pitch: Any, sums: Any, sums_pitch: Any,
     ) -> Any:  # fmt: skip
         def build(context: Any, builder: Any, signature: Any, args: Any) -> Any:
             _append_weighted(Builder(builder), form, (queries, vectors), args)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 11), build
+        return types.void(*[types.int64] * 12), build
 
     return tile
 
 
 def _append_weighted(b: Builder, form: Form, shape: tuple[int, int], args: Any) -> None:
-    weights, weights_pitch, count, values, pitch, scale, zero, factors, factors_pitch, sums, sums_pitch = args
+    weights, weights_pitch, count, values, pitch, scale, zero, pair_pitch = args[:8]
+    factors, factors_pitch, sums, sums_pitch = args[8:]
     queries, vectors = shape
     kind, lanes = (VECTOR, LANES) if vectors else (FLOAT, 1)
     targets, kept = [], []
@@ -138,7 +139,8 @@ def _append_weighted(b: Builder, form: Form, shape: tuple[int, int], args: Any) 
         start = b.times(pitch, key)
         at = b.add(values, start)
         if form.coded:
-            row = Row(at, b.add(scale, start), b.add(zero, start), ADDRESS(0))
+            pair = b.times(pair_pitch, key)
+            row = Row(at, b.add(scale, pair), b.add(zero, pair), ADDRESS(0))
             reader = GroupReader(b, form, row, ADDRESS(0))
             found = [reader.values(place) for place in range(vectors)]
         elif not vectors:
