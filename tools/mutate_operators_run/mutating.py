@@ -22,7 +22,7 @@ FIRST_EXAMPLES = (5, 25)
 """Examples of a clause before all: most mutants are killed by the first few."""
 
 UNCHANGED_EXAMPLES = 25
-SLOWER = 10.0
+SLOWER = 5.0
 """A mutant hangs that takes so many times what the port takes as it is, and its making, in seconds of the processor."""
 
 KILLED, SURVIVED, EQUIVALENT = "killed", "survived", "equivalent"
@@ -88,8 +88,7 @@ class Mutating:
         found = replace(found, examples=self._examples)
         seconds = 0.0
         with TemporaryDirectory(prefix="flexref-mutant-") as folder:
-            if self._port.emulated:
-                keep_compiled(Path(folder))
+            keep_compiled(self._port.name, Path(folder))
             for examples in (*(few for few in FIRST_EXAMPLES if few < self._examples), self._examples):
                 steps = self._steps(mutant, examples)
                 if not steps:
@@ -108,7 +107,7 @@ class Mutating:
         """The clauses that run what is mutated, the cheapest first; empty if none does."""
         steps = []
         for variant, reached in self._reached.items():
-            names = [name for name, what in reached.items() if not self._port.traced or _reaches(what, mutant)]
+            names = [name for name, what in reached.items() if _reaches(what, mutant)]
             names.sort(key=lambda name: (name == CLOSING, reached[name].seconds))
             if names:
                 steps.append(Step(variant, examples, tuple(names)))
@@ -126,7 +125,7 @@ class Mutating:
 def _reaches(reached: Reached, mutant: Mutant) -> bool:
     if mutant.file == COMMON:
         return any(place.endswith(".cu") for place in reached.places)
-    if mutant.file.endswith(".py"):
+    if mutant.file.endswith(".py") and not mutant.file.startswith("kernels/"):
         return not mutant.owner_line or f"{mutant.file}:{mutant.owner_line}" in reached.places
     return mutant.file in reached.places
 

@@ -11,7 +11,8 @@ from typing import Any
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.errors import WrongCall
-from mutate_operators_run import cuda_mutants, python_mutants
+from flexref.machine.names import kept_folder
+from mutate_operators_run import cuda_mutants, numba_functions, python_mutants
 from mutate_operators_run.mutant import Mutant, mutants_of
 
 EMULATOR = Path(__file__).parents[2] / "tests" / "kernels"
@@ -28,13 +29,19 @@ DEVICES: Mapping[str, tuple[int, Mapping[str, Any]]] = {
 SMALL_SCRATCH = "small scratch"
 """The numpy port as `tests/conformance` has it too: its tiles are so small that operators need several."""
 
+SMALL_PIECES = "small pieces"
+"""The torch port with temporary arrays so small that operators need several: it has no argument for that."""
+
+SMALL_PIECE_ELEMENTS = 1 << 12
+"""Of a temporary array then: less than the scores of a row's heads, more than a row of a matrix."""
+
 
 @dataclass(frozen=True, slots=True)
 class Port:
     """A port by its name here; `patterns`: the files of its package that are mutated.
 
     variants: ways to make it, of which each must keep the contract; the first one is tried first. loading_s: what
-    making it may take of the processor, its compiler included. traced: whether Python sees its functions being called.
+    making it may take of the processor, its compiler included.
     """
 
     name: str
@@ -42,12 +49,16 @@ class Port:
     patterns: tuple[str, ...] = ("*.py",)
     variants: tuple[str, ...] = ("",)
     loading_s: float = 20.0
-    traced: bool = True
 
     @property
     def emulated(self) -> bool:
         """Whether it runs on the emulated device."""
         return self.variants == tuple(DEVICES)
+
+    @property
+    def compiled(self) -> bool:
+        """Whether numba compiles its kernels, which it keeps."""
+        return self.package == "flexref_numba"
 
     @property
     def folder(self) -> Path:
@@ -76,17 +87,20 @@ PORTS: Mapping[str, Port] = {
     port.name: port
     for port in (
         Port("numpy", "flexref_numpy", variants=("", SMALL_SCRATCH)),
-        Port("cupy-emulated", "flexref_cupy", ("kernels/*.cu", COMMON), tuple(DEVICES), loading_s=300.0),
-        Port("torch", "flexref_torch", loading_s=60.0),
-        Port("numba", "flexref_numba", ("*.py", "kernels/*.py"), loading_s=300.0, traced=False),
+        Port("cupy-emulated", "flexref_cupy", ("kernels/*.cu", COMMON), tuple(DEVICES), loading_s=120.0),
+        Port("torch", "flexref_torch", variants=("", SMALL_PIECES), loading_s=30.0),
+        Port("numba", "flexref_numba", ("*.py", "kernels/*.py"), loading_s=60.0),
     )
 }
 
 
 def made(port: str, variant: str) -> Backend:
     """A new port, of the package that is first on the path."""
-    if not variant:
-        return create(port)
+    if variant in ("", SMALL_PIECES):
+        plain: Any = create(port)
+        if variant:
+            plain._most = SMALL_PIECE_ELEMENTS
+        return plain  # type: ignore[no-any-return]
     if variant == SMALL_SCRATCH:
         from flexref_numpy.backend import MINIMUM_SCRATCH_BYTES, NumpyBackend
 
@@ -99,15 +113,20 @@ def made(port: str, variant: str) -> Backend:
     return CupyBackend(cuda=EmulatedCuda(**device), piece_bytes=piece_bytes)
 
 
-def keep_compiled(folder: Path) -> None:
-    """What the emulated device has compiled of unchanged kernels is there in a mutant's folder, too."""
-    _see_emulator()
-    from emulated_build import kept_folder
+def keep_compiled(port: str, folder: Path) -> None:
+    """What a compiler has made of the port as it is is there in a mutant's folder, too."""
+    if PORTS[port].emulated:
+        _see_emulator()
+        from emulated_build import kept_folder as folder_of_emulator
 
-    known: Path = kept_folder()
+        known, pattern = folder_of_emulator(), "*.so"
+    elif PORTS[port].compiled:
+        known, pattern = kept_folder(numba_functions.KEPT), "*.kept"
+    else:
+        return
     kept = folder / "cache" / known.name
     kept.mkdir(mode=0o700, parents=True)
-    for path in known.glob("*.so"):
+    for path in known.glob(pattern):
         (kept / path.name).symlink_to(path)
 
 

@@ -22,6 +22,7 @@ from flexref.testing.conformance.black_box import BlackBox
 from flexref.testing.conformance.processes import Telling
 from flexref.testing.contract import clause_name, clauses_for, violation
 from flexref.testing.verdicts import CLAUSES, LONGEST_ERROR, kept_nowhere, names_holding, violation_line
+from mutate_operators_run import numba_functions
 from mutate_operators_run.mutant import Mutant
 from mutate_operators_run.ports import PORTS, Port, made
 
@@ -54,7 +55,7 @@ class Kill:
 class Reached:
     """What a clause took, in seconds of the processor, and what of the port it runs.
 
-    places: functions as "file:line", or kernels' files.
+    places: functions as "file:line", and the files of kernels.
     """
 
     seconds: float
@@ -85,12 +86,13 @@ def _mutate(port: Port, mutant: Mutant, folder: Path) -> None:
         raise RuntimeError(f"{loaded[0]} is loaded before it was mutated")
     package = folder / "packages" / port.package
     if not package.exists():
-        # What numba keeps does not know that a function was changed which others have within them.
-        shutil.copytree(port.folder, package, ignore=shutil.ignore_patterns("*.nbi", "*.nbc"))
+        shutil.copytree(port.folder, package)
         path = package / mutant.file
         path.write_text(mutant.applied(path.read_text(encoding="utf-8")), encoding="utf-8")
         for stale in path.parent.glob(f"__pycache__/{path.stem}.*"):
             stale.unlink()
+        if port.compiled:
+            numba_functions.take_over(package, mutant.file, port.folder)
     sys.path.insert(0, str(package.parent))
     # What a mutant's kernels were compiled to is of no use to anybody else.
     os.environ.update(dict.fromkeys(("XDG_CACHE_HOME", CACHE_VARIABLE), str(folder / "cache")))
@@ -132,19 +134,30 @@ def try_unchanged(
     with kept_nowhere(), seeing:
         backend = made(port, variant)
         by_all = watch.places  # what made the port serves every clause
+        asked = numba_functions.Asked(PORTS[port].folder, backend)
         launches = getattr(getattr(backend, "cuda", None), "launches", Counter[Any]())
         names = (*map(clause_name, clauses_for(backend.caps)), CLOSING)
         for name in names_holding(words, names) if words else names:
             tell(name)
             launches.clear()
-            began, watch.places = time.process_time(), set()
+            _forget(PORTS[port].package)
+            began, watch.places, asked.files = time.process_time(), set(), set()
             error = _error(port, variant, backend, name, examples)
             if error is not None:
                 raise RuntimeError(f"{port} as it is does not pass {name}: {violation_line(error)}")
             kernels = {f"kernels/{operator}.cu" for operator, _ in launches}
-            found[name] = Reached(time.process_time() - began, frozenset(by_all | watch.places | kernels))
+            found[name] = Reached(time.process_time() - began, frozenset(by_all | watch.places | asked.files | kernels))
         backend.close()
     return found
+
+
+def _forget(package: str) -> None:
+    """Functions of a package that keep what they gave are called anew: each clause that needs them is noted."""
+    for name, module in list(sys.modules.items()):
+        if name.partition(".")[0] == package:
+            for clear in (getattr(value, "cache_clear", None) for value in list(vars(module).values())):
+                if clear is not None:
+                    clear()
 
 
 class _Watch:
