@@ -50,8 +50,8 @@ def arrays(
     return numbers(shape, dtype, draw(st.sampled_from(kinds)), draw(seeds))
 
 
-USUAL_WIDTH, USUAL_GROUPS = 64, (32, 64)
-"""Heads and groups of most published models, more often than others: a port may have kernels for them alone."""
+USUAL_WIDTHS, USUAL_GROUPS = (64, 128, 80), (64, 32)
+"""Heads and groups of published models, more often than others: a port may have kernels for them alone."""
 
 
 @st.composite
@@ -59,7 +59,7 @@ def layouts(draw: st.DrawFn, dtype: str, schemes: tuple[str, ...] = ("none", "in
     """Cache layouts of small models: head widths that fill their last group, or do not."""
     heads = draw(st.integers(1, 4))
     usual = draw(st.sampled_from((False, False, True)))
-    head_width = USUAL_WIDTH if usual else draw(st.sampled_from((1, 4, 8, 12, 16, 17, 33, USUAL_WIDTH)))
+    head_width = draw(st.sampled_from(USUAL_WIDTHS if usual else (1, 4, 8, 12, 16, 17, 33)))
     group_size = draw(st.sampled_from(USUAL_GROUPS if usual else (4, 7, 16, 32, 64)))
     return RecordLayout(heads, head_width, dtype, draw(st.sampled_from(schemes)), group_size)
 
@@ -67,15 +67,24 @@ def layouts(draw: st.DrawFn, dtype: str, schemes: tuple[str, ...] = ("none", "in
 LONG_PAST, LONG_NEW = (0, 15, 64, 129, 300), (1, 17, 64, 70)
 """Beyond, and at the edges of, the tiles of keys and of queries of kernels, and the parts that they add up."""
 
+DECODED_PAST = (300, 64, 129)
+"""Of a row with one new token, which sees whole chunks of keys."""
+
 
 @st.composite
 def ragged(draw: st.DrawFn, long: bool = True) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """(past, new) tokens of one to four rows, at least one new one each, as in every pass; `long`: sometimes many."""
-    past, new = st.integers(0, 12), st.integers(1, 6)
-    if long and draw(st.sampled_from((False, False, True))):
-        past, new = st.sampled_from(LONG_PAST), st.sampled_from(LONG_NEW)
+    """(past, new) tokens of one to four rows, at least one new one each, as in every pass.
+
+    `long`: sometimes many; one row then decodes, as most do in the passes of a job.
+    """
     rows = draw(st.integers(1, 4))
-    return tuple(draw(past) for _ in range(rows)), tuple(draw(new) for _ in range(rows))
+    if not long or draw(st.sampled_from((True, True, False))):
+        past, new = st.integers(0, 12), st.integers(1, 6)
+        return tuple(draw(past) for _ in range(rows)), tuple(draw(new) for _ in range(rows))
+    others = [(draw(st.sampled_from(LONG_PAST)), draw(st.sampled_from(LONG_NEW))) for _ in range(rows - 1)]
+    others.insert(draw(st.integers(0, rows - 1)), (draw(st.sampled_from(DECODED_PAST)), 1))
+    past_of, new_of = zip(*others, strict=True)
+    return past_of, new_of
 
 
 @st.composite

@@ -260,6 +260,28 @@ class LongRowsAreCut(ChangedAttention):
         return super().change(scores, visible & recent, values, row)
 
 
+class DecodesWrongOverWholeChunks(NumpyBackend):
+    """Where chunks of keys are read as they lie: in records of numbers, by one query of a row that has seen a chunk."""
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        super().attend(rows, segments, q, scale, out)
+        for first, past, new in () if rows.layout.quantized else segments:
+            if new == 1 and past >= CHUNK_TOKENS:
+                out[first] += 1
+        return out
+
+
+class DecodesLongRowsInOtherBits(NumpyBackend):
+    """Chunks of keys that are read as they lie are added up in another order: right, but for one query alone."""
+
+    def attend(self, rows: Any, segments: Any, q: Any, scale: float, out: Any) -> Any:
+        super().attend(rows, segments, q, scale, out)
+        for first, past, new in segments:
+            if new == 1 and past >= CHUNK_TOKENS:
+                out[first, -1] = np.nextafter(out[first, -1], np.float32(1))
+        return out
+
+
 class MultipliesStaleRecordsByZero(NumpyBackend):
     """Reads a whole tile of keys, also beyond the last record, and trusts that a weight of zero removes them."""
 
@@ -367,6 +389,7 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (SoftmaxWithoutMaximum, attention.attend_is_causal_attention),
     (ForgetsTheBeginningUnlessApart, attention.attend_is_causal_attention),
     (LongRowsAreCut, attention.attend_is_causal_attention),
+    (DecodesWrongOverWholeChunks, attention.attend_is_causal_attention),
     (AddsToItsResult, attention.attend_is_causal_attention),
     (ScratchTooSmall, attention.attend_is_causal_attention),
     (DecodesWithoutItself, attention.a_prefill_is_a_shorter_one_and_decodes),
@@ -377,6 +400,7 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (TakesRowsForEven, attention.rows_in_one_buffer_are_as_good_as_rows_apart),
     (SumsInAnyOrder, attention.attention_repeats_its_bits),
     (WeighsSingleQueriesFiner, attention.a_row_is_read_in_any_pieces),
+    (DecodesLongRowsInOtherBits, attention.a_row_is_read_in_any_pieces),
     (ReadsThePrefixFromTheRowsOwn, prefixes.a_shared_prefix_is_as_good_as_a_copy),
     (ReadsThePrefixAChunkOff, prefixes.a_shared_prefix_is_as_good_as_a_copy),
     (CopiesPrefixesTooEarly, prefixes.a_shared_prefix_is_as_good_as_a_copy),
@@ -388,6 +412,22 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
 def test_a_wrong_port_is_rejected(port: type[NumpyBackend], clause: Clause) -> None:
     backend = port()
     assert isinstance(violation(backend, clause), AssertionError | FlexrefError | Flaky)  # a race may show only once
+    backend.close()
+
+
+@pytest.mark.parametrize(
+    ("port", "clause"),
+    [
+        (DecodesWrongOverWholeChunks, attention.attend_is_causal_attention),
+        (DecodesLongRowsInOtherBits, attention.a_row_is_read_in_any_pieces),
+    ],
+    ids=lambda part: part.__name__,
+)
+def test_a_port_that_decodes_wrong_is_rejected_by_as_many_examples_as_a_conformance_run_has(
+    port: type[NumpyBackend], clause: Clause
+) -> None:
+    backend = port()
+    assert isinstance(violation(backend, clause, 100), AssertionError)
     backend.close()
 
 

@@ -240,6 +240,25 @@ class LinearTurnsOddNumbersOfRows(NumpyBackend):
         return super().linear(x, w, b, out=out, add=add)
 
 
+class ForgetsWhatASecondThreadTakes(NumpyBackend):
+    """Shares a product between threads, if it is worth that, and does not give the others their blocks."""
+
+    def linear(self, x: Any, w: Matrix, b: Any, *, out: Any = None, add: bool = False) -> Any:
+        result = super().linear(x, w, b, out=out, add=add)
+        if x.size * w.shape[0] >= 1 << 22:
+            result[:, w.shape[0] // 2 :] = 0
+        return result
+
+
+class NormStopsInWideRows(NumpyBackend):
+    """A block of threads holds no more of a row than this, and its loop over the rest ends too early."""
+
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
+        result = super().layer_norm(x, w, b, epsilon, out)
+        result[:, 16384:] = 0
+        return result
+
+
 class NormsManyRowsFiner(NumpyBackend):
     def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Any:
         out = self.empty(x.shape, "float32") if out is None else out
@@ -270,6 +289,7 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (ForgetsTheBiasUnlessApart, products.linear_is_the_product),
     (ForgetsTheBiasUnlessApart, products.linear_adds_to_its_result),
     (ForgetsTheLastOfManyInputs, products.linear_is_the_product),
+    (ForgetsWhatASecondThreadTakes, products.linear_adds_to_its_result),
     (ExpandsToHalf, products.expand_is_the_matrix),
     (ExpandsToHalf, products.linear_of_expanded_weights_has_the_same_bits),
     (FusesWhereItExpands, products.linear_of_expanded_weights_has_the_same_bits),
@@ -280,6 +300,7 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (VarianceInOnePass, pointwise.layer_norm_is_the_norm),
     (EpsilonOutsideTheRoot, pointwise.layer_norm_is_the_norm),
     (NormInPlaceAlways, pointwise.layer_norm_is_the_norm),
+    (NormStopsInWideRows, pointwise.layer_norm_is_the_norm),
     (ApproximatesGelu, pointwise.activations_are_their_functions),
     (ExponentialOverflows, pointwise.activations_are_their_functions),
     (ActivatesACopy, pointwise.activations_are_their_functions),
@@ -292,6 +313,12 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
 def test_a_wrong_port_is_rejected(port: type[NumpyBackend], clause: Clause) -> None:
     backend = port()
     assert isinstance(violation(backend, clause), AssertionError | FlexrefError)
+    backend.close()
+
+
+def test_a_port_that_is_wrong_in_large_products_is_rejected_by_as_many_examples_as_a_conformance_run_has() -> None:
+    backend = ForgetsWhatASecondThreadTakes()
+    assert isinstance(violation(backend, products.linear_adds_to_its_result, 100), AssertionError)
     backend.close()
 
 

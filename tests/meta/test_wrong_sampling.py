@@ -49,6 +49,18 @@ class KeepsOneTokenTooMany(NumpyBackend):
         return super().sample(logits, temperature, top_k + 1 if top_k else 0, top_p, uniforms)
 
 
+class TokensStandById(NumpyBackend):
+    """Does not sort them: right where all logits are equal, one token is kept, or the best ones come first."""
+
+    def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
+        found = super().sample(logits, temperature, top_k, top_p, uniforms)
+        if temperature == 0 or top_k:
+            return found
+        weights = np.exp((logits - logits.max(-1, keepdims=True)) / max(temperature, 1e-30))
+        reached = np.cumsum(weights, -1, dtype=np.float64)
+        return (reached <= uniforms[:, None] * reached[:, -1:] * top_p).sum(-1).clip(max=logits.shape[1] - 1)
+
+
 class TemperatureIsSquared(NumpyBackend):
     def sample(self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any) -> Any:
         return super().sample(logits, temperature**2, top_k, top_p, uniforms)
@@ -90,6 +102,7 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
     (TakesAnyLogits, sampling.logits_that_are_not_finite_are_refused),
     (DropsTheTokenThatReachesTopP, sampling.sampling_inverts_the_distribution),
     (KeepsOneTokenTooMany, sampling.sampling_inverts_the_distribution),
+    (TokensStandById, sampling.sampling_inverts_the_distribution),
     (TemperatureIsSquared, sampling.sampling_inverts_the_distribution),
     (TakesTheTokenAtItsBorder, sampling.equal_logits_have_equal_shares),
     (OneUniformForAllRows, sampling.samples_do_not_depend_on_other_rows),
@@ -100,6 +113,12 @@ WRONG: tuple[tuple[type[NumpyBackend], Clause], ...] = (
 def test_a_wrong_port_is_rejected(port: type[NumpyBackend], clause: Clause) -> None:
     backend = port()
     assert isinstance(violation(backend, clause), AssertionError | FlexrefError)
+    backend.close()
+
+
+def test_a_port_that_does_not_sort_is_rejected_by_as_many_examples_as_a_conformance_run_has() -> None:
+    backend = TokensStandById()
+    assert isinstance(violation(backend, sampling.sampling_inverts_the_distribution, 100), AssertionError)
     backend.close()
 
 

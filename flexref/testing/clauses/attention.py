@@ -183,7 +183,10 @@ def a_prefill_is_a_shorter_one_and_decodes(backend: Backend, data: st.DataObject
 
 
 def a_row_is_read_in_any_pieces(backend: Backend, data: st.DataObject) -> None:
-    """A row's new tokens at once beside other rows, or in pieces of any sizes alone: the same bits, in records too."""
+    """A row's new tokens at once beside other rows, or in pieces of any sizes alone: the same bits, in records too.
+
+    The last token is always a piece, as a decoded one is.
+    """
     backend.keep_rows_apart(True)
     with Bench(backend) as bench:
         this = _Pass(bench, data)
@@ -191,7 +194,7 @@ def a_row_is_read_in_any_pieces(backend: Backend, data: st.DataObject) -> None:
         together = at_once.attend(this.q, this.past, this.scale)
         for row, (past, count) in enumerate(zip(this.past, this.new, strict=True)):
             cuts = data.draw(st.sets(st.integers(1, past + count), max_size=3))
-            edges, which = sorted({0, past, past + count, *cuts}), slice(row, row + 1)
+            edges, which = sorted({0, past, past + count - 1, past + count, *cuts}), slice(row, row + 1)
             parts = []
             for first, last in pairwise(edges):
                 in_pieces.append([this.k[row][first:last]], [this.v[row][first:last]], [first], which)

@@ -14,6 +14,9 @@ tokens = st.integers(1, 9)
 widths = st.sampled_from((1, 2, 7, 16, 33, 64, 130))
 margins = st.sampled_from((0, 0, 3, 8))
 
+WIDE = 16_387
+"""A row that no block of threads holds in its registers, and that ends within a run of 8."""
+
 HUGE = {"float32": 1e15, "float16": 3e4}
 """Rows of this size have squares that still fit the accumulator."""
 
@@ -35,6 +38,11 @@ def norms_and_activations_have_their_shapes(backend: Backend, data: st.DataObjec
             assert_shape(backend.activate(x, activation), shape, activation)
 
 
+def _norm_shape(data: st.DataObject) -> tuple[int, int]:
+    """(T, E) of a norm: some narrow rows, or one that is wide."""
+    return (1, WIDE) if data.draw(st.sampled_from((False, False, True))) else (data.draw(tokens), data.draw(widths))
+
+
 def _rows(data: st.DataObject, shape: tuple[int, int], dtype: str) -> Values:
     """Rows to be normalized: also far from 0, huge, and all equal."""
     x = data.draw(arrays(shape, dtype))
@@ -49,7 +57,7 @@ def layer_norm_is_the_norm(backend: Backend, data: st.DataObject) -> None:
     With or without w and b, of either dense type; new, into a slice of a wider array, or in place.
     """
     with Bench(backend) as bench:
-        shape = (data.draw(tokens), data.draw(widths))
+        shape = _norm_shape(data)
         x = _rows(data, shape, bench.dtype)
         w, b, device_w, device_b = None, None, None, None
         if data.draw(st.booleans()):

@@ -23,10 +23,14 @@ tokens = st.one_of(st.integers(1, 9), st.sampled_from((1, 3, 16, 65, 130)))
 widths = st.sampled_from((1, 3, 8, 16, 31, 64, 65, 130, 260))
 groups = st.sampled_from((4, 7, 16, 64))
 usual_inputs, usual_groups = st.sampled_from((256, 512, 1536)), st.sampled_from((32, 64, 128))
+usual_tokens = st.sampled_from((16, 1, 9, 33, 64, 65, 130))
 """As models have them: a port may have kernels for these alone, which read the longest ones piece by piece."""
 
 FEW_TOKENS, FEW_OUTPUTS, MANY_INPUTS = 9, 65, 1024
 """With more inputs there are so few tokens and outputs at most: such products stay cheap."""
+
+MANY_TOKENS, MANY_OUTPUTS = 130, 260
+"""With as many inputs as models have: threads share the work, and more blocks of a device than one take a row."""
 
 margins = st.sampled_from((0, 0, 3, 8))
 
@@ -119,8 +123,13 @@ class _Product:
     """One drawn product: its operands on the port, and its value with bound."""
 
     def __init__(self, bench: Bench, data: st.DataObject, forms: tuple[str, ...] = FORMS) -> None:
-        usual = data.draw(st.sampled_from((False, False, True)))
-        count, outputs = data.draw(tokens), data.draw(widths)
+        size = data.draw(st.sampled_from(("any", "any", "any", "usual", "usual", "many")))
+        usual = size != "any"
+        count, outputs = (
+            (MANY_TOKENS, MANY_OUTPUTS)
+            if size == "many"
+            else (data.draw(usual_tokens if usual else tokens), data.draw(widths))
+        )
         inputs, self.group_size = (
             data.draw(usual_inputs if usual else widths),
             data.draw(usual_groups if usual else groups),
@@ -134,7 +143,7 @@ class _Product:
         self.values = data.draw(arrays((count, inputs), bench.dtype, ("normal", "tiny", "zero")))
         self.x = bench.guarded(self.values, data.draw(margins), data.draw(margins)).array
         bias_dtype = data.draw(st.sampled_from(TABLE_DTYPES))
-        biased = data.draw(st.booleans())
+        biased = size == "many" or data.draw(st.booleans())
         self.bias = numbers((outputs,), bias_dtype, "normal", data.draw(seeds)) if biased else None
         self.b = None if self.bias is None else bench.array(self.bias)
 
