@@ -23,11 +23,11 @@ class Lane(str, Enum):
     """A lane that runs beside the operators, by what it moves; a port may use it as its name, a string."""
 
     DISK_IN = "disk_in"
-    WEIGHTS_IN = "weights_in"
-    """To the device; the next two are for cache and activations, to the device and from it."""
+    WEIGHTS_IN = "weights_in"  # to the device; the next two are for cache and activations, to the device and from it
     CACHE_IN = "cache_in"
     CACHE_OUT = "cache_out"
     DISK_OUT = "disk_out"
+    LOADING = "loading"  # from disk, and on to the device: what comes once, beside what passes move
     HOST_COMPUTE = "host_compute"  # it moves nothing: attention over caches on the host runs there
 
     __str__ = str.__str__

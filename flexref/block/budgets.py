@@ -11,7 +11,7 @@ from flexref.block.rows import JobRows
 from flexref.block.workspace import Expansion
 from flexref.errors import CapacityError
 from flexref.policy import Policy
-from flexref.tiers.weights_plan import WeightsPlan
+from flexref.tiers.weights_plan import LOADING, WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, GIB, MIB, Tier, aligned
 
 STAGES_AHEAD = 4
@@ -34,8 +34,10 @@ def lasting_needs(weights: WeightsPlan, caps: Capabilities) -> list[Need]:
 
 
 def loading_need(weights: WeightsPlan) -> Need:
-    """What loading the weights takes beside that for a while; it is given back before there is a block."""
-    return Tier.HOST, "loading", weights.loading_bytes
+    """What loading the weights takes beside that for a while; where there is no room for a block beside it, it is given
+    back before there is one.
+    """
+    return Tier.HOST, LOADING, weights.loading_bytes
 
 
 def totals(needs: Iterable[Need]) -> dict[Tier, int]:
@@ -77,7 +79,7 @@ def fitting_block(
 ) -> BlockPlan:
     """The memory of a block for `rows` within budgets; weights are expanded as seldom as there is room for.
 
-    Loading the weights must fit too: what it takes for a while is given back before the block is taken. Raises
+    Loading the weights must fit too: what it takes for a while can be given back before the block is taken. Raises
     `CapacityError` naming the tier, what is missing and what would help.
     """
     whole = lasting_needs(weights, caps)

@@ -93,6 +93,7 @@ class BlockComputation(BlockState):
         if not (self._runs_at_once and self._may_replay(visit.group, group)):
             return
         self._at_once.add(visit.group)
+        self.weights.ready()
         be, parts = self.backend, (group.token_ids(), group.position_ids(), group.last_tokens())
         with be.frame():
             ids = be.upload(np.concatenate(parts))

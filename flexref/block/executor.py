@@ -39,6 +39,9 @@ class Work(Protocol):
     def transfers(self, movement: Movement) -> Sequence[Transfer]:
         """The transfers of a movement; none where all of its data already lies where it is needed."""
 
+    def prepare(self, visit: Visit) -> None:
+        """Wait for what the visit needs and no movement brings."""
+
     def compute(self, visit: Visit) -> None:
         """Call the operators of a visit. Its data is on the device when they run."""
 
@@ -180,6 +183,7 @@ def run(mover: Mover, work: Work, shape: Shape, *, overlap: bool) -> Generator[V
             for movement in beat.ahead:
                 start(movement)
             if computation is not None:
+                work.prepare(computation.visit)
                 for owed in ledger.awaited(computation) if shape.kinds else ():
                     backend.wait(owed.ticket)
                 begin_s = time.perf_counter()

@@ -45,13 +45,14 @@ class BlockMoves(BlockState):
         that is started one visit early still finds the rows that its visit will find. Rows change when tokens are
         chosen, in the head's last visit of a group; the only movements of the next pass that are started before that
         are those of weights, which belong to no row. Then, too, rows come and leave (`BlockRows`). Nothing here starts
-        a copy, waits, or changes data.
+        a copy or changes data, and nothing waits, but for weights whose home is the host while they still load.
         """
         visit = movement.visit
         if movement.kind is Kind.WEIGHTS:
             staged = self.shape.fetch_slot(visit)
             if movement.hop is Hop.FETCH:
                 return self.weights.fetch(visit.stage, staged)
+            self.weights.ready(visit.stage)
             return self.weights.load_slot(visit.stage, self.shape.weights_slot(visit), staged)
         if not self.groups[visit.group].fed:
             return []
@@ -83,6 +84,7 @@ class BlockMoves(BlockState):
         row_bytes = self.weights.plan.file.spec.embed_width * DTYPE_BYTES[self.weights.plan.file.dtype]
         if hop is Hop.LOAD:
             return self._activations.load_token_rows(group.tokens * row_bytes, slot)
+        self.weights.ready(0)
         target = self._activations.token_rows(Tier.HOST, slot).part(0, group.tokens * row_bytes)
         reads = self.weights.table_reads(group.token_ids(), self._first_rows)
         from_disk = sum(len(read.tokens) for read in reads if read.from_disk) * row_bytes

@@ -11,8 +11,9 @@ import numpy as np
 
 from flexref.architecture.program import program_of
 from flexref.architecture.stages import Stage, StageKind, TensorSpec, stages, token_tiles
+from flexref.backend.compiling import compile_time
 from flexref.backend.protocol import Array, Backend, Matrix
-from flexref.block.memory_plan import SCORED_AT_ONCE
+from flexref.block.memory_plan import SCORED_AT_ONCE, BlockPlan
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.workspace import array_of_its_own
 from flexref.model.cache import LayerCache
@@ -122,3 +123,20 @@ class _Rehearsal:
 def _form(stage: Stage) -> tuple[StageKind, tuple[tuple[int, ...], ...]]:
     """What stages that call the same operators have in common."""
     return stage.kind, tuple(tensor.shape for tensor in stage.tensors)
+
+
+class Rehearsals:
+    """Those of one session: a block like the latest one needs none."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._latest: tuple[BlockPlan, bool] | None = None
+
+    def of(self, planned: PlannedBlock, apart: bool) -> None:
+        """The port begins to compile what `planned` will call, beside all that comes before its first pass.
+
+        apart: whether rows have bits of their own.
+        """
+        if self._latest != (planned.memory, apart):
+            self._latest = planned.memory, apart
+            compile_time(self._backend).rehearse(lambda port: rehearse(port, planned, apart))

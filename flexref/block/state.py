@@ -11,7 +11,7 @@ from flexref.block.group import Group
 from flexref.block.memory_plan import BlockPlan, BlockRoom
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.watch import Watch
-from flexref.schedule.zigzag import Shape
+from flexref.schedule.zigzag import Shape, Visit
 from flexref.tiers.activations import ActivationStore
 from flexref.tiers.cache import CacheStore
 from flexref.tiers.mover import Mover
@@ -60,6 +60,10 @@ class BlockState:
     def alive(self) -> bool:
         """Whether any row is in the block (see `executor.Work`)."""
         return self.rows.alive()
+
+    def prepare(self, visit: Visit) -> None:
+        """Wait for the stage's weights, if they still load (see `executor.Work`)."""
+        self.weights.ready(visit.stage)
 
     def goes_on(self, pass_number: int) -> bool:
         """Whether a pass may follow this one (see `executor.Work`)."""

@@ -11,7 +11,7 @@ from flexref.block.rows import Fed
 from flexref.block.state import BlockState
 from flexref.block.trace import Trace
 from flexref.engine.results import Stats
-from flexref.engine.wall import Wall, WallPart
+from flexref.engine.wall import NANOSECONDS, Wall, WallPart
 from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Flow
 from flexref.tiers.weights import WeightStore
@@ -37,6 +37,7 @@ class Account:
     wall: Wall
     trace: Trace | None = None
     _memory: list[BlockPlan] = field(default_factory=list)
+    _loading_ns: int = 0
 
     @property
     def stats(self) -> Stats:
@@ -54,17 +55,20 @@ class Account:
 
         Its passes run meanwhile; what comes after the last of them is counted in the whole time's part `rest`.
         """
-        start = time.perf_counter()
         self._memory.append(block.plan)
         if self.trace is not None:
             self.trace.begin_block()
         try:
+            if self.weights.is_loading:
+                self.weights.give_way(self.arenas, totals(block.plan.needs())[Tier.HOST])
+            start = time.perf_counter()
             with self.wall.part(WallPart.ALLOCATE):
                 if self.weights.plan != block.planned.weights:  # it reads less far ahead than blocks before it
                     self.weights.restage(block.planned.weights, self.arenas)
                 block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
             self._tell_held()
+            self._loading_ns = self.wall.read()[WallPart.LOAD]
             with self.wall.passes(rest):
                 yield
         finally:
@@ -79,8 +83,12 @@ class Account:
             self.stats.shared_prefix_tokens += block.rows.admission.spared_tokens
 
     def count_pass(self, fed: Fed, places: int, seconds: float) -> None:
-        """A pass has ended that had `fed`, in a block of so many places, and took so many seconds."""
-        stats = self.stats
+        """A pass has ended that had `fed`, in a block of so many places, and took so many seconds, those in which it
+        waited for weights that still loaded among them: these are `load_s`.
+        """
+        stats, before_ns = self.stats, self._loading_ns
+        self._loading_ns = self.wall.read()[WallPart.LOAD]
+        seconds = max(0.0, seconds - (self._loading_ns - before_ns) / NANOSECONDS)
         stats.prompt_tokens += fed.prompt_tokens
         if fed.generated_tokens:
             stats.decode_s += seconds

@@ -11,7 +11,7 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class WeightsLoaded:
-    """So many bytes of weights, of those that are read before the first pass, have been read, checked and placed."""
+    """So many bytes of weights, of those that the first pass needs, have been read, checked and placed."""
 
     loaded_bytes: int
     total_bytes: int

@@ -87,7 +87,8 @@ class Output:
 class Stats:
     """The account of one job. Bytes per link and kind, peak bytes per tier, shares of bytes planned and real.
 
-    `load_s` is the time to load weights before the first job, `allocate_s` that to take the memory of the job's
+    `load_s` is the time in which nothing was done but weights loaded, by the job or by the one before it that needed
+    them; what loads beside a pass is not waited for. `allocate_s` is that to take the memory of the job's
     blocks and to give it back (on CUDA host memory is pinned); they count in neither `prefill_s` nor `decode_s`.
     `peak_bytes` are the most that were held since the job began, with the weights that lay there already; loading them
     counts if the job did it.
@@ -122,7 +123,7 @@ class Stats:
     replayed_visits: Annotated[
         int, Whole(0), "Visits of a group to a stage whose operators were replayed, and not called one by one."
     ] = 0
-    load_s: Annotated[float, Number(0), "Seconds to load weights before the first job."] = 0.0
+    load_s: Annotated[float, Number(0), "Seconds in which nothing was done but weights loaded."] = 0.0
     allocate_s: Annotated[
         float, Number(0), "Seconds to take and give back the memory of blocks; in no other figure."
     ] = 0.0

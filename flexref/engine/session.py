@@ -3,12 +3,10 @@
 It knows no prompt, no token and no planner: who made it says which policy a job runs under (`Settle`).
 """
 
-import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,19 +18,20 @@ from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block, with_read_ahead
 from flexref.block.memory_plan import BlockPlan
 from flexref.block.planned_block import PlannedBlock
+from flexref.block.rehearsal import Rehearsals
 from flexref.block.rows import JobRows, RowLengths
 from flexref.block.trace import Trace
 from flexref.engine.account import Account, Standing
 from flexref.engine.disk import Disk, RealDisk
-from flexref.engine.events import Notice, OnEvent, WeightsLoaded, logged, no_listener
+from flexref.engine.events import Notice, OnEvent, logged, no_listener
 from flexref.engine.gate import Gate
+from flexref.engine.held_weights import HeldWeights
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.own_bits import no_own_bits
-from flexref.engine.rehearsals import Rehearsals
 from flexref.engine.results import Stats
 from flexref.engine.tensors import read_stored, read_tensor
 from flexref.engine.wall import Reading, Wall, WallPart
-from flexref.errors import CapacityError, PolicyError, in_gib
+from flexref.errors import CapacityError, PolicyError
 from flexref.policy import WEIGHT_SCHEMES, Policy
 from flexref.storage.quant import Quantized
 from flexref.storage.weightfile import WeightFile
@@ -45,8 +44,6 @@ from flexref.tiers.weight_source import check_homes
 from flexref.tiers.weights import WeightStore
 from flexref.tiers.weights_plan import WeightsPlan
 from flexref.units import Tier
-
-LOG = logging.getLogger(__name__)
 
 
 class Settle(Protocol):
@@ -105,8 +102,7 @@ class Session:
         second = None if mirror is None else str(mirror)
         self._disk = disk or RealDisk(file, self.disk_dir, second, self.faults.tell)
         self.arenas = {tier: self._arena(tier) for tier in Tier}
-        self._weights: WeightStore | None = None
-        self._load_s = 0.0
+        self._weights = HeldWeights(self.mover, self._disk.source, self.arenas, self.wall, self.on_event)
         for tier, holder, nbytes in engine_needs(backend.caps):
             self.arenas[tier].count(holder, nbytes)
 
@@ -124,7 +120,7 @@ class Session:
             finally:  # also if the stream ends with what its lanes ran into
                 if self.gate.closed and not self.mover.abandoned:
                     if not self.interrupts.forced:
-                        self._unload()
+                        self._weights.release()
                         self.arenas[Tier.HOST].give_up_kept()
                     self.backend.close()
                     self._disk.source.close()
@@ -166,12 +162,13 @@ class Session:
         return read_stored(self.file.tensors[name], self._disk.source)
 
     def weights_for(self, policy: Policy) -> WeightStore:
-        """The weights as the policy places them; loaded on the first use, and again when the shares change.
+        """The weights as the policy places them, all of them loaded: on the first use, and again when the shares
+        change. A job that comes without loads them while it runs.
 
         `EngineError` while a job is under way.
         """
         with self.gate.work():
-            return self._weights_for(policy)
+            return self._weights.under(WeightsPlan.under(self.file, policy), self._tell_of_faults)
 
     def memory_plan(self, policy: Policy, weights: WeightsPlan, rows: JobRows) -> BlockPlan:
         """The memory of a block for `rows`; raises what `fitting_block` and `check_homes` raise."""
@@ -204,22 +201,28 @@ class Session:
         for arena in self.arenas.values():
             arena.restart_peak()
         self.standing = Standing(stats)
-        account = Account(self.standing, self._weights_for(stats.policy), self.arenas, self.wall, trace)
-        self._traffic.restart(None if trace is None else trace.on_done)
-        if trace is not None:
-            trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
-        try:
-            yield account
-        finally:
-            self._tell_of_faults()
-            stats.kept_host_bytes = self.arenas[Tier.HOST].kept_bytes
-            stats.budget_bytes = {tier.value: budget for tier, budget in self.budgets.items()}
-            stats.direct_disk_reads, stats.load_s = self._disk.source.direct, self._load_s
-            stats.direct_spills, stats.read_in_vain_bytes = self._disk.spills_direct, self._traffic.in_vain_bytes
-            account.close(self._traffic.restart())
+        with self._weights.beside(WeightsPlan.under(self.file, stats.policy), self._tell_of_faults) as weights:
+            account = Account(self.standing, weights, self.arenas, self.wall, trace)
+            self._traffic.restart(None if trace is None else trace.on_done)
             if trace is not None:
-                stats.lane_busy = trace.busy_shares()
-            stats.count_whole(self.wall.since(begun))
+                trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
+            try:
+                yield account
+            finally:
+                self._close(account, begun)
+
+    def _close(self, account: Account, begun: Reading | None) -> None:
+        """Write the account of a job that has ended."""
+        stats, trace = account.stats, account.trace
+        self._tell_of_faults()
+        stats.kept_host_bytes = self.arenas[Tier.HOST].kept_bytes
+        stats.budget_bytes = {tier.value: budget for tier, budget in self.budgets.items()}
+        stats.direct_disk_reads, stats.load_s = self._disk.source.direct, self._weights.load_s
+        stats.direct_spills, stats.read_in_vain_bytes = self._disk.spills_direct, self._traffic.in_vain_bytes
+        account.close(self._traffic.restart())
+        if trace is not None:
+            stats.lane_busy = trace.busy_shares()
+        stats.count_whole(self.wall.since(begun))
 
     def _keep_rows_apart(self, policy: Policy) -> bool:
         """Tell the port whether rows need bits of their own, and whether they get them; one notice if they do not."""
@@ -230,35 +233,6 @@ class Session:
             self.on_event(Notice(f"{self.backend.name} {reason}"))
         return policy.row_invariant and reason is None
 
-    def _weights_for(self, policy: Policy) -> WeightStore:
-        plan = WeightsPlan.under(self.file, policy)
-        if self._weights is not None and self._weights.plan == plan:
-            return self._weights
-        if self._weights is not None and replace(self._weights.plan, read_ahead_bytes=plan.read_ahead_bytes) == plan:
-            try:
-                self._weights.restage(plan, self.arenas)
-            except BaseException:
-                self._unload()
-                raise
-            return self._weights
-        self._unload()
-        start = time.perf_counter()
-        store = WeightStore(plan, self.mover, self._disk.source, self._tell_of_loaded)
-        self._weights = store
-        try:
-            with self.wall.part(WallPart.LOAD):
-                store.allocate(self.arenas)
-                store.load(self.arenas)
-        except BaseException:
-            self._unload()
-            self._tell_of_faults()
-            raise
-        self._load_s = time.perf_counter() - start
-        if self.backend.caps.computes:  # else a job is simulated
-            held = ", ".join(f"{in_gib(plan.bytes_at_home(tier))} on {tier.value}" for tier in Tier)
-            LOG.info("loaded weights of %s in %.2f s: %s", self.file.path, self._load_s, held)
-        return store
-
     def _between_beats(self) -> None:
         """Called where nothing is half done."""
         self._tell_of_faults()
@@ -267,14 +241,6 @@ class Session:
     def _tell_of_faults(self) -> None:
         for fault in self.faults.take():
             self.on_event(fault)
-
-    def _tell_of_loaded(self, loaded_bytes: int, total_bytes: int) -> None:
-        self.on_event(WeightsLoaded(loaded_bytes, total_bytes))
-
-    def _unload(self) -> None:
-        if self._weights is not None:
-            self._weights.release(self.arenas)
-            self._weights = None
 
     def _arena(self, tier: Tier) -> Arena:
         if tier is Tier.DISK:

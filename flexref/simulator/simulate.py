@@ -17,6 +17,7 @@ from flexref.backend.registry import create
 from flexref.backend.timed import TimedBackend
 from flexref.block import executor
 from flexref.block.admission import WINDOWS
+from flexref.block.budgets import totals
 from flexref.block.counted_rows import kinds_of, rows_under
 from flexref.block.rows import AlikeRows, JobRows
 from flexref.block.trace import Trace
@@ -34,6 +35,7 @@ from flexref.simulator.prediction import Prediction
 from flexref.simulator.simulated_block import SimulatedBlock, simulated_block, waiting_rows
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.weight_source import Bytes, MakeChecker, WeightSource
+from flexref.tiers.weights_plan import LOADING
 from flexref.units import LINK_OF, Tier
 
 ALIKE_BLOCKS = 4
@@ -145,7 +147,7 @@ class Simulation:
             name = f"{session.file.spec.name} on {self.machine.name}, simulated"
             trace.begin_job(name, self.backend.timing.now_s, session.arenas)
             trace.begin_block()
-        block.allocate(session.arenas)
+        self._allocate(block)
         self._tell_held(trace)
         try:
             accounts = dict(zip(passes, self._passes(block, passes, traced), strict=True))
@@ -154,6 +156,21 @@ class Simulation:
             self._tell_held(trace)
         moved = MovedBytes(planned, weights, self.backend.caps.compute_dtype).of(walk)
         return SimulatedJob(walk, planned.places, moved, *estimated(walk, accounts, traced, beginning))
+
+    def _allocate(self, block: SimulatedBlock) -> None:
+        """Take the block's memory as a job does whose weights load beside its first pass (`WeightStore.begin`)."""
+        arenas, planned = self._session.arenas, block.planned
+        host = arenas[Tier.HOST]
+        if not host.has_room(planned.weights.loading_beside_bytes):
+            block.allocate(arenas)
+            return
+        places = host.take(LOADING, planned.weights.loading_beside_bytes)
+        beside = host.has_room(totals(planned.memory.needs())[Tier.HOST])
+        if not beside:
+            host.give_back(LOADING, places)
+        block.allocate(arenas)
+        if beside:
+            host.give_back(LOADING, places)
 
     def _tell_held(self, trace: Trace | None) -> None:
         if trace is not None:

@@ -28,6 +28,9 @@ from flexref.units import Tier
 
 LOG = logging.getLogger(__name__)
 
+READING = Lane.DISK_IN, Lane.LOADING
+"""The lanes that read from disk. What a mover submits at a time goes to one of them alone."""
+
 COMPUTE, CROSSING = "compute", "crossing"
 """In place of a lane's name: the operators, and what crosses a link in order with them."""
 
@@ -48,13 +51,14 @@ class Mover:
     `check` is called after every `run`, and by the executor after every beat: places where nothing is half done, at
     which it may raise what is to end the work. `abandoned`: somebody broke `settle` off while it waited; lanes may be
     at work for ever, and no memory may be given back that copies know of. So it is in a forked process, without lanes.
-    `board`: what lanes do on the host just now, for any thread to look at.
+    `board`: what lanes do on the host just now, for any thread to look at. What is settled for itself, though lanes do
+    it beside all else, has a mover of its own (`beside`).
     """
 
     def __init__(self, backend: Backend, traffic: Traffic, check: Callable[[], None] = _nothing) -> None:
         self.backend, self.traffic, self.check = backend, traffic, check
-        self.abandoned = False
         self.board = WorkBoard()
+        self._abandoned, self._beside = False, list[Mover]()
         self._ahead = ReadsAhead(lambda copy: self._host_piece(copy.target, 0))
         self._process = os.getpid()
         self._open: list[tuple[Lane, Sequence[Transfer], Ticket, object]] = []
@@ -63,11 +67,23 @@ class Mover:
         self._unread: dict[int, tuple[Copy, int]] = {}
         """Copies that were not read after all, by their identity, and bytes of each that had come."""
 
+    @property
+    def abandoned(self) -> bool:
+        """See above: of this mover or of one beside it."""
+        return self._abandoned or any(mover.abandoned for mover in self._beside)
+
+    def beside(self) -> "Mover":
+        """Another one on the same lanes and board, for copies that this one neither counts nor waits for."""
+        mover = Mover(self.backend, Traffic(), self.check)
+        mover.board = self.board
+        self._beside = [*(known for known in self._beside if known.abandoned), mover]
+        return mover
+
     def submit(self, lane: Lane, copies: Sequence[Transfer], after: Sequence[Ticket], purpose: object = None) -> Ticket:
         """Run `copies` one after another on `lane` when `after` is done; a trace is told of their `purpose`."""
         for copy in copies:
             self.traffic.started(copy)
-        if lane is Lane.DISK_IN and self.backend.caps.computes:
+        if lane in READING and self.backend.caps.computes:
             self._ahead.expect(copies, after)
         self._unsure.add(lane)  # until the ticket is noted: `settle` waits for the lane if it never is
         ticket = self.backend.submit(lane, [self._step(lane, copy) for copy in copies], after)
@@ -139,7 +155,7 @@ class Mover:
 
     def settle(self) -> None:
         """Wait until everything that was submitted, and every operator that was called, has ended; then `harvest`."""
-        self.abandoned = True  # whatever breaks the waiting off, even between two lines, leaves it so
+        self._abandoned = True  # whatever breaks the waiting off, even between two lines, leaves it so
         if os.getpid() != self._process:
             return
         try:
@@ -157,9 +173,9 @@ class Mover:
             self.backend.mark().wait()
         except Exception:  # the device itself has failed: nothing runs on it
             self._ahead.end()
-            self.abandoned = False
+            self._abandoned = False
             raise
-        self.abandoned = False
+        self._abandoned = False
         self.harvest()
 
     def _step(self, lane: Lane, copy: Transfer) -> LaneStep:

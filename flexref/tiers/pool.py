@@ -63,6 +63,10 @@ class Arena:
         """Bytes that are held now, by holder."""
         return +self._holders
 
+    def has_room(self, nbytes: int) -> bool:
+        """Whether so many bytes more, with their alignment, are within the budget."""
+        return self.budget_bytes is None or self.held_bytes + aligned(nbytes, ALIGNMENT_BYTES) <= self.budget_bytes
+
     def count(self, holder: str, nbytes: int) -> None:
         """Count bytes that somebody else allocates, a port's scratch say; `CapacityError` if they do not fit."""
         if self.budget_bytes is not None and self.held_bytes + nbytes > self.budget_bytes:

@@ -1,13 +1,14 @@
 """Loads weights to their homes in one pipeline: reads, checks and copies to the device overlap; it takes no memory.
 
-Runs are read in the order of stages on one lane, and copied to the device on another. What has its home on the host is
-read in place. Anything else passes through a few places on the host: while a piece leaves one, the next is read into
-another. A run that comes damaged is read again by itself, when nothing else is under way.
+Runs are read in the order in which a pass needs them, and copied to the device. What has its
+home on the host is read in place. Anything else passes through a few places on the host: while a piece leaves one, the
+next is read into another. Lanes are given work for some seconds, in which whoever loads may do something else; then it
+lets the loading go on. A run that comes damaged is read again by itself, when nothing else is under way.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,18 +16,23 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.architecture.program import Role
-from flexref.architecture.stages import StageKind
 from flexref.backend.protocol import Lane, Ticket
-from flexref.errors import WeightFileError
 from flexref.tiers.mover import Mover
 from flexref.tiers.transfer import Copy, DiskFile, Region
 from flexref.tiers.weight_reads import RunInPieces, WholeRun
 from flexref.tiers.weight_source import WeightSource
-from flexref.tiers.weights_plan import Run, WeightsPlan
+from flexref.tiers.weights_plan import Needed, WeightsPlan, runs_to_load
 from flexref.units import Kind, Tier
 
-MOST_OPEN = 16
-"""Reads that are submitted before the first of them has ended: more than the disk is ever ahead of the host."""
+OPEN_BYTES = 4 << 30
+"""Reads that are submitted before the first of them has ended: what a fast disk reads in the seconds that a layer of
+long prompts takes on the host's processor, or a block's memory to be pinned."""
+
+AT_ONCE, BESIDE = (Lane.DISK_IN, Lane.WEIGHTS_IN), (Lane.LOADING, Lane.LOADING)
+"""The lanes of what is read and of what is copied to the device: where nothing else is done, and beside passes, which
+have work of their own for the former. A copy of a piece takes a tenth of its reading at most, and the disk has been
+asked for the next ones.
+"""
 
 WHAT = "loading"
 
@@ -40,25 +46,23 @@ class Home(Protocol):
 
 @dataclass(eq=False, slots=True)
 class RunReading:
-    """A run that passes through the host in pieces."""
+    """A run that is read in place, or passes through the host in pieces."""
 
-    run: Run
+    needed: Needed
     reader: DiskFile
     home: Home | None
     read_bytes: int = 0
     read_alone: bool = False
-    """Whether it came damaged, and has been read again."""
+    """Whether it came damaged, and is read again by itself."""
 
 
 @dataclass(eq=False, slots=True)
 class Piece:
-    """Bytes that are under way, of a run that is read in pieces or in place; done with the last of its tickets."""
+    """Bytes of a run that are under way; done with the last of its tickets."""
 
+    of: RunReading
     nbytes: int
     tickets: Sequence[Ticket]
-    place: int = -1
-    """The number of the place on the host that it passes through; none if it is read in place."""
-    of: RunReading | None = None
 
 
 @dataclass(slots=True)
@@ -66,6 +70,7 @@ class Loading:
     """One loading of all weights. `homes`: by the name of a run's first tensor.
 
     `places` on the host, one at least, hold what passes through; `told` hears of bytes that have come, and of all.
+    Whatever it raises ends it, and then nothing is under way any more.
     """
 
     plan: WeightsPlan
@@ -74,120 +79,169 @@ class Loading:
     homes: Mapping[str, Home]
     places: Sequence[Region]
     told: Callable[[int, int], None] | None = None
+    lanes: tuple[Lane, Lane] = AT_ONCE
     row_checksums: dict[str, npt.NDArray[np.uint64]] = field(init=False, default_factory=dict)
     """Of tables whose rows are read from disk one by one."""
+    _submitting: Iterator[int] = field(init=False)
     _open: deque[Piece] = field(init=False, default_factory=deque)
-    _next_place: int = field(init=False, default=0)
+    _open_bytes: int = field(init=False, default=0)
+    _left: Counter[int] = field(init=False)
+    """Runs that have not come, by the stage that needs them first."""
+    _leaving: dict[int, Sequence[Ticket]] = field(init=False, default_factory=dict)
+    """By place: what must be done before it is written to again."""
     _loaded_bytes: int = field(init=False, default=0)
-    _total_bytes: int = field(init=False, default=0)
+    _total_bytes: int = field(init=False)
 
-    def run(self) -> None:
-        """Load everything. Raises what `WeightStore.load` does; however it ends, nothing is under way any more."""
-        runs = list(runs_to_load(self.plan))
-        self._total_bytes = sum(run.nbytes for run, _ in runs)
-        try:
-            for run, tier in runs:
-                if tier is Tier.HOST:
-                    self._in_place(run)
-                else:
-                    self._through(run, self.homes[run.tensors[0].name] if tier is Tier.DEVICE else None)
-            while self._open:
+    def __post_init__(self) -> None:
+        runs = runs_to_load(self.plan)
+        self._total_bytes = sum(needed.run.nbytes for needed in runs)
+        self._left = Counter(needed.stage for needed in runs)
+        self._submitting = self._submissions(runs)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all has come."""
+        return not self._left.total()
+
+    def go_on(self) -> None:
+        """Take what has come, and submit what may be open beside the rest; waits for no disk."""
+        with self._ending():
+            while self._open and all(ticket.done() for ticket in self._open[0].tickets):
                 self._finish_first()
-        except BaseException:
-            with suppress(Exception):  # what else has failed meanwhile is not what ended the loading
-                self.mover.settle()
-            raise
+            self._submit()
+
+    def await_stage(self, number: int) -> None:
+        """Wait for all that a pass has needed when it has been at a stage. Raises what `WeightStore.load` does."""
+        with self._ending():
+            self._submit()
+            while any(self._left[each] for each in range(number + 1)):
+                self._finish_first()
+                self._submit()
+
+    def finish(self) -> None:
+        """Wait for all. Raises what `WeightStore.load` does; however it ends, nothing is under way any more."""
+        self.await_stage(len(self.plan.stages) - 1)
         self.mover.settle()
 
-    def _in_place(self, run: Run) -> None:
-        source = Region(Tier.DISK, WholeRun(self.source, run), run.file_offset, run.nbytes)
-        target = self.homes[run.tensors[0].name].region.part(0, run.nbytes)
-        while len(self._open) >= MOST_OPEN:
-            self._finish_first()
-        ticket = self.mover.submit(Lane.DISK_IN, [Copy(Kind.WEIGHTS, WHAT, source, target)], ())
-        self._open.append(Piece(run.nbytes, [ticket]))
+    def stop(self) -> None:
+        """Load no more: what was not read is not read any more, and nothing is under way."""
+        with suppress(Exception):  # it is of weights that nobody waits for, or of what has ended the loading already
+            self.mover.settle()
 
-    def _through(self, run: Run, home: Home | None) -> None:
-        """Submit a run's pieces; one that comes damaged is read again by itself."""
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.stop()
+            raise
+
+    def _submit(self) -> None:
+        """Submit pieces until enough of them are open."""
+        while self._open_bytes < OPEN_BYTES and next(self._submitting, 0):
+            pass
+
+    def _submissions(self, runs: Sequence[Needed]) -> Iterator[int]:
+        """Submits one piece after another, and says how many bytes it has. Places take turns."""
+        count = 0
+        for needed in runs:
+            reading = self._reading(needed)
+            for start in self._starts(reading):
+                if reading.read_alone:
+                    break
+                yield self._begin(reading, start, count % len(self.places))
+                count += needed.tier is not Tier.HOST
+
+    def _reading(self, needed: Needed) -> RunReading:
+        run = needed.run
+        home = None if needed.tier is Tier.DISK else self.homes[run.tensors[0].name]
         reader: DiskFile = self.source
-        if self.source.checked:
+        if needed.tier is Tier.HOST:
+            reader = WholeRun(self.source, run)
+        elif self.source.checked:
             # What has no home in memory is read for its check alone, and for checksums of rows where it has rows.
             tables = [tensor for tensor in run.tensors if tensor.spec.role is Role.TOKENS] if home is None else []
             reader = RunInPieces(self.source, run, tables)
-        reading = RunReading(run, reader, home)
-        for start in self._starts(run):
-            if not self._submit(reading, start):
-                return
+        return RunReading(needed, reader, home)
 
-    def _starts(self, run: Run) -> range:
-        return range(0, run.nbytes, self.places[0].nbytes)
+    def _starts(self, reading: RunReading) -> range:
+        """Where the pieces of a run start; what is read in place is one."""
+        nbytes = reading.needed.run.nbytes
+        return range(0, nbytes, nbytes if reading.needed.tier is Tier.HOST else self.places[0].nbytes)
 
-    def _submit(self, reading: RunReading, start: int) -> bool:
-        """Submit a run's piece from `start` on; False if the whole run has been read meanwhile, piece by piece."""
-        number = self._next_place
-        while any(piece.place == number for piece in self._open):
-            self._finish_first()
-        if reading.read_alone:
-            return False
-        self._next_place = (number + 1) % len(self.places)
-        tickets: tuple[Ticket, ...] = ()
-        copies = self._copies(reading, start, number)
+    def _begin(self, reading: RunReading, start: int, place: int) -> int:
+        """Submit a run's piece from `start` on, which is read when what was in its place before has left; its bytes."""
+        tickets: list[Ticket] = []
+        copies = self._copies(reading, start, place)
+        passes_through = reading.needed.tier is not Tier.HOST
         for lane, copy in copies:
-            tickets = (*tickets, self.mover.submit(lane, [copy], tickets))
-        self._open.append(Piece(copies[0][1].nbytes, tickets, number, reading))
-        return True
+            after = tickets[-1:] or (self._leaving.get(place, ()) if passes_through else ())
+            tickets.append(self.mover.submit(lane, [copy], after))
+        if passes_through:
+            self._leaving[place] = tickets[-1:]
+        nbytes = copies[0][1].nbytes
+        self._open.append(Piece(reading, nbytes, tickets))
+        self._open_bytes += nbytes
+        return nbytes
 
     def _copies(self, reading: RunReading, start: int, number: int) -> list[tuple[Lane, Copy]]:
-        """How a run's piece from `start` on gets to place `number` and, if the run has a home, from there to it."""
-        size = min(self.places[number].nbytes, reading.run.nbytes - start)
+        """How a run's piece from `start` on gets to its home on the host, or to place `number` and, if the run has a
+        home, from there to it.
+        """
+        (read, bring), run, home = self.lanes, reading.needed.run, reading.home
+        if reading.needed.tier is Tier.HOST and home is not None:
+            source = Region(Tier.DISK, reading.reader, run.file_offset, run.nbytes)
+            return [(read, Copy(Kind.WEIGHTS, WHAT, source, home.region.part(0, run.nbytes)))]
+        size = min(self.places[number].nbytes, run.nbytes - start)
         place = self.places[number].part(0, size)
-        source = Region(Tier.DISK, reading.reader, reading.run.file_offset + start, size)
-        copies = [(Lane.DISK_IN, Copy(Kind.WEIGHTS, WHAT, source, place))]
-        if reading.home is not None:
-            copies.append((Lane.WEIGHTS_IN, Copy(Kind.WEIGHTS, WHAT, place, reading.home.region.part(start, size))))
+        source = Region(Tier.DISK, reading.reader, run.file_offset + start, size)
+        copies = [(read, Copy(Kind.WEIGHTS, WHAT, source, place))]
+        if home is not None:
+            copies.append((bring, Copy(Kind.WEIGHTS, WHAT, place, home.region.part(start, size))))
         return copies
 
     def _finish_first(self) -> None:
         """Wait for what was submitted first; read its run again if that shows damage and there is hope."""
         piece = self._open.popleft()
-        try:
-            for ticket in piece.tickets:
-                ticket.wait()
-        except WeightFileError as error:
-            if piece.of is None or not isinstance(piece.of.reader, RunInPieces):
-                raise
-            self._come_to_rest([piece, *self._open])
-            self._again(piece.of, piece.of.reader, error)
+        self._open_bytes -= piece.nbytes
+        for ticket in piece.tickets:
+            ticket.wait()
+        reader = piece.of.reader
+        if isinstance(reader, RunInPieces) and reader.failure is not None:
+            self._come_to_rest()
+            self._again(piece.of, reader)
             return
         self._came(piece.nbytes, piece.of)
         self.mover.check()
 
-    def _came(self, nbytes: int, reading: RunReading | None) -> None:
+    def _came(self, nbytes: int, reading: RunReading) -> None:
         self._loaded_bytes += nbytes
-        if reading is not None:
-            reading.read_bytes += nbytes
-            if reading.read_bytes == reading.run.nbytes and isinstance(reading.reader, RunInPieces):
+        reading.read_bytes += nbytes
+        if reading.read_bytes == reading.needed.run.nbytes:
+            self._left[reading.needed.stage] -= 1
+            if isinstance(reading.reader, RunInPieces):
                 rows = reading.reader.rows.items()
                 self.row_checksums.update({name: table.rows for name, table in rows if table.complete})
         if self.told is not None:
             self.told(self._loaded_bytes, self._total_bytes)
 
-    def _again(self, reading: RunReading, reader: RunInPieces, error: WeightFileError) -> None:
+    def _again(self, reading: RunReading, reader: RunInPieces) -> None:
         """Read a run from its beginning on, piece by piece, until it passes its check; raises if it never will."""
         self._open = deque(piece for piece in self._open if piece.of is not reading)
+        self._open_bytes = sum(piece.nbytes for piece in self._open)
         reading.read_alone = True
-        while reading.read_bytes < reading.run.nbytes:
-            reader.begin_again(error)
+        while reader.failure is not None:
+            reader.begin_again(reader.failure)
             self._loaded_bytes, reading.read_bytes = self._loaded_bytes - reading.read_bytes, 0
-            try:
-                for start in self._starts(reading.run):
-                    self._one_by_one(reading, start)
-            except WeightFileError as found:
-                error = found
+            for start in self._starts(reading):
+                self._one_by_one(reading, start)
+                if reader.failure is not None:
+                    break
+                self._came(min(self.places[0].nbytes, reading.needed.run.nbytes - start), reading)
 
-    def _come_to_rest(self, pieces: Sequence[Piece]) -> None:
-        """Wait for pieces, which are still wanted. What failed of other runs is raised when their turn comes."""
-        for piece in pieces:
+    def _come_to_rest(self) -> None:
+        """Wait for what is open, which is still wanted. What failed of other runs is raised when their turn comes."""
+        for piece in self._open:
             for ticket in piece.tickets:
                 with suppress(Exception):
                     ticket.wait()
@@ -195,19 +249,11 @@ class Loading:
             self.mover.harvest()
 
     def _one_by_one(self, reading: RunReading, start: int) -> None:
-        copies = self._copies(reading, start, 0)
-        for lane, copy in copies:
+        for lane, copy in self._copies(reading, start, 0):
             self.mover.run(lane, [copy])
-        self._came(copies[0][1].nbytes, reading)
 
 
-def runs_to_load(plan: WeightsPlan) -> Iterator[tuple[Run, Tier]]:
-    """Every run that is read before the first pass, and its home: on disk only what rows are gathered from."""
-    tied = plan.file.spec.tied_head
-    for each in plan.stages:
-        gathered = tied and each.stage.kind is StageKind.HEAD
-        for tier in (Tier.HOST, Tier.DEVICE, *((Tier.DISK,) if gathered else ())):
-            for run in each.homes[tier].runs:
-                yield run, tier
-    for tensor, tier in plan.gathered:
-        yield Run.of([tensor]), tier
+def places_in(room: Region, nbytes: int) -> list[Region]:
+    """A room cut into places of so many bytes each; itself if it has no more."""
+    size = min(nbytes, room.nbytes)
+    return [room.part(start, size) for start in range(0, room.nbytes - size + 1, size)] if size else [room]

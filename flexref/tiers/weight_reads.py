@@ -71,33 +71,36 @@ class RunInPieces:
     """A run that is read piece by piece, since there is no memory for the whole of it: damage shows when the last of
     its bytes have come by, and then all of it is to be read again.
 
+    `failure`: what was found to be damaged since it began, None if nothing was. A lane does not fail by it: what comes
+    after the run is read meanwhile.
+
     `rows`: of every table in `tables`, by its name, the checksums of its rows; complete once the run has passed.
     """
 
     def __init__(self, source: WeightSource, run: Run, tables: Sequence[StoredTensor] = ()) -> None:
         self._source, self._reading = source, source.reading(run.file_offset, run.nbytes)
         self._make, self._tables = checker_of(run), tables
-        self._failure: WeightFileError | None = None
+        self.failure: WeightFileError | None = None
         self._begin()
 
     def read(self, offset: int, into: Bytes) -> None:
-        """The next piece; `WeightFileError` as soon as a dataset that ends in it does not match its checksum, and from
-        then on at once, until it begins again.
+        """The next piece; `failure` as soon as a dataset that ends in it does not match its checksum, and from then on
+        nothing is read until it begins again.
         """
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            return
         self._reading.read(offset, into)
         try:
             self._checker.feed(into)
         except WeightFileError as error:
-            self._failure = error
-            raise
+            self.failure = error
+            return
         for rows in self.rows.values():
             rows.feed(offset, into)
 
     def ask_ahead(self, offset: int, into: Bytes) -> RangeAhead | None:
         """See `reads_ahead.FileAhead`: of one of its pieces."""
-        return None if self._failure is not None else self._source.ask_ahead(offset, into)
+        return None if self.failure is not None else self._source.ask_ahead(offset, into)
 
     def begin_again(self, error: WeightFileError) -> None:
         """Read from its first piece on once more; raises `error` if nothing is left to try."""
@@ -105,6 +108,6 @@ class RunInPieces:
         self._begin()
 
     def _begin(self) -> None:
-        self._failure = None
+        self.failure = None
         self._checker = self._make(self._reading.path)
         self.rows = {tensor.name: RowChecksums(tensor.parts[0]) for tensor in self._tables}

@@ -1,6 +1,8 @@
 """A model's weights over the tiers: loads them once, streams stages, and gives out operands; it computes nothing."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -9,17 +11,20 @@ import numpy.typing as npt
 from flexref.architecture.program import Role, TensorKind
 from flexref.architecture.stages import tensor_name
 from flexref.backend.protocol import Array, Backend, Matrix, QuantizedMatrix
+from flexref.errors import CapacityError, in_gib
 from flexref.storage.weightfile import StoredTensor
 from flexref.tiers.disk import CHUNK_BYTES
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
 from flexref.tiers.table_reads import TableRead
 from flexref.tiers.transfer import Copy, Region, host_bytes, view
-from flexref.tiers.weight_loading import Loading
+from flexref.tiers.weight_loading import BESIDE, Loading, places_in
 from flexref.tiers.weight_reads import WholeRun
 from flexref.tiers.weight_source import WeightSource, check_homes
-from flexref.tiers.weights_plan import LOADING_PLACES, STAGING, Run, WeightsPlan
+from flexref.tiers.weights_plan import LOADING, LOADING_PLACES, STAGING, Run, WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, Kind, Tier, aligned
+
+LOG = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -32,13 +37,18 @@ class Located:
 
 @dataclass(slots=True)
 class WeightStore:
-    """The weights in their homes and slots: takes memory, loads once, streams stage by stage, gives out operands."""
+    """The weights in their homes and slots: takes memory, loads once, streams stage by stage, gives out operands.
+
+    While they load beside all else (`begin`), whoever needs a stage's weights asks for them with `ready`.
+    """
 
     plan: WeightsPlan
     mover: Mover
     source: WeightSource
     on_loaded: Callable[[int, int], None] | None = None
-    """Told of how many bytes have been read so far, and how many there are to read before the first pass."""
+    """Told of how many bytes have been read so far, and how many are read before the first pass is over."""
+    waiting: Callable[[], AbstractContextManager[None]] = nullcontext
+    """Makes a context for every stretch of time that goes to loading, and to nothing else."""
     _homes: dict[str, Located] = field(default_factory=dict)
     _host: dict[int, Region] = field(default_factory=dict)
     _taken: list[tuple[Arena, str, Region]] = field(default_factory=list)
@@ -47,6 +57,7 @@ class WeightStore:
     _row_checksums: dict[str, npt.NDArray[np.uint64]] = field(default_factory=dict)
     """Of tables whose rows are read from disk one by one: 8 bytes for every row, which no budget counts."""
     _counted_bytes: int = 0
+    _loading: Loading | None = None
 
     @property
     def backend(self) -> Backend:
@@ -74,11 +85,15 @@ class WeightStore:
         for: it can be restaged once more, or released.
         """
         self.plan, self._staging = replace(plan, read_ahead_bytes=-1), []
-        for held in [held for held in self._taken if held[1] == STAGING]:
-            self._taken.remove(held)
-            held[0].give_back(held[1], held[2])
+        self._give_back(STAGING)
         self._take_staging(plan, arenas)
         self.plan = plan
+
+    def _give_back(self, holder: str) -> None:
+        """Give back what is taken by that name."""
+        for held in [held for held in self._taken if held[1] == holder]:
+            self._taken.remove(held)
+            held[0].give_back(held[1], held[2])
 
     def _take_staging(self, plan: WeightsPlan, arenas: Mapping[Tier, Arena]) -> None:
         size, slots = plan.staging_slot_bytes, plan.staging_slots
@@ -86,27 +101,72 @@ class WeightStore:
             staging = self._take(arenas[Tier.HOST], STAGING, slots * size)
             self._staging = [staging.part(slot * size, size) for slot in range(slots)]
 
+    @property
+    def is_loading(self) -> bool:
+        """Whether weights load beside all else: such a store can be released, or its stages be waited for."""
+        return self._loading is not None
+
     def load(self, arenas: Mapping[Tier, Arena]) -> None:
         """Read what has its home on device or host; read, too, what stays on disk but is gathered row by row, since
         the file has no checksum for a row.
 
         Raises `WeightFileError` with the dataset's name if a checksum differs, and goes on differing (`WeightSource`).
         """
-        if self._staging and not self.plan.loading_bytes:
-            self._load_through(
-                [place for slot in self._staging for place in _places(slot, CHUNK_BYTES)][:LOADING_PLACES]
-            )
-            return
-        room = arenas[Tier.HOST].take("loading", self.plan.loading_bytes)
-        try:
-            self._load_through(_places(room, room.nbytes // LOADING_PLACES))
-        finally:
-            arenas[Tier.HOST].give_back("loading", room)
+        with self.waiting():
+            if self._staging and not self.plan.loading_bytes:
+                self._load_through(
+                    [place for slot in self._staging for place in places_in(slot, CHUNK_BYTES)][:LOADING_PLACES]
+                )
+                return
+            room = arenas[Tier.HOST].take(LOADING, self.plan.loading_bytes)
+            try:
+                self._load_through(places_in(room, room.nbytes // LOADING_PLACES))
+            finally:
+                arenas[Tier.HOST].give_back(LOADING, room)
 
     def _load_through(self, places: Sequence[Region]) -> None:
         loading = Loading(self.plan, self.mover, self.source, self._homes, places, self.on_loaded)
-        loading.run()
+        loading.finish()
         self._row_checksums.update(loading.row_checksums)
+
+    def begin(self, arenas: Mapping[Tier, Arena]) -> None:
+        """Begin to load what `load` does, beside all that comes until the first pass is over (`ready`).
+
+        For what passes through the host it needs places of its own meanwhile: where the host has no room for them, it
+        loads all at once.
+        """
+        nbytes = self.plan.loading_beside_bytes
+        try:
+            room = self._take(arenas[Tier.HOST], LOADING, nbytes)
+        except CapacityError:
+            LOG.info("weights load before all else: the host has no room for %s beside them", in_gib(nbytes))
+            self.load(arenas)
+            return
+        places = places_in(room, room.nbytes // LOADING_PLACES)
+        mover = self.mover.beside()
+        self._loading = Loading(self.plan, mover, self.source, self._homes, places, self.on_loaded, BESIDE)
+        self._loading.go_on()
+
+    def ready(self, stage: int | None = None) -> None:
+        """Wait until all weights have come that a pass needs up to a stage, that one's among them, or up to its end;
+        raises what `load` does.
+        """
+        loading = self._loading
+        if loading is None:
+            return
+        with self.waiting():
+            loading.go_on()
+            loading.await_stage(len(self.plan.stages) - 1 if stage is None else stage)
+            self._row_checksums.update(loading.row_checksums)
+            if loading.is_over:
+                self._loading = None
+                self._give_back(LOADING)
+
+    def give_way(self, arenas: Mapping[Tier, Arena], nbytes: int) -> None:
+        """Wait for all weights if the host has no room for `nbytes` beside the places that they pass through."""
+        if self._loading is not None and not arenas[Tier.HOST].has_room(nbytes):
+            LOG.info("weights load before the first pass: the host has no room for what that takes beside it")
+            self.ready()
 
     def fetch(self, stage: int, slot: int) -> list[Copy]:
         """disk -> host: the stage's part whose home is the disk, to a staging slot; it is checked every time."""
@@ -187,7 +247,10 @@ class WeightStore:
         return table.reshape(-1, row_bytes)[read.rows]  # type: ignore[no-any-return]
 
     def release(self, arenas: Mapping[Tier, Arena]) -> None:
-        """Give all memory back."""
+        """Give all memory back; what loads just now is not waited for longer than until no lane is at it."""
+        if self._loading is not None:
+            self._loading.stop()
+            self._loading = None
         arenas[Tier.DISK].count("weights", -self._counted_bytes)
         self._counted_bytes = 0
         for arena, holder, region in reversed(self._taken):
@@ -216,12 +279,6 @@ class WeightStore:
                 size = aligned(tensor.nbytes, ALIGNMENT_BYTES)
                 self._homes[tensor.name] = Located(region.part(start, size), Run.of([tensor]).file_offset)
                 start += size
-
-
-def _places(room: Region, nbytes: int) -> list[Region]:
-    """A room cut into places of so many bytes each; itself if it has no more."""
-    size = min(nbytes, room.nbytes)
-    return [room.part(start, size) for start in range(0, room.nbytes - size + 1, size)] if size else [room]
 
 
 def operand(backend: Backend, tensor: StoredTensor, located: Located) -> Matrix:

@@ -19,8 +19,8 @@ LOADING_PIECES = 1024
 however small it is. Tiny slots, where the disk is the home of some biases alone, would make loading many times as long.
 """
 
-STAGING = "weight staging"
-"""What host memory is held for through which weights come from disk."""
+STAGING, LOADING = "weight staging", "loading"
+"""What host memory is held for through which weights come from disk: in every pass, and once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +163,11 @@ class WeightsPlan:
         slot = self.staging_slot_bytes
         if slot and (slot >= CHUNK_BYTES or self.bytes_at_home(Tier.DEVICE) <= LOADING_PIECES * slot):
             return 0
+        return self.loading_beside_bytes
+
+    @property
+    def loading_beside_bytes(self) -> int:
+        """Host bytes that loading needs for a while beside passes, which have need of the staging slots."""
         most = max((run.nbytes for plan in self.stages for tier in Tier for run in plan.homes[tier].runs), default=0)
         return LOADING_PLACES * min(CHUNK_BYTES, aligned(most, ALIGNMENT_BYTES))
 
@@ -192,3 +197,32 @@ class WeightsPlan:
             yield Tier.DEVICE, "weight slots", self.slots * self.slot_bytes
         if self.staging_slot_bytes:
             yield Tier.HOST, STAGING, self.staging_slots * self.staging_slot_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Needed:
+    """A run that is read before the first pass is over; its home: on disk only what rows are gathered from.
+
+    `stage`: the number of the first one that needs it.
+    """
+
+    run: Run
+    tier: Tier
+    stage: int
+
+
+def runs_to_load(plan: WeightsPlan) -> list[Needed]:
+    """Every run that is read before the first pass is over, in the order in which that needs it.
+
+    The token table comes with the stage that it is gathered for, which is the first.
+    """
+    tied = plan.file.spec.tied_head
+    tables: list[Needed] = []
+    others: list[Needed] = []
+    for number, each in enumerate(plan.stages):
+        gathered = tied and each.stage.kind is StageKind.HEAD
+        for tier in (Tier.HOST, Tier.DEVICE, *((Tier.DISK,) if gathered else ())):
+            where = tables if gathered or not number else others
+            where += [Needed(run, tier, 0 if gathered else number) for run in each.homes[tier].runs]
+    tables += [Needed(Run.of([tensor]), tier, 0) for tensor, tier in plan.gathered]
+    return tables + others

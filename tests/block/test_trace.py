@@ -96,8 +96,10 @@ def threads_of(events: list[Event]) -> dict[str, int]:
     return {event["args"]["name"]: event["tid"] for event in events if event["name"] == "thread_name"}
 
 
-def traced(model: str, path: Path, policy: Policy, rows: int = 5) -> Any:
+def traced(model: str, path: Path, policy: Policy, rows: int = 5, *, loaded_before: bool = False) -> Any:
     with load(model, policy=policy, scratch_bytes=1 << 16) as engine, Trace(path) as trace:
+        if loaded_before:
+            engine.session.weights_for(policy)
         prompts = [[5 + row, 7] for row in range(rows)]
         return engine.generate(prompts, Request(3, ignore_eos=True), trace=trace).stats
 
@@ -159,7 +161,7 @@ def test_arrows_lead_from_every_copy_inward_to_the_visit_that_uses_it(model_file
 
 def test_counters_tell_what_every_tier_holds(model_file: Any, tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
-    stats = traced(model_file(SPEC), path, STREAMED)
+    stats = traced(model_file(SPEC), path, STREAMED, loaded_before=True)
     held: dict[str, list[int]] = defaultdict(list)
     for event in loaded(path):
         if event["ph"] == "C":

@@ -36,7 +36,7 @@ def test_verbose_says_what_was_opened_chosen_loaded_and_run(
     assert flexref(*before, *GENERATE, *after, *PLACED, "--json") == 0
     said = capsys.readouterr().err.splitlines()
     for at, expected in enumerate(
-        ("opened ", "port numpy", "policy: weights 100/0/0", "loaded weights", "block 1 begins: places 1 in groups 1")
+        ("opened ", "port numpy", "policy: weights 100/0/0", "block 1 begins: places 1 in groups 1", "loaded weights")
     ):
         assert said[at].startswith(expected), said
     assert said[5].startswith("block 1 ends: ")
@@ -108,9 +108,12 @@ def test_the_library_prints_nothing_and_logs_by_module(caplog: pytest.LogCapture
     with caplog.at_level(logging.INFO, "flexref"), load("demo", policy=Policy()) as engine:
         engine.generate([LONG], Request(3))
     names = [record.name for record in caplog.records]
-    assert {"flexref.loading", "flexref.planner.advisor", "flexref.engine.session", "flexref.engine.block_log"} <= {
-        *names
-    }
+    assert {
+        "flexref.loading",
+        "flexref.planner.advisor",
+        "flexref.engine.held_weights",
+        "flexref.engine.block_log",
+    } <= {*names}
     assert names.count("flexref.engine.events") == 1
 
 

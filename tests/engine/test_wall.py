@@ -16,6 +16,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.backend.compiling import CompileTime
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
+from flexref.engine.held_weights import HeldWeights
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Stats
 from flexref.engine.scoring import ScoredRow
@@ -269,7 +270,7 @@ def test_what_takes_long_is_found_in_its_part(path: str, part: WallPart, monkeyp
 
     settling = advisor(Policy())
     slowed: dict[WallPart, tuple[Any, str]] = {
-        WallPart.LOAD: (Session, "_tell_of_loaded"),
+        WallPart.LOAD: (HeldWeights, "_tell"),
         WallPart.PLAN: (Session, "memory_plan"),
         WallPart.ALLOCATE: (NumpyBackend, "release"),
         WallPart.IMPORTS: (NumpyBackend, "__init__"),

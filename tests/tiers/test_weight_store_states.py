@@ -33,7 +33,7 @@ from flexref.tiers.pool import Arena
 from flexref.tiers.transfer import Traffic, host_bytes
 from flexref.tiers.weight_copies import WeightCopies
 from flexref.tiers.weight_reads import RunInPieces
-from flexref.tiers.weights import WeightStore
+from flexref.tiers.weights import WeightStore, operand
 from flexref.tiers.weights_plan import Run, WeightsPlan
 from flexref.units import Tier, aligned
 
@@ -158,8 +158,9 @@ class WeightStoreStates(RuleBasedStateMachine):
         breaks=st.sampled_from([None, None, "disk", "Ctrl-C", "a byte"]),
         after=st.integers(0, 12),
         tries=st.sampled_from(["once", "again", "mirror"]),
+        beside=st.none() | st.lists(st.integers(0, 9), max_size=4),
     )
-    def load(
+    def load(  # noqa: PLR0913, PLR0917 - all that a loading may meet
         self,
         name: str,
         shares: tuple[float, float],
@@ -168,6 +169,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         breaks: str | None,
         after: int,
         tries: str,
+        beside: list[int] | None,
     ) -> None:
         source = self.opened(name, tries)
         if breaks == "a byte":
@@ -180,7 +182,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         budgets[Tier.HOST] += aligned(self.plan.loading_bytes, PAGE)
         if short is not None and budgets[short]:
             budgets[short] -= 1
-        self.arenas = {tier: self.arena(tier, budgets[tier]) for tier in Tier}
+        self.arenas = {tier: self.arena(tier, budget) for tier, budget in budgets.items()}
         self.loaded_bytes = self.loading_bytes = 0
         store = WeightStore(self.plan, self.mover, source, self.count_loaded)
         self.disk.begin(after if breaks == "disk" else -1)
@@ -188,7 +190,7 @@ class WeightStoreStates(RuleBasedStateMachine):
         try:
             store.allocate(self.arenas)
             assert all(self.arenas[tier].held_bytes == needs[tier] for tier in Tier)
-            store.load(self.arenas)
+            self.load_all(store, beside)
         except BaseException as error:
             self.is_expected(error, short)
             store.release(self.arenas)
@@ -208,6 +210,23 @@ class WeightStoreStates(RuleBasedStateMachine):
         self.staged: dict[int, int] = {}
         self.in_slot: dict[int, int] = {}
         self.fetched: set[int] = set()
+
+    def load_all(self, store: WeightStore, stages: list[int] | None) -> None:
+        """At once, or beside all else, which waits for some stages: what they need is there then."""
+        if stages is None:
+            store.load(self.arenas)
+            return
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(loading_module, "OPEN_BYTES", PAGE * len(stages) + 1)
+            store.begin(self.arenas)
+            for number in [stage % len(self.plan.stages) for stage in stages]:
+                store.ready(number)
+                homes = self.plan.stages[number].homes
+                for run in (*homes[Tier.DEVICE].runs, *homes[Tier.HOST].runs):
+                    for tensor in run.tensors:
+                        self.is_stored(tensor, operand(self.port, tensor, store._homes[tensor.name]))
+            store.ready()
+            assert not store.is_loading
 
     def opened(self, name: str, tries: str) -> WeightCopies:
         """A file, whose disk keeps its damage, maybe with a mirror or with more than one try."""
@@ -478,12 +497,23 @@ class GathersWhatItNeverChecked(WeightStore):
         self._row_checksums.clear()
 
 
+class SaysThatAllIsReady(WeightStore):
+    def ready(self, stage: int | None = None) -> None:
+        super().ready(stage and 0)
+
+
+class WaitsOnce(WeightStore):
+    def ready(self, stage: int | None = None) -> None:
+        super().ready(stage)
+        self._loading = None
+
+
 class TrustsTheSecondReading(WeightStore):
     def _load_through(self, places: Any) -> None:
         class Reader(RunInPieces):
             def begin_again(self, error: WeightFileError) -> None:
                 self._reading.begin_again(error)
-                self._failure, self._checker = None, PartChecker([], 0, "")
+                self.failure, self._checker = None, PartChecker([], 0, "")
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(loading_module, "RunInPieces", Reader)
@@ -542,6 +572,8 @@ WRONG: tuple[Callable[..., Any], ...] = (
     ChecksTheFirstTime,
     TrustsTheSecondReading,
     CopiesWhatHasNotCome,
+    SaysThatAllIsReady,
+    WaitsOnce,
 )
 
 
