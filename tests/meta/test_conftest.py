@@ -59,12 +59,18 @@ in_one_process_and_several = pytest.mark.parametrize("workers", ["-n0", "-n2"])
 
 
 @in_one_process_and_several
-def test_skips_are_listed_with_their_reasons_and_are_no_failure(workers: str, tmp_path: Path) -> None:
-    done = pytest_on(tmp_path, TESTS, workers)
+def test_skips_are_listed_with_their_reasons_and_are_no_failure_where_another_backend_is_required(
+    workers: str, tmp_path: Path
+) -> None:
+    done = pytest_on(tmp_path, TESTS, workers, "--require", "numpy")
     assert done.returncode == 0
     assert "2 skipped: these prove nothing here" in done.stdout
     assert "    1  it computes nothing" in done.stdout
     assert "examples: 25" in done.stdout
+
+
+def test_a_skip_is_no_failure_where_nothing_is_required(tmp_path: Path) -> None:
+    assert pytest_on(tmp_path, TESTS, "-n0").returncode == 0
 
 
 @in_one_process_and_several
@@ -76,11 +82,6 @@ def test_a_skip_for_a_required_backend_is_a_failure(workers: str, tmp_path: Path
     assert "--require dry: no test of it passed" in done.stdout
     assert "--require numpy: no test" not in done.stdout
     assert "examples: 300" in done.stdout
-
-
-@in_one_process_and_several
-def test_a_required_backend_whose_tests_ran_is_satisfied(workers: str, tmp_path: Path) -> None:
-    assert pytest_on(tmp_path, TESTS, workers, "--require", "numpy").returncode == 0
 
 
 @in_one_process_and_several

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from oracle_kit import torch
 from oracle_kit.checkpoints import SMALL_125M, SMALL_350M, SMALL_GALACTICA, Variant, load_oracle, new_model
-from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
+from oracle_kit.compare import HOME, LONG_PROMPT, STEPS, STREAMED, Oracle, run_flexref, weight_file
 from transformers import OPTForCausalLM
 
 from flexref.engine.request import Request
 from flexref.storage.quant import dequantize, quantize
 
-PROMPTS = [[9, 1, 2, 33, 60, 4, 17], [2, 40, 8]]
+PROMPTS = [LONG_PROMPT, [2, 40, 8]]
 
 
 def rounded(model: OPTForCausalLM, scheme: str) -> OPTForCausalLM:

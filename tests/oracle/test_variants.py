@@ -7,7 +7,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from oracle_kit.checkpoints import VARIANTS, Variant, load_oracle, new_model
-from oracle_kit.compare import HOME, STEPS, STREAMED, Oracle, run_flexref, weight_file
+from oracle_kit.compare import HOME, LONG_PROMPT, STEPS, STREAMED, Oracle, run_flexref, weight_file
 
 from flexref.engine.request import Request
 from flexref.testing.strategies import policies, token_rows
@@ -35,7 +35,7 @@ def test_a_variant_generates_what_the_oracle_generates_at_home_and_from_disk(var
     path = weight_file(tmp_path)
     oracle = Oracle(load_oracle(tmp_path), path)
     # Two rows of one group have one length: their caches could be taken for each other.
-    prompts = [[5], [40], [9, 1, 2, 33, 33, 60, 4, 17, 3, 28, 11, 7]]
+    prompts = [[5], [40], LONG_PROMPT]
     request = Request(STEPS, ignore_eos=True)
     home = run_flexref(path, prompts, request, HOME)
     assert [len(generated) for generated in home.token_ids] == [STEPS] * 3
