@@ -15,6 +15,7 @@ from flexref.backend.compiling import CompileTime
 from flexref.backend.protocol import Matrix
 from flexref.backend.records import RecordLayout
 from flexref_numba.host_attention import HostAttention
+from flexref_numba.norm import layer_norm
 from flexref_numba.products import Products
 
 Numbers = npt.NDArray[Any]
@@ -61,6 +62,12 @@ class NumbaBackend(NumpyBackend):
     def expand(self, w: Matrix, out: Any) -> Numbers:
         """See `Backend.expand`."""
         return self._of_matrices.expand(w, out)
+
+    def layer_norm(self, x: Any, w: Any, b: Any, epsilon: float, out: Any = None) -> Numbers:
+        """See `Backend.layer_norm`."""
+        if out is None:
+            out = self.empty(x.shape, "float32")
+        return layer_norm(self._attention.functions, self._attention.threads, x, (w, b), epsilon, out)
 
     def cache_rows(self, records: Sequence[Any], layout: RecordLayout, prefixes: Sequence[Any] | None = None) -> Any:
         """See `Backend.cache_rows`."""

@@ -111,15 +111,14 @@ def make_product(form: Form, direct: bool) -> Callable[..., Any]:
     """out (T, O) (+)= x (T, I) w (O, I)^T + bias, of rows `first` to `last` of w, which have groups of `group`."""
     expanded, as_floats = expand_row(form), _block(FLOATS)
     stored = _block(form) if direct else as_floats
-    most = FEW_TOKENS if direct else 0
-    if form == FLOATS:
-        most = 1 << 60
+    never, always = form == FLOATS, not direct  # what does not occur is not compiled
 
     def product(
         x, x_pitch, tokens, w, w_pitch, scale, zero, pair_pitch, step, group, inputs, first, last, out, out_pitch,
         bias, add, block, scratch,
     ) -> None:  # fmt: skip
-        expands, held_pitch, groups = tokens > most, 4 * inputs, inputs // group if group else 0
+        held_pitch, groups = 4 * inputs, inputs // group if group else 0
+        expands = not never and (always or tokens > FEW_TOKENS)
         if tokens <= FEW_TOKENS and not expands:
             block = max(1, last - first)  # a row of w is read once in any case
         some = max(LANES, BLOCK_FLOATS // max(1, inputs) // LANES * LANES)
