@@ -25,7 +25,7 @@ from flexref_cupy.memory import Buffer, Copying, Tensor
 from flexref_cupy.on_host import HostRows, OnHost
 from flexref_cupy.pinning import PIECE_BYTES, Pinning
 from flexref_cupy.products import FUSED_ROWS, Products
-from flexref_cupy.recording import RECORDED_BYTES, Graphs, Recording
+from flexref_cupy.recording import CALL_BYTES, GRAPH_BYTES, RECORDED_BYTES, Graphs, Recording
 from flexref_cupy.rehearsal import Compiling, ImaginaryCuda
 
 HOST_RESERVE = 0.06
@@ -62,6 +62,8 @@ class CupyBackend:
             row_invariant=True,
             shares_prefixes=True,
             recorded_bytes=RECORDED_BYTES,
+            recording_bytes=GRAPH_BYTES,
+            recorded_call_bytes=CALL_BYTES,
             lacks_on_host="" if attends else on_host.INSTALL,
         )
         self._pinning = Pinning(self.cuda, piece_bytes)

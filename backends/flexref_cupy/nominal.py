@@ -106,8 +106,8 @@ CALLS = {
 """The engine's own work on the host, in calls of an operator: 8 us, and 40, 60, 300, 5 us on the H100's host; 4 us for
 a replay, 20 for each operator that is recorded. It is nearly all Python: a slower core takes longer for all alike."""
 
-RECORDED_BYTES = 64 << 20
-"""Of the scratch, what recordings may hold (recording.py)."""
+RECORDED_BYTES, RECORDING_BYTES, RECORDED_CALL_BYTES = 64 << 20, 64 << 10, 16 << 10
+"""Of the scratch, what recordings may hold; what one of them counts for, and each operator in it (recording.py)."""
 
 COPY_SIZES = tuple(float(1 << exponent) for exponent in range(10, 31))
 """Bytes at which curves have points; a power law between doublings is within 2 % of a fixed cost and a rate."""
@@ -178,6 +178,8 @@ def machine_of(facts: NominalFacts) -> Machine:
             SCRATCH_BYTES + RECORDED_BYTES,
             FUSED_ROWS,
             recorded_bytes=RECORDED_BYTES,
+            recording_bytes=RECORDING_BYTES,
+            recorded_call_bytes=RECORDED_CALL_BYTES,
         ),
         capacity_bytes=_capacities(facts),
         copies=_copies(facts),

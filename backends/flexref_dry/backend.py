@@ -51,6 +51,8 @@ class DryBackend:
             fused_rows=0 if port is None else port.fused_rows,
             shares_prefixes=True,
             recorded_bytes=0 if port is None else port.recorded_bytes,
+            recording_bytes=0 if port is None else port.recording_bytes,
+            recorded_call_bytes=0 if port is None else port.recorded_call_bytes,
         )
         self.calls: Counter[str] = Counter()
         self.flops: Counter[str] = Counter()
@@ -87,8 +89,10 @@ class DryBackend:
                 operators()
         finally:
             self._recording = None
+        calls = len(recording.calls)
+        recording.nbytes = self.caps.recording_bytes + calls * self.caps.recorded_call_bytes
         if self.timing is not None:
-            self.timing.record(len(recording.calls))
+            self.timing.record(calls)
         return recording
 
     def replay(self, recording: Any) -> None:

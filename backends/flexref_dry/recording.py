@@ -15,7 +15,9 @@ Counted = tuple[str, int, tuple[Any, ...]]
 
 @dataclass(eq=False)
 class DryRecording:
-    """Calls of operators; lengths are those that handles stand for when it is replayed. It holds nothing."""
+    """Calls of operators; lengths are those that handles stand for when it is replayed. `nbytes`: what a recording of
+    them counts for on the port that it stands for.
+    """
 
     nbytes: int = 0
     calls: list[Callable[[], Counted]] = field(default_factory=list)

@@ -18,7 +18,9 @@ class Capabilities:
     than on the device. row_invariant: a row's results have bits of its own, whatever rows are beside it and in how many
     pieces its tokens come, unless `Backend.keep_rows_apart` says that they need not. shares_prefixes: `cache_rows`
     takes `prefixes`. recorded_bytes: how much of the scratch is for recordings, all together; 0: the port records
-    nothing. lacks_on_host: what a port that does not attend on the host would need for it, and how to get it, in words.
+    nothing. recording_bytes, recorded_call_bytes: what of that one recording counts for, and about what each operator
+    in it; 0: not known, and any number of them is predicted to fit. lacks_on_host: what a port that does not attend on
+    the host would need for it, and how to get it, in words.
     """
 
     compute_dtype: str
@@ -31,6 +33,8 @@ class Capabilities:
     row_invariant: bool = False
     shares_prefixes: bool = False
     recorded_bytes: int = 0
+    recording_bytes: int = 0
+    recorded_call_bytes: int = 0
     lacks_on_host: str = ""
 
     @property

@@ -70,6 +70,8 @@ class Port:
     fused_rows: Annotated[int, COUNT, "Tokens up to which a product reads a matrix in groups as it is stored."]
     one_memory: Annotated[bool, "Whether device and host are one memory, worked on by one processor."] = False
     recorded_bytes: Annotated[int, COUNT, "Of scratch_bytes, what is for recorded operators; 0: none are recorded."] = 0
+    recording_bytes: Annotated[int, COUNT, "What of recorded_bytes one recording counts for."] = 0
+    recorded_call_bytes: Annotated[int, COUNT, "Beside that, what every operator in it counts for."] = 0
 
 
 @dataclass(frozen=True, slots=True)

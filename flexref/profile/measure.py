@@ -144,6 +144,8 @@ def port_of(backend: Backend, asynchronous: bool) -> Port:
         fused_rows=caps.fused_rows,
         one_memory=caps.one_memory,
         recorded_bytes=caps.recorded_bytes,
+        recording_bytes=caps.recording_bytes,
+        recorded_call_bytes=caps.recorded_call_bytes,
     )
 
 

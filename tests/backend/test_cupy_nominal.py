@@ -10,6 +10,7 @@ from flexref_cupy.backend import HOST_RESERVE as PORT_RESERVE
 from flexref_cupy.device import SCRATCH_BYTES as PORT_SCRATCH
 from flexref_cupy.nominal import machine_of
 from flexref_cupy.products import FUSED_ROWS as PORT_ROWS
+from flexref_cupy.recording import CALL_BYTES, GRAPH_BYTES
 from flexref_cupy.recording import RECORDED_BYTES as PORT_RECORDED
 from hypothesis import given
 from hypothesis import strategies as st
@@ -152,6 +153,7 @@ def test_large_copies_are_as_fast_as_their_figures_say(figures: dict[str, float]
 def test_what_a_plan_knows_of_the_port_is_what_the_port_says() -> None:
     assert nominal.SCRATCH_BYTES == PORT_SCRATCH
     assert nominal.RECORDED_BYTES == PORT_RECORDED
+    assert (nominal.RECORDING_BYTES, nominal.RECORDED_CALL_BYTES) == (GRAPH_BYTES, CALL_BYTES)
     assert nominal.FUSED_ROWS == PORT_ROWS
     assert nominal.HOST_RESERVE == PORT_RESERVE
     port = machine_of(facts_of(H100)).port

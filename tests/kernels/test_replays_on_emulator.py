@@ -9,18 +9,23 @@ import pytest
 from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend
+from flexref_dry import DryBackend
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.block.replays import KEPT_PASSES, Replays
+from flexref.block.rows import RowLengths
 from flexref.check.models import write_model
 from flexref.engine.request import Request, RowRequest
 from flexref.engine.results import Stats
 from flexref.errors import CapacityError, FlexrefError
 from flexref.loading import load
+from flexref.machine.plain import plain_machine
 from flexref.policy import Policy, Shares
+from flexref.profile.measure import port_of
+from flexref.simulator.simulate import simulate
 from flexref.testing import strategies as own
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
@@ -254,3 +259,28 @@ def test_each_call_runs_once_whatever_comes_and_recordings_stay_within_their_roo
     assert len(told) == min(1, backend.refused), "what finds no room is said once"
     replays.release()
     assert not backend.alive
+
+
+@pytest.mark.parametrize("scheme", ["none", "int4"])
+@pytest.mark.parametrize("shares", [Shares(), Shares(0, 1, 0)])
+def test_a_recording_is_predicted_to_hold_no_less_and_not_twice_as_much(
+    tmp_path: Path, scheme: str, shares: Shares, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: dict[type, list[int]] = {CupyBackend: [], DryBackend: []}
+    for kind, sizes in held.items():
+
+        def noted(self: Any, operators: Any, record: Any = kind.record, sizes: list[int] = sizes) -> Any:  # type: ignore[attr-defined]
+            recording = record(self, operators)
+            sizes.append(recording.nbytes)
+            return recording
+
+        monkeypatch.setattr(kind, "record", noted)
+    path, policy = tmp_path / "model.h5", Policy(shares, rows_per_group=2)
+    write_model(path, SPEC, dtype="float16", scheme=scheme)
+    with load(path, policy=policy, backend=port()) as engine:
+        engine.generate([[1, 2, 3], [4, 5, 6]], Request(6, ignore_eos=True))
+        file, machine = engine.file, plain_machine().changed(port=port_of(engine.backend, True))
+    simulate(file, machine, policy, [RowLengths(3, 6)] * 2)
+    assert len(held[CupyBackend]) == len(held[DryBackend])
+    for real, predicted in zip(held[CupyBackend], held[DryBackend], strict=True):
+        assert real <= predicted < 2 * real

@@ -139,3 +139,18 @@ def test_the_host_goes_through_a_visit_once_more_to_record_it(groups: int) -> No
     assert called_s == pytest.approx(11 * stages * groups, rel=1e-3)
     turns = 1 + stages % 2  # of an odd number of stages each finds both slots
     assert decode_s == pytest.approx((11 + turns) * stages * groups, rel=1e-3)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_recordings_that_find_no_room_are_predicted_to_be_called(fits: bool) -> None:
+    """Of weights that come over the link each visit is recorded by itself: many of them hold more than there is."""
+    slow = HostSeconds(1e-3, 1e-6, 1e-6, 1e-6, 1e-6, replay=1e-6, record=2e-3)
+    machine, calls = recording_machine().changed(host_s=slow), 9  # of a layer
+    recording_bytes, call_bytes = 64 << 10, 16 << 10
+    room = (recording_bytes + calls * call_bytes) * (100 if fits else 1)
+    port = replace(machine.port, recorded_bytes=room, recording_bytes=recording_bytes, recorded_call_bytes=call_bytes)
+    file, policy, job = random_file(SPEC), Policy(weights=Shares(0, 1, 0)), AlikeRows(RowLengths(8, 64), 1)
+    found = simulate(file, machine.changed(port=port), policy, job)
+    called = simulate(file, machine.changed(port=replace(port, recorded_bytes=0)), policy, job)
+    assert (found.decode_s < called.decode_s / 4) == fits
+    assert fits or found.decode_s > called.decode_s / 2
