@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.show.compare_machines_report import print_machines
 from flexref.cli.show.console import PIPED_WIDTH, FilledTable, print_named, table_console
 from flexref.cli.show.profile_report import print_machine
@@ -49,13 +50,22 @@ def flexref(call: str, columns: str | None = None) -> subprocess.CompletedProces
 
 
 @pytest.mark.parametrize("call", PIPED)
-def test_no_line_in_a_pipe_is_wider_than_the_rule(call: str, text: Path) -> None:
-    done = flexref(call.format(text=text))
-    for stream in (done.stdout, done.stderr):
+def test_no_line_in_a_pipe_is_wider_than_the_rule(call: str, text: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """In this process, whose output is a file; that a pipe of another process is as wide is asked below."""
+    assert run(command_group(COMMANDS), call.format(text=text).split()) == 0
+    found = capfd.readouterr()
+    assert found.out
+    for stream in found:
         assert max(map(len, stream.splitlines()), default=0) <= PIPED_WIDTH
         assert "(s)" not in stream
         assert not re.search(r"\b1 (rows|blocks|tokens|windows|questions)\b", re.sub(r"x 1 rows", "", stream))
         assert "0 bytes │" not in stream.replace("10 bytes", "") or call == "backends"
+
+
+def test_a_pipe_of_another_process_is_as_wide() -> None:
+    done = flexref("plan --model 125m --machine t4-gcp --gen-len 4 --rows 4")
+    assert 80 < max(map(len, done.stdout.splitlines())) <= PIPED_WIDTH
+    assert max(map(len, done.stderr.splitlines()), default=0) <= PIPED_WIDTH
 
 
 def test_columns_says_otherwise(text: Path) -> None:

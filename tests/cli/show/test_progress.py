@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from flexref.cli.logs import logging_at
+from flexref.cli.main import COMMANDS, command_group, run
+from flexref.cli.show import displays
 from flexref.cli.show.displays import FIRST_S, LONGEST_S, PlainLines
 from flexref.cli.show.progress import Progress, progress
 from flexref.cli.show.stage import BYTES, WorkStage
@@ -193,20 +195,31 @@ LONG_COMMANDS = {
     "plan --model 125m --machine t4-gcp --prompt-len 16 --gen-len 4 --rows 4 --json": "planning 125m on ",
     "compare-machines --model 125m --machine t4-gcp --prompt-len 16 --gen-len 4 --rows 4 --json": "planning: 0 of 1, ",
     "convert demo OUT --quantize int4-mse --json": "converting: ",
-    "profile --quick --json": "measuring, ",
 }
 """Commands that may take long, and how a line begins that tells of what takes longest."""
 
 
 @pytest.mark.parametrize("call", LONG_COMMANDS)
-def test_every_long_command_tells_where_it_is_and_keeps_that_from_its_result(call: str, tmp_path: Path) -> None:
+def test_every_long_command_tells_where_it_is_and_keeps_that_from_its_result(
+    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "text").write_text("But soft, what light through yonder window breaks? It is the east. " * 40)
     begin = LONG_COMMANDS[call]
     call = call.replace("TEXT", str(tmp_path / "text")).replace("OUT", str(tmp_path / "out.h5"))
     placed = ["--percent", *("100", "0") * 3] if call.split()[0] in PLACED else []
-    command = [sys.executable, "-c", COMMAND, *call.split(), *placed]
+    monkeypatch.setattr(displays, "FIRST_S", 0.05)
+    monkeypatch.setattr(displays, "LONGEST_S", 0.05)
+    assert run(command_group(COMMANDS), [*call.split(), *placed]) == 0
+    out, err = capfd.readouterr()
+    assert any(line.startswith(begin) for line in err.splitlines()), err
+    json.loads(out)
+
+
+def test_a_long_command_in_a_process_of_its_own_does_the_same() -> None:
+    """This session's quick profiles are over at once; a user's is not."""
+    command = [sys.executable, "-c", COMMAND, "profile", "--quick", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert any(line.startswith(begin) for line in done.stderr.splitlines()), done.stderr
+    assert any(line.startswith("measuring, ") for line in done.stderr.splitlines()), done.stderr
     json.loads(done.stdout)
 
 
