@@ -48,16 +48,46 @@ from functools import partialmethod
 from lm_eval.tasks import TaskManager
 TaskManager.__init__ = partialmethod(TaskManager.__init__, include_defaults=False)
 from flexref.__main__ import main
-main()
 """
-"""The command, whose harness does not read the thousands of tasks that it brings: that takes seven seconds."""
+"""The command's harness does not read the thousands of tasks that it brings: that takes seven seconds."""
+
+ONE_AFTER_THE_OTHER = (
+    WITHOUT_ITS_OWN_TASKS
+    + """
+import json, sys
+codes = []
+for call in json.loads(sys.argv[1]):
+    sys.argv[1:] = call
+    try:
+        main()
+    except SystemExit as leave:
+        codes.append(leave.code)
+    print("the end of a call", file=sys.stderr, flush=True)
+sys.stdout.write("\\n" + json.dumps(codes))
+"""
+)
+"""Several calls of the command in one process, which loads the harness once."""
 
 
 def lm_eval(folder: Path, *arguments: str, own_tasks: bool = False) -> subprocess.CompletedProcess[str]:
+    program = ("-m", "flexref") if own_tasks else ("-c", f"{WITHOUT_ITS_OWN_TASKS}main()")
+    return started(folder, *program, "lm-eval", *arguments)
+
+
+def started(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process of Python whose harness fetches nothing."""
     offline = {"HF_DATASETS_OFFLINE": "1", "HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hf")}
-    program = ("-m", "flexref") if own_tasks else ("-c", WITHOUT_ITS_OWN_TASKS)
-    command = [sys.executable, *program, "lm-eval", *arguments]
+    command = [sys.executable, *arguments]
     return subprocess.run(command, check=False, capture_output=True, text=True, env=os.environ | offline, timeout=150)
+
+
+def complaints(folder: Path, *calls: tuple[str, ...]) -> list[list[str]]:
+    """What the command writes to stderr, in lines, for each call of several in one process; each must exit with 1."""
+    run = started(folder, "-c", ONE_AFTER_THE_OTHER, json.dumps([["lm-eval", *call] for call in calls]))
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert json.loads(run.stdout.splitlines()[-1]) == [1] * len(calls)
+    said = run.stderr.split("the end of a call\n")[:-1]
+    return [text.splitlines() for text in said]
 
 
 @pytest.fixture(scope="module")
@@ -152,33 +182,26 @@ def test_the_report_names_the_model(results: dict[str, Any]) -> None:
     assert config["flexref_version"] == flexref.__version__
 
 
-def test_what_is_wrong_is_one_line(tmp_path: Path) -> None:
-    task(
-        tmp_path, "t", [{"page": "It was."}], output_type="loglikelihood_rolling", doc_to_text="", doc_to_target="page"
-    )
-    options = ("--tasks", "t", "--include_path", str(tmp_path))
-    for model_args, message in (
-        ("path=nowhere.h5", "flexref: no such weight file: nowhere.h5"),
-        ("path=demo,pretrained=x", "flexref: unknown model argument pretrained; known: path, backend"),
-    ):
-        run = lm_eval(tmp_path, *options, "--model_args", model_args)
-        assert run.returncode == 1
-        assert run.stderr.splitlines()[-1].startswith(message), run.stderr[-1500:]
-        assert "Traceback" not in run.stderr
-
-
-def test_what_goes_wrong_in_a_task_is_one_line_with_its_traceback_if_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    page = {"output_type": "loglikelihood_rolling", "doc_to_text": "", "doc_to_target": "{{page | nothing}}"}
-    task(tmp_path, "t", [{"page": "It was."}], **page)
-    options = ("--model_args", "path=demo", "--tasks", "t", "--include_path", str(tmp_path))
-    run = lm_eval(tmp_path, *options)
-    assert run.returncode == 1
-    assert run.stderr.splitlines()[-1].startswith("flexref: lm_eval: TemplateAssertionError: No filter named 'nothing'")
-    assert "Traceback" not in run.stderr
+def test_what_is_wrong_is_one_line_with_its_traceback_if_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = {"output_type": "loglikelihood_rolling", "doc_to_text": ""}
+    task(tmp_path, "t", [{"page": "It was."}], **page, doc_to_target="page")
+    task(tmp_path, "wrong", [{"page": "It was."}], **page, doc_to_target="{{page | nothing}}")
+    options = ("--include_path", str(tmp_path), "--tasks")
+    in_task = ("--model_args", "path=demo", *options, "wrong")
+    wrong = {
+        ("--model_args", "path=nowhere.h5", *options, "t"): "flexref: no such weight file: nowhere.h5",
+        ("--model_args", "path=demo,pretrained=x", *options, "t"): (
+            "flexref: unknown model argument pretrained; known: path, backend"
+        ),
+        in_task: "flexref: lm_eval: TemplateAssertionError: No filter named 'nothing'",
+    }
+    for lines, message in zip(complaints(tmp_path, *wrong), wrong.values(), strict=True):
+        assert lines[-1].startswith(message), lines[-15:]
+        assert not any("Traceback" in line for line in lines)
     monkeypatch.setenv("LMEVAL_LOG_LEVEL", "DEBUG")
-    assert "Traceback" in lm_eval(tmp_path, *options).stderr
+    asked = lm_eval(tmp_path, *in_task)
+    assert asked.returncode == 1
+    assert "Traceback" in asked.stderr
 
 
 @pytest.mark.parametrize(
