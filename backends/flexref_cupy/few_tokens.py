@@ -12,16 +12,17 @@ from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device
 from flexref_cupy.expanding import is_aligned, parts_of
 from flexref_cupy.launching import Kernel
 from flexref_cupy.memory import Tensor
-from flexref_cupy.variants import FEW_BLOCKS, FEW_BLOCKS_SMALL, FEW_GROUPS, FewBlock
+from flexref_cupy.variants import FEW_BLOCKS, FEW_BLOCKS_MIDDLE, FEW_BLOCKS_SMALL, FEW_GROUPS, FewBlock
 
 IN_ORDER_CAPABILITY = (9, 0)
 """Devices on which linear_few.cu has the bits of cublasLt. Older ones add up 8 inputs at a time, not 16."""
 
-LARGE_SHARED = ((8, 0), (9, 0), (10, 0))
-"""Devices whose multiprocessors have so much shared memory for blocks:"""
+LARGE_BYTES, MIDDLE_BYTES, SMALL_BYTES = 227 << 10, 163 << 10, 64 << 10
 
-LARGE_BYTES, SMALL_BYTES = 163 << 10, 64 << 10
-"""Theirs, and what every other device has."""
+SHARED_BYTES = {(8, 0): MIDDLE_BYTES, (9, 0): LARGE_BYTES, (10, 0): LARGE_BYTES}
+"""Shared memory that a multiprocessor of a device has for blocks; every other device has SMALL_BYTES."""
+
+TABLES = {LARGE_BYTES: FEW_BLOCKS, MIDDLE_BYTES: FEW_BLOCKS_MIDDLE, SMALL_BYTES: FEW_BLOCKS_SMALL}
 
 FEW_OUTPUTS, MORE_OUTPUTS = 32, 64
 """Up to so many outputs for every multiprocessor are few, and more of them not yet many."""
@@ -34,6 +35,9 @@ CHUNK_INPUTS = {4: 256, 8: 256, HALVES: 128}
 
 TOKEN_PADDING_BYTES = {4: 32, 8: 32, HALVES: 16}
 """Between two tokens of a chunk in shared memory."""
+
+SECTOR_BYTES = 32
+"""Of the memory: so much of a row's scales comes at once, for some chunks."""
 
 RUN_BYTES = 16
 """Rows of inputs and of weights are aligned to it."""
@@ -101,17 +105,17 @@ class FewTokens:
         cuda = self._device.cuda
         each = -(-outputs // cuda.multiprocessors) if whole else MORE_OUTPUTS + 1
         block = block_for(bits, tiles * TILE_TOKENS, each, cuda.capability)
-        shared_bytes = block.stages * stage_bytes(block, bits, group_size)
+        needed_bytes = shared_bytes(block, bits, group_size)
         macros = {**block.macros, "BITS": bits, "GROUP": group_size}
-        kernel = self._device.kernels.get("linear_few", "linear_few", shared_bytes, **macros)
+        kernel = self._device.kernels.get("linear_few", "linear_few", needed_bytes, **macros)
         blocks = -(-outputs // block.outputs)
         parts, places = 1, blocks * -(-tiles * TILE_TOKENS // block.tokens)
         if not whole and places <= COUNTERS_BYTES // 4:
             sums_bytes = 4 * places * block.outputs * max(block.tokens, TURNED_TOKENS)
-            room = LARGE_BYTES if cuda.capability in LARGE_SHARED else SMALL_BYTES
-            at_once = cuda.multiprocessors * min(BLOCKS_AT_ONCE, room // shared_bytes)
+            room = SHARED_BYTES.get(cuda.capability, SMALL_BYTES)
+            at_once = cuda.multiprocessors * min(BLOCKS_AT_ONCE, room // needed_bytes)
             parts = parts_for(places, inputs // CHUNK_INPUTS[bits], at_once, PARTIALS_BYTES // sums_bytes)
-        return _Launch(kernel, blocks, parts, block, shared_bytes)
+        return _Launch(kernel, blocks, parts, block, needed_bytes)
 
 
 def are_taken(x: Tensor, w: Matrix) -> bool:
@@ -133,17 +137,20 @@ def are_taken(x: Tensor, w: Matrix) -> bool:
 
 def block_for(bits: int, tokens: int, outputs: int, capability: tuple[int, int]) -> FewBlock:
     """The block for so many tokens, and so many outputs for every multiprocessor."""
-    table = (FEW_BLOCKS if capability in LARGE_SHARED else FEW_BLOCKS_SMALL)[bits]
+    table = TABLES[SHARED_BYTES.get(capability, SMALL_BYTES)][bits]
     few, more, many = next((blocks for most, blocks in table.items() if tokens <= most), list(table.values())[-1])
     return few if outputs <= FEW_OUTPUTS else more if outputs <= MORE_OUTPUTS else many
 
 
-def stage_bytes(block: FewBlock, bits: int, group_size: int) -> int:
-    """Shared memory of a stage: a chunk of the inputs of a block's tokens, and of its outputs' weights."""
+def shared_bytes(block: FewBlock, bits: int, group_size: int) -> int:
+    """Shared memory of a block: in every stage a chunk of the inputs of its tokens and outputs; batches of scales."""
     chunk = CHUNK_INPUTS[bits]
-    scales_bytes = 0 if bits == HALVES else 2 * 2 * chunk // group_size
     tokens_bytes = block.tokens * (2 * chunk + TOKEN_PADDING_BYTES[bits])
-    return tokens_bytes + block.outputs * (chunk * bits // 8 + scales_bytes)
+    stage_bytes = tokens_bytes + block.outputs * chunk * bits // 8
+    if bits == HALVES:
+        return block.stages * stage_bytes
+    batches = 1 + -(-block.stages // (SECTOR_BYTES * group_size // (2 * chunk)))
+    return block.stages * stage_bytes + batches * block.outputs * 2 * SECTOR_BYTES
 
 
 def parts_for(places: int, chunks: int, at_once: int, most: int) -> int:

@@ -41,7 +41,8 @@ _LOOSE_RECORDS = _all(FORM=("LOOSE_VALUES", "LOOSE_CODES"), WIDTH=(16, 64, 128, 
 class FewBlock(NamedTuple):
     """A block of linear_few.cu.
 
-    A warp takes `warp_outputs`, `token_warps` of them share the tokens; stages: chunks in shared memory.
+    A warp takes `warp_outputs`, `token_warps` of them share the tokens; stages: chunks in shared memory; copy_warps:
+    those beside them, which copy and multiply nothing, or 0 if all do both; prefetch: chunks that are asked for early.
     """
 
     tokens: int
@@ -49,11 +50,13 @@ class FewBlock(NamedTuple):
     warp_outputs: int
     token_warps: int
     stages: int
+    copy_warps: int = 0
+    prefetch: int = 0
 
     @property
     def threads(self) -> int:
         """Of a block."""
-        return 32 * self.outputs // self.warp_outputs * self.token_warps
+        return 32 * (self.outputs // self.warp_outputs * self.token_warps + self.copy_warps)
 
     @property
     def macros(self) -> Macros:
@@ -66,15 +69,15 @@ FewBlocks = Mapping[int, Mapping[int, tuple[FewBlock, FewBlock, FewBlock]]]
 
 FEW_BLOCKS: FewBlocks = {
     4: {
-        8: (FewBlock(8, 32, 8, 1, 6), FewBlock(8, 32, 16, 1, 6), FewBlock(8, 64, 16, 1, 6)),
-        16: (FewBlock(16, 32, 8, 1, 6), FewBlock(16, 64, 16, 1, 4), FewBlock(16, 64, 16, 1, 4)),
+        8: (FewBlock(8, 32, 16, 1, 6, 1, 4), FewBlock(8, 64, 16, 1, 6, 0, 4), FewBlock(8, 64, 16, 1, 6, 0, 4)),
+        16: (FewBlock(16, 32, 16, 1, 6, 1), FewBlock(16, 64, 16, 1, 4), FewBlock(16, 128, 32, 1, 6)),
         32: (FewBlock(32, 64, 16, 1, 4), FewBlock(32, 64, 16, 1, 4), FewBlock(32, 128, 16, 1, 4)),
-        64: (FewBlock(32, 64, 16, 1, 4), FewBlock(32, 128, 16, 1, 4), FewBlock(64, 128, 16, 1, 3)),
+        64: (FewBlock(32, 64, 16, 1, 4, 2), FewBlock(32, 128, 16, 1, 4), FewBlock(64, 128, 16, 1, 3)),
     },
     8: {
-        8: (FewBlock(8, 16, 8, 1, 8), FewBlock(8, 32, 16, 1, 6), FewBlock(8, 64, 16, 1, 3)),
+        8: (FewBlock(8, 32, 16, 1, 6, 1, 4), FewBlock(8, 32, 16, 1, 6), FewBlock(8, 128, 16, 1, 4, 0, 4)),
         16: (FewBlock(16, 32, 8, 1, 5), FewBlock(16, 64, 16, 1, 4), FewBlock(16, 64, 16, 1, 4)),
-        32: (FewBlock(32, 64, 16, 1, 4), FewBlock(32, 64, 16, 1, 4), FewBlock(32, 128, 16, 1, 3)),
+        32: (FewBlock(32, 32, 16, 1, 4, 2), FewBlock(32, 64, 16, 1, 4), FewBlock(32, 128, 16, 1, 3)),
         64: (FewBlock(32, 64, 16, 1, 4), FewBlock(64, 64, 16, 1, 3), FewBlock(64, 64, 16, 1, 3)),
     },
     16: {
@@ -82,7 +85,22 @@ FEW_BLOCKS: FewBlocks = {
         16: (FewBlock(16, 64, 16, 1, 6), FewBlock(16, 64, 16, 1, 6), FewBlock(16, 64, 16, 1, 6)),
     },
 }
-"""The fastest of those that were measured on an H200, within the 163 KiB of shared memory of compute capability 8.0."""
+"""The fastest of those that were measured on an H200, within the 227 KiB of shared memory of compute capability 9.0."""
+
+FEW_BLOCKS_MIDDLE: FewBlocks = {
+    4: {
+        **FEW_BLOCKS[4],
+        16: (*FEW_BLOCKS[4][16][:2], FewBlock(16, 64, 16, 1, 4)),
+        64: (*FEW_BLOCKS[4][64][:2], FewBlock(32, 128, 16, 1, 4)),
+    },
+    8: {
+        **FEW_BLOCKS[8],
+        8: (*FEW_BLOCKS[8][8][:2], FewBlock(8, 64, 16, 1, 3)),
+        32: (*FEW_BLOCKS[8][32][:2], FewBlock(32, 64, 16, 1, 4)),
+    },
+    16: FEW_BLOCKS[16],
+}
+"""The fastest there within the 163 KiB of compute capability 8.0."""
 
 FEW_BLOCKS_SMALL: FewBlocks = {
     bits: {8: (FewBlock(8, 32, 8, 1, 3),) * 3, 16: (FewBlock(16, outputs, 8, 1, 3),) * 3}
@@ -90,15 +108,15 @@ FEW_BLOCKS_SMALL: FewBlocks = {
 }
 """For every other device: one or two blocks of eight warps or so fit the 64 KiB of a Turing multiprocessor."""
 
+FEW_TABLES = (FEW_BLOCKS, FEW_BLOCKS_MIDDLE, FEW_BLOCKS_SMALL)
+
 FEW_GROUPS: Mapping[int, tuple[int, ...]] = {4: (32, 64, 128), 8: (32, 64, 128), 16: (0,)}
 """Bits of a weight -> its group sizes."""
 
 _FEW = tuple(
     {**block.macros, "BITS": bits, "GROUP": group}
     for bits, groups in FEW_GROUPS.items()
-    for block in sorted(
-        {block for table in (FEW_BLOCKS, FEW_BLOCKS_SMALL) for blocks in table[bits].values() for block in blocks}
-    )
+    for block in sorted({block for table in FEW_TABLES for blocks in table[bits].values() for block in blocks})
     for group in groups
 )
 

@@ -204,6 +204,7 @@ template <int bytes> struct Beside {
 #endif
 };
 static inline void await_earlier() {}
+static inline void prefetch(const void* global) { *static_cast<const volatile unsigned char*>(global); }
 static inline void close_batch() { emulated_close_batch(); }
 template <int under_way> inline void await_batches() { emulated_await_batches(under_way); }
 static inline void __trap(EMULATED_CALLER) { emulated_trap(EMULATED_HERE); }

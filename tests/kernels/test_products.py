@@ -39,6 +39,9 @@ CLAUSES: tuple[Clause, ...] = (
 MULTIPROCESSORS = (1, 3, 40)
 """Of the emulated devices: how many parts a fused product's inputs are cut into depends on it."""
 
+LONG_CHUNKS = 18
+"""More than the scales in shared memory are for, whatever the size of groups: their places are used again."""
+
 DTYPES = ("float16", "float32")
 
 tokens = st.sampled_from((1, 5, 8, 9, 17, 31, 64))
@@ -208,6 +211,24 @@ def test_few_tokens_with_rows_apart_are_multiplied_as_stored_and_have_the_bits_o
         by_library.linear(case.x, full, case.b, out, case.add)
         assert len(port.cuda.multiplied_apart) == before[1] + 1
         assert_same_bits(case.out.read(), bench.read(out), "a product with the weights as they are stored")
+
+
+@pytest.mark.parametrize("count", [1, 17])
+@pytest.mark.parametrize(("form", "group_size"), [("int4", 32), ("int4", 64), ("int4", 128), ("int8", 64)])
+def test_scales_of_a_row_of_many_chunks_come_in_turns(
+    in_order: dict[int, CupyBackend], form: str, group_size: int, count: int
+) -> None:
+    port, rows, width = in_order[40], 9, LONG_CHUNKS * few_tokens.CHUNK_INPUTS[int(form[3:])]
+    with Bench(port) as bench:
+        w, _ = bench.matrix(numbers((rows, width), "float32", "normal", 1), f"{form} float16", group_size)
+        x = bench.array(numbers((count, width), "float16", "normal", 2))
+        found = bench.read(port.linear(x, w, None))
+        full = port.expand(w, bench.results((rows, width)).array)
+        by_library = Products(port.device, fused_rows=0)
+        by_library.rows_apart = True
+        out = bench.results((count, rows)).array
+        by_library.linear(x, full, None, out, False)
+        assert_same_bits(found, bench.read(out), f"a product of {LONG_CHUNKS} chunks")
 
 
 @given(data=st.data())
@@ -402,7 +423,7 @@ def test_blocks_for_few_tokens_fit_every_device_and_are_compiled_for_it(capabili
     for bits, groups in FEW_GROUPS.items():
         for group, count, each in product(groups, (1, 8, 9, 16, 17, 32, 33, 128), (1, 32, 33, 64, 65, 1000)):
             block = few_tokens.block_for(bits, count, each, capability)
-            assert block.stages * few_tokens.stage_bytes(block, bits, group) <= MOST_SHARED_BYTES[capability]
+            assert few_tokens.shared_bytes(block, bits, group) <= MOST_SHARED_BYTES[capability]
             assert {**block.macros, "BITS": bits, "GROUP": group} in VARIANTS["linear_few"]
             assert block.outputs % block.warp_outputs == block.tokens % (8 * block.token_warps) == 0
 

@@ -165,6 +165,11 @@ __device__ __forceinline__ void await_earlier() {
 #endif
 }
 
+// What lies at an address, on its way to the second-level cache: nothing waits for it, and nothing is read.
+__device__ __forceinline__ void prefetch(const void* global) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(global) : "memory");
+}
+
 __device__ __forceinline__ void close_batch() {
 #if __CUDA_ARCH__ >= 800
     asm volatile("cp.async.commit_group;" ::: "memory");

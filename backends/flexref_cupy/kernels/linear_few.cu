@@ -9,11 +9,12 @@
 // weights; scale and zero (O, I / GROUP). BITS 16: I a multiple of 128; w (O, I) is `codes`, counted in halves. Rows of x and
 // of codes are aligned to 16 bytes, those of scale and zero to 512 / GROUP. Of b and `out` each is of float or of half.
 // Block: OUTPUTS outputs and TOKENS tokens. A warp takes WARP_OUTPUTS of them, whose weights it decodes, and shares the
-// tokens with TOKEN_WARPS - 1 others; it adds up all of a sum.
-// Launch: (T / TOKENS, O / OUTPUTS, parts) blocks of THREADS, with STAGES * STAGE_BYTES of dynamic shared memory: x and w
-// arrive STAGES - 2 chunks ahead of their use. Blocks of other tokens are beside each other, and find w in the
-// second-level cache. Several parts leave their sums in `partials`, and the last block of a place to arrive, by
-// `counters`, adds them up.
+// tokens with TOKEN_WARPS - 1 others; it adds up all of a sum. COPY_WARPS more see to all copies, or, if there are none,
+// every warp to some.
+// Launch: (T / TOKENS, O / OUTPUTS, parts) blocks of THREADS, with `shared_bytes` (few_tokens.py) of them shared: x and w arrive
+// STAGES - 2 chunks ahead of their use; the first PREFETCH chunks of w are asked for before the kernels before this one
+// have ended. Blocks of other tokens are beside each other, and find w in the second-level cache. Several parts leave
+// their sums in `partials`, and the last block of a place to arrive, by `counters`, adds them up.
 //
 // The chain of a sum's instructions, each waiting for the one before, is what a block's time is made of: 256 for 4,096
 // inputs. So weights are read and decoded while it runs, across chunks too: a section is read before the one before it is
@@ -22,7 +23,9 @@
 // cores has 16 outputs and 8 tokens, or, where a warp takes 8 outputs, 16 tokens and 8 outputs: so few outputs keep more
 // warps busy, and each of them decodes half as much.
 
-constexpr int THREADS = OUTPUTS / WARP_OUTPUTS * TOKEN_WARPS * WARP;
+constexpr int ADDERS = OUTPUTS / WARP_OUTPUTS * TOKEN_WARPS * WARP;  // threads that multiply
+constexpr int COPIERS = COPY_WARPS ? COPY_WARPS * WARP : ADDERS;      // threads that copy: others, or the same
+constexpr int THREADS = COPY_WARPS ? ADDERS + COPIERS : ADDERS;
 constexpr int EIGHTS = WARP_OUTPUTS / 8;           // of outputs, of a warp: a lane has one row of each
 constexpr int TILES = TOKENS / 8 / TOKEN_WARPS;    // of eight tokens, of a warp
 constexpr bool TURNED = EIGHTS == 1;               // whether a tile has 16 tokens and 8 outputs
@@ -34,14 +37,15 @@ constexpr int ROW_BYTES = CHUNK * BITS / 8;
 constexpr int TOKEN_BYTES = CHUNK * 2;
 constexpr int TOKEN_PITCH = TOKEN_BYTES + (BITS == 16 ? 16 : 32);  // no two lanes read different words of a bank
 constexpr int GROUPS = BITS == 16 ? 0 : CHUNK / GROUP, SCALES_BYTES = 2 * GROUPS;
-constexpr int CODES_AT = TOKENS * TOKEN_PITCH, SCALES_AT = CODES_AT + OUTPUTS * ROW_BYTES;
-constexpr int ZEROS_AT = SCALES_AT + OUTPUTS * SCALES_BYTES;
-constexpr int STAGE_BYTES = ZEROS_AT + OUTPUTS * SCALES_BYTES;
+constexpr int CODES_AT = TOKENS * TOKEN_PITCH, STAGE_BYTES = CODES_AT + OUTPUTS * ROW_BYTES;
+// Scales, and zeros after them, come for some chunks at once: those of one alone are a fraction of a sector of memory, and
+// each such piece takes the memory pipeline as long as a line. Chunks under way are of no more than so many batches.
+constexpr int SECTOR = 32, BATCH = BITS == 16 ? 1 : SECTOR / SCALES_BYTES, BATCHES = (STAGES + BATCH - 1) / BATCH + 1;
+constexpr int ZEROS_AT = OUTPUTS * SECTOR, BATCH_BYTES = 2 * ZEROS_AT, BATCHES_AT = STAGES * STAGE_BYTES;
 
 // A section is what a warp reads ahead: whole steps, and where codes are planar whole groups.
 constexpr int SECTION_STEPS = BITS == 4 && (GROUP == 128 || TURNED) ? 8 : 4;
 constexpr int SECTIONS = CHUNK / STEP / SECTION_STEPS, SECTION_RUNS = SECTION_STEPS * BITS / 8;
-constexpr int SECTION_GROUPS = BITS == 16 ? 0 : (SECTION_STEPS * STEP + GROUP - 1) / GROUP;
 
 struct alignas(8) Inputs {
     pair at[2];
@@ -55,8 +59,14 @@ struct alignas(16) Sums {
 // eight outputs, as `load_matrices` gives it.
 struct Section {
     pair words[EIGHTS][SECTION_RUNS];
+};
+
+// What a lane's rows of a chunk are scaled and shifted by.
+struct Scales {
 #if BITS != 16
-    half scale[EIGHTS][SECTION_GROUPS], zero[EIGHTS][SECTION_GROUPS];
+    struct alignas(2 * GROUPS) Row {
+        half at[GROUPS];
+    } scale[EIGHTS], zero[EIGHTS];
 #endif
 };
 
@@ -64,10 +74,10 @@ struct Section {
 // read as it, and never stored; tokens beyond it are left out: nobody looks at their sums.
 enum Kind { TOKEN_ROWS, CODE_ROWS, SCALE_ROWS };
 template <Kind kind, int rows, int row_bytes, int bytes, int target_pitch> struct Rows {
-    static constexpr int PIECES = row_bytes / bytes, COPIES = (rows * PIECES + THREADS - 1) / THREADS;
+    static constexpr int PIECES = row_bytes / bytes, COPIES = (rows * PIECES + COPIERS - 1) / COPIERS;
     const unsigned char* from;
     unsigned offsets[COPIES];  // of the thread's pieces; a block's rows lie within 4 GiB
-    int last;
+    int last, wanted_pieces;
     Beside<bytes> under_way[COPIES];
 
     __device__ __forceinline__ void place(const void* first_row, integer pitch, int count) {
@@ -77,11 +87,12 @@ template <Kind kind, int rows, int row_bytes, int bytes, int target_pitch> struc
             offsets[copy] = min(row_of(copy), last) * static_cast<unsigned>(pitch) + piece_of(copy) * bytes;
     }
 
-    __device__ __forceinline__ void start(unsigned char* to, int chunk, bool wanted) {
+    // Of each row the first `wanted` pieces.
+    __device__ __forceinline__ void start(unsigned char* to, int chunk, int wanted) {
+        wanted_pieces = wanted;
 #pragma unroll
         for (int copy = 0; copy < COPIES; ++copy)
-            under_way[copy].start(to + target(copy), from + chunk * row_bytes + offsets[copy],
-                                  wanted && is_copied(copy));
+            under_way[copy].start(to + target(copy), from + chunk * row_bytes + offsets[copy], is_copied(copy));
     }
 
     __device__ __forceinline__ void arrive(unsigned char* to) {
@@ -90,13 +101,16 @@ template <Kind kind, int rows, int row_bytes, int bytes, int target_pitch> struc
     }
 
    private:
-    static __device__ __forceinline__ int row_of(int copy) { return (threadIdx.x + copy * THREADS) / PIECES; }
+    static __device__ __forceinline__ int copier() { return COPY_WARPS ? threadIdx.x - ADDERS : threadIdx.x; }
 
-    static __device__ __forceinline__ int piece_of(int copy) { return (threadIdx.x + copy * THREADS) % PIECES; }
+    static __device__ __forceinline__ int row_of(int copy) { return (copier() + copy * COPIERS) / PIECES; }
+
+    static __device__ __forceinline__ int piece_of(int copy) { return (copier() + copy * COPIERS) % PIECES; }
 
     __device__ __forceinline__ bool is_copied(int copy) const {
+        if (kind == SCALE_ROWS ? piece_of(copy) >= wanted_pieces : wanted_pieces == 0) return false;
         if (kind == TOKEN_ROWS) return row_of(copy) <= last;
-        return rows * PIECES % THREADS == 0 || row_of(copy) < rows;
+        return rows * PIECES % COPIERS == 0 || row_of(copy) < rows;
     }
 
     static __device__ __forceinline__ int target(int copy) {
@@ -105,30 +119,40 @@ template <Kind kind, int rows, int row_bytes, int bytes, int target_pitch> struc
     }
 };
 
-// All that a chunk takes, on its way.
+// All that a chunk takes, on its way. `number`: of the block's own.
 struct Chunk {
     Rows<TOKEN_ROWS, TOKENS, TOKEN_BYTES, RUN_BYTES, TOKEN_PITCH> tokens;
     Rows<CODE_ROWS, OUTPUTS, ROW_BYTES, RUN_BYTES, ROW_BYTES> codes;
 #if BITS != 16
-    Rows<SCALE_ROWS, OUTPUTS, SCALES_BYTES, SCALES_BYTES, SCALES_BYTES> scales, zeros;
+    Rows<SCALE_ROWS, OUTPUTS, SECTOR, SCALES_BYTES, SECTOR> scales, zeros;
 #endif
+    unsigned char* stages;
+    int count;
 
-    __device__ __forceinline__ void start(unsigned char* stage, int chunk, bool wanted) {
-        codes.start(stage + CODES_AT, chunk, wanted);
+    __device__ __forceinline__ void start(unsigned char* stage, int number) {
+        codes.start(stage + CODES_AT, number, number < count);
 #if BITS != 16
-        scales.start(stage + SCALES_AT, chunk, wanted);
-        zeros.start(stage + ZEROS_AT, chunk, wanted);
+        if (number % BATCH == 0) {
+            scales.start(batch_of(number), number / BATCH, count - number);
+            zeros.start(batch_of(number) + ZEROS_AT, number / BATCH, count - number);
+        }
 #endif
-        tokens.start(stage, chunk, wanted);
+        tokens.start(stage, number, number < count);
     }
 
-    __device__ __forceinline__ void arrive(unsigned char* stage) {
+    __device__ __forceinline__ void arrive(unsigned char* stage, int number) {
         codes.arrive(stage + CODES_AT);
 #if BITS != 16
-        scales.arrive(stage + SCALES_AT);
-        zeros.arrive(stage + ZEROS_AT);
+        if (number % BATCH == 0) {
+            scales.arrive(batch_of(number));
+            zeros.arrive(batch_of(number) + ZEROS_AT);
+        }
 #endif
         tokens.arrive(stage);
+    }
+
+    __device__ __forceinline__ unsigned char* batch_of(int number) const {
+        return stages + BATCHES_AT + number / BATCH % BATCHES * BATCH_BYTES;
     }
 };
 
@@ -139,17 +163,18 @@ __device__ __forceinline__ pair weights_of(pair numbers, bool upper, pair scale,
 }
 
 // A lane's weights of one step and one of its rows: its first two inputs, then its last two.
-__device__ __forceinline__ void decode(const Section& section, int eight, int step, pair (&w)[2]) {
+__device__ __forceinline__ void decode(const Section& section, const Scales& scales, int number, int eight, int step,
+                                       pair (&w)[2]) {
 #if BITS == 16
     w[0] = section.words[eight][2 * step], w[1] = section.words[eight][2 * step + 1];
 #else
     constexpr int group_runs = BITS == 4 ? GROUP / 32 : 1;
-    const int group = step * STEP / GROUP, within = step % (2 * group_runs);
+    const int group = (number * SECTION_STEPS + step) * STEP / GROUP, within = step % (2 * group_runs);
     const bool upper = BITS == 4 && within >= group_runs;
     const int run = BITS == 4 ? step / (2 * group_runs) * group_runs + within % group_runs : step;
     const unsigned word = section.words[eight][run];
-    const pair scale = to_pair(section.scale[eight][group], section.scale[eight][group]);
-    const pair zero = to_pair(section.zero[eight][group], section.zero[eight][group]);
+    const pair scale = to_pair(scales.scale[eight].at[group], scales.scale[eight].at[group]);
+    const pair zero = to_pair(scales.zero[eight].at[group], scales.zero[eight].at[group]);
 #pragma unroll
     for (int half_word = 0; half_word < 2; ++half_word) {
         const unsigned bytes = half_word ? 0x4342u : 0x4140u;
@@ -165,21 +190,22 @@ __device__ __forceinline__ void decode(const Section& section, int eight, int st
 __device__ __forceinline__ bool add_up(float (&sums)[SUMS][4], float* partials, unsigned* counters, unsigned& arrived) {
     const unsigned place = blockIdx.y * gridDim.x + blockIdx.x, places = gridDim.y * gridDim.x;
     Sums* const parts = reinterpret_cast<Sums*>(partials) + threadIdx.x;
+    if (threadIdx.x < ADDERS)
 #pragma unroll
-    for (int tile = 0; tile < SUMS; ++tile)
-        parts[((blockIdx.z * places + place) * SUMS + tile) * THREADS] =
-            Sums{{sums[tile][0], sums[tile][1], sums[tile][2], sums[tile][3]}};
+        for (int tile = 0; tile < SUMS; ++tile)
+            parts[((blockIdx.z * places + place) * SUMS + tile) * ADDERS] =
+                Sums{{sums[tile][0], sums[tile][1], sums[tile][2], sums[tile][3]}};
     __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) arrived = atomicAdd(counters + place, 1u) + 1;
     __syncthreads();
-    if (arrived < gridDim.z) return false;
+    if (arrived < gridDim.z || threadIdx.x >= ADDERS) return false;
     __threadfence();
     if (threadIdx.x == 0) counters[place] = 0;
     for (unsigned part = 0; part < gridDim.z; ++part)
 #pragma unroll
         for (int tile = 0; tile < SUMS; ++tile) {
-            const Sums other = parts[((part * places + place) * SUMS + tile) * THREADS];
+            const Sums other = parts[((part * places + place) * SUMS + tile) * ADDERS];
 #pragma unroll
             for (int number = 0; number < 4; ++number)
                 sums[tile][number] = part ? sums[tile][number] + other.at[number] : other.at[number];
@@ -223,36 +249,62 @@ struct Results {
     }
 };
 
+// Rows of `bytes`, on their way to the second-level cache.
+__device__ __forceinline__ void prefetch(const void* first_row, integer pitch, int rows, int bytes) {
+    const int sectors = (bytes + SECTOR - 1) / SECTOR;
+    for (int place = threadIdx.x; place < rows * sectors; place += THREADS)
+        prefetch(static_cast<const unsigned char*>(first_row) + place / sectors * pitch + place % sectors * SECTOR);
+}
+
+// Where threads of both kinds wait for each other.
+__device__ __forceinline__ void meet() { __syncthreads(); }
+
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
     linear_few(const half* x, integer x_pitch, const unsigned char* codes, integer codes_pitch, const half* scale,
                integer scale_pitch, const half* zero, integer zero_pitch, const void* bias, integer wide_bias, void* out,
                integer out_pitch, integer wide_out, integer add, integer tokens, integer outputs, integer inputs,
                float* partials, unsigned* counters) {
-    await_earlier();
     DYNAMIC_SHARED(stages);
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, quad = lane / 4, quad_lane = lane % 4;
+    const bool copies = !COPY_WARPS || warp >= ADDERS / WARP;
     const int first_row = warp / TOKEN_WARPS * WARP_OUTPUTS, token_part = warp % TOKEN_WARPS * TILES * 8;
     const int block_row = blockIdx.y * OUTPUTS, first_token = blockIdx.x * TOKENS;
-    const int count = min(static_cast<int>(tokens) - first_token, TOKENS);
+    const int tokens_here = min(static_cast<int>(tokens) - first_token, TOKENS);
     const int rows = min(static_cast<int>(outputs) - block_row, OUTPUTS);
     const int chunks = static_cast<int>(inputs) / CHUNK;
-    const int first = chunks * blockIdx.z / gridDim.z, last = chunks * (blockIdx.z + 1) / gridDim.z;
-
-    Chunk chunk_of;
+    const int first = chunks * blockIdx.z / gridDim.z, count = chunks * (blockIdx.z + 1) / gridDim.z - first;
     const integer row_pitch = BITS == 16 ? 2 * codes_pitch : codes_pitch;
-    chunk_of.tokens.place(x + first_token * x_pitch, 2 * x_pitch, count);
-    chunk_of.codes.place(codes + block_row * row_pitch, row_pitch, rows);
+    codes += block_row * row_pitch + first * ROW_BYTES;
+    scale += block_row * scale_pitch + first * GROUPS, zero += block_row * zero_pitch + first * GROUPS;
+#if PREFETCH
+    // The first PREFETCH chunks of the rows, by one of the blocks that share them.
+    if (blockIdx.x == 0) {
+        const int some = min(PREFETCH, count);
+        prefetch(codes, row_pitch, rows, some * ROW_BYTES);
 #if BITS != 16
-    chunk_of.scales.place(scale + block_row * scale_pitch, 2 * scale_pitch, rows);
-    chunk_of.zeros.place(zero + block_row * zero_pitch, 2 * zero_pitch, rows);
+        prefetch(scale, 2 * scale_pitch, rows, some * SCALES_BYTES);
+        prefetch(zero, 2 * zero_pitch, rows, some * SCALES_BYTES);
+#endif
+    }
+#endif
+    await_earlier();
+    Chunk chunk_of;
+    chunk_of.stages = stages, chunk_of.count = count;
+    chunk_of.tokens.place(x + first_token * x_pitch + first * CHUNK, 2 * x_pitch, tokens_here);
+    chunk_of.codes.place(codes, row_pitch, rows);
+#if BITS != 16
+    chunk_of.scales.place(scale, 2 * scale_pitch, rows);
+    chunk_of.zeros.place(zero, 2 * zero_pitch, rows);
 #endif
 
     // `load_matrices` gives four runs of eight rows, or two of sixteen. Where the lane's row of matrix lane / 8 lies among the
     // codes, and which place its first run has there.
     const int turn = (TURNED ? lane / 8 : lane / 16) ^ (lane & 7);
     const int codes_at = CODES_AT + (first_row + (TURNED ? 0 : lane / 8 % 2 * 8) + lane % 8) * ROW_BYTES;
+    // Lanes of tokens that are not there read the last one's, which costs nothing.
+    const int token_row = token_part + (TILES == 1 ? max(min(quad, tokens_here - 1 - token_part), 0) : quad);
     const int numbers_at = BITS == 16 ? (token_part + lane % 8) * TOKEN_PITCH + lane / 8 * RUN_BYTES
-                                      : (token_part + quad) * TOKEN_PITCH + 8 * quad_lane;
+                                      : token_row * TOKEN_PITCH + 8 * quad_lane;
 
     const auto read = [&](Section& section, const unsigned char* stage, int number) {
         constexpr int rows_at_once = TURNED ? 1 : 2, runs_at_once = 4 / rows_at_once;
@@ -267,21 +319,21 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
                 for (int part = 0; part < 4; ++part)
                     section.words[eight + part % rows_at_once][run + part / rows_at_once] = four[part];
             }
+    };
+    const auto read_scales = [&](Scales& scales, int chunk) {
 #if BITS != 16
+        const unsigned char* const batch = chunk_of.batch_of(chunk) + chunk % BATCH * SCALES_BYTES;
 #pragma unroll
-        for (int eight = 0; eight < EIGHTS; ++eight)
-#pragma unroll
-            for (int group = 0; group < SECTION_GROUPS; ++group) {
-                const int place = (first_row + eight * 8 + quad) * SCALES_BYTES +
-                                  2 * (number * SECTION_STEPS * STEP / GROUP + group);
-                section.scale[eight][group] = *reinterpret_cast<const half*>(stage + SCALES_AT + place);
-                section.zero[eight][group] = *reinterpret_cast<const half*>(stage + ZEROS_AT + place);
-            }
+        for (int eight = 0; eight < EIGHTS; ++eight) {
+            const unsigned char* const row = batch + (first_row + eight * 8 + quad) * SECTOR;
+            scales.scale[eight] = *reinterpret_cast<const Scales::Row*>(row);
+            scales.zero[eight] = *reinterpret_cast<const Scales::Row*>(row + ZEROS_AT);
+        }
 #endif
     };
 
     float sums[SUMS][4] = {};
-    const auto multiply = [&](const Section& section, const unsigned char* stage, int number) {
+    const auto multiply = [&](const Section& section, const Scales& scales, const unsigned char* stage, int number) {
 #if BITS == 16
         pair two[TILES][4];
 #endif
@@ -290,7 +342,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
             pair w[EIGHTS][2];
             Inputs tokens_of[TILES];
 #pragma unroll
-            for (int eight = 0; eight < EIGHTS; ++eight) decode(section, eight, step, w[eight]);
+            for (int eight = 0; eight < EIGHTS; ++eight) decode(section, scales, number, eight, step, w[eight]);
 #pragma unroll
             for (int tile = 0; tile < TILES; ++tile) {
                 const unsigned char* const place =
@@ -317,48 +369,68 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
         }
     };
 
-    for (int ahead = 0; ahead < STAGES - 1; ++ahead) {
-        chunk_of.start(stages + ahead * STAGE_BYTES, first + ahead, first + ahead < last);
-        chunk_of.arrive(stages + ahead * STAGE_BYTES);
-        close_batch();  // an empty one too: batches are counted
-    }
-    await_batches<STAGES - 2>();
-    __syncthreads();
-    Section section;
-    read(section, stages, 0);
-    unsigned char *stage = stages, *filled = stages + (STAGES - 2) * STAGE_BYTES;
+    if (copies)
+        for (int ahead = 0; ahead < STAGES - 1; ++ahead) {
+            chunk_of.start(stages + ahead * STAGE_BYTES, ahead);
+            chunk_of.arrive(stages + ahead * STAGE_BYTES, ahead);
+            close_batch();  // an empty one too: batches are counted
+        }
+    unsigned char* filled = stages + (STAGES - 2) * STAGE_BYTES;
     const auto after = [&](unsigned char* place) {
         return place == stages + (STAGES - 1) * STAGE_BYTES ? stages : place + STAGE_BYTES;
     };
-    for (int chunk = first; chunk < last; ++chunk) {
-        Section next;
-        const unsigned char* const following = after(stage);
-#pragma unroll
-        for (int number = 0; number < SECTIONS; ++number) {
-            if (number + 1 < SECTIONS) {
-                read(next, stage, number + 1);
-            } else {
-                if (chunk > first) chunk_of.arrive(filled);
-                await_batches<STAGES - 3>();
-                __syncthreads();  // the next chunk is there for all, and nobody reads the one before this any more
-                filled = after(filled);
-                chunk_of.start(filled, chunk + STAGES - 1, chunk + STAGES - 1 < last);
-                close_batch();
-                read(next, following, 0);  // after the last chunk of whatever lies there, for nobody
-            }
-            multiply(section, stage, number);
-            section = next;
+    // The chunk after this one is there for all, and nobody reads the one before this any more.
+    const auto await_next = [&](int chunk) {
+        if (copies) {
+            if (chunk) chunk_of.arrive(filled, chunk + STAGES - 2);
+            await_batches<STAGES - 3>();
         }
-        stage = const_cast<unsigned char*>(following);
+        meet();
+        if (copies) {
+            filled = after(filled);
+            chunk_of.start(filled, chunk + STAGES - 1);
+            close_batch();
+        }
+    };
+    await_batches<STAGES - 2>();
+    meet();
+    if (COPY_WARPS && copies) {
+        for (int chunk = 0; chunk < count; ++chunk) await_next(chunk);
+    } else {
+        Section section;
+        Scales scales;
+        unsigned char* stage = stages;
+        read(section, stage, 0);
+        read_scales(scales, 0);
+        for (int chunk = 0; chunk < count; ++chunk) {
+            Section next;
+            Scales next_scales;
+            const unsigned char* const following = after(stage);
+#pragma unroll
+            for (int number = 0; number < SECTIONS; ++number) {
+                if (number + 1 < SECTIONS) {
+                    read(next, stage, number + 1);
+                } else {
+                    await_next(chunk);
+                    read(next, following, 0);  // after the last chunk of whatever lies there, for nobody
+                    read_scales(next_scales, chunk + 1);
+                }
+                multiply(section, scales, stage, number);
+                section = next;
+            }
+            scales = next_scales;
+            stage = const_cast<unsigned char*>(following);
+        }
     }
     // The stages serve once more, for a counter.
     if (gridDim.z > 1) {
         __syncthreads();
         if (!add_up(sums, partials, counters, *reinterpret_cast<unsigned*>(stages))) return;
     }
+    if (COPY_WARPS && copies) return;
 
     const int output = first_row + (TURNED ? 2 * quad_lane : quad), token = token_part + (TURNED ? quad : 2 * quad_lane);
-    const Results results{output, token, rows, count, add != 0};
+    const Results results{output, token, rows, tokens_here, add != 0};
     const integer corner = first_token * out_pitch + block_row;
     const void* const shifts =
         bias ? static_cast<const unsigned char*>(bias) + block_row * static_cast<integer>(wide_bias ? 4 : 2) : nullptr;
