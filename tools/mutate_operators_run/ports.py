@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -34,6 +34,9 @@ SMALL_PIECES = "small pieces"
 
 SMALL_PIECE_ELEMENTS = 1 << 12
 """Of a temporary array then: less than the scores of a row's heads, more than a row of a matrix."""
+
+LIKE_A_GPU = "like a GPU"
+"""The torch port as it is on CUDA: float16, and attention by a kernel of PyTorch's, which is the processor's here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +91,7 @@ PORTS: Mapping[str, Port] = {
     for port in (
         Port("numpy", "flexref_numpy", variants=("", SMALL_SCRATCH)),
         Port("cupy-emulated", "flexref_cupy", ("kernels/*.cu", COMMON), tuple(DEVICES), loading_s=120.0),
-        Port("torch", "flexref_torch", variants=("", SMALL_PIECES), loading_s=30.0),
+        Port("torch", "flexref_torch", variants=("", SMALL_PIECES, LIKE_A_GPU), loading_s=30.0),
         Port("numba", "flexref_numba", ("*.py", "kernels/*.py"), loading_s=60.0),
     )
 }
@@ -96,10 +99,12 @@ PORTS: Mapping[str, Port] = {
 
 def made(port: str, variant: str) -> Backend:
     """A new port, of the package that is first on the path."""
-    if variant in ("", SMALL_PIECES):
+    if variant in ("", SMALL_PIECES, LIKE_A_GPU):
         plain: Any = create(port)
-        if variant:
+        if variant == SMALL_PIECES:
             plain._most = SMALL_PIECE_ELEMENTS
+        elif variant == LIKE_A_GPU:
+            _see_a_gpu(plain)
         return plain  # type: ignore[no-any-return]
     if variant == SMALL_SCRATCH:
         from flexref_numpy.backend import MINIMUM_SCRATCH_BYTES, NumpyBackend
@@ -111,6 +116,15 @@ def made(port: str, variant: str) -> Backend:
 
     piece_bytes, device = DEVICES[variant]
     return CupyBackend(cuda=EmulatedCuda(**device), piece_bytes=piece_bytes)
+
+
+def _see_a_gpu(port: Any) -> None:
+    from flexref_torch import attention, backend
+    from torch.nn.attention import SDPBackend
+
+    attention.FUSED = SDPBackend.FLASH_ATTENTION
+    port._fuses, port._tile = True, backend.PIECES["cuda"][1]
+    port.caps = replace(port.caps, compute_dtype="float16")
 
 
 def keep_compiled(port: str, folder: Path) -> None:
