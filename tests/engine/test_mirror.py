@@ -139,7 +139,12 @@ def test_what_is_left_names_file_dataset_byte_and_tries(folder: Path, faulty: Fa
         match=r"cannot read .*model\.h5 at byte \d+: Input/output error \(dataset \S+, 3 tries\)$",
     ):
         tokens(folder, "disk", told)
-    assert [fault.kind for fault in told] == ["retry", "retry", "fault"]
+    # What a pass reads and what loads beside it are two ranges, and may both have been begun.
+    tries: dict[int, list[str]] = {}
+    for fault in told:
+        tries.setdefault(fault.offset, []).append(fault.kind)
+    assert tries
+    assert all(kinds == ["retry", "retry", "fault"] for kinds in tries.values())
 
 
 def test_a_file_that_is_gone_for_good_is_not_waited_for_again_and_again(
