@@ -24,7 +24,9 @@ BESIDE = 3
 STEEP = 60.0
 """Scores that are so many times as large as usual are too large for exp, unless the highest is taken off them."""
 
-VALUE_KINDS = ("normal", "offset", "tiny", "constant", "zero")
+KEY_KINDS = ("normal", "normal", "normal", "constant", "tiny", "zero")
+VALUE_KINDS = ("normal", "normal", "normal", "offset", "tiny", "constant", "zero")
+"""Most are usual ones: tiny and equal scores hide which keys were read."""
 
 
 class _Pass:
@@ -35,7 +37,7 @@ class _Pass:
         self.layout: RecordLayout = data.draw(layouts(bench.dtype))
         self.past, self.new = data.draw(ragged(long))
         self.total = [past + new for past, new in zip(self.past, self.new, strict=True)]
-        self.k = drawn_tokens(data, self.layout, self.total, bench.dtype, ("normal", "constant", "tiny", "zero"))
+        self.k = drawn_tokens(data, self.layout, self.total, bench.dtype, KEY_KINDS)
         self.v = drawn_tokens(data, self.layout, self.total, bench.dtype, VALUE_KINDS)
         self.q = drawn_tokens(data, self.layout, self.new, bench.dtype)
         root = self.layout.head_width**-0.5
