@@ -1,7 +1,7 @@
 """Times pairs of links, products and attention on the host at work together: which slows which; it knows no model."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations, cycle, islice, product
@@ -62,30 +62,34 @@ def slowdowns(meter: Meter, found: Files | None) -> dict[str, dict[str, float]]:
     measured where the port can do it.
     """
     beside: dict[str, dict[str, float]] = {}
+    on_host = {HOST_ATTENTION[scheme]: scheme for scheme in SCHEMES if meter.backend.caps.attends_on_host}
     with meter.memory() as memory:
         workers = _workers(meter, memory, found)
-        for one, other in meter.pace.parts(list(_pairs(workers))):
+        for one, other in meter.pace.parts([*combinations(workers, 2), *_pairs_on_host(on_host)]):
             if not meter.pace.left_s:
                 meter.record.cut(f"{one} beside {other}")
                 beside.setdefault(one, {})[other] = beside.setdefault(other, {})[one] = TAKING_TURNS
                 continue
             meter.tell(f"{one} beside {other}")
+            if other not in workers:  # last of all, and in no pair's time: it takes caches of its own
+                begin = meter.clock()
+                workers[other] = _on_host(meter, memory, on_host[other])
+                meter.pace.excuse(meter.clock() - begin)
             for name, by, factor in _pair(meter, memory, workers[one], workers[other]):
                 if factor >= 1 + NOISE:
                     beside.setdefault(name, {})[by] = factor
     return beside
 
 
-def _pairs(workers: Mapping[str, Worker]) -> Iterator[tuple[str, str]]:
-    """The pairs to measure. Attention on the host works beside the device and its links; of the disk's, which are far
-    slower than the host's memory, nothing is told, and one job's cache has one scheme."""
-    on_host = [name for name in HOST_ATTENTION.values() if name in workers]
-    yield from combinations((name for name in workers if name not in on_host), 2)
-    yield from product((COMPUTE, *LINKS[:2]), on_host)
+def _pairs_on_host(names: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """Attention on the host, the second of each pair, works beside the device and its links; of the disk's, which are
+    far slower than the host's memory, nothing is told, and one job's cache has one scheme."""
+    yield from product((COMPUTE, *LINKS[:2]), names)
 
 
-def _workers(meter: Meter, memory: Memory, found: Files | None) -> Mapping[str, Worker]:
-    """All resources, each timed alone. Reads from disk are reads of the weight file, which bypass the page cache."""
+def _workers(meter: Meter, memory: Memory, found: Files | None) -> dict[str, Worker]:
+    """Products and links, each timed alone. Reads from disk are reads of the weight file, which bypass the page
+    cache."""
     sizes = meter.sizes
     copy_bytes = min(COPY_BYTES, max(sizes.copies))
     links = links_of(memory, found, min(max(16 * copy_bytes, *sizes.reads), memory.room_bytes() // 2))
@@ -100,11 +104,13 @@ def _workers(meter: Meter, memory: Memory, found: Files | None) -> Mapping[str, 
         most = max(1, sizes.beside_disk_bytes // piece) if on_disk else PIECES_MOST
         work = OnLane(link.lane, partial(link.steps, piece))
         workers[name] = _timed(meter, memory, Worker(name, work, LEAST_S, most))
-    if meter.backend.caps.attends_on_host:
-        for scheme in SCHEMES:
-            name, steps = HOST_ATTENTION[scheme], _host_steps(host_attends(meter, memory, scheme))
-            workers[name] = _timed(meter, memory, Worker(name, OnLane(Lane.HOST_COMPUTE, steps), LEAST_S, PIECES_MOST))
     return workers
+
+
+def _on_host(meter: Meter, memory: Memory, scheme: str) -> Worker:
+    """Attention on the host over caches of a scheme, timed alone."""
+    steps = OnLane(Lane.HOST_COMPUTE, _host_steps(host_attends(meter, memory, scheme)))
+    return _timed(meter, memory, Worker(HOST_ATTENTION[scheme], steps, LEAST_S, PIECES_MOST))
 
 
 def _host_steps(calls: Sequence[Call]) -> Callable[[int], Sequence[LaneStep]]:

@@ -15,11 +15,13 @@ from flexref_numpy import NumpyBackend
 from flexref.backend.protocol import HostWork, LaneStep, QuantizedMatrix
 from flexref.block.compute import BlockComputation
 from flexref.machine.machine import HOST_ATTENTION, RESOURCES, WEIGHT_FILE, Machine, attention_key
+from flexref.profile import slowdowns as profile_slowdowns
 from flexref.profile.host import REPLAYED, host_seconds
 from flexref.profile.links import copy_curves, files
 from flexref.profile.measure import measure_machine
 from flexref.profile.meter import REPLAYED_S, Meter
-from flexref.profile.points import Point
+from flexref.profile.operands import Memory
+from flexref.profile.points import Call, Point
 from flexref.profile.products import product_surfaces
 from flexref.profile.sizes import Sizes
 from flexref.profile.slowdowns import slowdowns
@@ -318,6 +320,19 @@ def test_attention_on_the_host_is_slowed_as_much_as_the_port_slows_it(asynchrono
     slowed = {LINKS[0]: pytest.approx(port.host_beside_link, rel=1e-6)}
     assert {name: found.get(name) for name in HOST_ATTENTION.values()} == dict.fromkeys(HOST_ATTENTION.values(), slowed)
     assert not any(name in told for told in found.values() for name in HOST_ATTENTION.values())
+
+
+def test_caches_for_attention_on_the_host_take_no_time_from_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    port, make = FakePort(True), profile_slowdowns.host_attends
+
+    def slowly(meter: Meter, memory: Memory, scheme: str) -> list[Call]:
+        port.now += 60.0
+        return make(meter, memory, scheme)
+
+    monkeypatch.setattr(profile_slowdowns, "host_attends", slowly)
+    with Meter(port, replace(TINY, beside_s=0.02, bound_s=20.0), None, port.clock) as meter:
+        slowdowns(meter, None)
+        assert meter.record.cut_curves == 0
 
 
 @pytest.mark.parametrize(
