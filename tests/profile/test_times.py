@@ -70,7 +70,8 @@ class FakePort(NumpyBackend):
     @staticmethod
     def step_s(lane: str, nbytes: int) -> float:
         """Of one step on a lane; a different line for each."""
-        return 1e-6 + nbytes * {"weights_in": 1e-9, "cache_out": 2e-9, "disk_in": 3e-11, "disk_out": 7e-11}[lane]
+        of_byte = {"weights_in": 1e-9, "loading": 1e-9, "cache_out": 2e-9, "disk_in": 3e-11, "disk_out": 7e-11}
+        return 1e-6 + nbytes * of_byte[lane]
 
     @staticmethod
     def linear_s(stored: str, elements: int, tokens: int) -> float:
