@@ -10,6 +10,7 @@ from flexref.backend.protocol import Buffer
 from flexref.backend.records import RecordLayout
 from flexref.machine.curves import Curve
 from flexref.machine.machine import attention_key
+from flexref.profile.environment import host_cache_bytes
 from flexref.profile.meter import Meter, backend_dtype
 from flexref.profile.operands import GROUP_SIZE, Memory, spread
 from flexref.profile.points import Call, Point
@@ -27,8 +28,11 @@ depend more on rows than on bytes."""
 HOST_PIECE_BYTES = 48 << 20
 """Records of one call beside other work: enough for every thread, and few enough for some calls in that time."""
 
-HANDLES_MOST = 64
-"""Bounds how many caches take turns."""
+HANDLES_MOST, HOST_HANDLES_MOST = 64, 2048
+"""Bound how many caches take turns, on the device and on the host, whose processors have larger caches."""
+
+HOST_CACHES = 2
+"""Records on the host fill so many of its largest cache, so that they come from memory as those of a job do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +64,8 @@ class Cache:
         """Handles of caches of `rows` rows of `tokens` tokens each, on different parts of the pool, as many as fit."""
         backend, size = self.meter.backend, tokens * self.layout.record_bytes
         found = []
-        for first in range(0, min(HANDLES_MOST, self.tokens // (rows * tokens)) * rows, rows):
+        most = HOST_HANDLES_MOST if self.place == "host" else HANDLES_MOST
+        for first in range(0, min(most, self.tokens // (rows * tokens)) * rows, rows):
             records = [backend.view(self.pool, (first + row) * size, (size,), "uint8") for row in range(rows)]
             found.append(backend.cache_rows(records, self.layout))
         return found
@@ -115,7 +120,10 @@ def _measure(meter: Meter, where: tuple[str, str, int], found: Attention, append
         sizes = meter.sizes
         new = max(rows * tokens for rows, tokens in (*sizes.prefill, *sizes.appends))
         records = max(new, *(rows * tokens for rows, tokens in sizes.decode))
+        begin = meter.clock()
         cache = _filled(meter, memory, place, _layout(meter, scheme, head_width), (records, new))
+        if place == "host":  # a large one, which would take the time of all curves
+            meter.pace.excuse(meter.clock() - begin)
         for kind in meter.pace.parts(("decode", "prefill", "append") if appends else ("decode", "prefill")):
             if kind == "decode":
                 name = f"decode attention, {key}"
@@ -151,7 +159,9 @@ def _filled(meter: Meter, memory: Memory, place: str, layout: RecordLayout, need
     """A cache for the records that are `needed`, and larger than a processor's caches; at most half of the room. The
     second of `needed`: how many tokens are new at once."""
     backend, width, record = meter.backend, layout.heads * layout.head_width, layout.record_bytes
-    wanted = max(needed[0], meter.rotated_bytes // record)
+    apart = place == "host" and not backend.caps.one_memory
+    rotated = max(meter.rotated_bytes, HOST_CACHES * host_cache_bytes() if apart else 0)
+    wanted = max(needed[0], rotated // record)
     tokens = max(FIRST_TOKENS, min(wanted, memory.room_bytes(place) // 2 // record))
     pool = memory.buffer(place, tokens * record)
     item = 4 if layout.dtype == "float32" else 2

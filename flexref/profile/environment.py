@@ -11,9 +11,11 @@ import psutil
 from flexref.backend.capabilities import Description
 from flexref.backend.protocol import Backend
 from flexref.tiers.spill_file import made_folder
+from flexref.units import KIB
 from flexref.version import __version__
 
 PROCESSOR_FILE = Path("/proc/cpuinfo")
+CACHES_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
 DRIVER_FOLDER = Path("/proc/driver/nvidia")
 """Where Linux and NVIDIA's driver describe themselves."""
 
@@ -53,6 +55,12 @@ def capacities(backend: Backend, disk_dir: str | Path) -> dict[str, int]:
         "host": backend.free_bytes("host"),
         "disk": status.f_bavail * status.f_frsize,
     }
+
+
+def host_cache_bytes() -> int:
+    """Bytes of the largest cache of the host's first processor; 0 if the system does not tell."""
+    told = [_first_line(size).removesuffix("K") for size in CACHES_FOLDER.glob("index*/size")]
+    return max((int(size) * KIB for size in told if size.isdecimal()), default=0)
 
 
 def _gpus() -> list[str]:

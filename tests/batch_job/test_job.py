@@ -155,7 +155,7 @@ def test_a_job_that_was_stopped_anywhere_goes_on_and_comes_to_the_same(
 
 @dataclass
 class Refusals:
-    """Which allocations, counted from `begin` on, the port refuses, as a device does that others use, too."""
+    """Which allocations of the device, counted from `begin` on, the port refuses, as one does that others use, too."""
 
     numbers: Sequence[int] = ()
     count: int = 0
@@ -169,8 +169,8 @@ def refusals(monkeypatch: pytest.MonkeyPatch) -> Refusals:
     refused, allocate = Refusals(), NumpyBackend.allocate
 
     def some(port: NumpyBackend, tier: str, nbytes: int) -> Any:
-        refused.count += 1
-        if refused.count in refused.numbers:
+        refused.count += tier == "device"
+        if tier == "device" and refused.count in refused.numbers:
             raise CapacityError("device", "CUDA", nbytes, 0, {})
         return allocate(port, tier, nbytes)
 

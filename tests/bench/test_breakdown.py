@@ -74,6 +74,7 @@ class Slow(NumpyBackend):
 def test_operators_are_timed_by_kind_and_phase_and_the_port_is_left_as_it_was() -> None:
     port = Slow(1 << 16)
     with load(random_file(SPEC), backend=port, policy=Policy(rows_per_group=1, groups_per_block=2)) as engine:
+        engine.generate([[5]], Request(1))  # what the port has from its first job on
         before = set(vars(port))
         operators = OperatorTimes(port, 4)
         with operators.watching():

@@ -204,5 +204,5 @@ def test_what_is_checked_lies_where_the_policy_says(tmp_path: Path) -> None:
     nowhere = Shares(0.0, 0.0, 1.0)
     policy = Policy(nowhere, nowhere, nowhere)
     check(Seeing, policy, scheme="none", dtype="float16", disk_dir=str(tmp_path))
-    assert {"disk_in", "weights_in", "cache_in", "cache_out", "disk_out"} == set(seen)
+    assert {"loading", "disk_in", "weights_in", "cache_in", "cache_out", "disk_out"} == set(seen)
     assert list(tmp_path.iterdir()) == []

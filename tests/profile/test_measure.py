@@ -3,6 +3,7 @@
 import json
 import threading
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from flexref.errors import CapacityError, PolicyError, StorageError
 from flexref.machine.durations import Durations
 from flexref.machine.machine import COPIES, WEIGHT_FILE, Machine
 from flexref.machine.plain import plain_machine
-from flexref.profile import links
+from flexref.profile import attention as profile_attention
+from flexref.profile import environment, links
 from flexref.profile.measure import UNMEASURED_DISK, measure_machine
 from flexref.profile.meter import Meter
 from flexref.profile.sizes import Sizes
@@ -209,3 +211,32 @@ def test_a_tiny_profile_takes_a_moment(tmp_path: Path) -> None:
     measure_machine(NumpyBackend(), tmp_path, sizes=TINY, tell=said.append)
     assert time.perf_counter() - begin < 60
     assert any("products" in line for line in said)
+
+
+@pytest.mark.parametrize("one_memory", [False, True])
+def test_records_on_the_host_of_a_device_do_not_fit_into_the_processors_caches(
+    one_memory: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+
+    class Port(NumpyBackend):
+        def allocate(self, tier: str, nbytes: int) -> Any:
+            if tier == "host":
+                taken.append(nbytes)
+            return super().allocate(tier, nbytes)
+
+    port = Port()
+    port.caps = replace(port.caps, one_memory=one_memory)
+    monkeypatch.setattr(profile_attention, "host_cache_bytes", lambda: 4 * MIB)
+    with Meter(port, replace(Sizes.tiny(), most_bytes=64 * MIB)) as meter:
+        profile_attention.attention_curves(meter)
+    assert (max(taken) >= 8 * MIB - 8192) != one_memory  # whole records
+
+
+def test_the_largest_cache_is_told_by_the_system_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(environment, "CACHES_FOLDER", tmp_path)
+    assert environment.host_cache_bytes() == 0
+    for number, size in enumerate(["48K", "2048K", "307200K", "unknown"]):
+        (tmp_path / f"index{number}").mkdir()
+        (tmp_path / f"index{number}" / "size").write_text(f"{size}\n", encoding="utf-8")
+    assert environment.host_cache_bytes() == 300 * MIB
