@@ -90,7 +90,8 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "--groups": {"type": ROWS, "help": "Groups that share a fetched layer."},
         "--attention-on": {
             "type": click.Choice(["device", "host"]),
-            "help": "Where an offloaded cache is attended to.",
+            "help": "Where an offloaded cache is attended to; default: on the device, or wherever it is faster if a "
+            "row's tokens do not depend on it.",
         },
         "--host-attention-percent": {
             "type": click.FloatRange(0, 100),

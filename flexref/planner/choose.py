@@ -45,10 +45,13 @@ class Choice:
     def situations(self) -> list[Situation]:
         """The job with attention on the device, then on the host if it may be there; each with and without the disk.
 
-        A job that scores tokens has no decode pass, and so no attention on the host.
+        A job that scores tokens has no decode pass, and so no attention on the host. Nor is it chosen, unless it is
+        asked for, where rows shall have bits of their own and the host, which is not the device, rounds otherwise.
         """
+        port = self.machine.port
         decodes = not any(row.scored_tokens for row in self.rows)
-        places = ["device", "host"] if self.machine.port.attends_on_host and decodes else ["device"]
+        same_bits = port.one_memory or not Policy(**self.keep).row_invariant
+        places = ["device", "host"] if port.attends_on_host and decodes and same_bits else ["device"]
         share = self.keep.get("host_attention_share")
         if share is not None or "attention_on" in self.keep:
             places = [self.keep.get("attention_on", "host")]

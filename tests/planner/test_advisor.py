@@ -124,6 +124,19 @@ def test_attention_on_the_host_is_not_chosen_for_a_port_that_lacks_it_whatever_i
     assert measured == [], "what is refused in any case needs no machine"
 
 
+@pytest.mark.parametrize(
+    ("keep", "place"), [({}, "device"), ({"row_invariant": False}, "host"), ({"attention_on": "host"}, "host")]
+)
+def test_rows_with_bits_of_their_own_attend_on_a_host_that_rounds_otherwise_only_if_it_is_asked_for(
+    keep: dict[str, Any], place: str
+) -> None:
+    port = NumpyBackend()
+    port.caps = replace(port.caps, one_memory=False)
+    machine = plain_machine(link_per_s=1e6).changed(port=port_of(port, False))
+    with load("demo", machine=machine, keep={**SHAPE, **keep}, backend=port, **SMALL) as engine:
+        assert engine.session.settled(ROWS).attention_on == place
+
+
 def test_what_a_machine_lacks_is_said_and_not_taken_for_a_lack_of_memory(measured: list[str]) -> None:
     """Else all would be left on disk."""
     port = NumpyBackend()
