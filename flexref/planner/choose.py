@@ -50,7 +50,7 @@ class Choice:
         """
         port = self.machine.port
         decodes = not any(row.scored_tokens for row in self.rows)
-        same_bits = port.one_memory or not Policy(**self.keep).row_invariant
+        same_bits = port.one_memory or not self.keep.get("row_invariant", Policy().row_invariant)
         places = ["device", "host"] if port.attends_on_host and decodes and same_bits else ["device"]
         share = self.keep.get("host_attention_share")
         if share is not None or "attention_on" in self.keep:
