@@ -1,4 +1,4 @@
-"""Whether numba is installed, which takes most of a second to load."""
+"""Whether numba is installed, told without loading it, which takes most of a second; it knows no processor."""
 
 from flexref.backend.presence import Presence
 

@@ -1,7 +1,8 @@
-"""Whether PyTorch is installed, which takes seconds to load; which devices it has it says itself alone."""
-
-from functools import partial
+"""Whether PyTorch is installed, told without loading it, which takes seconds; it knows no device."""
 
 from flexref.backend.presence import Presence
 
-presence = partial(Presence.of, "torch", "PyTorch", "torch")
+
+def presence() -> Presence:
+    """What is known of the port without loading PyTorch."""
+    return Presence.of("torch", "PyTorch", "torch")

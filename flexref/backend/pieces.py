@@ -45,7 +45,7 @@ class EvenRun:
         return (self.last - self.first) // self.count
 
     def cut(self, most: int) -> "Iterator[EvenRun]":
-        """It, or, if it is a row of more than `most` new tokens, parts of the row, each of which knows those before."""
+        """The run itself; a single row of more than `most` new tokens in parts, which count those before as `past`."""
         if self.count > 1:
             yield self
             return

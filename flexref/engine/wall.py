@@ -25,7 +25,7 @@ class WallPart(str, Enum):
     PLAN = "plan"
     """A policy is chosen, and the memory of blocks planned."""
     LOAD = "load"
-    """The weight file is opened, its tokenizer made, and weights are read."""
+    """The weight file is opened, its tokenizer made, and weights are waited for."""
     ALLOCATE = "allocate"
     """Memory of blocks is taken and given back."""
     COMPILE = "compile"

@@ -199,7 +199,7 @@ class Situation:
         return AlikeRows(next(iter(self.kinds)), policy.rows_per_block) if self.steady else self.rows
 
     def held_bytes(self, policy: Policy) -> dict[Tier, int]:
-        """The most that each tier must hold, to the byte; weights are loaded before there is a block."""
+        """The most that each tier must hold, to the byte: with no more, weights load before there is a block."""
         weights = WeightsPlan.under(self.file, policy)
         whole = lasting_needs(weights, self.caps)
         always, most = totals(whole), totals([*whole, loading_need(weights)])

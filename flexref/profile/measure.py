@@ -58,11 +58,12 @@ def measure_machine(
     """Measure this machine with the port `backend`, and with `disk_dir` as its disk.
 
     It takes about a minute, or with `quick` at most five seconds, not counting the first point of every curve, which is
-    always measured. It takes at most a quarter of the free memory, and gives all of it back, also after an error. Where
-    time ran out a safe bound takes a figure's place, and `Machine.warnings` says so.
-    `tell` is told what is measured now, `on_part` which part of the profile. `sizes` replace those of a full or quick
-    profile. `clock` gives the host's seconds. Raises `PolicyError` for a port that computes nothing, `StorageError` if
-    there can be no folder `disk_dir`; where the disk is full, its figures are assumed.
+    always measured, nor what it takes to fill caches for attention on the host. It takes at most a quarter of the free
+    memory, and gives all of it back, also after an error. Where time ran out a safe bound takes a figure's place, and
+    `Machine.warnings` says so. `tell` is told what is measured now, `on_part` which part of the profile. `sizes`
+    replace those of a full or quick profile. `clock` gives the host's seconds. Raises `PolicyError` for a port that
+    computes nothing, `StorageError` if there can be no folder `disk_dir`; where the disk is full, its figures are
+    assumed.
     """
     if not backend.caps.computes:
         raise PolicyError(f"backend {backend.name} computes nothing: there is nothing to measure")

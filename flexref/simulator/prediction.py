@@ -44,7 +44,7 @@ class Prediction:
 
     @property
     def whole_s(self) -> float:
-        """Seconds in all, those to load the weights too."""
+        """Seconds in all at most: those to load the weights come first here, and beside the first pass in a job."""
         return self.load_s + self.prefill_s + self.decode_s
 
     @property

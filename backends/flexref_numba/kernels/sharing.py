@@ -20,8 +20,8 @@ LINE = 8
 """int64 of a cache line: what one thread writes and another reads often lies on lines of their own."""
 
 FUNCTION, OPERANDS, UNITS, AT_ONCE, SCRATCH, SCRATCH_BYTES, CLOSED = range(7)
-"""Words of the board: what is called, with which operands, for how many units, so many at once; scratch of the first
-thread, and of each one; whether helpers are to end."""
+"""Words of the board: addresses of the function and of its operands; how many units there are, how many are taken at
+once; where the first thread's scratch lies, and how many bytes each thread has; whether helpers are to end."""
 
 WAIT, TRY, POST = range(LINE, LINE + 3)
 """Words of the board: addresses of the system's `sem_wait`, `sem_trywait` and `sem_post`."""

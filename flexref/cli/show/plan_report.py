@@ -37,7 +37,7 @@ def print_plan(console: Console, found: "Plan", machine: "Machine", report: Mapp
         f"{how_many(prediction.blocks, 'block')} of {prediction.passes} pass{'' if prediction.passes == 1 else 'es'}, "
         f"with {prediction.occupancy:.0%} of its places taken: "
         f"prefill {prediction.prefill_s:.4g} s, decode {prediction.decode_s:.4g} s; "
-        f"loading the weights takes {prediction.load_s:.4g} s before"
+        f"loading the weights takes {prediction.load_s:.4g} s, in part beside the first pass"
     )
     say(f"what binds: {', '.join(found.binding) or 'nothing'}")
     busy = ", ".join(f"{lane} {share:.0%}" for lane, share in prediction.lane_busy.items())
