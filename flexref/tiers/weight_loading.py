@@ -109,6 +109,7 @@ class Loading:
             while self._open and all(ticket.done() for ticket in self._open[0].tickets):
                 self._finish_first()
             self._submit()
+            self._let_go()
 
     def await_stage(self, number: int) -> None:
         """Wait for all that a pass has needed when it has been at a stage. Raises what `WeightStore.load` does."""
@@ -117,6 +118,7 @@ class Loading:
             while any(self._left[each] for each in range(number + 1)):
                 self._finish_first()
                 self._submit()
+            self._let_go()
 
     def finish(self) -> None:
         """Wait for all. Raises what `WeightStore.load` does; however it ends, nothing is under way any more."""
@@ -124,9 +126,19 @@ class Loading:
         self.mover.settle()
 
     def stop(self) -> None:
-        """Load no more: what was not read is not read any more, and nothing is under way."""
+        """Load no more: what was not read is not read any more, and nothing is under way.
+
+        What somebody has broken off the waiting for is not waited for again (`Mover.abandoned`).
+        """
+        if self.mover.abandoned:
+            return
         with suppress(Exception):  # it is of weights that nobody waits for, or of what has ended the loading already
             self.mover.settle()
+
+    def _let_go(self) -> None:
+        """When all has come: know no memory any more that others may give back."""
+        if self.is_over:
+            self.mover.harvest()
 
     @contextmanager
     def _ending(self) -> Iterator[None]:

@@ -1,6 +1,8 @@
 """A job begins while its weights load: its tokens are those of loaded ones, however late these come or how it ends."""
 
+import gc
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -43,9 +45,14 @@ GIB = 1 << 30
 class PoisonedMemory(NumpyBackend):
     """Holds what no weight is, until something is written to it."""
 
+    def __init__(self, scratch_bytes: int) -> None:
+        super().__init__(scratch_bytes)
+        self.given: list[weakref.ref[Any]] = []
+
     def allocate(self, tier: str, nbytes: int) -> Any:
         buffer = super().allocate(tier, nbytes)
         buffer[...] = 0xFF
+        self.given.append(weakref.ref(buffer))
         return buffer
 
 
@@ -173,6 +180,19 @@ def test_a_host_without_room_beside_the_block_loads_before_it(model: Loaded) -> 
         assert model.events[-1].loaded_bytes == model.events[-1].total_bytes
         assert len(model.events) > before
     forget_weights(engine)
+
+
+@pytest.mark.parametrize("shares", [Shares(1, 0, 0), Shares(0, 1, 0), Shares.of(0.4, 0.3)])
+def test_memory_that_was_given_back_is_held_by_nobody(model: Loaded, shares: Shares) -> None:
+    """Else weights that are placed elsewhere would need room beside those that lay there before."""
+    forget_weights(model.engine)
+    given = model.engine.session.backend.given  # type: ignore[attr-defined]
+    given.clear()
+    done(model.engine, "generate", Policy(shares))
+    forget_weights(model.engine)
+    gc.collect()
+    assert given
+    assert not [buffer for known in given if (buffer := known()) is not None]
 
 
 class Ending:
