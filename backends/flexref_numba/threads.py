@@ -4,8 +4,9 @@ import ctypes
 import os
 import struct
 import threading
-from collections.abc import Sequence
-from typing import Any
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -53,18 +54,35 @@ def operands_of(values: Sequence[int | float]) -> npt.NDArray[np.int64]:
     return np.array(words, np.int64)
 
 
+class ThreadScratch(NamedTuple):
+    """Memory, and the address, at the start of a cache line, and bytes of what is used of it."""
+
+    memory: npt.NDArray[np.uint8]
+    address: int
+    nbytes: int
+
+    @classmethod
+    def of(cls, nbytes: int) -> "ThreadScratch":
+        """New memory."""
+        memory = np.empty(nbytes + 64, np.uint8)
+        return cls(memory, -(-address_of(memory) // 64) * 64, nbytes)
+
+
 class Threads:
-    """At most `count` threads at once, of which the caller's is one. Several callers take turns."""
+    """At most `count` threads at once, of which the caller's is one. Several callers take turns.
+
+    A forked process begins threads of its own. Whoever drops it without `close` ends the threads too, some time later.
+    """
 
     def __init__(self, count: int, functions: Functions) -> None:
         self.count = count
         self._functions = functions
         self._turn = threading.Lock()
         self._helpers: list[threading.Thread] = []
-        self._scratch = np.empty(0, np.uint8)
-        self._held = np.zeros(sharing.BOARD_WORDS + sharing.LINE, np.int64)
-        start = -address_of(self._held) % (8 * sharing.LINE) // 8
-        self._board = self._held[start:]
+        self._process = os.getpid()
+        self._scratch = ThreadScratch.of(0)
+        held = np.zeros(sharing.BOARD_WORDS + sharing.LINE, np.int64)
+        self._board = held[-address_of(held) % (8 * sharing.LINE) // 8 :]
         self._address = address_of(self._board)
         system = ctypes.CDLL(None)
         for word, function in (
@@ -76,16 +94,16 @@ class Threads:
         for word in (sharing.BEGIN, sharing.DONE):
             if system.sem_init(ctypes.c_void_p(self._address + 8 * word), 0, 0):
                 raise OSError("the system has no semaphores for the threads of one process")
-        self._post = system.sem_post
+        self._end = weakref.finalize(self, _end, self._board, self._address, system.sem_post)
+        self._end.atexit = False  # threads of daemons may share until the process is gone
 
     def close(self) -> None:
-        """End the threads; no call may be running."""
-        self._board[sharing.CLOSED] = 1
-        for _ in self._helpers:
-            self._post(ctypes.c_void_p(self._address + 8 * sharing.BEGIN))
-        for helper in self._helpers:
-            helper.join()
-        self._helpers.clear()
+        """End the threads, after the call that is running."""
+        with self._turn:
+            self._end()
+            for helper in self._helpers:
+                helper.join()
+            self._helpers.clear()
 
     def share(
         self,
@@ -104,28 +122,41 @@ class Threads:
         with self._turn:
             if self._board[sharing.CLOSED]:
                 raise RuntimeError("the threads have ended")
-            helpers = min(threads, self.count, units) - 1
+            if self._process != os.getpid():
+                self._process, self._helpers = os.getpid(), []
+            helpers = max(0, min(threads, self.count, units) - 1)
             while len(self._helpers) < helpers:
                 self._begin(len(self._helpers) + 1)
             given, board = operands_of(operands), self._board
             pitch = -(-scratch_bytes // 64) * 64
-            if self._scratch.size < (helpers + 1) * pitch + 64:
-                self._scratch = np.empty((helpers + 1) * pitch + 64, np.uint8)
-                board[sharing.SCRATCH] = -(-address_of(self._scratch) // 64) * 64
+            if self._scratch.nbytes < (helpers + 1) * pitch:
+                self._scratch = ThreadScratch.of((helpers + 1) * pitch)
+            board[sharing.SCRATCH], board[sharing.PLACES] = self._scratch.address, 1
             board[sharing.FUNCTION], board[sharing.OPERANDS] = function.address, address_of(given)
             board[sharing.UNITS] = units
             at_once = units // (PARTS_PER_THREAD * (helpers + 1)) if helpers > 0 else units
             board[sharing.AT_ONCE] = max(1, -(-at_once // step)) * step
             board[sharing.SCRATCH_BYTES] = pitch
-            board[sharing.NEXT], board[sharing.LEFT], board[sharing.TOTAL] = 0, max(0, helpers) + 1, 0
-            self._functions.get(sharing.make_share).call(self._address, max(0, helpers))
+            board[sharing.NEXT], board[sharing.LEFT], board[sharing.TOTAL] = 0, helpers + 1, 0
+            self._functions.get(sharing.make_share).call(self._address, helpers)
             return int(board[sharing.TOTAL])
 
-    def _begin(self, place: int) -> None:
-        call = self._functions.get(sharing.make_help).call
-        helper = threading.Thread(target=call, args=(self._address, place), name=f"flexref numba {place}", daemon=True)
+    def _begin(self, number: int) -> None:
+        operands = self._functions.get(sharing.make_help).call, self._board, self._address
+        helper = threading.Thread(target=_help, args=operands, name=f"flexref numba {number}", daemon=True)
         helper.start()
         self._helpers.append(helper)
+
+
+def _help(call: Callable[..., Any], board: npt.NDArray[np.int64], address: int) -> None:
+    """What a helper does: `board`, at `address`, lasts until it ends."""
+    call(address)
+
+
+def _end(board: npt.NDArray[np.int64], address: int, post: Callable[..., Any]) -> None:
+    """Let all helpers end."""
+    board[sharing.CLOSED] = 1
+    post(ctypes.c_void_p(address + 8 * sharing.BEGIN))
 
 
 def ranges(count: int, parts: int) -> list[tuple[int, int]]:

@@ -1,6 +1,9 @@
 """Threads that share an operator: every unit once, with scratch of one's own; several callers, none lost, none left."""
 
+import os
+import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -135,4 +138,86 @@ def test_that_the_system_has_no_thread_is_said_and_nothing_is_left_half_done(
     monkeypatch.undo()
     marks, _ = shared(some, functions, 50, 3)
     assert (marks == 10).all()
+    some.close()
+
+
+def make_places() -> Callable[..., Any]:
+    """Leaves where the scratch of each unit lies, after a while."""
+    from flexref_numba.kernels.sharing import take_and_add
+
+    def places(address, first, last, busy, scratch) -> None:  # type: ignore[no-untyped-def]
+        for unit in range(first, last):
+            for _ in range(busy):
+                take_and_add(scratch, 0)
+            take_and_add(address + 8 * unit, scratch)
+
+    return places
+
+
+@given(wanted=st.integers(1, 4), lines=st.integers(1, 4))
+def test_whichever_threads_begin_their_scratch_is_among_as_many_parts_as_were_wanted(
+    some: Any, functions: Any, wanted: int, lines: int
+) -> None:
+    shared(some, functions, 50, 4)  # there are more threads than may be wanted
+    found = np.zeros(50, np.int64)
+    call = functions.shared(make_places)
+    some.share(call, (threads.address_of(found), 2000), len(found), wanted, 64 * lines)
+    parts = (found - found.min()) // (64 * lines)
+    assert (found % 64 == 0).all()
+    assert parts.max() < wanted
+
+
+def test_threads_of_what_was_dropped_end_too(functions: Any) -> None:
+    some = threads.Threads(3, functions)
+    shared(some, functions, 50, 3)
+    helpers = list(some._helpers)
+    del some
+    for helper in helpers:
+        helper.join(60)
+        assert not helper.is_alive()
+
+
+def test_a_thread_whose_beginning_was_interrupted_disturbs_nobody_and_ends(
+    functions: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    some = threads.Threads(3, functions)
+    start, begun = threading.Thread.start, []
+
+    def interrupted(self: threading.Thread) -> None:
+        start(self)
+        begun.append(self)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            shared(some, functions, 50, 3)
+    for _ in range(50):
+        marks, interferes = shared(some, functions, 50, 3)
+        assert (marks == 10).all()
+        assert interferes == 0
+    begun += some._helpers
+    some.close()
+    assert len(begun) == 3
+    for helper in begun:
+        helper.join(60)
+        assert not helper.is_alive()
+
+
+def test_a_forked_process_begins_threads_of_its_own(functions: Any) -> None:
+    some = threads.Threads(3, functions)
+    shared(some, functions, 50, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python warns of forks beside threads: they are the test
+        child = os.fork()
+    if not child:
+        signal.alarm(60)
+        try:
+            marks, _ = shared(some, functions, 50, 3)
+            alive = [helper.is_alive() for helper in some._helpers]
+            some.close()
+            os._exit(0 if (marks == 10).all() and alive == [True, True] else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     some.close()

@@ -26,11 +26,11 @@ once; where the first thread's scratch lies, and how many bytes each thread has;
 WAIT, TRY, POST = range(LINE, LINE + 3)
 """Words of the board: addresses of the system's `sem_wait`, `sem_trywait` and `sem_post`."""
 
-NEXT, LEFT, TOTAL, BEGIN, DONE = (LINE * line for line in range(2, 7))
+NEXT, LEFT, TOTAL, BEGIN, DONE, PLACES = (LINE * line for line in range(2, 8))
 """Words of the board: the next unit that nobody has, how many threads have not ended, the sum of what calls gave; two
-semaphores: of helpers that may begin, and of a helper that ends last."""
+semaphores: of helpers that may begin, and of a helper that ends last; the next part of the scratch that nobody has."""
 
-BOARD_WORDS = LINE * 7
+BOARD_WORDS = LINE * 8
 
 SEMAPHORE_BYTES = 8 * LINE
 """What a semaphore has here; the system's are shorter."""
@@ -129,17 +129,22 @@ def _take() -> Any:
 
 
 def make_help() -> Callable[..., Any]:
-    """Help whoever shares on a board, with the scratch of `place`, until the board is closed."""
+    """Help whoever shares on a board, until it is closed.
+
+    Which helpers begin is the system's choice, so each takes the next part of the scratch: there are as many as begin.
+    One that ends lets the next one end, so that whoever closes need not know how many there are.
+    """
     integer, take = peek("int64"), _take()
 
-    def help_on(board, place) -> None:
+    def help_on(board) -> None:
         wait, post = integer(board + 8 * WAIT), integer(board + 8 * POST)
         while True:
             while of_semaphore(wait, board + 8 * BEGIN) != 0:
                 pass  # a signal came
             if integer(board + 8 * CLOSED) != 0:
+                of_semaphore(post, board + 8 * BEGIN)
                 break
-            take(board, place)
+            take(board, take_and_add(board + 8 * PLACES, 1))
             if take_and_add(board + 8 * LEFT, -1) == 1:
                 of_semaphore(post, board + 8 * DONE)
 
