@@ -237,6 +237,7 @@ class RangeAhead:
     def end(self) -> None:
         """Nothing more is asked for, and nobody writes to the memory any more."""
         self._chunks = len(self._reads)
+        self.onward = None  # whoever is called knows this range, and its memory would live until cycles are collected
         ended(self._reads)
         if self.over is not None:
             self.over()
