@@ -137,15 +137,17 @@ class WeightStore:
         """
         nbytes = self.plan.loading_beside_bytes
         try:
-            room = self._take(arenas[Tier.HOST], LOADING, nbytes)
+            with self.waiting():
+                room = self._take(arenas[Tier.HOST], LOADING, nbytes)
         except CapacityError:
             LOG.info("weights load before all else: the host has no room for %s beside them", in_gib(nbytes))
             self.load(arenas)
             return
-        places = places_in(room, room.nbytes // LOADING_PLACES)
-        mover = self.mover.beside()
-        self._loading = Loading(self.plan, mover, self.source, self._homes, places, self.on_loaded, BESIDE)
-        self._loading.go_on()
+        with self.waiting():
+            places = places_in(room, room.nbytes // LOADING_PLACES)
+            mover = self.mover.beside()
+            self._loading = Loading(self.plan, mover, self.source, self._homes, places, self.on_loaded, BESIDE)
+            self._loading.go_on()
 
     def ready(self, stage: int | None = None) -> None:
         """Wait until all weights have come that a pass needs up to a stage, that one's among them, or up to its end;

@@ -23,6 +23,7 @@ from flexref.engine.events import WeightsLoaded
 from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow
 from flexref.engine.session import always
+from flexref.engine.wall import WallPart
 from flexref.errors import FlexrefError, StorageError, WeightFileError
 from flexref.loading import load
 from flexref.policy import Policy, Shares
@@ -184,9 +185,7 @@ def test_a_host_without_room_beside_the_block_loads_before_it(model: Loaded) -> 
 
 @pytest.mark.parametrize("shares", [Shares(1, 0, 0), Shares(0, 1, 0), Shares.of(0.4, 0.3)])
 def test_memory_that_was_given_back_is_held_by_nobody(model: Loaded, shares: Shares) -> None:
-    """Else weights that are placed elsewhere would need room beside those that lay there before: until cycles of
-    objects are collected, which large buffers do not hasten.
-    """
+    """Nor by cycles of objects: weights that are placed elsewhere would need room beside those that were there."""
     forget_weights(model.engine)
     given = model.engine.session.backend.given  # type: ignore[attr-defined]
     given.clear()
@@ -198,6 +197,16 @@ def test_memory_that_was_given_back_is_held_by_nobody(model: Loaded, shares: Sha
         assert not [buffer for known in given if (buffer := known()) is not None]
     finally:
         gc.enable()
+
+
+def test_all_memory_is_taken_in_a_part_of_the_whole_time(model: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To pin what weights pass through takes a while, and is loading."""
+    forget_weights(model.engine)
+    session, found = model.engine.session, list[WallPart]()
+    plain = session.backend.allocate
+    monkeypatch.setattr(session.backend, "allocate", lambda *of: (found.append(session.wall._at), plain(*of))[1])
+    done(model.engine, "generate", Policy())
+    assert set(found) == {WallPart.LOAD, WallPart.ALLOCATE}
 
 
 class Ending:
