@@ -83,8 +83,9 @@ def append(rows: CacheRows, segments: Segments, k: Numbers, v: Numbers) -> None:
                     continue
                 found = packed[which]
                 codes[span] = found.codes[fresh]
-                # Which zero is a group's least of 0 and -0 depends on how many tokens are looked through at once.
-                pairs[span, ..., 0], pairs[span, ..., 1] = found.scale[fresh], found.zero[fresh] + np.float16(0)
+                # Which of 0 and -0 is the least or the greatest depends on how many tokens are looked through at once.
+                none = np.float16(0)
+                pairs[span, ..., 0], pairs[span, ..., 1] = found.scale[fresh] + none, found.zero[fresh] + none
 
 
 def attend(scratch: Scratch, rows: CacheRows, segments: Segments, q: Numbers, scale: float, out: Numbers) -> Numbers:

@@ -1,6 +1,5 @@
 """Buffers of bytes on a device and on its host, and copies between them; it knows no operator."""
 
-import math
 from contextlib import suppress
 from typing import Any
 
@@ -11,9 +10,8 @@ import torch
 
 from flexref.backend.host_pages import aligned_bytes, present
 from flexref.backend.lane_threads import StreamLanes
-from flexref.backend.results import CountedResults
+from flexref.backend.results import CountedResults, view_end
 from flexref.errors import CapacityError
-from flexref.units import DTYPE_BYTES
 from flexref_torch.operators import Array
 
 
@@ -52,10 +50,7 @@ class DeviceMemory(CountedResults, StreamLanes):
             raise RuntimeError(f"pinned memory could not be given back: CUDA's error {status}")
 
     def view(self, buffer: Array, offset: int, shape: tuple[int, ...], dtype: str) -> Array:
-        end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
-        if offset < 0 or end > buffer.nbytes:
-            raise IndexError(f"bytes {offset} to {end} of a buffer of {buffer.nbytes}")
-        return buffer[offset:end].view(getattr(torch, dtype)).view(shape)
+        return buffer[offset : view_end(buffer, offset, shape, dtype)].view(getattr(torch, dtype)).view(shape)
 
     def _fresh(self, shape: tuple[int, ...], dtype: str) -> Array:
         return torch.empty(shape, dtype=getattr(torch, dtype), device=self._device)

@@ -176,8 +176,9 @@ class LaneThread(Generic[Event]):
             if self._closed:
                 raise RuntimeError(f"lane {self.name} is closed")
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=f"flexref lane {self.name}", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=f"flexref lane {self.name}", daemon=True)
+                thread.start()  # if the system has none, a later submission tries again
+                self._thread = thread
             self._jobs.put((steps, after, ticket))
         return ticket
 

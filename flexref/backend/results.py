@@ -8,6 +8,14 @@ from flexref.backend.workspace import Workspace
 from flexref.units import DTYPE_BYTES
 
 
+def view_end(buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> int:
+    """Where a view of `buffer` that begins at `offset` ends; `IndexError` if it lies outside the buffer."""
+    end = offset + math.prod(shape) * DTYPE_BYTES[dtype]
+    if offset < 0 or end > buffer.nbytes:
+        raise IndexError(f"bytes {offset} to {end} of a buffer of {buffer.nbytes}")
+    return end
+
+
 class CountedResults:
     """The part of `Backend` that is about results, for a port whose workspace is one of its own buffers.
 

@@ -282,3 +282,21 @@ def test_a_lane_to_which_threads_submit_at_once_has_one_thread(
             ticket.wait()
     assert len(here) == 1
     lane.close()
+
+
+@pytest.mark.parametrize("make", [lambda: LaneThread("a lane", HostStream(), print), lambda: Lane("a lane")])
+def test_a_lane_for_which_the_system_had_no_thread_works_once_it_has_one(
+    make: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    lane, called = make(), list[int]()
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refused)
+        with pytest.raises(RuntimeError, match="start new thread"):
+            lane.submit([HostWork("a call", lambda: called.append(1))], ())
+    ticket = lane.submit([HostWork("another call", lambda: called.append(2))], ())
+    lane.close()
+    assert ticket.done()
+    assert called == [2]

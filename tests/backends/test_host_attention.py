@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import CHUNK_TOKENS
@@ -82,6 +82,29 @@ def test_results_of_halves_are_those_of_the_reference_port(
     np.testing.assert_array_equal(on_three, found)
     _, wide = run(hosts[0], layout, lengths, shared, wide=True)
     np.testing.assert_array_equal(wide.astype(np.float16), found)
+
+
+@given(
+    width=st.sampled_from([32, 48, 64, 80, 128, 160]),
+    group=st.sampled_from([32, 64, 96, 128]),
+    usual=st.sampled_from([0.0, -0.0, 1e-30, -6e-8, 32752.0, -32760.0]),
+    others=st.dictionaries(st.integers(0, 31), st.sampled_from([-0.0, 6e-8, 1e-45, 32712.0, -9.0])),
+)
+@example(width=64, group=64, usual=-0.0, others={})
+@example(width=48, group=64, usual=-0.0, others={})
+def test_codes_of_zeros_and_of_numbers_at_the_ends_of_the_range_are_those_of_the_reference_port(
+    hosts: tuple[Any, Any], width: int, group: int, usual: float, others: dict[int, float]
+) -> None:
+    layout, reference = RecordLayout(1, width, "float16", "int4", group), NumpyBackend()
+    k = np.full((1, width), usual, np.float32)
+    k[0, list(others)] = list(others.values())
+    found = []
+    for port in (hosts[0], reference):
+        records = records_of(layout, [1])
+        port.append(port.cache_rows(records, layout), port.segments([0], [1]), k, -k)
+        found.append(records[0])
+    reference.close()
+    np.testing.assert_array_equal(*found)
 
 
 def test_several_threads_call_at_once(hosts: tuple[Any, Any]) -> None:

@@ -103,7 +103,7 @@ def make_append_codes(given: str) -> Callable[..., Any]:
         halves(pair + 2, low + f32(0))
         zero = half(pair + 2) + f32(0)  # which zero is the least of 0 and -0 says nothing
         halves(pair + 2, zero)
-        span = max(high - zero, f32(0))
+        span = max(high - zero, f32(0)) + f32(0)  # of 0 and -0 either may be found the greater one
         halves(pair, span / f32(15))
         scale = half(pair)
         sound &= span <= f32(LARGEST)
