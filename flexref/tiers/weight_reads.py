@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from flexref.errors import WeightFileError
+from flexref.errors import StorageError, WeightFileError
 from flexref.storage.checks import PartChecker
 from flexref.storage.weightfile import Part, StoredTensor
 from flexref.tiers.disk import RangeAhead
@@ -80,16 +80,21 @@ class RunInPieces:
     def __init__(self, source: WeightSource, run: Run, tables: Sequence[StoredTensor] = ()) -> None:
         self._source, self._reading = source, source.reading(run.file_offset, run.nbytes)
         self._make, self._tables = checker_of(run), tables
+        self._start = self._next = run.file_offset
         self.failure: WeightFileError | None = None
         self._begin()
 
     def read(self, offset: int, into: Bytes) -> None:
         """The next piece; `failure` as soon as a dataset that ends in it does not match its checksum, and from then on
-        nothing is read until it begins again.
+        nothing is read until it begins again. `StorageError` if the piece before it could not be read: what has not
+        been read is not damaged.
         """
         if self.failure is not None:
             return
+        if offset != self._next:
+            raise StorageError(f"{self._reading.path}: bytes {self._next} to {offset} could not be read")
         self._reading.read(offset, into)
+        self._next = offset + into.nbytes
         try:
             self._checker.feed(into)
         except WeightFileError as error:
@@ -108,6 +113,6 @@ class RunInPieces:
         self._begin()
 
     def _begin(self) -> None:
-        self.failure = None
+        self.failure, self._next = None, self._start
         self._checker = self._make(self._reading.path)
         self.rows = {tensor.name: RowChecksums(tensor.parts[0]) for tensor in self._tables}

@@ -4,7 +4,7 @@ import gc
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partialmethod
 from typing import Any
@@ -285,6 +285,28 @@ def test_a_job_that_ends_while_weights_load_leaves_nothing(
     nothing_is_left(engine)
     assert {thread for thread in threading.enumerate() if not thread.name.startswith("flexref lane")} <= threads
     assert done(engine, "generate", policy) == expected
+
+
+@pytest.mark.parametrize("place", range(2, 12))
+def test_a_disk_that_fails_is_told_as_that_and_not_as_damage(model: Loaded, place: int) -> None:
+    """Though what comes after the bytes that were not read has gone by when the host looks at those before them."""
+    forget_weights(model.engine)
+    model.engine.session.settle = always(Policy())
+    plain = WeightStore.ready
+
+    def ready(store: WeightStore, stage: int | None = None) -> None:
+        for piece in store._loading._open if store._loading else ():
+            for ticket in piece.tickets:
+                with suppress(StorageError):
+                    ticket.wait()
+        plain(store, stage)
+
+    with late(4 << 30) as patch:
+        patch.setattr(WeightStore, "ready", ready)
+        ending = Ending("disk", place, model.engine, patch)
+        with pytest.raises(StorageError, match="the disk says no"):
+            tokens_until(ending, model.engine, False)
+    nothing_is_left(model.engine)
 
 
 def nothing_is_left(engine: Engine) -> None:
