@@ -155,7 +155,8 @@ def test_where_device_and_host_are_one_memory_noise_moves_no_cache_to_the_host()
         machine = noisy.changed(port=replace(noisy.port, one_memory=one_memory))
         found = plan("125m", machine, PlanRequest(64, 32, 8, weights_schemes=("none",), cache_schemes=("none",)))
         (question, *_) = questions("125m", machine, PlanRequest(64, 32, 8, ("none",), ("none",)))
-        choice = Choice(question.situation.file, machine, BUDGETS, [RowLengths(64, 32)] * 8, {})
+        kept = {"row_invariant": False}  # where rows have bits of their own the host is not thought of
+        choice = Choice(question.situation.file, machine, BUDGETS, [RowLengths(64, 32)] * 8, kept)
         chosen.append((found.best.policy, choose_policy(choice)))
     for policy in chosen[0]:
         assert policy is not None
