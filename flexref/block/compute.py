@@ -72,6 +72,8 @@ class BlockComputation(BlockState):
         """Call the visit's operators (see `executor.Work`)."""
         group, stage = self.groups[visit.group], self._stages[visit.stage]
         ends = visit.stage == len(self._stages) - 1
+        if self.watch.on_place is not None and group.fed:
+            self.watch.on_place(stage, visit.group, visit.pass_number)
         if visit.stage == 0:
             self.replays.begin_pass(visit.pass_number)
             self._begin_pass(visit, group)

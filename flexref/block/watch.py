@@ -68,3 +68,5 @@ class Watch:
     on_choice: OnChoice | None = None
     on_hidden: OnHidden | None = None
     on_notice: OnNotice | None = None
+    on_place: OnVisit | None = None
+    """Told when the host comes to a visit, also where its operators are replayed: for a display of how far a job is."""

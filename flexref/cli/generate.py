@@ -145,7 +145,7 @@ def _run(engine: "Engine", prompts: "list[Prompt]", request: "Request", shown: _
         click.echo(token.text if engine.tokenizer is not None else f"{token.token_id} ", nl=False)
         sys.stdout.flush()
 
-    generation = engine.generate(prompts, request, trace=shown.trace, on_token=show, on_visit=at.visit)
+    generation = engine.generate(prompts, request, trace=shown.trace, on_token=show, on_place=at.visit)
     if streamed:
         click.echo()
     return generation
@@ -158,7 +158,7 @@ class _Place:
         self._visit: tuple[Stage, int, int] | None = None
 
     def visit(self, stage: "Stage", group: int, turn: int) -> None:
-        """The job is at this stage, group and pass (an `OnVisit`)."""
+        """The job is at this stage, group and pass (an `OnVisit`, which is told of replayed ones too)."""
         self._visit = stage, group, turn
 
     def text(self) -> str:

@@ -91,7 +91,7 @@ class Engine:
         """
         return self.session.tensor(name)
 
-    def generate(
+    def generate(  # noqa: PLR0913 - as `load`
         self,
         prompts: Sequence[AnyPrompt],
         request: Request | None = None,
@@ -101,16 +101,18 @@ class Engine:
         on_token: Callable[[StreamedToken], None] | None = None,
         on_logits: OnLogits | None = None,
         on_visit: OnVisit | None = None,
+        on_place: OnVisit | None = None,
         **fields: Any,
     ) -> Generation:
         """Run all prompts and return outputs in their order; see `stream` for what it raises.
 
         What to do is a `request`, or its fields as keywords: `generate(["The king"], max_new_tokens=5)`. `policy` is
-        for this job alone; without one it runs under the engine's, or under one that is chosen for it.
+        for this job alone; without one it runs under the engine's, or under one that is chosen for it. For `on_visit`
+        every operator is called by itself; `on_place` hears of the same visits, also where they are replayed.
         """
         self.session.gate.check()
         asked = alike(prompts, request_of(request, fields))
-        listeners = Listeners(trace, on_logits, on_visit)
+        listeners = Listeners(trace, on_logits, on_visit, on_place)
         return generation(GenerationJob(self.session, asked, policy, listeners, all_at_once=True), on_token)
 
     def stream(

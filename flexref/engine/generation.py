@@ -43,6 +43,7 @@ class Listeners:
     trace: Trace | None = None
     on_logits: OnLogits | None = None
     on_visit: OnVisit | None = None
+    on_place: OnVisit | None = None
 
 
 class GenerationJob:
@@ -89,7 +90,7 @@ class GenerationJob:
         trace, listening = self._listeners.trace, self._listeners
         on_computed = None if trace is None else trace.on_computed
         who = (on_computed, listening.on_logits, listening.on_visit, self._recorder.on_choice)
-        self._watch = Watch(*who, on_notice=lambda text: session.on_event(Notice(text)))
+        self._watch = Watch(*who, on_notice=lambda text: session.on_event(Notice(text)), on_place=listening.on_place)
         # Of a stream without a request that can be served nothing is run, under whatever policy.
         self.policy = self._settled(policy) if self.lengths else policy or Policy()
         self._waiting.widen(_window(self.policy))

@@ -9,6 +9,10 @@ import pytest
 
 import flexref
 from flexref import loading
+from flexref.backend.protocol import Backend
+from flexref.block import compute
+from flexref.block.replays import Replays
+from flexref.block.watch import OnNotice
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.engine.request import Request
 from flexref.policy import Policy
@@ -52,6 +56,23 @@ def test_one_prompt_is_streamed_and_the_tables_go_to_stderr(capsys: pytest.Captu
     assert "What lay on which tier" in captured.err
     assert "What crossed which link" in captured.err
     assert "tokens/s" in captured.err
+
+
+def test_what_is_shown_of_a_job_takes_no_replays_from_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allowed: list[bool] = []
+
+    class Seen(Replays):
+        def __init__(self, backend: Backend, on: bool, tell: OnNotice | None = None) -> None:
+            if backend.name == "numpy":  # and not the port of a prediction
+                allowed.append(on)
+            super().__init__(backend, on, tell)
+
+    monkeypatch.setattr(compute, "Replays", Seen)
+    as_json(capsys, "--prompt", "The king said", "--max-new-tokens", "2")
+    as_json(capsys, "--prompt", "The king said", "--max-new-tokens", "2", "--no-graphs")
+    assert allowed == [True, False]
 
 
 def test_outputs_come_in_the_order_of_the_input_whatever_their_form(

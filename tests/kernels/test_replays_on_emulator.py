@@ -136,6 +136,18 @@ def test_whoever_looks_on_sees_every_visit_and_the_same(path: Path, expected: li
     assert tokens == expected
 
 
+def test_whoever_shows_how_far_a_job_is_hears_of_every_visit_and_takes_no_replay_away(
+    path: Path, expected: list[list[int]]
+) -> None:
+    places: list[Any] = []
+    tokens, stats = generated(path, Policy(rows_per_group=5), True, on_place=lambda *place: places.append(place))
+    assert tokens == expected
+    assert stats.replayed_visits == 7 * STAGES
+    assert [(stage.name, group, number) for stage, group, number in places] == [
+        (name, 0, number) for number in range(8) for name in ("embed", "layer 0", "layer 1", "head 0")
+    ]
+
+
 @pytest.mark.parametrize("call", ["instantiate", "launch_graph"])
 def test_a_device_without_memory_for_recordings_is_told_of_once_and_goes_on(
     path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, call: str
