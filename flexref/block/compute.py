@@ -77,6 +77,8 @@ class BlockComputation(BlockState):
         if visit.stage == 0:
             self.replays.begin_pass(visit.pass_number)
             self._begin_pass(visit, group)
+            if group.fed:
+                self._fed = self._fed + group.fed_in_pass
         if visit.group in self._at_once:
             if ends:
                 self._take_tokens(visit.group, group)
@@ -90,15 +92,12 @@ class BlockComputation(BlockState):
     def _begin_pass(self, visit: Visit, group: Group) -> None:
         """Run the group's whole pass, if that may be: then its other visits have nothing left to do."""
         self._at_once.discard(visit.group)
-        if group.fed:
-            self._fed = self._fed + group.fed_in_pass
         if not (self._runs_at_once and self._may_replay(visit.group, group)):
             return
         self._at_once.add(visit.group)
         self.weights.ready()
-        be, parts = self.backend, (group.token_ids(), group.position_ids(), group.last_tokens())
-        with be.frame():
-            ids = be.upload(np.concatenate(parts))
+        with self.backend.frame():
+            ids = self.backend.upload(group.whole_pass())
             self._call(visit, group, self._handles(visit.group), partial(self._whole_pass, visit, group, ids))
 
     @property
@@ -110,7 +109,7 @@ class BlockComputation(BlockState):
     def _record_ahead(self, pass_number: int) -> None:
         """Record the groups' next passes as they will be if no row ends, while the device is still reading prompts."""
         for number, group in enumerate(self.groups):
-            fed = group.following() if group.fed else None
+            fed = group.foresee() if group.fed and not group.decodes else None
             if fed is None or self._expands(fed.tokens):
                 continue
             self._lengths_of(number, fed)

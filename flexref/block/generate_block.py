@@ -67,7 +67,23 @@ class GenerateBlock(BlockMoves, BlockComputation):
         )
 
     def _take_tokens(self, number: int, group: Group) -> None:
+        if number in self._at_once:
+            self._foresee(number, group)
         self._chosen = self._choose(group, self._logits(number, len(group.ready))[0])
+
+    def _foresee(self, number: int, group: Group) -> None:
+        """Work out the group's next pass as it is if no row ends, while the device is still computing this one.
+
+        What this writes on the device is in order with the operators, and so after the pass that reads it. If the next
+        pass is another one, it is worked out as if nothing had been foreseen.
+        """
+        fed = group.foresee()
+        if fed is None:
+            return
+        self._cache.near_rows(number, fed.in_pass)
+        renewed = self._lengths[number].renewed(self.backend, fed.in_pass)
+        if renewed is not None:
+            self._lengths[number] = renewed
 
     def _end_pass(self, visit: Visit, group: Group) -> None:
         chosen, self._chosen = self._chosen, ()

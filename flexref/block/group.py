@@ -14,11 +14,15 @@ from flexref.units import Tier
 
 @dataclass(frozen=True, slots=True)
 class FedRows:
-    """What operators must know of a pass of a group, under the names that it has in `Group`."""
+    """What operators must know of a pass of a group, under the names that it has in `Group`.
+
+    places: (2 T,) `position_ids`, then `last_tokens`.
+    """
 
     in_pass: Sequence[RowPass]
     tokens: int
     ready: Sequence[int]
+    places: npt.NDArray[np.int32]
 
 
 class Group:
@@ -31,8 +35,11 @@ class Group:
 
     __slots__ = (
         "_chunk",
+        "_comes",
+        "_foreseen",
         "_in_order",
         "_pass",
+        "_places",
         "_room",
         "fed",
         "in_pass",
@@ -52,16 +59,23 @@ class Group:
         self.reads: list[SharedPrefix] = []
         """Prefixes that are not read to their end yet."""
         self._pass = -1
+        self._foreseen: FedRows | None = None
+        self._comes: FedRows | None = None
+        """The next pass as it was foreseen, since every row had its token, none has come and none has gone."""
+        self._places: npt.NDArray[np.int32] | None = None
+        """Of a pass that was foreseen: (2 T,) rows of the position table, and each row's last token."""
 
     def enter(self, row: Row) -> None:
         """The row is in the group from the next pass on."""
         self.rows.append(row)
+        self._comes = None
 
     def leave(self) -> list[Row]:
         """The rows that have ended, which are in the group no more."""
         ended = [row for row in self.rows if row.finish_reason is not None]
         if ended:
             self.rows = [row for row in self.rows if row.finish_reason is None]
+            self._comes = None
         return ended
 
     def look(self) -> None:
@@ -69,6 +83,11 @@ class Group:
         they entered, as much of those that read as there is room for. Prefixes that rows share come first.
         """
         self._pass += 1
+        self._places, self._foreseen = None, None
+        if self._comes is not None:
+            comes, self._comes = self._comes, None
+            self.in_pass, self.tokens, self.ready, self._places = comes.in_pass, comes.tokens, comes.ready, comes.places
+            return
         fed = list(self._look_at_prefixes())
         left, new = self._tokens_of_parts(), dict[int, int]()
         away_left = self._room.in_place.away_tokens
@@ -144,6 +163,12 @@ class Group:
         """(B,) which of the T tokens is the last of each row that is ready."""
         return (np.cumsum([row.new for row in self.in_pass]) - 1).astype(np.int32)[self.ready]
 
+    def whole_pass(self) -> npt.NDArray[np.int32]:
+        """(3 T,) of a pass that decodes, one after the other: `token_ids`, `position_ids`, `last_tokens`."""
+        if self._places is None:
+            return np.concatenate((self.token_ids(), self.position_ids(), self.last_tokens()))
+        return np.concatenate((np.array([row.tokens[-1] for row in self.fed], np.int32), self._places))
+
     def scored_tokens(self) -> npt.NDArray[np.int32]:
         """(N,) after which of the T tokens of a pass that feeds whole prompts the next one is scored."""
         ends = np.cumsum([row.new for row in self.in_pass])
@@ -161,12 +186,26 @@ class Group:
         return self.tokens == len(self.fed) == len(self.ready)
 
     def following(self) -> FedRows | None:
-        """The pass after the next one, where that reads prompts to their ends: one token of each row, if none ends."""
+        """The pass after the next one, if no row comes or ends: one token of each row.
+
+        None if a row ends for sure, does not get a token from the next pass, or may come elsewhere in the order.
+        """
         goes_on = all(len(row.tokens) + 1 < row.limit for row in self.rows)
-        if self.decodes or self.reads or not goes_on or not len(self.rows) == len(self.fed) == len(self.ready):
+        if self.reads or not goes_on or not len(self.rows) == len(self.fed) == len(self.ready):
             return None
-        rows = tuple(RowPass(row.place, row.past + row.new, 1, row.prefix) for row in self.in_pass)
-        return FedRows(rows, len(rows), range(len(rows)))
+        if any(row.place.in_place for row in self.in_pass):
+            return None
+        past = [row.past + row.new for row in self.in_pass]
+        rows = tuple(RowPass(row.place, own, 1, row.prefix) for row, own in zip(self.in_pass, past, strict=True))
+        places = np.concatenate(
+            (np.array(past, np.int32) + np.int32(POSITION_OFFSET), np.arange(len(past), dtype=np.int32))
+        )
+        return FedRows(rows, len(rows), range(len(rows)), places)
+
+    def foresee(self) -> FedRows | None:
+        """`following`; if it comes so, `look` has no more to work out. Called before the next pass is over."""
+        self._foreseen = self.following()
+        return self._foreseen
 
     @property
     def fed_in_pass(self) -> Fed:
@@ -190,6 +229,7 @@ class Group:
         """
         ready_rows = self.ready_rows
         self.advance()
+        self._comes = self._foreseen
         events = []
         for row, token_id in zip(ready_rows, token_ids, strict=True):
             row.push(token_id)
@@ -199,10 +239,11 @@ class Group:
 
     def advance(self) -> None:
         """The pass is over: note what is in the caches of the rows that have not read everything yet."""
-        ready = set(self.ready)
-        for number, (row, of_row) in enumerate(zip(self.fed, self.in_pass, strict=True)):
-            if number not in ready:
-                row.seen += of_row.new
+        if len(self.ready) < len(self.fed):
+            ready = set(self.ready)
+            for number, (row, of_row) in enumerate(zip(self.fed, self.in_pass, strict=True)):
+                if number not in ready:
+                    row.seen += of_row.new
         self.reads = [prefix for prefix in self.reads if prefix.reader is not None and prefix.reader.due_tokens]
 
     def lasts_longer(self) -> bool:

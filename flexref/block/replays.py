@@ -178,6 +178,12 @@ class FedLengths:
         """Whether one token is fed of every row, and the device reaches all of them."""
         return self.away is None and self.near_tokens == len(self.rows)
 
+    def renewed(self, be: Backend, rows: Sequence[RowPass]) -> "FedLengths | None":
+        """Those of a later pass that `decodes` as this one does, with the same handle; None if that does not serve."""
+        if not be.renew_segments(self.near, [row.past for row in rows], [1] * len(rows)):
+            return None
+        return FedLengths(rows, self.near, None, len(rows))
+
     @classmethod
     def of(cls, be: Backend, rows: Sequence[RowPass], near_rows: int, last: Any) -> "FedLengths":
         """Those of `rows`, of which the device reaches the first; with the `last` handle of such lengths, renewed, if

@@ -38,6 +38,11 @@ class Account:
     trace: Trace | None = None
     _memory: list[BlockPlan] = field(default_factory=list)
     _loading_ns: int = 0
+    _reads_disk: bool = field(init=False)
+    """Whether passes read weights from disk."""
+
+    def __post_init__(self) -> None:
+        self._reads_disk = self.weights.plan.bytes_at_home(Tier.DISK) > 0
 
     @property
     def stats(self) -> Stats:
@@ -46,7 +51,7 @@ class Account:
 
     def check_weights(self) -> None:
         """`StorageError` if weights that are read again in every pass are not those of the pass before."""
-        if self.weights.plan.bytes_at_home(Tier.DISK):
+        if self._reads_disk:
             self.weights.source.check_unchanged()
 
     @contextmanager
@@ -68,7 +73,7 @@ class Account:
                 block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
             self._tell_held()
-            self._loading_ns = self.wall.read()[WallPart.LOAD]
+            self._loading_ns = self.wall.spent_ns(WallPart.LOAD)
             with self.wall.passes(rest):
                 yield
         finally:
@@ -87,7 +92,7 @@ class Account:
         waited for weights that still loaded among them: these are `load_s`.
         """
         stats, before_ns = self.stats, self._loading_ns
-        self._loading_ns = self.wall.read()[WallPart.LOAD]
+        self._loading_ns = self.wall.spent_ns(WallPart.LOAD)
         seconds = max(0.0, seconds - (self._loading_ns - before_ns) / NANOSECONDS)
         stats.prompt_tokens += fed.prompt_tokens
         if fed.generated_tokens:

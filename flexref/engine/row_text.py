@@ -10,13 +10,17 @@ from flexref.text.tokenizer import Tokenizer
 
 @dataclass(slots=True)
 class RowText:
-    """Text of one growing row; without a tokenizer there is none, and only ends of sequence stop the row."""
+    """Text of one growing row; without a tokenizer there is none, and only ends of sequence stop the row.
+
+    Where no stop string is looked for, tokens are spelled when their text is asked for: a device may wait for `push`.
+    """
 
     tokenizer: Tokenizer | None
     stops: Sequence[str]
     end_token_ids: Sequence[int]
-    text: str = ""
     shown: int = 0
+    _text: str = field(init=False, default="")
+    _unspelled: list[int] = field(init=False, default_factory=list)
     _detokenizer: Detokenizer | None = field(init=False, default=None)
     _matcher: StopMatcher = field(init=False)
 
@@ -30,11 +34,27 @@ class RowText:
         if token_id in self.end_token_ids:
             return "stop"
         if self._detokenizer is not None:
-            self.text += self._matcher.push(self._detokenizer.push(token_id))
+            self._unspelled.append(token_id)
+            if self.stops:
+                self._spell()
         return "stop" if self._matcher.matched is not None else None
+
+    @property
+    def text(self) -> str:
+        """What no later token can change of it."""
+        self._spell()
+        return self._text
 
     def finish(self) -> None:
         """The row has ended: what was held back becomes text."""
+        self._spell()
         if self._detokenizer is not None and self._matcher.matched is None:
-            self.text += self._matcher.push(self._detokenizer.finish())
-            self.text += self._matcher.finish()
+            self._text += self._matcher.push(self._detokenizer.finish())
+            self._text += self._matcher.finish()
+
+    def _spell(self) -> None:
+        if self._detokenizer is None:
+            return
+        for token_id in self._unspelled:
+            self._text += self._matcher.push(self._detokenizer.push(token_id))
+        self._unspelled.clear()

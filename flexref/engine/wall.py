@@ -135,6 +135,12 @@ class Wall:
             self._mark()
             return {**self._spent, WallPart.OTHER: self._spent[WallPart.OTHER] + self._pass_ns}
 
+    def spent_ns(self, part: WallPart) -> int:
+        """What has gone to one part until now, but for a pass that has not ended."""
+        with self._one:
+            self._mark()
+            return self._spent[part]
+
     def begin_job(self, asked: Reading) -> Reading | None:
         """Since when the time of a job counts that was asked for at `asked`; of the first job since the beginning."""
         first, self._had_a_job = not self._had_a_job, True

@@ -29,6 +29,8 @@ class StopMatcher:
         """The part of the held and the new text that no stop string can begin in any more."""
         if self._matched is not None:
             return ""
+        if not self._stops:
+            return text
         self._held += text
         start, stop = self._first_whole()
         pending = self._first_pending()

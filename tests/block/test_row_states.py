@@ -170,3 +170,54 @@ def test_skipped_passes_leave_rows_as_passes_do(prompts: list[tuple[int, ...]], 
         assert mine == theirs
         assert skipped.groups[0].in_pass == run.groups[0].in_pass
     assert skipped.admission.retired == run.admission.retired == len(prompts)
+
+
+@given(
+    PROMPTS,
+    st.lists(st.integers(1, 6), min_size=4, max_size=4),
+    st.integers(1, 3),
+    st.sets(st.tuples(st.integers(0, 3), st.integers(1, 5))),
+    st.lists(st.booleans(), min_size=1, max_size=9),
+)
+def test_what_was_foreseen_of_a_pass_is_what_is_found_whoever_ends_and_comes(
+    prompts: list[tuple[int, ...]],
+    limits: list[int],
+    places: int,
+    stops: set[tuple[int, int]],
+    foresees: list[bool],
+) -> None:
+    """`stops`: (row, tokens) with which a row ends before its limit, which nobody foresees."""
+
+    def block() -> BlockRows:
+        room = GroupRoom(places, on_device(ROOMY), on_device(ROOMY))
+        plan = CachePlan(RecordLayout(1, 1, "float32"), 1, (room,), slots=1)
+        rows = [Row(number, *each) for number, each in enumerate(zip(prompts, limits[: len(prompts)], strict=True))]
+        waiting = Waiting(rows, window=2)
+        waiting.refill()
+        return BlockRows(plan, waiting, prompt_chunk_tokens=2)
+
+    def judge(row: Row) -> str | None:
+        return "stop" if (row.number, len(row.tokens)) in stops else None
+
+    foreseeing, plain = block(), block()
+    passes = 0
+    while plain.alive():
+        mine, other = foreseeing.groups[0], plain.groups[0]
+        assert (mine.in_pass, mine.tokens, [*mine.ready]) == (other.in_pass, other.tokens, other.ready)
+        assert [row.number for row in mine.fed] == [row.number for row in other.fed]
+        assert mine.fed_in_pass == other.fed_in_pass
+        if other.decodes:
+            parts = (other.token_ids(), other.position_ids(), other.last_tokens())
+            found = mine.whole_pass()
+            np.testing.assert_array_equal(found, np.concatenate(parts))
+            assert found.dtype == np.int32
+        there = [row.number for row in other.rows]
+        foreseen = mine.foresee() if foresees[passes % len(foresees)] else None
+        chosen = [10 * passes + number for number in range(len(other.ready))]
+        assert foreseeing.end_pass(0, chosen, judge) == plain.end_pass(0, chosen, judge)
+        if foreseen is not None and [row.number for row in other.rows] == there:
+            assert mine.in_pass is foreseen.in_pass
+        foreseeing.waiting.refill()
+        plain.waiting.refill()
+        passes += 1
+    assert not foreseeing.alive()

@@ -1,5 +1,6 @@
 """Jobs whose visits are replayed give what they give without it, while rows come and go; and what fails is told."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,53 @@ def test_whoever_shows_how_far_a_job_is_hears_of_every_visit_and_takes_no_replay
     assert [(stage.name, group, number) for stage, group, number in places] == [
         (name, 0, number) for number in range(8) for name in ("embed", "layer 0", "layer 1", "head 0")
     ]
+
+
+WORKING = ("replay", "sample", "upload", "download", "assign", "record", "segments", "renew_segments", "renew_rows")
+"""Calls of the port that give a device something to do, or wait for it."""
+
+
+def test_between_a_choice_and_the_next_replay_the_device_is_given_the_ids_alone(
+    path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All else that a pass needs is on its way before, while the device computes."""
+    called: list[str] = []
+
+    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*given: Any) -> Any:
+            called.append(name)
+            return call(*given)
+
+        return noted
+
+    for name in WORKING:
+        monkeypatch.setattr(CupyBackend, name, noting(name, getattr(CupyBackend, name)))
+    tokens, _ = generated(path, Policy(rows_per_group=5), True)
+    assert tokens == expected
+    passes = " ".join(called).split("sample")[1:-1]
+    assert len(passes) == 7
+    assert {each[: len(" upload replay ")] for each in passes} == {" upload replay "}
+
+
+STOPPING = replace(SPEC, eos_token_ids=tuple(range(0, SPEC.vocabulary, 4)))
+
+
+@settings(max_examples=7)
+@given(asked(), st.integers(1, 3), st.integers(1, 2))
+def test_rows_that_end_when_nobody_foresees_it_have_the_tokens_of_direct_calls(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[list[int], int]], per_group: int, groups: int
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "stopping.h5"
+    if not path.exists():
+        write_model(path, STOPPING, scheme="int4", dtype="float16")
+    found = []
+    for graphs in (True, False):
+        requests = [RowRequest(row, Request(count)) for row, count in rows]
+        policy = Policy(rows_per_group=per_group, groups_per_block=groups)
+        with load(path, policy=policy, backend=port(), graphs=graphs) as engine:
+            results = sorted(engine.run(requests), key=lambda result: result.number)
+        found.append([result.output and (result.output.token_ids, result.output.finish_reason) for result in results])
+    assert found[0] == found[1]
 
 
 @pytest.mark.parametrize("call", ["instantiate", "launch_graph"])
