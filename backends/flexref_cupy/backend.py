@@ -15,16 +15,17 @@ from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
 from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.units import DTYPE_BYTES
-from flexref_cupy import memory, on_host, pointwise, sampling
-from flexref_cupy.attention import Attention
-from flexref_cupy.cuda import Cuda
+from flexref_cupy import memory
 from flexref_cupy.device import SCRATCH_BYTES, Device, check_runs
+from flexref_cupy.driver.cuda import Cuda
 from flexref_cupy.events import DeviceTicket, Events
 from flexref_cupy.lanes import Lane, wait_on_device
 from flexref_cupy.memory import Buffer, Copying, Tensor
-from flexref_cupy.on_host import HostRows, OnHost
+from flexref_cupy.operators import on_host, pointwise, sampling
+from flexref_cupy.operators.attention import Attention
+from flexref_cupy.operators.on_host import HostRows, OnHost
+from flexref_cupy.operators.products import FUSED_ROWS, Products
 from flexref_cupy.pinning import PIECE_BYTES, Pinning
-from flexref_cupy.products import FUSED_ROWS, Products
 from flexref_cupy.recording import CALL_BYTES, GRAPH_BYTES, RECORDED_BYTES, Graphs, Recording
 from flexref_cupy.rehearsal import Compiling, ImaginaryCuda
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.errors import CapacityError
-from flexref_cupy.cuda import Cuda
-from flexref_cupy.launching import Kernels
+from flexref_cupy.driver.cuda import Cuda
+from flexref_cupy.driver.launching import Kernels
 from flexref_cupy.memory import Buffer, Copying, Tensor, device_buffer
 from flexref_cupy.pinning import Pinning
 

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from flexref_cupy.cuda import Cuda
+from flexref_cupy.driver.cuda import Cuda
 
 TRIES = 5
 """An interrupt between the device's event and the host's look at the clock spoils one try."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 from flexref.backend.protocol import HostWork, LaneStep, Move, Ticket
-from flexref_cupy.cuda import Cuda
+from flexref_cupy.driver.cuda import Cuda
 from flexref_cupy.events import DeviceTicket, Events, Times
 from flexref_cupy.memory import Copying
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from flexref.backend.protocol import Move, Span
 from flexref.units import DTYPE_BYTES
-from flexref_cupy.cuda import Cuda
+from flexref_cupy.driver.cuda import Cuda
 from flexref_cupy.pinning import Pinning
 
 

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from flexref.backend.host_pages import make_present, mapped
 from flexref.errors import CapacityError
 from flexref.units import ALIGNMENT_BYTES, aligned
-from flexref_cupy.cuda import Cuda, refused
+from flexref_cupy.driver.cuda import Cuda, refused
 
 PIECE_BYTES = 64 << 20
 """One registration, by one thread: a copy of so many bytes runs at the link's rate."""

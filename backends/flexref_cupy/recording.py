@@ -7,9 +7,9 @@ none of which has to do with the recording. What must not be in it is refused by
 
 from collections.abc import Callable
 
-from flexref_cupy.attention import CacheRows
 from flexref_cupy.device import Device
-from flexref_cupy.segments import Segments
+from flexref_cupy.operators.attention import CacheRows
+from flexref_cupy.operators.segments import Segments
 
 NODE_BYTES, GRAPH_BYTES = 8 << 10, 64 << 10
 """Bound what a graph holds on the device: so much for every launch or copy, and so much for itself."""

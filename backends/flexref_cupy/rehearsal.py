@@ -9,9 +9,9 @@ from typing import Any
 from flexref.backend.compiling import CompileTime
 from flexref.backend.protocol import Backend
 from flexref.units import ALIGNMENT_BYTES, aligned
-from flexref_cupy.cuda import Cuda
-from flexref_cupy.kernel_source import Source
-from flexref_cupy.launching import Kernels
+from flexref_cupy.driver.cuda import Cuda
+from flexref_cupy.driver.kernel_source import Source
+from flexref_cupy.driver.launching import Kernels
 
 FIRST_ADDRESS = 1 << 60
 """Beyond all that a process or a device has: memory that must never be touched."""

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flexref_cupy import cuda, starting
-from flexref_cupy.cuda import Cuda
+from flexref_cupy import starting
+from flexref_cupy.driver import cuda
+from flexref_cupy.driver.cuda import Cuda
 from flexref_cupy.memory import host_buffer
 from flexref_cupy.pinning import Pinning
 

@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from flexref_cupy import cublas_lt
-from flexref_cupy.cublas_lt import USUAL_TOKENS, CublasLt
+from flexref_cupy.driver import cublas_lt
+from flexref_cupy.driver.cublas_lt import USUAL_TOKENS, CublasLt
 
 SPLIT_K = 2
 """cublasLt's number for the parts that an algorithm cuts the inputs into."""

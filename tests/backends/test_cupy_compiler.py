@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from flexref_cupy.compiler import Compiler, Nvrtc, architecture
-from flexref_cupy.kernel_source import Source, source
+from flexref_cupy.driver.compiler import Compiler, Nvrtc, architecture
+from flexref_cupy.driver.kernel_source import Source, source
 
 from flexref.errors import BackendUnavailable
 from flexref.machine.kept_bytes import KeptBytes

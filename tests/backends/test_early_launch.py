@@ -4,8 +4,8 @@ import ctypes
 from typing import Any
 
 import pytest
-from flexref_cupy import kernel_source
-from flexref_cupy.early_launch import EARLY_CAPABILITY, EarlyLaunch, launches
+from flexref_cupy.driver import kernel_source
+from flexref_cupy.driver.early_launch import EARLY_CAPABILITY, EarlyLaunch, launches
 
 STREAM, FUNCTION, ARGUMENTS = 0x7777, 0x1234, 0x5678
 

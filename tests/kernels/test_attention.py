@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from emulated_cuda import EmulatedCuda
-from flexref_cupy import CupyBackend, attention, segments
+from flexref_cupy import CupyBackend
 from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.memory import Tensor
-from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS
+from flexref_cupy.operators import attention, segments
+from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -11,11 +11,11 @@ import pytest
 from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend
-from flexref_cupy.cuda import Cuda
-from flexref_cupy.kernel_source import Source, source
-from flexref_cupy.launching import Kernels
+from flexref_cupy.driver.cuda import Cuda
+from flexref_cupy.driver.kernel_source import Source, source
+from flexref_cupy.driver.launching import Kernels
+from flexref_cupy.driver.variants import VARIANTS
 from flexref_cupy.rehearsal import FIRST_ADDRESS, ImaginaryCuda
-from flexref_cupy.variants import VARIANTS
 
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 from emulated_build import kept_folder
-from flexref_cupy import kernel_source
-from flexref_cupy.kernel_source import Source
-from flexref_cupy.variants import VARIANTS
+from flexref_cupy.driver import kernel_source
+from flexref_cupy.driver.kernel_source import Source
+from flexref_cupy.driver.variants import VARIANTS
 
 SCRIPT = Path(__file__).parents[2] / "tools" / "compile_kernels"
 BROKEN = Source("broken", 'extern "C" __global__ void broken(float* out) {\n    out[0] = nothing_such;\n}', (), {})

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from emulated_bench import NO_COMPILER, KernelBench, Values
 from emulated_cuda import EmulatedCuda, EmulationError, compiler_is_here
-from flexref_cupy.cuda import Cuda
+from flexref_cupy.driver.cuda import Cuda
 
 from flexref.errors import CapacityError
 

@@ -10,7 +10,7 @@ import pytest
 from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend
-from flexref_cupy.on_host import INSTALL, is_possible
+from flexref_cupy.operators.on_host import INSTALL, is_possible
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

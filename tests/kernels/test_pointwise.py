@@ -8,8 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from emulated_cuda import EmulatedCuda, compiler_is_here
-from flexref_cupy import CupyBackend, pointwise
-from flexref_cupy.pointwise import NORM_HELD, NORM_MOST_THREADS, RUN
+from flexref_cupy import CupyBackend
+from flexref_cupy.operators import pointwise
+from flexref_cupy.operators.pointwise import NORM_HELD, NORM_MOST_THREADS, RUN
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 from emulated_cuda import MOST_SHARED_BYTES, EmulatedCuda, compiler_is_here
-from flexref_cupy import CupyBackend, few_tokens, products
+from flexref_cupy import CupyBackend
 from flexref_cupy.device import COUNTERS_BYTES
+from flexref_cupy.driver.variants import FEW_GROUPS, VARIANTS
 from flexref_cupy.memory import Tensor
-from flexref_cupy.products import DENSE_ROWS, IN_ORDER_CAPABILITY, Products
-from flexref_cupy.variants import FEW_GROUPS, VARIANTS
+from flexref_cupy.operators import few_tokens, products
+from flexref_cupy.operators.products import DENSE_ROWS, IN_ORDER_CAPABILITY, Products
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

@@ -9,7 +9,7 @@ from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, EmulationError, compiler_is_here
 from flexref_cupy import CupyBackend
 from flexref_cupy.memory import Tensor
-from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS, padded_count
+from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, padded_count
 from hypothesis import given
 from hypothesis import strategies as st
 

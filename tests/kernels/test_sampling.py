@@ -8,7 +8,7 @@ import pytest
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend
 from flexref_cupy.memory import Tensor
-from flexref_cupy.sampling import MOST_TOKENS
+from flexref_cupy.operators.sampling import MOST_TOKENS
 from flexref_numpy.sampling import sample as law
 from hypothesis import given
 from hypothesis import strategies as st

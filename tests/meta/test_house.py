@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 FILES_MOST, LINES_MOST = 24, 300
-"""Of a folder of flexref, directly; of a file."""
+"""Of a folder, directly; of a file of the package or a port."""
 
 SHARED = {
     "TIERS",
@@ -76,18 +76,16 @@ def circle(root: Path) -> list[str]:
 
 
 def too_large(root: Path) -> list[str]:
-    """Folders of flexref with too many files, and files with too many lines."""
-    folders: dict[Path, int] = defaultdict(int)
-    found = []
+    """Files of the package and its ports with too many lines; folders with too many files, those of tests too."""
+    found, folders = [], defaultdict[Path, int](int)
     for _, path in sources(root):
         lines = len(path.read_text(encoding="utf-8").splitlines())
         if lines > LINES_MOST:
             found.append(f"{path.relative_to(root)} has {lines} lines")
-        if path.is_relative_to(root / "flexref"):
-            folders[path.parent] += 1
-    return found + [
-        f"{path.relative_to(root)} has {count} files" for path, count in folders.items() if count > FILES_MOST
-    ]
+    for top in ("flexref", "backends", "tests", "tools"):
+        for path in (root / top).rglob("*.py"):
+            folders[path.parent.relative_to(root)] += 1
+    return found + [f"{folder} has {count} files" for folder, count in folders.items() if count > FILES_MOST]
 
 
 def assigned(tree: ast.Module) -> Iterator[str]:

@@ -15,7 +15,7 @@ from flexref.machine.names import kept_folder
 from mutate_operators_run import cuda_mutants, numba_functions, python_mutants
 from mutate_operators_run.mutant import Mutant, mutants_of
 
-EMULATOR = Path(__file__).parents[2] / "tests" / "kernels"
+EMULATOR = Path(__file__).parents[2] / "tests" / "kernels" / "emulator"
 """Where the emulated device is."""
 
 COMMON = "kernels/common.cuh"

@@ -9,9 +9,9 @@ from time import perf_counter
 from typing import Any
 
 from flexref.backend.compiling import CompileTime
-from flexref_cupy.cuda import Cuda
-from flexref_cupy.kernel_source import Source, source
-from flexref_cupy.variants import VARIANTS
+from flexref_cupy.driver.cuda import Cuda
+from flexref_cupy.driver.kernel_source import Source, source
+from flexref_cupy.driver.variants import VARIANTS
 
 _BUFFER_POINTER, _BUFFER_SIZE, _END = 1, 2, 0
 """Names of the entries of CUDA's launch list (CU_LAUNCH_PARAM_...)."""

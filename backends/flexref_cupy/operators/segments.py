@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref_cupy.device import Device
-from flexref_cupy.on_host import HostLengths
+from flexref_cupy.operators.on_host import HostLengths
 
 Numbers = npt.NDArray[np.int64]
 

@@ -12,11 +12,11 @@ from typing import Any
 from flexref.backend.records import RecordLayout
 from flexref.errors import PolicyError
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
-from flexref_cupy.launching import Kernel
+from flexref_cupy.driver.launching import Kernel
+from flexref_cupy.driver.variants import VARIANTS
 from flexref_cupy.memory import Tensor
-from flexref_cupy.segments import MOST_SPLITS, SEGMENT_KEYS, TILE_TOKENS, Segments
-from flexref_cupy.starts import Starts, StartTables, distances_of
-from flexref_cupy.variants import VARIANTS
+from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, TILE_TOKENS, Segments
+from flexref_cupy.operators.starts import Starts, StartTables, distances_of
 
 WIDEST_HEAD = 256
 """What a block's registers hold of a head's numbers."""

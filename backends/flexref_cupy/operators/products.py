@@ -13,10 +13,10 @@ from typing import cast
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref.units import DTYPE_BYTES, aligned
 from flexref_cupy.device import PARTIALS_BYTES, WEIGHTS_BYTES, Device, pieces
-from flexref_cupy.expanding import C_TYPES, expand, is_aligned
-from flexref_cupy.few_tokens import IN_ORDER_CAPABILITY, FewTokens, are_taken
-from flexref_cupy.launching import Kernel
+from flexref_cupy.driver.launching import Kernel
 from flexref_cupy.memory import Tensor
+from flexref_cupy.operators.expanding import C_TYPES, expand, is_aligned
+from flexref_cupy.operators.few_tokens import IN_ORDER_CAPABILITY, FewTokens, are_taken
 
 FUSED_ROWS = 128
 """Up to so many tokens codes are multiplied faster than expanded ones by cuBLAS: see README.md for the measurement."""

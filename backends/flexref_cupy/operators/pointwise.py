@@ -4,8 +4,8 @@ Rows move 16 bytes at a time where they are aligned so, else one value at a time
 """
 
 from flexref_cupy.device import Device
-from flexref_cupy.expanding import C_TYPES, is_aligned
 from flexref_cupy.memory import Tensor
+from flexref_cupy.operators.expanding import C_TYPES, is_aligned
 
 THREADS = 256
 """Threads of a block of gather.cu, add_rows.cu and activate.cu."""

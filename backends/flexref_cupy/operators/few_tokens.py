@@ -9,10 +9,10 @@ from typing import cast
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device
-from flexref_cupy.expanding import is_aligned, parts_of
-from flexref_cupy.launching import Kernel
+from flexref_cupy.driver.launching import Kernel
+from flexref_cupy.driver.variants import FEW_BLOCKS, FEW_BLOCKS_MIDDLE, FEW_BLOCKS_SMALL, FEW_GROUPS, FewBlock
 from flexref_cupy.memory import Tensor
-from flexref_cupy.variants import FEW_BLOCKS, FEW_BLOCKS_MIDDLE, FEW_BLOCKS_SMALL, FEW_GROUPS, FewBlock
+from flexref_cupy.operators.expanding import is_aligned, parts_of
 
 IN_ORDER_CAPABILITY = (9, 0)
 """Devices on which linear_few.cu has the bits of cublasLt. Older ones add up 8 inputs at a time, not 16."""

@@ -1,4 +1,4 @@
-"""`flexref_cupy.cuda.Cuda` without a device: kernels run on the CPU, one thread at a time; it knows no operator.
+"""`flexref_cupy.driver.cuda.Cuda` without a device: kernels run on the CPU, one thread at a time; it knows no operator.
 
 An author of a kernel calls it so, with a C++ compiler installed and `tests/kernels` on the path:
 
@@ -33,7 +33,7 @@ from emulated_build import EmulationError, Launch, Module, build, compiler_is_he
 from emulated_graphs import Graphs
 from emulated_pages import Pages
 from emulated_streams import Streams, Work
-from flexref_cupy.kernel_source import Source
+from flexref_cupy.driver.kernel_source import Source
 
 from flexref.errors import CapacityError
 

@@ -10,8 +10,8 @@ from typing import Protocol
 
 from flexref.machine.kept_bytes import KeptBytes
 from flexref.machine.names import kept_folder
-from flexref_cupy.cublas import cuda_library
-from flexref_cupy.kernel_source import Source
+from flexref_cupy.driver.cublas import cuda_library
+from flexref_cupy.driver.kernel_source import Source
 
 LOG = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from flexref_cupy.kernel_source import Source
+from flexref_cupy.driver.kernel_source import Source
 
 FOLDER = Path(__file__).parent
 COMPILER = os.environ.get("CXX", "g++")

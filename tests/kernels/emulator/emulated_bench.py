@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from emulated_cuda import EmulatedCuda
-from flexref_cupy.kernel_source import Source
-from flexref_cupy.launching import Kernel
+from flexref_cupy.driver.kernel_source import Source
+from flexref_cupy.driver.launching import Kernel
 
 COMMON = (files("flexref_cupy") / "kernels" / "common.cuh").read_text(encoding="utf-8")
 NO_COMPILER = "no C++ compiler (g++, or $CXX) to emulate kernels with"

@@ -3,7 +3,7 @@
 import ctypes
 
 from flexref.errors import BackendUnavailable
-from flexref_cupy.installation import INSTALL, first_line
+from flexref_cupy.driver.installation import INSTALL, first_line
 
 _TRANSPOSED, _AS_IT_IS = 1, 0
 _FLOAT32, _FLOAT16 = 0, 2

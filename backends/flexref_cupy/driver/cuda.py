@@ -8,12 +8,12 @@ import ctypes
 from typing import Any
 
 from flexref.errors import BackendUnavailable, CapacityError
-from flexref_cupy.compiler import Compiler, Nvrtc
-from flexref_cupy.cublas import Cublas, check_status
-from flexref_cupy.cublas_lt import CublasLt
-from flexref_cupy.early_launch import Grid, launches
-from flexref_cupy.installation import INSTALL, check_driver, cupy_version, first_line
-from flexref_cupy.kernel_source import Source
+from flexref_cupy.driver.compiler import Compiler, Nvrtc
+from flexref_cupy.driver.cublas import Cublas, check_status
+from flexref_cupy.driver.cublas_lt import CublasLt
+from flexref_cupy.driver.early_launch import Grid, launches
+from flexref_cupy.driver.installation import INSTALL, check_driver, cupy_version, first_line
+from flexref_cupy.driver.kernel_source import Source
 from flexref_cupy.starting import DRIVER
 
 Handle = int

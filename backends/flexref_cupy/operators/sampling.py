@@ -5,8 +5,8 @@ import numpy.typing as npt
 
 from flexref.errors import FlexrefError
 from flexref_cupy.device import Device
-from flexref_cupy.expanding import C_TYPES
 from flexref_cupy.memory import Tensor
+from flexref_cupy.operators.expanding import C_TYPES
 
 THREADS = 1024
 """Threads of a block of sample.cu, which takes a row."""

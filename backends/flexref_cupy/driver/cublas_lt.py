@@ -11,7 +11,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Any
 
-from flexref_cupy.cublas import check_status, cuda_library
+from flexref_cupy.driver.cublas import check_status, cuda_library
 
 _TRANSPOSED = 1
 _FLOAT32, _FLOAT16 = 0, 2
