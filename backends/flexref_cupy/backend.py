@@ -120,7 +120,7 @@ class CupyBackend:
 
     def upload(self, values: npt.NDArray[Any], out: Any = None) -> Tensor:
         """See `Backend.upload`."""
-        target: Tensor = self.empty(values.shape, str(values.dtype)) if out is None else out
+        target: Tensor = self.empty(values.shape, memory.name_of(values.dtype)) if out is None else out
         self.device.upload(values, target)
         return target
 

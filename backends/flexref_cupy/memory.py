@@ -1,6 +1,7 @@
 """Memory of the port: pieces of the device and of pinned host memory, typed views, copies; it computes nothing."""
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,12 @@ class Fresh:
 
     def __del__(self) -> None:
         self._cuda.free(self.address)
+
+
+@cache
+def name_of(dtype: np.dtype[Any]) -> str:
+    """What a type is called: numpy takes some microseconds to say so."""
+    return str(dtype)
 
 
 def view(buffer: Buffer, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:

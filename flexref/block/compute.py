@@ -144,10 +144,10 @@ class BlockComputation(BlockState):
 
     def _call(self, visit: Visit, group: Group, held: Sequence[Any], operators: Callable[[], None]) -> None:
         """Call a visit's operators, or replay them. held: the handles that they use."""
-        if not self._may_replay(visit.group, group):
+        whole = visit.group in self._at_once
+        if not (whole or self._may_replay(visit.group, group)):
             operators()
             return
-        whole = visit.group in self._at_once
         where = "pass" if whole else (visit.stage, self._data_slot(visit), self._weights_slot(visit))
         if self.replays.call(key_of(where, visit.group, group.tokens, held), held, operators):
             self.replayed_visits += len(self._stages) if whole else 1

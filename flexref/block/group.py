@@ -16,13 +16,13 @@ from flexref.units import Tier
 class FedRows:
     """What operators must know of a pass of a group, under the names that it has in `Group`.
 
-    places: (2 T,) `position_ids`, then `last_tokens`.
+    ids: (3 T,) `whole_pass`, but for its tokens.
     """
 
     in_pass: Sequence[RowPass]
     tokens: int
     ready: Sequence[int]
-    places: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int32]
 
 
 class Group:
@@ -37,9 +37,9 @@ class Group:
         "_chunk",
         "_comes",
         "_foreseen",
+        "_ids",
         "_in_order",
         "_pass",
-        "_places",
         "_room",
         "fed",
         "in_pass",
@@ -62,8 +62,8 @@ class Group:
         self._foreseen: FedRows | None = None
         self._comes: FedRows | None = None
         """The next pass as it was foreseen, since every row had its token, none has come and none has gone."""
-        self._places: npt.NDArray[np.int32] | None = None
-        """Of a pass that was foreseen: (2 T,) rows of the position table, and each row's last token."""
+        self._ids: npt.NDArray[np.int32] | None = None
+        """Of a pass that was foreseen: `whole_pass`, but for its tokens."""
 
     def enter(self, row: Row) -> None:
         """The row is in the group from the next pass on."""
@@ -83,10 +83,10 @@ class Group:
         they entered, as much of those that read as there is room for. Prefixes that rows share come first.
         """
         self._pass += 1
-        self._places, self._foreseen = None, None
+        self._ids, self._foreseen = None, None
         if self._comes is not None:
             comes, self._comes = self._comes, None
-            self.in_pass, self.tokens, self.ready, self._places = comes.in_pass, comes.tokens, comes.ready, comes.places
+            self.in_pass, self.tokens, self.ready, self._ids = comes.in_pass, comes.tokens, comes.ready, comes.ids
             return
         fed = list(self._look_at_prefixes())
         left, new = self._tokens_of_parts(), dict[int, int]()
@@ -165,9 +165,10 @@ class Group:
 
     def whole_pass(self) -> npt.NDArray[np.int32]:
         """(3 T,) of a pass that decodes, one after the other: `token_ids`, `position_ids`, `last_tokens`."""
-        if self._places is None:
+        if self._ids is None:
             return np.concatenate((self.token_ids(), self.position_ids(), self.last_tokens()))
-        return np.concatenate((np.array([row.tokens[-1] for row in self.fed], np.int32), self._places))
+        self._ids[: self.tokens] = [row.tokens[-1] for row in self.fed]
+        return self._ids
 
     def scored_tokens(self) -> npt.NDArray[np.int32]:
         """(N,) after which of the T tokens of a pass that feeds whole prompts the next one is scored."""
@@ -197,10 +198,8 @@ class Group:
             return None
         past = [row.past + row.new for row in self.in_pass]
         rows = tuple(RowPass(row.place, own, 1, row.prefix) for row, own in zip(self.in_pass, past, strict=True))
-        places = np.concatenate(
-            (np.array(past, np.int32) + np.int32(POSITION_OFFSET), np.arange(len(past), dtype=np.int32))
-        )
-        return FedRows(rows, len(rows), range(len(rows)), places)
+        ids = np.array([0] * len(past) + [each + POSITION_OFFSET for each in past] + [*range(len(past))], np.int32)
+        return FedRows(rows, len(rows), range(len(rows)), ids)
 
     def foresee(self) -> FedRows | None:
         """`following`; if it comes so, `look` has no more to work out. Called before the next pass is over."""

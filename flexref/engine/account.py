@@ -102,8 +102,9 @@ class Account:
         self.wall.end_pass(WallPart.DECODE if fed.generated_tokens else WallPart.PREFILL)
         stats.occupancy.add(fed.rows / places)
         self.standing.live_rows, self.standing.places = fed.rows, places
-        cache = self._memory[-1].cache
-        stats.shared_prefix_link_bytes += fed.spared_tokens * cache.layout.record_bytes * cache.prefix_layers
+        if fed.spared_tokens:
+            cache = self._memory[-1].cache
+            stats.shared_prefix_link_bytes += fed.spared_tokens * cache.layout.record_bytes * cache.prefix_layers
 
     def _tell_held(self) -> None:
         if self.trace is not None:

@@ -116,6 +116,8 @@ class Mover:
 
     def harvest(self) -> None:
         """Take the times of what is done; raises the failure of what failed."""
+        if not (self._open or self._crossings or self._unread or self._ahead.has_unread):
+            return  # asked between any two passes
         started, self._open = self._open, []
         self._unread.update((id(entry[0]), entry) for entry in self._ahead.take_unread())
         failure: Exception | None = None

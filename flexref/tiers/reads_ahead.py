@@ -95,6 +95,11 @@ class ReadsAhead:
         """Whether there are reads that have not had their turn."""
         return bool(self._expected)
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether `take_unread` has any to give."""
+        return bool(self._unread)
+
     def give_up(self) -> None:
         """From now on all that has not had its turn is in vain, until `end`."""
         self._in_vain = True

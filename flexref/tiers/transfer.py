@@ -1,7 +1,6 @@
 """Explicit copies between neighbouring tiers, each counted; it knows bytes, not what they mean."""
 
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -287,14 +286,15 @@ class Traffic:
         self.unread_bytes = self.in_vain_bytes = 0
         return flows
 
-    def since(self, earlier: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    def since(self, earlier: Mapping[tuple[str, str], int]) -> dict[str, dict[str, int]]:
         """Bytes per link and kind beyond those of an earlier `snapshot`."""
         table: dict[str, dict[str, int]] = {link: {} for link in LINK_OF.values()}
         for key, flow in sorted(self.flows.items()):
-            if flow.nbytes > earlier[key]:
-                table[key[0]][key[1]] = flow.nbytes - earlier[key]
+            before = earlier.get(key, 0)
+            if flow.nbytes > before:
+                table[key[0]][key[1]] = flow.nbytes - before
         return table
 
-    def snapshot(self) -> Counter[tuple[str, str]]:
+    def snapshot(self) -> dict[tuple[str, str], int]:
         """Bytes so far, for `since`."""
-        return Counter({key: flow.nbytes for key, flow in self.flows.items()})
+        return {key: flow.nbytes for key, flow in self.flows.items()}
