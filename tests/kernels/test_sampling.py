@@ -1,6 +1,7 @@
 """The CuPy port's choice of tokens on an emulated device, beside the contract: the reference port, exact cases."""
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import numpy as np
 import numpy.typing as npt
@@ -193,3 +194,13 @@ def test_more_tokens_than_their_sums_hold_are_refused(port: CupyBackend) -> None
     width = MOST_TOKENS + 1
     with pytest.raises(ValueError, match="at most 16777216"):
         port.sample(Tensor(0, (1, width), "float16", width), 1.0, 0, 1.0, np.zeros(1))
+
+
+def test_a_choice_needs_no_place_among_the_small_arrays_of_rows() -> None:
+    """So a pass is never refused for want of one when it has been computed, and none is given back after it."""
+    with closing(CupyBackend(cuda=EmulatedCuda())) as port:
+        full = port.device.small(np.zeros(port.device.small_bytes, np.uint8))
+        logits, uniforms = np.zeros((3, 5), np.float32), np.array([0.1, 0.5, 0.9])
+        found = port.sample(port.upload(logits), 1.0, 0, 1.0, uniforms)
+        np.testing.assert_array_equal(found, law(logits, 1.0, 0, 1.0, uniforms))
+        assert full.nbytes == port.device.small_bytes

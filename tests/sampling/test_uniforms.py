@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.sampling.uniforms import philox, uniform, uniforms
+from flexref.sampling.uniforms import FEW_ROWS, philox, uniform, uniforms
 
 WORDS = st.integers(0, 2**64 - 1)
 
@@ -25,12 +25,13 @@ WORDS = st.integers(0, 2**64 - 1)
 def test_philox_gives_the_values_that_its_authors_published(
     counter: tuple[int, int, int, int], key: tuple[int, int], expected: tuple[int, int, int, int]
 ) -> None:
-    """The known answers of Random123, the authors' own library."""
+    """The known answers of Random123, the authors' own library; of integers as of arrays."""
+    assert philox(counter, key) == expected
     first, second, third, fourth = (np.array([word], np.uint64) for word in counter)
     assert tuple(int(word[0]) for word in philox((first, second, third, fourth), key)) == expected
 
 
-@given(seed=WORDS, rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=8))
+@given(seed=WORDS, rows=st.lists(st.tuples(WORDS, WORDS), min_size=1, max_size=2 * FEW_ROWS))
 def test_a_rows_number_does_not_depend_on_its_neighbours(seed: int, rows: list[tuple[int, int]]) -> None:
     together = uniforms(seed, [row for row, _ in rows], [step for _, step in rows])
     assert together.tolist() == [uniform(seed, row, step) for row, step in rows]

@@ -29,10 +29,13 @@ def sample(
     if not rows:
         return np.empty(0, np.int64)
     divisor = min(max(temperature, SMALLEST_TEMPERATURE), LARGEST_TEMPERATURE) if temperature else 0.0
-    draws = device.small(np.ascontiguousarray(uniforms, np.float64)) if temperature else None
-    chosen = Tensor(device.scratch.partials, (rows,), "int32", rows)
+    draws = np.ascontiguousarray(uniforms, np.float64).view(np.uint8)
+    there = Tensor(device.scratch.partials, draws.shape, "uint8", draws.nbytes)
+    chosen = Tensor(there.address + draws.nbytes, (rows,), "int32", rows)
+    if temperature:
+        device.upload(draws, there)
     kernel = device.kernels.get("sample", "sample", LOGITS=C_TYPES[logits.dtype])
-    how = (divisor, top_k, top_p, draws.address if draws else 0)
+    how = (divisor, top_k, top_p, there.address if temperature else 0)
     kernel((rows, 1, 1), THREADS, logits.address, logits.pitch, vocabulary, *how, chosen.address)
     ids = device.download(chosen)
     if ids.min() < 0:
