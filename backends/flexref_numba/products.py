@@ -9,6 +9,7 @@ from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_numba.compiled import Functions
 from flexref_numba.kernels.products import block_outputs, direct_form, make_expand, make_product, scratch_bytes
 from flexref_numba.kernels.tiles import Form
+from flexref_numba.kernels.vectors import wide_registers
 from flexref_numba.threads import Threads, address_of, kind_of, worth
 
 Numbers = npt.NDArray[Any]
@@ -51,20 +52,22 @@ class Stored(NamedTuple):
 class Products:
     """Products whose rows have bits that depend on nothing but the row and the matrix."""
 
-    def __init__(self, functions: Functions, threads: Threads) -> None:
+    def __init__(self, functions: Functions, threads: Threads, paneled: bool | None = None) -> None:
+        """`paneled`: see `make_product`; where registers are narrow, if not given. No result depends on it."""
         self._functions, self._threads = functions, threads
+        self._paneled = not wide_registers() if paneled is None else paneled
 
     def linear(self, x: Numbers, w: Matrix, b: Numbers | None, out: Numbers, *, add: bool) -> Numbers:
         """See `Backend.linear`."""
         stored = Stored.of(w)
         (outputs, inputs), tokens = stored.shape, len(x)
-        call = self._functions.shared(make_product, stored.form, stored.direct)
+        call = self._functions.shared(make_product, stored.form, stored.direct, self._paneled)
         beside = None if b is None else np.ascontiguousarray(b, np.float32)
         bias = 0 if beside is None else address_of(beside)
-        target = address_of(out), out.strides[0], bias, int(add), block_outputs(inputs)
+        target = address_of(out), out.strides[0], bias, int(add), block_outputs(inputs, self._paneled)
         operands = address_of(x), x.strides[0], tokens, *stored.values, inputs, *target
         threads = self._worth(outputs * inputs * max(1, tokens))
-        self._threads.share(call, operands, outputs, threads, scratch_bytes(inputs), STEP_OUTPUTS)
+        self._threads.share(call, operands, outputs, threads, scratch_bytes(inputs, self._paneled), STEP_OUTPUTS)
         return out
 
     def expand(self, w: Matrix, out: Numbers) -> Numbers:

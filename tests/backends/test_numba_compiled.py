@@ -117,7 +117,7 @@ from flexref_numba.kernels.sharing import make_share
 from flexref_numba.kernels.tiles import Form
 
 functions = Functions(CompileTime())
-functions.shared(make_product, Form("codes{bits}", 64, "float16"), True)
+functions.shared(make_product, Form("codes{bits}", 64, "float16"), True, False)
 functions.get(make_share)
 """
 
@@ -130,7 +130,7 @@ def test_functions_of_one_name_that_other_processes_kept_do_not_take_each_others
     products = importlib.import_module("flexref_numba.products")
     functions = compiled.Functions(CompileTime())
     threads = importlib.import_module("flexref_numba.threads").Threads(1, functions)
-    port = products.Products(functions, threads)
+    port = products.Products(functions, threads, paneled=False)
     x, w = (np.random.default_rng(rows).standard_normal((rows, 64), np.float32) for rows in (3, 37))
     for bits in (4, 8):
         coded = quantize(w, 64, np.float16, "w", bits)

@@ -1,4 +1,5 @@
-"""Products x w^T as functions of numba's: straight from how w is stored, or expanded block by block for many rows of x.
+"""Products x w^T as functions of numba's: straight from how w is stored, or expanded block by block for many rows of x,
+where registers are narrow in `panels`.
 
 Both give the same bits (see `tiles`), and so do tiles of any shape: which is used is a matter of speed alone.
 """
@@ -8,11 +9,15 @@ from functools import cache
 from typing import Any, NamedTuple
 
 from flexref_numba.kernels.numbers import expand_row, inner, moved
+from flexref_numba.kernels.panels import panel_outputs, panel_scratch_bytes, panels
 from flexref_numba.kernels.tiles import FLOATS, Form, product_tile
 from flexref_numba.kernels.vectors import LANES, wide_registers
 
 FEW_TOKENS = 16
 """Up to so many rows of x a matrix is read as it is stored; for more its rows are expanded first."""
+
+PANEL_TOKENS = {"codes": 4, "numbers": 8}
+"""From so many rows of x on those of w are worth packing in panels."""
 
 BLOCK_FLOATS = 1 << 16
 """Bounds rows of w that are expanded at once, and rows of x that meet them, so that both stay in a core's cache."""
@@ -37,7 +42,7 @@ class Tiles(NamedTuple):
 def tiles_of(form: Form) -> Tiles:
     """What the processor has registers for."""
     if not wide_registers():
-        return Tiles(2, 2, 2, 4)
+        return Tiles(2, 2, 2, 2)
     return Tiles(4, 4, 4, 4) if form.coded else Tiles(4, 6 if form == FLOATS else 4, 6, 8)
 
 
@@ -48,15 +53,18 @@ def direct_form(form: Form, inputs: int) -> bool:
 
 
 @cache
-def block_outputs(inputs: int) -> int:
-    """Rows of w that are expanded at once."""
+def block_outputs(inputs: int, paneled: bool) -> int:
+    """Rows of w that are expanded or packed at once."""
+    if paneled:
+        return panel_outputs(inputs)
     step = tiles_of(FLOATS).outputs
     return max(1, BLOCK_FLOATS // max(1, inputs) // step) * step
 
 
-def scratch_bytes(inputs: int) -> int:
+def scratch_bytes(inputs: int, paneled: bool) -> int:
     """What a product needs on each thread."""
-    return 4 * inputs * block_outputs(inputs)
+    in_rows = 4 * inputs * block_outputs(inputs, paneled)
+    return max(in_rows, panel_scratch_bytes(inputs)) if paneled else in_rows
 
 
 def _block(form: Form) -> Any:
@@ -107,16 +115,28 @@ def _block(form: Form) -> Any:
     return block
 
 
-def make_product(form: Form, direct: bool) -> Callable[..., Any]:
-    """out (T, O) (+)= x (T, I) w (O, I)^T + bias, of rows `first` to `last` of w, which have groups of `group`."""
-    expanded, as_floats = expand_row(form), _block(FLOATS)
+def make_product(form: Form, direct: bool, paneled: bool) -> Callable[..., Any]:
+    """out (T, O) (+)= x (T, I) w (O, I)^T + bias, of rows `first` to `last` of w, which have groups of `group`.
+
+    paneled: whether several rows of x meet those of w in `panels`.
+    """
+    expanded, as_floats, in_panels = expand_row(form), _block(FLOATS), panels(form)
     stored = _block(form) if direct else as_floats
+    packs_from = PANEL_TOKENS["codes" if form.coded else "numbers"]
     never, always = form == FLOATS, not direct  # what does not occur is not compiled
 
     def product(
         x, x_pitch, tokens, w, w_pitch, scale, zero, pair_pitch, step, group, inputs, first, last, out, out_pitch,
         bias, add, block, scratch,
     ) -> None:  # fmt: skip
+        if paneled and tokens >= packs_from:
+            for o in range(first, last, block):
+                pair = o * pair_pitch
+                in_panels(
+                    x, x_pitch, tokens, w + o * w_pitch, w_pitch, scale + pair, zero + pair, pair_pitch, step, group,
+                    inputs, min(block, last - o), out + 4 * o, out_pitch, bias + 4 * o if bias else 0, add, scratch,
+                )  # fmt: skip
+            return
         held_pitch, groups = 4 * inputs, inputs // group if group else 0
         expands = not never and (always or tokens > FEW_TOKENS)
         if tokens <= FEW_TOKENS and not expands:

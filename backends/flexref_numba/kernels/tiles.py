@@ -12,10 +12,12 @@ from numba.extending import intrinsic
 
 from flexref_numba.kernels.vectors import (
     ADDRESS,
+    BYTE,
     FLOAT,
     HALF,
     LANES,
     VECTOR,
+    WORD,
     WORDS,
     Builder,
     Value,
@@ -111,6 +113,8 @@ def add_products(b: Builder, form: Form, x: list[Value], w: list[Row], inputs: V
             t, o = divmod(place, len(w))
             b.set(variable, b.fma(terms[t], weights[o], b.get(variable)))
 
+    if form.coded and not wide_registers():
+        return b.sums(_sums_in_halves(b, form, x, w, inputs))
     if form.coded:
         with b.loop(ADDRESS(0), b.over(inputs, form.group)) as group:
             readers = [GroupReader(b, form, row, group) for row in w]
@@ -132,6 +136,38 @@ def add_products(b: Builder, form: Form, x: list[Value], w: list[Row], inputs: V
             t, o = divmod(number, len(w))
             b.set(variable, b.fma(left[t], weights[o], b.get(variable)))
     return [b.get(variable) for variable in totals]
+
+
+def _sums_in_halves(b: Builder, form: Form, x: list[Value], w: list[Row], inputs: Value) -> list[Value]:
+    """The sixteen lanes of each sum for codes, where a register has eight of them and there are few: a group of one row
+    of w after the other, lanes 0 to 7 and then the others, so that little is held beside the sums."""
+    half = LANES // 2
+    halved, words, raw = (ir.VectorType(kind, half) for kind in (FLOAT, WORD, BYTE))
+    sums = [[b.variable(halved, ir.Constant(halved, [0.0] * half)) for _ in range(2)] for _ in x for _ in w]
+    pieces, four = form.group // LANES, form.kind == "codes4"
+    with b.loop(ADDRESS(0), b.over(inputs, form.group)) as group:
+        start = b.times(group, 4 * form.group)
+        for o, row in enumerate(w):
+            pair = b.times(row.pair_step, group)
+            step, least = (b.splat(scalar(b, b.add(at, pair), form.pair), half) for at in (row.scale, row.zero))
+            codes = b.add(row.values, b.times(group, form.group // (2 if four else 1)))
+            if row.ahead is not None:
+                b.fetch_ahead(b.add(codes, row.ahead))
+            for lanes in range(2):
+                held = [
+                    b.llvm.zext(b.read(b.add(codes, LANES * place + half * lanes), raw, 1), words)
+                    for place in range(pieces // 2 if four else pieces)
+                ]
+                if four:
+                    low, high = (ir.Constant(words, [value] * half) for value in (15, 4))
+                    held = [b.llvm.and_(part, low) for part in held] + [b.llvm.lshr(part, high) for part in held]
+                for place, part in enumerate(held):
+                    value = b.fma(b.llvm.sitofp(part, halved), step, least)
+                    for t, numbers in enumerate(x):
+                        term = b.read(b.add(numbers, start, 4 * (LANES * place + half * lanes)), halved, 4)
+                        variable = sums[t * len(w) + o][lanes]
+                        b.set(variable, b.fma(term, value, b.get(variable)))
+    return [b.shuffle(b.get(low), b.get(high), range(LANES)) for low, high in sums]
 
 
 def product_tile(form: Form, rows: int, outputs: int) -> Any:
@@ -163,8 +199,14 @@ def _append_tile(b: Builder, form: Form, shape: tuple[int, int], args: Any) -> N
         pair = b.times(pair_pitch, o)
         of_w.append(Row(b.add(w, b.times(w_pitch, o)), b.add(scale, pair), b.add(zero, pair), pair_step, ahead))
     found = add_products(b, form, [b.add(x, b.times(x_pitch, t)) for t in range(rows)], of_w, inputs)
+    write_tile(b, found, outputs, (out, out_pitch, bias, add))
+
+
+def write_tile(b: Builder, found: list[Value], outputs: int, args: Any) -> None:
+    """Let sums of rows of x with `outputs` rows of w each lie at `out`, with what `add` and `bias` ask for added."""
+    out, out_pitch, bias, add = args
     adds, biased = (b.llvm.icmp_signed("!=", value, ADDRESS(0)) for value in (add, bias))
-    targets = [b.add(out, b.times(out_pitch, t), 4 * o) for t in range(rows) for o in range(outputs)]
+    targets = [b.add(out, b.times(out_pitch, t), 4 * o) for t in range(len(found) // outputs) for o in range(outputs)]
     kept = [b.variable(FLOAT, value) for value in found]
     with b.llvm.if_then(adds):
         for target, place in zip(targets, kept, strict=True):

@@ -115,11 +115,11 @@ class Builder:
         """A vector of zeros."""
         return ir.Constant(VECTOR, [0.0] * LANES)
 
-    def splat(self, value: Value) -> Value:
+    def splat(self, value: Value, lanes: int = LANES) -> Value:
         """A vector whose lanes all hold `value`."""
-        kind = ir.VectorType(value.type, LANES)
+        kind = ir.VectorType(value.type, lanes)
         first = self.llvm.insert_element(ir.Constant(kind, ir.Undefined), value, WORD(0))
-        return self.shuffle(first, first, [0] * LANES)
+        return self.shuffle(first, first, [0] * lanes)
 
     def shuffle(self, a: Value, b: Value, lanes: Sequence[int]) -> Value:
         """Those lanes of `a` and of `b`, which follow those of `a`."""
@@ -128,7 +128,7 @@ class Builder:
     def call(self, name: str, *operands: Value) -> Value:
         """One of LLVM's own functions, of operands of one type, that of its value."""
         kind = operands[0].type
-        suffix = "f32" if kind == FLOAT else f"v{LANES}f32"
+        suffix = "f32" if kind == FLOAT else f"v{kind.count}f32"
         signature = ir.FunctionType(kind, [kind] * len(operands))
         function = cgutils.get_or_insert_function(self.llvm.module, signature, f"llvm.{name}.{suffix}")
         return self.llvm.call(function, operands)
