@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 import numpy as np
+import numpy.typing as npt
 
 from flexref.architecture.program import Role, TensorKind
 from flexref.architecture.stages import Stage, StageKind, stages, tensor_name
@@ -197,10 +198,11 @@ def bound_parts(file: WeightFile, states: Sequence[Numbers], how: Arithmetic) ->
     """How far such an engine's logits (P, V) of each row may be from the exact ones, and probably are not.
 
     The spread of the copies at one logit is known from `COPIES` values alone; so it is taken to be no less, for the
-    length of its row of the head's table, than that of all logits of the position.
+    length of its row of the head's table, than that of all logits of the position. Rows that are lost when they are
+    stored as the type have no share in that: the row of the token that pads is zero in many a checkpoint.
     """
     spread, own = ([np.empty((held.shape[1], file.spec.vocabulary)) for held in states] for _ in range(2))
-    lengths = np.empty(file.spec.vocabulary)
+    lengths, lost = np.empty(file.spec.vocabulary), np.empty(file.spec.vocabulary, bool)
     tape = NoisyTape(how)
     for where, stored in _tiles(file):
         tile = laws.matrix(stored, how)
@@ -214,12 +216,14 @@ def bound_parts(file: WeightFile, states: Sequence[Numbers], how: Arithmetic) ->
         for row, held in enumerate(states):
             spread[row][:, where] = np.sqrt(squares[row] / COPIES)
             own[row][:, where] = linear_bound(exact(held[0]), still, addends, 0, how)
-        lengths[where] = np.maximum(np.sqrt(np.square(tile.values).sum(-1)), np.finfo(np.float64).tiny)
-    return [_total(*pair, lengths) for pair in zip(spread, own, strict=True)]
+        lengths[where] = np.linalg.norm(tile.values, axis=-1)
+        lost[where] = lengths[where] <= np.linalg.norm(tile.error, axis=-1)
+    return [_total(*pair, lengths, ~lost) for pair in zip(spread, own, strict=True)]
 
 
-def _total(spread: Numbers, own: Numbers, lengths: Numbers) -> Numbers:
-    """The bound (P, V) from the spread of copies and the rounding of the last product."""
-    common = np.sqrt(np.square(spread / lengths).mean(-1, keepdims=True))
+def _total(spread: Numbers, own: Numbers, lengths: Numbers, counted: npt.NDArray[np.bool_]) -> Numbers:
+    """The bound (P, V) from the spread of copies and the rounding of the last product; lengths and counted are (V,)."""
+    shares = np.square(spread[:, counted] / lengths[counted])
+    common = np.sqrt(shares.sum(-1, keepdims=True) / max(1, shares.shape[-1]))
     total: Numbers = DEVIATIONS * np.maximum(spread, common * lengths) + own
     return total

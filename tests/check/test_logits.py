@@ -114,6 +114,28 @@ def test_a_file_in_a_finer_type_is_rounded_by_an_engine_of_a_coarser_one(model: 
     assert 0.01 < (np.abs(other - logits) / bound).max() < 1
 
 
+@pytest.mark.parametrize("dtype", COMPUTE_DTYPES)
+def test_a_token_whose_row_of_the_table_is_zero_leaves_the_bounds_of_the_others(
+    model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, dtype: str
+) -> None:
+    """Checkpoints of OPT have such a row: that of the token that pads."""
+    path, padding = model(SPEC), 1
+    plain = reference(path, ROWS[:1], dtype)[0][1]
+
+    def read(stored: StoredTensor) -> Any:
+        values = read_tensor(stored)
+        if stored.name == "tokens/0000":
+            values[padding] = 0  # type: ignore[index]
+        return values
+
+    monkeypatch.setattr(flexref.check.logits, "read_tensor", read)
+    ((logits, bound),) = reference(path, ROWS[:1], dtype)
+    others = np.arange(SPEC.vocabulary) != padding
+    assert (logits[:, padding] == 0).all()
+    assert (bound[:, padding] < 1e-5).all()
+    assert 0.5 < (bound / plain)[:, others].min() < (bound / plain)[:, others].max() < 2
+
+
 def test_rows_in_blocks_of_their_own_have_the_same_logits(
     model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
