@@ -34,7 +34,7 @@ class Gate:
             )
         if self.closed:
             raise EngineError("the engine is closed: load the model again")
-        if self._broken():
+        if self._is_broken():
             raise EngineError("the engine was broken off in mid-work and cannot go on: load the model again")
 
     def check(self) -> None:
@@ -84,8 +84,8 @@ class Gate:
         """
         if self.closed or self._is_elsewhere():
             return False
-        stream = None if self._stream is None else self._stream()
-        if stream is not None and inspect.getgeneratorstate(stream) != inspect.GEN_RUNNING:
+        stream = self._suspended
+        if stream is not None:
             try:
                 stream.close()
             except Exception:
@@ -111,6 +111,25 @@ class Gate:
         finally:
             self._stream = None
             self._taken.release()
+
+    def _is_broken(self) -> bool:
+        """Whether the engine can do nothing any more. While a job is at work nobody knows: to another thread one that
+        waits for its lanes looks like one that was broken off while it waited.
+        """
+        return not self._works and self._broken() and not self._works
+
+    @property
+    def _works(self) -> bool:
+        """Whether a job is at work just now, and not between two of its steps."""
+        return self._taken.locked() and self._suspended is None
+
+    @property
+    def _suspended(self) -> Generator[Any, None, None] | None:
+        """The stream that is under way, if it is between two of its steps."""
+        stream = None if self._stream is None else self._stream()
+        if stream is None or inspect.getgeneratorstate(stream) == inspect.GEN_RUNNING:
+            return None
+        return stream
 
     def _is_elsewhere(self) -> bool:
         """Whether this is a forked process: memory was copied, the threads of the lanes were not."""

@@ -130,3 +130,24 @@ def test_closing_while_a_stream_is_suspended_gives_its_memory_back(engine: Engin
     engine.close()
     assert all(not arena.holders.keys() - {"scratch"} for arena in engine.session.arenas.values())
     del stream
+
+
+def test_an_engine_whose_job_waits_for_its_lanes_is_not_broken(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread reads a tensor meanwhile, and hears that the engine is at work."""
+    mark, shapes = engine.backend.mark, list[tuple[int, ...]]()
+
+    def look() -> None:
+        shapes.append(engine.tensor("layers/000/attention_qkv/bias").shape)
+        refused(engine, "at work")
+
+    def marked() -> Any:
+        if engine.session.mover.abandoned:  # as it is for as long as it waits
+            thread = threading.Thread(target=look)
+            thread.start()
+            thread.join()
+        return mark()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.backend, "mark", marked)
+        assert tokens(engine)
+    assert set(shapes) == {(3 * SPEC.width,)}

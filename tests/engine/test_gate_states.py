@@ -114,8 +114,10 @@ class GateStates(RuleBasedStateMachine):
         if threading.current_thread() is threading.main_thread():
             assert signal.getsignal(signal.SIGINT) != self.handler, "an interrupt would act anywhere"
         if step.probes:
+            was, self.broken = self.broken, True  # as it looks while lanes are waited for
             self.probe()
             in_thread(self.probe)
+            self.broken = was
         self.press(step.presses)
         if step.looks:
             self.interrupts.check()
