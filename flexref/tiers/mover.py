@@ -58,7 +58,8 @@ class Mover:
     def __init__(self, backend: Backend, traffic: Traffic, check: Callable[[], None] = _nothing) -> None:
         self.backend, self.traffic, self.check = backend, traffic, check
         self.board = WorkBoard()
-        self._abandoned, self._beside = False, list[Mover]()
+        self._own = object()
+        self._broken_off = set[object]()  # who waits, or waited and was broken off, of this one and those beside it
         self._ahead = ReadsAhead(lambda copy: self._host_piece(copy.target, 0))
         self._process = os.getpid()
         self._open: list[tuple[Lane, Sequence[Transfer], Ticket, object]] = []
@@ -70,13 +71,12 @@ class Mover:
     @property
     def abandoned(self) -> bool:
         """See above: of this mover or of one beside it."""
-        return self._abandoned or any(mover.abandoned for mover in self._beside)
+        return bool(self._broken_off)
 
     def beside(self) -> "Mover":
         """Another one on the same lanes and board, for copies that this one neither counts nor waits for."""
         mover = Mover(self.backend, Traffic(), self.check)
-        mover.board = self.board
-        self._beside = [*(known for known in self._beside if known.abandoned), mover]
+        mover.board, mover._broken_off = self.board, self._broken_off
         return mover
 
     def submit(self, lane: Lane, copies: Sequence[Transfer], after: Sequence[Ticket], purpose: object = None) -> Ticket:
@@ -156,9 +156,16 @@ class Mover:
         return made
 
     def settle(self) -> None:
-        """Wait until everything that was submitted, and every operator that was called, has ended; then `harvest`."""
-        self._abandoned = True  # whatever breaks the waiting off, even between two lines, leaves it so
+        """Wait until everything that was submitted, and every operator that was called, has ended; then `harvest`.
+
+        Where the waiting of a mover beside this one was broken off it does not wait: what hangs there may hang here.
+        """
+        given_up = bool(self._broken_off - {self._own})
+        self._broken_off.add(self._own)  # whatever breaks the waiting off, even between two lines, leaves it so
         if os.getpid() != self._process:
+            return
+        if given_up:
+            self._ahead.give_up()
             return
         try:
             if self._ahead.are_expected:
@@ -175,9 +182,9 @@ class Mover:
             self.backend.mark().wait()
         except Exception:  # the device itself has failed: nothing runs on it
             self._ahead.end()
-            self._abandoned = False
+            self._broken_off.discard(self._own)
             raise
-        self._abandoned = False
+        self._broken_off.discard(self._own)
         self.harvest()
 
     def _step(self, lane: Lane, copy: Transfer) -> LaneStep:

@@ -91,6 +91,7 @@ class Loading:
     """By place: what must be done before it is written to again."""
     _loaded_bytes: int = field(init=False, default=0)
     _total_bytes: int = field(init=False)
+    _is_stopped: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         runs = runs_to_load(self.plan)
@@ -128,10 +129,11 @@ class Loading:
     def stop(self) -> None:
         """Load no more: what was not read is not read any more, and nothing is under way.
 
-        What somebody has broken off the waiting for is not waited for again (`Mover.abandoned`).
+        Whoever breaks the waiting for that off (`Mover.abandoned`) need not do so once more: it is done once.
         """
-        if self.mover.abandoned:
+        if self._is_stopped:
             return
+        self._is_stopped = True
         with suppress(Exception):  # it is of weights that nobody waits for, or of what has ended the loading already
             self.mover.settle()
 

@@ -1,5 +1,6 @@
 """The mover keeps its promises: when it has settled nothing runs, a failure is raised once, broken waiting shows."""
 
+import threading
 import time
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -75,6 +76,31 @@ def test_waiting_that_is_broken_off_shows(port: NumpyBackend, monkeypatch: pytes
     with pytest.raises(KeyboardInterrupt):
         mover.settle()
     assert mover.abandoned
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_waiting_that_was_broken_off_beside_is_not_begun_again(
+    port: NumpyBackend, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    """What hangs need be given up once, and not once for every mover that has something on a lane."""
+    main = Mover(port, Traffic())
+    movers, over = (main, main.beside()), threading.Event()
+    for mover, lane in zip(movers, ("disk_in", "loading"), strict=True):
+        mover.submit(lane, [work(lambda: over.wait(10 * LATE_S) and None)], ())
+
+    def interrupt() -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(movers[first]._open[0][2], "wait", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            movers[first].settle()
+    assert all(mover.abandoned for mover in movers)
+    begin_s = time.perf_counter()
+    movers[1 - first].settle()
+    assert time.perf_counter() - begin_s < 5 * LATE_S
+    assert all(mover.abandoned for mover in movers)
+    over.set()
 
 
 def test_the_check_comes_after_a_run_and_may_end_the_work(port: NumpyBackend) -> None:
