@@ -274,14 +274,14 @@ class GenerationJob:
         for event in block.take_events():
             self.stats.generated_tokens += 1
             served = self._served[event.row]
-            text = served.text
-            if event.finish_reason is not None:
-                text.finish()
+            text, reason = served.text, event.finish_reason
+            if reason is not None:
+                reason = text.finish(reason)
             shown, text.shown = text.text[text.shown :], len(text.text)
-            tokens.append(StreamedToken(event.row, event.token_id, shown, event.finish_reason))
-            if event.finish_reason is not None:
+            tokens.append(StreamedToken(event.row, event.token_id, shown, reason))
+            if reason is not None:
                 known = self._recorder.take(event.row) if served.request.logprobs else None
-                self._results.append(RowResult(event.row, served.output(event.finish_reason, known)))
+                self._results.append(RowResult(event.row, served.output(reason, known)))
                 self._forget(served.row)
         return tokens
 

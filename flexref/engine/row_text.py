@@ -37,6 +37,7 @@ class RowText:
             self._unspelled.append(token_id)
             if self.stops:
                 self._spell()
+                self._look_into(self._detokenizer.pending)
         return "stop" if self._matcher.matched is not None else None
 
     @property
@@ -45,12 +46,24 @@ class RowText:
         self._spell()
         return self._text
 
-    def finish(self) -> None:
-        """The row has ended: what was held back becomes text."""
+    def finish(self, reason: str) -> str:
+        """The row has ended for that reason: what was held back becomes text. The reason that its text tells.
+
+        A row may be at its limit while a stop string that is whole waits for one that begins earlier.
+        """
         self._spell()
         if self._detokenizer is not None and self._matcher.matched is None:
             self._text += self._matcher.push(self._detokenizer.finish())
             self._text += self._matcher.finish()
+        return reason if self._matcher.matched is None else "stop"
+
+    def _look_into(self, pending: str) -> None:
+        """End with a stop string of a text that later tokens might change: they never come."""
+        if pending:
+            matcher = StopMatcher(self.stops)
+            shown = matcher.push(pending)
+            if matcher.matched is not None:
+                self._text, self._matcher = shown, matcher
 
     def _spell(self) -> None:
         if self._detokenizer is None:

@@ -25,8 +25,13 @@ class Detokenizer:
         self._held_ids.append(token_id)
         return ""
 
+    @property
+    def pending(self) -> str:
+        """Text that later tokens may still change: of a tokenizer that is not byte-level all of it, else none."""
+        return "" if self._tokenizer.byte_level else self._tokenizer.decode(self._held_ids, self._skip_special)
+
     def finish(self) -> str:
         """The rest of the text, with U+FFFD for a character that stayed incomplete."""
         if self._tokenizer.byte_level:
             return self._utf8.decode(b"", final=True)
-        return self._tokenizer.decode(self._held_ids, self._skip_special)
+        return self.pending

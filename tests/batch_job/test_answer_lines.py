@@ -192,7 +192,7 @@ def test_every_token_begins_where_the_text_before_it_ends(
         given_ids.append(token)
         if row.push(token):
             break
-    row.finish()
+    row.finish("length")
     known = completion_logprobs(chosen(tokenizer, given_ids), 1, row.text, tokenizer)
     assert known.token_logprobs == [-0.25 - place for place in range(len(given_ids))]
     assert all(len(top) <= 1 or "</s>" in top for top in known.top_logprobs)
