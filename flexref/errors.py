@@ -7,6 +7,9 @@ from collections.abc import Mapping
 BINARY_UNITS = (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10))
 """Of bytes, the largest first."""
 
+GIB_STEPS = 10_000
+"""Hints are rounded up to this fraction of a GiB."""
+
 
 class FlexrefError(Exception):
     """The base of every error that a user can cause; its text is one line, fit to be shown as it is."""
@@ -116,7 +119,12 @@ def in_gib(size_bytes: int) -> str:
     for unit, unit_bytes in BINARY_UNITS:
         if size_bytes >= unit_bytes:
             return f"{size_bytes / unit_bytes:.2f} {unit}"
-    return f"{size_bytes} bytes"
+    return how_many(size_bytes, "byte")
+
+
+def gib_to_give(size_bytes: int) -> str:
+    """GiB for an option, rounded up to `GIB_STEPS`, so that following a hint to the letter is enough: `0.0042`."""
+    return f"{-(-size_bytes * GIB_STEPS // BINARY_UNITS[0][1]) / GIB_STEPS:.4f}"
 
 
 def duration(seconds: float) -> str:

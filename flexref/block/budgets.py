@@ -9,7 +9,7 @@ from flexref.backend.protocol import Backend
 from flexref.block.memory_plan import BlockPlan, Need, plan_block
 from flexref.block.rows import JobRows
 from flexref.block.workspace import Expansion
-from flexref.errors import CapacityError
+from flexref.errors import CapacityError, gib_to_give
 from flexref.policy import Policy
 from flexref.tiers.weights_plan import LOADING, WeightsPlan
 from flexref.units import ALIGNMENT_BYTES, GIB, MIB, Tier, aligned
@@ -58,9 +58,9 @@ def check_fits(needs: Sequence[Need], budgets: Mapping[Tier, int | None]) -> Non
         for at, holder, nbytes in needs:
             if at is tier:
                 holders[holder] = holders.get(holder, 0) + aligned(nbytes, ALIGNMENT_BYTES)
-        gib = sums[tier] / GIB
         option = {Tier.DEVICE: "--device-mem-gib", Tier.HOST: "--host-mem-gib", Tier.DISK: "--disk-dir"}[tier]
-        hint = f"give {option} at least {gib:.4f}, place less on {tier.value}, or take fewer rows per group"
+        least = gib_to_give(sums[tier])
+        hint = f"give {option} at least {least}, place less on {tier.value}, or take fewer rows per group"
         raise CapacityError(tier.value, "this policy", sums[tier], budget, holders, hint)
 
 

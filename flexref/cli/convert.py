@@ -15,7 +15,7 @@ from flexref.cli.show.outputs import check_replaced
 from flexref.cli.show.progress import progress
 from flexref.cli.show.stage import BYTES
 from flexref.cli.streams import printable
-from flexref.errors import PromptError, in_gib
+from flexref.errors import PromptError, how_many, in_gib
 
 if TYPE_CHECKING:
     from flexref.storage.convert import Conversion
@@ -136,7 +136,8 @@ def _tokenizer_of(source: str) -> bytes | None:
 def _complain(done: "Conversion", source: str, no_tokenizer: bool) -> None:
     """Tell on stderr what the file lacks, or has no use for."""
     if done.ignored:
-        LOG.warning("ignored %d tensors that this model has no use for: %s ...", len(done.ignored), done.ignored[0])
+        ignored = how_many(len(done.ignored), "tensor")
+        LOG.warning("ignored %s that this model has no use for: %s ...", ignored, done.ignored[0])
     if done.rounding is not None:
         LOG.warning("%s", done.rounding)
     if no_tokenizer:

@@ -14,7 +14,7 @@ from itertools import pairwise
 import h5py
 import numpy as np
 
-from flexref.errors import FlexrefError, StorageError, WeightFileError
+from flexref.errors import FlexrefError, StorageError, WeightFileError, how_many
 from flexref.storage.schema import (
     CHECKSUM_ATTRIBUTE,
     FORMAT_NAME,
@@ -152,7 +152,7 @@ def _check_names(file: h5py.File, expected: set[str]) -> None:
                 raise WeightFileError(f"holds {name[:128]!r}, which a file of this model and scheme does not have")
     missing = expected - seen
     if missing:
-        raise WeightFileError(f"lacks {len(missing)} datasets, the first is {min(missing)}")
+        raise WeightFileError(f"lacks {how_many(len(missing), 'dataset')}, the first is {min(missing)}")
 
 
 def _links(group: h5py.Group, prefix: str) -> Iterator[str]:

@@ -169,7 +169,7 @@ def test_tensors_without_use_are_told_on_stderr(folder: Path, capsys: pytest.Cap
     path = folder / "model.safetensors"
     save_file({**load_file(path), "model.decoder.version": np.ones(3, np.float32)}, path)
     assert flexref("convert", folder, folder.parent / "tiny.h5") == 0
-    assert "ignored 1 tensors that this model has no use for: model.decoder.version" in capsys.readouterr().err
+    assert "ignored 1 tensor that this model has no use for: model.decoder.version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

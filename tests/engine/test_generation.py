@@ -4,6 +4,7 @@ import errno
 import gc
 import json
 import os
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def test_a_policy_that_does_not_fit_says_which_tier_how_much_and_what_would_help
         pytest.raises(CapacityError, match=r"^device memory is too small by .*; give --device-mem-gib at least"),
     ):
         engine.generate([[5]])
+
+
+@given(st.integers(1, 20))
+def test_the_least_budget_that_a_refusal_names_is_enough(model_file: Any, tokens: int) -> None:
+    def generate(device_mem_gib: float) -> None:
+        policy = Policy(rows_per_group=1)
+        with load(model_file(SPEC), policy=policy, device_mem_gib=device_mem_gib, scratch_bytes=1 << 16) as engine:
+            engine.generate([[5] * tokens], max_new_tokens=1)
+
+    with pytest.raises(CapacityError) as refused:
+        generate(0.0001)
+    named = re.search(r"--device-mem-gib at least ([0-9.]+)", str(refused.value))
+    assert named is not None
+    generate(float(named[1]))
 
 
 @given(st.data())

@@ -92,7 +92,7 @@ def removed(name: str) -> Callable[[h5py.File], None]:
 
 
 TAMPERINGS: dict[str, tuple[Callable[[h5py.File], None], str]] = {
-    "a dataset is missing": (lambda file: file.__delitem__(BIAS), f"lacks 1 datasets, the first is {BIAS}"),
+    "a dataset is missing": (lambda file: file.__delitem__(BIAS), f"lacks 1 dataset, the first is {BIAS}"),
     "a layer is missing": (lambda file: file.__delitem__("layers/001"), "lacks 20 datasets"),
     "a dataset has another name": (moved, "holds 'layers/000/ffn_up/bios'"),
     "a dataset too many": (lambda file: file.create_dataset("extra", data=DENSE), "holds 'extra'"),

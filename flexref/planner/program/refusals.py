@@ -1,16 +1,14 @@
 """Why a pair of rows per group and groups has no placement, in words; it decides nothing."""
 
 from collections.abc import Iterable
-from math import ceil
 
 import numpy as np
 
-from flexref.errors import CapacityError, PolicyError, in_gib
+from flexref.errors import CapacityError, PolicyError, gib_to_give, in_gib
 from flexref.planner.program.cost import Costs
 from flexref.planner.program.program import NEGLIGIBLE_EXCESS, Program, Shortage
 from flexref.planner.program.table import DISK_WRITES, LATENCY, Table
 from flexref.planner.program.task import Limits
-from flexref.units import GIB
 
 TIER_WEIGHTS = {"disk": 1.0, "host": 1.5, "device": 2.0}
 """What a missing byte counts: where bytes may be missing on either of two tiers, the cheaper one is named."""
@@ -20,9 +18,6 @@ NO_TIER_WEIGHT = 3.0
 
 OPTIONS = {"device": "--device-mem-gib", "host": "--host-mem-gib", "disk": "--disk-gib"}
 """The options that give a tier more room in commands that plan; an engine names its own."""
-
-GIB_STEPS = 10_000
-"""Hints are rounded up to this fraction of a GiB, so that following one to the letter is enough."""
 
 
 def refusal(table: Table, costs: Costs, limits: Limits, pair: str) -> CapacityError | PolicyError:
@@ -73,8 +68,7 @@ def _capacity_error(costs: Costs, place: int, shortage: Shortage, pair: str) -> 
     holders = {holder: round(nbytes) for holder, nbytes in held.items() if nbytes >= 1}
     free = costs.machine.capacity_bytes[tier]
     needed = free + max(1, round(shortage.excess[name]))
-    gib = ceil(needed * GIB_STEPS / GIB) / GIB_STEPS
-    hint = f"give {OPTIONS[tier]} at least {gib:.4f}"
+    hint = f"give {OPTIONS[tier]} at least {gib_to_give(needed)}"
     if costs.blocks.rows[place] > 1:
         hint += ", or take fewer rows per group or groups"
     others = [

@@ -11,7 +11,7 @@ from typing import Any
 
 from flexref.architecture.opt import PREFIXES, from_config
 from flexref.architecture.spec import ModelSpec
-from flexref.errors import CheckpointError, StorageError
+from flexref.errors import CheckpointError, StorageError, how_many
 from flexref.files import read_object
 from flexref.storage.checkpoint.safetensors_file import list_safetensors
 from flexref.storage.checkpoint.source import SourceTensor
@@ -97,6 +97,6 @@ def _check_shards(index: Path, shards: Iterable[str]) -> None:
     missing = [shard for shard in shards if not (index.parent / shard).is_file()]
     if missing:
         raise CheckpointError(
-            f"{index.parent} lacks {len(missing)} of the {len(shards)} shards that {index.name} names, "
+            f"{index.parent} lacks {len(missing)} of the {how_many(len(shards), 'shard')} that {index.name} names, "
             f"the first is {missing[0][:128]!r}"
         )

@@ -8,7 +8,7 @@ import numpy as np
 
 from flexref.architecture.opt import HEAD, PREFIXES, TOKENS, source_names
 from flexref.architecture.stages import TensorSpec
-from flexref.errors import CheckpointError
+from flexref.errors import CheckpointError, how_many
 from flexref.storage.checkpoint.folder import Checkpoint, open_checkpoint
 from flexref.storage.checkpoint.source import SourceTensor
 from flexref.storage.origin import Origin, Plan
@@ -90,7 +90,9 @@ def _plan(checkpoint: Checkpoint, tensors: Sequence[TensorSpec]) -> Plan:
             _check_shape(source, (rows, *tensor.shape[1:]))
             parts.append(CheckpointRows(source, first, stop))
     if missing:
-        raise CheckpointError(f"{checkpoint.folder} lacks {len(set(missing))} tensors, the first is {missing[0]}")
+        raise CheckpointError(
+            f"{checkpoint.folder} lacks {how_many(len(set(missing)), 'tensor')}, the first is {missing[0]}"
+        )
     return plan
 
 

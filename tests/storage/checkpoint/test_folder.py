@@ -104,7 +104,7 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], None], type[FlexrefError], str]] =
     "no tied head": (
         edited_config(tie_word_embeddings=False),
         CheckpointError,
-        "lacks 1 tensors, the first is lm_head.weight",
+        "lacks 1 tensor, the first is lm_head.weight",
     ),
 }
 
