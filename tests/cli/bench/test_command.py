@@ -129,7 +129,7 @@ def test_a_run_that_beats_its_floor_names_the_rate_and_has_no_ratio(
     assert bench(*arguments) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "NO FLOOR: decode took " in shown
-    assert "from_disk_bytes_per_s was measured as 1 bytes/s and is at least " in shown
+    assert "from_disk_bytes_per_s was measured as 1 byte/s and is at least " in shown
     assert "a rate was wrong" in shown
 
 
