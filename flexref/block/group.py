@@ -35,7 +35,6 @@ class Group:
 
     __slots__ = (
         "_chunk",
-        "_comes",
         "_foreseen",
         "_ids",
         "_in_order",
@@ -60,22 +59,21 @@ class Group:
         """Prefixes that are not read to their end yet."""
         self._pass = -1
         self._foreseen: FedRows | None = None
-        self._comes: FedRows | None = None
-        """The next pass as it was foreseen, since every row had its token, none has come and none has gone."""
+        """The pass after the next one as it was foreseen, while no row has come and none has gone."""
         self._ids: npt.NDArray[np.int32] | None = None
         """Of a pass that was foreseen: `whole_pass`, but for its tokens."""
 
     def enter(self, row: Row) -> None:
         """The row is in the group from the next pass on."""
         self.rows.append(row)
-        self._comes = None
+        self._foreseen = None
 
     def leave(self) -> list[Row]:
         """The rows that have ended, which are in the group no more."""
         ended = [row for row in self.rows if row.finish_reason is not None]
         if ended:
             self.rows = [row for row in self.rows if row.finish_reason is None]
-            self._comes = None
+            self._foreseen = None
         return ended
 
     def look(self) -> None:
@@ -83,9 +81,9 @@ class Group:
         they entered, as much of those that read as there is room for. Prefixes that rows share come first.
         """
         self._pass += 1
-        self._ids, self._foreseen = None, None
-        if self._comes is not None:
-            comes, self._comes = self._comes, None
+        self._ids = None
+        if self._foreseen is not None:
+            comes, self._foreseen = self._foreseen, None
             self.in_pass, self.tokens, self.ready, self._ids = comes.in_pass, comes.tokens, comes.ready, comes.ids
             return
         fed = list(self._look_at_prefixes())
@@ -186,11 +184,13 @@ class Group:
         """Whether the next pass feeds one token of every row in it, after which each of them gets its next one."""
         return self.tokens == len(self.fed) == len(self.ready)
 
-    def following(self) -> FedRows | None:
+    def foresee(self) -> FedRows | None:
         """The pass after the next one, if no row comes or ends: one token of each row.
 
-        None if a row ends for sure, does not get a token from the next pass, or may come elsewhere in the order.
+        If it comes so, `look` has no more to work out. Called before the next pass is over. None if a row ends for
+        sure, does not get a token from the next pass, or may come elsewhere in the order.
         """
+        self._foreseen = None
         goes_on = all(len(row.tokens) + 1 < row.limit for row in self.rows)
         if self.reads or not goes_on or not len(self.rows) == len(self.fed) == len(self.ready):
             return None
@@ -199,11 +199,7 @@ class Group:
         past = [row.past + row.new for row in self.in_pass]
         rows = tuple(RowPass(row.place, own, 1, row.prefix) for row, own in zip(self.in_pass, past, strict=True))
         ids = np.array([0] * len(past) + [each + POSITION_OFFSET for each in past] + [*range(len(past))], np.int32)
-        return FedRows(rows, len(rows), range(len(rows)), ids)
-
-    def foresee(self) -> FedRows | None:
-        """`following`; if it comes so, `look` has no more to work out. Called before the next pass is over."""
-        self._foreseen = self.following()
+        self._foreseen = FedRows(rows, len(rows), range(len(rows)), ids)
         return self._foreseen
 
     @property
@@ -228,7 +224,6 @@ class Group:
         """
         ready_rows = self.ready_rows
         self.advance()
-        self._comes = self._foreseen
         events = []
         for row, token_id in zip(ready_rows, token_ids, strict=True):
             row.push(token_id)
