@@ -149,19 +149,21 @@ def test_a_row_is_fed_from_where_it_was_left_even_inside_its_prompt() -> None:
     assert row.lengths == RowLengths(3, 4), "what it may take is what it might have taken from its beginning"
 
 
+def block(prompts: list[tuple[int, ...]], limits: list[int], places: int) -> BlockRows:
+    """A block of one group, which has so many places."""
+    room = GroupRoom(places, on_device(ROOMY), on_device(ROOMY))
+    plan = CachePlan(RecordLayout(1, 1, "float32"), 1, (room,), slots=1)
+    rows = [Row(number, *each) for number, each in enumerate(zip(prompts, limits[: len(prompts)], strict=True))]
+    waiting = Waiting(rows, window=2)
+    waiting.refill()
+    return BlockRows(plan, waiting, prompt_chunk_tokens=2)
+
+
 @given(PROMPTS, st.lists(st.integers(1, 4), min_size=4, max_size=4), st.integers(1, 3))
 def test_skipped_passes_leave_rows_as_passes_do(prompts: list[tuple[int, ...]], limits: list[int], places: int) -> None:
     """And let others in, of which there are more than places."""
 
-    def block() -> BlockRows:
-        room = GroupRoom(places, on_device(ROOMY), on_device(ROOMY))
-        plan = CachePlan(RecordLayout(1, 1, "float32"), 1, (room,), slots=1)
-        rows = [Row(number, *each) for number, each in enumerate(zip(prompts, limits[: len(prompts)], strict=True))]
-        waiting = Waiting(rows, window=2)
-        waiting.refill()
-        return BlockRows(plan, waiting, prompt_chunk_tokens=2)
-
-    skipped, run = block(), block()
+    skipped, run = (block(prompts, limits, places) for _ in range(2))
     while run.alive():
         run.end_pass(0, [0] * len(run.groups[0].ready), lambda row: None)
         run.waiting.refill()
@@ -188,18 +190,10 @@ def test_what_was_foreseen_of_a_pass_is_what_is_found_whoever_ends_and_comes(
 ) -> None:
     """`stops`: (row, tokens) with which a row ends before its limit, which nobody foresees."""
 
-    def block() -> BlockRows:
-        room = GroupRoom(places, on_device(ROOMY), on_device(ROOMY))
-        plan = CachePlan(RecordLayout(1, 1, "float32"), 1, (room,), slots=1)
-        rows = [Row(number, *each) for number, each in enumerate(zip(prompts, limits[: len(prompts)], strict=True))]
-        waiting = Waiting(rows, window=2)
-        waiting.refill()
-        return BlockRows(plan, waiting, prompt_chunk_tokens=2)
-
     def judge(row: Row) -> str | None:
         return "stop" if (row.number, len(row.tokens)) in stops else None
 
-    foreseeing, plain = block(), block()
+    foreseeing, plain = (block(prompts, limits, places) for _ in range(2))
     passes = 0
     while plain.alive():
         mine, other = foreseeing.groups[0], plain.groups[0]
