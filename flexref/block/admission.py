@@ -5,15 +5,19 @@ Nobody waits for ever: at most `overtakes` later rows enter before a row that wa
 is next, and where it does not fit yet nobody enters until it does.
 """
 
+import weakref
 from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from flexref.block.group import Group
 from flexref.block.places import GroupPlaces, PrefixPlaces
 from flexref.block.rows import Row, RowLengths
 from flexref.tiers.cache_plan import GroupRoom
+
+T = TypeVar("T")
 
 WINDOWS = 4
 """So many times the rows of a block are looked at ahead."""
@@ -124,6 +128,28 @@ class Waiting:
         self._arrived.remove(arrived)
         self._longest_first.remove(arrived)
         return arrived.row
+
+
+class Lender(Generic[T]):
+    """Has an iterator, whose loan is at its end once this is dropped: whoever has the loan keeps nothing alive."""
+
+    def __init__(self, values: Iterable[T]) -> None:
+        self.values = iter(values)
+
+    def loan(self) -> Iterator[T]:
+        """The same values."""
+        return _Loan(weakref.ref(self))
+
+
+class _Loan(Iterator[T]):
+    def __init__(self, lender: "weakref.ref[Lender[T]]") -> None:
+        self._lender = lender
+
+    def __next__(self) -> T:
+        lender = self._lender()
+        if lender is None:
+            raise StopIteration
+        return next(lender.values)
 
 
 class Admission:

@@ -1,6 +1,7 @@
 """The engine: what a user does with a loaded model, one job at a time; its session holds all that jobs share."""
 
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,9 @@ import numpy.typing as npt
 from flexref.backend.protocol import Backend
 from flexref.block.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit
-from flexref.engine.generation import GenerationJob, Listeners
+from flexref.engine.events import Listeners
+from flexref.engine.gate import beside
+from flexref.engine.generation import GenerationJob
 from flexref.engine.outcomes import generation, results
 from flexref.engine.request import AnyPrompt, Request, RowRequest, alike, request_of
 from flexref.engine.results import Generation, RowResult, StreamedToken
@@ -163,10 +166,16 @@ class Engine:
 
 
 def _close_dropped(session: Session, process: int) -> None:
-    """Close what an engine left that was dropped without `close` in the process that made it."""
+    """Close what an engine left that was dropped without `close` in the process that made it.
+
+    It may be collected by a lane's own thread, and closing waits for the lanes: only the main thread does it itself.
+    """
     if os.getpid() != process or session.gate.closed:
         return
     try:
-        session.close()
+        if threading.current_thread() is threading.main_thread():
+            session.close()
+        else:
+            beside(session.close)
     finally:
         warnings.warn("an engine was dropped without close: use it as a context manager", ResourceWarning, stacklevel=2)

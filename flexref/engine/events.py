@@ -4,6 +4,8 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flexref.block.trace import Trace
+from flexref.block.watch import OnLogits, OnVisit
 from flexref.tiers.faults import FaultSeen
 
 LOG = logging.getLogger(__name__)
@@ -22,6 +24,16 @@ class Notice:
     """Something that a user should know before the first token: that this machine is being measured, say."""
 
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """Who is told of a job: finished copies and visits to `trace`, the others as `block.watch` has it."""
+
+    trace: Trace | None = None
+    on_logits: OnLogits | None = None
+    on_visit: OnVisit | None = None
+    on_place: OnVisit | None = None
 
 
 Event = WeightsLoaded | Notice | FaultSeen

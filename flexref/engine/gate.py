@@ -3,7 +3,6 @@
 import inspect
 import os
 import threading
-import weakref
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -23,7 +22,9 @@ class Gate:
         self.closed = False
         self._process = os.getpid()
         self._taken = threading.Lock()
-        self._stream: weakref.ref[Generator[Any, None, None]] | None = None
+        self._stream: Generator[Any, None, None] | None = None  # a collector that comes to its caller's never meets it
+        self._closes_one = threading.RLock()
+        self._ending: threading.Thread | None = None
 
     def check_usable(self) -> None:
         """`EngineError` if the engine can do nothing any more, here; a job that is under way is no obstacle."""
@@ -38,7 +39,8 @@ class Gate:
             raise EngineError("the engine was broken off in mid-work and cannot go on: load the model again")
 
     def check(self) -> None:
-        """`EngineError` unless a job could begin now."""
+        """`EngineError` unless a job could begin now; waits for one that is ended elsewhere (`_end`)."""
+        self._await_ending()
         self.check_usable()
         if self._taken.locked():
             raise _at_work()
@@ -46,6 +48,7 @@ class Gate:
     @contextmanager
     def work(self) -> Iterator[None]:
         """Have the engine alone for a while; `EngineError` if it cannot be had."""
+        self._await_ending()
         with self.interrupts, self._alone():
             yield
 
@@ -57,23 +60,24 @@ class Gate:
         While the caller has a result, and in `between`, which is called before every step, the caller's own code runs,
         and interrupts act as they always do.
         """
-        job = self._job(steps)
+        job, thread = self._job(steps), threading.current_thread()
+        self._await_ending()
         try:
             while True:
                 between()
+                thread = threading.current_thread()
                 with self.interrupts:
                     self.check_usable()
                     try:
                         results = next(job)
                     except StopIteration:
                         return
-                    self._stream = weakref.ref(job)
+                    self._stream = job
                 for result in results:
                     self.check_usable()
                     yield result
         finally:
-            with self.interrupts:
-                job.close()
+            self._end(job, thread)
 
     def close(self) -> bool:
         """Let nobody in any more, and end the stream that is under way between two of its steps.
@@ -84,10 +88,11 @@ class Gate:
         """
         if self.closed or self._is_elsewhere():
             return False
+        self._await_ending()
         stream = self._suspended
         if stream is not None:
             try:
-                stream.close()
+                self._close(stream)
             except Exception:
                 self.closed = not self._taken.locked()
                 raise
@@ -100,6 +105,31 @@ class Gate:
     def _job(self, steps: Generator[Sequence[T], None, None]) -> Generator[Sequence[T], None, None]:
         with self._alone():
             yield from steps
+
+    def _end(self, job: Generator[Any, None, None], thread: threading.Thread) -> None:
+        """End a job whose stream is left; `thread` worked on it last.
+
+        A stream that was dropped in a circle of references is collected by whatever thread comes to it, which may be a
+        lane's own, and a job's end waits for its lanes. So only the main thread and the one that worked on the job
+        wait; for any other a new thread does, and who comes to the gate next waits for that one.
+        """
+        if threading.current_thread() in (thread, threading.main_thread()):
+            with self.interrupts:
+                self._close(job)
+        else:
+            self._ending = beside(lambda: self._close(job))
+
+    def _close(self, job: Generator[Any, None, None]) -> None:
+        """Close a job, which another thread may be closing."""
+        with self._closes_one:
+            job.close()
+
+    def _await_ending(self) -> None:
+        """Wait for the job that a thread of its own ends, if there is one."""
+        ending = self._ending
+        if ending is not None and not self._is_elsewhere():
+            ending.join()
+            self._ending = None
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -126,7 +156,7 @@ class Gate:
     @property
     def _suspended(self) -> Generator[Any, None, None] | None:
         """The stream that is under way, if it is between two of its steps."""
-        stream = None if self._stream is None else self._stream()
+        stream = self._stream
         if stream is None or inspect.getgeneratorstate(stream) == inspect.GEN_RUNNING:
             return None
         return stream
@@ -134,6 +164,13 @@ class Gate:
     def _is_elsewhere(self) -> bool:
         """Whether this is a forked process: memory was copied, the threads of the lanes were not."""
         return os.getpid() != self._process
+
+
+def beside(work: Callable[[], object]) -> threading.Thread:
+    """A thread that does `work`, and holds up no process that ends; what it raises is told on stderr."""
+    thread = threading.Thread(target=work, name="flexref ends what was dropped", daemon=True)
+    thread.start()
+    return thread
 
 
 def _at_work() -> EngineError:

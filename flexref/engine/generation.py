@@ -4,19 +4,18 @@ import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from functools import partial
 
 from flexref.block import executor
-from flexref.block.admission import WINDOWS, Waiting
+from flexref.block.admission import WINDOWS, Lender, Waiting
 from flexref.block.generate_block import GenerateBlock
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.prefixes import PrefixFinder
 from flexref.block.rows import Row, RowLengths
-from flexref.block.trace import Trace
-from flexref.block.watch import OnLogits, OnVisit, Watch
+from flexref.block.watch import Watch
 from flexref.engine.account import Account, add_bytes
 from flexref.engine.block_log import logged
-from flexref.engine.events import Notice
+from flexref.engine.events import Listeners, Notice
 from flexref.engine.logprobs import LogprobRecorder
 from flexref.engine.reading_ahead import ReadingLess
 from flexref.engine.request import RowRequest
@@ -34,16 +33,6 @@ caller handles them."""
 
 FIRST_LOOK = 256
 """So many requests of a stream are looked at before a policy is chosen for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listeners:
-    """Who is told of a job: finished copies and visits to `trace`, the others as `block.watch` has it."""
-
-    trace: Trace | None = None
-    on_logits: OnLogits | None = None
-    on_visit: OnVisit | None = None
-    on_place: OnVisit | None = None
 
 
 class GenerationJob:
@@ -79,7 +68,9 @@ class GenerationJob:
         if known is not None and (cut := notice_of_cut_rows(tuple(self._served.values()), session.file.spec)):
             session.on_event(Notice(cut))
         self._all_at_once, self._looked_at = all_at_once, 0
-        self._waiting = Waiting(rows if known is None else known, FIRST_LOOK if policy is None else _window(policy))
+        # The gate holds a job's passes: with all that the caller's iterator refers to, nobody could drop the stream.
+        self._arriving: Lender[Row | None] | None = Lender(rows if known is None else known)
+        self._waiting = Waiting(self._arriving.loan(), FIRST_LOOK if policy is None else _window(policy))
         self._known = known
         self._finder = PrefixFinder() if session.shares_prefixes(policy) else None
         self._refill()
@@ -148,7 +139,8 @@ class GenerationJob:
         Raises `EngineError` if the engine has another job or is closed, and `KeyboardInterrupt` only where no operation
         is half done. What the requests' iterator raised is `failure` in the end.
         """
-        return self.session.gate.stream(self.session.wall.lent(self._passes()), self._refill)
+        arriving, self._arriving = self._arriving, None
+        return self.session.gate.stream(self.session.wall.lent(self._passes()), partial(self._refill, arriving))
 
     def take_results(self) -> list[RowResult]:
         """What has ended since the last call."""
@@ -166,8 +158,8 @@ class GenerationJob:
             row.share(None)
         self.lengths = self._all_lengths()
 
-    def _refill(self) -> None:
-        """Take more requests: the caller's own code, which runs while nothing of the engine does."""
+    def _refill(self, arriving: Lender[Row | None] | None = None) -> None:
+        """Take more requests, of `arriving`: the caller's own code, which runs while nothing of the engine does."""
         try:
             self._waiting.refill()
         except Exception as error:
