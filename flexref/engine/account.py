@@ -72,7 +72,7 @@ class Account:
                     self.weights.restage(block.planned.weights, self.arenas)
                 block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
-            self._tell_held()
+            self.tell_held()
             self._loading_ns = self.wall.spent_ns(WallPart.LOAD)
             with self.wall.passes(rest):
                 yield
@@ -81,7 +81,7 @@ class Account:
             with self.wall.part(WallPart.ALLOCATE):
                 block.release()
             self.stats.allocate_s += time.perf_counter() - start
-            self._tell_held()
+            self.tell_held()
             self.stats.blocks += 1
             self.stats.rows_admitted += block.rows.admission.admitted
             self.stats.rows_retired += block.rows.admission.retired
@@ -106,7 +106,8 @@ class Account:
             cache = self._memory[-1].cache
             stats.shared_prefix_link_bytes += fed.spared_tokens * cache.layout.record_bytes * cache.prefix_layers
 
-    def _tell_held(self) -> None:
+    def tell_held(self) -> None:
+        """Tell the trace what is held now."""
         if self.trace is not None:
             self.trace.on_held(time.perf_counter(), self.arenas)
 

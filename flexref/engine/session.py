@@ -193,23 +193,29 @@ class Session:
         """A job under `stats.policy`, which has passed the gate; its account is written when it ends.
 
         Its first block is planned before that, and so before weights are read. `asked`: what `wall` had come to when
-        the job was asked for. Finished copies are sent to `trace`, whose time 0 is when the first of its jobs comes to
-        its first block.
+        the job was asked for. Finished copies are sent to `trace`, those of weights that load as the job begins among
+        them; its time 0 is when the first of its jobs comes to them.
         """
         begun = self.wall.begin_job(asked)
         stats.row_invariant = self._keep_rows_apart(stats.policy)
         for arena in self.arenas.values():
             arena.restart_peak()
         self.standing = Standing(stats)
-        with self._weights.beside(WeightsPlan.under(self.file, stats.policy), self._tell_of_faults) as weights:
-            account = Account(self.standing, weights, self.arenas, self.wall, trace)
-            self._traffic.restart(None if trace is None else trace.on_done)
-            if trace is not None:
-                trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
-            try:
-                yield account
-            finally:
-                self._close(account, begun)
+        on_done = None if trace is None else trace.on_done
+        self._traffic.restart(on_done)
+        if trace is not None:
+            trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
+        try:
+            with self._weights.beside(WeightsPlan.under(self.file, stats.policy), self._tell_of_faults) as weights:
+                account = Account(self.standing, weights, self.arenas, self.wall, trace)
+                self._traffic.restart(on_done)  # what was loaded until now is told, and is no part of the job's account
+                account.tell_held()
+                try:
+                    yield account
+                finally:
+                    self._close(account, begun)
+        finally:
+            self._traffic.on_done = None
 
     def _close(self, account: Account, begun: Reading | None) -> None:
         """Write the account of a job that has ended."""

@@ -16,6 +16,7 @@ from flexref.tiers.transfer import (
     Bytes,
     Copy,
     Crossing,
+    Done,
     FileOfPieces,
     Gather,
     HostOperators,
@@ -74,10 +75,15 @@ class Mover:
         return bool(self._broken_off)
 
     def beside(self) -> "Mover":
-        """Another one on the same lanes and board, for copies that this one neither counts nor waits for."""
-        mover = Mover(self.backend, Traffic(), self.check)
+        """Another one on the same lanes and board, for copies that this one neither counts nor waits for; whoever
+        listens to finished ones hears of them, too."""
+        mover = Mover(self.backend, Traffic(on_done=self._show), self.check)
         mover.board, mover._broken_off = self.board, self._broken_off
         return mover
+
+    def _show(self, done: Done) -> None:
+        if self.traffic.on_done is not None:
+            self.traffic.on_done(done)
 
     def submit(self, lane: Lane, copies: Sequence[Transfer], after: Sequence[Ticket], purpose: object = None) -> Ticket:
         """Run `copies` one after another on `lane` when `after` is done; a trace is told of their `purpose`."""
