@@ -156,7 +156,7 @@ def test_lanes_go_by_plain_names_in_the_account_and_in_a_trace(path: str, tmp_pa
     policy = Policy(cache=Shares(0, 1, 0))
     with load(path, policy=policy, backend=NumpyBackend()) as engine, Trace(tmp_path / "trace.json") as trace:
         stats = engine.generate([[1, 2, 3]], Request(2, ignore_eos=True), trace=trace).stats
-    assert {"cache_in", "cache_out", "compute"} == stats.lane_busy.keys()
+    assert {"loading", "cache_in", "cache_out", "compute"} == stats.lane_busy.keys()
     assert {type(name) for name in stats.lane_busy} == {str}
     events = json.loads((tmp_path / "trace.json").read_text())
     threads = [event["args"]["name"] for event in events if event["name"] == "thread_name"]
