@@ -75,13 +75,14 @@ class Mover:
         return bool(self._broken_off)
 
     def beside(self) -> "Mover":
-        """Another one on the same lanes and board, for copies that this one neither counts nor waits for; whoever
-        listens to finished ones hears of them, too."""
-        mover = Mover(self.backend, Traffic(on_done=self._show), self.check)
+        """Another one on the same lanes and board, for copies of which this one neither counts the bytes nor waits;
+        the seconds of its lanes count here, and whoever listens to finished copies hears of them, too."""
+        mover = Mover(self.backend, Traffic(on_done=self._done_beside), self.check)
         mover.board, mover._broken_off = self.board, self._broken_off
         return mover
 
-    def _show(self, done: Done) -> None:
+    def _done_beside(self, done: Done) -> None:
+        self.traffic.worked(done.lane, done.end_s - done.start_s)
         if self.traffic.on_done is not None:
             self.traffic.on_done(done)
 

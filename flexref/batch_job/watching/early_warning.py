@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from flexref.backend.protocol import Lane
 from flexref.batch_job.states import JobFacts, JobState, Watcher
 from flexref.batch_job.watching.pace import JobPace
 from flexref.batch_job.watching.state_line import rate_said
@@ -149,6 +150,8 @@ class EarlyWarning(Watcher):
         if seconds < SLOT_S:
             return
         self._last, before = state, copied(last)
+        if _loading_s(state) > _loading_s(last):
+            return  # who reads a disk beside others waits for them, and only until weights have come
         flows = {key: some.minus(before.get(key, NONE)) for key, some in copied(state).items()}
         flows = {key: some for key, some in flows.items() if some.copies and some.nbytes}
         for link, suspicion in self._suspicions.items():
@@ -203,6 +206,11 @@ class EarlyWarning(Watcher):
             f"{rate_said(expected)} by {self._rates.source} for copies of this size{effect}"
         )
         return said, details
+
+
+def _loading_s(state: JobState) -> float:
+    """Seconds for which weights have loaded beside passes so far."""
+    return state.lane_busy_s.get(Lane.LOADING.value, 0.0)
 
 
 def _judged(link: str, flows: Flows, rates: MachineRates | BestRates) -> tuple[Copied, float] | None:

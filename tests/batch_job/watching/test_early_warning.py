@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flexref.backend.protocol import Lane
 from flexref.batch_job.states import JobEvent, JobFacts, JobState
 from flexref.batch_job.watching.early_warning import SLOT_S, SLOW_S, TURN_S, EarlyWarning
 from flexref.batch_job.watching.pace import JobPace
@@ -199,3 +201,17 @@ def test_a_link_that_is_hardly_at_work_is_not_named() -> None:
 
     job.step = rarely  # type: ignore[method-assign]
     assert warned(job, 4000, machine()) == []
+
+
+@pytest.mark.parametrize("loads", [True, False])
+def test_a_pass_beside_which_weights_load_says_nothing_of_the_disk(loads: bool) -> None:
+    """Passes of 100 s read from the disk while others do, too: that is no trouble, once it is not for ever."""
+    job = Job({DISK: 256 << 20}, 100, 1, lambda link, at_s: 8.0 if at_s < 100 else 1.0)
+    step, loading_s = job.step, [0.0]
+
+    def loading() -> JobState:
+        loading_s[0] += loads and job.at_s < 100
+        return replace(step(), lane_busy_s={str(Lane.LOADING): loading_s[0]})
+
+    job.step = loading  # type: ignore[method-assign]
+    assert len(warned(job, 4000, machine())) == (not loads)

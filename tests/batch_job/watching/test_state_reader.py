@@ -17,6 +17,9 @@ from flexref.loading import load
 from flexref.policy import Policy
 from flexref.testing import strategies as own
 
+NO_COPIES = "compute", "host_compute", "loading"
+"""Lanes whose seconds are no copies of the account."""
+
 SPEC = ModelSpec("small", 50, 48, 16, 16, 2, 2, 32)
 
 
@@ -83,7 +86,7 @@ def test_a_state_says_what_all_accounts_say_together(
     assert flat(last.timed_copies).keys() == moved.keys()
     took = summed(accounts, "link_s")
     assert all(abs(seconds - took[key]) < 1e-6 for key, seconds in flat(last.link_s).items())
-    copied = sum(seconds for lane, seconds in last.lane_busy_s.items() if lane not in ("compute", "host_compute"))
+    copied = sum(seconds for lane, seconds in last.lane_busy_s.items() if lane not in NO_COPIES)
     assert abs(copied - sum(took.values())) < 1e-6
     assert 0 < last.lane_busy_s["compute"] <= last.at_s
     before: Counter[Any] = Counter()
@@ -91,3 +94,12 @@ def test_a_state_says_what_all_accounts_say_together(
         now = counted(state)
         assert all(now[name] >= figure for name, figure in before.items())
         before = now
+
+
+def test_a_state_says_for_how_long_weights_loaded_beside_passes(model_file: Any) -> None:
+    reader = JobStateReader()
+    with load(model_file(SPEC), policy=Policy()) as engine:
+        _, (first, *_) = run(engine.session, [3], Policy(), reader)
+        _, states = run(engine.session, [3], Policy(), reader)
+    assert first.lane_busy_s["loading"] > 0
+    assert {state.lane_busy_s["loading"] for state in states} == {first.lane_busy_s["loading"]}
