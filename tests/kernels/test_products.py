@@ -13,6 +13,7 @@ from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.driver.variants import FEW_GROUPS, VARIANTS
 from flexref_cupy.memory import Tensor
 from flexref_cupy.operators import few_tokens, products
+from flexref_cupy.operators.few_tokens import FewTokens
 from flexref_cupy.operators.products import DENSE_ROWS, IN_ORDER_CAPABILITY, Products
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -427,6 +428,25 @@ def test_blocks_for_few_tokens_fit_every_device_and_are_compiled_for_it(capabili
             assert few_tokens.shared_bytes(block, bits, group) <= MOST_SHARED_BYTES[capability]
             assert {**block.macros, "BITS": bits, "GROUP": group} in VARIANTS["linear_few"]
             assert block.outputs % block.warp_outputs == block.tokens % (8 * block.token_warps) == 0
+
+
+@pytest.mark.parametrize("room", sorted(few_tokens.TABLES))
+def test_blocks_are_spread_over_the_multiprocessors_by_their_shared_memory(room: int) -> None:
+    """A kernel may start while the one before it ends: its blocks must not crowd where that ended first."""
+    for each in range(1, few_tokens.SPREAD_BLOCKS + 1):
+        block_bytes = few_tokens.spread_bytes(each, room) + few_tokens.BLOCK_OWN_BYTES
+        everything = room + few_tokens.BLOCK_OWN_BYTES
+        assert each * block_bytes <= everything < (each + 1) * block_bytes
+    assert few_tokens.spread_bytes(few_tokens.SPREAD_BLOCKS + 1, room) == 0
+
+
+def test_blocks_are_spread_where_kernels_start_early(in_order: dict[int, CupyBackend], port: CupyBackend) -> None:
+    for multiprocessors, device in in_order.items():
+        launch = FewTokens(device.device)._launch(40 * 32, 256, 4, 64, 1, whole=True)
+        each = -(-launch.outputs // multiprocessors)
+        assert launch.shared_bytes >= few_tokens.spread_bytes(each, few_tokens.LARGE_BYTES)
+    late = FewTokens(port.device)._launch(32, 256, 4, 64, 1, whole=True)
+    assert late.shared_bytes == few_tokens.shared_bytes(late.block, 4, 64)
 
 
 def test_weights_are_expanded_to_halves_alone(port: CupyBackend) -> None:

@@ -157,11 +157,12 @@ template <int bytes> struct Beside {
 
 // What a kernel reads and writes from here on comes after all of the kernels before it; every kernel calls it, and before
 // reads nothing that a kernel may have written. Where the device can (sm_90 and later), its blocks are started while the
-// last kernel ends, and wait here.
+// last kernel ends, and wait here. Once all of them are, those of the next kernel follow into what room they leave: they
+// wait for this kernel's end, so for all kernels before it too.
 __device__ __forceinline__ void await_earlier() {
 #if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
     asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
 

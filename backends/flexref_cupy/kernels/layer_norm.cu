@@ -5,7 +5,7 @@
 // Block: one token. A thread takes every blockDim.x-th RUN of 8 columns; its sums go over warps in a fixed order. So
 // the bits follow from E and the size of the block alone: not from other tokens, nor from whether a run is aligned to
 // 16 bytes and moves as a whole.
-// HELD: runs that a thread keeps in registers, so that x is read once, and weight and bias while sums are made:
+// HELD: runs that a thread keeps in registers, so that x is read once, and weight and bias before the token is there:
 // E <= HELD * RUN * blockDim.x. With 0 any width will do, and x is read three times.
 // WHOLE: E is a multiple of 8 and all rows are aligned to 16 bytes, so that there is no other way to read and write: the
 // program is a quarter as long, and so is the time to fetch it, of which a kernel for few tokens mostly consists.
@@ -78,7 +78,6 @@ constexpr int MOST_THREADS = 1024;
 extern "C" __global__ void __launch_bounds__(1024)
     layer_norm(const half* x, integer x_pitch, const WEIGHT* weight, const BIAS* bias, double epsilon, half* out,
                integer out_pitch, integer width) {
-    await_earlier();
     __shared__ float sums[2][MOST_THREADS / WARP];
     const half* const source = x + blockIdx.x * x_pitch;
     half* const target = out + blockIdx.x * out_pitch;
@@ -92,6 +91,10 @@ extern "C" __global__ void __launch_bounds__(1024)
         factors[place] = read(weight + column, weight ? room : 0, 1.0f);
         addends[place] = read(bias + column, bias ? room : 0, 0.0f);
     };
+    if (HELD)  // no kernel writes weights: they come from memory while the kernel before this one ends
+#pragma unroll
+        for (int part = 0; part < parts; ++part) read_affine(part, part);
+    await_earlier();
 
     float sum = 0;
 #pragma unroll
@@ -101,7 +104,7 @@ extern "C" __global__ void __launch_bounds__(1024)
         const Run run = numbers.widened();
 #pragma unroll
         for (int number = 0; number < RUN; ++number) sum += run.at[number];
-        if (HELD) held[part] = numbers, read_affine(part, part);  // on its way while sums are made
+        if (HELD) held[part] = numbers;
     }
     const float mean = block_sum(sum, sums[0]) / static_cast<float>(columns);
 

@@ -276,6 +276,11 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     const integer row_pitch = BITS == 16 ? 2 * codes_pitch : codes_pitch;
     codes += block_row * row_pitch + first * ROW_BYTES;
     scale += block_row * scale_pitch + first * GROUPS, zero += block_row * zero_pitch + first * GROUPS;
+    // What the results are shifted by, which comes from memory and is needed when nothing is left to hide that.
+    if (bias && blockIdx.x == 0) {
+        const int bytes = wide_bias ? 4 : 2;
+        prefetch(static_cast<const unsigned char*>(bias) + block_row * bytes, 0, 1, rows * bytes);
+    }
 #if PREFETCH
     // The first PREFETCH chunks of the rows, by one of the blocks that share them.
     if (blockIdx.x == 0) {

@@ -9,6 +9,7 @@ from typing import cast
 
 from flexref.backend.protocol import Matrix, QuantizedMatrix
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device
+from flexref_cupy.driver.early_launch import EARLY_CAPABILITY
 from flexref_cupy.driver.launching import Kernel
 from flexref_cupy.driver.variants import FEW_BLOCKS, FEW_BLOCKS_MIDDLE, FEW_BLOCKS_SMALL, FEW_GROUPS, FewBlock
 from flexref_cupy.memory import Tensor
@@ -21,6 +22,12 @@ LARGE_BYTES, MIDDLE_BYTES, SMALL_BYTES = 227 << 10, 163 << 10, 64 << 10
 
 SHARED_BYTES = {(8, 0): MIDDLE_BYTES, (9, 0): LARGE_BYTES, (10, 0): LARGE_BYTES}
 """Shared memory that a multiprocessor of a device has for blocks; every other device has SMALL_BYTES."""
+
+SPREAD_BLOCKS = 2
+"""Blocks of a multiprocessor up to which they are spread evenly: more of them even out by themselves."""
+
+BLOCK_OWN_BYTES = 1 << 10
+"""Shared memory that CUDA itself takes for a block."""
 
 TABLES = {LARGE_BYTES: FEW_BLOCKS, MIDDLE_BYTES: FEW_BLOCKS_MIDDLE, SMALL_BYTES: FEW_BLOCKS_SMALL}
 
@@ -106,15 +113,17 @@ class FewTokens:
         each = -(-outputs // cuda.multiprocessors) if whole else MORE_OUTPUTS + 1
         block = block_for(bits, tiles * TILE_TOKENS, each, cuda.capability)
         needed_bytes = shared_bytes(block, bits, group_size)
-        macros = {**block.macros, "BITS": bits, "GROUP": group_size}
-        kernel = self._device.kernels.get("linear_few", "linear_few", needed_bytes, **macros)
+        room = SHARED_BYTES.get(cuda.capability, SMALL_BYTES)
         blocks = -(-outputs // block.outputs)
         parts, places = 1, blocks * -(-tiles * TILE_TOKENS // block.tokens)
         if not whole and places <= COUNTERS_BYTES // 4:
             sums_bytes = 4 * places * block.outputs * max(block.tokens, TURNED_TOKENS)
-            room = SHARED_BYTES.get(cuda.capability, SMALL_BYTES)
             at_once = cuda.multiprocessors * min(BLOCKS_AT_ONCE, room // needed_bytes)
             parts = parts_for(places, inputs // CHUNK_INPUTS[bits], at_once, PARTIALS_BYTES // sums_bytes)
+        if cuda.capability >= EARLY_CAPABILITY:
+            needed_bytes = max(needed_bytes, spread_bytes(-(-places * parts // cuda.multiprocessors), room))
+        macros = {**block.macros, "BITS": bits, "GROUP": group_size}
+        kernel = self._device.kernels.get("linear_few", "linear_few", needed_bytes, **macros)
         return _Launch(kernel, blocks, parts, block, needed_bytes)
 
 
@@ -151,6 +160,16 @@ def shared_bytes(block: FewBlock, bits: int, group_size: int) -> int:
         return block.stages * stage_bytes
     batches = 1 + -(-block.stages // (SECTOR_BYTES * group_size // (2 * chunk)))
     return block.stages * stage_bytes + batches * block.outputs * 2 * SECTOR_BYTES
+
+
+def spread_bytes(each: int, room: int) -> int:
+    """Shared memory with which no multiprocessor, of `room`, takes more than `each` blocks; 0 if they need no spreading.
+
+    Blocks that start while the kernel before them ends would crowd where it ended first, and leave the rest idle.
+    """
+    if each > SPREAD_BLOCKS:
+        return 0
+    return (room + BLOCK_OWN_BYTES) // (each + 1) // BLOCK_OWN_BYTES * BLOCK_OWN_BYTES
 
 
 def parts_for(places: int, chunks: int, at_once: int, most: int) -> int:
