@@ -125,14 +125,6 @@ def as_text(data: bytes, where: str | Path, wrong: type[FlexrefError]) -> str:
         raise wrong(f"{where}: not UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def as_json(text: str, where: str | Path, wrong: type[FlexrefError]) -> Any:
-    """The value that `text` is in JSON; `wrong` says what is the matter in `where`."""
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise wrong(f"{where}: not JSON: {error}") from error
-
-
 def write_text(path: str | Path, text: str, *, what: str = "") -> None:
     """`replace_text`; `StorageError` names the file as `what` and its path."""
     _write(path, text.encode("utf-8"), what)

@@ -15,7 +15,7 @@ import pytest
 
 from flexref import files
 from flexref.errors import PolicyError, PromptError, StorageError
-from flexref.files import NewFile, as_json, as_text, open_regular, read_bytes, read_object, write_bytes, write_text
+from flexref.files import NewFile, as_text, open_regular, read_bytes, read_object, write_bytes, write_text
 
 
 def test_an_object_is_read_and_what_is_none_is_named(tmp_path: Path) -> None:
@@ -44,12 +44,10 @@ def test_an_object_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pyt
         read_object(path, PolicyError)
 
 
-def test_a_text_that_is_no_utf8_and_a_line_that_is_no_json_are_named(tmp_path: Path) -> None:
+def test_a_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     assert as_text("ö".encode(), "here", PromptError) == "ö"
     with pytest.raises(PromptError, match=r"^here: not UTF-8: .* at byte 1$"):
         as_text(b"a\xff", "here", PromptError)
-    with pytest.raises(PromptError, match=r"^here: not JSON: "):
-        as_json("{", "here", PromptError)
     with pytest.raises(PromptError, match="cannot be read: Is a directory"):
         read_bytes(tmp_path, PromptError)
 

@@ -7,7 +7,8 @@ from typing import Any
 
 from flexref.bench.suites import BESIDE, Arguments
 from flexref.errors import BaselineError, PolicyError
-from flexref.files import LARGEST_JSON_BYTES, as_json, as_text, read_bytes
+from flexref.files import LARGEST_JSON_BYTES, as_text, read_bytes
+from flexref.json_types.parsing import as_json
 from flexref.json_types.values import shown
 from flexref.units import is_finite
 

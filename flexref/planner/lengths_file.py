@@ -16,9 +16,10 @@ import numpy.typing as npt
 from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.block.counted_rows import CountedRows
 from flexref.errors import PromptError
-from flexref.files import as_json, as_text, filled_lines
+from flexref.files import as_text, filled_lines
 from flexref.json_types.containers import ListOf, ReadBy
 from flexref.json_types.objects import JsonField, JsonObject
+from flexref.json_types.parsing import as_json
 from flexref.json_types.values import Either, Number, Whole, shown
 from flexref.planner.plan_request import MOST_ROWS, MOST_TOKENS
 from flexref.units import is_integer

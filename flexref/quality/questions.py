@@ -14,24 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import PromptError
-from flexref.files import as_json, as_text, read_bytes
-from flexref.json_types.containers import ListOf, ReadBy
+from flexref.files import as_text, read_bytes
+from flexref.json_types.containers import ListOf
+from flexref.json_types.parsing import as_json
 from flexref.json_types.values import JsonType, Text, Whole, shown
 
 MOST_CHOICES = 26
 """Choices are named by letters."""
 
-
-def _unicode(what: str, value: object) -> str:
-    text: str = Text().read(what, value, PromptError)
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise PromptError(f"{what} is not valid Unicode: {error.reason}") from error
-    return text
-
-
-TEXT = ReadBy(Text(), _unicode)
+TEXT = Text()
 
 CHOICES = ListOf(TEXT, 2, MOST_CHOICES, said=f"a list of 2 to {MOST_CHOICES} texts")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import PromptError
-from flexref.files import as_json, as_text, read_bytes
+from flexref.files import as_text, read_bytes
+from flexref.json_types.parsing import as_json
 from flexref.text.tokenizer_check import MAX_TOKEN_ID, is_token_id
 
 LONGEST_ID_DIGITS = 20

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import CheckpointError
-from flexref.files import LARGEST_JSON_BYTES, as_json, as_text, read_bytes
+from flexref.files import LARGEST_JSON_BYTES, as_text, read_bytes
+from flexref.json_types.parsing import as_json
 
 LOG = logging.getLogger(__name__)
 

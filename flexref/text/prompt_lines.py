@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import PromptError, StorageError
-from flexref.files import LARGEST_TEXT_BYTES, as_json, read_bytes
+from flexref.files import LARGEST_TEXT_BYTES, read_bytes
+from flexref.json_types.parsing import as_json
 from flexref.units import is_integer
 
 JSON_SUFFIXES = (".jsonl", ".json", ".ndjson")

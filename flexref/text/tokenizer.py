@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import tokenizers
 
 from flexref.errors import CheckpointError, PromptError
-from flexref.files import as_json, as_text
+from flexref.files import as_text
+from flexref.json_types.parsing import as_json
 from flexref.text.chat_document import CHAT
 from flexref.text.tokenizer_bounds import token_bytes_most, tokens_a_byte
 from flexref.text.tokenizer_check import check_document, expansion_of, parts_of

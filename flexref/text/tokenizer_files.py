@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flexref.errors import CheckpointError
-from flexref.files import LARGEST_JSON_BYTES, as_json, as_text, read_bytes
+from flexref.files import LARGEST_JSON_BYTES, as_text, read_bytes
+from flexref.json_types.parsing import as_json
 from flexref.text.chat_document import CHAT, NAMED_TOKENS, chat_from_files
 from flexref.text.tokenizer_check import check_document, check_vocabulary, is_token_id
 

@@ -20,6 +20,7 @@ from flexref.batch_job.lines.wrong_line import CODES, WrongLine
 from flexref.batch_job.request_lines import CHOICE_BITS, RequestReader
 from flexref.engine.engine import Engine
 from flexref.errors import BatchError, PromptError
+from flexref.json_types.parsing import as_json
 from flexref.sampling.settings import MAX_SEED, SamplingSettings
 from flexref.text.chat_template import ChatTemplate
 
@@ -407,6 +408,8 @@ def test_whatever_bytes_a_line_has_it_is_asked_refused_or_blank(reader: RequestR
 
 @given(JSON)
 def test_an_object_is_what_json_says_unless_a_key_stands_twice(value: Any) -> None:
+    """Of a line of a job, and of other files: both readers take the same."""
+
     def checked(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             raise ValueError
@@ -419,11 +422,13 @@ def test_an_object_is_what_json_says_unless_a_key_stands_twice(value: Any) -> No
     except ValueError:
         with pytest.raises(WrongLine):
             object_in(text.encode())
+        with pytest.raises(PromptError):
+            as_json(text, "here", PromptError)
     except msgspec.MsgspecError:
         with pytest.raises(WrongLine, match="not JSON"):
             object_in(text.encode())
     else:
-        assert object_in(text.encode()) == wanted
+        assert object_in(text.encode()) == as_json(text, "here", PromptError) == wanted
 
 
 @pytest.mark.parametrize("more", [{"logprobs": 128, "n": 9}, {"logprobs": 5, "n": 128}])

@@ -85,7 +85,7 @@ def test_blank_lines_count_and_are_skipped() -> None:
         ({"text": 3}, "`text` must be text, found 3"),
         ({"text": "word"}, "`text` must be words of which the last is predicted, found 'word'"),
         ({"text": ""}, "found ''"),
-        ({"text": "half a \ud800"}, "`text` is not valid Unicode"),
+        ({"text": "half a \ud800"}, "is half of a surrogate pair"),
         ({**HELLASWAG, "label": ""}, "`label` must be a number from 0 to 3 or a letter to D, found ''"),
         ({**HELLASWAG, "label": 4}, "found 4"),
         ({**HELLASWAG, "label": True}, "found True"),
@@ -100,7 +100,7 @@ def test_blank_lines_count_and_are_skipped() -> None:
         ({**MMLU, "answer": -1}, "found -1"),
         ({**MMLU, "answer": 1.0}, "found 1.0"),
         ({**MMLU, "question": None}, "`question` must be text, found None"),
-        ({**MMLU, "subject": "half a \ud800"}, "`subject` is not valid Unicode"),
+        ({**MMLU, "subject": "half a \ud800"}, "is half of a surrogate pair"),
     ],
 )
 def test_a_bad_line_is_named_with_what_was_found_and_needed(record: object, complaint: str) -> None:

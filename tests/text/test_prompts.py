@@ -68,6 +68,8 @@ def test_json_lines_hold_text_or_token_ids_whatever_the_file_is_called(
             b'{"prompt": "one"}\n{"prompt": "a", "max_tokens": 3}',
             "'max_tokens'.*: prompt, id; .*--max-new-tokens",
         ),
+        ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "a", "id": 1, "id": 2}', "the key 'id' stands twice"),
+        ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "a", "id": "\\ud800"}', "half of a surrogate pair"),
         ("a.jsonl", b'{"prompt": "one"}\n{"promt": "a"}', "'promt' is not known.*did you mean `prompt`"),
         ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "a", "zzz": 3}', "'zzz' is not known; known: prompt, id$"),
         ("a.jsonl", b'{"prompt": "one"}\n{"prompt": "a", "id": 1.5}', "`id` must be an integer or text"),

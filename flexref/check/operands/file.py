@@ -15,7 +15,7 @@ from flexref.backend.records import RecordLayout
 from flexref.check.logits_file import ArraysFile, ArraysWriter
 from flexref.check.tolerances import Values
 from flexref.errors import FlexrefError
-from flexref.files import as_json
+from flexref.json_types.parsing import as_json
 from flexref.json_types.values import shown
 from flexref.units import is_integer
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from flexref.check.logits_file import ArraysFile, ArraysWriter
-from flexref.files import as_json
+from flexref.json_types.parsing import as_json
 from flexref.json_types.values import shown
 from flexref.testing.conformance.blame import FailedCall
 from flexref.testing.conformance.draws import DTYPES, CaseError, DrawnValues, Values
