@@ -163,7 +163,7 @@ def shared_bytes(block: FewBlock, bits: int, group_size: int) -> int:
 
 
 def spread_bytes(each: int, room: int) -> int:
-    """Shared memory with which no multiprocessor, of `room`, takes more than `each` blocks; 0 if they need no spreading.
+    """Shared memory with which no multiprocessor, of `room`, takes more than `each` blocks; 0: they need no spreading.
 
     Blocks that start while the kernel before them ends would crowd where it ended first, and leave the rest idle.
     """
