@@ -66,6 +66,13 @@ def choose_shard(asked: str | None, environment: Mapping[str, str], chunk_lines:
     return ChosenShard(shard, f"{_in_words(shard)}: {why}", numbered=count > 1)
 
 
+def check_asked(asked: str) -> None:
+    """`BatchError` for what names no shard, whatever the variables say."""
+    index, count = _parts(asked)
+    if index is not None and count is not None:
+        Shard(index, count)
+
+
 def _in_words(shard: Shard) -> str:
     if shard.count == 1:
         return "the whole input"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.types import StringParamType
 
 from flexref.cli.arguments import TEXT, WEIGHT_FILE, WRITTEN_TEXT, Amount
 from flexref.cli.completion import files, weight_files
@@ -38,6 +39,23 @@ answered for so many seconds; 0: wait for ever."""
 
 ACCEPT_HELP = """Go on with a job although libraries, processor or device are not what they were; answers may differ in
 near ties from what they would have been."""
+
+
+class ShardName(StringParamType):
+    """A shard, or that the variables say which."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text as it is; a usage error if it names no shard."""
+        from flexref.batch_job.shard_choice import check_asked
+        from flexref.errors import BatchError
+
+        text: str = super().convert(value, param, ctx)
+        try:
+            check_asked(text)
+        except BatchError as error:
+            self.fail(str(error), param, ctx)
+        return text
+
 
 OPTIONS = (
     option("--model"),
@@ -79,7 +97,7 @@ OPTIONS = (
     options("--attention-on", "--host-attention-percent", "--quantize-cache"),
     options("--overlap", "--row-invariant", "--share-prefixes", "--read-ahead-gib"),
     option("--graphs"),
-    click.option("--shard", metavar="I/N|auto", help=SHARD_HELP),
+    click.option("--shard", type=ShardName(), metavar="I/N|auto", help=SHARD_HELP),
     click.option("--chunk-lines", type=click.IntRange(1, 1 << 30), default=1000, show_default=True, help=CHUNK_HELP),
     click.option("--scheduler", metavar="ADDRESS|local:N", help=SCHEDULER_HELP),
     click.option("--blas-threads", type=click.IntRange(1, 1 << 10), metavar="N", help=BLAS_HELP),

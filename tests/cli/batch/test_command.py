@@ -160,6 +160,13 @@ def test_standard_streams_are_said_not_to_be_kept(
     assert os.listdir(tmp_path) == ["requests.jsonl"]
 
 
+def test_a_shard_that_there_is_not_is_a_wrong_call(requests: Path, tmp_path: Path, capsys: Any) -> None:
+    assert batch(requests, "-o", tmp_path / "out.jsonl", "--shard", "3/3") == 2
+    usage, *_, last = capsys.readouterr().err.splitlines()
+    assert usage.startswith("Usage: flexref batch ")
+    assert last == "Error: Invalid value for '--shard': shard 3 of 3: shards are numbered from 0 to 2"
+
+
 @pytest.mark.parametrize("flag", [["--shard", "0/2"], ["--dry-run"], ["--json"], ["--limits", "openai"]])
 def test_what_needs_files_is_refused_for_streams(requests: Path, flag: list[str], capsys: Any) -> None:
     assert batch(requests, "-o", "-", *flag) == 2
