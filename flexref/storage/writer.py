@@ -96,9 +96,10 @@ class WeightFileWriter:
     def __enter__(self) -> "WeightFileWriter":
         folder = self.path.parent
         if not folder.is_dir():
-            raise StorageError(f"cannot write {self.path}: {folder} is not a directory")
+            why = f"{folder} is no folder" if folder.exists() else f"there is no folder {folder}"
+            raise StorageError(f"cannot write {self.path}: {why}")
         if self.path.is_dir():
-            raise StorageError(f"cannot write {self.path}: it is a directory")
+            raise StorageError(f"cannot write {self.path}: it is a folder")
         if self.path.exists() and not self.path.is_file():  # a pipe or device would be replaced by a file
             raise StorageError(f"cannot write {self.path}: it is there and no regular file")
         image = MetadataImage(self.header, self._parts())

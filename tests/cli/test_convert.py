@@ -177,7 +177,7 @@ def test_tensors_without_use_are_told_on_stderr(folder: Path, capsys: pytest.Cap
     [
         (["missing", "out.h5"], "flexref: no such directory: missing\n"),
         (["{folder}", "/proc/out.h5"], "flexref: cannot write /proc/out.h5: "),
-        (["{folder}", "{folder}"], "it is a directory\n"),
+        (["{folder}", "{folder}"], "it is a folder\n"),
         (["{folder}", "/dev/null"], "flexref: cannot write /dev/null: it is there and no regular file\n"),
         (["{folder}/..", "out.h5"], "is no OPT|has no weights"),
     ],
