@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.block.budgets import backend_budgets
 from flexref.engine.engine import Engine
-from flexref.engine.events import OnEvent, no_listener
+from flexref.engine.events import Notice, OnEvent, logged, no_listener
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.session import Session, check_policy
 from flexref.engine.wall import Wall, WallPart
@@ -22,8 +22,9 @@ from flexref.planner.advisor import Advisor
 from flexref.policy import Policy
 from flexref.profile.machine_sources import Given, MeasuredOnce
 from flexref.storage.names import resolve
-from flexref.storage.weightfile import WeightFile, open_weight_file
+from flexref.storage.weightfile import WeightFile
 from flexref.text.tokenizer import Tokenizer
+from flexref.tiers.mirror import open_either
 from flexref.units import GIB
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ def load(  # noqa: PLR0913 - a front door names all that can be asked for
 
     Without budgets, what is free is the budget. Without a `policy`, one is chosen per job that has the fields in `keep`
     as they are, for `machine`: a file, the name of a known one, or None for this machine, which is measured once if a
-    job does not simply fit on the device. `mirror`: a copy of the weight file, read where the file itself fails.
+    job does not simply fit on the device. `mirror`: a copy of the weight file, read where the file itself fails,
+    or in its place, with a notice, where it cannot be opened.
     Without `graphs` every operator is called by itself, also where the port can replay what comes again: the tokens are
     the same. `on_event` hears of what is loaded and measured, and of what fails on a disk (`engine.events`). Raises
     `StorageError`, `WeightFileError`, `UnknownBackend`, `BackendUnavailable` or `PolicyError`.
@@ -112,7 +114,9 @@ def open_engine(  # noqa: PLR0913 - as `load`
     """
     wall = wall or Wall()
     with wall.part(WallPart.LOAD):
-        file = path if isinstance(path, WeightFile) else open_weight_file(resolve(path))
+        file, mirror = (
+            (path, mirror) if isinstance(path, WeightFile) else open_either(resolve(path), mirror, _noticed(on_event))
+        )
     asked = _bytes("device", device_mem_gib), _bytes("host", host_mem_gib)
     port: Backend | None = None
     session: Session | None = None
@@ -142,6 +146,11 @@ def open_engine(  # noqa: PLR0913 - as `load`
             if opened is not None:
                 opened.close()
         raise
+
+
+def _noticed(on_event: OnEvent) -> Callable[[str], None]:
+    """Tells and logs a text as a notice."""
+    return lambda text: logged(on_event)(Notice(text))
 
 
 def _bytes(tier: str, gib: float | None) -> int | None:

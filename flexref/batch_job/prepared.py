@@ -1,5 +1,6 @@
 """A job made ready: its model and input are read and checked, its files and engines are known; nothing runs yet."""
 
+import logging
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -33,8 +34,10 @@ from flexref.machine.machine import Machine
 from flexref.planner.advisor import Advisor
 from flexref.policy import Asked, Policy, Shares
 from flexref.storage.names import resolve
-from flexref.storage.weightfile import WeightFile, open_weight_file
 from flexref.text.tokenizer import Tokenizer
+from flexref.tiers.mirror import open_either
+
+LOG = logging.getLogger(__name__)
 
 ANSWER_FORMAT = 3
 """Of the lines of OUT and ERR: another one makes another job of the same input."""
@@ -118,7 +121,7 @@ class Prepared:
         """Raises what opening the model, the port and the policy raise."""
         self.settings = settings
         self.settling: Advisor = advisor(settings.asked.policy, settings.machine, settings.keep)
-        self.file: WeightFile = open_weight_file(resolve(settings.model))
+        self.file, self._mirror = open_either(resolve(settings.model), settings.mirror, LOG.warning)
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -139,7 +142,7 @@ class Prepared:
         settings = self.settings
         budgets = {name: value for name, value in settings.asked.budgets.items() if value is not None}
         options = {**settings.options, "tokenizer": self.tokenizer, "graphs": settings.graphs}
-        return Engines(self.file, self.settling, settings.backend, budgets, options, on_event, settings.mirror)
+        return Engines(self.file, self.settling, settings.backend, budgets, options, on_event, self._mirror)
 
     @cached_property
     def port(self) -> "PortFacts":

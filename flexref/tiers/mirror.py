@@ -1,8 +1,54 @@
 """Opens the second copy of a weight file, and says how it differs if it is none; it reads no tensor."""
 
-from flexref.errors import WeightFileError
-from flexref.storage.weightfile import WeightFile, read_layout
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flexref.errors import FlexrefError, StorageError, WeightFileError
+from flexref.storage.trailer import TRAILER_BYTES, check_trailer, checksum_range
+from flexref.storage.weightfile import WeightFile, open_weight_file, read_layout
 from flexref.tiers.disk import WeightsOnDisk
+
+
+def open_either(
+    path: str | Path, mirror: str | Path | None, tell: Callable[[str], None]
+) -> tuple[WeightFile, str | Path | None]:
+    """The weight file at `path` and its mirror or, where that cannot be opened, the mirror alone, which `tell` hears.
+
+    Raises what `open_weight_file` does; with a mirror, only if that is of no use either.
+    """
+    try:
+        return open_weight_file(path), mirror
+    except (StorageError, WeightFileError) as error:
+        if mirror is None:
+            raise
+        try:
+            file = open_weight_file(mirror)
+        except FlexrefError as other:
+            raise type(error)(f"{error}; and the mirror: {other}") from error
+        if not _may_be_a_copy(path, mirror):
+            raise type(error)(f"{error}; and the mirror {mirror} is no copy of it") from error
+        tell(f"{error}; the mirror {mirror} is read in its place")
+        return file, None
+
+
+def _may_be_a_copy(path: str | Path, mirror: str | Path) -> bool:
+    """Whether the first bytes of a file that is not whole, in which its metadata was, or else the last ones are those
+    of a sound one; also if it cannot be read, or has none.
+    """
+    with open(mirror, "rb") as sound:
+        metadata_bytes = check_trailer(sound.fileno(), str(mirror)).metadata_bytes
+        try:
+            with open(path, "rb") as broken:
+                found = os.fstat(broken.fileno()).st_size
+                least = min(found, metadata_bytes)
+                if checksum_range(broken.fileno(), 0, least) == checksum_range(sound.fileno(), 0, least):
+                    return True
+                broken.seek(max(0, found - TRAILER_BYTES))
+                sound.seek(-TRAILER_BYTES, os.SEEK_END)
+                return broken.read() == sound.read()
+        except OSError:
+            return True
 
 
 def open_mirror(first: WeightsOnDisk, path: str) -> WeightsOnDisk:

@@ -18,7 +18,7 @@ from flexref.batch_job.states import JobEvent, JobFacts, JobState
 from flexref.check.models import write_model
 from flexref.engine.generation import FIRST_LOOK
 from flexref.errors import BatchError, JobPaused, StorageError
-from flexref.storage.names import DEMO, resolve
+from flexref.storage.names import DEMO, demo_file, resolve
 from flexref.storage.weightfile import open_weight_file, read_tensor
 from flexref.storage.writer import WeightFileWriter
 from flexref.text.chat_document import CHAT
@@ -232,6 +232,16 @@ def test_a_tokenizer_is_made_once_for_requests_and_all_engines(monkeypatch: pyte
     monkeypatch.setattr(Tokenizer, "__init__", noted)
     assert len(list(flexref.batch([{"prompt": "The king", "max_tokens": 1}], model=DEMO))) == 1
     assert len(made) == 1
+
+
+def test_a_model_that_is_truncated_is_read_from_its_mirror(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (wanted,) = flexref.batch(["The king"], model="demo", max_tokens=2)
+    data = demo_file().read_bytes()
+    (tmp_path / "copy.h5").write_bytes(data)
+    (tmp_path / "demo.h5").write_bytes(data[:-100])
+    found = flexref.batch(["The king"], model=tmp_path / "demo.h5", max_tokens=2, mirror=tmp_path / "copy.h5")
+    assert next(iter(found))["response"] == wanted["response"]
+    assert "copy.h5 is read in its place" in caplog.text
 
 
 def test_a_mirror_is_the_engines(tmp_path: Path) -> None:

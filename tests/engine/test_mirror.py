@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.check.models import write_model
-from flexref.engine.events import FaultSeen
+from flexref.engine.events import FaultSeen, Notice
 from flexref.engine.request import Request
 from flexref.errors import FlexrefError, PolicyError, StorageError, WeightFileError
 from flexref.loading import load
@@ -206,6 +206,34 @@ def test_a_mirror_that_is_none_is_refused_at_the_start(folder: Path, name: str, 
     before = open_files()
     with pytest.raises((StorageError, WeightFileError), match=said):
         load(folder / "model.h5", mirror=folder / name)
+    assert open_files() <= before
+
+
+@pytest.mark.parametrize("left", [0.9, 0.01, 0.0])
+def test_a_file_that_is_truncated_before_the_job_is_read_from_the_mirror_and_that_is_told(
+    folder: Path, tmp_path: Path, expected: list[list[int]], left: float
+) -> None:
+    data = (folder / "model.h5").read_bytes()
+    (tmp_path / "model.h5").write_bytes(data[: int(left * len(data))])
+    notices: list[Any] = []
+    with load(tmp_path / "model.h5", mirror=folder / "mirror.h5", on_event=notices.append) as engine:
+        assert [output.token_ids for output in engine.generate(PROMPTS, REQUEST).outputs] == expected
+    (said,) = [event.text for event in notices if isinstance(event, Notice)]
+    assert str(tmp_path / "model.h5") in said
+    assert said.endswith(f"; the mirror {folder / 'mirror.h5'} is read in its place")
+
+
+@pytest.mark.parametrize(
+    ("mirror", "said"),
+    [("other.h5", "the mirror .*other.h5 is no copy of it"), ("none.h5", "the mirror: cannot open .*none.h5")],
+)
+def test_nothing_else_is_read_in_place_of_a_truncated_file(
+    folder: Path, tmp_path: Path, mirror: str, said: str, open_files: Any
+) -> None:
+    (tmp_path / "model.h5").write_bytes((folder / "model.h5").read_bytes()[:-1])
+    before = open_files()
+    with pytest.raises(WeightFileError, match=rf"model.h5 does not end with .*; and {said}"):
+        load(tmp_path / "model.h5", mirror=folder / mirror)
     assert open_files() <= before
 
 
