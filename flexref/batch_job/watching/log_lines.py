@@ -113,7 +113,8 @@ class JsonLog:
                     self._file.flush()
                 except (OSError, ValueError) as error:
                     self._failed = True
-                    LOG.warning("nothing more is logged to %s: %s", self._path, getattr(error, "strerror", error))
+                    level = logging.WARNING if isinstance(error, BrokenPipeError) else logging.ERROR
+                    LOG.log(level, "nothing more is logged to %s: %s", self._path, getattr(error, "strerror", error))
 
 
 def state_members(view: View) -> Line:

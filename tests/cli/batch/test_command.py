@@ -160,6 +160,14 @@ def test_standard_streams_are_said_not_to_be_kept(
     assert os.listdir(tmp_path) == ["requests.jsonl"]
 
 
+def test_a_log_that_cannot_be_written_is_an_error_that_ends_nothing(
+    requests: Path, tmp_path: Path, undisturbed: bytes, capsys: Any
+) -> None:
+    assert batch(requests, "-o", tmp_path / "out.jsonl", "--log-json", "/dev/full", "-q") == 0
+    assert capsys.readouterr().err == "nothing more is logged to /dev/full: No space left on device\n"
+    assert (tmp_path / "out.jsonl").read_bytes() == undisturbed
+
+
 def test_a_shard_that_there_is_not_is_a_wrong_call(requests: Path, tmp_path: Path, capsys: Any) -> None:
     assert batch(requests, "-o", tmp_path / "out.jsonl", "--shard", "3/3") == 2
     usage, *_, last = capsys.readouterr().err.splitlines()
