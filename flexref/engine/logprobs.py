@@ -39,5 +39,5 @@ class LogprobRecorder:
             self._tokens.setdefault(number, []).append(ChosenToken(self._token(token_id, logprob), likely))
 
     def _token(self, token_id: int, logprob: float) -> TokenLogprob:
-        text = None if self._tokenizer is None else self._tokenizer.decode([token_id], skip_special=False)
+        text = None if self._tokenizer is None else self._tokenizer.token_text(token_id)
         return TokenLogprob(token_id, logprob, text)

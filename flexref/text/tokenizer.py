@@ -118,6 +118,18 @@ class Tokenizer:
         found = [_BYTES.get(character) for character in token]
         return token.encode("utf-8") if None in found else bytes(value for value in found if value is not None)
 
+    def token_text(self, token_id: int) -> str:
+        """The text of one token, special or not, as it stands inside a text: a word has the space before it.
+
+        At the beginning of a text some decoders leave that out, so it is taken from the second of two. A part of a
+        character gives U+FFFD, an id that no token has nothing.
+        """
+        alone = self.decode([token_id], skip_special=False)
+        if self.byte_level:
+            return alone
+        twice = self.decode([token_id, token_id], skip_special=False)
+        return twice.removeprefix(alone) if twice.startswith(alone) else alone
+
     def has(self, token_id: int) -> bool:
         """Whether it is the id of a token; a model may have rows for more."""
         return self._rust.id_to_token(token_id) is not None

@@ -88,7 +88,7 @@ def check_tokens(document: Mapping[str, Any], source: str) -> None:
     if len(added) > MOST_ADDED_TOKENS:
         raise CheckpointError(f"{source}: {len(added)} added tokens, at most {MOST_ADDED_TOKENS} are taken")
     affixes = (model.get(name) for name in ("continuing_subword_prefix", "end_of_word_suffix", "unk_token"))
-    tokens = [*model["vocab"], *(token["content"] for token in added), *(text for text in affixes if text)]
+    tokens = [*tokens_of(model), *(token["content"] for token in added), *(text for text in affixes if text)]
     longest = max(tokens, key=lambda token: len(token) if isinstance(token, str) else 0)
     if len(longest) > MOST_TOKEN_BYTES // 4:  # four bytes of UTF-8 a character, at most
         raise CheckpointError(
@@ -100,6 +100,12 @@ def check_tokens(document: Mapping[str, Any], source: str) -> None:
         raise CheckpointError(
             f"{source}: the model's max_input_chars_per_word is {characters}, at most {MOST_WORD_CHARACTERS} are taken"
         )
+
+
+def tokens_of(model: Mapping[str, Any]) -> Mapping[str, int]:
+    """The tokens of a checked model with their ids; a Unigram model lists them, with scores."""
+    vocabulary = model["vocab"]
+    return vocabulary if isinstance(vocabulary, dict) else {token: place for place, (token, _) in enumerate(vocabulary)}
 
 
 def check_template_ids(ids: int, source: str) -> None:

@@ -8,15 +8,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flexref.errors import CheckpointError
+from flexref.json_types.values import shown
 from flexref.text.chat_document import CHAT, check_chat
 from flexref.text.tokenizer_bounds import MOST_PARTS, check_parts, check_template_ids, check_tokens
-from flexref.units import is_integer
+from flexref.units import is_finite, is_integer
 
 MAX_TOKEN_ID = (1 << 31) - 1
 """Token ids are 32-bit signed integers in every port."""
 
 KNOWN_COMPONENTS: Mapping[str, frozenset[str]] = {
-    "model": frozenset({"BPE", "WordLevel", "WordPiece"}),
+    "model": frozenset({"BPE", "Unigram", "WordLevel", "WordPiece"}),
     "normalizer": frozenset(
         {"BertNormalizer", "ByteLevel", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Prepend", "Replace", "Strip"}
         | {"StripAccents"}
@@ -31,6 +32,12 @@ KNOWN_COMPONENTS: Mapping[str, frozenset[str]] = {
     ),
 }
 """The types of component that cannot make the tokenizers library abort once their data has passed the checks here."""
+
+INSTEAD: Mapping[str, str] = {
+    "Precompiled": "; it is a table of sentencepiece, which the tokenizers library reads unchecked; NFKC in its place "
+    "does nearly the same",
+}
+"""What would help in place of a type that is not known."""
 
 _SEQUENCE_FIELDS: Mapping[str, str] = {
     "normalizer": "normalizers",
@@ -110,15 +117,38 @@ def _components(component: Any, kind: str, source: str) -> Iterator[dict[str, An
             waiting.extend(reversed(parts))
         elif not isinstance(found, str) or found not in KNOWN_COMPONENTS[kind]:
             known = ", ".join(sorted(KNOWN_COMPONENTS[kind]))
-            raise CheckpointError(f"{source}: {kind} has the type {found!r}, which is not supported; known: {known}")
+            instead = INSTEAD.get(str(found), "")
+            raise CheckpointError(
+                f"{source}: {kind} has the type {found!r}, which is not supported; known: {known}{instead}"
+            )
         else:
             yield part
 
 
 def _check_model(model: dict[str, Any], source: str) -> None:
+    if model["type"] == "Unigram":
+        _check_scored(model.get("vocab"), model.get("unk_id"), source)
+        return
     check_vocabulary(model.get("vocab"), source)
     if model["type"] == "BPE" and model.get("continuing_subword_prefix"):
         raise CheckpointError(f"{source}: a BPE model with a continuing_subword_prefix is not supported")
+
+
+def _check_scored(vocabulary: Any, unknown: Any, source: str) -> None:
+    """A Unigram model's tokens are a list, with the logarithms of their probabilities; `unknown` is an id in it."""
+    if not isinstance(vocabulary, list) or not vocabulary:
+        raise CheckpointError(f"{source}: the vocabulary of a Unigram model must be a list of tokens with their scores")
+    seen = set[str]()
+    for place, piece in enumerate(vocabulary):
+        token, score = piece if isinstance(piece, list) and len(piece) == 2 else (None, None)
+        if not isinstance(token, str) or not token or not is_finite(score):
+            raise CheckpointError(f"{source}: token {place} must be a text and its score, found {shown(piece)}")
+        if token in seen:
+            raise CheckpointError(f"{source}: token {token[:40]!r} stands twice in the vocabulary")
+        seen.add(token)
+    if not is_token_id(unknown) or unknown >= len(vocabulary):
+        most = len(vocabulary) - 1
+        raise CheckpointError(f"{source}: unk_id is {unknown!r}, needed the id of a token, 0 to {most}")
 
 
 def _check_added_tokens(added: Any, source: str) -> None:

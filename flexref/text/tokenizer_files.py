@@ -18,6 +18,7 @@ from flexref.errors import CheckpointError
 from flexref.files import LARGEST_JSON_BYTES, as_text, read_bytes
 from flexref.json_types.parsing import as_json
 from flexref.text.chat_document import CHAT, NAMED_TOKENS, chat_from_files
+from flexref.text.tokenizer_bounds import tokens_of
 from flexref.text.tokenizer_check import check_document, check_vocabulary, is_token_id
 
 OPT_CONFIG = {
@@ -155,7 +156,7 @@ def _add_tokens(document: dict[str, Any], config: dict[str, Any], named: dict[st
         listed = _older_added_tokens(folder / "added_tokens.json", {token["content"] for token in specials})
     added: list[AddedToken] = document.get("added_tokens") or []
     document["added_tokens"] = added
-    vocabulary = document["model"]["vocab"]
+    vocabulary = tokens_of(document["model"])
     known = {token["content"] for token in added}
     for token in [*listed, *specials]:
         if token["content"] not in known:
