@@ -39,7 +39,7 @@ from flexref.tiers.mirror import open_either
 
 LOG = logging.getLogger(__name__)
 
-ANSWER_FORMAT = 3
+ANSWER_FORMAT = 4
 """Of the lines of OUT and ERR: another one makes another job of the same input."""
 
 NOTHING_ASKED = Asked(None, {}, {})

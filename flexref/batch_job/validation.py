@@ -16,6 +16,7 @@ from flexref.block.rows import RowLengths
 from flexref.errors import BatchError
 from flexref.json_types.containers import ListOf
 from flexref.json_types.values import Whole
+from flexref.text.prompts import new_token_room
 
 OPENAI_LINES, OPENAI_BYTES = 50_000, 200_000_000
 """What that service takes at a time."""
@@ -130,7 +131,7 @@ class _Counts:
         kept = self.filled % self.every == 0
         for length in lengths.prompts:
             tokens = self._tokens_of(length)
-            new = max(1, min(lengths.new_tokens, self.positions - tokens))
+            new = max(1, new_token_room(tokens, self.positions, lengths.new_tokens))
             self.prompt_tokens += tokens
             self.new_tokens += new * lengths.choices
             self.rows += lengths.choices

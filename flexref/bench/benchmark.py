@@ -91,7 +91,7 @@ class Benchmark:
         self.workload = workload_of(arguments)
         positions = self.file.spec.positions
         for row in self.workload.rows.kinds:
-            if row.prompt_tokens + row.new_tokens > positions:
+            if row.prompt_tokens + row.new_tokens - 1 > positions:  # the last one is never read
                 raise PromptError(f"{row.prompt_tokens} + {row.new_tokens} tokens: the model has {positions} positions")
         wanted = asked(arguments.to_json())
         self.make_backend = make_backend or (lambda: create(arguments.backend))

@@ -96,16 +96,13 @@ def to_token_ids(  # one argument per size that a prompt must fit
 ) -> tuple[int, ...]:
     """The token ids that prompt number `number` of the input starts with, checked against the model's sizes.
 
-    The prompt and one new token must fit into `positions` tokens; of `max_new_tokens` as many are generated as fit
-    (`new_token_room`), so a row may end there with the finish reason `length`. `tokenizer` is None for a model without
+    The prompt must fit into `positions` tokens; of `max_new_tokens` as many are generated as fit (`new_token_room`), so
+    a row may end there with the finish reason `length`. `tokenizer` is None for a model without
     one. Raises `PromptError` naming the prompt's number.
     """
     ids = encoded(prompt, tokenizer, vocabulary, positions, number)
     if new_token_room(len(ids), positions, max_new_tokens) < 1:
-        raise PromptError(
-            f"prompt {number}: {len(ids)} tokens are too many: the model has {positions} positions, "
-            f"and at least one new token must fit after the prompt"
-        )
+        raise PromptError(f"prompt {number}: {len(ids)} tokens are too many: the model has {positions} positions")
     return ids
 
 
@@ -139,10 +136,14 @@ def all_token_ids(
 
 
 def new_token_room(prompt_tokens: int, positions: int, max_new_tokens: int) -> int:
-    """How many tokens a row may generate: `max_new_tokens`, cut where prompt and new tokens fill the positions."""
+    """How many tokens a row may generate: `max_new_tokens`, cut where the positions are full.
+
+    The last new token needs none: it is chosen from the one at the last position, and never read. A prompt may so have
+    as many tokens as there are positions, and gets one more.
+    """
     if max_new_tokens < 1:
         raise PromptError(f"the number of new tokens must be at least 1, found {max_new_tokens}")
-    return max(0, min(max_new_tokens, positions - prompt_tokens))
+    return max(0, min(max_new_tokens, positions - prompt_tokens + 1))
 
 
 def _encode(text: str, tokenizer: "Tokenizer", place: str) -> tuple[int, ...]:

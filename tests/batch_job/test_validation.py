@@ -64,7 +64,7 @@ def rows_of(found: Scan, reader: RequestReader, positions: int) -> list[list[Row
         asked = reader.read(line)
         if isinstance(asked, AskedLine):
             pairs = [(len(list(row.prompt)), row.request.max_new_tokens) for row in asked.rows]  # type: ignore[arg-type]
-            rows.append([RowLengths(tokens, min(most, positions - tokens)) for tokens, most in pairs])
+            rows.append([RowLengths(tokens, min(most, positions - tokens + 1)) for tokens, most in pairs])
         elif asked is not None:
             rows.append([])
     return rows
@@ -131,10 +131,10 @@ def test_tokens_that_are_not_counted_are_estimated_from_bytes(path: Path, model:
 
 
 def test_a_text_whose_bytes_may_all_be_tokens_is_counted(path: Path, model: ServedModel) -> None:
-    texts = ["a"] * 20 + ["\x01" * 510, "\x01" * 511]
+    texts = ["a"] * 20 + ["\x01" * 511, "\x01" * 512]
     found = written(path, [{"prompt": text} for text in texts])
     assert model.tokenizer is not None
-    assert [len(model.tokenizer.encode(text)) for text in texts[-2:]] == [511, 512]
+    assert [len(model.tokenizer.encode(text)) for text in texts[-2:]] == [512, 513]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "SAMPLE_ROWS", 2)
         result = validate(found, RequestReader(model, Defaults(), as_json=True), model.positions)

@@ -228,7 +228,7 @@ def test_an_id_is_carried_through_to_both_outputs(capsys: pytest.CaptureFixture[
 
 def test_rows_that_the_positions_cut_are_told_of_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     prompts = tmp_path / "prompts.jsonl"
-    prompts.write_text("".join(json.dumps({"prompt": [2] + [300] * count}) + "\n" for count in (508, 509, 3)))
+    prompts.write_text("".join(json.dumps({"prompt": [2] + [300] * count}) + "\n" for count in (509, 510, 3)))
     options = ("--model", "demo", "--input", str(prompts), "--ignore-eos", "--json")
     assert flexref_run(*options, "--max-new-tokens", "5") == 0
     shown = capsys.readouterr()

@@ -14,7 +14,7 @@ from flexref.cli.main import COMMANDS, LazyCommand, command_group, run
 
 GENERATE = ("generate", "--model", "demo", "--prompt", "King", "--max-new-tokens", "2", "--ignore-eos")
 PLACED = ("--percent", *("100", "0", "100", "0", "100", "0"))
-LONG = [5] * 510
+LONG = [5] * 511
 """Token ids of a prompt that leaves room for two more: the model has 512 positions."""
 
 

@@ -12,6 +12,20 @@ PROMPTS = [[5], [PAD, PAD, 9, 0, 2, 60], [40, PAD, 8]]
 """Token ids are taken as they are: ids that elsewhere pad or begin a text are tokens like any other."""
 
 
+def test_a_row_has_the_token_after_the_last_position_as_the_oracle_has(tmp_path: Path) -> None:
+    """A prompt may fill all positions: what follows is chosen, and never read."""
+    model = new_model(SMALL_GALACTICA)
+    model.save_pretrained(tmp_path)
+    path, positions = weight_file(tmp_path), model.config.max_position_embeddings
+    full = [5 + place % 40 for place in range(positions)]
+    oracle, prompts = Oracle(load_oracle(tmp_path), path), [full, full[:-2]]
+    for policy in (HOME, STREAMED):
+        run = run_flexref(path, prompts, Request(STEPS, ignore_eos=True), policy)
+        assert [len(generated) for generated in run.token_ids] == [1, 3]
+        assert run.finish_reasons == ["length", "length"]
+        oracle.check(prompts, run)
+
+
 def test_rows_end_where_the_oracle_ends_them(tmp_path: Path) -> None:
     model = new_model(SMALL_GALACTICA)
     model.save_pretrained(tmp_path / "endless")

@@ -141,12 +141,12 @@ def test_token_ids_are_taken_as_they_are_and_need_no_tokenizer() -> None:
 
 
 @given(positions=st.integers(1, 12), prompt=st.integers(1, 14), new=st.integers(1, 14))
-def test_a_prompt_fits_exactly_if_one_new_token_fits_after_it(positions: int, prompt: int, new: int) -> None:
+def test_a_prompt_fits_if_it_has_no_more_tokens_than_there_are_positions(positions: int, prompt: int, new: int) -> None:
     row = Prompt(token_ids=(5,) * prompt)
     room = new_token_room(prompt, positions, new)
-    if prompt + 1 <= positions:
+    if prompt <= positions:
         assert to_token_ids(row, None, 400, positions, new) == row.token_ids
-        assert prompt + room == min(prompt + new, positions)
+        assert prompt + room == min(prompt + new, positions + 1)
     else:
         assert room == 0
         with pytest.raises(PromptError, match=f"^prompt 1: {prompt} tokens.* {positions} positions"):

@@ -71,13 +71,13 @@ class PromptReader:
         return prompt if isinstance(prompt[0], str | list) else [prompt]
 
     def token_ids(self, prompt: object, body: AskedBody) -> tuple[int, ...]:
-        """The token ids of one prompt, which leave room for a new token. Raises `WrongLine`."""
+        """The token ids of one prompt, which the positions of the model are enough for. Raises `WrongLine`."""
         model = self._model
         field = "messages" if body.chat else "prompt"
         ids = self._encoded(prompt, field) if isinstance(prompt, str) else self._checked(prompt)
-        if len(ids) >= model.positions:
-            words = f"the prompt has {len(ids)} tokens; the model has {model.positions} positions, and at least one new"
-            raise WrongLine(f"{words} token must fit after it", CONTEXT_LENGTH_EXCEEDED, field)
+        if len(ids) > model.positions:
+            words = f"the prompt has {len(ids)} tokens; the model has {model.positions} positions"
+            raise WrongLine(words, CONTEXT_LENGTH_EXCEEDED, field)
         return ids
 
     def length(self, prompt: object, body: AskedBody, counted: bool) -> PromptLength:
@@ -88,7 +88,7 @@ class PromptReader:
         tokenizer = self._model.tokenizer
         if not counted and isinstance(prompt, str) and prompt and tokenizer is not None:
             nbytes = len(prompt.encode("utf-8"))
-            if tokenizer.tokens_most(nbytes) < self._model.positions:
+            if tokenizer.tokens_most(nbytes) <= self._model.positions:
                 return PromptLength(None, nbytes)
         return PromptLength(len(self.token_ids(prompt, body)), len(prompt.encode()) if isinstance(prompt, str) else 0)
 
