@@ -121,7 +121,7 @@ BAD_BODIES: tuple[Body, ...] = (
     {},
     {"prompt": ""},
     {"prompt": [VOCABULARY]},
-    {"prompt": [5] * 512},
+    {"prompt": [5] * 513},
     {"prompt": "a", "max_tokens": 0},
     {"prompt": "a", "temperature": -1},
     {"prompt": "a", "top_p": 0},
