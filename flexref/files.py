@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import suppress
 from io import BufferedReader
@@ -51,12 +52,21 @@ def read_object(
     if found > LARGEST_JSON_BYTES:
         raise wrong(f"{path} has {found} bytes, at most {LARGEST_JSON_BYTES} are read")
     try:
-        values = json.loads(data)
+        values = json.loads(data, object_pairs_hook=members_once)
     except (ValueError, RecursionError) as error:
         raise wrong(f"{path} is not JSON: {error}") from error
     if not isinstance(values, dict):
         raise wrong(f"{path} {needed}, found {type(values).__name__}")
     return values
+
+
+def members_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The members of a JSON object by name, as a hook of `json`; `ValueError` if a key stands twice."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {twice[:60]!r} stands twice in one of its objects")
+    return found
 
 
 def read_bytes(

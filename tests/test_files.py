@@ -44,6 +44,13 @@ def test_an_object_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pyt
         read_object(path, PolicyError)
 
 
+def test_an_object_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "policy.json"
+    path.write_text('{"a": {"b": 1, "c": 2, "b": 3}}')
+    with pytest.raises(PolicyError, match=r"policy\.json is not JSON: the key 'b' stands twice in one of its objects"):
+        read_object(path, PolicyError)
+
+
 def test_a_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     assert as_text("ö".encode(), "here", PromptError) == "ö"
     with pytest.raises(PromptError, match=r"^here: not UTF-8: .* at byte 1$"):

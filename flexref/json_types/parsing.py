@@ -2,11 +2,11 @@
 
 import json
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from flexref.errors import FlexrefError
+from flexref.files import members_once
 from flexref.json_types.values import shown
 
 
@@ -15,16 +15,8 @@ def as_json(text: str, where: str | Path, wrong: type[FlexrefError]) -> Any:
 
     Beyond JSON itself: no key twice in an object, no half of a surrogate pair, no number beyond the range of floats.
     """
-
-    def members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
-            raise wrong(f"{where}: the key {shown(twice)} stands twice in one of its JSON objects")
-        return found
-
     try:
-        value = json.loads(text, object_pairs_hook=members, parse_float=_finite, parse_constant=_no_number)
+        value = json.loads(text, object_pairs_hook=members_once, parse_float=_finite, parse_constant=_no_number)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:

@@ -9,8 +9,8 @@ from flexref.json_types.parsing import as_json
 @pytest.mark.parametrize(
     ("text", "why"),
     [
-        ('{"a": 1, "b": 2, "a": 1}', "the key 'a' stands twice in one of its JSON objects"),
-        ('[{"b": {"a": 1, "\\u0061": 2}}]', "the key 'a' stands twice in one of its JSON objects"),
+        ('{"a": 1, "b": 2, "a": 1}', "not JSON: the key 'a' stands twice in one of its objects"),
+        ('[{"b": {"a": 1, "\\u0061": 2}}]', "not JSON: the key 'a' stands twice in one of its objects"),
         ('{"a": "\\ud800"}', r"not JSON: \\ud800 is half of a surrogate pair"),
         ('{"\\uDC00\\ud800": 1}', r"not JSON: \\udc00 is half of a surrogate pair"),
         ('{"a": NaN}', "not JSON: NaN is no number"),

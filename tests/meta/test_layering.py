@@ -65,7 +65,7 @@ RULES = {
     "units": rule("errors"),
     "files": rule("errors"),
     "version": rule(""),
-    "json_types": rule("errors units"),
+    "json_types": rule("errors units files"),
     "policy": rule("errors units files json_types"),
     "architecture": rule("errors units"),
     "backend": rule(GROUND, "numpy"),
