@@ -282,6 +282,18 @@ class CupyBackend:
         """See `Backend.sample`."""
         return sampling.sample(self.device, logits, temperature, top_k, top_p, uniforms)
 
+    def sample_ahead(
+        self,
+        logits: Any,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        uniforms: npt.NDArray[np.float64],
+        out: Any,
+    ) -> Callable[[], npt.NDArray[np.int64]]:
+        """See `RecordingBackend.sample_ahead`."""
+        return sampling.sample_ahead(self.device, logits, temperature, top_k, top_p, uniforms, out)
+
 
 def _imagined(fused_rows: int, cuda: ImaginaryCuda) -> CupyBackend:
     """The port on a device that is not there."""

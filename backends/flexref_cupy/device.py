@@ -70,6 +70,7 @@ class Device:
         cuda.products_in(self.scratch.products, PRODUCTS_BYTES)
         self._small = SmallArrays(cuda, self.scratch.small, SMALL_BYTES)
         self._handles: list[Any] | None = None
+        self._reading = cuda.stream()
         zeros = np.zeros(COUNTERS_BYTES, np.uint8)
         cuda.copy(self.scratch.counters, zeros.ctypes.data, zeros.nbytes, cuda.compute_stream)
         cuda.await_stream(cuda.compute_stream)
@@ -132,6 +133,20 @@ class Device:
         self.cuda.await_stream(self.stream)
         return values
 
+    def download_later(self, x: Tensor) -> Callable[[], npt.NDArray[Any]]:
+        """What gives the values of a contiguous array as the operators so far leave it, while later ones run."""
+        check_runs(self.cuda, "a download")
+        cuda, ended = self.cuda, Moment(self.cuda)
+
+        def values() -> npt.NDArray[Any]:
+            found = np.empty(x.shape, x.dtype)
+            ended.wait()
+            cuda.copy(found.ctypes.data, x.address, found.nbytes, self._reading)
+            cuda.await_stream(self._reading)
+            return found
+
+        return values
+
     def assign(self, target: Tensor, source: Tensor) -> None:
         """target = source, on whichever tiers they lie."""
         if self.cuda.muted:
@@ -152,7 +167,25 @@ class Device:
         """Give the scratch back, when the operators are done; nothing is compiled any more."""
         self.kernels.close()
         self.cuda.await_stream(self.stream)
+        self.cuda.destroy_stream(self._reading)
         self.cuda.free(self._memory.address)
+
+
+class Moment:
+    """What the stream of operators was given up to now."""
+
+    __slots__ = ("_cuda", "_event")
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda, self._event = cuda, cuda.event()
+        cuda.record(self._event, cuda.compute_stream)
+
+    def wait(self) -> None:
+        """Block the calling thread until all of it is done; raises what failed on the device."""
+        self._cuda.await_event(self._event)
+
+    def __del__(self) -> None:
+        self._cuda.destroy_event(self._event)
 
 
 class SmallArray:

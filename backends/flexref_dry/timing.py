@@ -124,6 +124,14 @@ class Timing:
     def choose(self, rows: int) -> None:
         """Tokens have been sampled: the host waits for them, and goes through the rows."""
         self.join(self._through())
+        self._look_at(rows)
+
+    def chosen(self, rows: int, ticket: "DryTicket") -> None:
+        """Tokens had been sampled with the ticket: the host waits for no more than that, and goes through the rows."""
+        self.join(ticket.tasks)
+        self._look_at(rows)
+
+    def _look_at(self, rows: int) -> None:
         self.clock.spend(self.machine.host_s.choice + self.machine.host_s.choice_row * rows)
 
     def submit(

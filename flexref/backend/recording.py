@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 
 class RecordingBackend(Protocol):
     """What `Backend` has for recordings. Ports without `caps.replays` derive from `DirectCalls`.
@@ -28,6 +31,21 @@ class RecordingBackend(Protocol):
 
     def forget(self, recording: Any) -> None:
         """Give a recording back, once; what was replayed comes to its end."""
+
+    def sample_ahead(
+        self,
+        logits: Any,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        uniforms: npt.NDArray[np.float64],
+        out: Any,
+    ) -> Callable[[], npt.NDArray[np.int64]]:
+        """As `sample`, logits (B, V), but called as an operator is: later ones find the ids in `out`, int32 (B,).
+
+        What it returns waits for them and gives them to the host, and raises what `sample` raises. Before that the
+        caller may call operators, and replay, and write to the logits, but not to `out`.
+        """
 
     def renew_rows(
         self, rows: Sequence[Any], records: Sequence[Any], prefixes: Sequence[tuple[Any, int] | None] | None = None
@@ -56,6 +74,18 @@ class DirectCalls:
 
     def forget(self, recording: Any) -> None:
         """See `RecordingBackend.forget`: there is none."""
+        raise RuntimeError(f"{type(self).__name__} records nothing (caps.replays)")
+
+    def sample_ahead(
+        self,
+        logits: Any,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        uniforms: npt.NDArray[np.float64],
+        out: Any,
+    ) -> Callable[[], npt.NDArray[np.int64]]:
+        """See `RecordingBackend.sample_ahead`: nobody asks for it."""
         raise RuntimeError(f"{type(self).__name__} records nothing (caps.replays)")
 
     def renew_rows(

@@ -51,6 +51,8 @@ class BlockComputation(BlockState):
     """The handle of lengths of each group's last pass of decode."""
     _at_once: set[int] = field(init=False, default_factory=set)
     """The groups whose pass is run as a whole."""
+    _ahead: dict[int, FedRows] = field(init=False, default_factory=dict)
+    """What the pass has that a group's operators were called for already."""
     _spans: deque[TimedVisit] = field(init=False, default_factory=deque)
     _fed: Fed = field(init=False, default_factory=Fed)
 
@@ -81,7 +83,7 @@ class BlockComputation(BlockState):
                 self._fed = self._fed + group.fed_in_pass
         if visit.group in self._at_once:
             if ends:
-                self._take_tokens(visit.group, group)
+                self._take_tokens(visit, group)
         elif group.fed:
             if ends and visit.group == 0 and self._runs_at_once:
                 self._record_ahead(visit.pass_number + 1)
@@ -92,6 +94,10 @@ class BlockComputation(BlockState):
     def _begin_pass(self, visit: Visit, group: Group) -> None:
         """Run the group's whole pass, if that may be: then its other visits have nothing left to do."""
         self._at_once.discard(visit.group)
+        ahead = self._ahead.pop(visit.group, None)
+        if ahead is not None and ahead.in_pass is group.in_pass:
+            self._at_once.add(visit.group)
+            return
         if not (self._runs_at_once and self._may_replay(visit.group, group)):
             return
         self._at_once.add(visit.group)
@@ -99,6 +105,25 @@ class BlockComputation(BlockState):
         with self.backend.frame():
             ids = self.backend.upload(group.whole_pass())
             self._call(visit, group, self._handles(visit.group), partial(self._whole_pass, visit, group, ids))
+
+    def _run_ahead(self, pass_number: int, number: int, fed: FedRows, choose: Callable[[Any], None]) -> bool:
+        """Call a group's next pass, if it is recorded, while the host does not know yet what it feeds.
+
+        `choose` is to write that on the device, int32 (T,). If the pass turns out to be another one, it is called anew:
+        this one has written nothing but records of tokens that are written again, or of rows that have ended.
+        """
+        held = self._handles(number)
+        key = key_of("pass", number, fed.tokens, held)
+        if not self.replays.has(key):
+            return False
+        visit = Visit(pass_number, 0, number)
+        with self.backend.frame():
+            ids = self.backend.upload(fed.ids)
+            choose(ids[: fed.tokens])
+            if self.replays.call(key, held, partial(self._whole_pass, visit, fed, ids)):
+                self.replayed_visits += len(self._stages)
+        self._ahead[number] = fed
+        return True
 
     @property
     def _runs_at_once(self) -> bool:
@@ -284,7 +309,7 @@ class BlockComputation(BlockState):
         """The head's operators of a pass that is run as a whole; in its first tile `last` (B,) are the rows' tokens."""
         raise NotImplementedError
 
-    def _take_tokens(self, number: int, group: Group) -> None:
+    def _take_tokens(self, visit: Visit, group: Group) -> None:
         """Such a pass has been called for a group: take what comes of it."""
         raise NotImplementedError
 

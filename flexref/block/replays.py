@@ -73,6 +73,11 @@ class Replays:
             known = self._known[key] = _Known(held, self._pass)
             self._record(known, operators)
 
+    def has(self, key: Key) -> bool:
+        """Whether a call with that key would be a replay."""
+        known = self._known.get(key)
+        return self.on and known is not None and known.recording is not None
+
     def call(self, key: Key, held: Sequence[Any], operators: Callable[[], None]) -> bool:
         """Run the operators, which are those of every call with that key. Whether it was a replay."""
         known = self._known.get(key)

@@ -73,6 +73,8 @@ class Row:
     scored: int = 0
     """Of how many of the prompt's last tokens the next one is scored, where none is generated."""
     sampling: SamplingSettings = field(default_factory=SamplingSettings)
+    may_stop: bool = False
+    """Whether something else than its limit may end it."""
     logprobs: int = 0
     """Of how many tokens the log-probabilities are kept where one is chosen; 0: of none."""
     seen: int = 0

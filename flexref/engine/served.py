@@ -56,6 +56,7 @@ def serve(asked: RowRequest, number: int, spec: ModelSpec, tokenizer: Tokenizer 
         if text.push(token) is not None:
             raise PromptError(f"{place}: the tokens that are generated already end the row")
     row = Row(number, ids, limit, list(asked.generated), sampling=request.sampling, logprobs=request.logprobs)
+    row.may_stop = bool(text.stops or text.end_token_ids)
     if asked.draw_number is not None:
         if not is_integer(asked.draw_number) or not 0 <= asked.draw_number <= DRAW_NUMBER_MOST:
             raise PromptError(f"{place}: draw_number must be from 0 to {DRAW_NUMBER_MOST}, found {asked.draw_number!r}")

@@ -1,6 +1,6 @@
 """The next token of every row of a group: settings and uniform numbers brought to a port's one sampling operator."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
@@ -28,12 +28,37 @@ def choose(
             f"sampling got {logits.shape[0]} rows of logits for {len(rows)} rows, {len(settings)} settings"
         )
     chosen, first = np.empty(len(rows), np.int64), 0
-    for rule, alike in groupby(settings, key=lambda each: (each.temperature, each.top_k, each.top_p)):
-        draws = _draws(list(alike), rows[first:], steps[first:])
+    for rule, neighbours in groupby(settings, key=_rule):
+        draws = _draws(list(neighbours), rows[first:], steps[first:])
         last = first + len(draws)
         chosen[first:last] = backend.sample(logits[first:last], *rule, draws)
         first = last
     return chosen
+
+
+def choose_ahead(
+    backend: "Backend",
+    logits: "Array",
+    settings: Sequence[SamplingSettings],
+    rows: Numbers,
+    steps: Numbers,
+    out: "Array",
+) -> Callable[[], npt.NDArray[np.int64]]:
+    """As `choose`, of rows that are `alike`: the ids are in `out` (B,) for the operators that are called next, and what
+    it returns waits for them.
+    """
+    return backend.sample_ahead(logits, *_rule(settings[0]), _draws(settings, rows, steps), out)
+
+
+def alike(settings: Sequence[SamplingSettings]) -> bool:
+    """Whether rows of these settings are chosen for in one call."""
+    rule = _rule(settings[0])
+    return all(_rule(each) == rule for each in settings)
+
+
+def _rule(settings: SamplingSettings) -> tuple[float, int, float]:
+    """What one call of the operator takes for all of its rows."""
+    return settings.temperature, settings.top_k, settings.top_p
 
 
 def _draws(settings: Sequence[SamplingSettings], rows: Numbers, steps: Numbers) -> npt.NDArray[np.float64]:

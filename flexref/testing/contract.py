@@ -112,6 +112,7 @@ SHARED_PREFIXES: tuple[Clause, ...] = (prefixes.a_shared_prefix_is_as_good_as_a_
 RECORDINGS: tuple[Clause, ...] = (
     recordings.a_recording_gives_the_bits_of_its_calls,
     recordings.a_replay_knows_other_lengths_and_rows,
+    recordings.a_choice_is_on_the_device_before_the_host_knows_it,
 )
 """What a port that records operators (`caps.replays`), and computes, must pass too."""
 

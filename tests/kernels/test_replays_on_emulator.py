@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from flexref.loading import load
 from flexref.machine.plain import plain_machine
 from flexref.policy import Policy, Shares
 from flexref.profile.measure import port_of
+from flexref.sampling.settings import SamplingSettings
 from flexref.simulator.simulate import simulate
 from flexref.testing import strategies as own
 
@@ -149,14 +151,15 @@ def test_whoever_shows_how_far_a_job_is_hears_of_every_visit_and_takes_no_replay
     ]
 
 
-WORKING = ("replay", "sample", "upload", "download", "assign", "record", "segments", "renew_segments", "renew_rows")
+WORKING = (
+    *("replay", "sample", "sample_ahead", "upload", "download", "assign"),
+    *("record", "segments", "renew_segments", "renew_rows"),
+)
 """Calls of the port that give a device something to do, or wait for it."""
 
 
-def test_between_a_choice_and_the_next_replay_the_device_is_given_the_ids_alone(
-    path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All else that a pass needs is on its way before, while the device computes."""
+def calls_noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the calls in `WORKING`, in order, from now on."""
     called: list[str] = []
 
     def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -168,8 +171,30 @@ def test_between_a_choice_and_the_next_replay_the_device_is_given_the_ids_alone(
 
     for name in WORKING:
         monkeypatch.setattr(CupyBackend, name, noting(name, getattr(CupyBackend, name)))
+    return called
+
+
+def test_the_next_replay_is_called_before_the_host_knows_what_it_feeds(
+    path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where no row can end: the device never waits for the host. The last token of each row is known to be the last."""
+    called = calls_noted(monkeypatch)
     tokens, _ = generated(path, Policy(rows_per_group=5), True)
     assert tokens == expected
+    first, *others = " ".join(called).split("sample_ahead ")
+    assert first.endswith("sample upload replay renew_segments upload ")
+    assert [each.strip() for each in others] == ["replay renew_segments upload"] * 5 + ["replay sample"]
+
+
+def test_between_a_choice_and_the_next_replay_the_device_is_given_the_ids_alone(
+    path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where several rows may end with any token. All else that a pass needs is on its way before."""
+    called = calls_noted(monkeypatch)
+    with load(path, policy=Policy(rows_per_group=5), backend=port()) as engine:
+        found = engine.generate(ROWS, Request(8))
+    assert [output.token_ids for output in found.outputs] == expected, "the model's end of sequence comes in no row"
+    assert "sample_ahead" not in called
     passes = " ".join(called).split("sample")[1:-1]
     assert len(passes) == 7
     assert {each[: len(" upload replay ")] for each in passes} == {" upload replay "}
@@ -178,19 +203,26 @@ def test_between_a_choice_and_the_next_replay_the_device_is_given_the_ids_alone(
 STOPPING = replace(SPEC, eos_token_ids=tuple(range(0, SPEC.vocabulary, 4)))
 
 
-@settings(max_examples=7)
-@given(asked(), st.integers(1, 3), st.integers(1, 2))
+@pytest.fixture(scope="module")
+def stopping(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that ends a row with every fourth token."""
+    found = tmp_path_factory.mktemp("models") / "stopping.h5"
+    write_model(found, STOPPING, scheme="int4", dtype="float16")
+    return found
+
+
+@settings(max_examples=10)
+@given(asked(), st.integers(1, 3), st.integers(1, 2), st.sampled_from((0.0, 0.9)))
 def test_rows_that_end_when_nobody_foresees_it_have_the_tokens_of_direct_calls(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[list[int], int]], per_group: int, groups: int
+    stopping: Path, rows: list[tuple[list[int], int]], per_group: int, groups: int, temperature: float
 ) -> None:
-    path = tmp_path_factory.getbasetemp() / "stopping.h5"
-    if not path.exists():
-        write_model(path, STOPPING, scheme="int4", dtype="float16")
+    """A pass that was called ahead is then in vain."""
     found = []
     for graphs in (True, False):
-        requests = [RowRequest(row, Request(count)) for row, count in rows]
+        sampling = SamplingSettings(temperature=temperature, seed=3)
+        requests = [RowRequest(row, Request(count, sampling=sampling)) for row, count in rows]
         policy = Policy(rows_per_group=per_group, groups_per_block=groups)
-        with load(path, policy=policy, backend=port(), graphs=graphs) as engine:
+        with load(stopping, policy=policy, backend=port(), graphs=graphs) as engine:
             results = sorted(engine.run(requests), key=lambda result: result.number)
         found.append([result.output and (result.output.token_ids, result.output.finish_reason) for result in results])
     assert found[0] == found[1]
@@ -239,22 +271,27 @@ def test_logits_that_are_not_finite_are_told_of_in_a_replay_too(tmp_path: Path) 
     for graphs in (True, False):
         with load(path, policy=Policy(rows_per_group=2), backend=port(late=False), graphs=graphs) as engine:
             backend: Any = engine.backend
-            sample, calls = backend.sample, 0
+            calls, kinds = 0, ("sample", "sample_ahead")
+            choices = {name: getattr(backend, name) for name in kinds}
 
-            def poisoned(logits: Any, *rest: Any, sample: Any = sample, backend: Any = backend) -> Any:
+            def poisoned(name: str, logits: Any, *rest: Any, choices: Any = choices, backend: Any = backend) -> Any:
                 nonlocal calls
                 calls += 1
                 if calls == 6:
                     backend.upload(np.full(logits.shape, np.inf, np.float32), out=logits)
-                return sample(logits, *rest)
+                return choices[name](logits, *rest)
 
-            backend.sample = poisoned
+            for name in kinds:
+                setattr(backend, name, partial(poisoned, name))
             with pytest.raises(FlexrefError, match="needed a finite one") as error:
                 engine.generate(ROWS[:2], Request(8, ignore_eos=True))
             errors.append(str(error.value))
-            backend.sample = sample
+            for name in kinds:
+                setattr(backend, name, choices[name])
             assert engine.generate(ROWS[:2], Request(3, ignore_eos=True)).stats.generated_tokens == 6
-    assert errors[0] == errors[1]
+    ahead, direct = errors
+    assert "row 0 of the group has the logit inf for token 0" in direct
+    assert ahead == direct.replace("the logit inf", "a logit that is not finite")
 
 
 def test_recording_the_embedding_takes_no_more_of_the_workspace_than_calling_it(tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from flexref_numpy import NumpyBackend
 
+from flexref.errors import FlexrefError
 from flexref.testing import violation
 from flexref.testing.clauses import recordings
 from flexref.testing.contract import CONTRACT, Clause, clauses_for
@@ -45,6 +47,16 @@ class Replaying(NumpyBackend):
     def forget(self, recording: Any) -> None:
         recording.calls = None
 
+    def sample_ahead(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any, out: Any
+    ) -> Callable[[], Any]:
+        try:
+            ids = self.sample(logits, temperature, top_k, top_p, uniforms)
+        except FlexrefError as error:
+            return partial(raised, error)
+        self.upload(ids.astype(np.int32), out=out)
+        return lambda: ids
+
     def cache_rows(self, records: Any, layout: Any, prefixes: Any = None) -> Any:
         return Handle(super().cache_rows(records, layout, prefixes), (records, layout))
 
@@ -80,6 +92,60 @@ class Replaying(NumpyBackend):
             offset = starts[0] + record.ctypes.data - starts[1] - memory.ctypes.data
             found.append(memory[offset : offset + record.nbytes])
         return found
+
+
+def raised(error: Exception) -> Any:
+    raise error
+
+
+class ChoosesWhenAsked(Replaying):
+    """What the logits have become by then."""
+
+    def sample_ahead(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any, out: Any
+    ) -> Callable[[], Any]:
+        def ask() -> Any:
+            ids = self.sample(logits, temperature, top_k, top_p, uniforms)
+            self.upload(ids.astype(np.int32), out=out)
+            return ids
+
+        return ask
+
+
+class TellsTheHostAlone(Replaying):
+    """Its operators find in `out` what was there before."""
+
+    def sample_ahead(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any, out: Any
+    ) -> Callable[[], Any]:
+        return super().sample_ahead(logits, temperature, top_k, top_p, uniforms, out.copy())
+
+
+class TakesTheLikeliestAhead(Replaying):
+    def sample_ahead(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any, out: Any
+    ) -> Callable[[], Any]:
+        return super().sample_ahead(logits, 0.0, top_k, top_p, uniforms, out)
+
+
+class ChoosesAheadWhateverTheLogitsAre(Replaying):
+    def sample_ahead(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any, out: Any
+    ) -> Callable[[], Any]:
+        return super().sample_ahead(np.nan_to_num(logits), temperature, top_k, top_p, uniforms, out)
+
+
+class WritesMoreIds(Replaying):
+    """A warp's width of them."""
+
+    def sample_ahead(
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: Any, out: Any
+    ) -> Callable[[], Any]:
+        chosen = super().sample_ahead(logits, temperature, top_k, top_p, uniforms, out)
+        beyond = np.frombuffer(out.base, np.int32) if isinstance(out.base, bytearray) else out.base.view(np.int32)
+        start = (out.ctypes.data - beyond.ctypes.data) // 4
+        beyond[start : start + 2 * len(out)] = 0
+        return chosen
 
 
 class RunsWhatItRecords(Replaying):
@@ -214,6 +280,7 @@ class HoldsNothingItSays(Replaying):
 
 
 GIVES, KNOWS = recordings.a_recording_gives_the_bits_of_its_calls, recordings.a_replay_knows_other_lengths_and_rows
+CHOOSES = recordings.a_choice_is_on_the_device_before_the_host_knows_it
 
 WRONG: tuple[tuple[type[Replaying], Clause], ...] = (
     (RunsWhatItRecords, GIVES),
@@ -231,6 +298,11 @@ WRONG: tuple[tuple[type[Replaying], Clause], ...] = (
     (RefusesWhatGrows, KNOWS),
     (RefusesOtherRows, KNOWS),
     (TakesAnyNumberOfRows, KNOWS),
+    (ChoosesWhenAsked, CHOOSES),
+    (TellsTheHostAlone, CHOOSES),
+    (TakesTheLikeliestAhead, CHOOSES),
+    (ChoosesAheadWhateverTheLogitsAre, CHOOSES),
+    (WritesMoreIds, CHOOSES),
 )
 
 
@@ -243,7 +315,7 @@ def test_a_wrong_port_is_rejected(port: type[Replaying], clause: Clause) -> None
     assert error is not None, f"{port.__name__} passes {clause.__name__}"
 
 
-@pytest.mark.parametrize("clause", [GIVES, KNOWS], ids=lambda part: part.__name__)
+@pytest.mark.parametrize("clause", [GIVES, KNOWS, CHOOSES], ids=lambda part: part.__name__)
 def test_the_port_that_they_are_made_of_is_accepted(clause: Clause) -> None:
     port = Replaying()
     assert clause in clauses_for(port.caps)

@@ -1,5 +1,7 @@
 """Choosing the next tokens on the device: only their ids come to the host; it knows no seed and no model."""
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -23,32 +25,75 @@ def sample(
     device: Device, logits: Tensor, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
     """See `Backend.sample`: logits (B, V) of either type, V at most `MOST_TOKENS`."""
+    rows = logits.shape[0]
+    if not rows:
+        return np.empty(0, np.int64)
+    chosen = Tensor(device.scratch.partials + _draws_bytes(rows), (rows,), "int32", rows)
+    _start(device, logits, temperature, top_k, top_p, uniforms, chosen)
+    ids = device.download(chosen)
+    if ids.min() < 0:
+        row, token = _first_not_finite(ids)
+        value = device.download(logits[row : row + 1, token : token + 1])[0, 0]
+        raise _not_finite(row, token, f"the logit {value}")
+    return ids.astype(np.int64)
+
+
+def sample_ahead(
+    device: Device,
+    logits: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    uniforms: npt.NDArray[np.float64],
+    out: Tensor,
+) -> Callable[[], npt.NDArray[np.int64]]:
+    """See `RecordingBackend.sample_ahead`: logits (B, V) with B at least 1."""
+    _start(device, logits, temperature, top_k, top_p, uniforms, out)
+    read = device.download_later(out)
+
+    def known() -> npt.NDArray[np.int64]:
+        ids = read()
+        if ids.min() < 0:
+            raise _not_finite(*_first_not_finite(ids), "a logit that is not finite")
+        return ids.astype(np.int64)
+
+    return known
+
+
+def _draws_bytes(rows: int) -> int:
+    return rows * np.dtype(np.float64).itemsize
+
+
+def _start(
+    device: Device,
+    logits: Tensor,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    uniforms: npt.NDArray[np.float64],
+    chosen: Tensor,
+) -> None:
+    """Start the choice: `chosen` int32 (B,) gets the ids, or -1 - the token whose logit is not finite."""
     rows, vocabulary = logits.shape
     if vocabulary > MOST_TOKENS:
         raise ValueError(f"sampling from {vocabulary} tokens; at most {MOST_TOKENS} are possible")
-    if not rows:
-        return np.empty(0, np.int64)
     divisor = min(max(temperature, SMALLEST_TEMPERATURE), LARGEST_TEMPERATURE) if temperature else 0.0
     draws = np.ascontiguousarray(uniforms, np.float64).view(np.uint8)
     there = Tensor(device.scratch.partials, draws.shape, "uint8", draws.nbytes)
-    chosen = Tensor(there.address + draws.nbytes, (rows,), "int32", rows)
     if temperature:
         device.upload(draws, there)
     kernel = device.kernels.get("sample", "sample", LOGITS=C_TYPES[logits.dtype])
     how = (divisor, top_k, top_p, there.address if temperature else 0)
     kernel((rows, 1, 1), THREADS, logits.address, logits.pitch, vocabulary, *how, chosen.address)
-    ids = device.download(chosen)
-    if ids.min() < 0:
-        raise _not_finite(device, logits, ids)
-    return ids.astype(np.int64)
 
 
-def _not_finite(device: Device, logits: Tensor, ids: npt.NDArray[np.int32]) -> FlexrefError:
-    """What is wrong with the first row whose "id" is -1 - the token whose logit is not finite."""
+def _first_not_finite(ids: npt.NDArray[np.int32]) -> tuple[int, int]:
+    """The first row whose "id" is -1 - the token whose logit is not finite, and that token."""
     row = int(np.flatnonzero(ids < 0)[0])
-    token = -1 - int(ids[row])
-    value = device.download(logits[row : row + 1, token : token + 1])[0, 0]
+    return row, -1 - int(ids[row])
+
+
+def _not_finite(row: int, token: int, logit: str) -> FlexrefError:
     return FlexrefError(
-        f"sampling: row {row} of the group has the logit {value} for token {token}, needed a finite one; the model "
-        f"overflowed"
+        f"sampling: row {row} of the group has {logit} for token {token}, needed a finite one; the model overflowed"
     )

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from flexref.backend.protocol import Array, Backend
 from flexref.backend.records import RecordLayout
 from flexref.check.tolerances import Values
+from flexref.errors import FlexrefError
 from flexref.testing.bench import Bench, assert_same_bits
 from flexref.testing.strategies import layouts, numbers, seeds
 
@@ -160,3 +161,38 @@ def a_replay_knows_other_lengths_and_rows(backend: Backend, data: st.DataObject)
             twin.operators(fresh, backend.segments(past, new))()
             _assert_same(group, twin, f"replay {number + 1}, rows at {places} with {past} tokens")
         backend.forget(recording)
+
+
+def a_choice_is_on_the_device_before_the_host_knows_it(backend: Backend, data: st.DataObject) -> None:
+    """`sample_ahead` chooses as `sample` does, in its turn: later operators find the ids, and may change the logits."""
+    with Bench(backend) as bench:
+        bench.workspace()
+        rows, vocabulary, width = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40)), 16
+        temperature, seed = data.draw(st.sampled_from((0.0, 0.7))), data.draw(seeds) % (1 << 31)
+        rule = temperature, data.draw(st.integers(0, vocabulary)), data.draw(st.sampled_from((0.4, 1.0)))
+        found = numbers((rows, vocabulary), "float32", "normal", seed)
+        draws = np.random.default_rng(seed).random(rows)
+        logits, ids = bench.array(found), bench.array(np.full(3 * rows, -7, np.int32))
+        table = bench.array(numbers((vocabulary, width), bench.dtype, "normal", seed + 1))
+        gathered, needed = (bench.array(np.zeros((rows, width), bench.dtype)) for _ in range(2))
+        expected = backend.sample(logits, *rule, draws)
+        chosen = backend.sample_ahead(logits, *rule, draws, ids[:rows])
+        backend.gather(table, ids[:rows], 0, gathered)
+        backend.upload(-found, out=logits)
+        known = chosen()
+        assert known.dtype == np.int64, f"sample_ahead gives ids of type {known.dtype}, needed int64"
+        assert known.tolist() == expected.tolist(), f"sample_ahead gives {known}, where sample gives {expected}"
+        assert backend.download(ids).tolist() == [*expected, *[-7] * (2 * rows)], (
+            "out has not the ids, and nothing else"
+        )
+        backend.gather(table, bench.array(expected.astype(np.int32)), 0, needed)
+        assert_same_bits(backend.download(gathered), backend.download(needed), "rows of a table by ids chosen ahead")
+        poisoned = found.copy()
+        poisoned[rows - 1, vocabulary - 1] = np.nan
+        backend.upload(poisoned, out=logits)
+        fails = backend.sample_ahead(logits, *rule, draws, ids[:rows])
+        try:
+            fails()
+        except FlexrefError:
+            return
+        raise AssertionError("sample_ahead gives ids of logits that are not finite")
