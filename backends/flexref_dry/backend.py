@@ -15,7 +15,7 @@ from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
 from flexref.units import DTYPE_BYTES
-from flexref_dry.recording import RECORDING_CALLS, Counted, DryRecording, renew_rows, renew_segments
+from flexref_dry.recording import Counted, DryRecording, DryRecordings
 from flexref_dry.stand_ins import (
     DryArray,
     DryBuffer,
@@ -30,7 +30,7 @@ from flexref_dry.stand_ins import (
 from flexref_dry.timing import DryTicket, Timing
 
 
-class DryBackend:
+class DryBackend(DryRecordings):
     """Counts: `flops` and `calls` per operator, `moved_bytes` per lane, and what the workspace would need.
 
     On a `machine` it also tells the time: tickets are done when that machine would have done them, and it has the
@@ -76,44 +76,6 @@ class DryBackend:
         self.flops[operator] += flops
         if self.timing is not None:
             self.timing.operator(timed)
-
-    def record(self, operators: Callable[[], None]) -> DryRecording:
-        """See `RecordingBackend.record`.
-
-        As on a device, operators are called once so that what they load is there, and once more to be kept: the host
-        works through the engine's Python both times.
-        """
-        try:
-            for _ in range(RECORDING_CALLS):
-                self._recording = recording = DryRecording()
-                operators()
-        finally:
-            self._recording = None
-        calls = len(recording.calls)
-        recording.nbytes = self.caps.recording_bytes + calls * self.caps.recorded_call_bytes
-        if self.timing is not None:
-            self.timing.record(calls)
-        return recording
-
-    def replay(self, recording: Any) -> None:
-        """See `RecordingBackend.replay`: one call of the host's, and all operators one after another."""
-        found: list[Counted] = list(recording)
-        for operator, flops, _ in found:
-            self.calls[operator] += 1
-            self.flops[operator] += flops
-        if self.timing is not None:
-            self.timing.replay([timed for _, _, timed in found])
-
-    def forget(self, recording: Any) -> None:
-        """See `RecordingBackend.forget`: nothing is held."""
-
-    def renew_rows(self, rows: Sequence[Any], records: Sequence[Any], prefixes: Any = None) -> bool:
-        """See `RecordingBackend.renew_rows`."""
-        return renew_rows(rows, records, prefixes)
-
-    def renew_segments(self, segments: Any, past: Sequence[int], new: Sequence[int]) -> bool:
-        """See `RecordingBackend.renew_segments`."""
-        return renew_segments(segments, past, new)
 
     def describe(self) -> Description:
         """See `Backend.describe`: there is no device, and no library computes."""
@@ -292,23 +254,3 @@ class DryBackend:
         if self.timing is not None:
             self.timing.choose(logits.shape[0])
         return np.zeros(logits.shape[0], np.int64)
-
-    def sample_ahead(
-        self,
-        logits: Any,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        uniforms: npt.NDArray[np.float64],
-        out: Any,
-    ) -> Callable[[], npt.NDArray[np.int64]]:
-        """See `RecordingBackend.sample_ahead`: the host waits for what was called before, and not for later calls."""
-        self._count("sample", logits.shape[0] * logits.shape[1], "operator", "sample", nbytes_of(logits))
-        chosen = None if self.timing is None else self.timing.mark()
-
-        def known() -> npt.NDArray[np.int64]:
-            if self.timing is not None and chosen is not None:
-                self.timing.chosen(logits.shape[0], chosen)
-            return np.zeros(logits.shape[0], np.int64)
-
-        return known

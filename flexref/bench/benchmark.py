@@ -23,7 +23,7 @@ from flexref.bench.short_runs import breakdown_of, check_counts, check_same_toke
 from flexref.bench.slow_link import FROM_DEVICE, TO_DEVICE, SlowedMachines, slowed_links
 from flexref.bench.suites import Arguments
 from flexref.bench.workload import random_prompts, workload_of
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.events import OnEvent, no_listener
 from flexref.engine.interrupts import Interrupts
 from flexref.engine.request import Request

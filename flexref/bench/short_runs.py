@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from flexref.bench.breakdown import DECODE, PREFILL, STEPS_MOST, Breakdown, LaneTimes, OperatorTimes, TimeParts
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.block.watch import OnVisit
 from flexref.engine.engine import Engine
 from flexref.engine.request import Request

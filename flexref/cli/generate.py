@@ -15,7 +15,7 @@ from flexref.cli.show.outputs import check_outputs, tracing
 
 if TYPE_CHECKING:
     from flexref.architecture.stages import Stage
-    from flexref.block.trace import Trace
+    from flexref.block.tracing.trace import Trace
     from flexref.cli.show.progress import Progress
     from flexref.engine.engine import Engine
     from flexref.engine.request import Request

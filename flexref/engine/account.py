@@ -9,7 +9,7 @@ from flexref.block.budgets import totals
 from flexref.block.memory_plan import BlockPlan
 from flexref.block.rows import Fed
 from flexref.block.state import BlockState
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.results import Stats
 from flexref.engine.wall import NANOSECONDS, Wall, WallPart
 from flexref.tiers.pool import Arena

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.protocol import Backend
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit
 from flexref.engine.events import Listeners
 from flexref.engine.gate import beside

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.block.watch import OnLogits, OnVisit
 from flexref.tiers.faults import FaultSeen
 

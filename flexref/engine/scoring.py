@@ -17,7 +17,7 @@ from flexref.block.planned_block import PlannedBlock
 from flexref.block.prefixes import PrefixFinder
 from flexref.block.rows import Row
 from flexref.block.score_block import OnTile, ScoreBlock
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.block.watch import OnHidden, Watch
 from flexref.engine.account import Account
 from flexref.engine.block_log import logged

@@ -20,7 +20,7 @@ from flexref.block.memory_plan import BlockPlan
 from flexref.block.planned_block import PlannedBlock
 from flexref.block.rehearsal import Rehearsals
 from flexref.block.rows import JobRows, RowLengths
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.account import Account, Standing
 from flexref.engine.disk import Disk, RealDisk
 from flexref.engine.events import Notice, OnEvent, logged, no_listener

@@ -11,7 +11,7 @@ from flexref.architecture.published import size_named
 from flexref.architecture.spec import ModelSpec
 from flexref.block.counted_rows import kinds_of
 from flexref.block.rows import JobRows, RowLengths
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.errors import CapacityError, PolicyError, PromptError
 from flexref.machine.machine import Machine
 from flexref.planner.fitting import fitted

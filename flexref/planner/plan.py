@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Annotated, Any
 
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.errors import CapacityError, PolicyError
 from flexref.machine.machine import WEIGHT_FILE, Machine
 from flexref.planner.candidates import Candidate, SearchProblem, questions

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.scoring import Listener, ScoredRow, Scores
 from flexref.errors import PromptError
 from flexref.quality.intervals import wilson

@@ -8,7 +8,7 @@ from sys import float_info
 from typing import TYPE_CHECKING, Any
 
 from flexref.architecture.spec import ModelSpec
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.scoring import Listener, ScoredRow, Scores
 from flexref.errors import PromptError, how_many
 from flexref.files import as_text, read_bytes

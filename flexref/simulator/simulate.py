@@ -20,7 +20,7 @@ from flexref.block.admission import WINDOWS
 from flexref.block.budgets import totals
 from flexref.block.counted_rows import kinds_of, rows_under
 from flexref.block.rows import AlikeRows, JobRows
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.block.watch import Watch
 from flexref.engine.session import Session, always
 from flexref.errors import WeightFileError

@@ -22,7 +22,7 @@ from flexref.bench.rates import Rates
 from flexref.bench.report import Report
 from flexref.bench.suites import Arguments, read_suites
 from flexref.bench.workload import Workload, workload_of
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.check.models import write_model
 from flexref.engine.events import Event, WeightsLoaded
 from flexref.engine.results import Stats

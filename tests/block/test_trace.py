@@ -15,8 +15,8 @@ import pytest
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import stages
 from flexref.block.rows import RowLengths
-from flexref.block.trace import Trace
-from flexref.block.trace_file import PENDING_BYTES, TraceFile
+from flexref.block.tracing.trace import Trace
+from flexref.block.tracing.trace_file import PENDING_BYTES, TraceFile
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.engine.request import Request
 from flexref.errors import StorageError
@@ -329,7 +329,7 @@ def test_what_could_not_be_written_whole_is_cut_off(tmp_path: Path, monkeypatch:
             raise OSError(28, "No space left on device")
         return int(real(descriptor, data[: len(data) // 2]))
 
-    monkeypatch.setattr("flexref.block.trace_file.os.write", half)
+    monkeypatch.setattr("flexref.block.tracing.trace_file.os.write", half)
     file.add({"name": "second", "args": "x" * 40})
     file.flush()
     assert path.read_bytes() == kept

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.block.budgets import engine_needs, lasting_needs, loading_need, totals
 from flexref.block.rows import RowLengths
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
 from flexref.engine.events import Event

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.architecture.stages import stages
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.events import Event
 from flexref.engine.request import Request
 from flexref.errors import CapacityError, FlexrefError, PolicyError, PromptError, StorageError, WeightFileError

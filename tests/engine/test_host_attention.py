@@ -13,7 +13,7 @@ from flexref.architecture.spec import ModelSpec
 from flexref.batch_job.stall import Stalled
 from flexref.block.rooms import BlockRooms
 from flexref.block.rows import RowLengths
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.request import Request
 from flexref.errors import LaneFailed, PolicyError
 from flexref.loading import load

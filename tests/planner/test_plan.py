@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.block.counted_rows import CountedRows
 from flexref.block.rows import RowLengths
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.request import Request
 from flexref.errors import CapacityError, PolicyError, PromptError, StorageError
 from flexref.loading import load

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
 from flexref.block.rows import AlikeRows, RowLengths
-from flexref.block.trace import Trace
+from flexref.block.tracing.trace import Trace
 from flexref.engine.engine import Engine
 from flexref.engine.request import Request
 from flexref.engine.scoring import ScoredRow

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from flexref.errors import StorageError
 
 if TYPE_CHECKING:
-    from flexref.block.trace import Trace
+    from flexref.block.tracing.trace import Trace
 
 Identity = tuple[int, int]
 """Of a file, by which all its names are one: device and inode."""
@@ -31,7 +31,7 @@ def tracing(path: str | None) -> "AbstractContextManager[Trace | None]":
     """A trace that is written to `path` while the context lasts; none without a path."""
     if path is None:
         return nullcontext()
-    from flexref.block.trace import Trace
+    from flexref.block.tracing.trace import Trace
 
     return Trace(path)
 

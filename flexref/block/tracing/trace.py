@@ -12,7 +12,7 @@ from typing import Any
 
 from flexref.architecture.stages import StageKind
 from flexref.backend.protocol import LANES
-from flexref.block.trace_file import TraceFile
+from flexref.block.tracing.trace_file import TraceFile
 from flexref.block.watch import Computed
 from flexref.errors import FlexrefError
 from flexref.schedule.zigzag import Hop, Movement

@@ -1,0 +1,1 @@
+"""What a job did when, written down: visits, copies and loading, as a trace that other programs show."""
