@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from emulated_cuda import EmulatedCuda
 from flexref_cupy import CupyBackend
 from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.memory import Tensor
-from flexref_cupy.operators import attention, segments
+from flexref_cupy.operators import segments
+from flexref_cupy.operators.attention import LayoutKernels
 from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,6 +32,9 @@ EXACT = [
 
 LOOSE = [("none", 96, 64), ("none", 129, 64), ("none", 256, 64), ("int4", 100, 7), ("int4", 72, 64), ("int4", 256, 128)]
 """Some of those that they do not."""
+
+WAYS = (("many", False), ("few", False), ("some", False), ("many", True), ("rows", True))
+"""Roles of blocks of decode, see `DecodeBlocks`, that take items or whole rows."""
 
 DECODES = ((0, 15, 16, 17), (255, 256, 300), (800,))
 """Past tokens: at the edges of 16 keys, of one split and of two, and of several splits."""
@@ -65,6 +70,14 @@ def apart(port: CupyBackend, request: pytest.FixtureRequest) -> Iterator[bool]:
     port.keep_rows_apart(request.param)
     yield request.param
     port.keep_rows_apart(True)
+
+
+def choose(monkeypatch: pytest.MonkeyPatch, role: str, whole: bool) -> None:
+    """Have decode use the blocks of one role, see `DecodeBlocks`, and of codes take whole rows or no row whole."""
+    monkeypatch.setattr(LayoutKernels, "block", lambda kernels, items: getattr(kernels.blocks, role))
+    monkeypatch.setattr(
+        LayoutKernels, "block_of_rows", lambda kernels, held: getattr(kernels.blocks, role) if whole else None
+    )
 
 
 def launched(port: CupyBackend, kernel: str) -> int:
@@ -212,10 +225,11 @@ def test_no_bit_depends_on_how_many_warps_a_head_has_nor_on_how_its_records_come
     port: CupyBackend, newer: CupyBackend, kind: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     past = (37, 530)
-    ways = [(port, 1 << 20), (port, 0), *([(newer, 0)] if kind in (EXACT[4], EXACT[6], EXACT[7], EXACT[9]) else [])]
-    found = []
-    for on, team_blocks in ways:
-        monkeypatch.setattr(attention, "TEAM_BLOCKS", team_blocks)
+    found: list[Values] = []
+    for on, (role, whole) in product((port, newer) if kind[0] == "int4" else (port,), WAYS):
+        if (whole and kind[0] == "none") or (on is port and role in ("some", "rows")):
+            continue  # halves are not taken whole, and the older device has no such blocks
+        choose(monkeypatch, role, whole)
         with Bench(on) as bench:
             this = Pass(bench, layout_of(kind, heads=5), past, [1] * len(past), seed=5).filled()
             found.append(this.run().read())
@@ -224,17 +238,17 @@ def test_no_bit_depends_on_how_many_warps_a_head_has_nor_on_how_its_records_come
         assert_same_bits(other, found[0], "attend with one warp a head, or records copied beside the arithmetic")
 
 
-@pytest.mark.parametrize("team_blocks", [0, 1 << 20], ids=["a warp a head", "four warps a head"])
+@pytest.mark.parametrize("role", ["many", "few"])
 @pytest.mark.parametrize("kind", [EXACT[1], EXACT[6]], ids=str)
 def test_splits_of_more_than_a_segment_are_as_good(
-    port: CupyBackend, kind: tuple[str, int, int], team_blocks: int, monkeypatch: pytest.MonkeyPatch
+    port: CupyBackend, kind: tuple[str, int, int], role: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "TEAM_BLOCKS", team_blocks)
+    choose(monkeypatch, role, False)
     monkeypatch.setattr(segments, "MOST_SPLITS", 2)
     port.keep_rows_apart(False)
     with Bench(port) as bench:
         this = Pass(bench, layout_of(kind, heads=1), (800, 20, 560), (1, 1, 1), seed=9).filled()
-        assert port.segments(this.past, this.new).item_count == 5  # of 26 steps each, of 2, and of 18
+        assert port.segments(this.past, this.new).item_count == 5  # of 32 and 19 steps, of 2, and of 32 and 4
         this.check(this.run().read())
     port.keep_rows_apart(True)
 
@@ -328,8 +342,12 @@ def test_keys_after_a_token_do_not_change_the_sign_of_its_zeros(port: CupyBacken
 
 
 @pytest.mark.usefixtures("apart")
-@pytest.mark.parametrize("kind", [EXACT[3], EXACT[6], EXACT[7], EXACT[9], LOOSE[3]], ids=str)
-def test_a_prefix_of_any_number_of_chunks_is_as_good_as_a_copy(port: CupyBackend, kind: tuple[str, int, int]) -> None:
+@pytest.mark.parametrize("kind", [EXACT[3], EXACT[4], EXACT[6], EXACT[7], EXACT[9], LOOSE[3]], ids=str)
+@pytest.mark.parametrize("device", ["port", "newer"])
+def test_a_prefix_of_any_number_of_chunks_is_as_good_as_a_copy(
+    request: pytest.FixtureRequest, device: str, kind: tuple[str, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port: CupyBackend = request.getfixturevalue(device)
     shared, past, new = (256, 64, 0, 192, 128), (280, 64, 30, 205, 511), (1, 1, 1, 20, 3)
     which = slice(len(shared))  # the last row is not in the pass, and has what the others begin with
     with Bench(port) as bench:
@@ -342,6 +360,9 @@ def test_a_prefix_of_any_number_of_chunks_is_as_good_as_a_copy(port: CupyBackend
         k, v = ([row[of:] for row, of in zip(part, (*shared, 0), strict=True)] for part in (this.k, this.v))
         this.cache.append(k, v, (*shared, 0))
         assert_same_bits(this.run(which=which).read(), needed, "rows that share a prefix")
+        for role, whole in WAYS if kind in EXACT[4:] else ():
+            choose(monkeypatch, role, whole)
+            assert_same_bits(this.run(which=which).read(), needed, f"rows that share a prefix, {role}, {whole}")
 
 
 @pytest.mark.parametrize(("tokens", "offset", "what"), [(63, 0, "multiple of 64"), (64, 8, "multiples of 16")])

@@ -26,10 +26,63 @@ _RECORDS = (
 )
 """Cache records whose layout kernels know as a constant: the head widths of the published models, and a small one."""
 
-_DECODE = tuple(
-    {**macros, "TEAM": team} for macros in _RECORDS for team in ((1, 4) if macros["FORM"] == "VALUES" else (1,))
+
+class DecodeBlock(NamedTuple):
+    """A block of attend_decode.cu: `heads` of an item, `team` warps each.
+
+    chunk_steps: steps of 16 keys whose codes come at once; stages: such chunks in shared memory (halves do not come
+    there); min_blocks: so many blocks the registers of a multiprocessor are made to hold.
+    """
+
+    heads: int
+    team: int
+    chunk_steps: int
+    stages: int
+    min_blocks: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return 32 * self.heads * self.team
+
+    @property
+    def macros(self) -> Macros:
+        """What the kernel calls these."""
+        return {name.upper(): value for name, value in self._asdict().items()}
+
+
+class DecodeBlocks(NamedTuple):
+    """Those of one form: for many items, or rows as items; for a row as an item where rows are few; for few items."""
+
+    many: DecodeBlock
+    rows: DecodeBlock
+    some: DecodeBlock
+    few: DecodeBlock
+
+
+DECODE_CODES = DecodeBlocks(
+    DecodeBlock(4, 1, 4, 2, 4), DecodeBlock(4, 2, 8, 2, 1), DecodeBlock(2, 2, 8, 3, 3), DecodeBlock(1, 4, 8, 4, 4)
 )
-"""Kernels for them, with a warp for each head, or with four."""
+"""The fastest of those that were measured on an H200."""
+
+DECODE_CODES_SMALL = DecodeBlocks(*(DecodeBlock(4, 1, 2, 2, 4),) * 4)
+"""For devices that copy to shared memory by way of registers: nothing was measured there."""
+
+
+def decode_blocks(macros: Macros, copies_beside: bool) -> DecodeBlocks:
+    """The blocks for records of a form; `copies_beside`: whether the device copies beside its arithmetic."""
+    if macros["FORM"] == "CODES":
+        return DECODE_CODES if copies_beside else DECODE_CODES_SMALL
+    fit = 4 if int(str(macros["WIDTH"])) <= 64 else 3
+    many, few = DecodeBlock(4, 1, 4, 2, fit), DecodeBlock(1, 4, 4, 2, fit)
+    return DecodeBlocks(many, many, many, few)
+
+
+_DECODE = tuple(
+    {**macros, **block.macros}
+    for macros in _RECORDS
+    for block in dict.fromkeys(decode_blocks(macros, True) + decode_blocks(macros, False))
+)
 
 _PREFILL = tuple({**macros, "APART": apart} for macros in _RECORDS for apart in (0, 1))
 """Kernels for them: as fast as can be, or with the bits that decode has."""

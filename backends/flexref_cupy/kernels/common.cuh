@@ -13,7 +13,7 @@ struct alignas(2) half {
     unsigned short bits;
 };
 
-#define DYNAMIC_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#define DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 
 __device__ __forceinline__ float to_float(half value) {
     float wide;
@@ -127,16 +127,18 @@ constexpr bool COPIES_BESIDE = __CUDA_ARCH__ >= 800;
 // wait in registers from `start` to `arrive`, which is called before the barrier after which they are read.
 template <int bytes> struct Beside {
 #if __CUDA_ARCH__ >= 800
+    // `to` and `from`: so many bytes after the two addresses, which several copies may share.
+    template <int to = 0, int from = 0>
     __device__ __forceinline__ void start(void* shared, const void* global, bool wanted) {
         unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
         if constexpr (bytes == 16)
             asm volatile("{ .reg .pred wanted; setp.ne.b32 wanted, %2, 0;\n"
-                         "@wanted cp.async.cg.shared.global [%0], [%1], 16; }"
-                         ::"r"(address), "l"(global), "r"(static_cast<unsigned>(wanted)) : "memory");
+                         "@wanted cp.async.cg.shared.global [%0+%3], [%1+%4], 16; }"
+                         ::"r"(address), "l"(global), "r"(static_cast<unsigned>(wanted)), "n"(to), "n"(from) : "memory");
         else
             asm volatile("{ .reg .pred wanted; setp.ne.b32 wanted, %2, 0;\n"
-                         "@wanted cp.async.ca.shared.global [%0], [%1], %3; }"
-                         ::"r"(address), "l"(global), "r"(static_cast<unsigned>(wanted)), "n"(bytes) : "memory");
+                         "@wanted cp.async.ca.shared.global [%0+%3], [%1+%4], %5; }"
+                         ::"r"(address), "l"(global), "r"(static_cast<unsigned>(wanted)), "n"(to), "n"(from), "n"(bytes) : "memory");
     }
 
     __device__ __forceinline__ void arrive(void*, bool) {}
@@ -145,8 +147,9 @@ template <int bytes> struct Beside {
         unsigned at[bytes / 4];
     } held;
 
+    template <int to = 0, int from = 0>
     __device__ __forceinline__ void start(void*, const void* global, bool wanted) {
-        if (wanted) held = *static_cast<const Words*>(global);
+        if (wanted) held = *reinterpret_cast<const Words*>(static_cast<const unsigned char*>(global) + from);
     }
 
     __device__ __forceinline__ void arrive(void* shared, bool wanted) {
@@ -229,6 +232,27 @@ __device__ __forceinline__ void codes_to_pairs(unsigned codes, pair& first, pair
 __device__ __forceinline__ pair low_halves(unsigned a, unsigned b) { return permute_bytes(a, b, 0x5410u); }
 
 __device__ __forceinline__ pair high_halves(unsigned a, unsigned b) { return permute_bytes(a, b, 0x7632u); }
+
+// The first half of a pair, twice, and the second: operands that an instruction names as they are, so that they cost none.
+__device__ __forceinline__ pair twice_first(pair both) {
+    pair result;
+    asm("{ .reg .b16 first, second; mov.b32 {first, second}, %1; mov.b32 %0, {first, first}; }" : "=r"(result) : "r"(both));
+    return result;
+}
+
+__device__ __forceinline__ pair twice_second(pair both) {
+    pair result;
+    asm("{ .reg .b16 first, second; mov.b32 {first, second}, %1; mov.b32 %0, {second, second}; }" : "=r"(result) : "r"(both));
+    return result;
+}
+
+// Adds 1 to a counter that blocks share, and says what it was. Called by one thread of a block after a barrier: what the
+// block wrote before is seen by the blocks that count later, after a barrier of theirs.
+__device__ __forceinline__ unsigned count_block(unsigned* counter) {
+    unsigned before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;" : "=r"(before) : "l"(counter) : "memory");
+    return before;
+}
 
 // Codes of 4 bits in the low nibbles of bytes 0 and 2, and in the high ones, as the halves nearest to
 // code * scale + zero. Of the low nibble 0x6400 | code is 1024 + code; of the high one it is 1024 + 16 code.

@@ -13,9 +13,9 @@ from flexref.backend.records import RecordLayout
 from flexref.errors import PolicyError
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
 from flexref_cupy.driver.launching import Kernel
-from flexref_cupy.driver.variants import VARIANTS
+from flexref_cupy.driver.variants import VARIANTS, DecodeBlock, decode_blocks
 from flexref_cupy.memory import Tensor
-from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, TILE_TOKENS, Segments
+from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, STEP_KEYS, TILE_TOKENS, Segments
 from flexref_cupy.operators.starts import Starts, StartTables, distances_of
 
 WIDEST_HEAD = 256
@@ -25,13 +25,20 @@ LOOSE_WIDTHS = (16, 64, 128, WIDEST_HEAD)
 """Heads of other widths than those of the exact variants are computed as the next wider of these, with zeros."""
 
 HEADS_PER_BLOCK = 4
-"""Heads that one block of decode takes, a warp each; where blocks are few, a block is one head's."""
+"""Heads that one block of decode takes where there are many, a warp each."""
 
-TEAM_BLOCKS = 1
-"""With fewer blocks a multiprocessor, those of decode over halves have one head each: all of their warps work on it."""
+FEW_BLOCKS, SOME_BLOCKS = {False: 1.0, True: 0.25}, 3.0
+"""Up to so many blocks of four heads a multiprocessor are few, of halves and of codes, or some: more warps share a
+head."""
+
+WHOLE_BUSY = 0.7
+"""Decode over codes takes whole rows, a multiprocessor some of them, where their work is spread as evenly as this."""
 
 THREADS = 128
 """A block of attention."""
+
+COPYING_CAPABILITY = (8, 0)
+"""Devices since then copy to shared memory beside their arithmetic."""
 
 APPEND_THREADS, APPEND_TEAM, APPEND_DEPTH = 256, 8, 8
 """A block of `append`, its threads that quantize one group, and the blocks that share a tile's tokens."""
@@ -59,9 +66,10 @@ class LayoutKernels:
         if not layout.quantized and layout.dtype != "float16":
             raise PolicyError(f"the port's cache holds float16 or 4-bit groups, found {layout.dtype}")
         self._device, self.layout = device, layout
-        self._decodes: dict[int, Kernel] = {}
+        self._decodes: dict[DecodeBlock, Kernel] = {}
         self._prefills: dict[bool, Kernel] = {}
-        self.exact = {**exact_macros(layout), "TEAM": 1} in VARIANTS["attend_decode"]
+        self.blocks = decode_blocks(exact_macros(layout), device.cuda.capability >= COPYING_CAPABILITY)
+        self.exact = {**exact_macros(layout), **self.blocks.many.macros} in VARIANTS["attend_decode"]
         """Whether kernels know the layout as a constant; the others go number by number."""
         self.group_size = min(layout.group_size, layout.head_width)
         self.head_blocks = -(-layout.heads // HEADS_PER_BLOCK)
@@ -76,20 +84,43 @@ class LayoutKernels:
         if self.items_at_once < MOST_SPLITS:
             raise PolicyError(f"the port's attention cannot take {layout.heads} heads of width {layout.head_width}")
 
-    def decode(self, team: int) -> Kernel:
-        """`attend_decode` of an exact layout; `team`: the warps of a head."""
-        kernel = self._decodes.get(team)
+    def decode(self, block: DecodeBlock) -> Kernel:
+        """`attend_decode` of an exact layout."""
+        kernel = self._decodes.get(block)
         if kernel is None:
-            macros = exact_macros(self.layout)
-            kernel = self._device.kernels.get("attend_decode", "attend_decode", 0, **macros, TEAM=team)
-            self._decodes[team] = kernel
+            macros, needed_bytes = exact_macros(self.layout), self.shared_bytes(block)
+            kernel = self._device.kernels.get("attend_decode", "attend_decode", needed_bytes, **macros, **block.macros)
+            self._decodes[block] = kernel
         return kernel
 
-    def team(self, items: int) -> int:
-        """The warps that one head of an item gets: all of a block where blocks are too few for the device."""
-        few = items * self.head_blocks < TEAM_BLOCKS * self._device.cuda.multiprocessors
-        teams = few and not self.layout.quantized and items * self.layout.heads * 4 <= COUNTERS_BYTES
-        return HEADS_PER_BLOCK if teams else 1
+    def block(self, items: int) -> DecodeBlock:
+        """The block for so many items."""
+        each = items * self.head_blocks / self._device.cuda.multiprocessors
+        if items * self.layout.heads * 4 > COUNTERS_BYTES or each > SOME_BLOCKS:
+            return self.blocks.many
+        return self.blocks.few if each <= FEW_BLOCKS[self.layout.quantized] else self.blocks.some
+
+    def block_of_rows(self, segments: Segments) -> DecodeBlock | None:
+        """The block that takes whole rows; None where it is better to cut them into items.
+
+        No bit depends on it: rows so long that items are more than a segment stay cut.
+        """
+        if not self.layout.quantized or not segments.single_keys:
+            return None
+        if not segments.apart and segments.most_single_keys > MOST_SPLITS * SEGMENT_KEYS:
+            return None
+        each = segments.row_count * self.head_blocks / self._device.cuda.multiprocessors
+        even = segments.single_keys / (segments.most_single_keys * segments.row_count)
+        if even * each / math.ceil(each) < WHOLE_BUSY:
+            return None
+        return self.blocks.rows if each <= 1 else self.blocks.many
+
+    def shared_bytes(self, block: DecodeBlock) -> int:
+        """What a block keeps of codes in shared memory: see `PITCH` in attend_decode.cu."""
+        if not self.layout.quantized:
+            return 0
+        row_bytes = block.heads * (self.head_bytes + 4 * self.layout.groups)
+        return block.stages * block.chunk_steps * STEP_KEYS * ((row_bytes + 31) // 64 * 64 + 32)
 
     def prefill(self, apart: bool) -> Kernel:
         """`attend_prefill` of any layout; of loose ones it is the same, since no other kernel serves them."""
@@ -238,12 +269,14 @@ class Attention:
 
     def _decode(self, rows: CacheRows, segments: Segments, q: Tensor, factor: int, out: Tensor) -> None:
         kernels, layout, scratch = rows.kernels, rows.kernels.layout, self._device.scratch
-        for first, count in segments.launches(kernels.items_at_once):
-            team = kernels.team(count)
-            kernels.decode(team)(
-                (count * -(-layout.heads * team // HEADS_PER_BLOCK), 1, 1),
-                THREADS,
-                *(rows.records, rows.starts, segments.rows, segments.items + 8 * first),
+        whole = kernels.block_of_rows(segments)
+        for first, count in [(0, segments.row_count)] if whole else segments.launches(kernels.items_at_once):
+            block = whole or kernels.block(count)
+            kernels.decode(block)(
+                (count * -(-layout.heads // block.heads), 1, 1),
+                block.threads,
+                *(rows.records, rows.starts, segments.rows, 0 if whole else segments.items + 8 * first),
                 *(q.address, q.pitch, out.address, out.pitch, scratch.partials, scratch.counters),
                 *(layout.heads, kernels.head_bytes, layout.pairs_offset, layout.record_bytes, factor),
+                shared_bytes=kernels.shared_bytes(block),
             )

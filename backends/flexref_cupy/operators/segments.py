@@ -11,14 +11,12 @@ from flexref_cupy.operators.on_host import HostLengths
 Numbers = npt.NDArray[np.int64]
 
 STEP_KEYS, SPLIT_STEPS, MOST_SPLITS = 16, 16, 64
-"""Decode takes so many keys at a time, so many times per block, in so many blocks at most; then blocks take more.
+"""Decode takes so many keys at a time, so many times per block, in so many blocks at most; then blocks take twice as
+many, or three times.
 
 Of rows that have bits of their own a block takes as many steps always, however many blocks that makes: a prompt's
 tokens add up the same segments.
 """
-
-CHUNK_STEPS = 2
-"""Steps that a block of `attend_decode.cu` has copied at once: what they begin with never cuts a chunk of a prefix."""
 
 SEGMENT_KEYS = STEP_KEYS * SPLIT_STEPS
 """Keys of a segment, as `attend_prefill.cu` has it."""
@@ -61,13 +59,16 @@ class Segments:
         "item_count",
         "items",
         "most_keys",
+        "most_single_keys",
         "most_splits",
         "on_host",
         "padded_count",
         "prefill_count",
         "prefill_tiles",
         "recordings",
+        "row_count",
         "rows",
+        "single_keys",
         "small",
         "tile_count",
         "tiles",
@@ -83,7 +84,7 @@ class Segments:
         self.recordings = 0
         """How many recordings read it where it is."""
         cut = _Cut(past, new, apart)
-        self._rows, self._single = len(past), cut.single
+        self._rows, self._single, self.row_count = len(past), cut.single, len(past)
         self.padded_count, self.prefill_count = cut.padded_count, len(cut.tiles)
         self.tile_count = cut.single_count + len(cut.tiles)
         self._take(cut)
@@ -95,6 +96,7 @@ class Segments:
 
     def _take(self, cut: "_Cut") -> None:
         self._table = cut.table()
+        self.single_keys, self.most_single_keys = cut.single_keys, cut.most_single_keys
         self.most_keys, self.most_splits = cut.most_keys, int(cut.splits.max(initial=0))
         self.item_count, self._item_ends = len(cut.items), np.cumsum(cut.splits)
         self._launches: dict[int, list[tuple[int, int]]] = {}
@@ -107,7 +109,8 @@ class Segments:
         before, held = np.array(past, np.int64), self._table[1 : 4 * self._rows : 4]
         if self.apart and np.array_equal(before // SEGMENT_KEYS, held // SEGMENT_KEYS):
             held[:] = before  # as a rule no row comes to another segment
-            self.most_keys = int(before.max()) + 1
+            self.most_keys = self.most_single_keys = int(before.max()) + 1
+            self.single_keys = int(before.sum()) + len(past)
         else:
             cut = _Cut(past, new, self.apart)
             longer = (self.most_keys > SEGMENT_KEYS, cut.most_keys > SEGMENT_KEYS)
@@ -142,8 +145,7 @@ class _Cut:
         steps = np.maximum(1, -(-(before + fresh) // STEP_KEYS))
         split_steps = np.full_like(steps, SPLIT_STEPS)
         if not apart:
-            split_steps = -(-steps // np.minimum(-(-steps // SPLIT_STEPS), MOST_SPLITS))
-            split_steps += split_steps % CHUNK_STEPS
+            split_steps *= -(-steps // (SPLIT_STEPS * MOST_SPLITS))
         self.rows = np.stack((np.cumsum(fresh) - fresh, before, fresh, split_steps), 1)
         single, several = np.flatnonzero(fresh == 1), np.flatnonzero(fresh > 1)
         self.splits = -(-steps[single] // split_steps[single])
@@ -158,6 +160,8 @@ class _Cut:
         self.padded_count = padded_count(len(self.items)) if self.single else len(self.items)
         self.most_keys = int((before + fresh).max(initial=0))
         self._single_rows = single
+        keys = (before + fresh)[single]
+        self.single_keys, self.most_single_keys = int(keys.sum()), int(keys.max(initial=0))
 
     def table(self) -> npt.NDArray[np.int32]:
         """All of it one after the other, as it lies on the device."""

@@ -94,6 +94,8 @@ static inline double max(double a, double b) { return fmax(a, b); }
 static inline float rsqrtf(float value) { return static_cast<float>(1 / sqrt(static_cast<double>(value))); }
 #define __expf expf
 #define __logf logf
+static inline pair twice_first(pair both) { return __byte_perm(both, both, 0x1010); }
+static inline pair twice_second(pair both) { return __byte_perm(both, both, 0x3232); }
 static inline unsigned masked_or(unsigned value, unsigned mask, unsigned bits) { return (value & mask) | bits; }
 static inline float power_of_two(float value) {
     float power = exp2f(value);
@@ -187,16 +189,18 @@ static inline void copy_beside(void* shared, const void* global, EMULATED_CALLER
 constexpr bool COPIES_BESIDE = EMULATED_COPIES_BESIDE;
 template <int bytes> struct Beside {
 #if EMULATED_COPIES_BESIDE
+    template <int to = 0, int from = 0>
     void start(void* shared, const void* global, bool wanted, EMULATED_CALLER) {
-        if (wanted) emulated_copy_beside(shared, global, bytes, EMULATED_HERE);
+        unsigned char* const target = static_cast<unsigned char*>(shared) + to;
+        if (wanted) emulated_copy_beside(target, static_cast<const unsigned char*>(global) + from, bytes, EMULATED_HERE);
     }
     void arrive(void*, bool) {}
 #else
     struct alignas(bytes) Words {
         unsigned at[bytes / 4];
     } held;
-    void start(void*, const void* global, bool wanted) {
-        if (wanted) held = *static_cast<const Words*>(global);
+    template <int to = 0, int from = 0> void start(void*, const void* global, bool wanted) {
+        if (wanted) held = *reinterpret_cast<const Words*>(static_cast<const unsigned char*>(global) + from);
     }
     void arrive(void* shared, bool wanted) {
         if (wanted) *static_cast<Words*>(shared) = held;
@@ -235,6 +239,7 @@ template <typename T, typename C, typename V> inline T atomicCAS(T* address, C c
         emulated_atomic_store(address, sizeof(T), static_cast<unsigned long long>(static_cast<T>(given)));
     return old;
 }
+static inline unsigned count_block(unsigned* counter, EMULATED_CALLER) { return atomicAdd(counter, 1u, EMULATED_HERE); }
 static inline void __threadfence() {}
 static inline void __threadfence_block() {}
 template <typename T> inline T __ldg(const T* address) { return *address; }
