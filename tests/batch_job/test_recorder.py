@@ -402,6 +402,18 @@ def test_a_job_whose_files_are_removed_while_it_runs_says_so(tmp_path: Path) -> 
             complete(job)
 
 
+@pytest.mark.parametrize("name", ["out.jsonl", "out.jsonl.journal"])
+def test_a_job_whose_file_is_shortened_while_it_runs_ends_and_leaves_no_hole(tmp_path: Path, name: str) -> None:
+    job = Job(tmp_path)
+    half_done(job)
+    recorder = job.open()
+    os.truncate(tmp_path / name, 10)
+    with pytest.raises(StorageError, match=rf"{name} was shortened while the job ran: .*now it has 10; "):
+        add_one_by_one(recorder, job)
+    recorder.close()
+    assert (tmp_path / name).stat().st_size == 10
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "err.jsonl"])
 def test_a_job_does_not_finish_when_a_file_of_it_is_gone_that_was_whole(tmp_path: Path, name: str) -> None:
     job = Job(tmp_path)

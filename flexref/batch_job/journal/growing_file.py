@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flexref.errors import StorageError
+from flexref.errors import StorageError, how_many
 from flexref.files import sync_folder
 from flexref.units import MIB
 
@@ -85,13 +85,26 @@ class GrowingFile:
         return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
 
     def check_in_place(self) -> None:
-        """`StorageError` if somebody removed or replaced it."""
+        """`StorageError` if somebody removed, replaced or shortened it."""
         with told(self.path, "find"):
             if not self.in_place():
                 raise StorageError(f"{self.path} was removed or replaced while the job ran; {GOES_ON}")
+        self._check_length()
+
+    def _check_length(self) -> None:
+        """`StorageError` if somebody shortened it: what is written next would leave a hole."""
+        with told(self.path, "look at"):
+            found = os.fstat(self.descriptor).st_size
+        if found < self.length:
+            had = f"it had {how_many(self.length, 'byte')}, now it has {found}"
+            raise StorageError(f"{self.path} was shortened while the job ran: {had}; {GOES_ON}")
 
     def append(self, data: bytes | bytearray) -> int:
-        """Write all of `data` at the end; the offset at which it stands. It is not synced yet."""
+        """Write all of `data` at the end; the offset at which it stands. It is not synced yet.
+
+        `StorageError` if it was shortened.
+        """
+        self._check_length()
         offset = self.length
         for count in self._write(data, offset):
             self.length += count
