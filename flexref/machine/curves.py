@@ -45,7 +45,7 @@ def _weight(low: float, high: float, size: float) -> float:
 
 
 def _between(low: tuple[float, float], high: tuple[float, float], size: float) -> float:
-    """Seconds for `size` between two points (size, seconds): a power of the size."""
+    """Seconds for breadth `size` between two (breadth, seconds): a power of the breadth."""
     weight = _weight(low[0], high[0], size)
     return low[1] ** (1 - weight) * high[1] ** weight  # type: ignore[no-any-return]
 
@@ -54,7 +54,8 @@ def _between(low: tuple[float, float], high: tuple[float, float], size: float) -
 class Curve:
     """Seconds over size: `points` (size, seconds) in rising order of size.
 
-    Between points seconds follow a power of the size; below the first point they are those of the first (a fixed cost);
+    Between points seconds lie on a line, as those of a fixed cost and a rate do: a power of the size would be above it,
+    by a tenth where sizes lie a factor of 16 apart. Below the first point they are those of the first (a fixed cost);
     beyond the last they grow in proportion (a rate). Nothing takes no time.
     """
 
@@ -86,18 +87,19 @@ class Curve:
         if size >= last[0]:
             return last[1] * size / last[0]
         above = bisect_right(self.points, (size, math.inf))
-        return _between(self.points[above - 1], self.points[above], size)
+        (low, before), (high, after) = self.points[above - 1], self.points[above]
+        weight = (size - low) / (high - low)
+        return before * (1 - weight) + after * weight
 
     @cached_property
-    def _logarithms(self) -> tuple[Numbers, Numbers]:
-        """Of all sizes, and of their seconds: a plan asks for arrays of sizes over and over."""
-        log_sizes, log_seconds = np.log(self.points).T
-        return log_sizes, log_seconds
+    def _columns(self) -> tuple[Numbers, Numbers]:
+        """All sizes, and their seconds: a plan asks for arrays of sizes over and over."""
+        sizes, seconds = np.array(self.points).T
+        return sizes, seconds
 
     def _seconds_of_all(self, sizes: Numbers) -> Numbers:
-        (first, _), (last, last_s) = self.points[0], self.points[-1]
-        log_sizes, log_seconds = self._logarithms
-        between = np.exp(np.interp(np.log(np.maximum(sizes, first)), log_sizes, log_seconds))
+        last, last_s = self.points[-1]
+        between = np.interp(sizes, *self._columns)
         return np.where(sizes <= 0, 0.0, np.where(sizes >= last, last_s * sizes / last, between))
 
     def per_s(self, size: float) -> float:
@@ -131,7 +133,8 @@ class Curve:
 class Surface:
     """Seconds over two sizes: for some `breadths`, in rising order, a curve over the other size.
 
-    Between breadths and beyond them as on a curve: a power law, a fixed cost below, a rate above.
+    Between breadths seconds follow a power of the breadth; beyond them, as on a curve: a fixed cost below, a rate
+    above.
     """
 
     curves: tuple[tuple[float, Curve], ...]

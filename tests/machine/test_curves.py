@@ -59,13 +59,14 @@ def test_below_the_first_point_seconds_are_a_fixed_cost(curve: Curve, share: flo
     assert curve.seconds(curve.points[0][0] * share) == curve.points[0][1]
 
 
-@given(st.floats(1e-6, 1e6), st.floats(0, 2), st.floats(1, 1e6), st.floats(1, 1e3), st.floats(0, 1))
-def test_between_points_seconds_follow_a_power_of_the_size(
-    factor: float, power: float, low: float, wide: float, share: float
+@given(st.floats(0, 1), st.floats(1, 1e12), st.floats(1, 1e6), st.floats(1, 1e3), st.floats(0, 1))
+def test_between_points_a_fixed_cost_and_a_rate_are_found_again(
+    fixed: float, rate: float, low: float, wide: float, share: float
 ) -> None:
-    curve = Curve(tuple((size, factor * size**power) for size in (low, low * wide * 2)))
+    curve = Curve.of_rate(rate, fixed, (low, low * wide * 2))
     size = low * (wide * 2) ** share
-    assert curve.seconds(size) == pytest.approx(factor * size**power, rel=1e-6)
+    assert curve.seconds(size) == pytest.approx(fixed + size / rate, rel=1e-6)
+    assert curve.seconds(np.array([size])) == pytest.approx([fixed + size / rate], rel=1e-6)
 
 
 @given(curves(), surfaces)
