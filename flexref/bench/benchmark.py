@@ -112,6 +112,8 @@ class Benchmark:
         self.prompts = random_prompts(self.workload, self.file.spec.vocabulary, arguments.seed)
         self.tokens: list[list[int]] | None = None
         """What every run has given after them, once one has ended."""
+        self._new_tokens = 0
+        """How many the run that is under way has given so far."""
         self._request = Request(self.workload.rows.summary.new_tokens.most, ignore_eos=True)
         try:
             self.policy = self._settle()
@@ -161,6 +163,10 @@ class Benchmark:
         stored = {"model": file.spec.name, "weights_scheme": file.scheme, "weights_dtype": file.dtype}
         return {**stored, "lengths": self.workload.lengths_json(), "machine": self._machine()}
 
+    def how_far(self) -> str:
+        """How many new tokens the run that is under way has given, of how many; a run tells of none by itself."""
+        return f"{self._new_tokens} of {self.workload.generated_tokens} tokens"
+
     def run(self, *, trace: Trace | None = None, on_run: Callable[[int], None]) -> Report:
         """Measure the machine, load the weights, and run the job as often as asked; `on_run` is told which comes.
         Raises `RunsDiffer` unless all runs give the same `tokens`, which are still to be checked.
@@ -171,11 +177,9 @@ class Benchmark:
         engine, repeat = self.engine, self.arguments.repeat
         runs: list[Stats] = []
         breakdown: Breakdown | None = None
-        tokens = 0
 
         def count(_: object) -> None:
-            nonlocal tokens
-            tokens += 1
+            self._new_tokens += 1
 
         # Its copies have ended when an interrupt acts, and nothing frees their memory before.
         with Interrupts(), engine.session.wall.part(WallPart.MACHINE):
@@ -190,7 +194,7 @@ class Benchmark:
             began = time.perf_counter()
             while not enough(repeat, [run.tokens_per_s for run in runs], time.perf_counter() - began):
                 number = len(runs) + 1
-                doing, tokens = f"run {number} of {runs_in_words(repeat)}", 0
+                doing, self._new_tokens = f"run {number} of {runs_in_words(repeat)}", 0
                 on_run(number)
                 if trace is not None:
                     trace.restart()
@@ -205,7 +209,7 @@ class Benchmark:
                 breakdown = self._breakdown(runs)
         except KeyboardInterrupt:
             whole = engine.session.wall.since()
-            cut_short = f"interrupted in {doing}, after {tokens} of {self.workload.generated_tokens} tokens"
+            cut_short = f"interrupted in {doing}, after {self.how_far()}"
         rates = self._with_more(rates, runs)
         file, dtype = self.file, engine.backend.caps.compute_dtype
         least = floors if self.workload.row is not None else whole_floors

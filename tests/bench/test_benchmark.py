@@ -374,7 +374,9 @@ def test_an_interrupted_run_is_reported_as_such_and_gives_no_figures(complete: i
     arguments = Arguments.from_mapping({**STREAMED, "repeat": 3}, "the test")
     with Benchmark(arguments, lambda: Interrupted(1 << 16)) as benchmark:
         report = benchmark.run(on_run=interrupt)
+        how_far = benchmark.how_far()
     found = report.to_json()
+    assert found["cut_short"].endswith(f", after {how_far}")
     assert len(found["runs"]) == complete
     assert f"interrupted in run {complete + 1} of 3, after " in found["cut_short"]
     assert ("prefill_s" in found) == ("floor_s" in found) == bool(complete)

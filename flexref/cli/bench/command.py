@@ -260,7 +260,7 @@ def _run(
 
             def begin(number: int) -> None:
                 LOG.info("run %d of %s", number, runs_in_words(arguments.repeat))
-                shown.begin(f"run {number} of {runs_in_words(arguments.repeat)}")
+                shown.begin(f"run {number} of {runs_in_words(arguments.repeat)}", detail=benchmark.how_far)
 
             report = benchmark.run(trace=trace, on_run=begin)
             tokens, took_s = check_runs(benchmark, report, shown)

@@ -1,6 +1,7 @@
 """`flexref bench` as its users call it: suites, options, JSON, and every way in which it refuses or is interrupted."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from flexref.bench import benchmark, disk_rates, rates
 from flexref.bench.suites import read_suites
 from flexref.check.models import write_model
 from flexref.cli.main import COMMANDS, INTERRUPTED, command_group, run
+from flexref.cli.show import displays
 from flexref.policy import Policy, Shares
 
 SMALL = ("--model", "tiny", "--prompt-len", "12", "--gen-len", "4", "--rows", "4", "--rows-per-group", "2")
@@ -46,6 +48,18 @@ def as_json(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     (line,) = capsys.readouterr().out.splitlines()
     parsed: dict[str, Any] = json.loads(line)
     return parsed
+
+
+def test_the_progress_of_a_run_says_how_many_tokens_it_has_given(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(displays, "FIRST_S", 0.0)
+    monkeypatch.setattr(displays, "LONGEST_S", 0.001)
+    assert bench(*SMALL, "--gen-len", "32") == 0
+    found = re.findall(r"^run 1 of 1, (\d+) of 128 tokens, ", capsys.readouterr().err, re.MULTILINE)
+    given = list(map(int, found))
+    assert given == sorted(given)
+    assert given[0] < given[-1] <= 128
 
 
 @pytest.mark.parametrize(("given", "scheme"), [((), "int4"), (("int4",), "int4"), (("int8",), "int8")])
