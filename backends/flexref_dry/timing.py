@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from flexref.backend.parts import Parts
-from flexref.backend.protocol import LaneStep, Move, Ticket
+from flexref.backend.protocol import HostWork, LaneStep, Move, Ticket
 from flexref.machine.durations import Durations
 from flexref.machine.machine import HOST_ATTENTION, RESOURCES, Machine
 from flexref_dry.clock import Clock, Task
@@ -24,12 +24,16 @@ PARTS_KNOWN = 256
 
 @dataclass(frozen=True, slots=True)
 class DryTicket:
-    """Done when all of `tasks` are; without a clock, as soon as it is given out."""
+    """Done when all of `tasks` are; without a clock, as soon as it is given out.
+
+    by_thread: those of them, and of what they come after, that a lane's thread does before the device knows the rest.
+    """
 
     tasks: tuple[Task, ...]
     timing: "Timing | None"
     steps: int
     is_mark: bool = False
+    by_thread: tuple[Task, ...] = ()
 
     @classmethod
     def at_once(cls, steps: int) -> "DryTicket":
@@ -140,13 +144,17 @@ class Timing:
         """A task for every step. `called`: what of the operators that a step calls on the lane is timed."""
         self._settle()
         self.clock.spend(self.machine.host_s.submission)
-        awaited = [task for ticket in after for task in cast(DryTicket, ticket).tasks]
+        before = cast(Sequence[DryTicket], after)
+        awaited = [task for ticket in before for task in ticket.tasks]
+        by_thread = [task for ticket in before for task in ticket.by_thread if not task.ended]
         tasks = []
         for step, operators in zip(steps, called, strict=True):
             resource, seconds = self._step(step, operators)
             tasks.append(self.clock.add(lane, resource, seconds, awaited))
             awaited = []
-        return DryTicket(tuple(tasks), self, len(steps))
+            if isinstance(step, HostWork):
+                by_thread.append(tasks[-1])
+        return DryTicket(tuple(tasks), self, len(steps), by_thread=tuple(by_thread))
 
     def _step(self, step: LaneStep, operators: Sequence[tuple[Any, ...]]) -> tuple[str, float]:
         """(resource, seconds alone on it) of one step."""
@@ -178,9 +186,16 @@ class Timing:
         return DryTicket(self._through(), self, 1, is_mark=True)
 
     def wait(self, ticket: Ticket) -> None:
-        """Operators from now on start when `ticket` is done."""
+        """Operators from now on start when `ticket` is done.
+
+        A device can wait for what it knows. It is told of what comes after work on the host once that has been done,
+        and until then the host waits: it is not ahead of such a visit, and calls what follows it late.
+        """
         self._close()
-        self._awaited += cast(DryTicket, ticket).tasks
+        found = cast(DryTicket, ticket)
+        if self.machine.port.asynchronous:
+            self.join(found.by_thread)
+        self._awaited += found.tasks
 
     def join(self, tasks: Sequence[Task]) -> None:
         """The host waits for tasks."""

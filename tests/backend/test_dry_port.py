@@ -1,5 +1,6 @@
 """The port that only counts: its shapes and its workspace are those of the reference port, its sums are right."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -175,3 +176,20 @@ def test_operators_on_a_lane_take_its_time_and_as_much_longer_as_the_machine_say
     durations, nbytes = Durations(machine), layout.record_bytes * rows
     alone = durations.append("host", scheme, nbytes) + durations.attend_records(("host", scheme, 64), nbytes * tokens)
     assert took == [pytest.approx(alone), pytest.approx(factor * alone)]
+
+
+def test_the_host_waits_until_a_lanes_thread_has_done_its_work_and_for_no_copy_that_the_device_knows() -> None:
+    plain = plain_machine()
+    port = DryBackend(machine=plain.changed(port=replace(plain.port, asynchronous=True, overlaps_copies=True)))
+    ends = [Span(port.allocate(tier, 1 << 30), 0, 1 << 30) for tier in ("host", "device")]
+    read = HostWork("reading", lambda: None, "cache", LINKS[2], 1 << 30)
+
+    known = port.submit(Lane.CACHE_IN, [Move("copying", *ends)], ())
+    port.wait(known)
+    assert not known.done()
+    work = port.submit(Lane.DISK_IN, [read], ())
+    after = port.submit(Lane.WEIGHTS_IN, [Move("copying", *ends)], [work])
+    assert not work.done()
+    port.wait(after)
+    assert work.done()
+    assert not after.done()
