@@ -1,29 +1,24 @@
 """Every kernel of the CUDA port compiles for every architecture and keeps within its registers; it needs no device."""
 
-import hashlib
-import json
+import os
 import sys
-import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from importlib.machinery import SourceFileLoader
-from importlib.metadata import version
 from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from emulated_build import kept_folder
 from flexref_cupy.driver import kernel_source
 from flexref_cupy.driver.kernel_source import Source
 from flexref_cupy.driver.variants import VARIANTS
 
-SCRIPT = Path(__file__).parents[2] / "tools" / "compile_kernels"
+ROOT = Path(__file__).parents[2]
+PROFILE_VARIABLE = "FLEXREF_HYPOTHESIS_PROFILE"
+SCRIPT = ROOT / "tools" / "compile_kernels"
 BROKEN = Source("broken", 'extern "C" __global__ void broken(float* out) {\n    out[0] = nothing_such;\n}', (), {})
-AT_ONCE = 12
-"""Variants that one test compiles: few enough for a busy machine."""
-
 CROWDED = Source(
     "crowded",
     """extern "C" __global__ void __launch_bounds__(1024) crowded(float* x) {
@@ -69,53 +64,63 @@ def test_every_operator_with_kernels_has_variants() -> None:
     assert len(TOOL.sources()) == sum(map(len, VARIANTS.values()))
 
 
-def kept_figures(source: Source, architecture: str) -> tuple[Any, ...]:
-    """What `TOOL.compiled` says of every kernel: found once for a text, its options and a compiler, and then kept."""
-    parts = (SCRIPT.read_text("utf-8"), source.text, source.options, architecture, version("nvidia-cuda-nvrtc"))
-    digest = hashlib.sha256(repr(parts).encode()).hexdigest()
-    path = kept_folder() / f"{source.operator}-{architecture}-{digest[:24]}.json"
-    if not path.exists():
-        found = TOOL.compiled(source, architecture).figures
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            whole = Path(folder, path.name)
-            whole.write_text(json.dumps([asdict(figures) for figures in found]), encoding="utf-8")
-            whole.replace(path)
-    return tuple(TOOL.Figures(**figures) for figures in json.loads(path.read_text("utf-8")))
+def to_compile(operator: str, architecture: str) -> Iterator[Source]:
+    """The texts that are not on the list, and one that is, another one for each architecture.
 
-
-def in_parts() -> Iterator[Any]:
-    """Operators, each with its variants from a number on, `AT_ONCE` at most."""
-    for operator, variants in sorted(VARIANTS.items()):
-        for first in range(0, len(variants), AT_ONCE):
-            yield pytest.param(operator, first, id=f"{operator}-{first}")
+    With the same text, options and compiler the same comes out: what is on the list is compiled in thorough runs alone.
+    """
+    texts = TOOL.sources((operator,))
+    known = TOOL.kept(TOOL.KEPT) if os.environ.get(PROFILE_VARIABLE, "quick") == "quick" else set()
+    sample = sorted(map(TOOL.listed, texts))[TOOL.ARCHITECTURES.index(architecture) % len(texts)]
+    return (text for text in texts if TOOL.listed(text) not in known - {sample})
 
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", TOOL.ARCHITECTURES)
-@pytest.mark.parametrize(("operator", "first"), list(in_parts()))
-def test_kernels_compile_and_spill_no_registers(operator: str, first: int, architecture: str) -> None:
-    for source in TOOL.sources((operator,))[first : first + AT_ONCE]:
-        found = kept_figures(source, architecture)
-        assert {figures.kernel for figures in found} == set(source.signatures)
-        for figures in found:
-            what = f"{TOOL.described(source, architecture)}: {figures}"
-            assert figures.spilled_bytes == 0, what
-            assert 0 < figures.registers < 256, what
+@pytest.mark.parametrize("operator", sorted(VARIANTS))
+def test_kernels_compile_and_spill_no_registers(operator: str, architecture: str) -> None:
+    texts = list(to_compile(operator, architecture))
+    assert texts
+    for text in texts:
+        assert TOOL.problem(TOOL.compiled(text, architecture)) is None
+
+
+def test_the_list_is_of_the_kernels_as_they_are() -> None:
+    found = TOOL.KEPT.read_text("utf-8").splitlines()[1:]
+    assert found == list(map(TOOL.listed, TOOL.sources())), "not up to date: run tools/compile_kernels --keep"
+
+
+def test_the_list_is_of_the_compiler_that_is_held() -> None:
+    held = (ROOT / "tools" / "constraints.txt").read_text("utf-8").splitlines()
+    name, number = TOOL.KEPT.read_text("utf-8").splitlines()[0].split()
+    assert name == "NVRTC"
+    assert f"nvidia-cuda-nvrtc=={number}" in held, "not up to date: run tools/compile_kernels --keep"
+
+
+def test_a_line_of_the_list_is_of_all_that_the_compiler_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = TOOL.sources(("expand",))[0]
+    others = [replace(text, text=text.text + " "), replace(text, macros=(("STORED", "int"),))]
+    lines = {TOOL.listed(text), *map(TOOL.listed, others)}
+    monkeypatch.setattr(TOOL, "ARCHITECTURES", ("sm_80",))
+    assert len(lines | {TOOL.listed(text)}) == 4
 
 
 @needs_nvrtc
-def test_figures_are_kept_of_what_compiles_and_of_that_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    with pytest.raises(TOOL.CompilerError):
-        kept_figures(BROKEN, "sm_80")
-    (source, *_), compiled, calls = TOOL.sources(("expand",)), TOOL.compiled, []
-    monkeypatch.setattr(TOOL, "compiled", lambda *given: calls.append(given) or compiled(*given))
-    first, again = (kept_figures(source, "sm_80") for _ in range(2))
-    assert first == again == compiled(source, "sm_80").figures
-    other = replace(source, text=source.text + "// another text")
-    kept_figures(other, "sm_80")
-    kept_figures(source, "sm_75")
-    assert calls == [(source, "sm_80"), (other, "sm_80"), (source, "sm_75")]
+def test_only_what_compiles_and_spills_nothing_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, str]] = []
+    compiled, path = TOOL.compiled, tmp_path / "compiled.txt"
+    good = TOOL.sources(("expand",))[:1]
+    monkeypatch.setattr(TOOL, "compiled", lambda text, *to: calls.append((text.operator, *to)) or compiled(text, *to))
+    monkeypatch.setattr(TOOL, "sources", lambda: (*good, CROWDED, BROKEN))
+    wrong = TOOL.keep(path)
+    assert [what.partition(" ")[0] for what in wrong] == ["crowded"] * 3 + ["broken"] * 3
+    assert path.read_text("utf-8").splitlines() == [TOOL.compiler_line(), TOOL.listed(good[0])]
+    assert sorted(calls) == sorted((name, to) for name in ("expand", "crowded", "broken") for to in TOOL.ARCHITECTURES)
+    calls.clear()
+    assert len(TOOL.keep(path)) == 6
+    assert {name for name, _ in calls} == {"crowded", "broken"}
+    path.write_text(path.read_text("utf-8").replace("NVRTC ", "NVRTC 0"), encoding="utf-8")
+    assert TOOL.kept(path) == set()
 
 
 @needs_nvrtc
