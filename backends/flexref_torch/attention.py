@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
 from flexref.backend.pieces import EvenRun, HostSegments, Place, Segments, even_runs, pieces
@@ -23,6 +22,11 @@ heads that are a multiple of so many values wide."""
 
 fused_kernel = WhileInside.of(lambda: sdpa_kernel(FUSED))
 """Attention is computed by `FUSED`, whatever kernels the process is set to; then as before."""
+
+
+def load_fused() -> None:
+    """Load what `FUSED` needs beside itself: it brings PyTorch's compiler, which takes seconds and nothing else needs."""
+    import torch.nn.attention.bias  # noqa: PLC0415
 
 
 def section(records: Array, layout: RecordLayout, which: int) -> tuple[Array, Array | None]:
@@ -153,7 +157,7 @@ class CacheOperators(RowOperators, HostSegments):
         k, v = (apart(each, run.count, run.gap).transpose(1, 2) for each in held)
         asked = queries[tokens].clone(memory_format=torch.contiguous_format)  # aligned, as the kernel needs it
         asked = asked.unflatten(0, (run.count, run.new)).transpose(1, 2)
-        causal = causal_lower_right(run.new, total) if run.new > 1 else None
+        causal = torch.nn.attention.bias.causal_lower_right(run.new, total) if run.new > 1 else None
         with fused_kernel:
             found = scaled_dot_product_attention(asked, k, v, causal, scale=scale)
         results[tokens] = found.transpose(1, 2).flatten(0, 1)

@@ -11,7 +11,7 @@ from flexref.backend.lane_threads import HostStream
 from flexref.backend.recording import DirectCalls
 from flexref.errors import BackendUnavailable
 from flexref.units import MIB
-from flexref_torch.attention import CacheOperators
+from flexref_torch.attention import CacheOperators, load_fused
 from flexref_torch.memory import DeviceMemory
 
 PIECES = {"cpu": (1 << 18, 1), "cuda": (1 << 23, 8), "mps": (1 << 22, 8)}
@@ -36,6 +36,8 @@ class TorchBackend(DeviceMemory, CacheOperators, DirectCalls):
         self._device = device_of(device)
         kind = self._device.type
         (self._most, self._tile), self._fuses = PIECES[kind], kind == "cuda"
+        if self._fuses:
+            load_fused()
         self.caps = Capabilities(
             compute_dtype="float32" if kind == "cpu" else "float16",
             computes=True,
