@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -55,6 +55,7 @@ def jobs(draw: st.DrawFn) -> tuple[ModelSpec, list[list[int]], Request]:
     return spec, rows, Request(draw(st.integers(1, 5)), sampling, ignore_eos=draw(st.booleans()))
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs, on every port
 @given(job=jobs(), stored=STORED, policy=own.policies(), two=st.booleans())
 def test_tokens_and_logits_are_bit_identical_for_every_placement(
     model_file: Any,
@@ -87,6 +88,7 @@ def test_tokens_and_logits_are_bit_identical_for_every_placement(
         np.testing.assert_array_equal(found.logits[key], logits, err_msg=f"row and step {key}")
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several whole jobs
 @given(jobs(), STORED, own.policies())
 def test_budgets_are_kept_to_the_byte_and_one_byte_less_is_refused(
     model_file: Any,
@@ -122,6 +124,7 @@ def test_budgets_are_kept_to_the_byte_and_one_byte_less_is_refused(
     assert "\n" not in refusal
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs and a plan
 @given(jobs(), STORED, st.floats(0.05, 1.2), st.floats(0.05, 1.2), own.policies())
 def test_a_policy_chosen_from_budgets_fits_them_or_is_refused_in_one_line(
     model_file: Any,

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -131,6 +131,7 @@ def cache_bytes(stats: Stats, link: str) -> int:
     return stats.link_bytes[link].get("cache", 0)
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is two whole jobs
 @given(asked=prompts(), stored=STORED, policy=policies(), limit=st.integers(1, 5))
 def test_rows_generate_the_same_bits_whether_they_share_or_not(
     model_file: Any, asked: list[list[int]], stored: tuple[str, str], policy: Policy, limit: int
@@ -151,6 +152,7 @@ def test_rows_generate_the_same_bits_whether_they_share_or_not(
     assert shared.stats.rows_admitted == shared.stats.rows_retired == len(asked)
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is three whole jobs
 @given(asked=prompts(most=10), stored=STORED, policy=policies(), data=st.data())
 def test_a_stream_has_the_same_results_whether_its_rows_share_or_not(
     model_file: Any, asked: list[list[int]], stored: tuple[str, str], policy: Policy, data: st.DataObject

@@ -42,7 +42,7 @@ def _tokens(engine: Engine) -> list[list[int]]:
     return [list(output.token_ids) for output in engine.generate(ROWS, Request(3, ignore_eos=True)).outputs]
 
 
-@settings(max_examples=25)
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs
 @given(st.data())
 def test_the_host_budget_holds_and_bits_stay_however_far_is_read_ahead(path: str, data: st.DataObject) -> None:
     file, caps = open_weight_file(path), NumpyBackend().caps

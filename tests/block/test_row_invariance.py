@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -51,6 +51,7 @@ def cutting(draw: st.DrawFn) -> Policy:
     return draw(own.policies()).changed(prompt_chunk_tokens=draw(st.sampled_from((None, None, 1, 7, 64, 65))))
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is two whole jobs
 @given(
     case=companies(),
     stored=STORED,
@@ -76,6 +77,7 @@ def test_a_row_has_the_same_bits_in_any_company(
         np.testing.assert_array_equal(other_logits[place], logits[row], err_msg=f"row {row} at place {place}")
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is two whole jobs
 @given(case=companies(), stored=STORED, policy=cutting())
 def test_a_row_begun_again_from_its_tokens_goes_on_with_the_same_bits(
     model_file: Any,

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -44,6 +44,7 @@ def check(spec: ModelSpec, path: str, row: list[int], found: Logits, what: str) 
     assert_within(found, exact[-1], bound[-1], what)
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several whole jobs
 @given(own.specs(layers=2), st.sampled_from(["none", "int4"]), own.policies(cache_schemes=("none",)), st.data())
 def test_prefill_of_n_is_prefill_of_k_and_decodes_whoever_the_neighbours_are(
     model_file: Any, spec: ModelSpec, scheme: str, policy: Policy, data: st.DataObject

@@ -11,7 +11,7 @@ import pytest
 from check_kit import HALF, SPEC, checked
 from flexref_dry import DryBackend
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.check.checked import CheckedBackend
@@ -43,6 +43,7 @@ def test_a_checked_port_keeps_the_contract_and_is_within_its_bounds(checked_nump
 
 
 @pytest.mark.parametrize("port", [NumpyBackend, HALF], ids=lambda port: port.__name__)
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole job, in float64 too
 @given(st.data())
 def test_a_right_port_is_within_bounds_on_any_model_in_any_place(
     tmp_path_factory: pytest.TempPathFactory, port: Any, data: st.DataObject

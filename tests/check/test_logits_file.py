@@ -219,34 +219,34 @@ def archive(members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
     return held.getvalue()
 
 
-HOSTILE = {
-    "empty": b"",
-    "text": b"logits\n" * 100,
-    "a single array": header("(3, 61)") + bytes(3 * 61 * 8),
-    "no array in it": archive({"logits_0.npy": b"none"}),
-    "a shape that is not there": archive({"logits_0.npy": header("(3, 61)") + bytes(8)}),
-    "longer than its shape": archive({"logits_0.npy": header("(3, 61)") + bytes(3 * 61 * 8 + 1)}),
-    "a vast shape": archive({"logits_0.npy": header("(10**18, 10**18)")}),
-    "a vast shape in digits": archive({"logits_0.npy": header("(1000000000000000000, 61)")}),
-    "a negative shape": archive({"logits_0.npy": header("(-3, 61)")}),
-    "nested brackets": archive({"logits_0.npy": header("(" * 3000 + ")" * 3000)}),
-    "a long header": archive({"logits_0.npy": header(" " * 20_000 + "(3, 61)")}),
-    "a type of no size": archive({"logits_0.npy": header("(3, 61)", "'|S0'")}),
-    "a type in a type": archive({"logits_0.npy": header("(3, 61)", "[('a', '<f8', (3,))]")}),
-    "no type": archive({"logits_0.npy": header("(3, 61)", "'pickle'")}),
-    "a bomb": archive({"logits_0.npy": header("(3, 61)") + bytes(1 << 26)}, zipfile.ZIP_DEFLATED),
-    "too many members": archive({f"{number}.npy": b"" for number in range(60_000)}),
-    "bzip2 that is none": archive({"logits_0.npy": bytes(999)}, zipfile.ZIP_BZIP2).replace(b"BZh", b"BZx"),
-    "encrypted": archive({"logits_0.npy": header("(3, 61)")}).replace(
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "empty": lambda: b"",
+    "text": lambda: b"logits\n" * 100,
+    "a single array": lambda: header("(3, 61)") + bytes(3 * 61 * 8),
+    "no array in it": lambda: archive({"logits_0.npy": b"none"}),
+    "a shape that is not there": lambda: archive({"logits_0.npy": header("(3, 61)") + bytes(8)}),
+    "longer than its shape": lambda: archive({"logits_0.npy": header("(3, 61)") + bytes(3 * 61 * 8 + 1)}),
+    "a vast shape": lambda: archive({"logits_0.npy": header("(10**18, 10**18)")}),
+    "a vast shape in digits": lambda: archive({"logits_0.npy": header("(1000000000000000000, 61)")}),
+    "a negative shape": lambda: archive({"logits_0.npy": header("(-3, 61)")}),
+    "nested brackets": lambda: archive({"logits_0.npy": header("(" * 3000 + ")" * 3000)}),
+    "a long header": lambda: archive({"logits_0.npy": header(" " * 20_000 + "(3, 61)")}),
+    "a type of no size": lambda: archive({"logits_0.npy": header("(3, 61)", "'|S0'")}),
+    "a type in a type": lambda: archive({"logits_0.npy": header("(3, 61)", "[('a', '<f8', (3,))]")}),
+    "no type": lambda: archive({"logits_0.npy": header("(3, 61)", "'pickle'")}),
+    "a bomb": lambda: archive({"logits_0.npy": header("(3, 61)") + bytes(1 << 26)}, zipfile.ZIP_DEFLATED),
+    "too many members": lambda: archive({f"{number}.npy": b"" for number in range(60_000)}),
+    "bzip2 that is none": lambda: archive({"logits_0.npy": bytes(999)}, zipfile.ZIP_BZIP2).replace(b"BZh", b"BZx"),
+    "encrypted": lambda: archive({"logits_0.npy": header("(3, 61)")}).replace(
         b"PK\x01\x02\x14\x03\x14\0\0\0", b"PK\x01\x02\x14\x03\x14\0\1\0"
     ),
 }
 
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
-def test_a_hostile_file_is_refused_in_one_line(reference: str, tmp_path: Path, data: bytes) -> None:
+def test_a_hostile_file_is_refused_in_one_line(reference: str, tmp_path: Path, data: Callable[[], bytes]) -> None:
     path = tmp_path / "x.npz"
-    path.write_bytes(data)
+    path.write_bytes(data())
     with pytest.raises(LogitsFileError) as refused:
         compared(reference, path)
     assert str(path) in str(refused.value)

@@ -13,7 +13,7 @@ from flexref_cupy.memory import Tensor
 from flexref_cupy.operators import segments
 from flexref_cupy.operators.attention import LayoutKernels
 from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.backend.records import RecordLayout
@@ -181,6 +181,7 @@ def test_other_layouts_go_number_by_number(port: CupyBackend, kind: tuple[str, i
 
 
 @pytest.mark.parametrize("kind", [*EXACT, LOOSE[3]], ids=str)
+@settings(max_examples=settings.default.max_examples // 4)  # for each of twelve layouts
 @given(margins=st.tuples(st.sampled_from((1, 2, 8, 11)), st.sampled_from((0, 1, 3))), seed=seeds)
 def test_slices_at_any_element_give_the_same_bits(
     port: CupyBackend, kind: tuple[str, int, int], margins: tuple[int, int], seed: int

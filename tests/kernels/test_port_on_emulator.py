@@ -7,7 +7,7 @@ from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend, events
 from flexref_cupy.operators.on_host import is_possible
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.backend.protocol import LANES, Backend, HostWork
@@ -45,6 +45,9 @@ def test_these_are_the_clauses_that_the_port_must_pass(port: Backend) -> None:
 
 
 @pytest.mark.parametrize("clause", CLAUSES, ids=clause_name)
+@settings(
+    max_examples=settings.default.max_examples // 2
+)  # on two devices, so that each clause has as many as elsewhere
 @given(data=st.data())
 def test_the_port_keeps_the_contract(port: Backend, clause: Clause, data: st.DataObject) -> None:
     clause(port, data)

@@ -64,6 +64,6 @@ def half() -> Any:
 
 @pytest.mark.parametrize("clause", clauses_for(NumpyBackend().caps), ids=clause_name)
 def test_a_port_in_half_precision_passes(half: HalfBackend, clause: Clause) -> None:
-    error = violation(half, clause, examples=30)
+    error = violation(half, clause, examples=15)
     if error is not None:
         raise error
