@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -25,8 +26,8 @@ fused_kernel = WhileInside.of(lambda: sdpa_kernel(FUSED))
 
 
 def load_fused() -> None:
-    """Load what `FUSED` needs beside itself: it brings PyTorch's compiler, which takes seconds and nothing else needs."""
-    import torch.nn.attention.bias  # noqa: PLC0415
+    """Load what calls of `FUSED` need: with it comes PyTorch's compiler, which takes seconds and nothing else needs."""
+    import_module("torch.nn.attention.bias")
 
 
 def section(records: Array, layout: RecordLayout, which: int) -> tuple[Array, Array | None]:
