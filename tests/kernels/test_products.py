@@ -449,6 +449,22 @@ def test_blocks_are_spread_where_kernels_start_early(in_order: dict[int, CupyBac
     assert late.shared_bytes == few_tokens.shared_bytes(late.block, 4, 64)
 
 
+def test_one_kernel_serves_matrices_that_spread_its_blocks_otherwise(in_order: dict[int, CupyBackend]) -> None:
+    """The shared memory that a kernel may use is what was asked for last: a matrix of many blocks asks for less."""
+    device = in_order[40]
+    with Bench(device) as bench:
+        x = bench.array(np.ones((1, 256), np.float16))
+        few, many = (
+            bench.matrix(numbers((outputs, 256), "float32", "normal", outputs), "int4 float16", 64)[0]
+            for outputs in (1600, 5000)
+        )
+        out = bench.array(np.zeros((1, 5000), np.float16))
+        first = [bench.backend.download(device.linear(x, w, None, out=out[:, : w.shape[0]])) for w in (few, many)]
+        again = [bench.backend.download(device.linear(x, w, None, out=out[:, : w.shape[0]])) for w in (few, many)]
+    for one, other in zip(first, again, strict=True):
+        assert_same_bits(one, other, "products of matrices in turn")
+
+
 def test_weights_are_expanded_to_halves_alone(port: CupyBackend) -> None:
     with Bench(port) as bench:
         w, _ = bench.matrix(np.ones((4, 64), np.float32), "int4 float16", 64)

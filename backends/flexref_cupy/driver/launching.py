@@ -51,6 +51,8 @@ class Kernels:
         self.cuda, self.compiling = cuda, CompileTime()
         self._found: dict[Any, Kernel] = {}
         self._modules: dict[Any, Any] = {}
+        self._shared_bytes: dict[Any, int] = {}
+        """The most that each kernel was asked for with: a kernel of a program is one, and may use what is said last."""
         self._prepared: dict[Any, Future[Any]] = {}
         self._pool: ThreadPoolExecutor | None = None
 
@@ -64,7 +66,9 @@ class Kernels:
             if macros not in VARIANTS[operator]:
                 raise ValueError(f"{operator}.cu has no variant {macros}: see variants.py")
             text = source(operator, macros)
-            function = self.cuda.function(self._module(text), kernel, shared_bytes)
+            one = kernel, _module_key(text)
+            most = self._shared_bytes[one] = max(shared_bytes, self._shared_bytes.get(one, 0))
+            function = self.cuda.function(self._module(text), kernel, most)
             found = self._found[key] = Kernel(self.cuda, kernel, function, text.signatures[kernel])
         return found
 

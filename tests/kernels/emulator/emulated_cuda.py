@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -68,11 +69,10 @@ LOCK = threading.RLock()
 
 @dataclass(frozen=True)
 class Function:
-    """A kernel that may use so much dynamic shared memory."""
+    """A kernel of a module."""
 
     module: Module
     name: str
-    shared_bytes: int
 
 
 class EmulatedCuda:
@@ -93,6 +93,8 @@ class EmulatedCuda:
         self.capability, self.multiprocessors, self.number = capability, multiprocessors, 0
         self.name = f"emulated sm_{capability[0]}{capability[1]}"
         self.launches: Counter[tuple[str, str]] = Counter()
+        self._shared_bytes: dict[tuple[Path, str], int] = {}
+        """Dynamic shared memory that kernels of programs may use."""
         self._memory_bytes = memory_bytes
         self._pages: dict[int, Pages] = {}
         self._pinned: dict[int, int] = {}
@@ -270,11 +272,16 @@ class EmulatedCuda:
         return program
 
     def function(self, module: Module, name: str, shared_bytes: int) -> Function:
-        """See `Cuda.function`; `EmulationError` for more shared memory than the architecture has."""
+        """See `Cuda.function`; `EmulationError` for more shared memory than the architecture has.
+
+        As CUDA has it, a kernel is one thing however often it is asked for, and may use what was said last.
+        """
         most, static = MOST_SHARED_BYTES[self.capability], module.static_shared_bytes
         if static > STATIC_SHARED_BYTES or shared_bytes + static > most:
             raise EmulationError(f"{name}: {static} + {shared_bytes} bytes of shared memory; {self.name} has {most}")
-        return Function(module, name, shared_bytes)
+        if shared_bytes:
+            self._shared_bytes[module.path, name] = shared_bytes
+        return Function(module, name)
 
     def launch(
         self, function: Function, grid: tuple[int, int, int], block: int, shared_bytes: int, arguments: int
@@ -285,7 +292,10 @@ class EmulatedCuda:
             raise EmulationError(f"{name}: a block of {block} threads")
         if not all(0 < side <= most for side, most in zip(grid, MOST_BLOCKS, strict=True)):
             raise EmulationError(f"{name}: a grid of {grid} blocks")
-        allowed = max(function.shared_bytes, STATIC_SHARED_BYTES - function.module.static_shared_bytes)
+        allowed = max(
+            self._shared_bytes.get((function.module.path, name), 0),
+            STATIC_SHARED_BYTES - function.module.static_shared_bytes,
+        )
         if shared_bytes > allowed:
             raise EmulationError(f"{name}: {shared_bytes} bytes of dynamic shared memory, allowed are {allowed}")
         buffer_is_next, buffer, size_is_next, size, end = struct.unpack("=5Q", ctypes.string_at(arguments, 40))
