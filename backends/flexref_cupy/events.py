@@ -76,23 +76,27 @@ class Events:
 
 
 class DeviceTicket:
-    """Work that was queued on the device: over when its last event is."""
+    """Work that was queued on the device: over when its last event is. Once that is known, CUDA is not asked again."""
 
-    __slots__ = ("_end", "_events", "_start", "_times", "_weights", "end")
+    __slots__ = ("_end", "_events", "_over", "_start", "_times", "_weights", "end")
 
     def __init__(self, events: Events, start: int | None, end: int, weights: Sequence[int]) -> None:
         """`weights` are the bytes of each step: the time between the two events is theirs in proportion."""
         self._events, self._start, self._end, self._weights = events, start, end, weights
         self.end = end
+        self._over = False
         self._times: Times | None = None
 
     def wait(self) -> None:
         """See `Ticket.wait`."""
-        self._events.cuda.await_event(self._end)
+        if not self._over:
+            self._events.cuda.await_event(self._end)
+            self._over = True
 
     def done(self) -> bool:
         """See `Ticket.done`."""
-        return self._events.cuda.happened(self._end)
+        self._over = self._over or self._events.cuda.happened(self._end)
+        return self._over
 
     def queued(self) -> bool:
         """Whether the device knows of it."""

@@ -185,23 +185,26 @@ def zigzag(passes: int | None, stages: int, groups: int) -> Iterator[Visit]:
                 yield Visit(pass_number, stage, group)
 
 
-def _inward(kind: Kind, visit: Visit | None) -> tuple[Movement, ...]:
-    """Both hops of a visit's data to the device; nothing for no visit."""
-    if visit is None:
+def _inward(shape: Shape, kind: Kind, visit: Visit | None) -> tuple[Movement, ...]:
+    """Both hops of a visit's data to the device; nothing for no visit, or of a kind that never moves."""
+    if visit is None or kind not in shape.kinds:
         return ()
     return Movement(Hop.FETCH, kind, visit), Movement(Hop.LOAD, kind, visit)
 
 
 def _weights_inward(shape: Shape, visit: Visit) -> tuple[Movement, ...]:
     """Both hops of a stage's weights; the first one only if some of them are read from disk."""
-    fetch, load = _inward(Kind.WEIGHTS, visit)
-    return (fetch, load) if shape.is_fetched(visit) else (load,)
+    hops = _inward(shape, Kind.WEIGHTS, visit)
+    return hops if shape.is_fetched(visit) else hops[1:]
 
 
-def _outward(visit: Visit) -> tuple[Movement, ...]:
-    """Both hops of a visit's results from the device."""
+def _outward(shape: Shape, visit: Visit) -> tuple[Movement, ...]:
+    """Both hops of a visit's results from the device, of the kinds that move."""
     return tuple(
-        Movement(hop, kind, visit) for kind in (Kind.CACHE, Kind.ACTIVATIONS) for hop in (Hop.STORE, Hop.SPILL)
+        Movement(hop, kind, visit)
+        for kind in (Kind.CACHE, Kind.ACTIVATIONS)
+        if kind in shape.kinds
+        for hop in (Hop.STORE, Hop.SPILL)
     )
 
 
@@ -209,8 +212,8 @@ def serial(shape: Shape) -> Iterator[Beat]:
     """Without overlap: a beat has all movements of one visit and its computation."""
     for visit in zigzag(shape.passes, shape.stages, shape.groups):
         weights = _weights_inward(shape, visit) if visit.group == 0 else ()
-        ahead = (*weights, *_inward(Kind.CACHE, visit), *_inward(Kind.ACTIVATIONS, visit))
-        yield Beat(ahead, Computation(visit), _outward(visit))
+        ahead = (*weights, *_inward(shape, Kind.CACHE, visit), *_inward(shape, Kind.ACTIVATIONS, visit))
+        yield Beat(ahead, Computation(visit), _outward(shape, visit))
 
 
 class _Weights:
@@ -218,6 +221,7 @@ class _Weights:
 
     def __init__(self, shape: Shape, goes_on: GoesOn) -> None:
         self._shape, self._goes_on = shape, goes_on
+        self._moves = Kind.WEIGHTS in shape.kinds
         self._fetched = 0
 
     def comes(self, visit: Visit | None, during: int) -> bool:
@@ -228,7 +232,7 @@ class _Weights:
 
     def fetches(self, before: int, during: int) -> Iterator[Movement]:
         """Reads of all stages whose number among those that are read is less than `before`, as far as they come."""
-        while self._fetched < before:
+        while self._moves and self._fetched < before:
             visit = self._shape.fetched_visit(self._fetched)
             if visit is None or not self.comes(visit, during):
                 return
@@ -238,7 +242,7 @@ class _Weights:
     def load(self, stage_number: int, during: int) -> Iterator[Movement]:
         """A stage's load, by its number over all passes; before it its read, if that has not begun."""
         visit = self._shape.first_visit(stage_number)
-        if visit is not None and self.comes(visit, during):
+        if visit is not None and self._moves and self.comes(visit, during):
             yield from self.fetches(self._shape.fetches_before(stage_number + 1), during)
             yield Movement(Hop.LOAD, Kind.WEIGHTS, visit)
 
@@ -254,8 +258,8 @@ def overlapped(shape: Shape, goes_on: GoesOn = always) -> Iterator[Beat]:
     start = (
         *weights.load(0, 0),
         *weights.fetches(shape.fetches_ahead, 0),
-        *_inward(Kind.CACHE, first),
-        *_inward(Kind.ACTIVATIONS, first),
+        *_inward(shape, Kind.CACHE, first),
+        *_inward(shape, Kind.ACTIVATIONS, first),
     )
     yield Beat(start, None, ())
     for visit in zigzag(shape.passes, shape.stages, shape.groups):
@@ -267,11 +271,11 @@ def overlapped(shape: Shape, goes_on: GoesOn = always) -> Iterator[Beat]:
             ahead += weights.fetches(shape.fetches_before(following_stage) + shape.fetches_ahead, during)
         if not weights.comes(following, during):
             following = None
-        ahead += _inward(Kind.CACHE, following)
+        ahead += _inward(shape, Kind.CACHE, following)
         # The next visit's activations: with a single group they are the results of this very visit, and can only be
         # loaded after it; with several groups they are another group's, which are there already.
-        arriving = _inward(Kind.ACTIVATIONS, following)
-        after = _outward(visit)
+        arriving = _inward(shape, Kind.ACTIVATIONS, following)
+        after = _outward(shape, visit)
         if shape.groups == 1:
             after += arriving
         else:
@@ -287,6 +291,4 @@ def beats(shape: Shape, *, overlap: bool, goes_on: GoesOn = always) -> Iterator[
     if not shape.kinds:
         yield from (Beat((), Computation(visit), ()) for visit in zigzag(shape.passes, shape.stages, shape.groups))
         return
-    for beat in overlapped(shape, goes_on) if overlap else serial(shape):
-        ahead, after = (tuple(each for each in part if each.kind in shape.kinds) for part in (beat.ahead, beat.after))
-        yield Beat(ahead, beat.computation, after)
+    yield from overlapped(shape, goes_on) if overlap else serial(shape)
