@@ -64,11 +64,12 @@ class Arrangement:
     def may_stand_for(self, other: "Arrangement") -> bool:
         """Whether what leads from its rows to those of `other` is the same in every layer.
 
-        It is if the rows of both are at home on the device, or those of both in a slot, and share nothing: from one to
-        the other it differs, since every layer has a home of its own, and all of them have the same slots.
+        It is if the rows of both are at home on the device, or those of both in a slot, or those of both are prefixes
+        that are read, and share nothing. From one to the other it differs: every layer has a home of its own and, apart
+        from that, a place of its own for prefixes; all of them have the same slots.
         """
-        in_slot = {slot is not None for _, slot, _ in (*self.near, *other.near)}
-        return len(in_slot) == 1 and not (self.away or other.away or self.prefixes or other.prefixes)
+        kinds = {(slot is not None, place.shared) for place, slot, _ in (*self.near, *other.near)}
+        return len(kinds) == 1 and not (self.away or other.away or self.prefixes or other.prefixes)
 
     def lies_as(self, other: "Arrangement") -> bool:
         """Whether the operators find the same rows at the same places."""

@@ -112,6 +112,23 @@ def test_a_row_waits_for_a_prefix_that_another_group_reads_in_the_same_pass(tmp_
     assert asked.stats.shared_prefix_tokens == (2 * CHUNK_TOKENS if share else 0)
 
 
+@pytest.mark.parametrize("graphs", [True, False])
+def test_a_prefix_is_read_after_a_pass_of_as_many_rows_at_home(tmp_path: Path, graphs: bool) -> None:
+    """In two passes, so that a pass has nothing but its beginning. Prefixes lie apart, layer by layer, as homes do: a
+    handle of a row at home that is renewed for one is right in the first layer alone."""
+    path, prefix = tmp_path / "model.h5", [(7 * token) % 60 for token in range(CHUNK_TOKENS)]
+    write_model(path, replace(SPEC, positions=80), dtype="float16")
+    rows = [RowRequest([1, 2], Request(4, ignore_eos=True))]
+    rows += [RowRequest([*prefix, token], Request(2, ignore_eos=True)) for token in (1, 2)]
+    found = []
+    for share in (True, False):
+        policy = Policy(rows_per_group=1, share_prefixes=share, prompt_chunk_tokens=CHUNK_TOKENS // 2)
+        with load(path, policy=policy, backend=port(), graphs=graphs) as engine:
+            results = sorted(engine.run(rows), key=lambda result: result.number)
+        found.append([result.output and result.output.token_ids for result in results])
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("policy", "every"),
     [
