@@ -70,7 +70,8 @@ class Device:
         cuda.products_in(self.scratch.products, PRODUCTS_BYTES)
         self._small = SmallArrays(cuda, self.scratch.small, SMALL_BYTES)
         self._handles: list[Any] | None = None
-        self._reading = cuda.stream()
+        self.reading_stream = cuda.stream()
+        """Values that the host waits for anyhow come on it, while operators that were called since run."""
         zeros = np.zeros(COUNTERS_BYTES, np.uint8)
         cuda.copy(self.scratch.counters, zeros.ctypes.data, zeros.nbytes, cuda.compute_stream)
         cuda.await_stream(cuda.compute_stream)
@@ -141,8 +142,8 @@ class Device:
         def values() -> npt.NDArray[Any]:
             found = np.empty(x.shape, x.dtype)
             ended.wait()
-            cuda.copy(found.ctypes.data, x.address, found.nbytes, self._reading)
-            cuda.await_stream(self._reading)
+            cuda.copy(found.ctypes.data, x.address, found.nbytes, self.reading_stream)
+            cuda.await_stream(self.reading_stream)
             return found
 
         return values
@@ -167,7 +168,7 @@ class Device:
         """Give the scratch back, when the operators are done; nothing is compiled any more."""
         self.kernels.close()
         self.cuda.await_stream(self.stream)
-        self.cuda.destroy_stream(self._reading)
+        self.cuda.destroy_stream(self.reading_stream)
         self.cuda.free(self._memory.address)
 
 
