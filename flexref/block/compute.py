@@ -38,8 +38,8 @@ class BlockComputation(VisitOperators):
     """The handle of lengths of each group's last pass of decode."""
     _at_once: set[int] = field(init=False, default_factory=set)
     """The groups whose pass is run as a whole."""
-    _ahead: dict[int, FedRows] = field(init=False, default_factory=dict)
-    """What the pass has that a group's operators were called for already."""
+    _ahead: dict[int, tuple[FedRows, bool]] = field(init=False, default_factory=dict)
+    """What the pass has that a group's operators were called for already, and whether these were replayed."""
     _spans: deque[TimedVisit] = field(init=False, default_factory=deque)
     _fed: Fed = field(init=False, default_factory=Fed)
 
@@ -74,9 +74,10 @@ class BlockComputation(VisitOperators):
     def _begin_pass(self, visit: Visit, group: Group) -> None:
         """Run the group's whole pass, if that may be: then its other visits have nothing left to do."""
         self._at_once.discard(visit.group)
-        ahead = self._ahead.pop(visit.group, None)
+        ahead, replayed = self._ahead.pop(visit.group, (None, False))
         if ahead is not None and ahead.in_pass is group.in_pass:
             self._at_once.add(visit.group)
+            self.replayed_visits += len(self._stages) if replayed else 0
             return
         if not (self._runs_at_once and self._may_replay(visit.group, group)):
             return
@@ -100,9 +101,8 @@ class BlockComputation(VisitOperators):
         with self.backend.frame():
             ids = self.backend.upload(fed.ids)
             choose(ids[: fed.tokens])
-            if self.replays.call(key, held, partial(self._whole_pass, visit, fed, ids)):
-                self.replayed_visits += len(self._stages)
-        self._ahead[number] = fed
+            replayed = self.replays.call(key, held, partial(self._whole_pass, visit, fed, ids))
+        self._ahead[number] = fed, replayed  # visits count when they come
         return True
 
     @property

@@ -245,6 +245,15 @@ def test_rows_that_end_when_nobody_foresees_it_have_the_tokens_of_direct_calls(
     assert found[0] == found[1]
 
 
+def test_visits_of_a_pass_that_was_called_in_vain_are_not_counted(stopping: Path) -> None:
+    with load(stopping, policy=Policy(rows_per_group=1), backend=port()) as engine:
+        found = engine.generate([[2, 5, 5]], Request(28))
+    (output,), passes = found.outputs, found.stats.occupancy.passes
+    assert output.finish_reason == "stop"
+    assert len(output.token_ids) == passes >= 3
+    assert found.stats.replayed_visits == (passes - 1) * STAGES
+
+
 @pytest.mark.parametrize("call", ["instantiate", "launch_graph"])
 def test_a_device_without_memory_for_recordings_is_told_of_once_and_goes_on(
     path: Path, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch, call: str
