@@ -283,16 +283,12 @@ class CupyBackend:
         return sampling.sample(self.device, logits, temperature, top_k, top_p, uniforms)
 
     def sample_ahead(
-        self,
-        logits: Any,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        uniforms: npt.NDArray[np.float64],
-        out: Any,
+        self, logits: Any, temperature: float, top_k: int, top_p: float, uniforms: npt.NDArray[np.float64], out: Any
     ) -> Callable[[], npt.NDArray[np.int64]]:
         """See `RecordingBackend.sample_ahead`."""
-        return sampling.sample_ahead(self.device, logits, temperature, top_k, top_p, uniforms, out)
+        check_runs(self.cuda, "a download")
+        sampling.start(self.device, logits, temperature, top_k, top_p, uniforms, out)
+        return partial(sampling.known_after, self.device, self.mark(), out)
 
 
 def _imagined(fused_rows: int, cuda: ImaginaryCuda) -> CupyBackend:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.protocol import Ticket
 from flexref.errors import CapacityError
 from flexref_cupy.driver.cuda import Cuda
 from flexref_cupy.driver.launching import Kernels
@@ -134,19 +135,13 @@ class Device:
         self.cuda.await_stream(self.stream)
         return values
 
-    def download_later(self, x: Tensor) -> Callable[[], npt.NDArray[Any]]:
-        """What gives the values of a contiguous array as the operators so far leave it, while later ones run."""
-        check_runs(self.cuda, "a download")
-        cuda, ended = self.cuda, Moment(self.cuda)
-
-        def values() -> npt.NDArray[Any]:
-            found = np.empty(x.shape, x.dtype)
-            ended.wait()
-            cuda.copy(found.ctypes.data, x.address, found.nbytes, self.reading_stream)
-            cuda.await_stream(self.reading_stream)
-            return found
-
-        return values
+    def download_after(self, ended: Ticket, x: Tensor) -> npt.NDArray[Any]:
+        """The values of a contiguous array when `ended` is done, while operators that were called later run."""
+        found = np.empty(x.shape, x.dtype)
+        ended.wait()
+        self.cuda.copy(found.ctypes.data, x.address, found.nbytes, self.reading_stream)
+        self.cuda.await_stream(self.reading_stream)
+        return found
 
     def assign(self, target: Tensor, source: Tensor) -> None:
         """target = source, on whichever tiers they lie."""
@@ -170,23 +165,6 @@ class Device:
         self.cuda.await_stream(self.stream)
         self.cuda.destroy_stream(self.reading_stream)
         self.cuda.free(self._memory.address)
-
-
-class Moment:
-    """What the stream of operators was given up to now."""
-
-    __slots__ = ("_cuda", "_event")
-
-    def __init__(self, cuda: Cuda) -> None:
-        self._cuda, self._event = cuda, cuda.event()
-        cuda.record(self._event, cuda.compute_stream)
-
-    def wait(self) -> None:
-        """Block the calling thread until all of it is done; raises what failed on the device."""
-        self._cuda.await_event(self._event)
-
-    def __del__(self) -> None:
-        self._cuda.destroy_event(self._event)
 
 
 class SmallArray:

@@ -204,3 +204,24 @@ def test_a_choice_needs_no_place_among_the_small_arrays_of_rows() -> None:
         found = port.sample(port.upload(logits), 1.0, 0, 1.0, uniforms)
         np.testing.assert_array_equal(found, law(logits, 1.0, 0, 1.0, uniforms))
         assert full.nbytes == port.device.small_bytes
+
+
+def test_a_choice_ahead_gives_the_device_no_more_to_do_once_it_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every call of CUDA fails then: one that gives an event back would be told of beside the failure."""
+    cuda = EmulatedCuda(late=True)
+    with closing(CupyBackend(cuda=cuda)) as backend, Bench(backend) as bench:
+        logits, ids = bench.array(np.ones((2, 5), np.float32)), bench.array(np.zeros(2, np.int32))
+        chosen = backend.sample_ahead(logits, 0.0, 0, 1.0, np.zeros(2), ids)
+        called: list[str] = []
+
+        def failed(*_: object) -> None:
+            called.append("a call")
+            raise FlexrefError("the device has failed")
+
+        with monkeypatch.context() as patched:
+            for name in ("await_event", "await_stream", "copy", "destroy_event"):
+                patched.setattr(cuda, name, failed)
+            with pytest.raises(FlexrefError, match="has failed") as error:
+                chosen()
+            del chosen, error
+            assert called == ["a call"]

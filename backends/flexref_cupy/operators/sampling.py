@@ -1,10 +1,9 @@
 """Choosing the next tokens on the device: only their ids come to the host; it knows no seed and no model."""
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.protocol import Ticket
 from flexref.errors import FlexrefError
 from flexref_cupy.device import Device
 from flexref_cupy.memory import Tensor
@@ -29,7 +28,7 @@ def sample(
     if not rows:
         return np.empty(0, np.int64)
     chosen = Tensor(device.scratch.partials + _draws_bytes(rows), (rows,), "int32", rows)
-    _start(device, logits, temperature, top_k, top_p, uniforms, chosen)
+    start(device, logits, temperature, top_k, top_p, uniforms, chosen)
     ids = device.download(chosen)
     if ids.min() < 0:
         row, token = _first_not_finite(ids)
@@ -38,33 +37,19 @@ def sample(
     return ids.astype(np.int64)
 
 
-def sample_ahead(
-    device: Device,
-    logits: Tensor,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    uniforms: npt.NDArray[np.float64],
-    out: Tensor,
-) -> Callable[[], npt.NDArray[np.int64]]:
-    """See `RecordingBackend.sample_ahead`: logits (B, V) with B at least 1."""
-    _start(device, logits, temperature, top_k, top_p, uniforms, out)
-    read = device.download_later(out)
-
-    def known() -> npt.NDArray[np.int64]:
-        ids = read()
-        if ids.min() < 0:
-            raise _not_finite(*_first_not_finite(ids), "a logit that is not finite")
-        return ids.astype(np.int64)
-
-    return known
+def known_after(device: Device, ended: Ticket, chosen: Tensor) -> npt.NDArray[np.int64]:
+    """The ids that `start` left in `chosen` (B,), B at least 1, once `ended` is done; raises what `sample` raises."""
+    ids = device.download_after(ended, chosen)
+    if ids.min() < 0:
+        raise _not_finite(*_first_not_finite(ids), "a logit that is not finite")
+    return ids.astype(np.int64)
 
 
 def _draws_bytes(rows: int) -> int:
     return rows * np.dtype(np.float64).itemsize
 
 
-def _start(
+def start(
     device: Device,
     logits: Tensor,
     temperature: float,
