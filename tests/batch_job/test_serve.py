@@ -146,7 +146,7 @@ def test_what_the_lines_raise_comes_after_the_answers_of_those_before(model_file
 def test_why_a_line_is_refused_does_not_depend_on_where_it_stood_or_what_was_free(
     model_file: Callable[..., Any],
 ) -> None:
-    long = Some(9, (RowRequest([3] * 48, Request(2)),))
+    long = Some(9, (RowRequest([3] * 49, Request(2)),))
     short = Some(1, (RowRequest([3], Request(2)),))
     with load(model_file(SPEC), policy=HOME, scratch_bytes=1 << 16) as engine:
         alone = list(Serving(iter([long])).run(engine))
