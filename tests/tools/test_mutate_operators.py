@@ -99,6 +99,11 @@ def test_a_mutant_of_another_text_is_refused() -> None:
         mutant.applied("\n" + PYTHON)
 
 
+def test_what_stands_in_the_text_of_an_instruction_is_no_code_and_what_follows_is() -> None:
+    text = 'asm("{ .reg .b16 first; mov.b32 {first, 1}, %1; }" : "=r"(result) : "r"(both));\nint sum = a + b;\n'
+    assert changed(cuda_mutants.changes, text) == {"+ -> -"}
+
+
 @pytest.mark.parametrize("name", PORTS)
 def test_what_is_listed_as_equivalent_is_still_a_mutant_and_has_a_reason(name: str) -> None:
     listed = equivalent(name)

@@ -25,7 +25,8 @@ AXES = {".x": ".y", ".y": ".x", ".z": ".x"}
 COORDINATES = ("blockIdx", "gridDim", "threadIdx", "blockDim")
 
 _TOKEN = re.compile(
-    r"""(?P<skipped>//[^\n]*|/\*.*?\*/|^[ \t]*\#(?:[^\n\\]|\\.)*|\basm\b[^;]*;|"(?:[^"\\]|\\.)*")
+    r"""(?P<skipped>//[^\n]*|/\*.*?\*/|^[ \t]*\#(?:[^\n\\]|\\.)*
+        |\basm\b(?:[^;"]|"(?:[^"\\]|\\.)*")*;|"(?:[^"\\]|\\.)*")
       |(?P<number>(?:0x[0-9a-fA-F]+|\d+\.?\d*(?:e[+-]?\d+)?)[uUlLfF]*)
       |(?P<axis>\.[xyz]\b)
       |(?P<word>\w+)
