@@ -7,6 +7,7 @@ that what it moves, to the byte. Some of the passes are run on the clock, and gi
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -183,9 +184,11 @@ class Simulation:
     def _passes(self, block: SimulatedBlock, passes: Sequence[int], traced: int) -> Iterator[PassAccount]:
         """The account of every simulated pass; of the first `traced` a trace is told.
 
-        What is still under way after the last pass counts as part of it.
+        What is still under way after the last pass counts as part of it. Where operators are recorded, the pass before
+        one that comes after a gap runs too: into it falls what was called ahead for the first pass of the gap.
         """
-        before, shape, last = self._seen(), block.shape, len(passes) - 1
+        wanted, run = {*passes}, self._run_for(passes)
+        before, shape, last = self._seen(), block.shape, len(run) - 1
         for visit in executor.run(self._session.mover, block, shape, overlap=self.policy.overlap):
             if not shape.ends_pass(visit):
                 continue
@@ -195,12 +198,20 @@ class Simulation:
                 self._session.mover.harvest()
                 self._session.mover.traffic.on_done, block.watch = None, Watch()
             if visit.pass_number < last:
-                now = self._seen()
-                yield now.since(before)
+                now, number = self._seen(), run[visit.pass_number]
+                if number in wanted:
+                    yield now.since(before)
                 before = now
-                for _ in range(passes[visit.pass_number + 1] - passes[visit.pass_number] - 1):
+                for _ in range(run[visit.pass_number + 1] - number - 1):
                     block.rows.skip_pass()
         yield self._seen().since(before)
+
+    def _run_for(self, passes: Sequence[int]) -> Sequence[int]:
+        """The passes that are run for the accounts of `passes`, in order."""
+        if not self.backend.caps.replays:
+            return passes
+        gaps = [after for before, after in pairwise(passes) if after - before > 1]
+        return sorted({*passes, *(after - 1 for after in gaps)})
 
     def _seen(self) -> PassAccount:
         """The sums until now of the clock, the traffic and the lanes."""

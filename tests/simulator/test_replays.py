@@ -131,6 +131,16 @@ def test_the_host_goes_through_a_whole_pass_twice_to_record_it_and_not_to_replay
     assert decode_s < 1
 
 
+def test_passes_that_are_called_ahead_and_not_simulated_take_no_time_of_those_that_are() -> None:
+    """Of 127 passes of decode some are run on the clock. Where nothing is the host's, each takes what its operators do,
+    and so as long as if it were not called ahead."""
+    machine = recording_machine().changed(host_s=HostSeconds(1e-12, 1e-12, 0.0, 0.0, 0.0, replay=1e-12, record=1e-12))
+    calling = machine.changed(port=replace(machine.port, recorded_bytes=0))
+    file, job = random_file(SPEC), AlikeRows(RowLengths(8, 128), 2)
+    ahead, called = (simulate(file, each, Policy(rows_per_group=2), job) for each in (machine, calling))
+    assert ahead.decode_s == pytest.approx(called.decode_s, rel=0.02)
+
+
 @given(st.integers(1, 3))
 def test_the_host_goes_through_a_visit_once_more_to_record_it(groups: int) -> None:
     """Weights that come over the link, in slots that take turns: each visit is recorded for one slot and the other."""
