@@ -27,6 +27,7 @@ from flexref.engine.session import Session, always
 from flexref.errors import WeightFileError
 from flexref.machine.machine import Machine
 from flexref.policy import Policy
+from flexref.schedule.zigzag import Shape
 from flexref.simulator.estimated import ENDS, RECORDED_FROM, estimated, simulated_passes
 from flexref.simulator.extended import extended, generated_tokens
 from flexref.simulator.job_walk import Walk, walked
@@ -184,10 +185,10 @@ class Simulation:
     def _passes(self, block: SimulatedBlock, passes: Sequence[int], traced: int) -> Iterator[PassAccount]:
         """The account of every simulated pass; of the first `traced` a trace is told.
 
-        What is still under way after the last pass counts as part of it. Where operators are recorded, the pass before
-        one that comes after a gap runs too: into it falls what was called ahead for the first pass of the gap.
+        What is still under way after the last pass counts as part of it. If passes may be called ahead, the one before
+        each that comes after a gap runs too: what was called ahead for the first pass of the gap falls into it.
         """
-        wanted, run = {*passes}, self._run_for(passes)
+        wanted, run = {*passes}, self._run_for(passes, block.shape)
         before, shape, last = self._seen(), block.shape, len(run) - 1
         for visit in executor.run(self._session.mover, block, shape, overlap=self.policy.overlap):
             if not shape.ends_pass(visit):
@@ -206,9 +207,9 @@ class Simulation:
                     block.rows.skip_pass()
         yield self._seen().since(before)
 
-    def _run_for(self, passes: Sequence[int]) -> Sequence[int]:
-        """The passes that are run for the accounts of `passes`, in order."""
-        if not self.backend.caps.replays:
+    def _run_for(self, passes: Sequence[int], shape: Shape) -> Sequence[int]:
+        """The passes that are run for the accounts of `passes`, in order. None is called ahead where anything moves."""
+        if shape.kinds or not self.backend.caps.replays:
             return passes
         gaps = [after for before, after in pairwise(passes) if after - before > 1]
         return sorted({*passes, *(after - 1 for after in gaps)})
