@@ -15,7 +15,7 @@ from flexref.backend.records import RecordLayout
 from flexref.backend.workspace import Workspace
 from flexref.machine.machine import Machine
 from flexref.units import DTYPE_BYTES
-from flexref_dry.recording import Counted, DryRecording, DryRecordings
+from flexref_dry.recording import DryRecording, DryRecordings
 from flexref_dry.stand_ins import (
     DryArray,
     DryBuffer,
@@ -61,21 +61,6 @@ class DryBackend(DryRecordings):
         self._recording: DryRecording | None = None
         self._results = Workspace(None)
         self.timing = None if machine is None else Timing(machine)
-
-    def _count(self, operator: str, flops: int, *timed: Any) -> None:
-        """Count a call; what `timed` describes (a method of `Durations` and its arguments) is how long it takes."""
-        self._counted(lambda: (operator, flops, timed))
-
-    def _counted(self, call: Callable[[], Counted]) -> None:
-        """Count a call that `call` describes, now or when it is replayed."""
-        if self._recording is not None:
-            self._recording.calls.append(call)
-            return
-        operator, flops, timed = call()
-        self.calls[operator] += 1
-        self.flops[operator] += flops
-        if self.timing is not None:
-            self.timing.operator(timed)
 
     def describe(self) -> Description:
         """See `Backend.describe`: there is no device, and no library computes."""

@@ -1,4 +1,4 @@
-"""What was recorded on a port without numbers: descriptions of calls, each made anew when it is replayed."""
+"""Counts calls on a port without numbers, now or, described and recorded, anew with every replay."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.capabilities import Capabilities
-from flexref_dry.stand_ins import DryCaches, DrySegments, nbytes_of, sizes_of
+from flexref_dry.stand_ins import nbytes_of, sizes_of
 from flexref_dry.timing import Timing
 
 RECORDING_CALLS = 2
@@ -32,26 +32,8 @@ class DryRecording:
         return (call() for call in self.calls)
 
 
-def renew_rows(rows: Sequence[DryCaches], records: Sequence[Any], prefixes: Sequence[Any] | None) -> bool:
-    """See `RecordingBackend.renew_rows`; all handles have rows alike."""
-    if any(len(handle.capacities) != len(records) for handle in rows):
-        return False
-    shared, capacities = sizes_of(records, prefixes)
-    for handle in rows:
-        handle.shared, handle.capacities = shared, capacities
-    return True
-
-
-def renew_segments(segments: DrySegments, past: Sequence[int], new: Sequence[int]) -> bool:
-    """See `RecordingBackend.renew_segments`; as many rows as before, with as many new tokens in all."""
-    if len(past) != len(segments.lengths) or sum(new) != segments.new:
-        return False
-    segments.stand_for(tuple(zip(past, new, strict=True)))
-    return True
-
-
 class DryRecordings:
-    """What `RecordingBackend` asks for, of a port that counts its calls."""
+    """Counts calls, and has what `RecordingBackend` asks for."""
 
     caps: Capabilities
     calls: Counter[str]
@@ -60,8 +42,19 @@ class DryRecordings:
     _recording: DryRecording | None
 
     def _count(self, operator: str, flops: int, *timed: Any) -> None:
-        """Count a call (see `DryBackend`)."""
-        raise NotImplementedError
+        """Count a call; what `timed` describes (a method of `Durations` and its arguments) is how long it takes."""
+        self._counted(lambda: (operator, flops, timed))
+
+    def _counted(self, call: Callable[[], Counted]) -> None:
+        """Count a call that `call` describes, now or when it is replayed."""
+        if self._recording is not None:
+            self._recording.calls.append(call)
+            return
+        operator, flops, timed = call()
+        self.calls[operator] += 1
+        self.flops[operator] += flops
+        if self.timing is not None:
+            self.timing.operator(timed)
 
     def record(self, operators: Callable[[], None]) -> DryRecording:
         """See `RecordingBackend.record`.
@@ -94,12 +87,20 @@ class DryRecordings:
         """See `RecordingBackend.forget`: nothing is held."""
 
     def renew_rows(self, rows: Sequence[Any], records: Sequence[Any], prefixes: Any = None) -> bool:
-        """See `RecordingBackend.renew_rows`."""
-        return renew_rows(rows, records, prefixes)
+        """See `RecordingBackend.renew_rows`; all handles have rows alike."""
+        if any(len(handle.capacities) != len(records) for handle in rows):
+            return False
+        shared, capacities = sizes_of(records, prefixes)
+        for handle in rows:
+            handle.shared, handle.capacities = shared, capacities
+        return True
 
     def renew_segments(self, segments: Any, past: Sequence[int], new: Sequence[int]) -> bool:
-        """See `RecordingBackend.renew_segments`."""
-        return renew_segments(segments, past, new)
+        """See `RecordingBackend.renew_segments`; as many rows as before, with as many new tokens in all."""
+        if len(past) != len(segments.lengths) or sum(new) != segments.new:
+            return False
+        segments.stand_for(tuple(zip(past, new, strict=True)))
+        return True
 
     def sample_ahead(
         self,
