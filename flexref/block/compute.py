@@ -15,7 +15,7 @@ from flexref.architecture.stages import Stage, StageKind
 from flexref.backend.protocol import Array, Ticket
 from flexref.block.group import FedRows, Group
 from flexref.block.operators import VisitOperators
-from flexref.block.replays import FedLengths, Replays, key_of
+from flexref.block.replays import FedLengths, Made, Replays, key_of
 from flexref.block.rows import Fed
 from flexref.block.watch import Computed, TimedVisit
 from flexref.block.workspace import FED_IDS
@@ -87,23 +87,24 @@ class BlockComputation(VisitOperators):
             ids = self.backend.upload(group.whole_pass())
             self._call(visit, group, self._handles(visit.group), partial(self._whole_pass, visit, group, ids))
 
-    def _run_ahead(self, pass_number: int, number: int, fed: FedRows, choose: Callable[[Any], None]) -> bool:
+    def _run_ahead(self, pass_number: int, number: int, fed: FedRows, choose: Callable[[Any], Made]) -> Made | None:
         """Call a group's next pass, if it is recorded, while the host does not know yet what it feeds.
 
-        `choose` is to write that on the device, int32 (T,). If the pass turns out to be another one, it is called anew:
-        this one has written nothing but records of tokens that are written again, or of rows that have ended.
+        `choose` is to write that on the device, int32 (T,); its result is given. None: nothing was called. If the pass
+        turns out to be another one, it is called anew: this one has written nothing but records of tokens that are
+        written again, or of rows that have ended.
         """
         held = self._handles(number)
         key = key_of("pass", number, fed.tokens, held)
         if not self.replays.has(key):
-            return False
+            return None
         visit = Visit(pass_number, 0, number)
         with self.backend.frame():
             ids = self.backend.upload(fed.ids)
-            choose(ids[: fed.tokens])
+            chosen = choose(ids[: fed.tokens])
             replayed = self.replays.call(key, held, partial(self._whole_pass, visit, fed, ids))
         self._ahead[number] = fed, replayed  # visits count when they come
-        return True
+        return chosen
 
     @property
     def _runs_at_once(self) -> bool:

@@ -106,14 +106,8 @@ class GenerateBlock(BlockMoves, BlockComputation):
         watched = self.watch.on_logits is not None or any(row.logprobs for row in rows)
         if watched or not alike(settings) or sum(row.may_stop for row in rows) > MOST_MAY_STOP:
             return None
-        chosen: list[Chosen] = []
-
-        def choose_into(ids: Array) -> None:
-            draws, steps = _draws_and_steps(rows)
-            chosen.append(choose_ahead(self.backend, logits, settings, draws, steps, ids))
-
-        called = self._run_ahead(visit.pass_number + 1, visit.group, fed, choose_into)
-        return chosen[0] if called else None
+        choose_into = partial(choose_ahead, self.backend, logits, settings, *_draws_and_steps(rows))
+        return self._run_ahead(visit.pass_number + 1, visit.group, fed, choose_into)
 
     def _end_pass(self, visit: Visit, group: Group) -> None:
         chosen, self._chosen = self._chosen, ()
