@@ -26,8 +26,8 @@ from flexref_cupy.driver.cuda import Cuda, refused
 PIECE_BYTES = 64 << 20
 """One registration: a copy of so many bytes runs at the link's rate."""
 
-MOST_THREADS = 16
-"""First touches of more cores at a time are no faster: the kernel's own work is the limit."""
+MOST_THREADS = 8
+"""As many as pin faster than any layer needs its memory; the others are left to what runs beside."""
 
 
 class PinnedMemory:

@@ -89,7 +89,7 @@ class Wall:
         self._one = threading.Lock()
 
     def watch(self, part: WallPart, waited: Waited) -> None:
-        """From now on, what this grows by is `part`, and in no other one; what was watched for it before no longer is."""
+        """From now on, what this grows by is `part`, and in no other; what was watched for it before no longer is."""
         with self._one:
             self._mark()
             self._watched[part] = waited, waited.seconds
