@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from flexref.simulator.prediction_error import PredictionError
     from flexref.text.prompts import Prompt
 
-INPUT_HELP = """Prompts, one a line, or JSON lines with `prompt`, maybe `id`, and what this row has in place of the
-options: max_new_tokens, temperature, top_k, top_p, seed, stop; -: standard input."""
+INPUT_HELP = """Prompts, one a line, or JSON lines with `prompt`, as text or token ids, maybe `id`, and what this row
+has in place of the options: max_new_tokens, temperature, top_k, top_p, seed, stop; -: standard input."""
 
 LOGPROBS_HELP = "With --json: the N most probable tokens at every place, before temperature, top-k and top-p."
 

@@ -47,7 +47,8 @@ DECLARED: Mapping[str, Mapping[str, Any]] = MappingProxyType(
             "type": TEXT,
             "metavar": "FILE|-",
             "shell_complete": files,
-            "help": "Prompts, one a line, or JSON lines with `prompt` and maybe `id`; -: standard input.",
+            "help": "Prompts, one a line, or JSON lines with `prompt`, as text or token ids, and maybe `id`; "
+            "-: standard input.",
         },
         "--max-new-tokens": {"type": TOKENS, "show_default": True, "help": "The most new tokens of every prompt."},
         "--seed": {},
