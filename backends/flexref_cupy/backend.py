@@ -67,8 +67,8 @@ class CupyBackend:
             recorded_call_bytes=CALL_BYTES,
             lacks_on_host="" if attends else on_host.INSTALL,
         )
-        self._pinning = Pinning(self.cuda, piece_bytes)
-        copying = Copying(self.cuda, self._pinning)
+        self.pinning = Pinning(self.cuda, piece_bytes, free_bytes=partial(self.free_bytes, "host"))
+        copying = Copying(self.cuda, self.pinning)
         self.device = Device(self.cuda, copying)
         self.compiling = Compiling(self.device.kernels, self.cuda.compiles_ahead, partial(_imagined, fused_rows))
         self._events = Events(self.cuda)
@@ -77,7 +77,7 @@ class CupyBackend:
         self._workspace: Workspace | None = None
         self._results: Buffer | None = None
         self._products, self._attention = Products(self.device, fused_rows), Attention(self.device)
-        self._graphs, self._on_host = Graphs(self.device), OnHost(self._pinning, self.compiling)
+        self._graphs, self._on_host = Graphs(self.device), OnHost(self.pinning, self.compiling)
         self.keep_rows_apart(True)
 
     def describe(self) -> Description:
@@ -97,17 +97,15 @@ class CupyBackend:
         return int(psutil.virtual_memory().available * (1 - HOST_RESERVE))
 
     def allocate(self, tier: str, nbytes: int) -> Buffer:
-        """See `Backend.allocate`; host memory is pinned."""
-        return (
-            memory.device_buffer(self.cuda, nbytes) if tier == "device" else memory.host_buffer(self._pinning, nbytes)
-        )
+        """See `Backend.allocate`; host memory is pinned beside what the caller does next."""
+        return memory.device_buffer(self.cuda, nbytes) if tier == "device" else memory.host_buffer(self.pinning, nbytes)
 
     def release(self, buffer: Any) -> None:
         """See `Backend.release`."""
         if buffer.tier == "device":
             self.cuda.free(buffer.address)
         else:
-            memory.release_host(self._pinning, buffer)
+            memory.release_host(self.pinning, buffer)
 
     def view(self, buffer: Any, offset: int, shape: tuple[int, ...], dtype: str) -> Tensor:
         """See `Backend.view`."""

@@ -118,7 +118,8 @@ def release_host(pinning: Pinning, buffer: Buffer) -> None:
 class Copying:
     """Queues copies between addresses of the device and of the host.
 
-    CUDA takes no copy that touches two registrations, so copies are cut where pieces meet.
+    CUDA takes no copy that touches two registrations, so copies are cut where pieces meet; and a piece that is still to
+    be pinned is waited for.
     """
 
     def __init__(self, cuda: Cuda, pinning: Pinning) -> None:
@@ -158,11 +159,11 @@ class Copying:
             self.copy_rows((there, target.stride), (here, source.stride), source.nbytes, source.count, stream)
 
     def _left(self, address: int) -> int:
-        """Bytes from an address on that lie in one registration; as many as there may be, if it is in none."""
-        memory = self.pinning.find(address)
-        if memory is None:
-            return 1 << 62
-        return memory.piece_bytes - (address - memory.address) % memory.piece_bytes
+        """Bytes from an address on that lie in one registration, which is waited for; as many as there may be, if it
+        is in none.
+        """
+        left = self.pinning.left(address)
+        return 1 << 62 if left is None else left
 
     def _rows_left(self, start: int, stride: int, nbytes: int) -> int:
         """How many rows from the one at `start` on lie in one registration, each whole; 0 if not even the first."""

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from flexref.architecture.published import size_named
 from flexref.backend.compiling import compile_time
+from flexref.backend.pinning_time import pinning_time
 from flexref.backend.protocol import Backend
 from flexref.backend.registry import create
 from flexref.bench.breakdown import Breakdown
@@ -256,7 +257,8 @@ class Benchmark:
     def _warm_up(self) -> None:
         """One group of short rows through all stages, a few times: kernels are compiled and libraries loaded by it.
 
-        What is compiled ahead beside it has come to its end, too: a timed run has the processors for itself.
+        What is compiled ahead beside it, and the pinning of weights, have come to their end, too: a timed run has the
+        processors for itself.
         """
         rows = self.prompts[: self.policy.rows_per_group]
         request = replace(self._request, max_new_tokens=WARM_UP_NEW)
@@ -264,6 +266,7 @@ class Benchmark:
         self.engine.generate(short, request, policy=self.policy)
         with self.engine.session.wall.part(WallPart.COMPILE):
             compile_time(self.engine.backend).settle()
+        pinning_time(self.engine.backend).settle()
 
     def _with_more(self, rates: Rates, runs: list[Stats]) -> Rates:
         """The rates with those of the disk, and of the host's memory, as far as runs have used them."""

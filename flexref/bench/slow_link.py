@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexref.backend.compiling import compile_time
+from flexref.backend.pinning_time import pinning_time
 from flexref.backend.protocol import Array, Backend, Buffer, HostWork, Lane, LaneStep, Move, Span, Ticket
 from flexref.errors import PolicyError
 from flexref.machine.machine import Machine
@@ -77,7 +78,7 @@ class SlowedLinks:
     def __init__(self, port: Backend, more: Mapping[str, float]) -> None:
         """`more`: how many bytes more than its own a copy takes on each link, as a multiple of them."""
         self.port, self._more = port, dict(more)
-        self.compiling = compile_time(port)  # asked for by name, not through a call
+        self.compiling, self.pinning = compile_time(port), pinning_time(port)  # asked for by name, not through a call
         self._tiers: dict[int, str] = {}
         self._host_views: OrderedDict[int, tuple[Array, Buffer, int]] = OrderedDict()
         self._scratch = {tier: port.allocate(tier, 2 * SCRATCH_BYTES) for tier in ("device", "host")}

@@ -37,7 +37,7 @@ class Account:
     wall: Wall
     trace: Trace | None = None
     _memory: list[BlockPlan] = field(default_factory=list)
-    _loading_ns: int = 0
+    _waited_ns: dict[WallPart, int] = field(default_factory=dict)
     _reads_disk: bool = field(init=False)
     """Whether passes read weights from disk."""
 
@@ -73,7 +73,7 @@ class Account:
                 block.allocate(self.arenas)
             self.stats.allocate_s += time.perf_counter() - start
             self.tell_held()
-            self._loading_ns = self.wall.spent_ns(WallPart.LOAD)
+            self._waits_s()
             with self.wall.passes(rest):
                 yield
         finally:
@@ -89,11 +89,13 @@ class Account:
 
     def count_pass(self, fed: Fed, places: int, seconds: float) -> None:
         """A pass has ended that had `fed`, in a block of so many places, and took so many seconds, those in which it
-        waited for weights that still loaded among them: these are `load_s`.
+        waited for weights that still loaded among them, which are `load_s`, and for memory that was still to be pinned,
+        which are `allocate_s`.
         """
-        stats, before_ns = self.stats, self._loading_ns
-        self._loading_ns = self.wall.spent_ns(WallPart.LOAD)
-        seconds = max(0.0, seconds - (self._loading_ns - before_ns) / NANOSECONDS)
+        stats = self.stats
+        loading_s, pinning_s = self._waits_s()
+        stats.allocate_s += pinning_s
+        seconds = max(0.0, seconds - loading_s - pinning_s)
         stats.prompt_tokens += fed.prompt_tokens
         if fed.generated_tokens:
             stats.decode_s += seconds
@@ -105,6 +107,13 @@ class Account:
         if fed.spared_tokens:
             cache = self._memory[-1].cache
             stats.shared_prefix_link_bytes += fed.spared_tokens * cache.layout.record_bytes * cache.prefix_layers
+
+    def _waits_s(self) -> tuple[float, float]:
+        """Seconds in which weights, and memory, have been waited for since this was asked last."""
+        before = self._waited_ns
+        self._waited_ns = {part: self.wall.spent_ns(part) for part in (WallPart.LOAD, WallPart.ALLOCATE)}
+        load, allocate = ((count - before.get(part, 0)) / NANOSECONDS for part, count in self._waited_ns.items())
+        return load, allocate
 
     def tell_held(self) -> None:
         """Tell the trace what is held now."""

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flexref.backend.compiling import compile_time
+from flexref.backend.pinning_time import pinning_time
 from flexref.backend.protocol import Backend
 from flexref.block.budgets import backend_budgets, engine_needs, fitting_block, with_read_ahead
 from flexref.block.memory_plan import BlockPlan
@@ -89,7 +90,8 @@ class Session:
         self.budgets = dict(budgets or backend_budgets(backend, None, None))
         self.disk_dir = Path(tempfile.gettempdir() if disk_dir is None else disk_dir)
         self.wall = wall or Wall()
-        self.wall.watch(compile_time(backend))
+        self.wall.watch(WallPart.COMPILE, compile_time(backend))
+        self.wall.watch(WallPart.ALLOCATE, pinning_time(backend))
         self.tokenizer = tokenizer or Tokenizer.if_any(file.tokenizer_json, file.path)
         self.rehearsals = Rehearsals(backend)
         self.interrupts = Interrupts()

@@ -6,9 +6,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from enum import Enum
-from typing import TypeVar
-
-from flexref.backend.compiling import CompileTime
+from typing import Protocol, TypeVar
 
 T = TypeVar("T")
 
@@ -27,7 +25,7 @@ class WallPart(str, Enum):
     LOAD = "load"
     """The weight file is opened, its tokenizer made, and weights are waited for."""
     ALLOCATE = "allocate"
-    """Memory of blocks is taken and given back."""
+    """Memory of blocks is taken and given back, or waited for where a port still pins it."""
     COMPILE = "compile"
     """Operators are waited for, which the port compiles or reads compiled; not what it compiles beside all else."""
     PREFILL = "prefill"
@@ -59,6 +57,12 @@ class WholeTime:
     wall_parts_s: dict[str, float]
 
 
+class Waited(Protocol):
+    """What a port's callers have waited for something, in seconds since it was made; it only grows."""
+
+    seconds: float
+
+
 class Wall:
     """A clock with one hand: at every moment the time goes to one part. What is in no other part is `other`.
 
@@ -80,14 +84,15 @@ class Wall:
         self._spent = dict.fromkeys(WallPart, 0)
         self._pass_ns = 0
         self._in_pass = self._had_a_job = False
-        self._compiling, self._compiled_s = CompileTime(), 0.0
+        self._watched: dict[WallPart, tuple[Waited, float]] = {}
+        """By part, what is watched, and what it had come to at the last mark."""
         self._one = threading.Lock()
 
-    def watch(self, compiling: CompileTime) -> None:
-        """From now on, what this grows by is `compile`, and in no other part."""
+    def watch(self, part: WallPart, waited: Waited) -> None:
+        """From now on, what this grows by is `part`, and in no other; what was watched for it before no longer is."""
         with self._one:
             self._mark()
-            self._compiling, self._compiled_s = compiling, compiling.seconds
+            self._watched[part] = waited, waited.seconds
 
     def turn_to(self, part: WallPart) -> None:
         """From now on the time goes to `part`."""
@@ -164,11 +169,13 @@ class Wall:
         """Count the time since the last mark; the lock is held."""
         now = self._clock()
         passed, self._now = now - self._now, now
-        grown_s = self._compiling.seconds - self._compiled_s
-        compiled = min(passed, int(grown_s * NANOSECONDS))
-        self._compiled_s = self._compiling.seconds
-        self._spent[WallPart.COMPILE] += compiled
+        for part, (waited, before_s) in self._watched.items():
+            now_s = waited.seconds
+            elsewhere = min(passed, int((now_s - before_s) * NANOSECONDS))
+            self._watched[part] = waited, now_s
+            self._spent[part] += elsewhere
+            passed -= elsewhere
         if self._in_pass:
-            self._pass_ns += passed - compiled
+            self._pass_ns += passed
         else:
-            self._spent[self._at] += passed - compiled
+            self._spent[self._at] += passed

@@ -37,6 +37,9 @@ LEAST_LINKED_BYTES = 16 << 20
 LONGEST_COPY_S = 0.1
 """A curve of copies ends after the first that takes longer."""
 
+LONG_S = 0.5
+"""Copies that are timed for at least so long meet what slows a link now and then about as often as a job does."""
+
 SUBMIT_S = 50e-6
 """More than the host needs to submit one copy."""
 
@@ -227,8 +230,17 @@ def copy_curves(meter: Meter, found: Files | None) -> dict[str, Curve]:
                         meter.record.cut(name, f"{points[-1][0]:.0f} bytes")
                     break
                 points.append((nbytes, _typical(meter, memory, (name, link), nbytes, on_disk)))
-            curves[name] = Curve(tuple(points))
+            curves[name] = Curve(_rising(points))
     return {name: curves[name] for name in (*LINKS, WEIGHT_FILE)}
+
+
+def _rising(points: Sequence[tuple[float, float]]) -> tuple[tuple[float, float], ...]:
+    """The points of a curve, none with more seconds than one of more bytes: a copy of these has copied fewer, too."""
+    rising, least_s = list[tuple[float, float]](), float("inf")
+    for nbytes, seconds in reversed(points):
+        least_s = min(least_s, seconds)
+        rising.append((nbytes, least_s))
+    return tuple(reversed(rising))
 
 
 def _write_another(found: Files) -> None:
@@ -242,10 +254,11 @@ def _write_another(found: Files) -> None:
 
 
 def _typical(meter: Meter, memory: Memory, named: tuple[str, Link], nbytes: int, on_disk: bool) -> float:
-    """Seconds of one copy: the median for links to the disk, the mean over `sustained_s` for all others.
+    """Seconds of one copy: for links to the disk the median, for all others the mean over `sustained_s`.
 
     Other work on the host, another virtual machine's for example, slows its links for a tenth of a second now and then.
-    A job is long enough to meet such moments, so they must count, and a median would hide them.
+    A job is long enough to meet such moments, so they must count, and a median would hide them. Where less than
+    `LONG_S` is measured it is the median all the same: one such moment would count for many times what it is in a job.
     """
     name, link = named
     label, sizes = f"{nbytes} bytes", meter.sizes
@@ -266,5 +279,5 @@ def _typical(meter: Meter, memory: Memory, named: tuple[str, Link], nbytes: int,
         values.append(link_seconds(meter, memory, link, nbytes, count))
         if not meter.pace.has(values[-1] * count):
             break
-    meter.record.figure(name, label, values)
-    return fmean(values)
+    middle = meter.record.figure(name, label, values)
+    return fmean(values) if sizes.sustained_s >= LONG_S else middle

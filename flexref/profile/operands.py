@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.pinning_time import pinning_time
 from flexref.backend.protocol import Backend, Buffer, Lane, LaneStep, Matrix, QuantizedMatrix, Ticket
 from flexref.errors import CapacityError
 from flexref.storage.quant import group_count, packed_width
@@ -70,6 +71,7 @@ class Memory:
         if nbytes > self._left[tier]:
             raise CapacityError(tier, "a profile", nbytes, self._left[tier], {}, "a quarter of what is free is used")
         buffer = self.backend.allocate(tier, nbytes)
+        pinning_time(self.backend).settle()  # nothing that is timed runs beside it
         self._buffers.append(buffer)
         self._left[tier] -= nbytes
         return buffer

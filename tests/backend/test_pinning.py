@@ -59,23 +59,39 @@ class Registrations:
             ctypes.memmove(target[0] + row * target[1], source[0] + row * source[1], nbytes)
 
 
-def pinning_on(cuda: Registrations, threads: int = 3, touch: Any = None) -> Pinning:
-    return Pinning(cuda, PIECE, threads, **({} if touch is None else {"touch": touch}))  # type: ignore[arg-type]
+def pinning_on(cuda: Registrations, threads: int = 3, touch: Any = None, free_bytes: int = 1 << 40) -> Pinning:
+    more = {} if touch is None else {"touch": touch}
+    return Pinning(cuda, PIECE, threads, free_bytes=lambda: free_bytes, **more)  # type: ignore[arg-type]
 
 
 def no_thread_is_left() -> bool:
-    return not any(thread.name.startswith("flexref pinning") for thread in threading.enumerate())
+    """Whether none pins: one that is done may take a moment to end."""
+    deadline = time.monotonic() + 1
+    while any(thread.name == "flexref pinning" for thread in threading.enumerate()):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
 
 
-@given(sizes=st.lists(st.integers(1, 9 * PIECE), min_size=1, max_size=4), threads=st.integers(1, 4))
-def test_memory_is_pinned_to_its_last_byte_when_it_is_given_out(sizes: list[int], threads: int) -> None:
+@given(
+    sizes=st.lists(st.integers(1, 9 * PIECE), min_size=1, max_size=4),
+    threads=st.integers(1, 4),
+    scarce=st.booleans(),
+    settles=st.booleans(),
+)
+def test_memory_is_pinned_to_its_last_byte(sizes: list[int], threads: int, scarce: bool, settles: bool) -> None:
     cuda = Registrations()
-    pinning = pinning_on(cuda, threads)
+    pinning = pinning_on(cuda, threads, free_bytes=0 if scarce else 1 << 40)
     memories = [pinning.allocate(nbytes) for nbytes in sizes]
-    assert no_thread_is_left()
+    if settles:
+        pinning.settle()
     for nbytes, memory in zip(sizes, memories, strict=True):
         assert memory.nbytes >= nbytes
-        assert all(cuda.pinned[address] == size for address, size in memory.pieces)
+        assert memory.address in cuda.pinned, "the first piece is, when it is given out"
+        if scarce or settles:
+            assert memory.whole
+            assert all(cuda.pinned[address] == size for address, size in memory.pieces)
         assert sum(size for _, size in memory.pieces) == memory.nbytes
         assert not memory.bytes.any()
         for inside in (0, nbytes - 1, memory.nbytes - 1):
@@ -84,6 +100,101 @@ def test_memory_is_pinned_to_its_last_byte_when_it_is_given_out(sizes: list[int]
         pinning.release(memory)
         assert pinning.find(memory.address) is None
     assert not cuda.pinned
+    assert no_thread_is_left()
+
+
+class Held:
+    """Makes pages present as far as it is let, in the order of their pieces."""
+
+    def __init__(self) -> None:
+        self.let, self.touched = threading.Semaphore(0), list[int]()
+
+    def __call__(self, address: int, nbytes: int) -> None:
+        self.let.acquire()
+        self.touched.append(address)
+
+
+@given(pieces=st.integers(2, 6), needed=st.integers(0, 5))
+def test_a_copy_waits_for_the_piece_that_it_touches_and_for_no_other(pieces: int, needed: int) -> None:
+    needed = min(needed, pieces - 1)
+    cuda, touch = Registrations(), Held()
+    touch.let.release()
+    pinning = pinning_on(cuda, 1, touch)
+    memory = pinning.allocate(pieces * PIECE)
+    assert list(cuda.pinned) == [memory.address]
+    found = threading.Thread(target=lambda: lefts.append(pinning.left(memory.address + needed * PIECE + 7)))
+    lefts = list[int | None]()
+    found.start()
+    for number in range(1, needed + 1):
+        assert not lefts, f"piece {needed} is not there, only {number}"
+        touch.let.release()
+    found.join(10)
+    assert lefts == [PIECE - 7]
+    assert memory.pieces[needed][0] in cuda.pinned
+    touch.let.release(pieces)
+    pinning.settle()
+    assert touch.touched == [address for address, _ in memory.pieces], "from the start to the end"
+    pinning.release(memory)
+
+
+def test_what_is_waited_for_is_counted() -> None:
+    touch = Held()
+    touch.let.release()
+    pinning = pinning_on(Registrations(), 1, touch)
+    memory = pinning.allocate(3 * PIECE)
+    assert pinning.left(memory.address) == PIECE
+    before_s = pinning.seconds
+    threading.Timer(0.1, lambda: touch.let.release(2)).start()
+    assert pinning.left(memory.address + 2 * PIECE) == PIECE
+    assert pinning.seconds - before_s >= 0.09
+    pinning.settle()
+    known_s = pinning.seconds
+    assert pinning.left(memory.address + 2 * PIECE) == PIECE
+    assert pinning.seconds == known_s, "nothing is waited for any more"
+    pinning.release(memory)
+
+
+@given(pieces=st.integers(2, 9), fails_at=st.integers(1, 8), threads=st.integers(1, 4), untouched=st.booleans())
+def test_a_copy_of_what_was_refused_later_raises_why(pieces: int, fails_at: int, threads: int, untouched: bool) -> None:
+    fails_at = min(fails_at, pieces - 1)
+
+    def touch(address: int, nbytes: int) -> None:
+        with one:
+            calls.append(address)
+            if untouched and len(calls) > fails_at:
+                raise OSError(12, "Cannot allocate memory")
+
+    one, calls = threading.Lock(), list[int]()
+    cuda = Registrations({} if untouched else {fails_at: REFUSED})
+    pinning = pinning_on(cuda, threads, touch)
+    memory = pinning.allocate(pieces * PIECE)
+    with pytest.raises(CapacityError) as found:
+        pinning.settle()
+    assert found.value.needed_bytes == pieces * PIECE, "it tells of a piece, not of what was asked for"
+    assert "pinned memory was refused" in str(found.value)
+    for address, _ in memory.pieces:
+        if address in memory.pinned:
+            assert pinning.left(address) == PIECE, "what is pinned is of use"
+        else:
+            with pytest.raises(CapacityError):
+                pinning.left(address)
+    pinning.release(memory)
+    assert not cuda.pinned
+    assert no_thread_is_left()
+
+
+@given(pieces=st.integers(2, 9), let=st.integers(1, 8), threads=st.integers(1, 4))
+def test_memory_that_is_given_back_before_all_of_it_is_pinned_leaves_nothing(
+    pieces: int, let: int, threads: int
+) -> None:
+    cuda, touch = Registrations(), Held()
+    touch.let.release(min(let, pieces))
+    pinning = pinning_on(cuda, threads, touch)
+    memory = pinning.allocate(pieces * PIECE)
+    threading.Timer(0.002, lambda: touch.let.release(pieces + threads)).start()
+    pinning.release(memory)
+    assert not cuda.pinned
+    assert no_thread_is_left()
 
 
 REFUSED = CapacityError("host", "pinned memory", PIECE, 0, {}, "pinned memory was refused (by a test)")
@@ -103,7 +214,7 @@ def test_what_is_refused_leaves_nothing_pinned(
         raise OSError(12, "Cannot allocate memory")
 
     cuda = Registrations(failures)
-    pinning = pinning_on(cuda, threads, touch if untouched else None)
+    pinning = pinning_on(cuda, threads, touch if untouched else None, free_bytes=0)
     if not untouched and min(failures) >= pieces:
         pinning.release(pinning.allocate(pieces * PIECE))
         assert not cuda.pinned
@@ -131,7 +242,7 @@ def test_ctrl_c_while_memory_is_pinned_gives_back_what_was() -> None:
             time.sleep(0.01)
 
     cuda, first_of = Interrupting(), list[int]()
-    pinning = pinning_on(cuda, touch=lambda address, nbytes: first_of.append(address))
+    pinning = pinning_on(cuda, touch=lambda address, nbytes: first_of.append(address), free_bytes=0)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.compiling import CompileTime
+from flexref.backend.pinning_time import PinningTime
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
 from flexref.engine.held_weights import HeldWeights
@@ -43,9 +44,10 @@ class Clocked(RuleBasedStateMachine):
 
     @initialize(age=st.integers(0, 50), at=NAMED)
     def begin(self, age: int, at: WallPart) -> None:
-        self.now, self.compiling = 1000, CompileTime()
+        self.now, self.compiling, self.pinning = 1000, CompileTime(), PinningTime()
         self.wall = Wall("process", age, at=at, clock=lambda: self.now)
-        self.wall.watch(self.compiling)
+        self.wall.watch(WallPart.COMPILE, self.compiling)
+        self.wall.watch(WallPart.ALLOCATE, self.pinning)
         self.expected: Counter[WallPart] = Counter({at: age})
         self.pass_ns, self.age = 0, age
         self.open: list[tuple[Any, WallPart | None]] = []
@@ -53,18 +55,26 @@ class Clocked(RuleBasedStateMachine):
         self.jobs: list[dict[WallPart, int]] = []
         self.rest = WallPart.DECODE
 
-    @rule(ticks=st.integers(0, 9), share=st.floats(0, 1))
-    def pass_time(self, ticks: int, share: float) -> None:
-        compiled = int(ticks * share)
+    @rule(ticks=st.integers(0, 9), shares=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+    def pass_time(self, ticks: int, shares: tuple[float, float]) -> None:
+        """Of the time a share is compiling, and of the rest one is waiting for memory to be pinned."""
+        compiled = int(ticks * shares[0])
+        pinned = int((ticks - compiled) * shares[1])
         self.now += ticks
         self.compiling.seconds += compiled / NANOSECONDS
-        counted = dict(self.wall.read())[WallPart.COMPILE] - self.expected[WallPart.COMPILE]
-        assert abs(counted - compiled) <= 1, "but for the rounding of seconds"
-        self.expected[WallPart.COMPILE] += counted
+        self.pinning.seconds += pinned / NANOSECONDS
+        read, left = dict(self.wall.read()), ticks
+        for part, waited in ((WallPart.COMPILE, compiled), (WallPart.ALLOCATE, pinned)):
+            if part is self.at[-1]:  # what nobody waited for goes there too
+                continue
+            counted = read[part] - self.expected[part]
+            assert abs(counted - waited) <= 1, "but for the rounding of seconds"
+            self.expected[part] += counted
+            left -= counted
         if self.at[-1] is None:
-            self.pass_ns += ticks - counted
+            self.pass_ns += left
         else:
-            self.expected[self.at[-1]] += ticks - counted
+            self.expected[self.at[-1]] += left
 
     @rule(part=NAMED)
     def enter(self, part: WallPart) -> None:

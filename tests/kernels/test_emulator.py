@@ -6,7 +6,9 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from emulated_bench import NO_COMPILER, KernelBench
-from emulated_cuda import compiler_is_here
+from emulated_cuda import EmulatedCuda, compiler_is_here
+from flexref_cupy.driver import kernel_source
+from flexref_cupy.driver.variants import VARIANTS
 
 pytestmark = pytest.mark.skipif(not compiler_is_here(), reason=NO_COMPILER)
 
@@ -202,3 +204,10 @@ def test_shared_memory_begins_as_nan(bench: KernelBench) -> None:
     out = bench.put(np.zeros(64, np.float32))
     bench.start("float* out", body, out, blocks=3, shared_bytes=128)
     assert np.isnan(bench.get(out, (64,), "float32")).all()
+
+
+@pytest.mark.parametrize(("operator", "objects"), [("add_rows", 1), ("attend_prefill", 1), ("attend_decode", 2)])
+def test_a_kernel_is_compiled_twice_only_if_it_asks_whether_copies_are_made_beside(operator: str, objects: int) -> None:
+    text = kernel_source.source(operator, VARIANTS[operator][0])
+    devices = (EmulatedCuda(capability=capability) for capability in ((7, 5), (8, 0), (9, 0)))
+    assert len({device.compile(text).path for device in devices}) == objects

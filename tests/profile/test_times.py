@@ -465,3 +465,49 @@ def test_no_size_of_a_copy_takes_the_time_of_the_others(tmp_path: Path) -> None:
     machine = measure_machine(port, tmp_path, sizes=sizes, clock=port.clock)
     for link in LINKS[:2]:
         assert [size for size, _ in machine.copies[link].points] == list(TINY.copies)
+
+
+STALL_S, STALLED = 0.1, 40
+"""How long the stall is, and the number of the copy: one of the first size."""
+
+
+class StallingPort(FakePort):
+    """One copy from the device takes `STALL_S` longer, as when another virtual machine has the processors."""
+
+    def __init__(self) -> None:
+        super().__init__(True, 5e-6)
+        self.submitted = Counter[str]()
+
+    def submit(self, lane: str, steps: Sequence[LaneStep], after: Sequence[Any]) -> Any:
+        self.submitted[lane] += 1
+        ticket = super().submit(lane, steps, after)
+        if lane == "cache_out" and self.submitted[lane] == STALLED:
+            (begin, end), *_ = ticket.times()
+            self.lane_end[lane] = end + STALL_S
+            return FakeTicket(self, [(begin, end + STALL_S)])
+        return ticket
+
+
+def test_a_stall_does_not_stand_for_all_copies_of_its_size(tmp_path: Path) -> None:
+    port = StallingPort()
+    with Meter(port, Sizes.quick(), None, port.clock) as meter:
+        curves = copy_curves(meter, None)
+    for nbytes, seconds in curves[LINKS[1]].points:
+        assert seconds == pytest.approx(port.step_s("cache_out", nbytes), rel=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [Sizes.full(), Sizes.quick()], ids=["full", "quick"])
+def test_a_copy_takes_no_longer_than_one_of_more_bytes(sizes: Sizes) -> None:
+    class Uneven(FakePort):
+        """Copies of the first size take longer than those of the second."""
+
+        @staticmethod
+        def step_s(lane: str, nbytes: int) -> float:
+            return FakePort.step_s(lane, nbytes) + (1e-3 if nbytes == sizes.copies[0] else 0.0)
+
+    port = Uneven(True, 5e-6)
+    with Meter(port, sizes, None, port.clock) as meter:
+        curves = copy_curves(meter, None)
+    for link in LINKS[:2]:
+        (_, first_s), (second, second_s), *_ = curves[link].points
+        assert first_s == second_s == pytest.approx(port.step_s(LANES_OF[link], second), rel=1e-3)

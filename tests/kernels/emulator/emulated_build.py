@@ -20,7 +20,8 @@ COMPILER = os.environ.get("CXX", "g++")
 COMMON_FLAGS = ("-std=c++17", "-fPIC", "-fno-exceptions")
 RUNTIME_FLAGS = ("-O2", "-ftree-vectorize")
 KERNEL_FLAGS = (
-    *("-O1", "-g1", "-gdwarf-4", "-w"),
+    # Of debugging, lines are all that is read: where variables are is not worth a fifth of the compiler's time.
+    *("-O1", "-g1", "-gdwarf-4", "-fno-var-tracking", "-w"),
     # What CUDA allows and standard C++ does not: types read through pointers to others, sums that wrap, 1.0f / 0.0f.
     *("-fno-strict-aliasing", "-fwrapv", "-fno-trapping-math", "-ffp-contract=off"),
     # The compiler calls the runtime before every access: nothing of these sanitizers' own libraries is used.
@@ -56,6 +57,8 @@ _DEFINED = re.compile(
     r"#define (\w+)|struct (?:alignas\(\d+\) )?(\w+)|typedef .*?(\w+);|constexpr [^=]*?(\w+) =|(\w+)(?:<\w+>)?\("
 )
 _FOR_DEVICES = re.compile(r"\basm\b|__cvta|__CUDA_ARCH__")
+_BESIDE = re.compile(r"\bBeside\b|\bCOPIES_BESIDE\b")
+"""What differs where a device copies to shared memory by way of registers; other kernels are compiled once for both."""
 
 
 class EmulationError(AssertionError):
@@ -130,7 +133,8 @@ def build(source: Source, copies_beside: bool = True) -> Module:
     copies_beside: whether the device copies to shared memory beside computing.
     """
     common, kernels = portable(source.text)
-    given = (("EMULATED_COPIES_BESIDE", int(copies_beside)), *source.macros)
+    beside = copies_beside or _BESIDE.search(kernels) is None
+    given = (("EMULATED_COPIES_BESIDE", int(beside)), *source.macros)
     macros = "".join(f"#define {name} {value}\n" for name, value in given)
     text = FRAME.format(
         macros=macros,

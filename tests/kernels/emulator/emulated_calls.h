@@ -1,5 +1,7 @@
 // What kernels ask of emulated_runtime.cpp, and the types and macros of CUDA; it stands outside of every namespace.
 #pragma once
+// The C library's math.h alone: the C++ library's, with all that it includes, is half of what the compiler reads.
+#define _GLIBCXX_INCLUDE_NEXT_C_HEADERS
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
