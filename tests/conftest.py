@@ -84,7 +84,8 @@ class QuickIsTiny(Sizes):
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, None, None]:
-    """Machines that are measured for policies are kept for this session, apart from the user's own, and not well."""
+    """Machines that are measured for policies are kept for this session, apart from the user's own, and not well; nor
+    are the rates beside which `flexref bench` shows times, but in processes of their own."""
     with pytest.MonkeyPatch.context() as patch:
         cache, session = tmp_path_factory.mktemp("cache"), tmp_path_factory.getbasetemp()
         # What numba compiles takes longer than what is tested of it: all processes of a session keep it in one place.
@@ -93,6 +94,9 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None, No
         (cache / "numba").symlink_to(numba)
         patch.setenv("FLEXREF_CACHE_DIR", str(cache))
         patch.setattr("flexref.profile.measure.Sizes", QuickIsTiny)
+        patch.setattr("flexref.bench.rates.COPY_BYTES", (1 << 16,))
+        patch.setattr("flexref.bench.rates.PRODUCT_WIDTHS", (32, 64))
+        patch.setattr("flexref.bench.disk_rates.DISK_BYTES", 1 << 20)
         yield
 
 

@@ -15,7 +15,7 @@ from flexref.architecture.published import PUBLISHED, size_named
 from flexref.backend.capabilities import Description
 from flexref.backend.compiling import CompileTime
 from flexref.backend.protocol import Backend
-from flexref.bench import disk_rates, rates
+from flexref.bench import rates
 from flexref.bench.benchmark import Benchmark, weights_of
 from flexref.bench.floor import cache_bytes_read, floors, weight_bytes_read
 from flexref.bench.rates import Rates
@@ -36,14 +36,6 @@ from flexref.units import Tier
 TINY = {"model": "tiny", "prompt_len": 12, "gen_len": 4, "rows": 6, "rows_per_group": 2, "groups": 2}
 STREAMED = {**TINY, "percent": [0, 100, 0, 100, 0, 100]}
 ROUND = Rates(10.0, 5.0, 100.0, 1000.0)
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates of these tests are measured on little."""
-    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
-    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
-    monkeypatch.setattr(disk_rates, "DISK_BYTES", 1 << 20)
 
 
 def run(values: dict[str, Any], **options: Any) -> Report:

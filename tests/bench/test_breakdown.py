@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
-from flexref.bench import rates
 from flexref.bench.benchmark import Benchmark
 from flexref.bench.breakdown import KIND_OF, LaneTimes, OperatorTimes, covered_s, union
 from flexref.bench.report import Report
@@ -93,14 +92,6 @@ def run(values: dict[str, Any], port: Any = NumpyBackend) -> Report:
         return benchmark.run(on_run=lambda number: None)
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates of these tests are measured on little."""
-    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
-    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
-
-
-@pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("percent", [[100, 0] * 3, [0, 100, 0, 100, 100, 0]])
 def test_the_parts_add_up_to_the_medians(percent: list[float]) -> None:
     report = run({**TINY, "percent": percent})
@@ -126,7 +117,6 @@ class Forgetful(NumpyBackend):
         return chosen if self.choices <= 3 + 7 * 3 else (chosen + 1) % logits.shape[1]
 
 
-@pytest.mark.usefixtures("quick")
 def test_short_runs_that_give_other_tokens_end_the_benchmark() -> None:
     with pytest.raises(RunsDiffer, match="a run with operators timed, row 0: new token 0 is"):
         run(TINY, Forgetful)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.parts import Parts
 from flexref.backend.protocol import HostWork, Lane, Move, Span
-from flexref.bench import rates, slow_link
+from flexref.bench import slow_link
 from flexref.bench.slow_link import FROM_DEVICE, TO_DEVICE, SlowedLinks, slowed_links
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.engine.request import Request
@@ -32,10 +32,8 @@ SPEC = ModelSpec("plain", 173, 64, 32, 32, 3, 2, 64, activation="relu")
 
 @pytest.fixture(autouse=True)
 def little(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scratch memory and rates of these tests are small."""
+    """Scratch memory of these tests is small."""
     monkeypatch.setattr(slow_link, "SCRATCH_BYTES", 1 << 12)
-    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
-    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
 
 
 class Counting(NumpyBackend):

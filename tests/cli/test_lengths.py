@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from flexref.bench import rates
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.show.plot_titles import job_in_words
 from flexref.machine.plain import plain_machine
@@ -69,14 +68,6 @@ def test_what_is_wrong_in_the_file_is_one_line(capsys: pytest.CaptureFixture[str
     assert json.loads(Path(lengths).read_text()) == {"prompt_tokens": 3}
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates are measured on little."""
-    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
-    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
-
-
-@pytest.mark.usefixtures("quick")
 def test_a_benchmark_of_rows_that_differ(capsys: pytest.CaptureFixture[str], lengths: str, tmp_path: Path) -> None:
     call = ("bench", "--model", "tiny", "--lengths", lengths, "--rows-per-group", "1", "--groups", "2")
     assert flexref(*call) == 0
@@ -102,7 +93,6 @@ def test_a_benchmark_of_rows_that_differ(capsys: pytest.CaptureFixture[str], len
     assert "lengths was" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("quick")
 def test_lengths_take_the_place_of_a_suites_rows(capsys: pytest.CaptureFixture[str], lengths: str) -> None:
     assert flexref("bench", "--suite", "tiny", "--lengths", lengths, "--json") == 0
     assert json.loads(capsys.readouterr().out)["arguments"]["rows"] is None

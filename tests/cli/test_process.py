@@ -34,7 +34,13 @@ def test_closed_streams_are_told_of_or_lead_nowhere(call: str) -> None:
     assert shell(f"F {call} 2>&- <&-").returncode == 0
 
 
-@pytest.mark.parametrize("call", ["--help", "--version", "inspect demo", "plan -q --model 125m --machine t4-gcp"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *("--help", "--version", "inspect demo"),
+        "plan -q --model tiny --machine t4-gcp --prompt-len 8 --gen-len 4 --rows 4",
+    ],
+)
 def test_a_reader_that_takes_nothing_makes_141_of_every_output(call: str) -> None:
     done = shell(f"(sleep 0.1; F {call}) | true; exit ${{PIPESTATUS[0]}}")
     assert (done.returncode, done.stderr) == (141, "")

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flexref.bench import rates
 from flexref.cli.main import COMMANDS, command_group, run
 from flexref.cli.process import START_AFTER_NAME, Begun, process_age_ns
 from flexref.engine.wall import PARTS
@@ -30,12 +29,6 @@ ROUNDING_S = 1e-9
 def evaluate(tmp_path: Path) -> tuple[str, ...]:
     (tmp_path / "text").write_text("The king said to his servant that it was late.")
     return ("eval", "--model", "demo", "--text", str(tmp_path / "text"))
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
-    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
 
 
 def check(found: dict[str, Any], begins: str, most_s: float) -> None:

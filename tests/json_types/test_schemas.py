@@ -192,9 +192,10 @@ def test_what_generate_prints_keeps_the_schema(capsys: pytest.CaptureFixture[str
 
 
 def test_what_plan_prints_and_writes_keeps_the_schema(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    job = ("plan", "--model", "125m", "--machine", "t4-gcp", "--prompt-len", "32", "--gen-len", "8", "--json")
+    sizes = ("--prompt-len", "32", "--gen-len", "8", "--rows", "16")
+    job = ("plan", "--model", "125m", "--machine", "t4-gcp", *sizes, "--json")
     prices = ("--price-per-hour", "1", "--disk-tbw", "100", "--quantize-weights", "int4")
-    (free,) = printed(capsys, *job, "--rows", "16", "-o", str(tmp_path / "plan.json"))
+    (free,) = printed(capsys, *job, "-o", str(tmp_path / "plan.json"))
     (priced,) = printed(capsys, *job, *prices, "--device-mem-gib", "1", "--host-mem-gib", "0.5")
     for found in (free, priced, json.loads((tmp_path / "plan.json").read_text())):
         assert json_schema_kit.check(found, DOCUMENTS["plan"]) == []

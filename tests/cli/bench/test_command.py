@@ -14,7 +14,7 @@ from flexref_numpy import NumpyBackend
 
 from flexref.architecture.spec import ModelSpec
 from flexref.backend import registry
-from flexref.bench import benchmark, disk_rates, rates
+from flexref.bench import benchmark
 from flexref.bench.suites import read_suites
 from flexref.check.models import write_model
 from flexref.cli.main import COMMANDS, INTERRUPTED, command_group, run
@@ -29,14 +29,6 @@ KEYS = {
     *("arguments", "policy", "rates", "check_logits", "check_worst_share", "load_s", "tier_bytes", "placement"),
     *("allocate_s", "tokens_checked", "tokens_check_s"),
 }
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates of these tests are measured on little."""
-    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
-    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
-    monkeypatch.setattr(disk_rates, "DISK_BYTES", 1 << 20)
 
 
 def bench(*arguments: str) -> int:

@@ -10,7 +10,6 @@ import pytest
 from flexref_numpy import NumpyBackend
 
 from flexref.backend import registry
-from flexref.bench import rates
 from flexref.bench.history import read_history
 from flexref.check import smoke
 from flexref.cli.main import COMMANDS, command_group, run
@@ -18,13 +17,6 @@ from flexref.engine.engine import Engine
 from flexref.errors import BaselineError
 
 SMALL = ("--model", "tiny", "--prompt-len", "12", "--gen-len", "4", "--rows", "4", "--rows-per-group", "2")
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rates of these tests are measured on little."""
-    monkeypatch.setattr(rates, "COPY_BYTES", (1 << 16,))
-    monkeypatch.setattr(rates, "PRODUCT_WIDTHS", (32, 64))
 
 
 def bench(*arguments: str) -> int:
