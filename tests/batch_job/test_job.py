@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -135,6 +135,7 @@ def job(
     return BatchJob(engines(file, policy), iter(left), kept, FACTS, [watching])
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several jobs
 @given(passes=st.lists(st.integers(0, 6), max_size=5))
 def test_a_job_that_was_stopped_anywhere_goes_on_and_comes_to_the_same(
     model_file: Callable[..., Any], passes: list[int]
@@ -268,6 +269,7 @@ def test_what_a_lane_ends_with_when_the_keeper_has_failed_is_raised_and_nothing_
     assert str(found.value) == ("cannot write in there" if type(error) is StorageError else "cannot write the journal")
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is a whole job
 @given(damaged=st.sets(st.integers(1, 60), min_size=1, max_size=3))
 def test_rows_whose_records_are_damaged_begin_again_from_their_tokens(
     model_file: Callable[..., Any], damaged: set[int]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -78,6 +78,7 @@ def served_alone(file: Any, asked: Sequence[Some | LineAnswer]) -> dict[int, Lin
         return {answer.number: answer for line in asked for answer in Serving(iter([line])).run(engine)}
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example opens several engines
 @given(asked=lines(), policies=st.lists(policies(), min_size=1, max_size=4), data=st.data())
 def test_lines_come_to_the_same_on_engines_that_leave_off_anywhere(
     model_file: Callable[..., Any], asked: list[Some | LineAnswer], policies: list[Policy], data: st.DataObject

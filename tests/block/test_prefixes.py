@@ -177,6 +177,7 @@ def test_a_stream_has_the_same_results_whether_its_rows_share_or_not(
         assert result == whole[result.number]
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is two whole jobs
 @given(asked=prompts(), stored=STORED, policy=policies(), data=st.data())
 def test_rows_have_the_same_scores_whether_they_share_or_not(
     model_file: Any, asked: list[list[int]], stored: tuple[str, str], policy: Policy, data: st.DataObject

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import flexref.check.logits
@@ -52,6 +52,7 @@ def engine_logits(path: Path, row: list[int]) -> Any:
     return scored.logits
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole job, in float64 too
 @given(st.data())
 def test_the_engine_is_inside_the_bound_in_every_variant(tmp_path_factory: Any, data: st.DataObject) -> None:
     spec, path = data.draw(own.specs(layers=2)), tmp_path_factory.mktemp("models") / "model.h5"

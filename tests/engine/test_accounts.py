@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -110,6 +110,7 @@ def test_a_peak_is_that_of_its_own_job(path: str, job: Callable[..., Any]) -> No
     assert all(held[tier] <= small[tier] for tier in held)
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several jobs
 @given(policy=own.policies(), rows=st.integers(1, 4), prompt=st.integers(1, 12), new=st.integers(1, 6))
 def test_the_plan_counts_what_loading_needs_to_the_byte(
     model_file: Any, policy: Policy, rows: int, prompt: int, new: int

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -36,6 +36,7 @@ def generate(path: str, rows: list[Any], policy: Policy | None = None, request: 
         return engine.generate(rows, request or Request(6)).outputs
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several jobs
 @given(own.token_rows(90, rows=6), st.integers(1, 3), st.integers(1, 3), st.booleans())
 def test_a_seeded_row_gets_its_own_draws_however_rows_are_grouped(
     model_file: Any, rows: list[list[int]], rows_per_group: int, groups: int, overlap: bool

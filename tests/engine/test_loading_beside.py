@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -256,6 +256,7 @@ def tokens_until(ending: Ending, engine: Engine, streamed: bool) -> dict[int, li
     return found
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several jobs
 @given(
     policy=own.policies(),
     open_bytes=LATENESS,

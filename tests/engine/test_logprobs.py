@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -17,6 +17,7 @@ from flexref.sampling.settings import SamplingSettings
 from flexref.testing import strategies as own
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole job
 @given(own.specs(layers=2), own.policies(), st.sampled_from((0.0, 0.7)), st.integers(1, 100), st.data())
 def test_every_token_has_its_log_probability_and_the_most_probable_ones(
     model_file: Any, spec: ModelSpec, policy: Policy, temperature: float, top: int, data: st.DataObject

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -86,6 +86,7 @@ def nothing_is_left(engine: Engine, port: Any) -> None:
     engine.session.gate.check()
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a job and one for each row
 @given(asked=requests(), policy=policies())
 def test_every_row_of_a_stream_gets_what_it_gets_alone(
     model_file: Any, asked: list[RowRequest], policy: Policy
@@ -116,6 +117,7 @@ def test_stop_texts_are_each_rows_own() -> None:
     assert {result.output.finish_reason for result in results if result.output is not None} == {"stop", "length"}
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is several jobs
 @given(asked=requests(), policies=st.tuples(policies(), policies()), data=st.data())
 def test_a_row_begun_again_from_its_tokens_goes_on_as_if_it_had_not_been_interrupted(
     model_file: Any, asked: list[RowRequest], policies: tuple[Policy, Policy], data: st.DataObject
@@ -196,6 +198,7 @@ class InputFailedError(Exception):
     """What an iterator of requests raises here."""
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is several jobs
 @given(asked=requests(), policy=policies(), data=st.data())
 def test_an_iterator_that_raises_ends_the_job_after_the_rows_that_it_had_given(
     model_file: Any, counting: Any, asked: list[RowRequest], policy: Policy, data: st.DataObject
@@ -269,6 +272,7 @@ def test_nothing_of_the_input_is_held_beyond_the_window(
 # The caller
 
 
+@settings(max_examples=settings.default.max_examples // 4)  # each example is five jobs
 @given(asked=requests(), policy=policies(), data=st.data())
 def test_a_caller_who_stops_listening_leaves_no_lane_and_no_memory(
     model_file: Any, counting: Any, asked: list[RowRequest], policy: Policy, data: st.DataObject
@@ -316,6 +320,7 @@ def test_a_stream_without_a_policy_has_one_chosen_for_its_first_rows(model_file:
         assert list(engine.run([])) == []
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a job and one for each row
 @given(asked=requests(), policy=policies(), numbers=st.lists(st.integers(0, 8), min_size=9, max_size=9))
 def test_a_row_draws_by_the_number_that_it_is_given_wherever_it_stands(
     model_file: Any, asked: list[RowRequest], policy: Policy, numbers: list[int]

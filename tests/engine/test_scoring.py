@@ -68,6 +68,7 @@ def at_home(policy: Policy, groups: int) -> Policy:
     )
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs, on every port
 @given(job=jobs(), stored=STORED, policy=own.policies(), groups=st.sampled_from((1, 3)))
 def test_scores_are_bit_identical_for_every_placement(
     model_file: Any,
@@ -88,6 +89,7 @@ def test_scores_are_bit_identical_for_every_placement(
     assert_same_bits(found, score(path, rows, at_home(policy, groups), backend=computing_port, top=3))
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs
 @given(job=jobs(), stored=STORED, policy=own.policies(), chunk=st.integers(1, 5))
 def test_rows_are_scored_whole_whatever_a_pass_reads_of_a_prompt_at_most(
     model_file: Any, job: tuple[ModelSpec, list[ScoredRow]], stored: tuple[str, str], policy: Policy, chunk: int
@@ -157,6 +159,7 @@ def test_the_last_position_has_the_logits_that_generation_chooses_from(
         np.testing.assert_array_equal(scored.logits[0], logits[number])
 
 
+@settings(max_examples=settings.default.max_examples // 3)  # each example is several jobs
 @given(jobs(), STORED, own.policies())
 def test_budgets_are_kept_to_the_byte_and_one_byte_less_is_refused(
     model_file: Any, counting: Any, job: tuple[ModelSpec, list[ScoredRow]], stored: tuple[str, str], policy: Policy

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -197,6 +197,7 @@ def left(engine: Engine, rows: list[list[int]]) -> Stats:
 JOBS = (generated, scored, streamed, left)
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several jobs
 @given(
     policy=own.policies(),
     jobs=st.lists(st.tuples(st.sampled_from(JOBS), own.token_rows(SPEC.vocabulary)), min_size=1, max_size=4),

@@ -58,6 +58,7 @@ def run(
     return [output.token_ids for output in outputs], logits
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs
 @given(jobs(), STORED, own.policies(attention_on="device"))
 def test_tokens_and_logits_are_those_of_direct_calls_with_everything_at_home(
     job: tuple[ModelSpec, list[list[int]]], stored: tuple[str, str], policy: Policy
@@ -85,7 +86,7 @@ ON_HOST = own.policies(attention_on="host", cache=Shares(0.3, 0.5, 0.2))
 
 
 @pytest.mark.skipif(not is_possible(), reason="numba is not installed")
-@settings(max_examples=8)  # three runs each
+@settings(max_examples=5)  # three runs each
 @given(jobs(), STORED, ON_HOST)
 def test_with_attention_on_the_host_bits_depend_on_the_places_of_rows_alone(
     job: tuple[ModelSpec, list[list[int]]], stored: tuple[str, str], policy: Policy
@@ -132,6 +133,7 @@ def scored(draw: st.DrawFn) -> tuple[ModelSpec, list[ScoredRow]]:
     return spec, [ScoredRow(tuple(row), draw(st.integers(1, len(row) - 1))) for row in rows]
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs
 @given(scored(), STORED, own.policies(attention_on="device"))
 def test_scores_are_those_of_a_run_with_everything_at_home(
     job: tuple[ModelSpec, list[ScoredRow]], stored: tuple[str, str], policy: Policy

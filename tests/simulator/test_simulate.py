@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -75,6 +75,7 @@ def written_bytes() -> Iterator[list[int]]:
         yield found
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole job
 @given(
     spec=own.specs(),
     stored=st.sampled_from([("none", "float32"), ("none", "float16"), ("int4", "float16")]),
@@ -147,6 +148,7 @@ def test_bytes_and_peaks_of_a_job_that_scores_are_those_of_a_real_run(
     assert found.decode_s == 0
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole job, twice
 @given(policy=own.policies(), rows=st.integers(1, 6), new_tokens=st.integers(8, 40), overlap=st.booleans())
 def test_passes_that_are_left_out_take_what_they_would(
     policy: Policy, rows: int, new_tokens: int, overlap: bool

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from flexref_numpy import NumpyBackend
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -80,6 +80,7 @@ def test_the_layout_is_the_one_that_a_writer_gives(
     assert len(shifts) == 1  # all of it lies after the metadata that a file has first
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole file, several times
 @given(own.specs(), STORED, st.integers(0, 1 << 40))
 def test_every_byte_is_filled_and_the_same_for_a_seed(spec: ModelSpec, stored: tuple[str, str], seed: int) -> None:
     file = random_file(spec, scheme=stored[0], dtype=stored[1], seed=seed)
@@ -148,6 +149,7 @@ class Poisoned(NumpyBackend):
         return memory
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is two whole jobs
 @given(own.specs(), STORED, own.policies(cache_schemes=("none",)), st.sampled_from([(1, 0), (0, 1), (0.5, 0.5)]))
 def test_logits_are_bit_identical_wherever_random_weights_lie(
     spec: ModelSpec, stored: tuple[str, str], policy: Policy, shares: tuple[float, float]

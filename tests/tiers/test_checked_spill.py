@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
@@ -218,6 +218,7 @@ def spilling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Engine,
         yield engine, told, engine.generate(PROMPTS, REQUEST).outputs
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole job
 @given(number=st.integers(0, 100), times=st.integers(1, 2))
 def test_a_job_over_damaged_spills_has_the_same_tokens_or_one_line(spilling: Any, number: int, times: int) -> None:
     engine, told, expected = spilling

@@ -3,7 +3,7 @@
 from collections import Counter
 from typing import Any
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexref.architecture.spec import ModelSpec
@@ -54,6 +54,7 @@ def flat(table: Any) -> dict[tuple[str, str], Any]:
     return {(link, kind): value for link, kinds in table.items() for kind, value in kinds.items()}
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is several jobs
 @given(
     jobs=st.lists(
         st.tuples(st.lists(st.integers(1, 4), min_size=1, max_size=4), own.policies()), min_size=1, max_size=3
