@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from flexref.backend.pinning_time import pinning_time
 from flexref.backend.protocol import Backend
 from flexref.storage.weightfile import WeightFile
 from flexref.tiers.disk import CHUNK_BYTES, READERS, WeightsOnDisk
@@ -58,6 +59,7 @@ def weights_rate(backend: Backend, path: str, extents: Sequence[Piece]) -> float
     host = backend.allocate("host", max(IN_FLIGHT) * CHUNK_BYTES)  # aligned, as direct reads need it
     best, began = 0.0, time.perf_counter()
     try:
+        pinning_time(backend).settle()  # nothing that is timed runs beside it
         memory = backend.host_memory(host)
         with closing(WeightsOnDisk(path)) as file, ThreadPoolExecutor(max(IN_FLIGHT)) as pool:
             windows = _windows(pieces)
@@ -103,6 +105,7 @@ def spill_rates(backend: Backend, directory: str | Path) -> tuple[float, float]:
         return best
 
     try:
+        pinning_time(backend).settle()
         with closing(SpillFile(directory, DISK_BYTES)) as file:
             outward, inward = rate(file, file.write), rate(file, file.read)
     finally:

@@ -279,5 +279,5 @@ def _typical(meter: Meter, memory: Memory, named: tuple[str, Link], nbytes: int,
         values.append(link_seconds(meter, memory, link, nbytes, count))
         if not meter.pace.has(values[-1] * count):
             break
-    middle = meter.record.figure(name, label, values)
-    return fmean(values) if sizes.sustained_s >= LONG_S else middle
+    measured_s, middle = meter.clock() - begin, meter.record.figure(name, label, values)
+    return fmean(values) if measured_s >= LONG_S else middle

@@ -71,9 +71,9 @@ class Memory:
         if nbytes > self._left[tier]:
             raise CapacityError(tier, "a profile", nbytes, self._left[tier], {}, "a quarter of what is free is used")
         buffer = self.backend.allocate(tier, nbytes)
-        pinning_time(self.backend).settle()  # nothing that is timed runs beside it
         self._buffers.append(buffer)
         self._left[tier] -= nbytes
+        pinning_time(self.backend).settle()  # nothing that is timed runs beside it
         return buffer
 
     def array(self, shape: tuple[int, ...], dtype: str, scale: float = 1.0, tier: str = "device") -> Any:

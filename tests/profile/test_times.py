@@ -488,9 +488,13 @@ class StallingPort(FakePort):
         return ticket
 
 
-def test_a_stall_does_not_stand_for_all_copies_of_its_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "sizes", [Sizes.quick(), replace(Sizes.quick(), sustained_s=0.7, bound_s=4.0)], ids=["quick", "bounded"]
+)
+def test_a_stall_does_not_stand_for_all_copies_of_its_size(sizes: Sizes) -> None:
+    """Nor where a profile was to measure for long, and has not the time."""
     port = StallingPort()
-    with Meter(port, Sizes.quick(), None, port.clock) as meter:
+    with Meter(port, sizes, None, port.clock) as meter:
         curves = copy_curves(meter, None)
     for nbytes, seconds in curves[LINKS[1]].points:
         assert seconds == pytest.approx(port.step_s("cache_out", nbytes), rel=1e-3)
