@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from flexref.engine.events import OnEvent, WeightsLoaded
-from flexref.engine.wall import Wall, WallPart
+from flexref.engine.wall import NANOSECONDS, Wall, WallPart
 from flexref.errors import in_gib
 from flexref.tiers.mover import Mover
 from flexref.tiers.pool import Arena
@@ -82,13 +82,13 @@ class HeldWeights:
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
-        """Nothing but loading is done meanwhile."""
-        begin_s = time.perf_counter()
+        """Nothing but loading is done meanwhile; what the port tells of waits for something else counts there alone."""
+        before_ns = self._wall.spent_ns(WallPart.LOAD)
         try:
             with self._wall.part(WallPart.LOAD):
                 yield
         finally:
-            self.load_s += time.perf_counter() - begin_s
+            self.load_s += (self._wall.spent_ns(WallPart.LOAD) - before_ns) / NANOSECONDS
 
     def _tell(self, loaded_bytes: int, total_bytes: int) -> None:
         if loaded_bytes == total_bytes and self._store is not None and self._mover.backend.caps.computes:

@@ -15,6 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from flexref.architecture.spec import ModelSpec
 from flexref.backend.compiling import CompileTime
 from flexref.backend.pinning_time import PinningTime
+from flexref.backend.protocol import Lane
 from flexref.check.models import write_model
 from flexref.engine.engine import Engine
 from flexref.engine.held_weights import HeldWeights
@@ -241,6 +242,21 @@ class Compiling(NumpyBackend):
         return super().linear(*operands, **more)
 
 
+class PinningWeights(NumpyBackend):
+    """Has whoever submits the first copies wait for memory that is pinned beside, as a port of CUDA may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pinning, self.waited = PinningTime(), False
+
+    def submit(self, lane: Lane, steps: Any, after: Any) -> Any:
+        if not self.waited:
+            time.sleep(SLOW_S)
+            self.pinning.seconds += SLOW_S
+            self.waited = True
+        return super().submit(lane, steps, after)
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> str:
     write_model(tmp_path / "model.h5", SPEC)
@@ -254,6 +270,16 @@ def test_what_a_port_compiles_is_in_no_pass(path: str) -> None:
     assert first.wall_parts_s["compile"] == pytest.approx(SLOW_S)
     check(first, "engine")
     assert second.wall_parts_s["compile"] == 0
+
+
+def test_waiting_for_memory_while_weights_load_counts_once(path: str) -> None:
+    with load(path, policy=Policy(), backend=PinningWeights()) as engine:
+        before_ns = engine.session.wall.spent_ns(WallPart.LOAD)
+        stats = generated(engine, [[1, 2, 3]])
+        loading_s = (engine.session.wall.spent_ns(WallPart.LOAD) - before_ns) / NANOSECONDS
+    assert stats.wall_parts_s["allocate"] >= SLOW_S
+    assert stats.load_s == pytest.approx(loading_s, abs=ROUNDING_S)
+    check(stats, "engine")
 
 
 def test_time_between_two_jobs_is_in_neither(path: str) -> None:
