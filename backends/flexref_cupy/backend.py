@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import psutil
 
 from flexref.backend.capabilities import Capabilities, Description
 from flexref.backend.protocol import LANES, LaneStep, Matrix, Prefix, Ticket
@@ -28,9 +27,6 @@ from flexref_cupy.operators.products import FUSED_ROWS, Products
 from flexref_cupy.pinning import PIECE_BYTES, Pinning
 from flexref_cupy.recording import CALL_BYTES, GRAPH_BYTES, RECORDED_BYTES, Graphs, Recording
 from flexref_cupy.rehearsal import Compiling, ImaginaryCuda
-
-HOST_RESERVE = 0.06
-"""The share of free host memory that is left to the system: pinned pages can never be moved or swapped."""
 
 COMPUTE_DTYPE = "float16"
 
@@ -67,7 +63,7 @@ class CupyBackend:
             recorded_call_bytes=CALL_BYTES,
             lacks_on_host="" if attends else on_host.INSTALL,
         )
-        self.pinning = Pinning(self.cuda, piece_bytes, free_bytes=partial(self.free_bytes, "host"))
+        self.pinning = Pinning(self.cuda, piece_bytes)
         copying = Copying(self.cuda, self.pinning)
         self.device = Device(self.cuda, copying)
         self.compiling = Compiling(self.device.kernels, self.cuda.compiles_ahead, partial(_imagined, fused_rows))
@@ -91,10 +87,13 @@ class CupyBackend:
     # Memory
 
     def free_bytes(self, tier: str) -> int:
-        """See `Backend.free_bytes`; the port's own scratch, which the caller counts, is free to it."""
+        """See `Backend.free_bytes`; the port's own scratch, which the caller counts, is free to it.
+
+        What was given out and is not present yet is not free, though the system says so.
+        """
         if tier == "device":
             return self.cuda.memory()[0] + SCRATCH_BYTES
-        return int(psutil.virtual_memory().available * (1 - HOST_RESERVE))
+        return self.pinning.free_bytes()
 
     def allocate(self, tier: str, nbytes: int) -> Buffer:
         """See `Backend.allocate`; host memory is pinned beside what the caller does next."""

@@ -127,6 +127,7 @@ class Lane:
 
     def _run(self) -> None:
         self._cuda.join_thread()
+        self._copying.beside()
         for steps, after, ticket in iter(self._jobs.get, None):
             self._work(steps, after, ticket)
             del steps, after, ticket  # a lane that waits for work holds no buffer that its last work copied

@@ -125,6 +125,10 @@ class Copying:
     def __init__(self, cuda: Cuda, pinning: Pinning) -> None:
         self.cuda, self.pinning = cuda, pinning
 
+    def beside(self) -> None:
+        """The calling thread is a lane's: what its copies wait for is not counted as the caller's time."""
+        self.pinning.beside()
+
     def copy(self, target: int, source: int, nbytes: int, stream: int) -> None:
         """Copy bytes in any direction, in order with the stream."""
         done = 0

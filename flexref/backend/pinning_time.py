@@ -9,6 +9,11 @@ class PinningTime:
     def __init__(self) -> None:
         self.seconds = 0.0
 
+    @property
+    def refused(self) -> bool:
+        """Whether the system has refused a part of memory that was given out, and not given back: it is of no use."""
+        return False
+
     def settle(self) -> None:
         """Wait until all memory that was given out is pinned: what is timed then has the machine for itself."""
 

@@ -169,7 +169,7 @@ class Session:
 
         `EngineError` while a job is under way.
         """
-        with self.gate.work():
+        with self.gate.work(), self._nothing_refused_is_kept():
             return self._weights.under(WeightsPlan.under(self.file, policy), self._tell_of_faults)
 
     def memory_plan(self, policy: Policy, weights: WeightsPlan, rows: JobRows) -> BlockPlan:
@@ -208,7 +208,10 @@ class Session:
         if trace is not None:
             trace.begin_job(f"{self.file.spec.name} on {self.backend.name}", time.perf_counter(), self.arenas)
         try:
-            with self._weights.beside(WeightsPlan.under(self.file, stats.policy), self._tell_of_faults) as weights:
+            with (
+                self._nothing_refused_is_kept(),
+                self._weights.beside(WeightsPlan.under(self.file, stats.policy), self._tell_of_faults) as weights,
+            ):
                 account = Account(self.standing, weights, self.arenas, self.wall, trace)
                 self._traffic.restart(on_done)  # what was loaded until now is told, and is no part of the job's account
                 account.tell_held()
@@ -218,6 +221,16 @@ class Session:
                     self._close(account, begun)
         finally:
             self._traffic.on_done = None
+
+    @contextmanager
+    def _nothing_refused_is_kept(self) -> Iterator[None]:
+        """The next job gets no host memory of which the system has refused a part: its copies would fail, too."""
+        try:
+            yield
+        finally:
+            if pinning_time(self.backend).refused and not self.mover.abandoned:
+                self._weights.release()
+                self.arenas[Tier.HOST].give_up_kept()
 
     def _close(self, account: Account, begun: Reading | None) -> None:
         """Write the account of a job that has ended."""

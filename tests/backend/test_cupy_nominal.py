@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from flexref_cupy import nominal
-from flexref_cupy.backend import HOST_RESERVE as PORT_RESERVE
 from flexref_cupy.device import SCRATCH_BYTES as PORT_SCRATCH
 from flexref_cupy.nominal import machine_of
 from flexref_cupy.operators.products import FUSED_ROWS as PORT_ROWS
+from flexref_cupy.pinning import HOST_RESERVE as PORT_RESERVE
 from flexref_cupy.recording import CALL_BYTES, GRAPH_BYTES
 from flexref_cupy.recording import RECORDED_BYTES as PORT_RECORDED
 from hypothesis import given

@@ -33,7 +33,7 @@ class Device:
 
     def nothing(self, *_: Any) -> None: ...
 
-    record = join_thread = destroy_stream = nothing
+    record = join_thread = destroy_stream = beside = nothing
 
 
 @pytest.mark.parametrize("by_the_thread", [False, True])

@@ -14,7 +14,8 @@ import numpy.typing as npt
 from flexref.backend.compiling import CompileTime
 from flexref.backend.records import RecordLayout
 from flexref_cupy.memory import Tensor
-from flexref_cupy.pinning import PinnedMemory, Pinning
+from flexref_cupy.pinned_memory import PinnedMemory
+from flexref_cupy.pinning import Pinning
 
 INSTALL = "it needs numba, which is not installed: pip install '.[numba]' in the checkout of flexref"
 
