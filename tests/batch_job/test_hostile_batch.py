@@ -21,9 +21,9 @@ from hostile_run.trial import HUNG, Ran  # noqa: E402
 @pytest.mark.parametrize(
     "arguments",
     [
-        ("kills", "--kills", "3", "--lines", "24"),
+        ("kills", "--kills", "2", "--lines", "24"),
         ("torn", "--jobs", "1", "--every", "150", "--lines", "8"),
-        ("faults", "--cases", "9"),
+        ("faults", "--cases", "6"),
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Document
 from tokenizers import models, pre_tokenizers, processors
@@ -48,6 +48,7 @@ def model(folder: Path, spec: ModelSpec = SPEC, seed: int = 0) -> Path:
     return folder / "dense.h5"
 
 
+@settings(max_examples=settings.default.max_examples // 2)  # each example is a whole model, twice
 @given(
     spec=specs(layers=2, positions=20),
     group_size=st.sampled_from([4, 32, 64]),

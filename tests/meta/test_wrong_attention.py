@@ -439,12 +439,12 @@ def test_every_clause_on_caches_rejects_a_port() -> None:
 def test_copied_prefixes_themselves_are_right() -> None:
     """Else the ports that change them would be rejected for another reason than their change."""
     backend = CopiesPrefixes()
-    assert violation(backend, prefixes.a_shared_prefix_is_as_good_as_a_copy) is None
+    assert violation(backend, prefixes.a_shared_prefix_is_as_good_as_a_copy, 100) is None
     backend.close()
 
 
 def test_textbook_attention_itself_is_right() -> None:
     """Else the ports that change it would be rejected for another reason than their change."""
     backend = ChangedAttention()
-    assert violation(backend, attention.attend_is_causal_attention) is None
+    assert violation(backend, attention.attend_is_causal_attention, 100) is None
     backend.close()

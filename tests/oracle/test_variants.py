@@ -67,7 +67,7 @@ def any_variants(draw: st.DrawFn) -> Variant:
 
 
 # Shrinking would take longer than a test may, and tells little: sizes are small anyway.
-@settings(phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(phases=(Phase.explicit, Phase.reuse, Phase.generate), max_examples=settings.default.max_examples // 2)
 @given(any_variants(), st.data())
 def test_any_variant_gives_the_oracles_logits(
     tmp_path_factory: pytest.TempPathFactory, variant: Variant, data: st.DataObject

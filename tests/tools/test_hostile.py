@@ -165,11 +165,11 @@ def hostile(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_sixty_cases_hold_and_the_end_says_figures() -> None:
-    done = hostile("--cases", "60", "--jobs", "2", "--seed", "3")
+def test_forty_cases_hold_and_the_end_says_figures() -> None:
+    done = hostile("--cases", "40", "--jobs", "2", "--seed", "3")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^all +60 ", done.stdout, re.MULTILINE)
-    assert re.search(r"60 cases of seed 3 in \d+ s: no failures", done.stdout)
+    assert re.search(r"^all +40 ", done.stdout, re.MULTILINE)
+    assert re.search(r"40 cases of seed 3 in \d+ s: no failures", done.stdout)
 
 
 def test_a_case_is_shown_alone() -> None:
