@@ -169,7 +169,9 @@ class GenerationJob:
             self._finder.find(self._waiting.rows)
 
     def _passes(self) -> Generator[Sequence[StreamedToken | None], None, None]:
-        planned = self._planned(self.lengths) or (yield from self._next_planned())
+        # Those that arrived since a policy was chosen may share something with those that it was chosen for.
+        looked_at = self._all_lengths()[: len(self.lengths)]
+        planned = self._planned(looked_at) or (yield from self._next_planned())
         if planned is None:
             return
         self.session.rehearsals.of(planned, self.policy.row_invariant)

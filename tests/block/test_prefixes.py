@@ -319,3 +319,16 @@ def test_the_longest_prefix_that_is_known_is_shared_and_the_last_token_is_a_rows
     assert later[0].prefix is rows[0].prefix is rows[1].prefix
     assert [row.seen for row in (*rows, *later)] == [2 * CHUNK_TOKENS] * 3 + [CHUNK_TOKENS] * 2
     assert later[1].prefix is later[2].prefix, "the two that it is too long for share a shorter one"
+
+
+def test_rows_that_share_since_a_policy_was_chosen_are_planned_for(model_file: Any, monkeypatch: Any) -> None:
+    """Of a stream some rows are looked at first, and more once it is known how many a block has: with those, the first
+    ones begin alike."""
+    monkeypatch.setattr("flexref.engine.generation.FIRST_LOOK", 2)
+    begun = [BEGINNING[:CHUNK_TOKENS], BEGINNING[1 : CHUNK_TOKENS + 1]]
+    asked = [RowRequest([*begun[number % 2], number], Request(2, ignore_eos=True)) for number in range(4)]
+    with load(model_file(SPEC), policy=Policy(rows_per_group=4), scratch_bytes=SCRATCH_BYTES) as engine:
+        job = GenerationJob(engine.session, iter(asked))
+        found = list(results(job))
+    assert [result.error for result in found] == [None] * 4
+    assert (job.stats.blocks, job.stats.shared_prefix_tokens) == (1, 2 * CHUNK_TOKENS)
