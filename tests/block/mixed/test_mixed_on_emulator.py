@@ -5,13 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from alone import SPEC, Alone
 from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, compiler_is_here
 from flexref_cupy import CupyBackend
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test as run_machine
-from mixed_states import MixedStates
+from mixed_kit.alone import SPEC, Alone
+from mixed_kit.mixed_states import MixedStates
 
 from flexref.errors import CapacityError
 from flexref.loading import load

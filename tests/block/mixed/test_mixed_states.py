@@ -4,11 +4,11 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
-from alone import SPEC, Alone
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test as run_machine
-from late_port import LateRecordings
-from mixed_states import MixedStates
+from mixed_kit.alone import SPEC, Alone
+from mixed_kit.late_port import LateRecordings
+from mixed_kit.mixed_states import MixedStates
 
 from flexref.backend.protocol import CHUNK_TOKENS
 from flexref.block import prefixes

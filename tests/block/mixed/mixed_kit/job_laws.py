@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from alone import ENDS, Alone, Asked
 
 from flexref.block.budgets import lasting_needs, loading_need, totals
 from flexref.block.planned_block import PlannedBlock
@@ -16,6 +15,7 @@ from flexref.engine.results import RowResult, StreamedToken
 from flexref.errors import CapacityError, PromptError
 from flexref.tiers.weights_plan import LOADING
 from flexref.units import Tier
+from mixed_kit.alone import ENDS, Alone, Asked
 
 
 class JobLaws:

@@ -10,12 +10,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from alone import Asked, Gone, arriving, request_of, requests
-from block_laws import look_at_places, look_at_prefixes, look_at_what_is_left
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from job_laws import JobLaws
-from late_port import CALL_BYTES
 
 from flexref.block.budgets import totals
 from flexref.block.rows import Row
@@ -28,6 +24,10 @@ from flexref.loading import load
 from flexref.policy import Policy
 from flexref.testing import strategies as own
 from flexref.units import Tier
+from mixed_kit.alone import Asked, Gone, arriving, request_of, requests
+from mixed_kit.block_laws import look_at_places, look_at_prefixes, look_at_what_is_left
+from mixed_kit.job_laws import JobLaws
+from mixed_kit.late_port import CALL_BYTES
 
 KEPT = {"weights", "weight slots", "weight staging", "scratch"}
 """What is held between two jobs."""

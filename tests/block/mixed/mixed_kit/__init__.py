@@ -1,0 +1,1 @@
+"""The parts of the machine of mixed jobs; it holds no test."""
