@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from flexref_cupy.driver import kernel_source
 from flexref_cupy.driver.compiler import Compiler, Nvrtc, architecture
 from flexref_cupy.driver.kernel_source import Source, source
 
@@ -112,3 +113,40 @@ def test_what_nvrtc_says_of_a_wrong_text_is_passed_on(nvrtc: Nvrtc, tmp_path: Pa
     with pytest.raises(RuntimeError, match=r"one\.cu does not compile.*NVRTC_ERROR_COMPILATION(.|\n)*one\.cu\(2\)"):
         Compiler((9, 0), nvrtc, KeptBytes(tmp_path, MOST)).program(wrong)
     assert list(tmp_path.iterdir()) == []
+
+
+ONE = """constexpr int NUMBER = 1;
+#include "shared.cuh"
+
+extern "C" __global__ void one(float* x) {
+    await_earlier();
+BODY}
+"""
+
+
+def included(monkeypatch: pytest.MonkeyPatch, shared: str, body: str = "") -> Source:
+    """A kernel whose text includes another one."""
+    texts = {"one.cu": ONE.replace("BODY", body), "shared.cuh": shared}
+    monkeypatch.setattr(kernel_source, "_text", texts.__getitem__)
+    return source("one", {}, "__device__ void await_earlier();")
+
+
+def test_what_a_kernel_includes_stands_in_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = included(monkeypatch, "struct Shared {};\n")
+    assert found.text.splitlines()[1:6] == [
+        '#line 1 "one.cu"',
+        "constexpr int NUMBER = 1;",
+        '#line 1 "shared.cuh"',
+        "struct Shared {};",
+        '#line 3 "one.cu"',
+    ]
+    assert "#include" not in found.text
+    assert included(monkeypatch, "struct Other {};\n") != found
+
+
+def test_the_compiler_names_the_file_of_an_error(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = Compiler((9, 0), nvrtc, KeptBytes(tmp_path, MOST))
+    with pytest.raises(RuntimeError, match=r"shared\.cuh\(2\): error"):
+        compiler.program(included(monkeypatch, "struct Shared {};\nnothing_such here;\n"))
+    with pytest.raises(RuntimeError, match=r"one\.cu\(6\): error"):
+        compiler.program(included(monkeypatch, "struct Shared {};\n", "    nothing_such();\n"))

@@ -17,6 +17,8 @@ as CuPy has it whenever it compiles; bounds of errors count the smallest normal 
 AWAIT = "\n    await_earlier();"
 """Stands in every kernel: see common.cuh."""
 
+_INCLUDED = re.compile(r'^#include "([^"]+)"\n', re.MULTILINE)
+
 _SIGNATURE = re.compile(r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\s*\(([^)]*)\)')
 
 
@@ -47,9 +49,20 @@ def _text(name: str) -> str:
     return (files("flexref_cupy") / "kernels" / name).read_text(encoding="utf-8")
 
 
+def _with_included(name: str) -> str:
+    """A file of `kernels/` with the texts that it includes in their places: the compiler is given no files."""
+    text = _text(name)
+
+    def included(line: re.Match[str]) -> str:
+        number = text.count("\n", 0, line.end()) + 1
+        return f'#line 1 "{line[1]}"\n{_text(line[1])}#line {number} "{name}"\n'
+
+    return _INCLUDED.sub(included, text)
+
+
 def source(operator: str, macros: Mapping[str, object], common: str | None = None) -> Source:
     """The text of `operator` after what all kernels share, which `common` replaces where no device compiles it."""
-    body = _text(f"{operator}.cu")
+    body = _with_included(f"{operator}.cu")
     signatures = {}
     for kernel in _SIGNATURE.finditer(body):
         name, arguments = kernel.groups()
