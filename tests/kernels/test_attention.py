@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from flexref_cupy import CupyBackend
 from flexref_cupy.device import COUNTERS_BYTES
 from flexref_cupy.memory import Tensor
 from flexref_cupy.operators import segments
-from flexref_cupy.operators.attention import LayoutKernels
+from flexref_cupy.operators.decode_choice import DecodeChoice
 from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,7 +32,7 @@ EXACT = [
 LOOSE = [("none", 96, 64), ("none", 129, 64), ("none", 256, 64), ("int4", 100, 7), ("int4", 72, 64), ("int4", 256, 128)]
 """Some of those that they do not."""
 
-WAYS = (("many", False), ("few", False), ("some", False), ("many", True), ("rows", True))
+WAYS = (*((role, False) for role in ("many", "some", "several", "few", "short")), ("many", True), ("rows", True))
 """Roles of blocks of decode, see `DecodeBlocks`, that take items or whole rows."""
 
 DECODES = ((0, 15, 16, 17), (255, 256, 300), (800,))
@@ -72,17 +71,22 @@ def apart(port: CupyBackend, request: pytest.FixtureRequest) -> Iterator[bool]:
     port.keep_rows_apart(True)
 
 
+def ways(port: CupyBackend, kind: tuple[str, int, int]) -> list[tuple[str, bool]]:
+    """Those of `WAYS` that differ on the port's device."""
+    blocks = DecodeChoice(layout_of(kind), port.cuda.capability, 1).blocks
+    found = {(getattr(blocks, role), whole): (role, whole) for role, whole in WAYS}
+    return [way for (block, _), way in found.items() if block is not None]
+
+
 def choose(monkeypatch: pytest.MonkeyPatch, role: str, whole: bool) -> None:
-    """Have decode use the blocks of one role, see `DecodeBlocks`, and of codes take whole rows or no row whole."""
-    monkeypatch.setattr(LayoutKernels, "block", lambda kernels, items: getattr(kernels.blocks, role))
-    monkeypatch.setattr(
-        LayoutKernels, "block_of_rows", lambda kernels, held: getattr(kernels.blocks, role) if whole else None
-    )
+    """Have decode use the blocks of one role, see `DecodeBlocks`, and take whole rows or no row whole."""
+    monkeypatch.setattr(DecodeChoice, "of_items", lambda choice, *items: getattr(choice.blocks, role))
+    monkeypatch.setattr(DecodeChoice, "of_rows", lambda choice, held: getattr(choice.blocks, role) if whole else None)
 
 
-def launched(port: CupyBackend, kernel: str) -> int:
-    """How often a kernel was started."""
-    return sum(count for (_, name), count in port.cuda.launches.items() if name == kernel)
+def launched(port: CupyBackend, kernels: str) -> int:
+    """How often kernels were started whose names begin so."""
+    return sum(count for (_, name), count in port.cuda.launches.items() if name.startswith(kernels))
 
 
 def counters(port: CupyBackend) -> Values:
@@ -227,9 +231,7 @@ def test_no_bit_depends_on_how_many_warps_a_head_has_nor_on_how_its_records_come
 ) -> None:
     past = (37, 530)
     found: list[Values] = []
-    for on, (role, whole) in product((port, newer) if kind[0] == "int4" else (port,), WAYS):
-        if (whole and kind[0] == "none") or (on is port and role in ("some", "rows")):
-            continue  # halves are not taken whole, and the older device has no such blocks
+    for on, (role, whole) in [(one, way) for one in (port, newer) for way in ways(one, kind)]:
         choose(monkeypatch, role, whole)
         with Bench(on) as bench:
             this = Pass(bench, layout_of(kind, heads=5), past, [1] * len(past), seed=5).filled()
@@ -361,7 +363,7 @@ def test_a_prefix_of_any_number_of_chunks_is_as_good_as_a_copy(
         k, v = ([row[of:] for row, of in zip(part, (*shared, 0), strict=True)] for part in (this.k, this.v))
         this.cache.append(k, v, (*shared, 0))
         assert_same_bits(this.run(which=which).read(), needed, "rows that share a prefix")
-        for role, whole in WAYS if kind in EXACT[4:] else ():
+        for role, whole in ways(port, kind) if kind in EXACT else ():
             choose(monkeypatch, role, whole)
             assert_same_bits(this.run(which=which).read(), needed, f"rows that share a prefix, {role}, {whole}")
 

@@ -9,7 +9,7 @@ from emulated_bench import NO_COMPILER
 from emulated_cuda import EmulatedCuda, EmulationError, compiler_is_here
 from flexref_cupy import CupyBackend
 from flexref_cupy.memory import Tensor
-from flexref_cupy.operators import attention
+from flexref_cupy.operators import decode_choice
 from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, padded_count
 from hypothesis import given
 from hypothesis import strategies as st
@@ -160,7 +160,7 @@ def test_lengths_whose_launches_cut_rows_are_not_renewed(port: CupyBackend, monk
         rows = [bench.array(np.zeros(700 * LAYOUT.record_bytes, np.uint8)) for _ in range(4)]
         handle, q = port.cache_rows(rows, LAYOUT), bench.array(half(4, 32))
         out = bench.array(half(4, 32))
-        monkeypatch.setattr(attention, "WHOLE_BUSY", 2)  # no block takes a whole row
+        monkeypatch.setattr(decode_choice, "WHOLE_BUSY", {True: 2})  # no block takes a whole row
         segments, other = (port.segments([600] * 4, [1] * 4) for _ in range(2))
         port.attend(handle, segments, q, 1.0, out)
         whole = port.download(out)

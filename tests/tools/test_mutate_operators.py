@@ -74,7 +74,7 @@ def test_a_mutant_knows_its_function_and_what_is_equal_is_counted() -> None:
 @pytest.mark.parametrize("name", PORTS)
 def test_every_file_of_a_port_is_mutated_kernels_too(name: str) -> None:
     port = PORTS[name]
-    paths = port.folder.rglob("*.cu" if port.emulated else "*.py")
+    paths = port.folder.rglob("*.cu*" if port.emulated else "*.py")
     wanted = {str(path.relative_to(port.folder)) for path in paths if path.name != "__init__.py"}
     assert wanted <= set(port.files())
 

@@ -90,7 +90,7 @@ PORTS: Mapping[str, Port] = {
     port.name: port
     for port in (
         Port("numpy", "flexref_numpy", variants=("", SMALL_SCRATCH)),
-        Port("cupy-emulated", "flexref_cupy", ("kernels/*.cu", COMMON), tuple(DEVICES), loading_s=120.0),
+        Port("cupy-emulated", "flexref_cupy", ("kernels/*.cu", "kernels/*.cuh"), tuple(DEVICES), loading_s=120.0),
         Port("torch", "flexref_torch", variants=("", SMALL_PIECES, LIKE_A_GPU), loading_s=30.0),
         Port("numba", "flexref_numba", ("*.py", "kernels/*.py"), loading_s=60.0),
     )

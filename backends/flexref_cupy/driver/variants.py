@@ -17,21 +17,22 @@ HALF_OR_FLOAT = ("half", "float")
 ACTIVATIONS = ("relu", "gelu", "gelu_tanh", "quick_gelu", "silu", "sigmoid", "tanh")
 """All that a model may name; the contract asks for each."""
 
-_RECORDS = (
-    *_all(FORM=("VALUES",), WIDTH=(16, 64, 80, 128), GROUP=(0,)),
-    *_all(FORM=("CODES",), WIDTH=(16,), GROUP=(16,)),
-    *_all(FORM=("CODES",), WIDTH=(64,), GROUP=(32, 64)),
-    *_all(FORM=("CODES",), WIDTH=(80,), GROUP=(64,)),
-    *_all(FORM=("CODES",), WIDTH=(128,), GROUP=(32, 64, 128)),
+_HALVES = _all(WIDTH=(16, 64, 80, 128))
+
+_CODES = (
+    *_all(WIDTH=(16,), GROUP=(16,)),
+    *_all(WIDTH=(64,), GROUP=(32, 64)),
+    *_all(WIDTH=(80,), GROUP=(64,)),
+    *_all(WIDTH=(128,), GROUP=(32, 64, 128)),
 )
 """Cache records whose layout kernels know as a constant: the head widths of the published models, and a small one."""
 
 
 class DecodeBlock(NamedTuple):
-    """A block of attend_decode.cu: `heads` of an item, `team` warps each.
+    """A block of decode attention: `heads` of an item, `team` warps each; see attend_decode.cuh.
 
-    chunk_steps: steps of 16 keys whose codes come at once; stages: such chunks in shared memory (halves do not come
-    there); min_blocks: so many blocks the registers of a multiprocessor are made to hold.
+    chunk_steps: steps of 16 keys whose records come at once; stages: such chunks in shared memory, none where records
+    come to registers; min_blocks: so many blocks the registers of a multiprocessor are made to hold.
     """
 
     heads: int
@@ -52,36 +53,86 @@ class DecodeBlock(NamedTuple):
 
 
 class DecodeBlocks(NamedTuple):
-    """Those of one form: for many items, or rows as items; for a row as an item where rows are few; for few items."""
+    """Those of one form: for items by their number, from many to the fewest; for some of short rows; for whole rows."""
 
     many: DecodeBlock
-    rows: DecodeBlock
     some: DecodeBlock
+    several: DecodeBlock
     few: DecodeBlock
+    short: DecodeBlock
+    rows: DecodeBlock | None
 
 
-DECODE_CODES = DecodeBlocks(
-    DecodeBlock(4, 1, 4, 2, 4), DecodeBlock(4, 2, 8, 2, 1), DecodeBlock(2, 2, 8, 3, 3), DecodeBlock(1, 4, 8, 4, 4)
+def _stages(stages: int, min_blocks: int) -> DecodeBlock:
+    """A block for one head of halves."""
+    return DecodeBlock(1, 4, 4, stages, min_blocks)
+
+
+_FOUR_HEADS = DecodeBlock(4, 1, 0, 0, 3), DecodeBlock(4, 1, 0, 0, 4)
+"""Blocks whose halves come to registers: for any width, and for 64 at most."""
+
+_HALVES_LARGE = DecodeBlocks(
+    many=_FOUR_HEADS[0],
+    some=_stages(3, 4),
+    several=_stages(4, 3),
+    few=_stages(8, 1),
+    short=DecodeBlock(1, 4, 2, 4, 5),
+    rows=_stages(4, 3),
 )
-"""The fastest of those that were measured on an H200."""
+_CODES_LARGE = DecodeBlocks(
+    many=DecodeBlock(4, 1, 4, 2, 4),
+    some=DecodeBlock(2, 2, 8, 3, 3),
+    several=DecodeBlock(2, 2, 8, 3, 3),
+    few=DecodeBlock(1, 4, 8, 4, 4),
+    short=DecodeBlock(2, 2, 8, 3, 3),
+    rows=DecodeBlock(4, 2, 8, 2, 1),
+)
+"""The fastest of those that were measured on an H200, for records of halves and of codes."""
 
-DECODE_CODES_SMALL = DecodeBlocks(*(DecodeBlock(4, 1, 2, 2, 4),) * 4)
+_HALVES_MIDDLE = _HALVES_LARGE._replace(few=_HALVES_LARGE.several)
+"""The fastest there within 99 KiB of shared memory."""
+
+_HALVES_SMALL = DecodeBlocks(*_FOUR_HEADS[:1] * 2, *(DecodeBlock(1, 2, 2, 2, 3),) * 3, None)
+_CODES_SMALL = DecodeBlocks(*(DecodeBlock(4, 1, 2, 2, 4),) * 6)
 """For devices that copy to shared memory by way of registers: nothing was measured there."""
 
+COPYING_CAPABILITY = (8, 0)
+"""Devices since then copy to shared memory beside their arithmetic."""
 
-def decode_blocks(macros: Macros, copies_beside: bool) -> DecodeBlocks:
-    """The blocks for records of a form; `copies_beside`: whether the device copies beside its arithmetic."""
-    if macros["FORM"] == "CODES":
-        return DECODE_CODES if copies_beside else DECODE_CODES_SMALL
-    fit = 4 if int(str(macros["WIDTH"])) <= 64 else 3
-    many, few = DecodeBlock(4, 1, 4, 2, fit), DecodeBlock(1, 4, 4, 2, fit)
-    return DecodeBlocks(many, many, many, few)
+LARGE_CAPABILITIES = ((8, 0), (9, 0), (10, 0))
+"""Devices whose blocks may have 163 KiB of shared memory or more."""
 
 
-_DECODE = tuple(
-    {**macros, **block.macros}
-    for macros in _RECORDS
-    for block in dict.fromkeys(decode_blocks(macros, True) + decode_blocks(macros, False))
+def decode_blocks(macros: Macros, capability: tuple[int, int]) -> DecodeBlocks:
+    """The blocks for records of a layout on a device."""
+    is_small = capability < COPYING_CAPABILITY
+    if "GROUP" in macros:
+        return _CODES_SMALL if is_small else _CODES_LARGE
+    blocks = _HALVES_LARGE if capability in LARGE_CAPABILITIES else _HALVES_MIDDLE
+    four_heads = _FOUR_HEADS[int(str(macros["WIDTH"])) <= 64]
+    return _HALVES_SMALL._replace(many=four_heads, some=four_heads) if is_small else blocks._replace(many=four_heads)
+
+
+def decode_operator(macros: Macros, block: DecodeBlock) -> str:
+    """The operator, and its kernel, that takes records of a layout with a block."""
+    if "GROUP" in macros:
+        return "attend_decode_codes"
+    return "attend_decode_few" if block.stages else "attend_decode_halves"
+
+
+def _decode(operator: str) -> tuple[Macros, ...]:
+    """The variants of one operator."""
+    return tuple(
+        {**macros, **block.macros}
+        for macros in (*_HALVES, *_CODES)
+        for block in dict.fromkeys(decode_blocks(macros, LARGE_CAPABILITIES[0]) + decode_blocks(macros, (0, 0)))
+        if block is not None and decode_operator(macros, block) == operator
+    )
+
+
+_RECORDS = (
+    *({"FORM": "VALUES", **macros, "GROUP": 0} for macros in _HALVES),
+    *({"FORM": "CODES", **macros} for macros in _CODES),
 )
 
 _PREFILL = tuple({**macros, "APART": apart} for macros in _RECORDS for apart in (0, 1))
@@ -178,7 +229,9 @@ VARIANTS: Mapping[str, tuple[Macros, ...]] = {
     "add_bias": _all(OUT=HALF_OR_FLOAT, BIAS=HALF_OR_FLOAT, RUN=(1, 8)),
     "add_rows": _all(TABLE=HALF_OR_FLOAT, RUN=(1, 8)),
     "append": _all(WIDE=(0, 1)),
-    "attend_decode": _DECODE,
+    **{
+        operator: _decode(operator) for operator in ("attend_decode_codes", "attend_decode_few", "attend_decode_halves")
+    },
     "attend_prefill": (*_PREFILL, *_LOOSE_RECORDS),
     "expand": _all(STORED=HALF_OR_FLOAT),
     "gather": (

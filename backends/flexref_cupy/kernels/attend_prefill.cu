@@ -12,7 +12,7 @@
 // Shared memory holds KEYS keys and as many values as halves. Values are on their way to it while scores are computed,
 // the next keys while the values are used: as bytes beside the arithmetic, or, of codes, in registers.
 //
-// APART: a token's bits are those of attend_decode.cu, which takes 16 keys at a time and cuts a row's keys
+// APART: a token's bits are those of decode (attend_decode.cuh), which takes 16 keys at a time and cuts a row's keys
 // into segments. So exponentials are against the highest score up to their 16 keys, and are rounded to half before they
 // are summed too; sums start anew with every segment, of SEGMENT_KEYS keys from the row's first one, and segments are
 // added to each other in their order. What the segments so far have given is kept in dynamic shared memory, of
@@ -166,8 +166,8 @@ struct Carrier {
     }
 };
 
-// Numbers of a head in 4-bit groups are not multiplied in their order, but in that in which attend_decode.cu finds them
-// (`number_of`): a set of 16 is a word of every lane's part of a group, a part a quarter of the group's bytes; a short
+// Numbers of a head in 4-bit groups are not multiplied in their order, but in that in which attend_decode_codes.cu finds
+// them (`number_of`): a set of 16 is a word of every lane's part of a group, a part a quarter of the group's bytes; a short
 // group of 16 is one set. In shared memory sets of keys and of queries lie one after the other, two pieces each.
 constexpr int PART_WORDS = GROUP_NUMBERS / 32, GROUP_SETS = GROUP_NUMBERS / 16;
 constexpr int LONG_GROUPS = PART_WORDS ? WIDTH / GROUP_NUMBERS : 0;

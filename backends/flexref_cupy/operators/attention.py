@@ -13,9 +13,10 @@ from flexref.backend.records import RecordLayout
 from flexref.errors import PolicyError
 from flexref_cupy.device import COUNTERS_BYTES, PARTIALS_BYTES, Device, SmallArray
 from flexref_cupy.driver.launching import Kernel
-from flexref_cupy.driver.variants import VARIANTS, DecodeBlock, decode_blocks
+from flexref_cupy.driver.variants import VARIANTS, DecodeBlock
 from flexref_cupy.memory import Tensor
-from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, STEP_KEYS, TILE_TOKENS, Segments
+from flexref_cupy.operators.decode_choice import DecodeChoice
+from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, TILE_TOKENS, Segments
 from flexref_cupy.operators.starts import Starts, StartTables, distances_of
 
 WIDEST_HEAD = 256
@@ -24,21 +25,8 @@ WIDEST_HEAD = 256
 LOOSE_WIDTHS = (16, 64, 128, WIDEST_HEAD)
 """Heads of other widths than those of the exact variants are computed as the next wider of these, with zeros."""
 
-HEADS_PER_BLOCK = 4
-"""Heads that one block of decode takes where there are many, a warp each."""
-
-FEW_BLOCKS, SOME_BLOCKS = {False: 1.0, True: 0.25}, 3.0
-"""Up to so many blocks of four heads a multiprocessor are few, of halves and of codes, or some: more warps share a
-head."""
-
-WHOLE_BUSY = 0.7
-"""Decode over codes takes whole rows, a multiprocessor some of them, where their work is spread as evenly as this."""
-
 THREADS = 128
 """A block of attention."""
-
-COPYING_CAPABILITY = (8, 0)
-"""Devices since then copy to shared memory beside their arithmetic."""
 
 APPEND_THREADS, APPEND_TEAM, APPEND_DEPTH = 256, 8, 8
 """A block of `append`, its threads that quantize one group, and the blocks that share a tile's tokens."""
@@ -68,59 +56,30 @@ class LayoutKernels:
         self._device, self.layout = device, layout
         self._decodes: dict[DecodeBlock, Kernel] = {}
         self._prefills: dict[bool, Kernel] = {}
-        self.blocks = decode_blocks(exact_macros(layout), device.cuda.capability >= COPYING_CAPABILITY)
-        self.exact = {**exact_macros(layout), **self.blocks.many.macros} in VARIANTS["attend_decode"]
+        self.choice = DecodeChoice(layout, device.cuda.capability, device.cuda.multiprocessors)
+        many = self.choice.blocks.many
+        self.exact = {**self.choice.macros, **many.macros} in VARIANTS[self.choice.operator(many)]
         """Whether kernels know the layout as a constant; the others go number by number."""
         self.group_size = min(layout.group_size, layout.head_width)
-        self.head_blocks = -(-layout.heads // HEADS_PER_BLOCK)
         self.head_bytes = layout.packed_width if layout.quantized else 2 * layout.head_width
         self.wide_codes = not (layout.head_width % 8 or self.group_size % 8)
         self.kept_bytes = TILE_TOKENS * layout.head_width * 4
         """What a tile keeps of earlier segments, in shared memory, where rows have bits of their own."""
         self.wide_values = not layout.heads * layout.head_width % 8
         partial_bytes = layout.heads * (-(-layout.head_width // 64) * 64 + 2) * 4
-        self.items_at_once = min(PARTIALS_BYTES // partial_bytes, COUNTERS_BYTES // 4 // self.head_blocks)
+        self.items_at_once = min(PARTIALS_BYTES // partial_bytes, COUNTERS_BYTES // 4 // self.choice.head_blocks)
         """Items of decode whose partial sums and counters fit the scratch."""
         if self.items_at_once < MOST_SPLITS:
             raise PolicyError(f"the port's attention cannot take {layout.heads} heads of width {layout.head_width}")
 
     def decode(self, block: DecodeBlock) -> Kernel:
-        """`attend_decode` of an exact layout."""
+        """The kernel of decode for an exact layout."""
         kernel = self._decodes.get(block)
         if kernel is None:
-            macros, needed_bytes = exact_macros(self.layout), self.shared_bytes(block)
-            kernel = self._device.kernels.get("attend_decode", "attend_decode", needed_bytes, **macros, **block.macros)
+            name, macros = self.choice.operator(block), {**self.choice.macros, **block.macros}
+            kernel = self._device.kernels.get(name, name, self.choice.shared_bytes(block), **macros)
             self._decodes[block] = kernel
         return kernel
-
-    def block(self, items: int) -> DecodeBlock:
-        """The block for so many items."""
-        each = items * self.head_blocks / self._device.cuda.multiprocessors
-        if items * self.layout.heads * 4 > COUNTERS_BYTES or each > SOME_BLOCKS:
-            return self.blocks.many
-        return self.blocks.few if each <= FEW_BLOCKS[self.layout.quantized] else self.blocks.some
-
-    def block_of_rows(self, segments: Segments) -> DecodeBlock | None:
-        """The block that takes whole rows; None where it is better to cut them into items.
-
-        No bit depends on it: rows so long that items are more than a segment stay cut.
-        """
-        if not self.layout.quantized or not segments.single_keys:
-            return None
-        if not segments.apart and segments.most_single_keys > MOST_SPLITS * SEGMENT_KEYS:
-            return None
-        each = segments.row_count * self.head_blocks / self._device.cuda.multiprocessors
-        even = segments.single_keys / (segments.most_single_keys * segments.row_count)
-        if even * each / math.ceil(each) < WHOLE_BUSY:
-            return None
-        return self.blocks.rows if each <= 1 else self.blocks.many
-
-    def shared_bytes(self, block: DecodeBlock) -> int:
-        """What a block keeps of codes in shared memory: see `PITCH` in attend_decode.cu."""
-        if not self.layout.quantized:
-            return 0
-        row_bytes = block.heads * (self.head_bytes + 4 * self.layout.groups)
-        return block.stages * block.chunk_steps * STEP_KEYS * ((row_bytes + 31) // 64 * 64 + 32)
 
     def prefill(self, apart: bool) -> Kernel:
         """`attend_prefill` of any layout; of loose ones it is the same, since no other kernel serves them."""
@@ -269,14 +228,15 @@ class Attention:
 
     def _decode(self, rows: CacheRows, segments: Segments, q: Tensor, factor: int, out: Tensor) -> None:
         kernels, layout, scratch = rows.kernels, rows.kernels.layout, self._device.scratch
-        whole = kernels.block_of_rows(segments)
+        of_codes = (kernels.head_bytes, layout.pairs_offset) if layout.quantized else ()
+        whole = kernels.choice.of_rows(segments)
         for first, count in [(0, segments.row_count)] if whole else segments.launches(kernels.items_at_once):
-            block = whole or kernels.block(count)
+            block = whole or kernels.choice.of_items(count, segments.most_single_keys)
             kernels.decode(block)(
                 (count * -(-layout.heads // block.heads), 1, 1),
                 block.threads,
                 *(rows.records, rows.starts, segments.rows, 0 if whole else segments.items + 8 * first),
                 *(q.address, q.pitch, out.address, out.pitch, scratch.partials, scratch.counters),
-                *(layout.heads, kernels.head_bytes, layout.pairs_offset, layout.record_bytes, factor),
-                shared_bytes=kernels.shared_bytes(block),
+                *(layout.heads, *of_codes, layout.record_bytes, factor),
+                shared_bytes=kernels.choice.shared_bytes(block),
             )
