@@ -95,29 +95,38 @@ def test_a_users_settings_are_as_before_after_each_product(port: Any, monkeypatc
     assert seen == [(True, False)] * 3
 
 
-@pytest.mark.parametrize("setting", ["cuda.matmul", "mkldnn.matmul", "mkldnn", ""])
-def test_a_product_reads_all_bits_however_pytorch_was_told_not_to(setting: str) -> None:
-    """In a process of its own: PyTorch does not forget that both of its ways of setting it were used.
+def test_a_product_reads_all_bits_however_pytorch_was_told_not_to() -> None:
+    """In processes of their own: PyTorch does not forget that both of its ways of setting it were used.
 
-    Its compiler, which takes longer to load than all else, is not there: nothing on a processor needs it.
+    They begin as copies of one that has loaded it. Its compiler, which takes longer to load than all else, is not
+    there: nothing on a processor needs it.
     """
     code = """if True:
-        import flexref_torch, numpy as np, operator, sys, torch
-        flags = operator.attrgetter("SETTING")(torch) if "SETTING" != "backends" else torch.backends
-        general, flags.fp32_precision = torch.backends, "tf32" if "cuda" in "SETTING" else "bf16"
-        def settings():
-            each = torch.backends, torch.backends.mkldnn, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
-            return [one.fp32_precision for one in each]
-        before, port = settings(), flexref_torch.TorchBackend("cpu")
-        draw = np.random.default_rng(0)
-        x, w = (draw.standard_normal((64, 256)).astype(np.float32) for _ in range(2))
-        found = port.download(port.linear(port.upload(x), port.upload(w), None))
-        print(bool(np.abs(found - x.astype(np.float64) @ w.T.astype(np.float64)).max() < 1e-4), settings() == before)
-        flags.fp32_precision = "none"
-        print(set(settings()) == {"none"}, "torch._dynamo" not in sys.modules)
-    """.replace("SETTING", f"backends.{setting}".rstrip("."))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.split() == ["True"] * 4, done.stderr
+        import flexref_torch, numpy as np, operator, os, sys, torch
+        def told(setting):
+            flags = operator.attrgetter(setting)(torch)
+            flags.fp32_precision = "tf32" if "cuda" in setting else "bf16"
+            def settings():
+                each = torch.backends, torch.backends.mkldnn, torch.backends.cuda.matmul, torch.backends.mkldnn.matmul
+                return [one.fp32_precision for one in each]
+            before, port = settings(), flexref_torch.TorchBackend("cpu")
+            draw = np.random.default_rng(0)
+            x, w = (draw.standard_normal((64, 256)).astype(np.float32) for _ in range(2))
+            found = port.download(port.linear(port.upload(x), port.upload(w), None))
+            error = np.abs(found - x.astype(np.float64) @ w.T.astype(np.float64)).max()
+            as_before = settings() == before
+            flags.fp32_precision = "none"
+            return bool(error < 1e-4), as_before, set(settings()) == {"none"}, "torch._dynamo" not in sys.modules
+        for setting in sys.argv[1:]:
+            child = os.fork()
+            if child == 0:
+                print(setting, *told(setting), flush=True)
+                os._exit(0)
+            os.waitpid(child, 0)
+    """
+    settings = ("backends.cuda.matmul", "backends.mkldnn.matmul", "backends.mkldnn", "backends")
+    done = subprocess.run([sys.executable, "-c", code, *settings], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [f"{setting} True True True True" for setting in settings], done.stderr
 
 
 def test_a_thread_that_is_done_leaves_anothers_product_exact() -> None:

@@ -82,7 +82,7 @@ def test_columns_and_lines_that_say_no_size_are_not_heard(monkeypatch: pytest.Mo
 
 
 def test_a_shell_that_knows_no_width_gets_its_table_all_the_same() -> None:
-    assert flexref("backends", columns="0").stdout == flexref("backends").stdout
+    assert flexref("models", columns="0").stdout == flexref("models").stdout
 
 
 def test_numbers_stay_whole_where_there_is_little_room() -> None:
