@@ -19,15 +19,19 @@ from flexref.errors import CapacityError
 
 
 class Gated(Registrations):
-    """Notes in which order it pins; the second piece only when `go` is set."""
+    """Notes in which order it pins; what it begins when `is_closed` is set it ends when `go` is."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.order, self.go = list[int](), threading.Event()
+        self.order, self.is_closed = list[int](), False
+        self.held, self.go = threading.Event(), threading.Event()
 
     def pin(self, address: int, nbytes: int) -> None:
         self.order.append(address)
-        if len(self.order) == 2:
+        if self.is_closed:
+            self.is_closed = False
+            self.order = [address]
+            self.held.set()
             self.go.wait()
         super().pin(address, nbytes)
 
@@ -54,10 +58,12 @@ def interrupts() -> Iterator[Callable[[], None]]:
 def test_memory_that_is_asked_for_does_not_wait_for_the_turns_of_other_memory(nbytes: int) -> None:
     cuda = Gated()
     pinning = pinning_on(cuda, 8)
-    large = pinning.allocate(60 * PIECE)
+    large = pinning.allocate(2000 * PIECE)
+    cuda.is_closed = True
+    assert cuda.held.wait(10)
     threading.Timer(0.3, cuda.go.set).start()  # when it has long been asked for
     memory = pinning.allocate(nbytes)
-    assert pinning.find(cuda.order[2]) is memory, "it comes after what was under way"
+    assert pinning.find(cuda.order[1]) is memory, "it comes after what was under way"
     pinning.release(memory)
     pinning.release(large)
 
@@ -96,7 +102,7 @@ def test_room_that_memory_given_out_before_will_take_is_not_given_out_twice() ->
 
 def test_pages_of_what_was_refused_go_however_long_its_error_lives() -> None:
     places = list[int]()
-    pinning = pinning_on(Registrations({5: REFUSED}), 2, lambda address, nbytes: places.append(address))
+    pinning = pinning_on(Registrations({5: REFUSED}), 1, lambda address, nbytes: places.append(address))
     memory = pinning.allocate(9 * PIECE)
     with pytest.raises(CapacityError) as found:
         pinning.settle()
