@@ -198,6 +198,7 @@ class CupyBackend:
         self._closed = True
         for lane in self._lanes.values():
             lane.close()
+        self.pinning.close()
         self._graphs.close()
         self._on_host.close()
         self.device.close()

@@ -108,7 +108,9 @@ class PinnedMemory:
             with self._turns.waiting(self):
                 self._state.wait_for(lambda: self.ended or self._has(number))
             if not self._has(number):
-                raise self._error or RuntimeError("pinned memory is waited for that was given back")
+                raise self._error or RuntimeError(
+                    "pinned memory is waited for that was given back, or whose port is closed"
+                )
 
     def _has(self, number: int | None) -> bool:
         return self.whole if number is None else number in self._pinned
@@ -144,15 +146,20 @@ class PinnedMemory:
             self._error = self._error or error
             self._state.notify_all()
 
+    def end(self) -> None:
+        """Pin nothing more of it, but what a thread registers just now."""
+        with self._state:
+            self.ended = True
+            self._state.notify_all()
+
     def give_back(self, unpin: Callable[[int], None]) -> None:
         """Pin nothing more, and when no thread is at it call `unpin` with the start of all that is pinned.
 
         Its pages go then, whoever still has this object: an error may have it for long. It can be called again after
         something broke it off.
         """
+        self.end()
         with self._state:
-            self.ended = True
-            self._state.notify_all()
             self._state.wait_for(lambda: not self._at_work)
         self.whole = False
         while self._pinned:

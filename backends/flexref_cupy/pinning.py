@@ -119,6 +119,11 @@ class Pinning(PinningTime):
         for memory in self._by_address[1]:
             self._wait(memory, None)
 
+    def close(self) -> None:
+        """Pin nothing more; what was given out can still be given back."""
+        for memory in self._by_address[1]:
+            memory.end()
+
     def beside(self) -> None:
         """The calling thread works beside the port's callers: what it waits for is no time of theirs."""
         self._beside.it_is = True

@@ -57,10 +57,7 @@ def test_a_job_after_one_whose_memory_was_refused_gets_other_memory(model_file: 
         again = tokens(engine)
     assert not cuda.pinned()
     assert again == expected(path)
-    deadline = time.monotonic() + 5
-    while any(thread.name == "flexref pinning" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline, "a thread is left"
-        time.sleep(0.01)
+    await_pinning()
 
 
 def test_what_was_given_out_and_is_not_there_yet_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +73,27 @@ def test_what_was_given_out_and_is_not_there_yet_is_not_free(monkeypatch: pytest
     assert port.free_bytes("host") == free_bytes, "now the system itself knows"
     port.release(buffer)
     port.close()
+
+
+def test_a_port_that_is_closed_pins_nothing_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that nobody gives back, since Ctrl-C broke work off for good, takes no more of the machine."""
+    port, there = CupyBackend(cuda=(cuda := EmulatedCuda()), piece_bytes=4096), threading.Semaphore(1)
+    monkeypatch.setattr(port.pinning, "_touch", lambda address, nbytes: there.acquire())
+    buffer = port.allocate("host", 10 * 4096)
+    port.close()
+    there.release(9)
+    await_pinning()
+    assert len(cuda.pinned()) == 1
+    port.release(buffer)
+    assert not cuda.pinned()
+
+
+def await_pinning() -> None:
+    """Wait until no thread pins any more."""
+    deadline = time.monotonic() + 5
+    while any(thread.name == "flexref pinning" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline, "a thread is left"
+        time.sleep(0.01)
 
 
 def expected(path: str) -> Any:
