@@ -61,5 +61,5 @@ def test_rows_of_mixed_jobs_have_what_they_have_alone_on_an_emulated_device(mode
     with load(path, policy=Policy(), backend=port, graphs=False) as engine:
         MixedStates.path, MixedStates.alone, MixedStates.right = path, Alone(engine), None
         MixedStates.make_port = EmulatedPort
-        some = max(1, settings().max_examples // 25)
+        some = max(1, settings().max_examples // 8)
         run_machine(MixedStates, settings=settings(max_examples=some, stateful_step_count=5))  # type: ignore[no-untyped-call]

@@ -1,4 +1,7 @@
-"""Mixed jobs of every kind, one after another on one engine, beside rows alone; and parts that are wrong on purpose."""
+"""Mixed jobs of every kind, one after another on one engine, beside rows alone; and parts that are wrong on purpose.
+
+For hours of them: `FLEXREF_HYPOTHESIS_PROFILE=nightly pytest --timeout 0 tests/block/mixed`.
+"""
 
 from collections.abc import Generator
 from typing import Any
