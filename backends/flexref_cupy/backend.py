@@ -63,7 +63,7 @@ class CupyBackend:
             recorded_call_bytes=CALL_BYTES,
             lacks_on_host="" if attends else on_host.INSTALL,
         )
-        self.pinning = Pinning(self.cuda, piece_bytes)
+        self.pinning = Pinning(self.cuda, piece_bytes, under_way=self._under_way)
         copying = Copying(self.cuda, self.pinning)
         self.device = Device(self.cuda, copying)
         self.compiling = Compiling(self.device.kernels, self.cuda.compiles_ahead, partial(_imagined, fused_rows))
@@ -186,6 +186,11 @@ class CupyBackend:
         end = self._events.take()
         self.cuda.record(end, self.cuda.compute_stream)
         return DeviceTicket(self._events, None, end, (1,))
+
+    def _under_way(self) -> list[Ticket]:
+        """Tickets of all that the device has been given to do."""
+        queued = [lane.queued for lane in self._lanes.values()]
+        return [self.mark(), *(ticket for ticket in queued if ticket is not None)]
 
     def wait(self, ticket: Ticket) -> None:
         """See `Backend.wait`; blocks the host only as long as a lane's thread has work before the copies."""

@@ -76,6 +76,8 @@ class Lane:
         self._thread = threading.Thread(target=self._run, name=f"flexref lane {name}", daemon=True)
         self._started = self._closed = False
         self._newest: ThreadTicket | None = None
+        self.queued: DeviceTicket | None = None
+        """The last of what the device was given to do."""
 
     def submit(self, steps: Sequence[LaneStep], after: Sequence[Ticket]) -> DeviceTicket | ThreadTicket:
         """Queue the steps; they start when `after` is done. `RuntimeError` once the lane is closed."""
@@ -123,7 +125,8 @@ class Lane:
         except BaseException:
             self._cuda.await_stream(self._stream)
             raise
-        return DeviceTicket(self._events, start, end, [move.nbytes for move in moves])
+        self.queued = ticket = DeviceTicket(self._events, start, end, [move.nbytes for move in moves])
+        return ticket
 
     def _run(self) -> None:
         self._cuda.join_thread()

@@ -102,15 +102,17 @@ class PinnedMemory:
         with self._state:
             return 0 if self.ended else self.nbytes - sum(self.pieces[number][1] for number in self._pinned)
 
-    def wait(self, number: int | None = None) -> None:
-        """Wait until a piece is pinned, or all of them; raises why it never will be."""
+    def wait(self, number: int | None = None, at_most_s: float | None = None) -> bool:
+        """Wait until a piece is pinned, or all of them; whether it is, after `at_most_s`. Raises why it never will."""
         with self._state:
             with self._turns.waiting(self):
-                self._state.wait_for(lambda: self.ended or self._has(number))
+                if not self._state.wait_for(lambda: self.ended or self._has(number), at_most_s):
+                    return False
             if not self._has(number):
                 raise self._error or RuntimeError(
                     "pinned memory is waited for that was given back, or whose port is closed"
                 )
+            return True
 
     def _has(self, number: int | None) -> bool:
         return self.whole if number is None else number in self._pinned

@@ -16,6 +16,7 @@ import psutil
 
 from flexref.backend.host_pages import make_present
 from flexref.backend.pinning_time import PinningTime
+from flexref.backend.protocol import Ticket
 from flexref.errors import CapacityError
 from flexref.units import ALIGNMENT_BYTES, aligned
 from flexref_cupy.driver.cuda import Cuda, refused
@@ -29,6 +30,10 @@ HOST_RESERVE = 0.06
 
 MOST_THREADS = 8
 """As many as pin faster than any layer needs its memory; the others are left to what runs beside."""
+
+
+ASKED_AGAIN_S = 0.002
+"""Whoever waits looks so often whether the device still has work."""
 
 
 def spare_bytes() -> int:
@@ -46,12 +51,15 @@ class Pinning(PinningTime):
         threads: int | None = None,
         touch: Callable[[int, int], None] = make_present,
         spare_bytes: Callable[[], int] = spare_bytes,
+        under_way: Callable[[], Sequence[Ticket]] = tuple,
     ) -> None:
-        """`touch` (address, bytes) makes pages present; `spare_bytes` is what the system can spare."""
+        """`touch` (address, bytes) makes pages present; `spare_bytes` is what the system can spare; `under_way` are
+        tickets of all that the device has been given to do.
+        """
         super().__init__()
         self._cuda, self.piece_bytes = cuda, aligned(piece_bytes, ALIGNMENT_BYTES)
         self._threads = min(MOST_THREADS, len(os.sched_getaffinity(0))) if threads is None else threads
-        self._touch, self._spare_bytes = touch, spare_bytes
+        self._touch, self._spare_bytes, self._under_way = touch, spare_bytes, under_way
         self._turns = Turns()
         self._by_address: tuple[tuple[int, ...], tuple[PinnedMemory, ...]] = ((), ())
         self._leaving = list[PinnedMemory]()
@@ -129,12 +137,20 @@ class Pinning(PinningTime):
         self._beside.it_is = True
 
     def _wait(self, memory: PinnedMemory, number: int | None) -> None:
-        begin_s = time.perf_counter()
-        try:
+        """Wait for a piece, or for all; what counts is the time in which the device has nothing to do."""
+        if hasattr(self._beside, "it_is"):
             memory.wait(number)
+            return
+        tickets, idle_s = self._under_way(), None
+        try:
+            while True:
+                if idle_s is None and all(ticket.done() for ticket in tickets):
+                    idle_s = time.perf_counter()
+                if memory.wait(number, ASKED_AGAIN_S if idle_s is None else None):
+                    return
         finally:
-            if not hasattr(self._beside, "it_is"):
-                self.seconds += time.perf_counter() - begin_s
+            if idle_s is not None:
+                self.seconds += time.perf_counter() - idle_s
 
     def _work(self, memory: PinnedMemory) -> None:
         """What a thread does until all of the memory is pinned."""

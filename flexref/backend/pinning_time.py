@@ -4,7 +4,10 @@ from typing import Any, Protocol, runtime_checkable
 
 
 class PinningTime:
-    """Seconds that callers of a port have waited for memory, given out already, to be pinned, since it was made."""
+    """Seconds that callers of a port have waited for memory, given out already, to be pinned, since it was made.
+
+    Of these only those in which nothing was under way on the device: beside other work nobody waits longer for it.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0

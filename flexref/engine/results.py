@@ -89,8 +89,8 @@ class Stats:
 
     `load_s` is the time in which nothing was done but weights loaded, by the job or by the one before it that needed
     them; what loads beside a pass is not waited for. `allocate_s` is that to take the memory of the job's
-    blocks, to give it back, and to wait for what is still to be pinned of it (on CUDA); they count in neither
-    `prefill_s` nor `decode_s`.
+    blocks, to give it back, and to wait, beside an idle device, for what is still to be pinned of it (on CUDA); they
+    count in neither `prefill_s` nor `decode_s`.
     `peak_bytes` are the most that were held since the job began, with the weights that lay there already; loading them
     counts if the job did it.
     `prefill_s` is the time of the passes that only read prompts, `decode_s` all other time of the blocks: where rows

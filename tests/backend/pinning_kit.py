@@ -52,8 +52,11 @@ class Registrations:
             ctypes.memmove(target[0] + row * target[1], source[0] + row * source[1], nbytes)
 
 
-def pinning_on(cuda: Registrations, threads: int = 3, touch: Any = None, free_bytes: int = 1 << 40) -> Pinning:
-    more = {} if touch is None else {"touch": touch}
+def pinning_on(
+    cuda: Registrations, threads: int = 3, touch: Any = None, free_bytes: int = 1 << 40, **more: Any
+) -> Pinning:
+    if touch is not None:
+        more["touch"] = touch
     return Pinning(cuda, PIECE, threads, spare_bytes=lambda: free_bytes, **more)  # type: ignore[arg-type]
 
 

@@ -87,6 +87,32 @@ def test_what_is_waited_for_is_counted() -> None:
     pinning.release(memory)
 
 
+class Until:
+    """A ticket of work that is done at a time."""
+
+    def __init__(self, end_s: float) -> None:
+        self.end_s = end_s
+
+    def done(self) -> bool:
+        return time.perf_counter() >= self.end_s
+
+
+@pytest.mark.parametrize("busy_s", [0.0, 0.1, 1.0])
+def test_what_is_waited_for_beside_a_device_at_work_is_not_counted(busy_s: float) -> None:
+    touch, begin_s = Held(), time.perf_counter()
+    touch.let.release()
+    tickets = [Until(begin_s), Until(begin_s + busy_s)]
+    pinning = pinning_on(Registrations(), 1, touch, under_way=lambda: tickets)
+    memory = pinning.allocate(2 * PIECE)
+    threading.Timer(0.2, touch.let.release).start()
+    assert pinning.left(memory.address + PIECE) == PIECE
+    waited_s = time.perf_counter() - begin_s
+    assert waited_s >= 0.2
+    assert pinning.seconds <= max(0.0, waited_s - busy_s)
+    assert (pinning.seconds > 0) is (busy_s < 1)
+    pinning.release(memory)
+
+
 @given(pieces=st.integers(2, 9), fails_at=st.integers(1, 8), threads=st.integers(1, 4), untouched=st.booleans())
 def test_a_copy_of_what_was_refused_later_raises_why(pieces: int, fails_at: int, threads: int, untouched: bool) -> None:
     fails_at = min(fails_at, pieces - 1)
