@@ -1,6 +1,7 @@
 """What keeps the house clean: no circle of imports, small files and folders, each shared word once, light imports."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections import defaultdict
@@ -195,3 +196,16 @@ def test_the_checker_knows_what_is_heavy() -> None:
         "h5py",
         "flexref.planner.program.lp",
     ]
+
+
+def test_every_script_without_a_suffix_is_linted() -> None:
+    """Ruff finds a file by its suffix, or by its name in `extend-include`."""
+    first_lines = {
+        path: path.read_bytes().split(b"\n", 1)[0]
+        for path in (ROOT / "tools").iterdir()
+        if path.is_file() and not path.suffix
+    }
+    scripts = {f"tools/{path.name}" for path, first in first_lines.items() if first.endswith(b"python3")}
+    assert len(scripts) > 10
+    (line,) = re.findall(r"^extend-include = \[(.*)\]", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE)
+    assert set(re.findall(r'"([^"]+)"', line)) == scripts
