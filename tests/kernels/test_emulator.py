@@ -206,7 +206,13 @@ def test_shared_memory_begins_as_nan(bench: KernelBench) -> None:
     assert np.isnan(bench.get(out, (64,), "float32")).all()
 
 
-@pytest.mark.parametrize(("operator", "objects"), [("add_rows", 1), ("attend_prefill", 1), ("attend_decode", 2)])
+@pytest.mark.parametrize(
+    ("operator", "objects"),
+    [
+        *(("add_rows", 1), ("attend_prefill", 1), ("attend_decode_halves", 1)),
+        *(("attend_decode_codes", 2), ("attend_decode_few", 2)),
+    ],
+)
 def test_a_kernel_is_compiled_twice_only_if_it_asks_whether_copies_are_made_beside(operator: str, objects: int) -> None:
     text = kernel_source.source(operator, VARIANTS[operator][0])
     devices = (EmulatedCuda(capability=capability) for capability in ((7, 5), (8, 0), (9, 0)))
