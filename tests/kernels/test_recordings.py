@@ -10,6 +10,7 @@ from emulated_cuda import EmulatedCuda, EmulationError, compiler_is_here
 from flexref_cupy import CupyBackend
 from flexref_cupy.memory import Tensor
 from flexref_cupy.operators import decode_choice
+from flexref_cupy.operators import segments as cutting
 from flexref_cupy.operators.segments import MOST_SPLITS, SEGMENT_KEYS, padded_count
 from hypothesis import given
 from hypothesis import strategies as st
@@ -170,6 +171,35 @@ def test_lengths_whose_launches_cut_rows_are_not_renewed(port: CupyBackend, monk
         assert_same_bits(port.download(out), whole, "in pieces")
         assert not port.renew_segments(other, [601] * 4, [1] * 4)
         assert MOST_SPLITS > 5
+
+
+@pytest.mark.parametrize("scheme", ["none", "int4"])
+def test_rows_that_grow_too_long_to_be_taken_whole_are_not_renewed(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (cutting, decode_choice):
+        monkeypatch.setattr(module, "MOST_SPLITS", 2)  # rows of more than 512 keys have items of two segments
+    monkeypatch.setattr(decode_choice, "WHOLE_BUSY", {False: 0, True: 0})
+    monkeypatch.setattr(decode_choice, "WHOLE_BLOCKS", (0, 8))
+    port, layout = CupyBackend(cuda=EmulatedCuda(capability=(9, 0))), RecordLayout(2, 16, "float16", scheme, 16)
+    port.keep_rows_apart(False)
+    with Bench(port) as bench:
+        records = bench.array(np.zeros(900 * layout.record_bytes, np.uint8))
+        handle, filled = port.cache_rows([records], layout), port.segments([0], [900])
+        port.append(handle, filled, bench.array(half(900, 32)), bench.array(half(900, 32)))
+        q, out, segments = bench.array(half(1, 32)), bench.array(half(1, 32)), port.segments([300], [1])
+        recording = port.record(lambda: port.attend(handle, segments, q, 1.0, out))
+        for past in (511, 850):
+            alone = port.segments([past], [1])
+            assert alone.padded_count == segments.padded_count
+            assert port.renew_segments(segments, [past], [1]) == (past == 511)
+            if past == 511:
+                port.attend(handle, alone, q, 1.0, out)
+                expected = port.download(out)
+                port.replay(recording)
+                assert_same_bits(port.download(out), expected, "recorded with fewer keys")
+        port.forget(recording)
+    port.close()
 
 
 def test_rows_that_groups_have_in_common_part_when_one_is_renewed(port: CupyBackend) -> None:

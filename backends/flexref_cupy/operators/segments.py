@@ -113,8 +113,10 @@ class Segments:
             self.single_keys = int(before.sum()) + len(past)
         else:
             cut = _Cut(past, new, self.apart)
-            longer = (self.most_keys > SEGMENT_KEYS, cut.most_keys > SEGMENT_KEYS)
-            if cut.padded_count != self.padded_count or longer[0] != longer[1]:
+            # A launch that takes rows whole has other bits where items are more than a segment.
+            edges = (SEGMENT_KEYS,) if self.apart else (SEGMENT_KEYS, MOST_SPLITS * SEGMENT_KEYS)
+            crossed = any((self.most_keys > edge) != (cut.most_keys > edge) for edge in edges)
+            if cut.padded_count != self.padded_count or crossed:
                 return False
             self._take(cut)
         self._device.renew_small(self.small, self._table)
