@@ -1,6 +1,6 @@
 """The KV cache of the port: appends records and attends to them; it knows no tiers, and kernels do the arithmetic.
 
-Every row goes its own way, whatever other rows are in the call: one new token to `attend_decode`, several to
+Every row goes its own way, whatever other rows are in the call: one new token to a kernel of decode, several to
 `attend_prefill`, and its keys are split as its own number of keys says.
 """
 
