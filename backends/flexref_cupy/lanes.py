@@ -107,6 +107,7 @@ class Lane:
             self._jobs.put(None)
             self._thread.join()
         self._cuda.await_stream(self._stream)
+        self.queued = None
         self._cuda.destroy_stream(self._stream)
 
     def _queue(self, moves: Sequence[Move], after: Sequence[Ticket]) -> DeviceTicket:

@@ -17,12 +17,13 @@ FIELDS = frozenset({"name", "caps"})
 """What the protocol has beside methods."""
 
 OWN = {
-    "cupy": frozenset({"compiling", "cuda", "device"}),
+    "cupy": frozenset({"compiling", "cuda", "device", "pinning"}),
     "dry": frozenset({"calls", "flops", "moved_bytes", "timing"}),
     "numba": frozenset({"compiling"}),
 }
 """Data that a port has for whoever made it: the device that tests stand in for, and what the dry port is there to tell
-(`timing` is that of `TimedBackend`, `compiling` that of `CompilingBackend`). No method is among it."""
+(`timing` is that of `TimedBackend`, `compiling` that of `CompilingBackend`, `pinning` that of `PinningBackend`). No
+method is among it."""
 
 
 def methods(of: type) -> dict[str, Any]:
