@@ -105,8 +105,9 @@ def test_killed_workers_and_a_pause_change_no_byte(prepared: PreparedFile, clien
     with pytest.raises(JobPaused, match="enough"):
         run(prepared, there, client, kill_after=[10], stop_after=30)
     acting = run(prepared, there, client, kill_after=[32, 45])
-    # On a fast machine the job may be done before it looks again.
-    assert 1 <= sum(" is lost" in event for event in acting.events) <= acting.killed <= 2
+    # On a fast machine a job may be done, or paused, before it looks again: then the next one misses that worker.
+    assert acting.killed <= 2
+    assert 1 <= sum(" is lost" in event for event in acting.events) <= acting.killed + 1
     assert acting.events[-1] == "done"
     assert there.output.read_bytes() == here.output.read_bytes()
     assert there.errors is not None
